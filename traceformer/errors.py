@@ -1,0 +1,99 @@
+"""Every error that Traceformer raises on purpose.
+
+    TraceformerError
+    ├── UsageError (ValueError)                 the call makes no sense as written           exit 2
+    │   └── SelectionError                      a site, layer or head that cannot be meant
+    ├── NotFound (FileNotFoundError)            a model, data set, file or run is not there  exit 3
+    │   └── ExampleNotFound (KeyError)          no such example in this run
+    ├── Unreadable (ValueError)                 it is there, but it is not what it should be exit 3
+    │   └── CorruptRun                          a run whose checksums or records disagree
+    ├── RunExists (FileExistsError)             something finished or in use is in the way   exit 3
+    ├── ConfigurationChanged (ValueError)       an unfinished run was begun differently      exit 3
+    ├── NotRecorded (RuntimeError, KeyError)    the run does not hold what was asked for     exit 3
+    ├── Unsupported (NotImplementedError)       this model has no such place                 exit 4
+    ├── NumericError (ArithmeticError)          a value that the run cannot hold             exit 4
+    └── OutOfSpace (OSError)                    the disk or the memory is full               exit 5
+
+Each class is also the builtin that a caller would expect, so `except KeyError` works without
+knowing this file. A message has up to three parts: what was asked and why it cannot be
+(`str(error)`), and what would work instead (`error.hint`).
+"""
+
+__all__ = [
+    "ConfigurationChanged",
+    "CorruptRun",
+    "ExampleNotFound",
+    "NotFound",
+    "NotRecorded",
+    "NumericError",
+    "OutOfSpace",
+    "RunExists",
+    "SelectionError",
+    "TraceformerError",
+    "Unreadable",
+    "Unsupported",
+    "UsageError",
+]
+
+
+class TraceformerError(Exception):
+    """Base of all errors here; `hint` says what would work, `exit_code` is the command line's."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, why: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return "; ".join(part for part in (self.message, self.why, self.hint) if part)
+
+
+class UsageError(TraceformerError, ValueError):
+    exit_code = 2
+
+
+class SelectionError(UsageError):
+    pass
+
+
+class NotFound(TraceformerError, FileNotFoundError):
+    exit_code = 3
+
+
+class ExampleNotFound(NotFound, KeyError):
+    pass
+
+
+class Unreadable(TraceformerError, ValueError):
+    exit_code = 3
+
+
+class CorruptRun(Unreadable):
+    pass
+
+
+class RunExists(TraceformerError, FileExistsError):
+    exit_code = 3
+
+
+class ConfigurationChanged(TraceformerError, ValueError):
+    exit_code = 3
+
+
+class NotRecorded(TraceformerError, RuntimeError, KeyError):
+    exit_code = 3
+
+
+class Unsupported(TraceformerError, NotImplementedError):
+    exit_code = 4
+
+
+class NumericError(TraceformerError, ArithmeticError):
+    exit_code = 4
+
+
+class OutOfSpace(TraceformerError, OSError):
+    exit_code = 5

@@ -1,0 +1,249 @@
+"""Everything that can be recorded: one table of sites, and how a user selects from it.
+
+A *site* is a kind of place in a transformer (`resid_mid`, `attn_pattern`). An `ArrayKey` is a site in one
+stack of a model (`dec.resid_mid`, `dec.cross.attn_pattern`). An `ArraySpec` is what is recorded there: which
+layers, which heads, how wide. A `Selection` is what the user asked for, before any model is known.
+"""
+
+import difflib
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from traceformer.errors import SelectionError
+
+__all__ = [
+    "GROUPS",
+    "SITES",
+    "ArrayKey",
+    "ArraySpec",
+    "Attention",
+    "Selection",
+    "Site",
+    "Stack",
+    "choose",
+    "expand_sites",
+    "parse_indices",
+]
+
+Stack: TypeAlias = Literal["enc", "dec"]
+Attention: TypeAlias = Literal["self", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One kind of place: its axes within one example (a `layer` axis first where it has one) and its meaning."""
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+
+    @property
+    def per_layer(self) -> bool:
+        return self.axes[0] == "layer"
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for the two sites that are (query, key) squares; all others are rows, one per token."""
+        return self.axes[-1] == "key"
+
+    @property
+    def of_attention(self) -> bool:
+        """True where an encoder-decoder's decoder has the site twice: in self- and in cross-attention."""
+        return self.name in _OF_ATTENTION
+
+
+_ROW = ("layer", "position", "d_model")
+_MLP = ("layer", "position", "d_mlp")
+_Q = ("layer", "head", "position", "d_head")
+_KV = ("layer", "kv_head", "position", "d_head")
+_HIDDEN = ("hidden_layer", "position", "d_model")
+_SQUARE = ("layer", "head", "query", "key")
+
+SITES: Mapping[str, Site] = {
+    name: Site(name, axes, meaning)
+    for name, axes, meaning in (
+        ("token_embed", ("position", "d_model"), "output of the token embedding itself"),
+        ("embed", ("position", "d_model"), "what enters block 0: token and position embeddings, scaled and normed"),
+        ("resid_pre", _ROW, "residual stream entering a block"),
+        ("attn_norm", _ROW, "normed input of attention"),
+        ("q_proj", _Q, "raw query projection: after bias, before QK-norm and rotary"),
+        ("k_proj", _KV, "raw key projection: after bias, before QK-norm and rotary"),
+        ("v_proj", _KV, "raw value projection: after bias"),
+        ("q", _Q, "queries as the dot product sees them: after QK-norm and rotary"),
+        ("k", _KV, "keys as the dot product sees them: after QK-norm and rotary"),
+        ("v", _KV, "values as the attention pattern mixes them"),
+        ("attn_scores", _SQUARE, "scaled (and softcapped) scores with position bias, before the mask"),
+        ("attn_pattern", _SQUARE, "softmax after mask (and sink): where each query looks"),
+        ("z", _Q, "per-head mix of values, before W_O"),
+        ("attn_out", _ROW, "what attention adds to the residual stream (after a post-norm where there is one)"),
+        ("resid_mid", _ROW, "residual stream between attention and MLP"),
+        ("mlp_norm", _ROW, "normed input of the MLP"),
+        ("mlp_up", _MLP, "output of the up projection"),
+        ("mlp_act", _MLP, "output of the activation function (of the gate where there is one)"),
+        ("mlp_mid", _MLP, "input of the down projection"),
+        ("mlp_down", _ROW, "output of the down projection, before any post-norm"),
+        ("mlp_out", _ROW, "what the MLP adds to the residual stream (after a post-norm where there is one)"),
+        ("resid_post", _ROW, "residual stream leaving a block"),
+        ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
+        ("final_norm", ("position", "d_model"), "after the final norm"),
+        ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
+    )
+}  # fmt: skip
+
+_OF_ATTENTION = frozenset(
+    ("attn_norm", "q_proj", "k_proj", "v_proj", "q", "k", "v", "attn_scores", "attn_pattern", "z", "attn_out")
+)
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "attn": ("attn_pattern",),
+    "qkv": ("q", "k", "v"),
+    "hidden": ("hidden",),
+    "resid": ("embed", "resid_pre", "resid_mid", "resid_post"),
+    "mlp": ("mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out"),
+    "norms": ("attn_norm", "mlp_norm", "final_norm"),
+    "logits": ("logits",),
+    "all": tuple(SITES),
+}
+
+
+class ArrayKey(NamedTuple):
+    """A site in one stack of a model; `attention` says which one, for the sites of attention only."""
+
+    stack: Stack
+    attention: Attention | None
+    site: str
+
+    def __str__(self) -> str:
+        return ".".join(part for part in self if part)
+
+    @classmethod
+    def parse(cls, text: str) -> "ArrayKey":
+        """Returns the key written as `dec.resid_mid` or `dec.cross.q`, the form that `str` gives."""
+        match = re.fullmatch(r"(enc|dec)(?:\.(self|cross))?\.(\w+)", text)
+        if not match or match[3] not in SITES or (match[2] is not None) != SITES[match[3]].of_attention:
+            raise SelectionError(f"not an array key: {text!r}", hint="write dec.resid_mid or dec.self.q")
+        return cls(match[1], match[2], match[3])  # pyright: ignore[reportArgumentType]
+
+    @property
+    def token_stack(self) -> Stack:
+        """The stack whose tokens the rows belong to: keys and values of cross-attention are the encoder's."""
+        return "enc" if self.attention == "cross" and SITES[self.site].axes[1] == "kv_head" else self.stack
+
+    @property
+    def key_stack(self) -> Stack:
+        """The stack whose tokens a matrix's `key` axis runs over."""
+        return "enc" if self.attention == "cross" else self.stack
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array to record.
+
+    `layers` and `heads` are the model's own numbers in storage order (`heads` are kv_heads for `k` and `v`),
+    empty where the site has no such axis; `width` is the size of the last axis, 0 for (query, key) squares.
+    """
+
+    key: ArrayKey
+    layers: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    width: int = 0
+
+    @property
+    def site(self) -> Site:
+        return SITES[self.key.site]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"key": str(self.key), "layers": list(self.layers), "heads": list(self.heads), "width": self.width}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ArraySpec":
+        return cls(ArrayKey.parse(data["key"]), tuple(data["layers"]), tuple(data["heads"]), data["width"])
+
+
+def expand_sites(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the sites that the given sites and groups stand for, in the table's order, each once.
+
+    Raises:
+        SelectionError: a name that is neither; the message proposes the nearest one.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        if name in GROUPS:
+            wanted.update(GROUPS[name])
+        elif name in SITES:
+            wanted.add(name)
+        else:
+            near = difflib.get_close_matches(name, [*GROUPS, *SITES], n=1)
+            raise SelectionError(
+                f"no site {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else f"groups: {' '.join(GROUPS)}; sites: {' '.join(SITES)}",
+            )
+    if not wanted:
+        raise SelectionError("nothing to record", hint=f"choose from {' '.join(GROUPS)}, or name sites")
+    return tuple(name for name in SITES if name in wanted)
+
+
+def parse_indices(text: str) -> tuple[int, ...]:
+    """Returns the sorted, distinct numbers in a list such as `0,3 5-7`: commas or spaces, ranges inclusive.
+
+    Negative numbers are kept, for `choose` to report as out of range.
+
+    Raises:
+        SelectionError: anything else in the text, a range that runs backwards, or no number at all.
+    """
+    numbers: set[int] = set()
+    for part in re.split(r"[,\s]+", text.strip()):
+        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part)
+        if not match:
+            raise SelectionError(f"cannot read {part!r} in the index list {text!r}", hint="write 0,3,5-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise SelectionError(f"the range {part!r} runs backwards", hint=f"write {last}-{first}")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+def choose(wanted: tuple[int, ...] | None, available: int, what: str) -> tuple[int, ...]:
+    """Returns those of `wanted` (all, for None) that lie in 0 .. available-1; warns of the others.
+
+    Raises:
+        SelectionError: none is left.
+    """
+    if wanted is None:
+        return tuple(range(available))
+    kept = tuple(index for index in wanted if 0 <= index < available)
+    dropped = [index for index in wanted if index not in kept]
+    if not kept:
+        raise SelectionError(f"{what} {_listed(dropped)} requested", why=f"there are only {what} 0-{available - 1}")
+    if dropped:
+        warnings.warn(f"dropping {what} {_listed(dropped)}: valid range is 0-{available - 1}", stacklevel=2)
+    return kept
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a user asks to record: sites or groups, and per stack the layers and heads (None = all).
+
+    `Selection(("attn", "resid_mid"), layers={"dec": (0, 5)})`.
+    """
+
+    capture: tuple[str, ...]
+    layers: Mapping[Stack, tuple[int, ...] | None] = field(default_factory=dict[Stack, tuple[int, ...] | None])
+    heads: Mapping[Stack, tuple[int, ...] | None] = field(default_factory=dict[Stack, tuple[int, ...] | None])
+    hidden_layers: tuple[int, ...] | None = None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites selected, in the table's order."""
+        return expand_sites(self.capture)
+
+    def is_named(self, name: str) -> bool:
+        """Whether a site was asked for by its own name: then a model without it is an error, not an omission."""
+        return name in self.capture and GROUPS.get(name) != (name,)
