@@ -1,0 +1,235 @@
+"""The attention function that is registered with transformers, and the mathematics of scores and patterns.
+
+1. A recorder points the model's configs at `traceformer_<implementation>` instead of `<implementation>`.
+2. transformers then calls `_observed` for every attention of that model. It calls the implementation that the
+   model had before, with the same arguments, so that the output is the same to the bit.
+3. Beside it, for the layers and heads that a recorder wants, scores and patterns are computed in float32 from
+   the very q, k, bias and mask of that call, in blocks of queries whose size is bounded.
+
+Nothing here decides what is wanted or where it goes: the recorder registers a `Listener` per attention module.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from traceformer.errors import Unsupported
+
+__all__ = ["AttentionCall", "Listener", "Listening", "Span", "blocks_of_queries", "observed_name"]
+
+_PREFIX = "traceformer_"
+_BLOCK_BYTES = 32 << 20  # of float32 scores in flight
+
+# What models pass along that cannot change the scores of a forward pass in eval mode.
+_HARMLESS = frozenset(
+    (
+        "cache_position",
+        "deterministic",
+        "dropout",
+        "labels",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "target_dtype",
+        "use_cache",
+    )
+)
+
+
+class Span(NamedTuple):
+    """The true tokens of one row of a padded batch: `start` .. `stop`-1 are not padding."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one call of the attention function decided its scores from; tensors are the model's own.
+
+    Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `mask` None,
+    or boolean (True = may look) or additive, (batch or 1, head or 1, query, key), like `bias`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    bias: Tensor | None
+    sinks: Tensor | None
+    scaling: float
+    softcap: float | None
+    is_causal: bool
+    window: int | None
+
+    def scores(self, example: int, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+        """Returns the scores before the mask, float32 (head, query, key): scaled, softcapped, with position bias."""
+        kv_heads = heads // (self.query.shape[1] // self.key.shape[1])
+        q = self.query[example, heads, queries.start : queries.stop].float()
+        k = self.key[example, kv_heads, keys.start : keys.stop].float()
+        scores = torch.matmul(q, k.transpose(1, 2)).mul_(self.scaling)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.bias is not None:
+            scores += _cut(self.bias, example, heads, queries, keys)
+        return scores
+
+    def pattern(self, scores: Tensor, example: int, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+        """Returns softmax(scores after the mask), float32 (head, query, key). Overwrites `scores`.
+
+        With attention sinks a row sums to less than one: the sink's share is left out, not redistributed.
+        """
+        if self.mask is not None:
+            mask = _cut(self.mask, example, heads, queries, keys)
+            scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        elif self.is_causal:
+            ahead = torch.arange(keys.start, keys.stop, device=scores.device)
+            here = torch.arange(queries.start, queries.stop, device=scores.device)[:, None]
+            hidden = ahead > here
+            if self.window is not None:
+                hidden |= ahead <= here - self.window
+            scores = scores.masked_fill_(hidden, -torch.inf)
+        if self.sinks is None:
+            return torch.softmax(scores, dim=-1)
+        sinks = self.sinks[heads].float()[:, None, None].expand(-1, scores.shape[1], 1)
+        return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+
+
+def _cut(tensor: Tensor, example: int, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+    """One example's (head or 1, query, key) corner of a mask or bias whose batch and head axes may have size one."""
+    one = tensor[example if tensor.shape[0] > 1 else 0]
+    one = one[heads] if one.shape[0] > 1 else one
+    return one[:, queries.start : queries.stop, keys.start : keys.stop]
+
+
+def blocks_of_queries(span: Span, n_heads: int, n_keys: int) -> Iterator[Span]:
+    """Yields consecutive parts of `span` whose float32 scores over all keys stay within a fixed memory."""
+    rows = max(1, _BLOCK_BYTES // (4 * n_heads * max(1, n_keys)))
+    for start in range(span.start, span.stop, rows):
+        yield Span(start, min(start + rows, span.stop))
+
+
+class Listener(Protocol):
+    """What a recorder registers for one attention module."""
+
+    def before(self, call: AttentionCall) -> None: ...
+    def after(self, output: Tensor) -> None: ...
+
+
+_listeners: dict[int, tuple[int, Listener]] = {}  # id(module) -> (thread, listener)
+_lock = threading.Lock()
+
+
+class Listening:
+    """Context manager: while it lasts, calls of these attention modules from this thread reach their listeners."""
+
+    def __init__(self, listeners: dict[nn.Module, Listener]) -> None:
+        self._listeners = listeners
+
+    def __enter__(self) -> None:
+        thread = threading.get_ident()
+        with _lock:
+            _listeners.update({id(module): (thread, listener) for module, listener in self._listeners.items()})
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            for module in self._listeners:
+                del _listeners[id(module)]
+
+
+def observed_name(implementation: str) -> str:
+    """Returns the registered name under which calls of this implementation are observed.
+
+    Raises:
+        Unsupported: transformers knows no mask function for it, so the mask could not be kept the same.
+    """
+    name = _PREFIX + implementation
+    masks = AttentionMaskInterface()
+    if implementation not in masks.valid_keys():
+        raise Unsupported(
+            f"attention implementation {implementation!r} cannot be observed",
+            hint="load the model with attn_implementation='sdpa' or 'eager'",
+        )
+    if name not in AttentionInterface().valid_keys():
+        AttentionMaskInterface.register(name, masks[implementation])
+        AttentionInterface.register(name, _Observed(implementation))
+    return name
+
+
+def _implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function that a module would call under this implementation; eager's lives beside the module's class."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface()[name]
+
+
+class _Observed:
+    """The registered attention function for one implementation."""
+
+    def __init__(self, implementation: str) -> None:
+        self.implementation = implementation
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        thread, listener = _listeners.get(id(module), (None, None))
+        inner = _implementation(self.implementation, module)
+        if listener is None or thread != threading.get_ident():
+            return inner(module, query, key, value, attention_mask, **kwargs)
+        listener.before(_read_call(module, query, key, value, attention_mask, kwargs))
+        output = inner(module, query, key, value, attention_mask, **kwargs)
+        listener.after(output[0])
+        return output
+
+
+def _read_call(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> AttentionCall:
+    known = dict(kwargs)
+    scaling = known.pop("scaling", None)
+    is_causal = known.pop("is_causal", None)
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    window = known.pop("sliding_window", None)
+    softcap, sinks = known.pop("softcap", None), known.pop("s_aux", None)
+    bias = known.pop("position_bias", None)
+    unknown = sorted(name for name, given in known.items() if given is not None and name not in _HARMLESS)
+    if unknown:
+        raise Unsupported(
+            f"{type(module).__name__} passes {', '.join(unknown)} to attention",
+            why="it may change the scores in a way that is not understood here",
+            hint="record sites outside attention, or ask for support of this family",
+        )
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4):
+        raise Unsupported(
+            "the attention mask is not a (batch, head, query, key) tensor",
+            hint="load the model with attn_implementation='sdpa' or 'eager'",
+        )
+    if mask is None and window is not None and not is_causal and key.shape[2] >= window:
+        raise Unsupported("bidirectional local attention without a mask", hint="use attn_implementation='sdpa'")
+    return AttentionCall(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        sinks,
+        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap,
+        # One query beside a cache sees all keys, as in transformers' own implementations.
+        bool(is_causal) and query.shape[2] > 1,
+        window,
+    )

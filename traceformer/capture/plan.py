@@ -1,0 +1,91 @@
+"""From what a user asked for to the arrays that a given model can give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from traceformer.capture.architectures import Architecture
+from traceformer.errors import Unsupported
+from traceformer.models import ModelDims, StackDims
+from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
+
+__all__ = ["Plan", "plan_arrays"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The arrays to record, and the sites of selected groups that this family has no place for."""
+
+    arrays: tuple[ArraySpec, ...]
+    left_out: tuple[str, ...]
+
+
+def plan_arrays(
+    selection: Selection,
+    architecture: Architecture,
+    dims: ModelDims,
+    *,
+    stacks: Sequence[Stack] | None = None,
+    has_head: bool = True,
+) -> Plan:
+    """Returns the arrays that the selection means for a model.
+
+    Args:
+        stacks: which stacks run (an encoder-decoder without targets runs its encoder only); None for all.
+        has_head: whether the model was loaded with a language-model head, which `logits` needs.
+
+    Raises:
+        Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record.
+        SelectionError: none of the layers or heads asked for exists.
+    """
+    stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
+    # One warning per stack about dropped numbers, not one per site.
+    layers = {stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks}
+    heads = {stack: choose(selection.heads.get(stack), dims.stacks[stack].n_heads, "heads") for stack in stacks}
+    arrays: list[ArraySpec] = []
+    left_out: list[str] = []
+    for site in selection.sites:
+        keys = [key for key in architecture.keys(site) if key.stack in stacks]
+        if site == "logits" and not has_head:
+            keys = []
+        if site in ("mlp_up", "mlp_act", "mlp_mid"):
+            keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
+        for key in keys:
+            arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
+        if not keys and selection.is_named(site):
+            raise Unsupported(f"this model has no {site}", why=_why_not(site, architecture, has_head))
+        if not keys:
+            left_out.append(site)
+    if not arrays:
+        raise Unsupported(
+            f"this model has none of {', '.join(selection.sites)}",
+            why=_why_not(selection.sites[0], architecture, has_head),
+        )
+    return Plan(tuple(arrays), tuple(left_out))
+
+
+def _spec(
+    key: ArrayKey, layers: tuple[int, ...], heads: tuple[int, ...], dims: StackDims, selection: Selection
+) -> ArraySpec:
+    axes = ArraySpec(key).site.axes
+    if axes[0] == "hidden_layer":
+        layers = choose(selection.hidden_layers, dims.n_layers + 1, "hidden layers")
+    elif axes[0] != "layer":
+        layers = ()
+    heads = heads if "head" in axes else dims.kv_heads_of(heads) if "kv_head" in axes else ()
+    widths = {"d_model": dims.d_model, "d_head": dims.d_head, "d_mlp": dims.d_mlp, "d_vocab": dims.d_vocab, "key": 0}
+    return ArraySpec(key, layers, heads, widths[axes[-1]])
+
+
+def _why_not(site: str, architecture: Architecture, has_head: bool) -> str:
+    if site == "logits" and not has_head:
+        return "it was loaded without a language-model head"
+    rows = architecture.stacks.values()
+    if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
+        return "its attention does not pass through transformers' attention function"
+    if site == "resid_mid" and any(row.parallel for row in rows):
+        return "attention and MLP run in parallel, so there is nothing between them"
+    if site in ("mlp_up", "mlp_act", "mlp_mid"):
+        return "its MLPs are mixtures of experts, so there is no one hidden layer"
+    if site in ("attn_norm", "mlp_norm", "final_norm"):
+        return "its norms come after the residual additions"
+    return "its family has no such place"

@@ -1,0 +1,354 @@
+"""The recorder: a `with` block in which a model's forward passes are observed and handed to a sink.
+
+    with Recorder(model, arrays, sink) as recorder:
+        recorder.run({"dec": [Span(0, 7)]}, input_ids=ids, attention_mask=mask)
+
+It installs hooks on the modules that `architectures.py` names and points the model's attention at the observed
+function; when the block ends, hooks, implementation and training flags are what they were. A forward pass is cut
+short as soon as everything asked for has been seen, so that nothing after it is computed.
+"""
+
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from traceformer.capture.architectures import Architecture, Tap, architecture_of
+from traceformer.capture.attention import AttentionCall, Listener, Listening, Span, blocks_of_queries, observed_name
+from traceformer.errors import Unsupported, UsageError
+from traceformer.models import ModelDims, StackDims
+from traceformer.sites import ArraySpec, Stack
+
+__all__ = ["Recorder", "Sink", "Span"]
+
+Spans = Mapping[Stack, Sequence[Span]]
+
+
+class Sink(Protocol):
+    """Where a recorder's arrays go. The tensors are the model's own: keep copies, never views.
+
+    `layer` is the model's layer number, None for sites without one.
+    """
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width)."""
+        ...
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        """Takes some query rows of one example's scores or patterns, float32 (head, query, key).
+
+        `queries` and `keys` count from the example's first true token.
+        """
+        ...
+
+
+class _Wanted(NamedTuple):
+    spec: ArraySpec
+    layer: int | None
+
+
+class _Stop(BaseException):
+    """Ends a forward pass in which everything has been seen. No model code catches a BaseException."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One forward pass under observation: what it has yet to show, and where its true tokens are."""
+
+    sink: Sink
+    pending: set[_Wanted] = field(default_factory=set[_Wanted])
+    spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
+    finished: set[Stack] = field(default_factory=set[Stack])
+    thread: int = 0
+
+    def begin(self, wanted: frozenset[_Wanted], spans: Spans) -> None:
+        self.pending, self.spans, self.thread = set(wanted), spans, threading.get_ident()
+        self.finished.clear()
+
+    @property
+    def batch(self) -> int:
+        return len(next(iter(self.spans.values())))
+
+    @property
+    def is_observed(self) -> bool:
+        """False between passes, and for passes that another thread makes with the same model."""
+        return bool(self.pending) and threading.get_ident() == self.thread
+
+    def take(self, wanted: _Wanted, rows: Tensor) -> None:
+        """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
+        spec, layer = wanted
+        if spec.heads and len(spec.heads) < rows.shape[1]:
+            rows = rows[:, list(spec.heads)]
+        self.sink.rows(spec, layer, rows)
+        self.seen(wanted)
+
+    def seen(self, wanted: _Wanted) -> None:
+        self.pending.discard(wanted)
+        if not self.pending:
+            raise _Stop
+
+
+class _Delivery(NamedTuple):
+    """What one hook hands over: which part of a module's tensor is which wanted array.
+
+    `after` names a stack whose blocks must all have run before: a module may serve twice in one pass
+    (NanoChat norms its embeddings with its final norm; encoder and decoder may share an embedding).
+    """
+
+    wanted: _Wanted
+    tap: Tap
+    after: Stack | None = None
+
+
+_recorded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_recorded_lock = threading.Lock()
+
+
+class Recorder:
+    """Observes the forward passes of one model from one thread, as long as the `with` block lasts.
+
+    Args:
+        model: a Hugging Face model (with or without a head) whose family has a row in `ARCHITECTURES`.
+        arrays: what to record; layers and heads are the model's own numbers.
+        sink: where it goes.
+        architecture: another row than the family's own.
+
+    Raises:
+        Unsupported: on entry or in the first pass, if something asked for is never seen.
+        UsageError: on entry, if another recorder is at work on the same model.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, arrays: Sequence[ArraySpec], sink: Sink, architecture: Architecture | None = None
+    ) -> None:
+        self._model = model
+        self._row = architecture or architecture_of(model.config)
+        self._dims = ModelDims.from_config(model.config)
+        self._wanted = frozenset(_Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
+        self._pass = _Pass(sink)
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        with _recorded_lock:
+            if self._model in _recorded:
+                raise UsageError("this model is already being recorded", hint="leave the other `with` block first")
+            _recorded.add(self._model)
+        with ExitStack() as undo:
+            undo.callback(_recorded.discard, self._model)
+            self._evaluate(undo)
+            self._hook_modules(undo)
+            self._observe_attention(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def run(self, spans: Spans, **inputs: Any) -> None:
+        """Runs the model on a batch, as far as is needed, and hands all that was asked for to the sink.
+
+        Args:
+            spans: for each stack, where each row of the batch has its true tokens.
+            inputs: what the model's forward takes: `input_ids`, `attention_mask`, `decoder_input_ids`, ...
+
+        Raises:
+            Unsupported: the pass ended, and something asked for was never seen.
+        """
+        self._pass.begin(self._wanted, spans)
+        try:
+            with torch.inference_mode():
+                self._model(**inputs)
+        except _Stop:
+            return
+        finally:
+            unseen = sorted({str(wanted.spec.key) for wanted in self._pass.pending})
+            self._pass.pending.clear()
+        raise Unsupported(
+            f"{type(self._model).__name__} never showed {', '.join(unseen)}",
+            why="its attention does not pass through transformers' attention function, or its row is wrong",
+            hint="run `traceformer check` on the model to see what can be recorded",
+        )
+
+    def _evaluate(self, undo: ExitStack) -> None:
+        for module in self._model.modules():
+            if module.training:
+                undo.callback(setattr, module, "training", True)
+                module.training = False
+
+    def _hook_modules(self, undo: ExitStack) -> None:
+        outputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
+        inputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
+        for wanted in self._wanted:
+            place = self._place(wanted)
+            if place is not None:
+                module, delivery = place
+                (outputs if delivery.tap.side == "output" else inputs)[module].append(delivery)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._deliver(inputs[module], args[0] if args else kwargs["hidden_states"])
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._deliver(outputs[module], output[0] if isinstance(output, tuple) else output)
+
+        def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._deliver(outputs[module], output.logits)
+
+        # The marks come first: a delivery at the same module may end the pass.
+        for stack, row in self._row.stacks.items():
+            last = self._module(row.blocks)[-1]
+            undo.callback(last.register_forward_hook(self._marker(stack)).remove)
+        for module in inputs:
+            undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for module in outputs:
+            undo.callback(module.register_forward_hook(head if module is self._model else after).remove)
+
+    def _marker(self, stack: Stack) -> Callable[..., None]:
+        def mark(*_: Any) -> None:
+            self._pass.finished.add(stack)
+
+        return mark
+
+    def _deliver(self, deliveries: Sequence[_Delivery], tensor: Tensor) -> None:
+        if not self._pass.is_observed:
+            return
+        rows = tensor if tensor.dim() == 3 else tensor.reshape(self._pass.batch, -1, tensor.shape[-1])
+        for wanted, tap, after in deliveries:
+            if wanted in self._pass.pending and (after is None or after in self._pass.finished):
+                part = _part(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                if wanted.spec.heads and part.dim() == 3:
+                    part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
+                self._pass.take(wanted, part)
+
+    def _module(self, path: str) -> Any:
+        """The module at a path from the base model."""
+        try:
+            return self._model.base_model.get_submodule(path)
+        except AttributeError as error:
+            raise Unsupported(
+                f"{type(self._model).__name__} has no module {path}",
+                why=f"the architecture row of {self._model.config.model_type!r} does not fit it",
+                hint="run `traceformer check` on the model",
+            ) from error
+
+    def _place(self, wanted: _Wanted) -> tuple[nn.Module, _Delivery] | None:
+        """The module and side where a wanted array is seen; None for what passes through the attention function."""
+        (stack, attention, site), layer = wanted.spec.key, wanted.layer
+        if not self._row.has(wanted.spec.key):
+            raise Unsupported(f"{self._model.config.model_type} has no {wanted.spec.key}")
+        row = self._row.stacks[stack]
+        blocks = self._module(row.blocks)
+        if site == "logits":
+            return self._model, _Delivery(wanted, Tap(""))
+        if site == "token_embed":
+            shared = stack == "dec" and "enc" in self._row.stacks
+            return self._module(row.token_embed), _Delivery(wanted, Tap(""), after="enc" if shared else None)
+        if site == "hidden":
+            assert layer is not None
+            if layer == len(blocks) and row.final_norm is not None:
+                site = "final_norm"
+            elif layer == 0:
+                site = "embed"
+            else:
+                site, layer = "resid_post", layer - 1
+        if site == "final_norm":
+            assert row.final_norm is not None
+            return self._module(row.final_norm), _Delivery(wanted, Tap(""), after=stack)
+        if site == "embed":
+            return blocks[0], _Delivery(wanted, Tap("", "input"))
+        assert layer is not None
+        if site in ("resid_pre", "resid_post"):
+            return blocks[layer], _Delivery(wanted, Tap("", "input" if site == "resid_pre" else "output"))
+        attention_row = row.attention_of(attention)
+        tap = attention_row.tap(site) if attention_row is not None else row.mlp.get(site)
+        return None if tap is None else (self._module(f"{row.blocks}.{layer}.{tap.path}"), _Delivery(wanted, tap))
+
+    def _observe_attention(self, undo: ExitStack) -> None:
+        wanted_at: defaultdict[str, list[_Wanted]] = defaultdict(list)
+        for wanted in self._wanted:
+            row = self._row.stacks[wanted.spec.key.stack]
+            attention = row.attention_of(wanted.spec.key.attention)
+            if attention is not None and self._place(wanted) is None:
+                wanted_at[f"{row.blocks}.{wanted.layer}.{attention.module}"].append(wanted)
+        if not wanted_at:
+            return
+        if getattr(self._model.config, "reorder_and_upcast_attn", False):
+            raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
+        listeners: dict[nn.Module, Listener] = {
+            self._module(path): _AttentionListener(self._pass, wanted) for path, wanted in wanted_at.items()
+        }
+        undo.enter_context(Listening(listeners))
+        name = "_attn_implementation_internal"  # the public setter would also check and dispatch
+        for config in _configs(self._model):
+            before = getattr(config, name)
+            undo.callback(setattr, config, name, before)
+            setattr(config, name, observed_name(before or "eager"))
+
+
+class _AttentionListener:
+    """Hands what one attention module's calls show to the sink."""
+
+    def __init__(self, observed: _Pass, wanted: Sequence[_Wanted]) -> None:
+        self._pass = observed
+        self._wanted = {each.spec.key.site: each for each in wanted}
+
+    def _pending(self, *sites: str) -> list[_Wanted]:
+        here = (self._wanted[site] for site in sites if site in self._wanted)
+        return [wanted for wanted in here if wanted in self._pass.pending]
+
+    def before(self, call: AttentionCall) -> None:
+        for wanted in self._pending("q", "k", "v"):
+            self._pass.take(wanted, getattr(call, {"q": "query", "k": "key", "v": "value"}[wanted.spec.key.site]))
+        squares = self._pending("attn_scores", "attn_pattern")
+        if squares:
+            self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
+        for wanted in squares:
+            self._pass.seen(wanted)
+
+    def after(self, output: Tensor) -> None:
+        """Takes the attention function's output, (batch, position, head, d_head)."""
+        for wanted in self._pending("z"):
+            self._pass.take(wanted, output.transpose(1, 2))
+
+    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], wanted: _Wanted) -> None:
+        (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
+        assert layer is not None
+        chosen = torch.tensor(heads, device=call.query.device)
+        spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
+        for example, (rows, columns) in enumerate(spans):
+            for queries in blocks_of_queries(rows, len(heads), columns.length):
+                here, there = Span(queries.start - rows.start, queries.stop - rows.start), Span(0, columns.length)
+                block = call.scores(example, chosen, queries, columns)
+                if "attn_scores" in specs:
+                    sink.square(specs["attn_scores"], layer, example, here, there, block)
+                if "attn_pattern" in specs:
+                    block = call.pattern(block, example, chosen, queries, columns)
+                    sink.square(specs["attn_pattern"], layer, example, here, there, block)
+
+
+def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
+    """The part of a module's tensor that a tap names; a part of a fused per-head projection comes split by head."""
+    if tap.part == "whole":
+        return rows
+    if tap.part in ("first half", "second half"):
+        return rows.chunk(2, dim=-1)[tap.part == "second half"]
+    if tap.fused == "per_head":
+        return rows.unflatten(-1, (dims.n_heads, 3, -1))[..., "qkv".index(tap.part), :].transpose(1, 2)
+    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
+    return rows.split(sizes, dim=-1)["qkv".index(tap.part)]
+
+
+def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
+    """Every config object that a module of the model reads its attention implementation from, each once."""
+    found: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            found[id(config)] = config
+    yield from found.values()

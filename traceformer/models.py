@@ -1,0 +1,296 @@
+"""Load a model and its tokenizer; state its dimensions in this project's words."""
+
+import hashlib
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
+from traceformer.sites import Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Arch", "LoadedModel", "ModelDims", "StackDims", "load_model", "pick_device", "weights_digest"]
+
+Arch: TypeAlias = Literal["enc", "dec", "encdec"]
+
+
+@dataclass(frozen=True, slots=True)
+class StackDims:
+    """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+
+    def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
+        group = self.n_heads // self.n_kv_heads
+        return tuple(sorted({head // group for head in heads}))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDims:
+    """The sizes of a model, stack by stack."""
+
+    arch: Arch
+    stacks: Mapping[Stack, StackDims]
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ModelDims":
+        """Returns the sizes that a Hugging Face config states under whatever names its family uses.
+
+        Raises:
+            Unsupported: the config states no number of layers, heads or dimensions, as vision models' may not.
+        """
+        arch = arch_of(config)
+        sides: tuple[Stack, ...] = ("enc", "dec") if arch == "encdec" else (arch,)
+        return cls(arch, {side: _stack_dims(config, side, arch) for side in sides})
+
+    def to_json(self) -> dict[str, Any]:
+        return {stack: asdict(dims) for stack, dims in self.stacks.items()}
+
+
+def _first(config: Any, *names: str, default: int | None = None) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    if default is None:
+        raise Unsupported(
+            f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
+            why="it may not be a text transformer",
+        )
+    return default
+
+
+def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
+    own = ("encoder_", "decoder_")[side == "dec"] if arch == "encdec" else ""
+    layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
+    n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
+    n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
+    d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
+    widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
+    d_mlp = _first(config, *widths, default=4 * d_model)
+    if d_mlp == getattr(config, "expansion_ratio", None):
+        d_mlp *= d_model
+    return StackDims(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=_first(config, "num_key_value_heads", default=n_heads),
+        d_model=d_model,
+        d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
+        d_mlp=0 if has_experts(config) else d_mlp,
+        d_vocab=_first(config, "vocab_size"),
+        n_ctx=n_ctx_of(config),
+    )
+
+
+def has_experts(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+
+
+def n_ctx_of(config: Any) -> int:
+    """Returns how many positions the model has, 0 where any length works (relative positions only)."""
+    n_ctx = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0)
+    if config.model_type in ("t5", "mt5", "bloom"):  # relative bias or ALiBi: n_positions is only a hint
+        return 0
+    if config.model_type in ("roberta", "xlm-roberta"):  # positions count from the padding id + 1
+        return n_ctx - config.pad_token_id - 1
+    return n_ctx
+
+
+def arch_of(config: Any) -> Arch:
+    """Returns enc, dec or encdec: what kind of stacks a model of this config has."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encdec"
+    if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
+        return "enc"
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    return "dec" if config.model_type in CAUSAL else "enc"
+
+
+# Encoders that transformers can also wrap as causal language models.
+_ENCODERS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "camembert", "xlm-roberta-xl", "megatron-bert"))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in eval mode with its tokenizer, and where they came from."""
+
+    model: "PreTrainedModel"
+    tokenizer: Any
+    dims: ModelDims
+    name: str
+    source: str
+    revision: str | None
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+
+def pick_device(name: str | None) -> str:
+    """Returns the device to use: the one named, or else cuda, then mps, then cpu, whichever is there.
+
+    Raises:
+        UsageError: the device named is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None or name == "auto":
+        return next(device for device, usable in there.items() if usable)
+    if not there.get(name.split(":")[0], False):
+        usable = ", ".join(device for device, ok in there.items() if ok)
+        raise UsageError(f"no device {name!r} here", hint=f"--device {usable}")
+    return name
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    with_head: bool = False,
+    attn_implementation: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Returns the model of a Hub name or a local folder, in eval mode, with its tokenizer.
+
+    Decoders load with their language-model head, encoder-decoders likewise; encoders without one unless
+    `with_head`. Weights keep the dtype they are stored in unless `dtype` says otherwise.
+
+    Raises:
+        NotFound: no such folder, and no such model on the Hub or in its cache.
+        Unreadable: the folder is not a transformer, has only pickled weights, or lacks some of its weights.
+        Unsupported: the model needs code of its own, which is not run.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = Path(name)
+    local = folder.is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise NotFound(f"no model folder {name}")
+    if local and not (folder / "config.json").is_file():
+        raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
+    place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _explained(name, local):
+        config = AutoConfig.from_pretrained(name, **place)
+    arch = arch_of(config)
+    kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
+        arch, "AutoModelForMaskedLM" if with_head else "AutoModel"
+    )
+    with _explained(name, local), _quiet(transformers):
+        tokenizer = AutoTokenizer.from_pretrained(name, **place)
+        model, info = getattr(transformers, kind).from_pretrained(
+            name,
+            config=config,
+            dtype=getattr(torch, dtype) if dtype else "auto",
+            use_safetensors=None if allow_pickle else True,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **place,
+        )
+    # A pooler that the checkpoint lacks is no loss: nothing here reads it.
+    missing = [key for key in info["missing_keys"] if ".pooler." not in f".{key}"]
+    if missing:
+        raise Unreadable(
+            f"{name} lacks the weights of {', '.join(sorted(missing)[:3])}{' ...' if len(missing) > 3 else ''}",
+            why="they would be random numbers",
+            hint="this checkpoint has no language-model head" if with_head else "",
+        )
+    model = model.to(pick_device(device)).eval()
+    return LoadedModel(model, _with_padding(tokenizer), ModelDims.from_config(config), short_name(name), name, revision)
+
+
+def short_name(source: str) -> str:
+    """Returns a model's name as it stands in a run id: a folder's own name, a Hub name with its `/` replaced."""
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else source
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+
+
+@contextmanager
+def _explained(name: str, local: bool) -> Generator[None]:
+    """Turns what transformers says of a model that does not load into one of our errors."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = str(error).strip()
+        first = text.splitlines()[0] if text else type(error).__name__
+        if "trust_remote_code" in text:
+            raise Unsupported(f"{name} needs code of its own", why="such code is not run") from error
+        if "safetensors" in text or "pytorch_model.bin" in text:
+            raise Unreadable(
+                f"{name} has no safetensors weights",
+                why="pickled weights can run code when they are read",
+                hint="convert them to safetensors, or pass allow_pickle=True (--allow-pickle) if you trust them",
+            ) from error
+        if local:
+            raise Unreadable(f"{name} cannot be loaded", why=first) from error
+        raise NotFound(
+            f"no model {name!r} in the Hub's cache, nor could it be fetched",
+            why=first,
+            hint="give a folder, or a Hub name such as gpt2",
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Generator[None]:
+    """Silences transformers' own bars and reports while a model loads; what matters is raised instead."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """The tokenizer, padding on the right, with eos for padding where it has no padding token."""
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise Unsupported(
+                "the tokenizer has neither a padding nor an end token",
+                hint="set tokenizer.pad_token and save it with the model",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weights_digest(model: "PreTrainedModel") -> str:
+    """Returns a SHA-256 over every parameter's name, shape, dtype, bit sum and 64 sampled values.
+
+    Any one changed weight changes the bit sum. Reads each weight once, at memory speed.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    with torch.inference_mode():
+        for name, tensor in sorted(model.state_dict().items()):
+            bits = tensor.detach().reshape(-1).contiguous().view(views[tensor.element_size()])
+            step = max(1, bits.numel() // 64)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {bits.sum(dtype=torch.int64).item()} ".encode())
+            digest.update(bits[::step][:64].cpu().numpy().tobytes())
+    return digest.hexdigest()
