@@ -1,0 +1,336 @@
+"""Texts in a user's own files: what is read, exactly as it stands there, and what is refused, with its place."""
+
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
+from traceformer.texts import TextSource, load_texts
+
+KINDS = ("txt", "jsonl", "csv", "parquet", "conllu")
+
+
+def write(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def texts_of(source: TextSource) -> list[str]:
+    return [example.text for example in source.examples]
+
+
+def test_a_txt_file_holds_one_text_per_line(tmp_path: Path) -> None:
+    source = load_texts(write(tmp_path, "my texts.txt", "\ufeffone\r\n\n  two \u2028 three\x0b\r\n \t\nfour"))
+    assert texts_of(source) == ["one", "  two \u2028 three\x0b", "four"]
+    assert [example.index for example in source.examples] == [0, 2, 4]
+    assert (source.name, source.split, source.skipped) == ("my-texts", "all", 2)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r")), min_size=1))
+def test_every_line_of_a_txt_file_comes_back_at_its_row(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+) -> None:
+    texts = {row: line for row, line in enumerate(lines) if line.strip()}
+    path = write(tmp_path_factory.getbasetemp(), "any.txt", "\n".join(lines))
+    if texts and not lines[0].startswith("\ufeff"):
+        assert {example.index: example.text for example in load_texts(path).examples} == texts
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"text": st.text(st.characters(codec="utf-8")), "label": st.text(st.characters(codec="utf-8"))}
+        ),
+        min_size=1,
+    )
+)
+def test_jsonl_csv_and_parquet_hold_the_same(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
+) -> None:
+    kept = [(row["text"], {"label": row["label"]}) for row in rows if row["text"].strip()]
+    folder = tmp_path_factory.getbasetemp() / "same"
+    write(folder, "rows.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["text", "label"], quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet", row_group_size=2)
+    for kind in ("jsonl", "csv", "parquet"):
+        if kept:
+            source = load_texts(str(folder / f"rows.{kind}"))
+            assert [(example.text, dict(example.extra)) for example in source.examples] == kept
+        else:
+            with pytest.raises(Unreadable, match="blank"):
+                load_texts(str(folder / f"rows.{kind}"))
+
+
+def test_csv_values_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '\ufefftext,n\r\nNA,007\r\n"two\nlines, ""quoted""",\r\n\r\nnull,1e3\r\n')
+    assert [(e.index, e.text, e.extra["n"]) for e in load_texts(path).examples] == [
+        (0, "NA", "007"),
+        (1, 'two\nlines, "quoted"', ""),
+        (2, "null", "1e3"),
+    ]
+
+
+def test_csv_agrees_with_pandas_on_long_and_many_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": [f'row {n}\n"{n}"' for n in range(500)] + ["x" * 300_000], "n": range(501)})
+    frame.to_csv(tmp_path / "many.csv", index=False)
+    examples = load_texts(str(tmp_path / "many.csv")).examples
+    assert [examples[n].text for n in (500, 0, 499, 250)] == frame.text.iloc[[500, 0, 499, 250]].tolist()
+
+
+def test_examples_are_read_in_any_order_and_by_slices(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(10)]}), tmp_path / "a.parquet", row_group_size=3)
+    examples = load_texts(str(tmp_path / "a.parquet")).examples
+    assert [examples[n].text for n in (9, 0, -1, 5)] == ["text 9", "text 0", "text 9", "text 5"]
+    assert [example.index for example in examples[2:8:3]] == [2, 5]
+    with pytest.raises(IndexError):
+        examples[10]
+
+
+def test_a_conllu_file_gives_texts_with_annotations(tmp_path: Path) -> None:
+    sentence = (
+        "# sent_id = s{0}\n1\tHi\thi\tINTJ\tUH\t_\t0\troot\t_\tSpaceAfter=No\n2\t{0}\t{0}\tNUM\tCD\t_\t1\tdep\t_\t_\n\n"
+    )
+    source = load_texts(write(tmp_path, "a.conllu", "".join(sentence.format(n) for n in range(3))))
+    assert texts_of(source) == ["Hi0", "Hi1", "Hi2"]
+    assert source.examples[2].extra["sent_id"] == "s2"
+    assert source.examples[1].extra["upos"] == ["INTJ", "NUM"]
+
+
+def test_every_example_has_the_same_extra_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "a", "x": 1}\n{"text": "b", "y": [2]}\n')
+    assert [example.extra for example in load_texts(path).examples] == [{"x": 1, "y": None}, {"x": None, "y": [2]}]
+
+
+def test_the_text_column_is_chosen_or_the_only_one(tmp_path: Path) -> None:
+    two = write(tmp_path, "two.jsonl", '{"title": "T", "body": "B"}\n')
+    assert load_texts(two, text_column="body").examples[0].extra == {"title": "T"}
+    assert texts_of(load_texts(write(tmp_path, "one.csv", "sentence\nhello\n"))) == ["hello"]
+    with pytest.raises(UsageError, match=r"which column .* --text-column, one of: title, body"):
+        load_texts(two)
+    with pytest.raises(NotFound, match=r"no column 'boddy'.* it has: title, body"):
+        load_texts(two, text_column="boddy")
+
+
+def test_ids_are_the_users_own_or_made_from_place_and_text(tmp_path: Path) -> None:
+    own = load_texts(write(tmp_path, "own.jsonl", '{"text": "a", "id": 7}\n{"text": "b", "id": "x"}\n'))
+    assert [example.example_id for example in own.examples] == ["7", "x"]
+    assert own.examples[0].extra == {}
+    made = load_texts(write(tmp_path, "made.txt", "a\na\n"), split="test")
+    assert made.examples[1].example_id == hashlib.sha1(b"made::test::1::a").hexdigest()[:16]
+    assert made.examples[0].example_id != made.examples[1].example_id
+
+
+def test_a_folder_has_the_splits_that_its_files_name(tmp_path: Path) -> None:
+    for name, text in (("train-00000-of-00002", "a"), ("train-00001-of-00002", "b"), ("dev", "c"), ("x_test.v2", "d")):
+        write(tmp_path, f"set/{name}.txt", f"{text}\n")
+    write(tmp_path, "set/README.txt", "not a text\n")
+    write(tmp_path, "set/.hidden.csv", "not a text\n")
+    folder = str(tmp_path / "set")
+    assert texts_of(load_texts(folder, split="train")) == ["a", "b"]
+    assert texts_of(load_texts(folder, split="validation")) == texts_of(load_texts(folder)) == ["c"]
+    assert texts_of(load_texts(folder, split="test")) == ["d"]
+    with pytest.raises(NotFound, match="no split 'tset'; it has: dev, train, test"):
+        load_texts(folder, split="tset")
+
+
+def test_validation_names_stand_for_each_other_only_where_there_is_one(tmp_path: Path) -> None:
+    write(tmp_path, "set/dev.txt", "dev\n")
+    write(tmp_path, "set/train.txt", "train\n")
+    folder = str(tmp_path / "set")
+    ids = {load_texts(folder, split=split).examples[0].example_id for split in ("dev", "val", "validation", None)}
+    assert len(ids) == 1
+    assert load_texts(folder, split="dev").split == "validation"
+    write(tmp_path, "set/val.txt", "val\n")
+    assert [load_texts(folder, split=split).split for split in ("dev", "val")] == ["dev", "val"]
+    with pytest.raises(NotFound, match="no split 'validation'; it has: dev, train, val"):
+        load_texts(folder)
+
+
+def test_splits_may_be_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path, f"set/{split}/part.jsonl", f'{{"text": "{split}"}}\n')
+    assert texts_of(load_texts(str(tmp_path / "set"), split="test")) == ["test"]
+    with pytest.raises(NotFound, match="no split 'validation'; it has: test, train"):
+        load_texts(str(tmp_path / "set"))
+
+
+def test_a_folder_without_split_names_is_one_set_numbered_through(tmp_path: Path) -> None:
+    for name in "cab":
+        write(tmp_path, f"books/{name}.txt", f"{name}1\n{name}2\n")
+    source = load_texts(str(tmp_path / "books"), limit=5)
+    assert texts_of(source) == ["a1", "a2", "b1", "b2", "c1"]
+    assert [example.index for example in source.examples] == [0, 1, 2, 3, 4]
+    assert source.examples[4].text == "c1"
+    assert (source.name, source.split) == ("books", "all")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_limit_counts_texts_and_reads_no_further(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": ["a", "", "b", "c"]}), path)
+    else:
+        good = {
+            "txt": "a\n\nb\n",
+            "jsonl": '{"text": "a"}\n{"text": ""}\n{"text": "b"}\n',
+            "csv": 'text,n\na,1\n"",2\nb,3\n',
+            "conllu": "".join(f"1\t{w}\t_\tX\t_\t_\t0\troot\t_\t_\n\n" for w in ("a", " ", "b")),
+        }[kind]
+        path.write_bytes(good.encode() + b"\xff,,,\n")
+    source = load_texts(str(path), limit=2)
+    assert [(example.index, example.text) for example in source.examples] == [(0, "a"), (2, "b")]
+    assert source.skipped == 1
+
+
+def test_the_digest_changes_with_anything_selected_and_with_nothing_else(tmp_path: Path) -> None:
+    def digest(content: str) -> str:
+        return load_texts(write(tmp_path, "a.jsonl", content), limit=2).digest
+
+    first = digest('{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n')
+    assert digest('{"label": 1, "text": "a"}\n\n{"text": "b", "label": 2}\n{"text": "c"}\n') == first
+    assert digest('{"text": "a", "label": 1}\n{"text": "b ", "label": 2}\n') != first
+    assert digest('{"text": "a", "label": 1}\n{"text": "b", "label": 3}\n') != first
+    assert digest('{"text": "b", "label": 2}\n{"text": "a", "label": 1}\n') != first
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_file_that_changes_after_loading_is_refused(tmp_path: Path, kind: str) -> None:
+    def write_text(text: str) -> None:
+        if kind == "txt":
+            path.write_text(text)
+        else:
+            pq.write_table(pa.table({"text": [text]}), path)
+
+    path = tmp_path / f"a.{kind}"
+    write_text("old")
+    os.utime(path, ns=(1, 1))
+    examples = load_texts(str(path)).examples
+    assert examples[0].text == "old"
+    write_text("new")
+    with pytest.raises(Unreadable, match="changed while it was being read"):
+        examples[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.txt", b"\n \n\t\n", "holds no text; all 3 of its rows are blank"),
+        ("a.jsonl", b"\n\n", "holds no text|no column"),
+        ("a.csv", b"text\n", "holds no text"),
+        ("a.txt", "fine\nna\u00efve\n".encode("latin1"), "line 2 holds 0xef, 2 bytes into the line and 7 into"),
+        ("a.csv", "text\nna\u00efve\n".encode("latin1"), "not UTF-8; line 2"),
+        ("a.jsonl", "fine".encode("utf-16"), "not UTF-8; line 1 holds 0xff"),
+        ("a.conllu", b"# \xff\n", "not UTF-8; line 1"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: a JSON list, not an object"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: nothing where the text 'text' should be"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', "line 2: nothing where the text 'text' should be"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', "line 2: a value of type int where the text"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "line 1: half a surrogate pair"),
+        ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', "line 2: no value in the id column 'id'"),
+        ("a.jsonl", b'{"text": "a", "id": 1}\n\n{"text": "b", "id": "1"}\n', "id '1' occurs twice: .* 1 and .* 3"),
+        ("a.csv", b"text,example_id\na,x\nb,y\nc,x\n", "id 'x' occurs twice: .*line 2 and .*line 4"),
+        ("a.csv", b"text,n\na,1\nb\n", "line 3: not CSV; the header has 2 columns, this row has 1"),
+        ("a.csv", b"text,n\nhello, world,1\n", "line 2: not CSV.*quotes around texts"),
+        ("a.csv", b'text,n\n"a,1\n', "not CSV"),
+        ("a.csv", b"text,text\na,b\n", "names text more than once"),
+        ("a.parquet", b"not a Parquet file", "not a readable Parquet file"),
+        ("a.docx", b"x", "of no kind that can be read; give .txt, .jsonl"),
+        ("folder/a.docx", b"x", "no texts in the folder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    write(tmp_path, name, content)
+    with pytest.raises(TraceformerError, match=message):
+        load_texts(str(tmp_path / name.split("/")[0]))
+
+
+CLUTTER = [
+    "{",
+    "}",
+    "[",
+    '"',
+    '"text":',
+    '"a"',
+    ",",
+    "text",
+    "\t",
+    "\n",
+    "\n\n",
+    "1",
+    "1-2",
+    "1.1",
+    "_",
+    "#",
+    "\ufeff",
+    "\0",
+    "\r",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(content=st.one_of(st.binary(), st.lists(st.sampled_from(CLUTTER)).map(lambda parts: "".join(parts).encode())))
+def test_any_bytes_are_read_or_refused_in_our_own_words(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes
+) -> None:
+    path = write(tmp_path_factory.getbasetemp(), f"clutter.{kind}", content)
+    try:
+        examples = load_texts(path).examples
+    except TraceformerError as error:
+        outcome = str(error)
+    else:
+        outcome = f"{len(examples)} texts in clutter.{kind}"
+        assert all(example.text.strip() for example in examples)
+    assert f"clutter.{kind}" in outcome
+
+
+def test_json_that_only_python_refuses_is_refused_with_its_line(tmp_path: Path) -> None:
+    for value in ("1" * 5000, "[" * 100_000):
+        with pytest.raises(Unreadable, match="line 1: not JSON"):
+            load_texts(write(tmp_path, "a.jsonl", f'{{"text": {value}}}'))
+
+
+def test_parquet_without_strings_or_with_damage_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [1, 2]}), path)
+    with pytest.raises(Unreadable, match="row 0: a value of type int"):
+        load_texts(str(path))
+    pq.write_table(pa.table({"text": ["some text that is long enough"] * 1000}), path, compression="zstd")
+    damaged = bytearray(path.read_bytes())
+    damaged[20:60] = b"\xff" * 40
+    path.write_bytes(damaged)
+    with pytest.raises(Unreadable, match="not a readable Parquet file"):
+        load_texts(str(path))
+
+
+def test_a_folder_of_mixed_files_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "kinds/a.txt", "a\n")
+    write(tmp_path, "kinds/b.csv", "text\nb\n")
+    with pytest.raises(Unreadable, match=r"mixes .csv and .txt files"):
+        load_texts(str(tmp_path / "kinds"))
+    write(tmp_path, "splits/train.txt", "a\n")
+    write(tmp_path, "splits/more.txt", "b\n")
+    with pytest.raises(Unreadable, match=r"others do not, such as more.txt"):
+        load_texts(str(tmp_path / "splits"))
+
+
+def test_a_damaged_file_among_several_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "set/a.jsonl", '{"text": "a"}\n')
+    write(tmp_path, "set/b.jsonl", '{"text": "b"}\n{"text":\n')
+    with pytest.raises(Unreadable, match=r"b.jsonl, line 2: not JSON"):
+        load_texts(str(tmp_path / "set"))

@@ -1,0 +1,226 @@
+"""What every data set becomes: a sequence of examples, each made from its row when it is asked for.
+
+1. A reader (`files`, `hub`) offers one split as `Rows`.
+2. A function makes an example of a row: the text, an id, and what the data set adds.
+3. `select` walks the rows once, up to the limit: it checks every text and id, skips blank texts, and hashes
+   what it takes. It keeps 16 bytes per example; texts stay where they are until someone asks for them again.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+
+import numpy as np
+
+from traceformer.errors import NotFound, Unreadable, UsageError
+
+__all__ = ["Example", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
+
+Row: TypeAlias = Mapping[str, Any]
+
+# In the order in which they are looked for in a user's data.
+_ID_COLUMNS = ("example_id", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input of a run.
+
+    `index` is the row number in the split; blank texts are left out, so indices may have gaps.
+    `extra` is what the data set adds: labels, answerKey, upos, head ... Its keys are the same for all examples of
+    a source, with None where a row says nothing.
+    """
+
+    example_id: str
+    index: int
+    text: str
+    extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """The examples that were selected, in the data set's order.
+
+    `name` is short and fit for a file name. `digest` is a SHA-256 over ids, row numbers, texts and extras: it
+    differs whenever anything selected differs. `skipped` counts the blank texts that were passed over.
+    """
+
+    name: str
+    split: str
+    examples: Sequence[Example]
+    digest: str
+    skipped: int = 0
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """One split of a data set, row by row.
+
+    `columns` are those of the first row, `label` names the split in messages. A row can be had by its number
+    once an iteration has passed it.
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def __getitem__(self, number: int) -> Row: ...
+
+    def where(self, number: int) -> str:
+        """Returns where a user finds the row: `texts.jsonl, line 7`."""
+        ...
+
+
+MakeExample: TypeAlias = Callable[[Row, int], Example]
+
+
+class _LazyExamples(Sequence[Example]):
+    """The examples of some rows, made anew each time they are asked for; all have the same keys in `extra`."""
+
+    __slots__ = ("_extra_columns", "_make", "_numbers", "_rows")
+
+    def __init__(self, rows: Rows, numbers: "array[int]", make: MakeExample, extra_columns: Collection[str]) -> None:
+        self._rows = rows
+        self._numbers = numbers
+        self._make = make
+        self._extra_columns = extra_columns
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return _LazyExamples(self._rows, self._numbers[index], self._make, self._extra_columns)
+        number = self._numbers[index]
+        example = self._make(self._rows[number], number)
+        if len(example.extra) == len(self._extra_columns):
+            return example
+        return replace(example, extra={column: example.extra.get(column) for column in self._extra_columns})
+
+
+def make_id(name: str, split: str, index: int, text: str) -> str:
+    """Returns the 16 hex digits that name an example without an id of its own, the same in every run."""
+    # A lone surrogate cannot be encoded; `select` refuses the text with its place, so it must not fail here.
+    return hashlib.sha1(f"{name}::{split}::{index}::{text}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def example_maker(rows: Rows, name: str, split: str, *, text_column: str | None, own_ids: bool) -> MakeExample:
+    """Returns the function that makes examples of rows whose text is in one column.
+
+    Without `text_column` the text is in `text`, or in the only column there is. With `own_ids` a column
+    `example_id` or `id` names the examples. All other columns become `extra`.
+
+    Raises:
+        NotFound: no such column.
+        UsageError: several columns, and none is called `text`.
+    """
+    text_name = text_column or _only_text_column(rows)
+    if text_name not in rows.columns:
+        raise NotFound(
+            f"{rows.label} has no column {text_name!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
+        )
+    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column != text_name), None)
+    if not own_ids:
+        id_name = None
+
+    def make(row: Row, index: int) -> Example:
+        text = row.get(text_name)
+        if not isinstance(text, str):
+            found = "nothing" if text is None else f"a value of type {type(text).__name__}"
+            raise Unreadable(f"{rows.where(index)}: {found} where the text {text_name!r} should be")
+        extra = {column: value for column, value in row.items() if column not in (text_name, id_name)}
+        if id_name is None:
+            return Example(make_id(name, split, index, text), index, text, extra)
+        own_id = row.get(id_name)
+        if own_id is None or own_id == "":
+            raise Unreadable(f"{rows.where(index)}: no value in the id column {id_name!r}", hint=_NO_IDS_HINT)
+        return Example(str(own_id), index, text, extra)
+
+    return make
+
+
+_NO_IDS_HINT = "fill it, or rename the column: ids are made where none are given"
+
+
+def _only_text_column(rows: Rows) -> str:
+    if "text" in rows.columns or not rows.columns:
+        return "text"
+    if len(rows.columns) == 1:
+        return rows.columns[0]
+    raise UsageError(
+        f"which column of {rows.label} holds the text?",
+        hint=f"give --text-column, one of: {', '.join(rows.columns)}",
+    )
+
+
+def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int | None) -> TextSource:
+    """Returns the first `limit` examples (all, for None) whose text is not blank.
+
+    Raises:
+        Unreadable: a row that is no example, an id that occurs twice, or no text at all.
+    """
+    numbers = array("Q")
+    id_hashes = array("Q")
+    digest = hashlib.sha256()
+    extra_columns: dict[str, None] = {}  # a set that keeps the order
+    skipped = 0
+    for number, row in enumerate(rows):
+        example = make(row, number)
+        if not example.text.strip():
+            skipped += 1
+            continue
+        digest.update(_canonical(example, rows))
+        id_hashes.append(_hash64(example.example_id))
+        numbers.append(number)
+        extra_columns.update(dict.fromkeys(example.extra))
+        if len(numbers) == limit:
+            break
+    if not numbers:
+        raise Unreadable(f"{rows.label} holds no text", why=f"all {skipped} of its rows are blank" if skipped else "")
+    _refuse_duplicate_ids(rows, make, numbers, id_hashes)
+    return TextSource(name, split, _LazyExamples(rows, numbers, make, extra_columns), digest.hexdigest(), skipped)
+
+
+def _canonical(example: Example, rows: Rows) -> bytes:
+    fields = [example.example_id, example.index, example.text, example.extra]
+    try:
+        return json.dumps(fields, ensure_ascii=False, sort_keys=True, default=repr).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise Unreadable(
+            f"{rows.where(example.index)}: half a surrogate pair, which is no character", why=str(error)
+        ) from None
+
+
+def _hash64(text: str) -> int:
+    encoded = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+
+
+def _refuse_duplicate_ids(rows: Rows, make: MakeExample, numbers: "array[int]", id_hashes: "array[int]") -> None:
+    """Compares 8-byte hashes, since ids of millions of rows would fill the memory; then the few suspects."""
+    hashes = np.frombuffer(id_hashes, dtype=np.uint64)
+    ordered = np.sort(hashes)
+    for repeated in np.unique(ordered[1:][ordered[1:] == ordered[:-1]]):
+        first_rows: dict[str, int] = {}
+        for position in np.flatnonzero(hashes == repeated):
+            number = numbers[int(position)]
+            example_id = make(rows[number], number).example_id
+            first = first_rows.setdefault(example_id, number)
+            if first != number:
+                raise Unreadable(
+                    f"the example id {example_id!r} occurs twice: {rows.where(first)} and {rows.where(number)}",
+                    hint="make the ids unique, or rename the column: ids are made where none are given",
+                )

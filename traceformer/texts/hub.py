@@ -1,0 +1,151 @@
+"""Data sets that the `datasets` library holds: on the Hugging Face Hub, in its cache, or saved by `save_to_disk`.
+
+A folder of downloaded repositories can stand in for the Hub: with `TRACEFORMER_DATASETS=/data`, the repository
+`tau/commonsense_qa` is read from `/data/tau/commonsense_qa` if that exists.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traceformer.errors import NotFound, OutOfSpace, Unreadable, UsageError
+from traceformer.texts.examples import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["DatasetRows", "is_saved_dataset", "load_hub", "load_saved"]
+
+_MIRROR = "TRACEFORMER_DATASETS"
+
+
+class DatasetRows:
+    """The rows of a memory-mapped `datasets.Dataset`; columns of pictures, sound and the like are left out."""
+
+    def __init__(self, dataset: "Dataset", label: str) -> None:
+        media = [name for name, feature in dataset.features.items() if _is_media(feature)]
+        # A saved data set may come back formatted as tensors.
+        self._dataset = dataset.with_format(None).remove_columns(media)
+        self.label = label
+        self.columns = tuple(self._dataset.column_names)
+
+    def __iter__(self) -> Iterator[Row]:
+        for batch in self._dataset.iter(batch_size=1024):
+            assert isinstance(batch, dict)
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+    def __getitem__(self, number: int) -> Row:
+        return self._dataset[number]
+
+    def where(self, number: int) -> str:
+        return f"{self.label}, row {number}"
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Returns the names behind a column of class numbers, or of lists of them; None if it holds none."""
+        feature: Any = self._dataset.features[column]
+        return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _is_media(feature: object) -> bool:
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Returns whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def load_saved(folder: Path) -> Mapping[str, "Dataset"]:
+    """Returns the splits in a folder that `save_to_disk` wrote; a lone Dataset is the split `all`.
+
+    Raises:
+        Unreadable: something in the folder is missing or damaged.
+    """
+    import datasets
+    import pyarrow as pa
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise Unreadable(f"{folder} is not a data set that save_to_disk wrote", why=_first_line(error)) from error
+    return _by_name(saved) if isinstance(saved, datasets.DatasetDict) else {"all": saved}
+
+
+def load_hub(repository: str, config: str | None) -> Mapping[str, "Dataset"]:
+    """Returns the splits of a data set on the Hub, downloaded where they are not in the cache yet.
+
+    Raises:
+        NotFound: no such data set or configuration, or no way to the Hub.
+        OutOfSpace: the cache's disk is full.
+        Unreadable: it holds no data that can be loaded without running its code.
+        UsageError: not a repository's name.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
+        raise UsageError(f"{repository!r} is no data set's name on the Hub", hint="write hf:OWNER/NAME[:CONFIG]")
+    place = _mirrored(repository)
+    try:
+        loaded = datasets.load_dataset(str(place) if place else repository, config)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise _explained(error, repository, config, place) from error
+    assert isinstance(loaded, datasets.DatasetDict)
+    return _by_name(loaded)
+
+
+def _by_name(splits: Mapping[Any, "Dataset"]) -> dict[str, "Dataset"]:
+    return {str(name): split for name, split in splits.items()}
+
+
+def _mirrored(repository: str) -> Path | None:
+    mirror = os.environ.get(_MIRROR)
+    if not mirror:
+        return None
+    place = Path(mirror) / repository
+    return place if place.is_dir() else None
+
+
+def _explained(error: Exception, repository: str, config: str | None, place: Path | None) -> Exception:
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+
+    name = f"{repository}:{config}" if config else repository
+    why = _first_line(error)
+    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "Not enough disk space" in why):
+        return OutOfSpace(
+            f"no room to keep the data set {name}", why=why, hint="make room, or set HF_HOME to a larger disk"
+        )
+    if isinstance(error, ConnectionError):
+        return NotFound(
+            f"the data set {name} is not on this machine, and the Hub cannot be reached",
+            why=why,
+            hint=f"where there is a network, run `hf download {repository} --repo-type dataset --local-dir "
+            f"DIR/{repository}`, bring DIR here and set {_MIRROR}=DIR",
+        )
+    if isinstance(error, DataFilesNotFoundError):
+        return Unreadable(f"the data set {name} holds no data files that can be loaded", why=why)
+    if isinstance(error, DatasetNotFoundError):
+        return NotFound(f"no data set {repository!r} on the Hub that you may read", why=why)
+    if isinstance(error, ValueError) and ("BuilderConfig" in why or "Config name is missing" in why):
+        asked = f"no configuration {config!r}" if config else "several configurations, and none was named"
+        return NotFound(f"the data set {repository} has {asked}", hint=_config_names(error))
+    if "scripts are no longer supported" in why:
+        return Unreadable(
+            f"the data set {repository} is a script, which is not run",
+            why=why,
+            hint="look for a Parquet copy of it on the Hub, or download its files and give their folder",
+        )
+    return Unreadable(f"the data set {name} could not be loaded from {place or 'the Hub'}", why=why)
+
+
+def _config_names(error: Exception) -> str:
+    names = re.search(r"\[.*?\]", str(error))
+    return f"it has: {names[0].strip('[]').replace(chr(39), '')}" if names else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
