@@ -21,12 +21,16 @@ Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 
 @dataclass(frozen=True, slots=True)
 class StackDims:
-    """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit."""
+    """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
+
+    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
+    """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     d_model: int
+    d_embed: int
     d_head: int
     d_mlp: int
     d_vocab: int
@@ -88,6 +92,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
         n_heads=n_heads,
         n_kv_heads=_first(config, "num_key_value_heads", default=n_heads),
         d_model=d_model,
+        d_embed=_first(config, "embedding_size", "word_embed_proj_dim", default=d_model),
         d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
         d_mlp=0 if has_experts(config) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
@@ -171,7 +176,7 @@ def load_model(
     """Returns the model of a Hub name or a local folder, in eval mode, with its tokenizer.
 
     Decoders load with their language-model head, encoder-decoders likewise; encoders without one unless
-    `with_head`. Weights keep the dtype they are stored in unless `dtype` says otherwise.
+    `with_head`, where the checkpoint has one. Weights keep the dtype they are stored in unless `dtype` says otherwise.
 
     Raises:
         NotFound: no such folder, and no such model on the Hub or in its cache.
@@ -193,7 +198,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **place)
     arch = arch_of(config)
     kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
-        arch, "AutoModelForMaskedLM" if with_head else "AutoModel"
+        arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
     )
     with _explained(name, local), _quiet(transformers):
         tokenizer = AutoTokenizer.from_pretrained(name, **place)
@@ -212,10 +217,13 @@ def load_model(
         raise Unreadable(
             f"{name} lacks the weights of {', '.join(sorted(missing)[:3])}{' ...' if len(missing) > 3 else ''}",
             why="they would be random numbers",
-            hint="this checkpoint has no language-model head" if with_head else "",
         )
     model = model.to(pick_device(device)).eval()
     return LoadedModel(model, _with_padding(tokenizer), ModelDims.from_config(config), short_name(name), name, revision)
+
+
+def _has_masked_head(config: Any) -> bool:
+    return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
 
 
 def short_name(source: str) -> str:

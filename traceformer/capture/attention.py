@@ -24,7 +24,7 @@ from traceformer.errors import Unsupported
 __all__ = ["AttentionCall", "Listener", "Listening", "Span", "blocks_of_queries", "observed_name"]
 
 _PREFIX = "traceformer_"
-_BLOCK_BYTES = 32 << 20  # of float32 scores in flight
+_BLOCK_BYTES = 8 << 20  # of float32 scores in flight
 
 # What models pass along that cannot change the scores of a forward pass in eval mode.
 _HARMLESS = frozenset(
@@ -56,6 +56,9 @@ class Span(NamedTuple):
     def length(self) -> int:
         return self.stop - self.start
 
+    def counted_from(self, origin: int) -> "Span":
+        return Span(self.start - origin, self.stop - origin)
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
@@ -75,6 +78,16 @@ class AttentionCall:
     softcap: float | None
     is_causal: bool
     window: int | None
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether some query may look at a later key; if not, what lies above the diagonal need not be computed."""
+        if self.mask is None:
+            return not self.is_causal
+        if self.query.shape[2] != self.key.shape[2]:
+            return True
+        allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+        return bool(allowed.triu(1).any())
 
     def scores(self, example: int, heads: Tensor, queries: Span, keys: Span) -> Tensor:
         """Returns the scores before the mask, float32 (head, query, key): scaled, softcapped, with position bias."""

@@ -73,7 +73,7 @@ def _spec(
         layers = ()
     heads = heads if "head" in axes else dims.kv_heads_of(heads) if "kv_head" in axes else ()
     widths = {"d_model": dims.d_model, "d_head": dims.d_head, "d_mlp": dims.d_mlp, "d_vocab": dims.d_vocab, "key": 0}
-    return ArraySpec(key, layers, heads, widths[axes[-1]])
+    return ArraySpec(key, layers, heads, dims.d_embed if key.site == "token_embed" else widths[axes[-1]])
 
 
 def _why_not(site: str, architecture: Architecture, has_head: bool) -> str:
@@ -84,8 +84,10 @@ def _why_not(site: str, architecture: Architecture, has_head: bool) -> str:
         return "its attention does not pass through transformers' attention function"
     if site == "resid_mid" and any(row.parallel for row in rows):
         return "attention and MLP run in parallel, so there is nothing between them"
-    if site in ("mlp_up", "mlp_act", "mlp_mid"):
+    if site == "mlp_norm" and any(row.parallel for row in rows):
+        return "its MLP reads attention's normed input, attn_norm"
+    if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down"):
         return "its MLPs are mixtures of experts, so there is no one hidden layer"
     if site in ("attn_norm", "mlp_norm", "final_norm"):
-        return "its norms come after the residual additions"
+        return "its norms come after its sublayers, not before them"
     return "its family has no such place"

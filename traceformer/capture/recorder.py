@@ -44,7 +44,8 @@ class Sink(Protocol):
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
         """Takes some query rows of one example's scores or patterns, float32 (head, query, key).
 
-        `queries` and `keys` count from the example's first true token.
+        `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
+        queries of the block may be left out where the model is causal: those cells are zero.
         """
         ...
 
@@ -67,10 +68,13 @@ class _Pass:
     spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
     finished: set[Stack] = field(default_factory=set[Stack])
     thread: int = 0
+    mask: Tensor | None = None
+    mask_looks_ahead: bool = True
 
     def begin(self, wanted: frozenset[_Wanted], spans: Spans) -> None:
         self.pending, self.spans, self.thread = set(wanted), spans, threading.get_ident()
         self.finished.clear()
+        self.mask = None
 
     @property
     def batch(self) -> int:
@@ -81,11 +85,26 @@ class _Pass:
         """False between passes, and for passes that another thread makes with the same model."""
         return bool(self.pending) and threading.get_ident() == self.thread
 
+    def looks_ahead(self, call: AttentionCall) -> bool:
+        """As the call says; asked once per mask, since the layers of a model share theirs."""
+        mask = call.mask
+        if mask is None:
+            return call.looks_ahead
+        if mask is not self.mask:
+            self.mask, self.mask_looks_ahead = mask, call.looks_ahead
+        return self.mask_looks_ahead
+
     def take(self, wanted: _Wanted, rows: Tensor) -> None:
         """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
         spec, layer = wanted
         if spec.heads and len(spec.heads) < rows.shape[1]:
             rows = rows[:, list(spec.heads)]
+        if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
+            raise Unsupported(
+                f"what should be {spec.key} has shape {tuple(rows.shape)}",
+                why=f"{len(spec.heads) or 'no'} heads of width {spec.width} were expected",
+                hint="its architecture row names another module; run `traceformer check` on the model",
+            )
         self.sink.rows(spec, layer, rows)
         self.seen(wanted)
 
@@ -321,14 +340,16 @@ class _AttentionListener:
         assert layer is not None
         chosen = torch.tensor(heads, device=call.query.device)
         spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
+        triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
         for example, (rows, columns) in enumerate(spans):
             for queries in blocks_of_queries(rows, len(heads), columns.length):
-                here, there = Span(queries.start - rows.start, queries.stop - rows.start), Span(0, columns.length)
-                block = call.scores(example, chosen, queries, columns)
+                visible = Span(columns.start, queries.stop) if triangle else columns
+                here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
+                block = call.scores(example, chosen, queries, visible)
                 if "attn_scores" in specs:
                     sink.square(specs["attn_scores"], layer, example, here, there, block)
                 if "attn_pattern" in specs:
-                    block = call.pattern(block, example, chosen, queries, columns)
+                    block = call.pattern(block, example, chosen, queries, visible)
                     sink.square(specs["attn_pattern"], layer, example, here, there, block)
 
 

@@ -54,7 +54,10 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", _OPT),
     "opt_post_norm": ("OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
     "mixtral": ("MixtralForCausalLM", {**_SIZES, **_GROUPED, "num_local_experts": 4}),
-    "gpt_oss": ("GptOssForCausalLM", {**_SIZES, **_GROUPED, "num_local_experts": 4, "head_dim": 16, "sliding_window": 6}),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {**_SIZES, **_GROUPED, "num_local_experts": 4, "head_dim": 16, "sliding_window": 6},
+    ),
     "nanochat": ("NanoChatForCausalLM", {**_SIZES, **_GROUPED}),
     "bert": ("BertForMaskedLM", _SIZES),
     "roberta": ("RobertaForMaskedLM", _SIZES),
@@ -66,7 +69,10 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "modernbert": ("ModernBertForMaskedLM", {**_SIZES, **_ENCODER, "local_attention": 6}),
     "t5": ("T5ForConditionalGeneration", _T5),
-    "t5_gated": ("T5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5_gated": (
+        "T5ForConditionalGeneration",
+        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
     "mt5": ("MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
     "bart": ("BartForConditionalGeneration", _BART),
     "gptj": ("GPTJForCausalLM", {**_GPT2, "rotary_dim": 4}),
@@ -93,7 +99,7 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
         model = model_class(model_class.config_class(**{**sizes, **changes}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                is_norm = parameter.dim() == 1 and "norm" in name.lower() or ".ln_" in name
+                is_norm = ".ln_" in name or (parameter.dim() == 1 and "norm" in name.lower())
                 noise = torch.randn_like(parameter)
                 parameter.copy_(parameter + 0.1 * noise if is_norm else 0.2 * noise)
     return model.float().eval()

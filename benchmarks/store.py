@@ -1,0 +1,248 @@
+"""Measures the store against the limits of the machine it runs on, measured in the same run.
+
+    python benchmarks/store.py [--json FILE] [--folder FOLDER]
+
+Each figure is the median of five, with the spread between the smallest and the largest. Attention is synthetic:
+causal, with heads from sharply local to diffuse; the targets were set on a trained model's, which is alike in size.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.layout import RunLayout
+from traceformer.store.reader import TraceStore
+from traceformer.store.writer import RunWriter
+
+REPEATS = 5
+LAYERS, HEADS, TOKENS, EXAMPLES, D_MODEL = 6, 8, 256, 128, 512
+PATTERN = ArraySpec(ArrayKey.parse("dec.self.attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
+RESIDUAL = ArraySpec(ArrayKey.parse("dec.resid_post"), tuple(range(LAYERS)), (), D_MODEL)
+MORE_ROWS = (
+    ArraySpec(ArrayKey.parse("dec.resid_mid"), tuple(range(LAYERS)), (), D_MODEL),
+    ArraySpec(ArrayKey.parse("dec.self.q"), tuple(range(LAYERS)), tuple(range(HEADS)), 64),
+)
+RANDOM = np.random.default_rng(0)
+BLOCK = RANDOM.bytes(16 << 20)
+LENGTHS = RANDOM.integers(52, TOKENS + 1, EXAMPLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: `target` is a bound on `value`, from above unless `at_least`."""
+
+    what: str
+    value: float
+    low: float
+    high: float
+    target: float
+    at_least: bool
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+def row(what: str, values: list[float], target: float, *, at_least: bool = False, note: str = "") -> Row:
+    return Row(what, statistics.median(values), min(values), max(values), target, at_least, note)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def attention(length: int) -> np.ndarray:
+    """Returns causal patterns (layer, head, query, key): heads look back over 2 to 2000 tokens, and at token 0."""
+    distance = np.arange(length)[:, None] - np.arange(length)[None, :]
+    reach = np.geomspace(2, 2000, LAYERS * HEADS).reshape(LAYERS, HEADS, 1, 1)
+    scores = RANDOM.standard_normal((LAYERS, HEADS, length, length), np.float32) * 1.5 - distance / reach
+    scores[..., 0] += 2
+    scores[..., distance < 0] = -np.inf
+    scores -= scores.max(-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(-1, keepdims=True)
+    return scores.astype(np.float16)
+
+
+def table_of(layout: RunLayout, shard: int) -> pa.Table:
+    return pa.table({"example_id": [f"example-{i}" for i in layout.shard_range(shard)]})
+
+
+def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
+    buffer = writer.buffer()
+    own = LENGTHS[layout.shard_range(shard).start : layout.shard_range(shard).stop]
+    buffer.begin({"dec": own.tolist()})
+    for spec in layout.arrays:
+        if spec.site.is_matrix:
+            for b, length in enumerate(own):
+                buffer.rectangle(spec.key, b)[...] = attention(int(length))
+        else:
+            used = int(own.sum())
+            shape = (*buffer.arrays[spec.key].shape[:-2], used, spec.width)
+            buffer.arrays[spec.key][..., :used, :] = RANDOM.standard_normal(shape, np.float32)
+    return buffer
+
+
+def write_run(folder: Path, arrays: list[ArraySpec], **options: int) -> tuple[Path, float]:
+    """Writes a run; returns its folder and the seconds that commits took, without filling the buffers."""
+    layout = RunLayout.plan(arch="dec", arrays=arrays, n_examples=EXAMPLES, longest={"dec": TOKENS}, **options)
+    took = 0.0
+    with RunWriter.create(folder, layout, {}, digest={}, overwrite=True) as writer:
+        for shard in writer.pending:
+            buffer = fill(layout, writer, shard)
+            took += seconds(lambda b=buffer, k=shard: writer.commit(k, b, table_of(layout, k)))  # pyright: ignore
+        return writer.finish(), took
+
+
+def durable_write(path: Path, size: int) -> None:
+    """Writes `size` bytes to one file and waits until they would survive a crash: the machine's limit."""
+    with path.open("wb", buffering=0) as file:
+        for _ in range(0, size, len(BLOCK)):
+            file.write(BLOCK)
+        os.fsync(file.fileno())
+
+
+def array_bytes(folder: Path, group: str) -> int:
+    return sum(path.stat().st_size for path in (folder / group).glob("c.*"))
+
+
+def measure_attention(folder: Path) -> Iterator[Row]:
+    raw = EXAMPLES * LAYERS * HEADS * TOKENS**2 * 2
+    ratios: list[float] = []
+    run = folder / "attention"
+    for _ in range(REPEATS):
+        took_plain = seconds(lambda: durable_write(folder / "plain", raw))
+        (folder / "plain").unlink()
+        run, took = write_run(run, [PATTERN])
+        ratios.append(took_plain / took)
+        limit = raw / took_plain / 1e6
+    yield row(
+        "attention, durable raw MB/s over a plain file's", ratios, 1.0, at_least=True, note=f"limit {limit:.0f} MB/s"
+    )
+    triangle = sum(int(n) * (int(n) + 1) // 2 for n in LENGTHS) * LAYERS * HEADS * 2
+    yield row(
+        "attention, bytes over the fp16 causal triangle", [array_bytes(run, "dec_self_attn.zarr/attn") / triangle], 0.92
+    )
+    store = TraceStore(run)
+    places = RANDOM.integers(0, (EXAMPLES, LAYERS, HEADS), (1000, 3)).tolist()
+    picks = [(f"example-{example}", layer, head) for example, layer, head in places]
+    p50: list[float] = []
+    for _ in range(REPEATS):
+        p50.append(statistics.median(seconds(lambda p=pick: store.attn(*p)) for pick in picks) * 1e3)
+    yield row("random matrix through TraceStore, warm p50 in ms", p50, 0.5)
+    one_head = RANDOM.random((EXAMPLES, TOKENS, TOKENS), np.float32).astype(np.float16)
+    one_head.tofile(folder / "plain")
+    ratios = []
+    for head in range(REPEATS):
+        plain = seconds(lambda: np.fromfile(folder / "plain", np.float16).max())
+        scan = seconds(lambda h=head: max(matrix.max() for _, matrix in store.head("attn", 3, h)))
+        ratios.append(plain / scan)
+    yield row("one-head scan over np.fromfile, each with its max()", ratios, 0.3, at_least=True)
+    ratios = []
+    for head in range(REPEATS):
+        plain = seconds(lambda: np.fromfile(folder / "plain", np.float16))
+        scan = seconds(lambda h=head: [None for _ in store.head("attn", 3, h)])
+        ratios.append(plain / scan)
+    note = "bound by zstd: a few GB/s per core, where a cached file is read at memory speed"
+    yield row("one-head scan over np.fromfile, nothing computed", ratios, 0.3, at_least=True, note=note)
+    (folder / "plain").unlink()
+
+
+def measure_rows(folder: Path) -> Iterator[Row]:
+    run, _ = write_run(folder / "rows", [RESIDUAL, *MORE_ROWS], shard_examples=64)
+    true_bytes = int(LENGTHS.sum()) * LAYERS * D_MODEL * 2
+    stored = array_bytes(run, "dec_res_post_mlp.zarr/x")
+    yield row("token array, bytes over true bytes", [stored / true_bytes], 1.05)
+    files = [
+        path
+        for path in run.rglob("*")
+        if path.parent.name in ("tokens", "commits", "x", "q") and path.name != "zarr.json"
+    ]
+    files = [path for path in files if not path.parent.name.startswith("token_")]
+    wanted = (3 + 2) / 64
+    yield row("files per example over (arrays + 2) / B", [len(files) / EXAMPLES / wanted], 1.0)
+    store = TraceStore(run)
+    store.activations("resid_post", 3).tofile(folder / "plain")
+    ratios: list[float] = []
+    for _ in range(REPEATS):
+        plain = seconds(lambda: np.fromfile(folder / "plain", np.float16))
+        ratios.append(plain / seconds(lambda: store.activations("resid_post", 3)))
+    (folder / "plain").unlink()
+    size = int(LENGTHS.sum()) * D_MODEL * 2
+    yield row("one layer of all examples over np.fromfile, warm", ratios, 0.35, at_least=True, note=f"{size >> 20} MiB")
+    raw = true_bytes * 2 + int(LENGTHS.sum()) * LAYERS * HEADS * 64 * 2
+    ratios = []
+    for _ in range(REPEATS):
+        plain = seconds(lambda: durable_write(folder / "plain", raw))
+        (folder / "plain").unlink()
+        _, took = write_run(folder / "rows", [RESIDUAL, *MORE_ROWS], shard_examples=64)
+        ratios.append(plain / took)
+    yield row(
+        "token arrays, durable MB/s over a plain file's", ratios, 0.5, at_least=True, note="no target in store.md"
+    )
+
+
+def measure_opening(folder: Path) -> Iterator[Row]:
+    code = (
+        f"from traceformer import TraceStore; TraceStore({str(folder / 'attention')!r}).attn('example-5', 2, 1)\n"
+        "import sys; assert 'torch' not in sys.modules"
+    )
+    took = [seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(REPEATS)]
+    yield row("new process: open a run, read a matrix, in s", took, 0.3)
+    bare = [
+        seconds(lambda: subprocess.run([sys.executable, "-c", "import tensorstore"], check=True))
+        for _ in range(REPEATS)
+    ]
+    yield row("  of which Python and tensorstore's import", bare, 0.3)
+
+
+def measure(folder: Path) -> Iterator[Row]:
+    for part in (measure_attention, measure_rows, measure_opening):
+        yield from part(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder))
+    rows: list[Row] = []
+    print(f"{'':54} {'median':>8} {'spread':>17} {'target':>9}")
+    try:
+        for each in measure(folder):
+            rows.append(each)
+            bound = f"{'>=' if each.at_least else '<='} {each.target}"
+            print(
+                f"{each.what:54} {each.value:8.3f} {each.low:8.3f}-{each.high:8.3f} {bound:>9} "
+                f"{'met' if each.met else 'NOT MET'}  {each.note}",
+                flush=True,
+            )
+    finally:
+        shutil.rmtree(folder)
+    if arguments.json:
+        machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+        arguments.json.write_text(
+            json.dumps({"machine": machine, "rows": [asdict(each) for each in rows]}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The proofs of every family, run once per session, and the support table that is written from them.
+
+`python -m tests.capture.proved` rewrites docs/models.md.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from traceformer.capture.check import ALONE, CheckResult, Proof, check_model, random_examples
+from traceformer.capture.tiny import TINY, tiny_model
+
+__all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
+
+_PATTERN = ("attn_pattern",)
+_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
+_MLP = ("mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out")
+COLUMNS = {
+    "recording changes nothing": lambda site, fact: "nothing is recorded" in fact or site == "hidden",
+    "patterns are eager's": lambda site, fact: site in _PATTERN and "eager" in fact,
+    "patterns from q, k, mask": lambda site, fact: site == "attn_scores" or site in _PATTERN,
+    "v, z, W_O": lambda site, fact: site in ("v", "z", "attn_out") or "through the model's own" in fact,
+    "projections, q, k": lambda site, fact: site in ("q_proj", "k_proj", "v_proj", "q", "k"),
+    "norms": lambda site, fact: site in ("attn_norm", "mlp_norm", "final_norm"),
+    "residual stream": lambda site, fact: site in _STREAM,
+    "MLP": lambda site, fact: site in _MLP,
+    "embedding, logits": lambda site, fact: site in ("token_embed", "logits"),
+}
+"""Column of the support table -> whether a fact about a site belongs there; the first that says so takes it."""
+PADDING = "padded = alone"
+
+
+@cache
+def proved(family: str) -> CheckResult:
+    """Returns what is proved of a family's tiny random model in float32."""
+    model = tiny_model(family)
+    return check_model(model, random_examples(model.config), name=family)
+
+
+def column_of(proof: Proof) -> str:
+    if proof.fact == ALONE:
+        return PADDING
+    site = proof.key.rpartition(".")[2]
+    return next(column for column, takes in COLUMNS.items() if takes(site, proof.fact))
+
+
+def support_page() -> str:
+    """Returns the page that lists every family with its proofs' largest errors, as Markdown."""
+    results = {family: proved(family) for family in TINY}
+    columns = (*COLUMNS, PADDING)
+    return "\n".join(
+        (
+            "# Models: what is supported, and what is proved",
+            "",
+            "Written from the proofs by `python -m tests.capture.proved`; a test fails when it is out of step.",
+            "",
+            "Every family has a row in `traceformer/capture/architectures.py`, and every fact below is tested on a",
+            "tiny random model of its real class, in float32, on a padded batch, under the model's own attention and",
+            "under eager attention. A number is the largest error of all facts of its column, over all layers, heads,",
+            "positions and stacks, relative to max(1, the largest expected value), rounded up to a power of ten; 0 is",
+            "equality to the last bit. `traceformer check MODEL` tests the same facts on any model, one by one.",
+            "",
+            f"| family | facts | {' | '.join(columns)} |",
+            f"|---|--:|{'--:|' * len(columns)}",
+            *(_family(family, result, columns) for family, result in results.items()),
+            "",
+            "## Sites that a family does not have",
+            "",
+            "| family | site | why |",
+            "|---|---|---|",
+            *(line for family, result in results.items() for line in _refused(family, result)),
+            "",
+        )
+    )
+
+
+def _family(family: str, result: CheckResult, columns: tuple[str, ...]) -> str:
+    errors: dict[str, float] = {}
+    for proof in result.proofs:
+        column = column_of(proof)
+        errors[column] = max(proof.error, errors.get(column, 0.0))
+    cells = (_rounded_up(errors[column]) if column in errors else "-" for column in columns)
+    return f"| {family} | {len(result.proofs)} | {' | '.join(cells)} |"
+
+
+def _rounded_up(error: float) -> str:
+    return f"1e{math.ceil(math.log10(error))}" if error else "0"
+
+
+def _refused(family: str, result: CheckResult) -> Iterator[str]:
+    for why in dict.fromkeys(result.refused.values()):
+        sites = [f"`{site}`" for site, reason in result.refused.items() if reason == why]
+        yield f"| {family} | {' '.join(sites)} | {why} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(support_page(), encoding="utf-8")
+    print(f"wrote docs/{PAGE.name}")

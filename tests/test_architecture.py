@@ -1,0 +1,170 @@
+"""The design's layer table as data, and the promises that hold for every module at once."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from tests.write_docs import DOCS, PAGES
+
+ROOT = Path(__file__).parent.parent / "traceformer"
+
+LAYERS = {
+    1: ("sites", "errors"),
+    2: ("store", "models", "texts"),
+    3: ("capture", "analysis", "formats", "bytelm"),
+    4: ("engine", "tracer"),
+    5: ("cli", "viewer"),
+}
+"""Imports point downwards only; within a layer they are free, but layer 3 is four strangers."""
+STRANGERS = 3
+LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
+
+TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
+TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "engine", "tracer", "cli", "viewer")
+TORCH = ("torch", "transformers")
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+    for path in ROOT.rglob("*.py")
+)
+STARTS_WITHOUT_TORCH = ("traceformer", "traceformer.store.reader", "traceformer.cli", "traceformer.cli.inspect")
+
+
+class Import(NamedTuple):
+    """One imported name: `target` is dotted, `executed` is False under TYPE_CHECKING."""
+
+    target: str
+    inside_function: bool
+    executed: bool
+    line: int
+
+
+def imports_of(source: str) -> Iterator[Import]:
+    """Yields every import statement of a module, one per name; `from a import b` is `a.b`."""
+
+    def walk(node: ast.AST, inside: bool, executed: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, inside, executed, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"line {child.lineno}: relative import"
+                yield from (Import(f"{child.module}.{a.name}", inside, executed, child.lineno) for a in child.names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from walk(child, inside, False)
+            else:
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, inside or function, executed)
+
+    return walk(ast.parse(source), False, True)
+
+
+def source_of(module: str) -> str:
+    path = ROOT.joinpath(*module.split(".")) if module else ROOT
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+def is_under(module: str, parts: tuple[str, ...]) -> bool:
+    return any(module == part or module.startswith(f"{part}.") for part in parts)
+
+
+def wrong_imports(module: str, source: str) -> list[str]:
+    """Returns what a module imports against the layer table, in words."""
+    part, wrong = module.split(".")[0], []
+    for target, inside, executed, line in imports_of(source):
+        if target.split(".")[0] in TORCH and executed:
+            if not is_under(module, TORCH_AT_THE_TOP + TORCH_INSIDE_FUNCTIONS):
+                wrong.append(f"line {line}: {module} imports {target}")
+            elif not inside and not is_under(module, TORCH_AT_THE_TOP):
+                wrong.append(f"line {line}: {module} imports {target} outside of a function")
+        if target.startswith("traceformer.") and module:  # the root's names are loaded when they are used
+            other = target.split(".")[1]
+            mine, theirs = LAYER_OF[part], LAYER_OF.get(other, 0)
+            if theirs > mine or (theirs == mine == STRANGERS and other != part):
+                wrong.append(f"line {line}: {module} (layer {mine}) imports {target} (layer {theirs})")
+    return wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards_and_torch_stays_where_it_belongs(module: str) -> None:
+    assert wrong_imports(module, source_of(module)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("store.reader", "from traceformer.capture import recorder"),
+        ("analysis.heads", "from traceformer.formats.torch_files import load"),
+        ("sites", "import traceformer.store.layout"),
+        ("store.reader", "def f():\n    import torch"),
+        ("cli.extract", "import torch"),
+        ("formats.torch_files", "if True:\n    from torch import nn"),
+        ("texts.files", "import transformers.models"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str) -> None:
+    assert len(wrong_imports(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("capture.recorder", "import torch\nfrom traceformer.sites import SITES"),
+        ("capture.extract", "from traceformer.capture.recorder import Recorder"),
+        ("cli.extract", "def f():\n    import torch"),
+        ("engine", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("viewer.server", "from traceformer import __version__"),
+    ],
+)
+def test_a_right_import_is_left_alone(module: str, source: str) -> None:
+    assert wrong_imports(module, source) == []
+
+
+def test_annotations_are_checked_in_tests_shapes_included() -> None:
+    from traceformer.cli.terminal import draw_matrix
+
+    with pytest.raises(TypeCheckError):
+        draw_matrix(np.zeros(3, np.float32), ["a"], ["a"], width=80)
+    with pytest.raises(TypeCheckError):
+        draw_matrix(np.zeros((1, 1), np.int64), ["a"], ["a"], width=80)
+    assert draw_matrix(np.ones((1, 1), np.float32), ["a"], ["a"], width=80).startswith("     0")
+
+
+def test_every_part_of_the_package_has_a_layer() -> None:
+    assert {module.split(".")[0] for module in MODULES if module} <= LAYER_OF.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_names_in_all_exist(module: str) -> None:
+    loaded = import_module(f"traceformer.{module}".removesuffix("."))
+    names = getattr(loaded, "__all__", [])
+    assert [name for name in names if not hasattr(loaded, name)] == []
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("module", STARTS_WITHOUT_TORCH)
+def test_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {TORCH} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_pages_are_in_step_with_the_code(name: str) -> None:
+    page = (DOCS / name).read_text(encoding="utf-8")
+    assert page == PAGES[name](), "run: python -m tests.write_docs"
+
+
+def test_the_tree_in_the_readme_names_every_module() -> None:
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("\ntraceformer/\n")[2].partition("\ntests/")[0]
+    files = [path.name for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(set(re.findall(r"\w+\.py", tree)) - {"__init__.py"}) == sorted(set(files))

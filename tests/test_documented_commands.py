@@ -1,0 +1,76 @@
+"""The command lines that the docs promise, run as they stand there on tiny models and local copies of the data sets."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.capture.conftest import tiny_folder
+from tests.texts.conftest import hub, own_cache
+from traceformer import TraceStore
+from traceformer.cli import main
+
+__all__ = ["hub", "own_cache", "tiny_folder"]  # fixtures
+
+DOCS = Path(__file__).parents[1] / "docs"
+LINES = re.findall(r"\| `(traceformer extract [^`]+)` \|", (DOCS / "extract.md").read_text(encoding="utf-8"))
+
+# Tiny models of the same shape (layers, heads) as the ones that the lines name.
+SHAPES = {
+    "roberta-base": ("roberta", {"num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 514}),
+    "gpt2": ("gpt2", {"n_layer": 12, "n_head": 8, "n_positions": 512}),
+    "t5-small": ("t5", {"num_layers": 6, "num_heads": 8}),
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, hub: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the models, targets and data sets that the lines name."""
+    place = tmp_path / "work"
+    (place / "data").mkdir(parents=True)
+    (place / "data/targets_dummy.txt").write_text("one target\nanother one\n", encoding="utf-8")
+    for name, (family, changes) in SHAPES.items():
+        (place / name).symlink_to(tiny_folder(family, **changes), target_is_directory=True)
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_document_1_has_its_lines() -> None:
+    assert len(LINES) == 6
+
+
+@pytest.mark.filterwarnings("ignore:dropping layers 11")  # T5 small has six: document 1 says they are dropped
+@pytest.mark.parametrize("line", LINES)
+def test_a_documented_extraction_works_as_it_stands(
+    line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line)[1:]
+    assert main(words) == 0
+    run = TraceStore(capsys.readouterr().out.strip())
+    assert run.finished
+    example = run.tokens.example_id[0]
+    side = "dec" if run.arch == "dec" else "enc"
+    n = run.tokens.n_tokens[0]
+    layers = {"--layers-enc": "enc", "--layers-dec": "dec"}
+    for flag, stack in layers.items():
+        if flag in words:
+            asked = [int(each) for each in words[words.index(flag) + 1].split(",")]
+            n_layers = run.meta["dims"][stack]["n_layers"]
+            stored = run.meta["layers_stored"]
+            assert (stored if isinstance(stored, list) else stored[stack]) == [
+                each for each in asked if each < n_layers
+            ]
+    assert run.attn(example, layer=0, head=0, side=side).shape == (n, n)
+    assert run.qkv(example, "q", layer=0, head=0, side=side).shape == (n, run.d_head)
+    if "hidden" in words:
+        assert run.hidden(example, side=side).shape == (run.L + 1, n, run.meta["dims"][side]["d_model"])
+    if "resid" in words:
+        assert run.resid(example, "post_attn", layer=0, side=side).shape == (n, run.meta["dims"][side]["d_model"])
+    if "--targets_file" in words:
+        targets = run.tokens.dec_n_tokens[0]
+        assert run.attn(example, layer=3, head=6, side="dec", kind="cross").shape == (targets, n)
+    if "csqa" in words:
+        assert run.tokens.answerKey[0] == "A"
+        assert run.text(example).endswith("E: new york\nAnswer:")

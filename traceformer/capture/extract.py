@@ -1,0 +1,177 @@
+"""Texts to a run: what `traceformer extract` does.
+
+1. `prepare` finds texts and model and plans the run; nothing is written yet. `estimate` stops here.
+2. `extract` goes shard by shard: tokenise the shard, batch it by length, run each batch under a recorder whose
+   sink is the shard's memory, and hand the shard over to be written while the next one is filled.
+3. When every shard is committed the run is finished: compacted, sealed by a manifest and renamed.
+
+The store keeps the data set's order, and batches are a pure function of the texts, the batch size and the shard
+size, so that a run that was interrupted anywhere resumes to the same bytes.
+"""
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from traceformer.capture.encoding import Encoded, batches_by_length, pad
+from traceformer.capture.pipeline import Pipeline
+from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
+from traceformer.capture.provenance import configuration, describe, token_table
+from traceformer.capture.recorder import Recorder
+from traceformer.errors import UsageError
+from traceformer.sites import Stack
+from traceformer.store.claims import refuse_existing
+from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
+
+__all__ = ["Estimate", "ExtractRequest", "Progress", "estimate", "extract"]
+
+RUNS = Path("traces")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an extraction is; `seconds` and the counts are of this process, since it began to run."""
+
+    examples_done: int
+    examples_total: int
+    tokens_done: int
+    bytes_written: int
+    seconds: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run will take: bytes before compression, files, and seconds by the pace of one batch."""
+
+    examples: int
+    tokens: int
+    bytes: int
+    files: int
+    seconds: float
+    left_out: tuple[str, ...]
+
+
+def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None = None) -> Path:
+    """Returns the folder of the finished run (of the unfinished one while other writers are still at work).
+
+    Raises:
+        NotFound, Unreadable, UsageError, Unsupported: as `prepare` raises them; nothing is written.
+        RunExists: a finished run is in the way.
+        ConfigurationChanged: the run to resume was begun with another model, selection, text or setting.
+        NumericError: a value that the stored dtype cannot hold; what was committed stays.
+        OutOfSpace: the disk is full; what was committed stays.
+    """
+    if request.writer[1] > 1 and request.out_dir is None:
+        raise UsageError("several writers need to know their common run", hint="give all of them the same --out_dir")
+    if request.out_dir is not None:
+        refuse_existing(request.out_dir, request.overwrite)  # before the model is loaded, not after
+    report = progress or (lambda _: None)
+    report(Progress(0, 0, 0, 0, 0.0, "loading"))
+    prepared = prepare(request)
+    with _open_run(prepared) as writer:
+        _record(prepared, writer, report)
+        return writer.finish()
+
+
+def estimate(request: ExtractRequest) -> Estimate:
+    """Returns what the run would take; records one batch, writes nothing."""
+    prepared = prepare(request)
+    layout = prepared.layout
+    _, rows = prepared.shard(layout.n_shards // 2)
+    batch = next(batches_by_length(rows, request.batch_size), [])
+    seconds = 0.0
+    if batch:
+        run = _Batches(prepared)
+        with Recorder(prepared.loaded.model, prepared.plan.arrays, _Nowhere()) as recorder:
+            for _ in range(2):  # the first pass is slower: memory and kernels are being set up
+                started = time.perf_counter()
+                inputs, spans = run.inputs([rows[index] for index in batch])
+                recorder.run(spans, **inputs)
+                seconds = time.perf_counter() - started
+        tokens = sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
+        seconds *= sum(prepared.lengths.total.values()) / tokens
+    return Estimate(
+        layout.n_examples,
+        sum(prepared.lengths.total.values()),
+        layout.estimate_bytes(prepared.lengths.tokens),
+        layout.estimate_files(),
+        seconds,
+        prepared.plan.left_out,
+    )
+
+
+def _open_run(prepared: Prepared) -> RunWriter:
+    request, digest = prepared.request, configuration(prepared)
+    run_id = (
+        f"{time.strftime('%Y%m%d-%H%M%S')}_{prepared.loaded.name}_{prepared.source.name}_"
+        f"{prepared.source.split}_n{prepared.layout.n_examples}"
+    )
+    folder = request.out_dir or RUNS / run_id
+    begin = partial(RunWriter.create, overwrite=request.overwrite)
+    if request.resume:
+        unfinished = folder if request.out_dir else find_unfinished(RUNS, digest)
+        if unfinished is not None and unfinished_folder(unfinished).exists():
+            folder, begin = unfinished, partial(RunWriter.resume, overwrite=request.overwrite)
+        else:
+            warnings.warn("nothing to resume: starting anew", stacklevel=2)
+    return begin(folder, prepared.layout, describe(prepared, folder.name), digest=digest, writer=request.writer)
+
+
+class _Batches:
+    """Batches of encoded rows as this model's forward takes them."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        loaded = prepared.loaded
+        self._pad_id = loaded.tokenizer.pad_token_id
+        self._device = str(next(loaded.model.parameters()).device)
+        accepted = inspect.signature(loaded.model.forward).parameters
+        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in accepted
+        self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def inputs(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Any]]]:
+        inputs, spans = pad(rows, self._pad_id, self._device, with_positions=self._with_positions)
+        return {**inputs, **self._fixed}, spans
+
+
+class _Nowhere:
+    """A sink that casts as a real one does, and forgets."""
+
+    def rows(self, spec: Any, layer: int | None, rows: torch.Tensor) -> None:
+        rows.to(torch.float16)
+
+    def square(self, spec: Any, layer: int, example: int, queries: Any, keys: Any, block: torch.Tensor) -> None:
+        block.to(torch.float16)
+
+
+def _record(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
+    batches = _Batches(prepared)
+    batch_size = min(prepared.request.batch_size, prepared.layout.shard_examples)
+    pending = list(writer.pending)
+    total = sum(len(prepared.layout.shard_range(shard)) for shard in pending)
+    started, examples_done, tokens_done = time.perf_counter(), 0, 0
+    with Pipeline(writer, prepared.layout) as pipeline:
+        for shard in pending:
+            examples, rows = prepared.shard(shard)
+            sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
+            # The recorder is made anew for each shard, since it belongs to one sink.
+            with Recorder(prepared.loaded.model, prepared.plan.arrays, sink) as recorder:
+                for batch in batches_by_length(rows, batch_size):
+                    inputs, spans = batches.inputs([rows[index] for index in batch])
+                    sink.begin(batch, spans)
+                    recorder.run(spans, **inputs)
+                    pipeline.end_batch(sink)
+                    examples_done += len(batch)
+                    tokens_done += sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
+                    elapsed = time.perf_counter() - started
+                    report(Progress(examples_done, total, tokens_done, writer.bytes_written, elapsed, "recording"))
+            pipeline.close_shard(shard, sink, token_table(prepared, examples, rows))
+    elapsed = time.perf_counter() - started
+    report(Progress(total, total, tokens_done, writer.bytes_written, elapsed, "finishing"))

@@ -1,0 +1,199 @@
+"""Claims about the residual stream, from the embedding to the logits, and about the MLP."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
+
+__all__ = ["STREAM_CLAIMS"]
+
+
+def _embedding(place: Place) -> Sides:
+    model: Any = place.scene.model
+    alone = len(place.scene.row.stacks) == 1
+    owner = model if alone else model.get_encoder() if place.stack == "enc" else model.get_decoder()
+    table = owner.get_input_embeddings()
+    rows = table.weight[place.scene.ids[place.example][place.stack]]
+    return place("token_embed"), rows * torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(rows.dtype)
+
+
+def _first_input(place: Place) -> Sides:
+    return place("embed"), place.at(0)("resid_pre")
+
+
+def _last_output(place: Place) -> Sides:
+    recorded = place("resid_pre")
+    return recorded, place.at(place.layer - 1)("resid_post") if place.layer else place("embed")
+
+
+def _own_hidden(place: Place) -> Sides:
+    recorded, own = _recorded_and_own_hidden(place)
+    if own.shape != recorded.shape:
+        raise NotHere
+    return recorded, own
+
+
+def _narrowed_hidden(place: Place) -> Sides:
+    recorded, own = _recorded_and_own_hidden(place)
+    if own.shape == recorded.shape:
+        raise NotHere
+    return _project_out(place, recorded), own
+
+
+def _recorded_and_own_hidden(place: Place) -> Sides:
+    assert place.layer is not None
+    recorded = place("hidden")
+    return recorded, place.scene.reference.hidden[place.stack][place.layer][place.example, : len(recorded)]
+
+
+def _project_out(place: Place, stream: Tensor) -> Tensor:
+    """OPT-350m embeds and unembeds in fewer dimensions than it computes in."""
+    project = getattr(getattr(place.scene.model.base_model, "decoder", None), "project_out", None)
+    return stream if project is None else apply(project, stream)
+
+
+def _middle(place: Place) -> Sides:
+    recorded, stream = place("resid_mid"), place("resid_pre")
+    for attention in ("self",) if place.row.cross is None else ("self", "cross"):
+        stream = place.after_attention(attention, stream)
+    return recorded, stream
+
+
+def _end(place: Place) -> Sides:
+    recorded, mlp_out = place("resid_post"), place("mlp_out")
+    if place.row.parallel:
+        stream = place("resid_pre") + place("attn_out", attention="self") + mlp_out
+    else:
+        stream = place("resid_mid") + mlp_out
+    return recorded, stream if place.row.post_norm is None else place.apply(place.row.post_norm, stream)
+
+
+def _final_norm(place: Place) -> Sides:
+    recorded, path = place("final_norm"), place.row.final_norm
+    assert path is not None
+    stream = place.at(place.dims.n_layers - 1)("resid_post")
+    return recorded, apply(place.scene.model.base_model.get_submodule(path), stream)
+
+
+def _same_logits(place: Place) -> Sides:
+    recorded, own = place("logits"), place.scene.reference.logits
+    assert own is not None
+    return recorded, own[place.example, : len(recorded)]
+
+
+def _unembedded(place: Place) -> Sides:
+    """Unembedding by hand, for decoders: their heads are one matrix and, in some families, a scale, bias or softcap."""
+    model, config, recorded = place.scene.model, place.config, place("logits")
+    if place.stack == "enc":
+        raise NotHere
+    stream = _project_out(place, place.last_stream())
+    if getattr(config, "scale_decoder_outputs", False):
+        stream = stream * config.d_model**-0.5
+    logits = apply(model.get_output_embeddings(), stream)
+    logits = logits + getattr(model, "final_logits_bias", torch.zeros(1, 1).to(logits))[0]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return recorded, logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _through_own_head(place: Place) -> Sides:
+    """An encoder's masked-language head has layers of its own: run it, with the recorded stream put in its way."""
+    model, recorded = place.scene.model, place("logits")
+    if place.stack != "enc":
+        raise NotHere
+    stream = place.last_stream()
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = stream[None]
+        return output
+
+    handle = model.base_model.register_forward_hook(replace)
+    try:
+        logits = model(input_ids=place.scene.ids[place.example]["enc"][None]).logits[0]
+    finally:
+        handle.remove()
+    return recorded, logits
+
+
+def _input_of_mlp(place: Place) -> Tensor:
+    if "mlp_norm" in place.row.mlp:
+        return place("mlp_norm")
+    return place("attn_norm", attention="self") if place.row.parallel else place("resid_mid")
+
+
+def _mlp_norm(place: Place) -> Sides:
+    recorded = place("mlp_norm")
+    return recorded, place.apply(
+        place.row.mlp["mlp_norm"].path, place("resid_pre" if place.row.parallel else "resid_mid")
+    )
+
+
+def _mlp_up(place: Place) -> Sides:
+    recorded, tap = place("mlp_up"), place.row.mlp["mlp_up"]
+    whole = place.apply(tap.path, _input_of_mlp(place))
+    half = whole.shape[-1] // 2
+    return recorded, {"first half": whole[:, :half], "second half": whole[:, half:]}.get(tap.part, whole)
+
+
+def _is_gated(place: Place) -> bool:
+    """Whether the down projection's input is nearer to act * up than to act: seen in the model, not in its row."""
+    act, up, mid = place("mlp_act"), place("mlp_up"), place("mlp_mid")
+    return error_between(mid, act * up) < error_between(mid, act)
+
+
+def _plain_mid(place: Place) -> Sides:
+    if _is_gated(place):
+        raise NotHere
+    return place("mlp_mid"), place("mlp_act")
+
+
+def _gated_mid(place: Place) -> Sides:
+    if not _is_gated(place):
+        raise NotHere
+    return place("mlp_mid"), place("mlp_act") * place("mlp_up")
+
+
+def _plain_act(place: Place) -> Sides:
+    if _is_gated(place):
+        raise NotHere
+    return place("mlp_act"), place.apply(place.row.mlp["mlp_act"].path, place("mlp_up"))
+
+
+def _mlp_down(place: Place) -> Sides:
+    return place("mlp_down"), place.apply(place.row.mlp["mlp_mid"].path, place("mlp_mid"))
+
+
+def _mlp_out(place: Place) -> Sides:
+    recorded, down, path = place("mlp_out"), place("mlp_down"), place.row.mlp["mlp_out"].path
+    return recorded, place.normed(path, down)
+
+
+def _experts(place: Place) -> Sides:
+    recorded = place("mlp_out")
+    if "mlp_down" in place.row.mlp:
+        raise NotHere
+    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place))
+
+
+STREAM_CLAIMS = (
+    Claim("token_embed", "equals the embedding's rows of the token ids", _embedding, Rounding.MODEL),
+    Claim("embed", "equals resid_pre of the first block", _first_input, Rounding.NONE),
+    Claim("resid_pre", "equals resid_post of the block before, or embed", _last_output, Rounding.NONE),
+    Claim("resid_mid", "equals resid_pre + attn_out, normed in post-norm blocks", _middle, Rounding.MODEL),
+    Claim("mlp_norm", "equals the norm of the residual stream", _mlp_norm, Rounding.MODEL),
+    Claim("mlp_up", "equals the up projection of the MLP's input", _mlp_up, Rounding.MODEL),
+    Claim("mlp_act", "equals the activation function of mlp_up", _plain_act, Rounding.MODEL),
+    Claim("mlp_mid", "equals mlp_act", _plain_mid, Rounding.NONE),
+    Claim("mlp_mid", "equals mlp_act * mlp_up", _gated_mid, Rounding.MODEL),
+    Claim("mlp_down", "equals the down projection of mlp_mid", _mlp_down, Rounding.MODEL),
+    Claim("mlp_out", "equals mlp_down, after the post-norm where there is one", _mlp_out, Rounding.MODEL),
+    Claim("mlp_out", "equals the experts' output for the MLP's input", _experts, Rounding.MODEL),
+    Claim("resid_post", "equals resid_mid + mlp_out (parallel: resid_pre + attn_out + mlp_out)", _end, Rounding.MODEL),
+    Claim("hidden", "equals the model's own output_hidden_states", _own_hidden, Rounding.NONE),
+    Claim("hidden", "gives the last of the model's own, after project_out", _narrowed_hidden, Rounding.MODEL),
+    Claim("final_norm", "equals the final norm of the last resid_post", _final_norm, Rounding.MODEL),
+    Claim("logits", "equals the model's logits when nothing is recorded", _same_logits, Rounding.NONE),
+    Claim("logits", "equals the unembedding of the last residual stream", _unembedded, Rounding.MODEL),
+    Claim("logits", "equals the model's own head on the last residual stream", _through_own_head, Rounding.MODEL),
+)

@@ -1,0 +1,165 @@
+"""Where a run came from: what must be equal to resume it, what `meta.json` states, and its token table."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from traceformer.capture.encoding import Encoded
+from traceformer.capture.prepare import Prepared
+from traceformer.models import LoadedModel, weights_digest
+from traceformer.sites import Stack
+from traceformer.texts import Example
+
+__all__ = ["configuration", "describe", "token_table"]
+
+
+def configuration(prepared: Prepared) -> dict[str, Any]:
+    """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
+    request, loaded, encoder, targets = prepared.request, prepared.loaded, prepared.encoder, prepared.targets
+    return {
+        "model weights": weights_digest(loaded.model),
+        "model config": _sha256(loaded.config.to_json_string()),
+        "tokenizer": encoder.digest(),
+        "texts": prepared.source.digest,
+        "targets": None if targets is None else _sha256("\n".join(targets)),
+        "layout": prepared.layout.to_json(),
+        "max_seq_len": encoder.max_tokens,
+        "dec_max_len": request.dec_max_len,
+        "batch_size": request.batch_size,
+        "attention implementation": _attention_implementation(loaded),
+        "device": _device(loaded),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _device(loaded: LoadedModel) -> str:
+    device = next(loaded.model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+
+
+def _attention_implementation(loaded: LoadedModel) -> str:
+    return getattr(loaded.config, "_attn_implementation", None) or "eager"
+
+
+def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
+    """Returns what `meta.json` states: document 1's keys, and all that is otherwise folklore."""
+    request, loaded, plan = prepared.request, prepared.loaded, prepared.plan
+    dims = loaded.dims
+    stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
+    for spec in plan.arrays:
+        if spec.site.per_layer and spec.key.token_stack == spec.key.stack:
+            stored["layers"].setdefault(spec.key.stack, list(spec.layers))
+            if "head" in spec.site.axes:
+                stored["heads"].setdefault(spec.key.stack, list(spec.heads))
+    single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
+    first = single or dims.stacks["enc"]
+    return {
+        "run_id": run_id,
+        "model": loaded.source,
+        "model_name": loaded.name,
+        "model_type": loaded.config.model_type,
+        "revision": loaded.revision,
+        "arch": dims.arch,
+        "dataset": request.dataset,
+        "split": prepared.source.split,
+        "n_examples": prepared.layout.n_examples,
+        "max_seq_len": prepared.encoder.max_tokens
+        if dims.arch != "encdec"
+        else {"enc": prepared.encoder.max_tokens, "dec": request.dec_max_len},
+        "num_layers": first.n_layers,
+        "num_heads": first.n_heads,
+        "head_dim": first.d_head,
+        "layers_stored": stored["layers"].get("enc") if dims.arch == "enc" else stored["layers"],
+        "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
+        "dtype": request.dtype,
+        "capture": list(request.selection.capture),
+        "left_out": list(plan.left_out),
+        "has_targets": prepared.targets is not None if dims.arch == "encdec" else None,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "dims": dims.to_json(),
+        "attention": _attention_meta(loaded),
+        "tokens": {"total": dict(prepared.lengths.total), "truncated_texts": prepared.lengths.truncated},
+        "padding": "right in batches, explicit positions; never stored",
+        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
+        "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": _device(loaded),
+        "batch_size": request.batch_size,
+        "versions": {
+            name: version(name)
+            for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
+        },
+        "python": platform.python_version(),
+        "command_line": request.command_line,
+    }
+
+
+def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
+    """How scores become patterns in this model, in words and numbers."""
+    config = loaded.config
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    return {
+        "implementation": _attention_implementation(loaded),
+        "pattern": "softmax of attn_scores after the mask, computed in float32 from the model's own q and k",
+        "q_k": "after rotary embedding" if rotary else "as projected (no rotary embedding)",
+        "softcap": getattr(config, "attn_logit_softcapping", None),
+        "sinks": config.model_type == "gpt_oss",
+        "sliding_window": getattr(config, "sliding_window", None),
+        "layer_types": getattr(config, "layer_types", None),
+        "gqa": {
+            stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads}
+            for stack, dims in loaded.dims.stacks.items()
+        },
+    }
+
+
+def token_table(prepared: Prepared, examples: Sequence[Example], rows: Sequence[Encoded]) -> pa.Table:
+    """Returns the rows of `tokens.parquet` for one shard; the writer adds where each example lies.
+
+    A column of the data set that bears the name of one of ours is kept as `data_NAME`. One whose values are of
+    several types is kept as JSON.
+    """
+    stack: Stack = "dec" if prepared.loaded.dims.arch == "dec" else "enc"
+    columns: dict[str, list[Any]] = {
+        "example_id": [example.example_id for example in examples],
+        "split": [prepared.source.split] * len(examples),
+        "index": [example.index for example in examples],
+        "text": [example.text for example in examples],
+        "input_ids": [row.ids[stack] for row in rows],
+        "attention_mask": [[1] * row.length(stack) for row in rows],
+        "offset_mapping": [row.offsets and [list(span) for span in row.offsets] for row in rows],
+        "tokens": [row.tokens[stack] for row in rows],
+        "n_tokens": [row.length(stack) for row in rows],
+        "truncated": [row.truncated for row in rows],
+        "content_hash": [_sha256(example.text) for example in examples],
+    }
+    if prepared.targets is not None:
+        columns |= {
+            "dec_input_ids": [row.ids["dec"] for row in rows],
+            "dec_attention_mask": [[1] * row.length("dec") for row in rows],
+            "dec_tokens": [row.tokens["dec"] for row in rows],
+            "dec_labels": [row.labels for row in rows],
+            "dec_n_tokens": [row.length("dec") for row in rows],
+        }
+    taken = {*columns, "shard", "slot", "dec_slot"}
+    for name in examples[0].extra:
+        columns[f"data_{name}" if name in taken else name] = [example.extra[name] for example in examples]
+    return pa.table({name: _column(values) for name, values in columns.items()})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([json.dumps(value, ensure_ascii=False, default=str) for value in values])

@@ -1,0 +1,100 @@
+"""The command line: one short function per verb, imported when it is used.
+
+stdout is data, stderr is words and progress. A failure is told in up to three lines (`error:`, `why:`, `try:`)
+and an exit code; `--debug` anywhere on the line adds the traceback.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import TextIO
+
+from cyclopts import App, CycloptsError, Parameter
+
+from traceformer import __version__
+from traceformer.cli.failures import INTERRUPTED, explain
+from traceformer.errors import TraceformerError
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "demo": "Record a small real model on the built-in texts, and look at the run.",
+    "check": "Prove on a model that every site means what it says.",
+    "extract": "Record a model's internals over a data set into a run.",
+    "inspect": "Show what a run holds: its arrays, an example, a head.",
+    "verify": "Check every file of a run against its records.",
+}
+"""Every verb and its line in the help; the function of the same name lives in the module of the same name."""
+
+_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code of one command line, the process's own by default."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        _print_anything()
+        try:
+            code = _application()(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes stdout once more on the way out, which would fail again, with a message.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _BROKEN_PIPE
+        except (TraceformerError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
+            failure = explain(error)
+            if failure is None:
+                raise
+            if debug and failure.code != INTERRUPTED:
+                traceback.print_exc()
+            print(failure, file=sys.stderr)
+            return failure.code
+    return code if isinstance(code, int) else 0
+
+
+def _application() -> App:
+    app = App(
+        name="traceformer",
+        help="Record what happens inside transformers, keep it in one compact store, ask it questions.",
+        help_epilogue="--debug anywhere on the line shows the traceback of an error.",
+        version=f"traceformer {__version__}",
+        default_parameter=Parameter(negative=(), show_default=_default_in_help),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+        exit_on_error=False,
+        print_error=False,
+    )
+    for verb, help_line in VERBS.items():
+        app.command(f"traceformer.cli.{verb}:{verb}", name=verb, help=help_line)
+    return app
+
+
+def _print_anything() -> None:
+    # Tokens are in every script; a stream that cannot write one gets an escape in its place.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _default_in_help(value: object) -> str | None:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
+    return None if value is None or value is False else str(value)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)

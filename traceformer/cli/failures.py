@@ -1,0 +1,109 @@
+"""What is printed, and returned to the shell, when a command fails."""
+
+import difflib
+import errno
+import re
+import sys
+from dataclasses import dataclass
+
+from cyclopts import Argument, CycloptsError
+from cyclopts.annotations import get_hint_name
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from traceformer.errors import OutOfSpace, TraceformerError, UsageError
+
+__all__ = ["INTERRUPTED", "Failure", "explain"]
+
+INTERRUPTED = 130
+_NOT_READABLE = 3
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The exit code of a failed command and its message; `str` gives the lines to print."""
+
+    code: int
+    error: str
+    why: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        labelled = (("error", self.error), ("why", self.why), ("try", self.hint))
+        return "\n".join(f"{label + ':':<7}{text}" for label, text in labelled if text)
+
+
+def explain(error: BaseException) -> Failure | None:
+    """Returns what to print for an error that has a cause outside of the program, None for a fault of the program."""
+    if isinstance(error, TraceformerError):
+        return Failure(error.exit_code, error.message, error.why, error.hint)
+    if isinstance(error, CycloptsError):
+        return _unreadable_command(error)
+    if isinstance(error, KeyboardInterrupt):
+        message, hint = error.args if len(error.args) == 2 else ("interrupted", "")
+        return Failure(INTERRUPTED, message, hint=hint)
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        why = str(error).split("\n")[0]
+        return Failure(OutOfSpace.exit_code, "out of memory", why, "a smaller --batch_size, or fewer --layers")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno in _FULL:
+            return Failure(
+                OutOfSpace.exit_code,
+                f"{where}the disk is full",
+                hint="free some space, then the same command with --resume",
+            )
+        return Failure(_NOT_READABLE, f"{where}{error.strerror or error}")
+    return None
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    # On a CPU torch raises a plain RuntimeError.
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
+def _unreadable_command(error: CycloptsError) -> Failure:
+    verb = " ".join(error.command_chain or ())
+    help_command = " ".join(part for part in ("traceformer", verb, "--help") if part)
+    if isinstance(error, UnknownCommandError):
+        return _unknown_verb(error, help_command)
+    if isinstance(error, UnusedCliTokensError):
+        return Failure(UsageError.exit_code, f"cannot place {' '.join(error.unused_tokens or ())!r}", hint=help_command)
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.keyword or error.argument.name.lstrip("-")
+        message = f"{name} needs a value" if name.startswith("-") else f"{verb} needs {name.upper()}"
+        return Failure(UsageError.exit_code, message, hint=help_command)
+    error.verbose = False
+    message, _, suggestion = str(error).partition(" Did you mean ")
+    hint = re.sub(r'["?]', "", suggestion) or help_command
+    if isinstance(error, CoercionError) and error.argument is not None and error.token is not None:
+        name = error.token.keyword or error.argument.name.lstrip("-").upper()
+        why = str(error.msg) if error.msg else _what_it_takes(error.argument)
+        return Failure(UsageError.exit_code, f"{name} cannot be {error.token.value!r}", why, hint)
+    if isinstance(error, UnknownOptionError):
+        message = f"{verb} has no option {error.token.keyword or error.token.value!r}"
+    return Failure(UsageError.exit_code, message[:1].lower() + message[1:].rstrip("."), hint=hint)
+
+
+def _what_it_takes(argument: Argument) -> str:
+    choices = argument.get_choices()
+    return f"it is one of {', '.join(choices)}" if choices else f"it takes {get_hint_name(argument.hint)}"
+
+
+def _unknown_verb(error: UnknownCommandError, help_command: str) -> Failure:
+    # cyclopts' own message imports every verb to find out which to show.
+    asked = (error.unused_tokens or [""])[0]
+    verbs = [name for name in (error.app or ()) if not name.startswith("-")]
+    near = difflib.get_close_matches(asked, verbs, n=1)
+    what = "option" if asked.startswith("-") else "command"
+    return Failure(
+        UsageError.exit_code, f"no {what} {asked!r}", hint=f"traceformer {near[0]}" if near else help_command
+    )

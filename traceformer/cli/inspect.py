@@ -1,0 +1,208 @@
+"""`traceformer inspect`: what a run holds, one example's tokens, one head in the terminal or as a picture."""
+
+import json as json_text
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from jaxtyping import Float
+
+from traceformer.cli.arguments import count, find_example, find_run, parse_head
+from traceformer.cli.summary import summarise
+from traceformer.cli.terminal import draw_matrix, printable, table
+from traceformer.errors import NotRecorded, SelectionError
+from traceformer.sites import SITES, ArraySpec, Stack
+from traceformer.store.reader import TraceStore
+
+__all__ = ["inspect"]
+
+_TILE = 96  # pixels per head in an atlas
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One example's values at one array, layer and head, with the tokens along its rows and, for a matrix, its keys."""
+
+    example_id: str
+    spec: ArraySpec
+    layer: int | None
+    head: int | None
+    values: Float[np.ndarray, "row column"]
+    row_tokens: list[str]
+    key_tokens: list[str]
+
+    @property
+    def title(self) -> str:
+        place = "".join(f"{letter}{n}" for letter, n in (("L", self.layer), ("H", self.head)) if n is not None)
+        return "  ".join(part for part in (place, str(self.spec.key), f"example {self.example_id}") if part)
+
+
+def inspect(
+    run: Annotated[str, Parameter(name="RUN")],
+    /,
+    *,
+    example: str | None = None,
+    layer: Annotated[int | None, count("L", least=0)] = None,
+    head: Annotated[str | None, Parameter(metavar="H|LxHy")] = None,
+    site: str | None = None,
+    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    json: bool = False,
+) -> None:
+    """Show what a run holds: its arrays, an example, a head.
+
+    Without options: the model, the data set and every array. With --example: its text and tokens. With --head: the
+    pattern, drawn in the terminal. With --png and no head: a picture of all heads.
+
+    Args:
+        run: A folder, the name of a run in ./traces, or `latest`.
+        example: An example's id, or its row number; the first one by default.
+        layer: A layer's number in the model.
+        head: A head's number in the model, or such as L5H3.
+        site: Which array: attn_pattern, resid_post, ...; dec.cross.attn_pattern where there are several.
+        png: Save a picture of the head, or of all heads, in the format that the ending names.
+        json: Print a JSON object.
+    """
+    layer, head_number = parse_head(layer, head)
+    folder = find_run(run)
+    store = TraceStore(folder)
+    at_a_place = not (layer is None and head_number is None and site is None)
+    if png is None and not at_a_place:
+        shown = summarise(store, folder) if example is None else _example(store, example)
+        print(json_text.dumps(shown.to_json(), indent=2) if json else shown)
+        return
+
+    spec = _find_array(store, site)
+    example_id = find_example(example, store.ids)
+    if png is not None and layer is None and head_number is None:
+        _save_atlas(store, example_id, spec, png)
+        picture = f"all heads of {spec.key}, example {example_id}"
+        print(json_text.dumps({"run": str(folder), "png": str(png)}) if json else f"{png}: {picture}")
+        return
+    found = _slice(store, example_id, spec, layer, head_number)
+    if png is not None:
+        _save_head(found, png)
+    if json:
+        print(json_text.dumps(_slice_to_json(found, folder, png), indent=2))
+        return
+    print(found.title, end="\n\n")
+    print(_draw(found))
+    if png is not None:
+        print(f"wrote {png}", file=sys.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    example_id: str
+    text: str
+    tokens: dict[str, list[str]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"example_id": self.example_id, "text": self.text, "tokens": self.tokens}
+
+    def __str__(self) -> str:
+        lines = [f"example {self.example_id}", "", printable(self.text)]
+        for stack, tokens in self.tokens.items():
+            rows = [(str(position), printable(token)) for position, token in enumerate(tokens)]
+            lines += ["", table(("position", f"{stack} token"), rows, numeric=(0,))]
+        return "\n".join(lines)
+
+
+def _example(store: TraceStore, name: str) -> _Example:
+    example_id = find_example(name, store.ids)
+    tokens = {stack: _tokens(store, example_id, stack) for stack in store.layout.stacks}
+    return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens))
+
+
+def _tokens(store: TraceStore, example_id: str, stack: Stack) -> list[str]:
+    column = "dec_tokens" if stack == "dec" and store.arch == "encdec" else "tokens"
+    return [str(token) for token in store.encodings(example_id)[column]]
+
+
+def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
+    """Returns the array that `--site` names, the first one of attention for None.
+
+    Raises:
+        NotRecorded: the run has no such array, or SelectionError: it has several.
+    """
+    specs = store.layout.arrays
+    stored = f"it has {' '.join(str(spec.key) for spec in specs)}"
+    if site is None:
+        patterns = [spec for spec in specs if spec.key.site == "attn_pattern"]
+        if not patterns:
+            raise NotRecorded("this run holds no attention patterns", why=stored, hint="--site SITE")
+        return patterns[0]
+    found = [spec for spec in specs if site in (spec.key.site, str(spec.key))]
+    if not found:
+        known = site in SITES or "." in site
+        raise NotRecorded(f"this run holds no {site}" if known else f"no site {site!r}", why=stored)
+    if len(found) > 1:
+        keys = [str(spec.key) for spec in found]
+        raise SelectionError(f"{site} is there {len(keys)} times", hint=" or ".join(f"--site {key}" for key in keys))
+    return found[0]
+
+
+def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+    for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
+        if number is None and len(stored) > 1:
+            raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
+    values = np.asarray(store.get(example_id, spec.key, layer, head), dtype=np.float32)
+    return _Slice(
+        example_id,
+        spec,
+        spec.layers[0] if layer is None and spec.layers else layer,
+        spec.heads[0] if head is None and spec.heads else head,
+        values.reshape(values.shape[-2:]),  # without the axis of a layer or head that is the only one
+        _tokens(store, example_id, spec.key.token_stack),
+        _tokens(store, example_id, spec.key.key_stack) if spec.site.is_matrix else [],
+    )
+
+
+def _draw(found: _Slice) -> str:
+    if found.spec.site.is_matrix:
+        width = shutil.get_terminal_size((100, 24)).columns
+        return draw_matrix(found.values, found.row_tokens, found.key_tokens, width=width)
+    rows = [
+        (str(position), printable(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
+        for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
+    ]
+    return table(("position", "token", "norm", "min", "max"), rows, numeric=(0, 2, 3, 4))
+
+
+def _slice_to_json(found: _Slice, folder: Path, png: Path | None) -> dict[str, Any]:
+    return {
+        "run": str(folder),
+        "example_id": found.example_id,
+        "array": str(found.spec.key),
+        "layer": found.layer,
+        "head": found.head,
+        "tokens": found.row_tokens,
+        **({"key_tokens": found.key_tokens} if found.spec.site.is_matrix else {}),
+        "values": found.values.tolist(),
+        **({"png": str(png)} if png is not None else {}),
+    }
+
+
+def _save_head(found: _Slice, png: Path) -> None:
+    from traceformer.cli.figures import head_figure, save
+
+    if not found.spec.site.is_matrix:
+        raise SelectionError(f"{found.spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")
+    save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
+
+
+def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
+    from traceformer.cli.figures import atlas_figure, save, tile
+
+    if not spec.site.is_matrix:
+        raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")
+    # Head by head, so that no more than one whole matrix is in memory.
+    tiles = [
+        [tile(_slice(store, example_id, spec, layer, head).values, pixels=_TILE) for head in spec.heads]
+        for layer in spec.layers
+    ]
+    title = f"{spec.key}  example {example_id}  (queries downwards, keys to the right)"
+    save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

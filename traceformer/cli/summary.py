@@ -1,0 +1,127 @@
+"""What a run holds, as a value that prints as text and as JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from traceformer.cli.terminal import table
+from traceformer.cli.units import amount_of_bytes
+from traceformer.sites import ArraySpec
+from traceformer.store.reader import TraceStore
+
+__all__ = ["ArraySummary", "RunSummary", "summarise"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySummary:
+    """One array: where it lies, its dimensions (None where each example has its own size), its size on disk."""
+
+    key: str
+    path: str
+    dims: Mapping[str, int | None]
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    bytes: int
+    bytes_per_token: float
+
+    @property
+    def dims_in_words(self) -> str:
+        return ", ".join(name if size is None else f"{name} {size}" for name, size in self.dims.items())
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run: what was run on what, how much of it is there, the arrays, and which parts of the model they leave out."""
+
+    run: str
+    finished: bool
+    model: str
+    arch: str
+    dataset: str
+    split: str
+    dtype: str
+    time: str
+    n_examples: int
+    n_tokens: Mapping[str, int]
+    longest: Mapping[str, int]
+    bytes: int
+    arrays: tuple[ArraySummary, ...]
+    parts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        stacks = [f"{total} {stack} tokens (longest {self.longest[stack]})" for stack, total in self.n_tokens.items()]
+        facts = (
+            ("run", self.run if self.finished else f"{self.run}  (unfinished: what is committed so far)"),
+            ("model", f"{self.model}  ({_ARCHITECTURES[self.arch]})"),
+            ("data set", f"{self.dataset} {self.split}: {self.n_examples} examples, {', '.join(stacks)}"),
+            ("stored as", f"{self.dtype}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
+        )
+        rows = [
+            (array.key, array.dims_in_words, amount_of_bytes(array.bytes), amount_of_bytes(array.bytes_per_token))
+            for array in self.arrays
+        ]
+        return "\n".join(
+            (
+                *(f"{name:<11}{fact}" for name, fact in facts),
+                "",
+                table(("array", "dimensions of one example", "on disk", "per token"), rows, numeric=(2, 3)),
+                *(("", *self.parts) if self.parts else ()),
+            )
+        )
+
+
+_ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder"}
+
+
+def summarise(store: TraceStore, folder: Path) -> RunSummary:
+    """Returns what the run in `folder` holds."""
+    meta, layout = store.meta, store.layout
+    lengths = {stack: [store.length(example_id, stack) for example_id in store.ids] for stack in layout.stacks}
+    totals = {stack: sum(of_stack) for stack, of_stack in lengths.items()}
+    arrays: list[ArraySummary] = []
+    for spec in layout.arrays:
+        path = layout.array_path(spec.key)
+        size = _size(folder / path)
+        per_token = size / max(totals[spec.key.token_stack], 1)
+        arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
+    parts = (line for spec in layout.arrays for line in _parts(spec, meta["dims"][spec.key.token_stack]))
+    return RunSummary(
+        run=str(folder),
+        finished=store.finished,
+        model=meta["model"],
+        arch=meta["arch"],
+        dataset=meta["dataset"],
+        split=meta["split"],
+        dtype=meta["dtype"],
+        time=meta["time"],
+        n_examples=store.n,
+        n_tokens=dict[str, int](totals),
+        longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
+        bytes=_size(folder),
+        arrays=tuple(arrays),
+        parts=tuple(dict.fromkeys(parts)),
+    )
+
+
+def _dims(spec: ArraySpec) -> dict[str, int | None]:
+    sizes = {"layer": len(spec.layers), "head": len(spec.heads), "kv_head": len(spec.heads)}
+    sizes["hidden_layer"] = len(spec.layers)
+    ragged = ("position", "query", "key")
+    return {axis: None if axis in ragged else sizes.get(axis, spec.width) for axis in spec.site.axes}
+
+
+def _parts(spec: ArraySpec, dims: Mapping[str, int]) -> Iterator[str]:
+    """Yields a line for each axis on which only some of the model's layers or heads are stored."""
+    totals = {"layer": dims["n_layers"], "hidden_layer": dims["n_layers"] + 1}
+    totals |= {"head": dims["n_heads"], "kv_head": dims["n_kv_heads"]}
+    for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
+        if len(numbers) < totals[axis]:
+            yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,98 @@
+"""The memory of one open shard: allocated once, filled by a recorder, written as it stands, used again."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from traceformer.errors import UsageError
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.encoding import ON_DISK
+from traceformer.store.layout import RunLayout
+
+__all__ = ["ShardBuffer"]
+
+
+class ShardBuffer:
+    """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
+
+    Call `begin` with the shard's example lengths, then fill, for the example in slot b, all of `rectangle(key, b)`
+    or `rows(key, b)`. What lies outside of these is zero already, or is never written.
+
+    Attributes:
+        arrays: Matrices are (B, layer, head, Tq, Tk); token arrays (layer[, head], S, width), where an example's
+            rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`.
+        lengths: Per stack the tokens of each example.
+        offsets: Per stack where each example's rows begin, and at the end where the last one's end.
+    """
+
+    def __init__(self, layout: RunLayout) -> None:
+        self.layout = layout
+        self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
+            spec.key: np.zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.arrays
+        }
+        self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
+        self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
+        # What the last shard may have written: per slot its queries and keys.
+        nothing = np.zeros((layout.shard_examples, 2), np.int64)
+        self._dirty = {spec.key: nothing.copy() for spec in layout.arrays if spec.site.is_matrix}
+
+    @property
+    def n_examples(self) -> int:
+        return len(next(iter(self.lengths.values()), ()))
+
+    def begin(self, lengths: Mapping[Stack, Sequence[int]]) -> None:
+        """Makes room for a new shard: zeros all that the last one left outside the new examples' own parts.
+
+        Raises:
+            UsageError: a stack is missing, there are more than B examples, or one is longer than T.
+        """
+        layout = self.layout
+        if lengths.keys() < layout.max_tokens.keys():
+            raise UsageError(f"lengths for {' and '.join(lengths)} only", why=f"the run has {' '.join(layout.stacks)}")
+        counts = {len(lengths[stack]) for stack in layout.stacks}
+        if len(counts) != 1 or not 1 <= counts.pop() <= layout.shard_examples:
+            raise UsageError(f"a shard has 1 to {layout.shard_examples} examples, the same number in every stack")
+        for stack in layout.stacks:
+            if max(lengths[stack]) > layout.max_tokens[stack] or min(lengths[stack]) < 0:
+                raise UsageError(
+                    f"an example of {max(lengths[stack])} {stack} tokens",
+                    why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
+                )
+        self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
+        self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
+        for spec in layout.arrays:
+            if spec.site.is_matrix:
+                self._clear_around(spec)
+            else:
+                self._clear_tail(spec)
+
+    def _clear_around(self, spec: ArraySpec) -> None:
+        array, dirty = self.arrays[spec.key], self._dirty[spec.key]
+        for b in range(self.n_examples):
+            queries, keys = self.lengths[spec.key.stack][b], self.lengths[spec.key.key_stack][b]
+            old_queries, old_keys = dirty[b]
+            array[b, :, :, queries:old_queries, :old_keys] = 0
+            array[b, :, :, : min(queries, old_queries), keys:old_keys] = 0
+            dirty[b] = queries, keys
+
+    def _clear_tail(self, spec: ArraySpec) -> None:
+        used = int(self.offsets[spec.key.token_stack][-1])
+        self.arrays[spec.key][..., used : self.layout.written_slots(spec, used), :] = 0
+
+    def filled(self, spec: ArraySpec) -> Shaped[np.ndarray, "..."]:
+        """Returns the part of an array that goes to disk, as a view: no empty examples, whole chunks of token slots."""
+        array = self.arrays[spec.key]
+        if spec.site.is_matrix:
+            return array[: self.n_examples]
+        used = int(self.offsets[spec.key.token_stack][-1])
+        return array[..., : self.layout.written_slots(spec, used), :]
+
+    def rectangle(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "layer head query key"]:
+        """Returns the part of a matrix array that the example in slot b must fill, as a view."""
+        return self.arrays[key][b, :, :, : self.lengths[key.stack][b], : self.lengths[key.key_stack][b]]
+
+    def rows(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "..."]:
+        """Returns the part of a token array that the example in slot b must fill, (layer[, head], n, width), a view."""
+        offsets = self.offsets[key.token_stack]
+        return self.arrays[key][..., offsets[b] : offsets[b + 1], :]

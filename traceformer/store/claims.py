@@ -1,0 +1,120 @@
+"""Who may write a run: where it is built, which process holds it, and whether it was begun with the same configuration.
+
+A run is built in `_tmp_<name>` beside its folder. Each writer holds a lock there, which the operating system drops
+with the process, so a crash leaves nothing in the way.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
+from traceformer.store.commits import RunHead, configuration_digest
+from traceformer.store.files import FileLock, canonical
+from traceformer.store.layout import META
+
+__all__ = [
+    "begun_head",
+    "empty_folder",
+    "final_folder",
+    "find_unfinished",
+    "lock_writer",
+    "refuse_existing",
+    "refuse_other_writers",
+    "same_configuration",
+    "unfinished_folder",
+]
+
+_UNFINISHED = "_tmp_"
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """Returns where the run that will be `folder` is built: `_tmp_<name>` beside it."""
+    return folder if folder.name.startswith(_UNFINISHED) else folder.with_name(_UNFINISHED + folder.name)
+
+
+def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
+    """Returns the newest unfinished run under `traces` that was begun with the same configuration, or None."""
+    begun: list[tuple[int, Path]] = []
+    wanted = configuration_digest(digest)
+    for path in traces.glob(f"{_UNFINISHED}*/{META}"):
+        try:
+            head = RunHead.read(path.parent)
+        except (NotFound, Unreadable):
+            continue
+        if configuration_digest(head.configuration) == wanted:
+            begun.append((path.stat().st_mtime_ns, path.parent))
+    return max(begun)[1] if begun else None
+
+
+def final_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name.removeprefix(_UNFINISHED))
+
+
+def refuse_existing(final: Path, overwrite: bool) -> None:
+    if not final.exists():
+        return
+    if not overwrite:
+        raise RunExists(f"{final} exists", hint="choose another --out_dir, or --overwrite it")
+    if not (final / META).exists() and (not final.is_dir() or any(final.iterdir())):
+        raise RunExists(f"{final} exists and is not a run", hint="choose another --out_dir")
+
+
+def lock_writer(unfinished: Path, writer: tuple[int, int]) -> FileLock:
+    """Returns the writer's lock, taken. Writers of different counts W would take each other's shards."""
+    lock = FileLock(unfinished / f".lock-{writer[0]}-of-{writer[1]}")
+    lock.acquire()
+    try:
+        refuse_other_writers(unfinished, writer, of_any_number=False)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_number: bool) -> None:
+    own = f".lock-{writer[0]}-of-{writer[1]}"
+    for path in unfinished.glob(".lock-*"):
+        fellow = path.name.endswith(f"-of-{writer[1]}") and not of_any_number
+        if path.name != own and not fellow:
+            other = FileLock(path)
+            other.acquire()
+            other.release()
+
+
+def same_configuration(unfinished: Path, head: RunHead) -> bool:
+    return configuration_digest(RunHead.read(unfinished).configuration) == configuration_digest(head.configuration)
+
+
+def begun_head(unfinished: Path, head: RunHead) -> RunHead:
+    """Returns the head that an unfinished run was begun with, if `head` means the same run.
+
+    Raises:
+        ConfigurationChanged: it does not; the message names what differs.
+    """
+    begun = RunHead.read(unfinished)
+    for before, now in ((begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())):
+        names = [*before, *(name for name in now if name not in before)]
+        changed = [name for name in names if canonical(before.get(name)) != canonical(now.get(name))]
+        if changed:
+            raise ConfigurationChanged(
+                f"{unfinished} was begun with another {' and '.join(changed)}",
+                why=", ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed),
+                hint="start a new run, or resume with what it was begun with",
+            )
+    return begun
+
+
+def _short(value: object) -> str:
+    text = canonical(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def empty_folder(folder: Path, keep: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != keep:
+            os.unlink(path)

@@ -1,0 +1,140 @@
+"""One layer of a token array over all examples: as one matrix, in batches, or in shuffled batches.
+
+A shard's tokens lie back to back and chunks hold 512 token slots of one layer and head, so nothing that was not
+asked for is read. Reading runs a few pieces ahead of the caller, on tensorstore's threads.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Float
+
+from traceformer.store.arrays import Array
+from traceformer.store.encoding import IN_MEMORY, ON_DISK, Stored, decode
+from traceformer.store.index import Spans
+
+__all__ = ["Column", "batches", "gather", "shuffled_batches"]
+
+_AHEAD = 4
+_PIECE_TOKENS = 8192
+_WINDOW_TOKENS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One layer, and one head or all of them, of a token array.
+
+    `view` is (slot, d), or (head, slot, d) which reads as (slot, head * d): heads in order, as `z` enters W_O.
+    `chunk` is the number of slots that are read together.
+    """
+
+    view: Array
+    stored: Stored
+    spans: Spans
+    chunk: int
+
+    @property
+    def width(self) -> int:
+        return self.view.shape[-1] * (self.view.shape[0] if self.view.rank == 3 else 1)
+
+    def pieces(self, most: int) -> list[tuple[int, int]]:
+        """Returns the runs of slots (first, last + 1) that hold tokens, at most `most` long, cut at chunks."""
+        step = max(self.chunk, most // self.chunk * self.chunk)
+        found: list[tuple[int, int]] = []
+        for start, count in zip(self.spans.starts.tolist(), self.spans.counts.tolist(), strict=True):
+            found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
+        return found
+
+    def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Float[np.ndarray, "token d"]]:
+        """Yields the rows of each piece, in order, reading a few ahead."""
+        ahead: deque[ts.Future[np.ndarray]] = deque()
+        for first, last in pieces:
+            ahead.append(self.view[..., first:last, :].read())
+            if len(ahead) > _AHEAD:
+                yield self._rows(ahead.popleft().result())
+        while ahead:
+            yield self._rows(ahead.popleft().result())
+
+    def _rows(self, array: np.ndarray) -> Float[np.ndarray, "token d"]:
+        numbers = decode(array, self.stored)
+        return numbers if numbers.ndim == 2 else numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1)
+
+
+def gather(column: Column) -> Float[np.ndarray, "token d"]:
+    """Returns all tokens' rows, in the data set's order."""
+    rows = np.empty((len(column.spans), column.width), IN_MEMORY[column.stored])
+    if column.view.rank == 2 and ON_DISK[column.stored] == rows.dtype:
+        target, start, writing = ts.array(rows, write=True, copy=False), 0, []
+        for first, last in column.pieces(len(rows)):
+            writing.append(target[start : start + last - first].write(column.view[first:last]))
+            start += last - first
+        for future in writing:
+            future.result()
+        return rows
+    start = 0
+    for piece in column.read(column.pieces(_PIECE_TOKENS)):
+        rows[start : start + len(piece)] = piece
+        start += len(piece)
+    return rows
+
+
+def batches(column: Column, batch_tokens: int) -> Iterator[Float[np.ndarray, "token d"]]:
+    """Yields all tokens' rows in the data set's order, `batch_tokens` at a time; the last batch may be shorter."""
+    return _rebatch(column.read(column.pieces(_PIECE_TOKENS)), batch_tokens, column)
+
+
+def _rebatch(
+    pieces: Iterable[Float[np.ndarray, "token d"]], batch_tokens: int, column: Column
+) -> Iterator[Float[np.ndarray, "token d"]]:
+    batch, filled = _empty(batch_tokens, column), 0
+    for piece in pieces:
+        taken = 0
+        while taken < len(piece):
+            count = min(len(piece) - taken, batch_tokens - filled)
+            batch[filled : filled + count] = piece[taken : taken + count]
+            taken, filled = taken + count, filled + count
+            if filled == batch_tokens:
+                yield batch
+                batch, filled = _empty(batch_tokens, column), 0
+    if filled:
+        yield batch[:filled]
+
+
+def shuffled_batches(column: Column, batch_tokens: int, seed: int) -> Iterator[Float[np.ndarray, "token d"]]:
+    """Yields all tokens' rows once, in an order that depends on `seed` and the run only.
+
+    1. The chunks of all shards are put in random order.
+    2. They are read into a window of 65,536 tokens (four batches, if that is more), which is shuffled whenever it
+       is full; its first half is handed out and filled again.
+
+    So memory is one window and a few chunks, and a batch mixes tokens from about 128 places of the data set.
+    """
+    random = np.random.default_rng(seed)
+    pieces = column.pieces(column.chunk)
+    order = random.permutation(len(pieces))
+    return _rebatch(_through_window(column, [pieces[i] for i in order], batch_tokens, random), batch_tokens, column)
+
+
+def _through_window(
+    column: Column, pieces: list[tuple[int, int]], batch_tokens: int, random: np.random.Generator
+) -> Iterator[Float[np.ndarray, "token d"]]:
+    size = max(_WINDOW_TOKENS, 4 * batch_tokens)
+    window, filled = _empty(size + column.chunk, column), 0
+    for piece in column.read(pieces):
+        window[filled : filled + len(piece)] = piece
+        filled += len(piece)
+        if filled >= size:
+            random.shuffle(window[:filled])
+            half = filled // 2
+            yield window[:half]
+            window[: filled - half] = window[half:filled].copy()
+            filled -= half
+    random.shuffle(window[:filled])
+    yield window[:filled]
+
+
+def _empty(tokens: int, column: Column) -> Float[np.ndarray, "token d"]:
+    return np.empty((tokens, column.width), IN_MEMORY[column.stored])

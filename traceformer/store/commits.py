@@ -1,0 +1,247 @@
+"""What a run promises about itself: its head, one record per committed shard, the manifest, and their verification.
+
+1. `meta.json` is written first and never again: format version, layout, configuration, and what the caller adds.
+2. A shard exists once `commits/{k}.json` does, which is linked into place after all its other files are durable.
+3. `manifest.json` is written last and lists every other file.
+
+Each of the three is sealed with its own SHA-256 and lists the checksums of the files that came before it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from traceformer.errors import CorruptRun, NotFound, RunExists, Unreadable
+from traceformer.sites import Stack
+from traceformer.store.files import (
+    Checksum,
+    canonical,
+    checksum,
+    durable_write,
+    is_sealed,
+    read_sealed,
+    seal,
+    sha256,
+    unseal,
+)
+from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, RunLayout
+
+__all__ = [
+    "CommitRecord",
+    "Problem",
+    "RunHead",
+    "committed_shards",
+    "configuration_digest",
+    "read_commits",
+    "verify_run",
+    "write_manifest",
+]
+
+FORMAT = "traceformer-run"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a run that is not as it was written: `path` is relative to the run's folder."""
+
+    path: Path
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunHead:
+    """What `meta.json` holds: the caller's metadata, the layout, and the configuration that a resumed run shares."""
+
+    meta: Mapping[str, Any]
+    layout: RunLayout
+    configuration: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunHead":
+        """Returns the head of the run in `folder`.
+
+        Raises:
+            NotFound: there is no run.
+            Unreadable: it is not a run of this package, or a later version of it wrote the run.
+            CorruptRun: `meta.json` was changed after it was written.
+        """
+        path = folder / META
+        try:
+            text = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            why = f"it has no {META}" if folder.is_dir() else "no such folder"
+            raise NotFound(f"no run in {folder}", why=why, hint="traceformer extract makes one") from None
+        if not is_sealed(text) and FORMAT.encode() not in text:
+            raise Unreadable(f"{path} is not the head of a run", hint="traceformer import reads other formats")
+        data = unseal(text, path)
+        if data["format_version"] > FORMAT_VERSION:
+            raise Unreadable(
+                f"{folder} has format version {data['format_version']}",
+                why=f"this version of traceformer reads up to {FORMAT_VERSION}",
+                hint="pip install --upgrade traceformer",
+            )
+        return cls(
+            meta={name: value for name, value in data.items() if name not in ("layout", "configuration")},
+            layout=RunLayout.from_json(data["layout"]),
+            configuration=data["configuration"],
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes `meta.json`, once.
+
+        Raises:
+            FileExistsError: the run was begun already.
+        """
+        meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, **meta}
+        data = {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
+        durable_write(folder / META, seal(data), exclusive=True)
+
+
+def configuration_digest(configuration: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a configuration, whatever order its entries have."""
+    return sha256(canonical(dict(configuration)).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """One committed shard: its examples in the data set's order, their lengths per stack, and its files' checksums."""
+
+    shard: int
+    writer: tuple[int, int]
+    configuration: str
+    examples: tuple[str, ...]
+    lengths: Mapping[Stack, tuple[int, ...]]
+    files: Mapping[str, Checksum]
+
+    def write(self, folder: Path) -> None:
+        """Commits the shard.
+
+        Raises:
+            RunExists: it is committed already.
+        """
+        data = {
+            "shard": self.shard,
+            "writer": list(self.writer),
+            "configuration": self.configuration,
+            "examples": list(self.examples),
+            "lengths": {stack: list(lengths) for stack, lengths in self.lengths.items()},
+            "files": {path: found.to_json() for path, found in self.files.items()},
+        }
+        try:
+            durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
+        except FileExistsError:
+            raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
+
+    @classmethod
+    def read(cls, folder: Path, shard: int) -> "CommitRecord":
+        """Returns the record of a shard.
+
+        Raises:
+            NotFound: the shard is not committed.
+            CorruptRun: the record is not as it was written.
+        """
+        path = record_path(folder, shard)
+        data = read_sealed(path)
+        if data["shard"] != shard:
+            raise CorruptRun(f"{path} is the record of another shard", why=f"it says shard {data['shard']}")
+        return cls(
+            shard=shard,
+            writer=(data["writer"][0], data["writer"][1]),
+            configuration=data["configuration"],
+            examples=tuple(data["examples"]),
+            lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
+            files={path: Checksum.from_json(found) for path, found in data["files"].items()},
+        )
+
+
+def record_path(folder: Path, shard: int) -> Path:
+    return folder / COMMITS / f"{shard}.json"
+
+
+def token_path(shard: int) -> str:
+    return f"{TOKEN_SHARDS}/{shard}.parquet"
+
+
+def committed_shards(folder: Path) -> list[int]:
+    """Returns the numbers of the shards that have a record, in order."""
+    return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+
+
+def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
+    """Yields the records of all committed shards in order.
+
+    Raises:
+        CorruptRun: a record is not as it was written, or belongs to another configuration.
+    """
+    digest = configuration_digest(head.configuration)
+    for shard in committed_shards(folder):
+        record = CommitRecord.read(folder, shard)
+        expected = len(head.layout.shard_range(shard))
+        if record.configuration != digest or len(record.examples) != expected:
+            raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+        yield record
+
+
+def write_manifest(folder: Path, head: RunHead) -> None:
+    """Writes the checksums of all files of a run, taking those of shards from their records."""
+    known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
+    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in _files(folder) if path != MANIFEST}
+    data = {"files": {path: found.to_json() for path, found in files.items()}}
+    durable_write(folder / MANIFEST, seal(data))
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def verify_run(folder: Path) -> list[Problem]:
+    """Returns everything about a run that is not as it was written; an empty list for an intact run.
+
+    Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
+    An unfinished one is held against its head and the records of its committed shards.
+
+    Raises:
+        NotFound: there is no run.
+        Unreadable: it is not a run of this package, or a later version of it wrote the run.
+    """
+    try:
+        head = RunHead.read(folder)
+    except CorruptRun as error:
+        return [Problem(Path(META), error.why or error.message)]
+    found: dict[str, str] = {}
+    expected: dict[str, Checksum] = {}
+    for shard in committed_shards(folder):
+        path = record_path(folder, shard).relative_to(folder).as_posix()
+        try:
+            record = CommitRecord.read(folder, shard)
+        except CorruptRun as error:
+            found[path] = error.why
+            continue
+        if record.configuration != configuration_digest(head.configuration):
+            found[path] = "belongs to a run with another configuration"
+        expected |= record.files
+    if (folder / MANIFEST).exists():
+        try:
+            listed = read_sealed(folder / MANIFEST)["files"]
+        except CorruptRun as error:
+            found[MANIFEST] = error.why
+        else:
+            expected |= {path: Checksum.from_json(file) for path, file in listed.items()}
+            foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
+            found |= dict.fromkeys(foreign, "does not belong to the run")
+    for path, file in expected.items():
+        if path not in found and (what := _compare(folder / path, file)):
+            found[path] = what
+    return [Problem(Path(path), what) for path, what in sorted(found.items())]
+
+
+def _compare(path: Path, expected: Checksum) -> str:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != expected.bytes:
+        return f"has {size} bytes instead of {expected.bytes}"
+    found = checksum(path, expected.algorithm)
+    return "" if found == expected else f"its content was changed ({found.algorithm} differs)"

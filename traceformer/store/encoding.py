@@ -1,0 +1,109 @@
+"""How numbers are stored: bfloat16 as its bits, patterns optionally as rounded square roots, never an inf.
+
+float16 and float32 are themselves on disk and in memory. bfloat16 lies on disk as uint16, since zarr-python cannot
+open bfloat16, and is read as float32, which holds it exactly. `sqrt8` keeps round(255 sqrt(p)) in a byte: at most
+0.004 away from p, and read as float32.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8, UInt16
+
+__all__ = ["AttnCodec", "Codec", "Dtype", "NonFinite", "Stored", "decode", "encode_sqrt8", "first_nonfinite"]
+
+Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
+Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8"]
+AttnCodec: TypeAlias = Literal["exact", "sqrt8"]
+Codec: TypeAlias = Literal["none", "zstd", "lz4"]
+
+ON_DISK: Mapping[Stored, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+    "sqrt8": np.dtype(np.uint8),
+}
+IN_MEMORY: Mapping[Stored, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.float32),
+    "sqrt8": np.dtype(np.float32),
+}
+
+# The bit pattern of +inf per dtype: as a signed integer, every finite value lies below it, inf and NaN do not.
+_INFINITY: Mapping[Stored, tuple[Any, Any, int]] = {
+    "float16": (np.uint16, np.int16, 0x7C00),
+    "bfloat16": (np.uint16, np.int16, 0x7F80),
+    "float32": (np.uint32, np.int32, 0x7F80_0000),
+}
+_BLOCK = 1 << 17  # bytes: small enough that the second look at a block finds it in the cache
+_SQUARES = ((np.arange(256, dtype=np.float64) / 255) ** 2).astype(np.float32)
+
+
+class NonFinite(NamedTuple):
+    """Where an array first holds a value that is no number."""
+
+    at: tuple[int, ...]
+    kind: Literal["inf", "nan"]
+
+
+def first_nonfinite(array: Shaped[np.ndarray, "..."], stored: Stored) -> NonFinite | None:
+    """Returns the index of the first inf or NaN in `array`, or None: integer comparisons, no temporaries.
+
+    `array` is as stored (bfloat16: its bits in uint16); `sqrt8` cannot hold such values. Views are looked at row by
+    row, so give the part that is filled.
+    """
+    if stored == "sqrt8" or not array.size:
+        return None
+    unsigned, signed, infinity = _INFINITY[stored]
+    bits = array.view(unsigned)
+    if bits.flags.c_contiguous:
+        flat = bits.reshape(-1)
+        step = _BLOCK // bits.itemsize
+        for start in range(0, flat.size, step):
+            found = _first_in_block(flat[start : start + step], signed, infinity)
+            if found is not None:
+                position = np.unravel_index(start + found[0][0], array.shape)
+                return NonFinite(tuple(map(int, position)), found[1])
+        return None
+    rows = max(1, _BLOCK // max(1, bits[0].nbytes))
+    for start in range(0, len(bits), rows):
+        if bits.ndim > 1 and bits[0].nbytes > _BLOCK:
+            found = first_nonfinite(array[start], stored)
+            index = (start, *found.at) if found else ()
+        else:
+            found = _first_in_block(bits[start : start + rows], signed, infinity)
+            index = (start + found.at[0], *found.at[1:]) if found else ()
+        if found:
+            return NonFinite(index, found.kind)
+    return None
+
+
+def _first_in_block(bits: Shaped[np.ndarray, "..."], signed: Any, infinity: int) -> NonFinite | None:
+    sign = 1 << (8 * bits.itemsize - 1)
+    if bits.view(signed).max() < infinity and bits.max() < (sign | infinity):
+        return None
+    magnitude = bits & (sign - 1)
+    index = tuple(int(i[0]) for i in np.nonzero(magnitude >= infinity))
+    return NonFinite(index, "inf" if magnitude[index] == infinity else "nan")
+
+
+def encode_sqrt8(pattern: Float[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axes"]:
+    """Returns round(255 sqrt(p)) for probabilities p in 0 .. 1."""
+    return np.rint(np.sqrt(pattern.astype(np.float32)) * 255).astype(np.uint8)
+
+
+def decode(array: Shaped[np.ndarray, "*axes"], stored: Stored) -> Float[np.ndarray, "*axes"]:
+    """Returns the numbers that stored values stand for: the array itself for float16 and float32, else float32."""
+    if stored == "bfloat16":
+        return _widen(array)
+    if stored == "sqrt8":
+        return _SQUARES[array]
+    return array
+
+
+def _widen(bits: UInt16[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)

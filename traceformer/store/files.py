@@ -1,0 +1,216 @@
+"""Durable files: written whole or not at all, sealed JSON, checksums, and locks that die with their process."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
+
+import xxhash
+
+from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists
+
+__all__ = [
+    "Checksum",
+    "FileLock",
+    "canonical",
+    "checksum",
+    "durable_write",
+    "free_space",
+    "is_sealed",
+    "read_sealed",
+    "seal",
+    "sha256",
+    "sync_file",
+    "sync_folder",
+    "unseal",
+]
+
+Algorithm: TypeAlias = Literal["sha256", "xxh3_128"]
+
+TEMPORARY = ".part"
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
+_SEAL_BYTES = len(b',\n  "sha256": ""\n}\n') + 64
+
+
+class Checksum(NamedTuple):
+    """Size and hash of a file. Array files, which are most of a run, have xxh3_128, all others SHA-256.
+
+    SHA-256 is hardly faster than the disk (1.6 GB/s on one core against 1.7 GB/s of durable writing); xxh3_128
+    runs at memory speed.
+    """
+
+    bytes: int
+    algorithm: Algorithm
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, self.algorithm: self.digest}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Checksum":
+        algorithm: Algorithm = "sha256" if "sha256" in data else "xxh3_128"
+        return cls(data["bytes"], algorithm, data[algorithm])
+
+
+def checksum(path: Path, algorithm: Algorithm) -> Checksum:
+    """Returns size and hash of a file."""
+    with path.open("rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if algorithm == "sha256" else _xxh3(file)
+        return Checksum(os.fstat(file.fileno()).st_size, algorithm, digest)
+
+
+def _xxh3(file: IO[bytes]) -> str:
+    state, block = xxhash.xxh3_128(), bytearray(1 << 20)
+    view = memoryview(block)
+    while size := file.readinto(block):  # pyright: ignore[reportAttributeAccessIssue]
+        state.update(view[:size])
+    return state.hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(data: object) -> str:
+    """Returns the one JSON text of a value, whatever order its keys were put in."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def seal(data: dict[str, Any]) -> bytes:
+    """Returns `data` as JSON text that ends with the SHA-256 of itself without that field."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    body = text[: -len(b"\n}")]
+    return body + b',\n  "sha256": "' + sha256(body).encode() + b'"\n}\n'
+
+
+def is_sealed(text: bytes) -> bool:
+    """Returns whether the text ends as sealed text does."""
+    return _SEAL.search(text, max(0, len(text) - _SEAL_BYTES)) is not None
+
+
+def unseal(text: bytes, path: Path) -> dict[str, Any]:
+    """Returns what was sealed.
+
+    Raises:
+        CorruptRun: any byte differs from what was sealed.
+    """
+    match = _SEAL.search(text, max(0, len(text) - _SEAL_BYTES))
+    if not match or sha256(text[: match.start()]) != match[1].decode():
+        raise CorruptRun(
+            f"{path} was changed after it was written", why="its SHA-256 does not fit", hint="restore it from a copy"
+        )
+    data: dict[str, Any] = json.loads(text)
+    del data["sha256"]
+    return data
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Returns what was sealed in a file.
+
+    Raises:
+        NotFound: there is no such file.
+        CorruptRun: it is not as it was written.
+    """
+    try:
+        return unseal(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}") from None
+
+
+def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
+    """Writes a file so that after a crash it is there whole or not at all; returns once it would survive one.
+
+    Raises:
+        FileExistsError: `exclusive`, and the file exists.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            os.link(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes what was created, renamed or removed in a folder survive a crash."""
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's content survive a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def free_space(folder: Path, undo: Callable[[], None] = lambda: None) -> Generator[None]:
+    """Turns a full disk inside the block into OutOfSpace, after `undo` has given back what was begun.
+
+    Raises:
+        OutOfSpace: the operating system refused to write more.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # tensorstore has no error class of its own; its message carries the operating system's number.
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        told = [f"os_error_code='{code}'" for code in codes]
+        if not (isinstance(error, OSError) and error.errno in codes) and not any(t in str(error) for t in told):
+            raise
+        undo()
+        raise OutOfSpace(
+            f"the disk of {folder} is full", why="what was committed is kept", hint="free some space, then --resume"
+        ) from error
+
+
+class FileLock:
+    """An exclusive lock on a file, which the operating system drops when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def acquire(self, *, wait: bool = False) -> None:
+        """Takes the lock, at once or, with `wait`, when its holder lets go.
+
+        Raises:
+            RunExists: another process holds it.
+        """
+        while self._file is None:
+            file = self.path.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                # The holder may have removed the file while this process waited for it.
+                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    self._file = file
+            except BlockingIOError:
+                raise RunExists(
+                    f"another process is writing {self.path.parent}", hint="wait for it, or choose another --out_dir"
+                ) from None
+            finally:
+                if self._file is None:
+                    file.close()
+
+    def release(self, *, remove: bool = False) -> None:
+        """Gives the lock back; does nothing if it is not held."""
+        if self._file is not None:
+            if remove:
+                self.path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None

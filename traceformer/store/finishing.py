@@ -1,0 +1,129 @@
+"""Turns the committed shards of all writers into a finished run; each step can be done again after a crash."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorstore as ts
+from jaxtyping import Int32
+
+from traceformer.errors import RunExists
+from traceformer.sites import Stack
+from traceformer.store.arrays import EMPTY_SLOT, POSITIONS_PER_FILE, open_array, position_arrays, write_metadata
+from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
+from traceformer.store.files import TEMPORARY, FileLock, sync_file, sync_folder
+from traceformer.store.layout import META, TOKENS, RunLayout
+
+__all__ = ["finish_run"]
+
+
+def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool) -> None:
+    """Completes the run in `unfinished` and renames it to `final`; returns at once if another writer did.
+
+    Raises:
+        RunExists: something is at `final` and may not be replaced; the unfinished run stays.
+    """
+    lock = FileLock(unfinished / ".lock-finish")
+    try:
+        lock.acquire(wait=True)
+    except FileNotFoundError:
+        return
+    try:
+        _complete(unfinished, head)
+        _move_in(unfinished, final, overwrite=overwrite)
+    finally:
+        lock.release()
+
+
+def _complete(folder: Path, head: RunHead) -> None:
+    layout = head.layout
+    records = list(read_commits(folder, head))
+    last = layout.n_shards - 1
+    n_slots: dict[Stack, int] = {s: last * layout.shard_slots(s) + sum(records[last].lengths[s]) for s in layout.stacks}
+    for pattern in (f"*{TEMPORARY}", "*.__lock"):
+        for path in folder.rglob(pattern):
+            path.unlink()
+    write_metadata(folder, layout, n_slots)
+    for stack in layout.stacks:
+        _write_positions(folder, layout, stack, [record.lengths[stack] for record in records], n_slots[stack])
+    _join_tokens(folder, records)
+    for path in folder.glob(".lock-*"):
+        path.unlink()
+    write_manifest(folder, head)
+
+
+def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
+    """Renames the run. One that it replaces is moved aside first and deleted last, so one of both is always there."""
+    aside = final.with_name(f"_old_{final.name}")
+    if final.exists():
+        if not overwrite:
+            raise RunExists(f"{final} was made meanwhile", hint=f"move it away; this run is complete in {unfinished}")
+        _remove_run(aside)
+        final.rename(aside)
+    unfinished.rename(final)
+    sync_folder(final.parent)
+    _remove_run(aside)
+
+
+def _remove_run(folder: Path) -> None:
+    if folder.is_dir() and ((folder / META).exists() or not any(folder.iterdir())):
+        shutil.rmtree(folder)
+
+
+def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:
+    paths = [folder / token_path(record.shard) for record in records]
+    # A column that is empty in one shard has no type there; the others know it.
+    schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+    temporary = folder / f".{TOKENS}{TEMPORARY}"
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for path in paths:
+            writer.write_table(_with_schema(pq.read_table(path), schema))
+    sync_file(temporary)
+    temporary.replace(folder / TOKENS)
+    sync_folder(folder)
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _write_positions(
+    folder: Path, layout: RunLayout, stack: Stack, lengths: Sequence[Sequence[int]], n_slots: int
+) -> None:
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+    paths = [path for path, of in position_arrays(layout) if of == stack]
+    arrays = {path: open_array(folder, path, context) for path in paths}
+    if not paths:
+        return
+    for start, examples, positions in _position_blocks(layout, stack, lengths, n_slots):
+        stop = start + len(examples)
+        for path, array in arrays.items():
+            array[start:stop].write(examples if path.endswith("example") else positions).result()
+
+
+def _position_blocks(
+    layout: RunLayout, stack: Stack, lengths: Sequence[Sequence[int]], n_slots: int
+) -> Iterator[tuple[int, Int32[np.ndarray, "slot"], Int32[np.ndarray, "slot"]]]:
+    """Yields, file by file, the first slot and for each slot its example and its position there, or -1."""
+    per_shard = layout.shard_slots(stack)
+    for start in range(0, n_slots, POSITIONS_PER_FILE):
+        stop = min(start + POSITIONS_PER_FILE, n_slots)
+        examples = np.full(stop - start, EMPTY_SLOT, np.int32)
+        positions = np.full(stop - start, EMPTY_SLOT, np.int32)
+        for shard in range(start // per_shard, (stop - 1) // per_shard + 1):
+            own = np.asarray(lengths[shard])
+            within = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+            of = np.repeat(layout.shard_range(shard).start + np.arange(len(own)), own)
+            first = shard * per_shard - start
+            skipped = max(0, -first)
+            kept = min(len(of), stop - start - first)
+            if kept > skipped:
+                examples[first + skipped : first + kept] = of[skipped:kept]
+                positions[first + skipped : first + kept] = within[skipped:kept]
+        yield start, examples, positions

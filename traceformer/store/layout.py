@@ -1,0 +1,276 @@
+"""What a run looks like on disk: names, shapes, chunks, sizes. Writer and reader both ask here.
+
+1. T, the tokens that fit one example, is the longest example rounded up to a multiple of 64, per stack.
+2. B, the examples of one shard, is the largest power of two <= 256 whose arrays take <= 256 MiB at T.
+3. Matrices have the axes (example, layer, head, query, key). One chunk is one head's square of one example, split
+   into blocks of rows above 256 KiB; one shard is B examples with all layers and heads, split by layers above
+   256 MiB. They are compressed with zstd.
+4. Token arrays have the axes (layer[, head], token, feature) and hold packed tokens: shard k owns the slots
+   k*S .. (k+1)*S - 1 with S = B*T and holds its true tokens back to back from k*S on. One chunk is 512 slots of one
+   layer and head (fewer where a slot is so wide that a chunk would pass 4 MiB). They are not compressed unless asked.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from traceformer.errors import SelectionError, UsageError
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.encoding import ON_DISK, AttnCodec, Codec, Dtype, Stored
+from traceformer.store.names import Arch, array_path
+
+__all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "RunLayout"]
+
+FORMAT_VERSION = 1
+META = "meta.json"
+MANIFEST = "manifest.json"
+TOKENS = "tokens.parquet"
+TOKEN_SHARDS = "tokens"
+COMMITS = "commits"
+
+SHARD_BYTES = 256 << 20
+MATRIX_CHUNK_BYTES = 256 << 10
+TOKEN_CHUNK_BYTES = 4 << 20
+TOKEN_CHUNK_SLOTS = 512
+MOST_EXAMPLES = 256
+_STACKS: tuple[Stack, ...] = ("enc", "dec")
+
+# Stored bytes per byte of the filled part of a matrix, for the estimate of a dry run: measured on trained models.
+_MATRIX_RATIO: Mapping[tuple[bool, AttnCodec], float] = {
+    (True, "exact"): 0.46,
+    (False, "exact"): 0.90,
+    (True, "sqrt8"): 0.30,
+    (False, "sqrt8"): 0.60,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """The arrays of a run and how they are cut into shards and chunks.
+
+    `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
+    `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`.
+    """
+
+    arch: Arch
+    arrays: tuple[ArraySpec, ...]
+    n_examples: int
+    max_tokens: Mapping[Stack, int]
+    shard_examples: int
+    dtype: Dtype
+    attn_codec: AttnCodec
+    codec: Codec
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        arch: Arch,
+        arrays: Sequence[ArraySpec],
+        n_examples: int,
+        longest: Mapping[Stack, int],
+        dtype: Dtype = "float16",
+        attn_codec: AttnCodec = "exact",
+        codec: Codec = "none",
+        shard_examples: int | None = None,
+    ) -> "RunLayout":
+        """Returns the layout for examples of at most `longest` tokens per stack.
+
+        Raises:
+            UsageError: no arrays, no examples, an array twice, or one of a stack without a length.
+        """
+        if not arrays or n_examples < 1:
+            raise UsageError("nothing to store", why=f"{len(arrays)} arrays of {n_examples} examples")
+        if len({spec.key for spec in arrays}) < len(arrays):
+            raise UsageError("an array is listed twice", why=" ".join(str(spec.key) for spec in arrays))
+        needed = {stack for spec in arrays for stack in (spec.key.stack, spec.key.token_stack, spec.key.key_stack)}
+        if needed - longest.keys():
+            missing = " and ".join(sorted(needed - longest.keys()))
+            raise UsageError(f"no length for {missing}", why="an array has rows there")
+        max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
+        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec)
+        fitting = SHARD_BYTES // layout.bytes_per_shard()
+        wanted = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
+        return cls(arch, tuple(arrays), n_examples, max_tokens, wanted, dtype, attn_codec, codec)
+
+    def spec(self, key: ArrayKey) -> ArraySpec | None:
+        """Returns the spec of an array, or None if the run does not hold it."""
+        return next((spec for spec in self.arrays if spec.key == key), None)
+
+    def array_path(self, key: ArrayKey) -> str:
+        """Returns where the array lives inside the run's folder: `dec_self_attn.zarr/attn`."""
+        return array_path(key, self.arch)
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks whose tokens the run holds."""
+        return tuple(stack for stack in _STACKS if stack in self.max_tokens)
+
+    @property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_examples / self.shard_examples)
+
+    def shard_range(self, shard: int) -> range:
+        """Returns the indices of the examples in a shard; the last one may hold fewer than B."""
+        return range(shard * self.shard_examples, min((shard + 1) * self.shard_examples, self.n_examples))
+
+    def shard_slots(self, stack: Stack) -> int:
+        """Returns S = B*T, the token slots of a shard."""
+        return self.shard_examples * self.max_tokens[stack]
+
+    def stored(self, spec: ArraySpec) -> Stored:
+        """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
+        return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
+
+    def axes(self, spec: ArraySpec) -> tuple[str, ...]:
+        """Returns the dimension names on disk, each with one meaning within its zarr group.
+
+        Where two arrays of a group would use a name for different layers, heads or widths, it is prefixed with
+        the array's own name, since xarray refuses a group with one dimension of two sizes.
+        """
+        group, leaf = self.array_path(spec.key).split("/")
+        neighbours = [other for other in self.arrays if self.array_path(other.key).split("/")[0] == group]
+        names: list[str] = []
+        for name in self._own_axes(spec):
+            meanings = {_labels(other, name) for other in neighbours if name in self._own_axes(other)}
+            names.append(name if len(meanings) == 1 else f"{leaf}_{name}")
+        return tuple(names)
+
+    def _own_axes(self, spec: ArraySpec) -> tuple[str, ...]:
+        axes = tuple(f"{spec.key.token_stack}_token" if axis == "position" else axis for axis in spec.site.axes)
+        return ("example", *axes) if spec.site.is_matrix else axes
+
+    def buffer_shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Returns the shape of the array's part of one shard: (B, layer, head, Tq, Tk) or (layer[, head], S, d)."""
+        lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
+        if spec.site.is_matrix:
+            return (self.shard_examples, *lead, self.max_tokens[spec.key.stack], self.max_tokens[spec.key.key_stack])
+        return (*lead, self.shard_slots(spec.key.token_stack), spec.width)
+
+    def array_shape(self, spec: ArraySpec, n_slots: int | None = None) -> tuple[int, ...]:
+        """Returns the shape on disk; token arrays have room for all shards, or `n_slots` once the run is finished."""
+        shape = list(self.buffer_shape(spec))
+        if spec.site.is_matrix:
+            shape[0] = self.n_examples
+        else:
+            shape[-2] = n_slots if n_slots is not None else shape[-2] * self.n_shards
+        return tuple(shape)
+
+    def shard_shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Returns the shape of one file: the buffer's, with fewer layers where it would pass 256 MiB."""
+        shape = list(self.buffer_shape(spec))
+        size = self.itemsize(spec)
+        while spec.site.is_matrix and shape[1] > 1 and math.prod(shape) * size > SHARD_BYTES:
+            shape[1] = math.ceil(shape[1] / 2)
+        return tuple(shape)
+
+    def chunk_shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Returns the shape of the smallest part that can be read alone."""
+        *_, rows, width = shape = self.buffer_shape(spec)
+        row = width * self.itemsize(spec)
+        if not spec.site.is_matrix:
+            most = min(TOKEN_CHUNK_SLOTS, max(1, TOKEN_CHUNK_BYTES // row))
+        else:
+            most = rows if rows * row <= MATRIX_CHUNK_BYTES else max(1, MATRIX_CHUNK_BYTES // row)
+        if most < rows or not spec.site.is_matrix:
+            rows = min(1 << (most.bit_length() - 1), rows & -rows)
+        return (*(1,) * (len(shape) - 2), rows, width)
+
+    def written_slots(self, spec: ArraySpec, used: int) -> int:
+        """Returns the slots that a shard with `used` tokens writes: whole chunks, and at least one."""
+        chunk = self.chunk_shape(spec)[-2]
+        return max(1, math.ceil(used / chunk)) * chunk
+
+    def shard_files(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
+        """Returns the paths of the files, inside the run's folder, that hold the array's part of a shard."""
+        path = self.array_path(spec.key)
+        if not spec.site.is_matrix:
+            lead = ".0" * (len(self.buffer_shape(spec)) - 2)
+            return (f"{path}/c{lead}.{shard}.0",)
+        parts = math.ceil(len(spec.layers) / self.shard_shape(spec)[1])
+        return tuple(f"{path}/c.{shard}.{part}.0.0.0" for part in range(parts))
+
+    def itemsize(self, spec: ArraySpec) -> int:
+        return ON_DISK[self.stored(spec)].itemsize
+
+    def bytes_per_shard(self) -> int:
+        """Returns the size of all arrays of one full shard in memory, padding included."""
+        return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.arrays)
+
+    def filled_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
+        """Returns the size of what examples of these lengths fill, uncompressed: never more is written for them."""
+        return sum(self._filled(spec, lengths) for spec in self.arrays)
+
+    def estimate_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
+        """Returns about how many bytes a run over examples of these lengths takes on disk."""
+        total = 0.0
+        for spec in self.arrays:
+            causal = spec.key.stack == "dec" and spec.key.attention == "self" and spec.key.site == "attn_pattern"
+            stored = "sqrt8" if self.stored(spec) == "sqrt8" else "exact"
+            total += self._filled(spec, lengths) * (_MATRIX_RATIO[causal, stored] if spec.site.is_matrix else 1)
+        return round(total)
+
+    def _filled(self, spec: ArraySpec, lengths: Mapping[Stack, Sequence[int]]) -> int:
+        lead = max(1, len(spec.layers)) * max(1, len(spec.heads)) * self.itemsize(spec)
+        if spec.site.is_matrix:
+            pairs = zip(lengths[spec.key.stack], lengths[spec.key.key_stack], strict=True)
+            return lead * sum(queries * keys for queries, keys in pairs)
+        return lead * spec.width * sum(lengths[spec.key.token_stack])
+
+    def estimate_files(self) -> int:
+        """Returns how many files a finished run has, apart from a handful."""
+        return self.n_shards * (2 + sum(len(self.shard_files(spec, 0)) for spec in self.arrays))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "arch": self.arch,
+            "arrays": [spec.to_json() for spec in self.arrays],
+            "n_examples": self.n_examples,
+            "max_tokens": dict(self.max_tokens),
+            "shard_examples": self.shard_examples,
+            "dtype": self.dtype,
+            "attn_codec": self.attn_codec,
+            "codec": self.codec,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunLayout":
+        fields: dict[str, Any] = {**data, "max_tokens": dict(data["max_tokens"])}
+        fields["arrays"] = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
+        return cls(**fields)
+
+
+def layer_index(spec: ArraySpec, layer: int) -> int:
+    """Returns where the model's layer lies on the array's layer axis.
+
+    Raises:
+        SelectionError: the run does not hold that layer, or the array has no layers.
+    """
+    return _index(spec, spec.layers, layer, "layer")
+
+
+def head_index(spec: ArraySpec, head: int) -> int:
+    """Returns where the model's head (kv_head for keys and values) lies on the array's head axis.
+
+    Raises:
+        SelectionError: the run does not hold that head, or the array has no heads.
+    """
+    return _index(spec, spec.heads, head, "head")
+
+
+def _index(spec: ArraySpec, stored: tuple[int, ...], wanted: int, what: str) -> int:
+    if not stored:
+        raise SelectionError(f"{what} {wanted} requested", why=f"{spec.key} has no {what}s")
+    if wanted not in stored:
+        listed = ", ".join(map(str, stored))
+        raise SelectionError(f"{what} {wanted} requested", why=f"this run holds {what}s {listed} of {spec.key}")
+    return stored.index(wanted)
+
+
+def _labels(spec: ArraySpec, axis: str) -> tuple[int, ...]:
+    if axis in ("layer", "hidden_layer"):
+        return spec.layers
+    if axis in ("head", "kv_head"):
+        return spec.heads
+    return (spec.width,) if axis.startswith("d_") else ()

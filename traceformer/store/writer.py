@@ -1,0 +1,361 @@
+"""Writes a run shard by shard, so that it can be killed at any moment and resumed to the same bytes.
+
+1. `create` makes `_tmp_<name>` beside the run's folder: zarr metadata, then the head, which makes it a run.
+2. `commit` writes a shard's arrays (each file under a temporary name, fsynced, renamed), then its token table, then its
+   record, which makes it a shard. Files of a shard without a record are removed before it is written again.
+3. `finish`, once all shards of all writers have records, trims the token axes, adds their coordinates, joins the
+   token tables, writes the manifest, and renames the folder.
+
+Writer w of W writes the shards k with k mod W = w under its own lock; no two write the same file.
+"""
+
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorstore as ts
+
+from traceformer.errors import NotFound, NumericError, OutOfSpace, RunExists, UsageError
+from traceformer.sites import ArraySpec, Stack
+from traceformer.store.arrays import Array, open_array, shard_region, write_metadata
+from traceformer.store.buffer import ShardBuffer
+from traceformer.store.claims import (
+    begun_head,
+    empty_folder,
+    final_folder,
+    find_unfinished,
+    lock_writer,
+    refuse_existing,
+    refuse_other_writers,
+    same_configuration,
+    unfinished_folder,
+)
+from traceformer.store.commits import (
+    CommitRecord,
+    RunHead,
+    committed_shards,
+    configuration_digest,
+    record_path,
+    token_path,
+)
+from traceformer.store.encoding import first_nonfinite
+from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
+from traceformer.store.finishing import finish_run
+from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
+
+__all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
+
+_BUFFERS = 2
+_ARRAYS_AT_A_TIME = 2
+_SPARE_BYTES = 4 << 20
+
+
+class RunWriter:
+    """One writer of a run: fill a `buffer()` for each of the `pending` shards, `commit` it, and `finish`.
+
+    Use it as a context manager: leaving it gives the lock back, and what was committed stays. `commit` may run on
+    a background thread while the other of the two buffers is filled.
+
+        with RunWriter.create(folder, layout, meta, digest=configuration) as writer:
+            for shard in writer.pending:
+                buffer = writer.buffer()
+                buffer.begin({"dec": lengths})
+                ...
+                writer.commit(shard, buffer, tokens)
+            run = writer.finish()
+
+    Attributes:
+        folder: Where the run is built.
+        layout: What goes into it.
+        bytes_written: What this writer has committed so far, as it lies on disk.
+    """
+
+    def __init__(self, folder: Path, head: RunHead, writer: tuple[int, int], lock: FileLock, overwrite: bool) -> None:
+        self.folder = folder
+        self.layout = head.layout
+        self._head = head
+        self._writer = writer
+        self._lock = lock
+        self._overwrite = overwrite
+        # Nothing is cached: a shard is written once and whole.
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}})
+        self._arrays: dict[str, Array] = {}
+        self._free: list[ShardBuffer] = []
+        self._made = 0
+        self.bytes_written = 0
+        self.bytes_written = 0
+        self._returned = threading.Condition()
+        if self.pending:
+            self._prepare_folder()
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        layout: RunLayout,
+        meta: Mapping[str, Any],
+        *,
+        digest: Mapping[str, Any],
+        writer: tuple[int, int] = (0, 1),
+        overwrite: bool = False,
+    ) -> Self:
+        """Begins a run, or, as one of several writers, joins the one that another began with the same `digest`.
+
+        Args:
+            folder: The finished run's folder.
+            layout: What goes into the run.
+            meta: What `meta.json` says beside the layout; JSON values only.
+            digest: What must be equal to resume, name by name; JSON values only.
+            writer: (w, W): this one is the w-th of W.
+            overwrite: Replace a finished run at `folder`, when this one is finished, and an unfinished one now.
+
+        Raises:
+            RunExists: something is at `folder`, or an unfinished run beside it, and may not be replaced; or another
+                process is writing there.
+            ConfigurationChanged: another writer began the run differently.
+        """
+        _check_writer(writer)
+        final, unfinished = final_folder(folder), unfinished_folder(folder)
+        refuse_existing(final, overwrite)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        lock = lock_writer(unfinished, writer)
+        try:
+            head = RunHead(dict(meta), layout, _plain(digest))
+            if (unfinished / META).exists():
+                joining = writer[1] > 1 and same_configuration(unfinished, head)
+                if not joining and not overwrite:
+                    raise RunExists(
+                        f"an unfinished run is in {unfinished}", hint="--resume continues it, --overwrite starts anew"
+                    )
+                if not joining:
+                    refuse_other_writers(unfinished, writer, of_any_number=True)
+                    empty_folder(unfinished, keep=lock.path)
+            try:
+                head.write(unfinished)
+            except FileExistsError:
+                head = begun_head(unfinished, head)
+            return cls(unfinished, head, writer, lock, overwrite)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def resume(
+        cls,
+        folder: Path,
+        layout: RunLayout,
+        meta: Mapping[str, Any],
+        *,
+        digest: Mapping[str, Any],
+        writer: tuple[int, int] = (0, 1),
+        overwrite: bool = False,
+    ) -> Self:
+        """Continues the unfinished run that will be `folder` (or is it). The head it was begun with stays as it is.
+
+        Raises:
+            NotFound: there is nothing to resume.
+            ConfigurationChanged: it was begun with another digest or layout; the message names what differs.
+            RunExists: a finished run is at `folder`, or another process is writing.
+        """
+        _check_writer(writer)
+        final, unfinished = final_folder(folder), unfinished_folder(folder)
+        if not (unfinished / META).exists():
+            refuse_existing(final, overwrite=False)
+            raise NotFound(f"nothing to resume at {final}", hint="leave out --resume")
+        refuse_existing(final, overwrite)
+        head = begun_head(unfinished, RunHead(dict(meta), layout, _plain(digest)))
+        lock = lock_writer(unfinished, writer)
+        return cls(unfinished, head, writer, lock, overwrite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back. What was committed stays, and the run can be resumed."""
+        self._lock.release()
+
+    @property
+    def pending(self) -> list[int]:
+        """The shards this writer still has to write, in order."""
+        w, of = self._writer
+        return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
+
+    def buffer(self) -> ShardBuffer:
+        """Returns a buffer to fill; waits for a commit when both are in use."""
+        with self._returned:
+            while not self._free and self._made == _BUFFERS:
+                self._returned.wait()
+            if self._free:
+                return self._free.pop()
+            self._made += 1
+        return ShardBuffer(self.layout)
+
+    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+        """Writes a shard durably and takes the buffer back, also when it fails.
+
+        Args:
+            shard: One of `pending`.
+            buffer: Filled for the shard's examples.
+            tokens: One row per example in the data set's order, with at least `example_id`.
+
+        Raises:
+            NumericError: a value is inf or NaN.
+            OutOfSpace: the disk is full; what was committed before is untouched.
+            UsageError: the rows are not the shard's.
+        """
+        try:
+            ids = self._check_rows(shard, buffer, tokens)
+            self._remove_leftovers(shard)
+            self._check_space(buffer, tokens)
+            with free_space(self.folder, undo=lambda: self._remove_leftovers(shard)):
+                files = self._write_arrays(shard, buffer)
+                path = token_path(shard)
+                durable_write(self.folder / path, _parquet(self._with_places(shard, buffer, tokens)))
+                record = CommitRecord(
+                    shard=shard,
+                    writer=self._writer,
+                    configuration=configuration_digest(self._head.configuration),
+                    examples=tuple(ids),
+                    lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
+                    files={**files, path: checksum(self.folder / path, "sha256")},
+                )
+                record.write(self.folder)
+                self.bytes_written += sum(file.bytes for file in record.files.values())
+            self.bytes_written += sum(found.bytes for found in record.files.values())
+        finally:
+            with self._returned:
+                self._free.append(buffer)
+                self._returned.notify()
+
+    def finish(self) -> Path:
+        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
+        final = final_folder(self.folder)
+        if len(committed_shards(self.folder)) == self.layout.n_shards:
+            with free_space(self.folder):
+                finish_run(self.folder, final, self._head, overwrite=self._overwrite)
+        elif self.folder.exists():
+            return self.folder
+        self.close()  # all is done, perhaps by another writer
+        return final
+
+    def _prepare_folder(self) -> None:
+        """Makes folders and zarr metadata, which follow from the head, where a crash left none."""
+        with free_space(self.folder):
+            write_metadata(self.folder, self.layout)
+            for name in (COMMITS, TOKEN_SHARDS):
+                (self.folder / name).mkdir(exist_ok=True)
+            sync_folder(self.folder)
+            sync_folder(self.folder.parent)
+
+    def _check_rows(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> list[str]:
+        w, of = self._writer
+        mine = shard % of == w and 0 <= shard < self.layout.n_shards
+        if not mine or record_path(self.folder, shard).exists():
+            raise UsageError(f"shard {shard} is not pending", why="it is committed, another writer's, or out of range")
+        expected = len(self.layout.shard_range(shard))
+        if not expected == buffer.n_examples == tokens.num_rows:
+            raise UsageError(
+                f"shard {shard} has {expected} examples",
+                why=f"the buffer was begun for {buffer.n_examples}, the table has {tokens.num_rows} rows",
+            )
+        ids: list[str] = tokens.column("example_id").to_pylist()
+        if len(set(ids)) < len(ids):
+            raise UsageError(f"an example id occurs twice in shard {shard}")
+        return ids
+
+    def _remove_leftovers(self, shard: int) -> None:
+        """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
+        for spec in self.layout.arrays:
+            for path in self.layout.shard_files(spec, shard):
+                (self.folder / path).unlink(missing_ok=True)
+        (self.folder / token_path(shard)).unlink(missing_ok=True)
+
+    def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
+        lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
+        needed = self.layout.filled_bytes(lengths) + tokens.nbytes + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OutOfSpace(
+                f"{free >> 20} MiB free for {self.folder}",
+                why=f"the next shard may need {needed >> 20} MiB; what was committed is kept",
+                hint="free some space, then --resume",
+            )
+
+    def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
+        """Writes all arrays, a few at a time: their encoded copies are what memory is needed for beside the buffers."""
+        pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
+        try:
+            written = pool.map(lambda spec: self._write_array(shard, spec, buffer), self.layout.arrays)
+            return {path: found for files in written for path, found in files}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
+        self._check_finite(shard, spec, buffer)
+        path = self.layout.array_path(spec.key)
+        if path not in self._arrays:
+            self._arrays[path] = open_array(self.folder, path, self._context)
+        used = int(buffer.offsets[spec.key.token_stack][-1])
+        region = self._arrays[path][shard_region(self.layout, spec, shard, used)]
+        # The buffer is not touched before the write is done, so tensorstore need not copy it first.
+        region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
+        return [(file, checksum(self.folder / file, "xxh3_128")) for file in self.layout.shard_files(spec, shard)]
+
+    def _check_finite(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> None:
+        stored = self.layout.stored(spec)
+        for b in range(buffer.n_examples):
+            part = buffer.rectangle(spec.key, b) if spec.site.is_matrix else buffer.rows(spec.key, b)
+            found = first_nonfinite(part, stored)
+            if found is None:
+                continue
+            where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)
+            example = self.layout.shard_range(shard)[b]
+            if found.kind == "inf" and stored == "float16":
+                raise NumericError(
+                    f"{where} does not fit into float16",
+                    why=f"a value of example {example} is beyond 65504",
+                    hint="--dtype float32, or --dtype bfloat16",
+                )
+            raise NumericError(
+                f"{where} is {'infinite' if found.kind == 'inf' else 'NaN'} in example {example}",
+                why="the model itself produced it",
+                hint="check its weights and the dtype it runs in",
+            )
+
+    def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:
+        """Returns the table with where each example lies: `shard`, `slot`, and `dec_slot` beside an encoder's."""
+        count = tokens.num_rows
+        tokens = tokens.append_column("shard", pa.array(np.full(count, shard, np.int32)))
+        for stack in self.layout.stacks:
+            slots = shard * self.layout.shard_slots(stack) + buffer.offsets[stack][:-1]
+            name = "slot" if stack == self.layout.stacks[0] else f"{stack}_slot"
+            tokens = tokens.append_column(name, pa.array(slots))
+        return tokens
+
+
+def _parquet(tokens: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(tokens, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _plain(digest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy that JSON gives back equal: tuples are lists there."""
+    return {name: [*value] if isinstance(value, tuple) else value for name, value in digest.items()}
+
+
+def _check_writer(writer: tuple[int, int]) -> None:
+    if not 0 <= writer[0] < writer[1]:
+        raise UsageError(f"writer {writer[0]} of {writer[1]}", hint=f"number them 0 to {max(0, writer[1] - 1)}")
