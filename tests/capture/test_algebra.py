@@ -23,7 +23,15 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models import load_model
 from traceformer.sites import Selection
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on two threads, and far slower when something else wants the second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 Fact = tuple[str, str]
 

@@ -3,16 +3,17 @@
 `python -m tests.store.runs FOLDER [--writer w W]` writes one, or resumes it, in a process that a test can kill.
 """
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from traceformer.errors import NotFound
+from traceformer.errors import NotFound, RunExists
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter, ShardBuffer
@@ -133,6 +134,19 @@ def write(folder: Path, layout: RunLayout, **options: Any) -> Path:
         return writer.finish()
 
 
+def begin(folder: Path, shards: int = 0, layout: RunLayout | None = None, **options: Any) -> Path:
+    """Writes the first shards of a run and stops; returns the unfinished folder."""
+    with RunWriter.create(folder, layout or plan(arrays=FEW), META, digest=DIGEST, **options) as writer:
+        write_shards(writer, shards)
+        return writer.folder
+
+
+def complete(folder: Path, layout: RunLayout | None = None, **options: Any) -> Path:
+    with RunWriter.resume(folder, layout or plan(arrays=FEW), META, digest=DIGEST, **options) as writer:
+        write_shards(writer)
+        return writer.finish()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns every file of a folder by its path inside."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -143,18 +157,41 @@ def long_plan() -> RunLayout:
     return plan(arrays=FEW, n_examples=60, shard_examples=2)
 
 
+def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.runs", str(folder), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def interrupt(*_: object, **__: object) -> NoReturn:
+    """Stands in for a step that Ctrl-C ends."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0])
     writer = (int(arguments[2]), int(arguments[3])) if len(arguments) > 1 else (0, 1)
     layout = long_plan()
     print("ready", flush=True)
     try:
-        opened = RunWriter.resume(folder, layout, META, digest=DIGEST, writer=writer)
-    except NotFound:
-        opened = RunWriter.create(folder, layout, META, digest=DIGEST, writer=writer)
+        opened = _open(folder, layout, writer)
+    except RunExists:
+        if not folder.exists():
+            raise
+        return  # another writer has finished it
     with opened:
         write_shards(opened)
         print(opened.finish(), flush=True)
+
+
+def _open(folder: Path, layout: RunLayout, writer: tuple[int, int]) -> RunWriter:
+    try:
+        return RunWriter.resume(folder, layout, META, digest=DIGEST, writer=writer)
+    except NotFound:
+        return RunWriter.create(folder, layout, META, digest=DIGEST, writer=writer)
 
 
 if __name__ == "__main__":

@@ -74,14 +74,25 @@ def test_matrix_shards_are_split_by_layers_when_one_example_passes_256_mib() -> 
 @pytest.mark.parametrize(("width", "slots"), [(64, 512), (4096, 512), (8192, 256), (50_257, 32)])
 def test_token_chunks_hold_512_slots_or_at_most_4_mib(width: int, slots: int) -> None:
     array = ArraySpec(HIDDEN, (0,), (), width)
-    layout = RunLayout.plan(arch="dec", arrays=[array], n_examples=100, longest={"dec": 512}, shard_examples=4)
+    layout = RunLayout.plan(arch="dec", arrays=[array], n_examples=100, longest={"dec": 512}, shard_examples=16)
     assert layout.chunk_shape(array) == (1, slots, width)
 
 
 def test_token_chunks_divide_the_slots_of_a_shard() -> None:
-    layout = plan(arrays=[spec("dec.hidden")], longest={"dec": 190}, shard_examples=1)
-    assert layout.shard_slots("dec") == 192
+    layout = plan(arrays=[spec("dec.hidden")], longest={"dec": 190}, shard_examples=5)
+    assert layout.shard_slots("dec") == 5 * 192
     assert layout.chunk_shape(layout.arrays[0])[1] == 64
+
+
+@given(mean=st.floats(2, 512), examples=st.sampled_from([1, 2, 8, 64, 256]), n_examples=st.integers(1, 500))
+def test_the_part_filled_last_chunk_of_a_shard_is_a_tenth_of_it_or_16_slots(
+    mean: float, examples: int, n_examples: int
+) -> None:
+    array = ArraySpec(HIDDEN, (0,), (), 64)
+    layout = RunLayout.plan(arch="dec", arrays=[array], n_examples=n_examples, longest={"dec": 512},
+                            mean={"dec": mean}, shard_examples=examples)  # fmt: skip
+    used = int(mean * min(examples, n_examples))
+    assert layout.written_slots(array, used) <= max(1.1 * used, used + 16)
 
 
 def test_last_shard_may_be_shorter() -> None:

@@ -295,14 +295,23 @@ def test_damage_is_an_error_and_never_zeros(run: Path, read: Callable[[TraceStor
 
 def test_a_missing_token_table_is_an_error(run: Path) -> None:
     (run / "tokens/1.parquet").unlink()
-    with pytest.raises(CorruptRun, match=r"tokens/1\.parquet is missing"):
+    with pytest.raises(CorruptRun, match=r"cannot read .*tokens/1\.parquet"):
         TraceStore(run).text("example-5")
 
 
-def test_a_damaged_token_table_is_an_error(run: Path) -> None:
-    (run / "tokens/1.parquet").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(CorruptRun, match="verify"):
-        TraceStore(run).text("example-5")
+@pytest.mark.parametrize("content", [b"", b"PAR1 no PAR1", b"PAR1" + bytes(range(256)) + b"PAR1"])
+def test_a_damaged_token_table_is_an_error(run: Path, content: bytes) -> None:
+    (run / "tokens/1.parquet").write_bytes(content)
+    (run / "tokens.parquet").write_bytes(content)
+    for read in (lambda store: store.text("example-5"), lambda store: store.tokens):
+        with pytest.raises(CorruptRun, match="verify"):
+            read(TraceStore(run))
+
+
+def test_a_lost_record_is_an_error(run: Path) -> None:
+    (run / "commits/1.json").unlink()
+    with pytest.raises(CorruptRun, match="lost commit records"):
+        TraceStore(run)
 
 
 # Speed
@@ -323,3 +332,16 @@ def test_opening_reads_the_first_matrix_without_torch_or_pandas(run: Path) -> No
 def test_a_copied_run_is_the_same_run(run: Path, tmp_path: Path) -> None:
     copy = TraceStore(shutil.copytree(run, tmp_path / "elsewhere"))
     assert np.array_equal(copy.attn("example-3", 1), TraceStore(run).attn("example-3", 1))
+
+
+def test_an_id_that_two_examples_share_is_refused(tmp_path: Path) -> None:
+    layout = runs.plan(arrays=runs.FEW, n_examples=2, shard_examples=1)
+    with RunWriter.create(tmp_path / "run", layout, {}, digest={}) as writer:
+        for shard in writer.pending:
+            buffer = writer.buffer()
+            runs.fill(layout, shard, buffer)
+            writer.commit(shard, buffer, runs.pa.table({"example_id": ["twin"]}))
+        store = TraceStore(writer.finish())
+    with pytest.raises(SelectionError, match="several examples have the id 'twin'"):
+        store.get("twin", "embed")
+    assert [example for example, _ in store.head("embed")] == ["twin", "twin"]

@@ -197,7 +197,7 @@ class _Observed:
         self.implementation = implementation
 
     def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         thread, listener = _listeners.get(id(module), (None, None))
         inner = _implementation(self.implementation, module)

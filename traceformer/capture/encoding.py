@@ -45,6 +45,10 @@ class Lengths:
         return {stack: max(lengths) for stack, lengths in self.tokens.items()}
 
     @property
+    def mean(self) -> dict[Stack, float]:
+        return {stack: sum(lengths) / len(lengths) for stack, lengths in self.tokens.items()}
+
+    @property
     def total(self) -> dict[Stack, int]:
         return {stack: sum(lengths) for stack, lengths in self.tokens.items()}
 
@@ -69,7 +73,7 @@ class Encoder:
         limits = [limit for limit in (n_ctx, max_tokens) if limit and limit != "auto"]
         self.max_tokens = min(limits) if limits else None
         self._max_target_tokens = max_target_tokens
-        self._n_embeddings: int = loaded.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
+        self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start = getattr(loaded.config, "decoder_start_token_id", None)
         if self._arch == "encdec" and self._start is None:
             raise Unsupported(f"{loaded.name} states no decoder_start_token_id", hint="set it in its config.json")

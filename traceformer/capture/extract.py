@@ -30,7 +30,7 @@ from traceformer.sites import Stack
 from traceformer.store.claims import refuse_existing
 from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
 
-__all__ = ["Estimate", "ExtractRequest", "Progress", "estimate", "extract"]
+__all__ = ["Estimate", "ExtractRequest", "Progress", "estimate", "extract", "record"]
 
 RUNS = Path("traces")
 
@@ -75,9 +75,13 @@ def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None
         refuse_existing(request.out_dir, request.overwrite)  # before the model is loaded, not after
     report = progress or (lambda _: None)
     report(Progress(0, 0, 0, 0, 0.0, "loading"))
-    prepared = prepare(request)
+    return record(prepare(request), report)
+
+
+def record(prepared: Prepared, progress: Callable[[Progress], None] | None = None) -> Path:
+    """Returns the run's folder, like `extract`, when texts and model are already at hand."""
     with _open_run(prepared) as writer:
-        _record(prepared, writer, report)
+        _record_shards(prepared, writer, progress or (lambda _: None))
         return writer.finish()
 
 
@@ -151,7 +155,7 @@ class _Nowhere:
         block.to(torch.float16)
 
 
-def _record(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
+def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
     batches = _Batches(prepared)
     batch_size = min(prepared.request.batch_size, prepared.layout.shard_examples)
     pending = list(writer.pending)

@@ -124,6 +124,7 @@ def prepare(request: ExtractRequest) -> Prepared:
         arrays=plan.arrays,
         n_examples=len(source.examples),
         longest=lengths.longest,
+        mean=lengths.mean,
         dtype=request.dtype,
         attn_codec=request.attn_codec,
         codec=request.codec,

@@ -14,7 +14,7 @@ import torch
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.prepare import Prepared
 from traceformer.models import LoadedModel, weights_digest
-from traceformer.sites import Stack
+from traceformer.sites import ArraySpec, Stack
 from traceformer.texts import Example
 
 __all__ = ["configuration", "describe", "token_table"]
@@ -22,6 +22,7 @@ __all__ = ["configuration", "describe", "token_table"]
 
 def configuration(prepared: Prepared) -> dict[str, Any]:
     """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
+    layout = prepared.layout.to_json()
     request, loaded, encoder, targets = prepared.request, prepared.loaded, prepared.encoder, prepared.targets
     return {
         "model weights": weights_digest(loaded.model),
@@ -29,7 +30,8 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
         "tokenizer": encoder.digest(),
         "texts": prepared.source.digest,
         "targets": None if targets is None else _sha256("\n".join(targets)),
-        "layout": prepared.layout.to_json(),
+        "selection": [_summary(spec) for spec in prepared.layout.arrays],
+        **{name: value for name, value in layout.items() if name != "arrays"},
         "max_seq_len": encoder.max_tokens,
         "dec_max_len": request.dec_max_len,
         "batch_size": request.batch_size,
@@ -38,6 +40,13 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+
+
+def _summary(spec: ArraySpec) -> str:
+    """An array in one line: dec.self.q layers 0,5,11 heads 0,1."""
+    layers = f" layers {','.join(map(str, spec.layers))}" if spec.layers else ""
+    heads = f" heads {','.join(map(str, spec.heads))}" if spec.heads else ""
+    return f"{spec.key}{layers}{heads}"
 
 
 def _sha256(text: str) -> str:

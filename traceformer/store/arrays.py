@@ -187,14 +187,16 @@ def read_ahead(view: Array) -> tuple[np.ndarray, ts.WriteFutures]:
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turns what tensorstore says of damaged files into CorruptRun.
+    """Turns what tensorstore and pyarrow say of damaged files into CorruptRun.
 
     Raises:
         CorruptRun: a file under `path` cannot be decoded.
     """
     try:
         yield
-    except ValueError as error:
+    except PermissionError:
+        raise
+    except (ValueError, OSError) as error:
         raise CorruptRun(
             f"cannot read {path}",
             why=str(error).split(" [source locations")[0],

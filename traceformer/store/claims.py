@@ -6,7 +6,8 @@ with the process, so a crash leaves nothing in the way.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from traceformer.store.layout import META
 
 __all__ = [
     "begun_head",
+    "claiming",
     "empty_folder",
     "final_folder",
     "find_unfinished",
@@ -33,6 +35,20 @@ _UNFINISHED = "_tmp_"
 def unfinished_folder(folder: Path) -> Path:
     """Returns where the run that will be `folder` is built: `_tmp_<name>` beside it."""
     return folder if folder.name.startswith(_UNFINISHED) else folder.with_name(_UNFINISHED + folder.name)
+
+
+@contextmanager
+def claiming(unfinished: Path) -> Generator[None]:
+    """Keeps other processes from beginning, joining or finishing the run inside the block; waits for one that does.
+
+    The lock lies beside the folder, which is renamed under it.
+    """
+    lock = FileLock(unfinished.with_name(f"{unfinished.name}.lock"))
+    lock.acquire(wait=True)
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
 
 
 def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:

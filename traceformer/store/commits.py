@@ -88,15 +88,11 @@ class RunHead:
         )
 
     def write(self, folder: Path) -> None:
-        """Writes `meta.json`, once.
-
-        Raises:
-            FileExistsError: the run was begun already.
-        """
+        """Writes `meta.json`."""
         meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
         head = {"format": FORMAT, "format_version": FORMAT_VERSION, **meta}
         data = {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
-        durable_write(folder / META, seal(data), exclusive=True)
+        durable_write(folder / META, seal(data))
 
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:

@@ -84,9 +84,21 @@ def canonical(data: object) -> str:
 
 def seal(data: dict[str, Any]) -> bytes:
     """Returns `data` as JSON text that ends with the SHA-256 of itself without that field."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    body = text[: -len(b"\n}")]
+    body = _readable(data).encode()[: -len(b"\n}")]
     return body + b',\n  "sha256": "' + sha256(body).encode() + b'"\n}\n'
+
+
+def _readable(value: object, margin: str = "") -> str:
+    """Returns JSON text with one line per entry, but lists of plain values on one line."""
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value:
+        entries = [f"{json.dumps(key, ensure_ascii=False)}: {_readable(each, inner)}" for key, each in value.items()]
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        entries = [_readable(each, inner) for each in value]
+    else:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}\n{inner}" + f",\n{inner}".join(entries) + f"\n{margin}{last}"
 
 
 def is_sealed(text: bytes) -> bool:
@@ -197,7 +209,7 @@ class FileLock:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 # The holder may have removed the file while this process waited for it.
-                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                if _is_at(file, self.path):
                     self._file = file
             except BlockingIOError:
                 raise RunExists(
@@ -214,3 +226,10 @@ class FileLock:
                 self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

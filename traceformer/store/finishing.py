@@ -13,8 +13,9 @@ from jaxtyping import Int32
 from traceformer.errors import RunExists
 from traceformer.sites import Stack
 from traceformer.store.arrays import EMPTY_SLOT, POSITIONS_PER_FILE, open_array, position_arrays, write_metadata
+from traceformer.store.claims import claiming
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
-from traceformer.store.files import TEMPORARY, FileLock, sync_file, sync_folder
+from traceformer.store.files import TEMPORARY, sync_file, sync_folder
 from traceformer.store.layout import META, TOKENS, RunLayout
 
 __all__ = ["finish_run"]
@@ -26,16 +27,10 @@ def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool)
     Raises:
         RunExists: something is at `final` and may not be replaced; the unfinished run stays.
     """
-    lock = FileLock(unfinished / ".lock-finish")
-    try:
-        lock.acquire(wait=True)
-    except FileNotFoundError:
-        return
-    try:
-        _complete(unfinished, head)
-        _move_in(unfinished, final, overwrite=overwrite)
-    finally:
-        lock.release()
+    with claiming(unfinished):
+        if unfinished.exists():
+            _complete(unfinished, head)
+            _move_in(unfinished, final, overwrite=overwrite)
 
 
 def _complete(folder: Path, head: RunHead) -> None:

@@ -6,13 +6,14 @@
    into blocks of rows above 256 KiB; one shard is B examples with all layers and heads, split by layers above
    256 MiB. They are compressed with zstd.
 4. Token arrays have the axes (layer[, head], token, feature) and hold packed tokens: shard k owns the slots
-   k*S .. (k+1)*S - 1 with S = B*T and holds its true tokens back to back from k*S on. One chunk is 512 slots of one
-   layer and head (fewer where a slot is so wide that a chunk would pass 4 MiB). They are not compressed unless asked.
+   k*S .. (k+1)*S - 1 with S = B*T and holds its true tokens back to back from k*S on. They are not compressed unless
+   asked. One chunk is 512 slots of one layer and head; fewer where a slot is so wide that a chunk would pass 4 MiB, or
+   where a shard holds so few tokens that its last, part-filled chunk would be more than a tenth of it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from traceformer.errors import SelectionError, UsageError
@@ -33,6 +34,8 @@ SHARD_BYTES = 256 << 20
 MATRIX_CHUNK_BYTES = 256 << 10
 TOKEN_CHUNK_BYTES = 4 << 20
 TOKEN_CHUNK_SLOTS = 512
+FEWEST_CHUNK_SLOTS = 16
+CHUNKS_PER_SHARD = 10
 MOST_EXAMPLES = 256
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
 
@@ -50,7 +53,8 @@ class RunLayout:
     """The arrays of a run and how they are cut into shards and chunks.
 
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
-    `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`.
+    `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
+    the most token slots of one chunk, per stack.
     """
 
     arch: Arch
@@ -61,6 +65,7 @@ class RunLayout:
     dtype: Dtype
     attn_codec: AttnCodec
     codec: Codec
+    chunk_slots: Mapping[Stack, int]
 
     @classmethod
     def plan(
@@ -70,12 +75,13 @@ class RunLayout:
         arrays: Sequence[ArraySpec],
         n_examples: int,
         longest: Mapping[Stack, int],
+        mean: Mapping[Stack, float] | None = None,
         dtype: Dtype = "float16",
         attn_codec: AttnCodec = "exact",
         codec: Codec = "none",
         shard_examples: int | None = None,
     ) -> "RunLayout":
-        """Returns the layout for examples of at most `longest` tokens per stack.
+        """Returns the layout for examples of at most `longest` tokens per stack, and of `mean` tokens on average.
 
         Raises:
             UsageError: no arrays, no examples, an array twice, or one of a stack without a length.
@@ -89,10 +95,14 @@ class RunLayout:
             missing = " and ".join(sorted(needed - longest.keys()))
             raise UsageError(f"no length for {missing}", why="an array has rows there")
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
-        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec)
+        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {})
         fitting = SHARD_BYTES // layout.bytes_per_shard()
-        wanted = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
-        return cls(arch, tuple(arrays), n_examples, max_tokens, wanted, dtype, attn_codec, codec)
+        in_shard = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
+        chunk_slots: dict[Stack, int] = {}
+        for stack, tokens in (mean or longest).items():
+            fitting = int(tokens * min(in_shard, n_examples)) // CHUNKS_PER_SHARD
+            chunk_slots[stack] = min(TOKEN_CHUNK_SLOTS, max(FEWEST_CHUNK_SLOTS, 1 << max(0, fitting.bit_length() - 1)))
+        return replace(layout, shard_examples=in_shard, chunk_slots=chunk_slots)
 
     def spec(self, key: ArrayKey) -> ArraySpec | None:
         """Returns the spec of an array, or None if the run does not hold it."""
@@ -170,7 +180,7 @@ class RunLayout:
         *_, rows, width = shape = self.buffer_shape(spec)
         row = width * self.itemsize(spec)
         if not spec.site.is_matrix:
-            most = min(TOKEN_CHUNK_SLOTS, max(1, TOKEN_CHUNK_BYTES // row))
+            most = min(self.chunk_slots[spec.key.token_stack], max(1, TOKEN_CHUNK_BYTES // row))
         else:
             most = rows if rows * row <= MATRIX_CHUNK_BYTES else max(1, MATRIX_CHUNK_BYTES // row)
         if most < rows or not spec.site.is_matrix:
@@ -232,6 +242,7 @@ class RunLayout:
             "dtype": self.dtype,
             "attn_codec": self.attn_codec,
             "codec": self.codec,
+            "chunk_slots": dict(self.chunk_slots),
         }
 
     @classmethod

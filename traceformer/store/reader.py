@@ -58,7 +58,7 @@ class TraceStore:
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
             Unreadable: a later version wrote it, or something else did.
-            CorruptRun: its head or a commit record was changed.
+            CorruptRun: its head or a commit record was changed or is missing.
         """
         self.folder = Path(run_dir)
         unfinished = self.folder.with_name(f"_tmp_{self.folder.name}")
@@ -73,6 +73,8 @@ class TraceStore:
         }
         self.finished: bool = (self.folder / MANIFEST).exists()
         self._index = RunIndex.build(head.layout, read_commits(self.folder, head))
+        if self.finished and len(self._index.shards) < head.layout.n_shards:
+            raise CorruptRun(f"{self.folder} has lost commit records", hint="traceformer verify lists the damage")
         self._rows = {name: row for row, name in enumerate(self._index.ids)}
         self._arrays = RunArrays(self.folder, head.layout, self._index, self.meta.get("dims", {}))
 
@@ -162,7 +164,10 @@ class TraceStore:
 
         Raises:
             ExampleNotFound: there is no such example.
+            SelectionError: two examples have this id.
         """
+        if len(self._rows) < self.n and self._index.ids.count(example_id) > 1:
+            raise SelectionError(f"several examples have the id {example_id!r}")
         if example_id not in self._rows:
             near = difflib.get_close_matches(str(example_id), self._index.ids[:10_000], n=1)
             raise ExampleNotFound(
@@ -255,9 +260,10 @@ class TraceStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if (self.folder / TOKENS).exists():
-            return pq.read_table(self.folder / TOKENS)
-        tables = [pq.read_table(self.folder / token_path(shard)) for shard in self._index.shards]
+        with reading(self.folder / TOKENS):
+            if self.finished:
+                return pq.read_table(self.folder / TOKENS)
+            tables = [pq.read_table(self.folder / token_path(shard)) for shard in self._index.shards]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"example_id": []})
 
     def text(self, example_id: str) -> str:
@@ -277,8 +283,6 @@ class TraceStore:
         row = self.row(example_id)
         shard = int(self._index.shard_of[row])
         path = self.folder / token_path(shard)
-        if not path.exists():
-            raise CorruptRun(f"{path} is missing", hint="traceformer verify lists the damage")
         with reading(path):
             return pq.read_table(path).slice(row - self._index.rows_of(shard).start, 1).to_pylist()[0]
 

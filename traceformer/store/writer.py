@@ -28,6 +28,7 @@ from traceformer.store.arrays import Array, open_array, shard_region, write_meta
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.claims import (
     begun_head,
+    claiming,
     empty_folder,
     final_folder,
     find_unfinished,
@@ -90,7 +91,6 @@ class RunWriter:
         self._free: list[ShardBuffer] = []
         self._made = 0
         self.bytes_written = 0
-        self.bytes_written = 0
         self._returned = threading.Condition()
         if self.pending:
             self._prepare_folder()
@@ -123,28 +123,29 @@ class RunWriter:
         """
         _check_writer(writer)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
-        refuse_existing(final, overwrite)
-        unfinished.mkdir(parents=True, exist_ok=True)
-        lock = lock_writer(unfinished, writer)
-        try:
-            head = RunHead(dict(meta), layout, _plain(digest))
-            if (unfinished / META).exists():
-                joining = writer[1] > 1 and same_configuration(unfinished, head)
-                if not joining and not overwrite:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with claiming(unfinished):
+            refuse_existing(final, overwrite)
+            unfinished.mkdir(exist_ok=True)
+            lock = lock_writer(unfinished, writer)
+            try:
+                head = RunHead(dict(meta), layout, _plain(digest))
+                if not (unfinished / META).exists():
+                    head.write(unfinished)
+                elif writer[1] > 1 and same_configuration(unfinished, head):
+                    head = begun_head(unfinished, head)
+                elif overwrite:
+                    refuse_other_writers(unfinished, writer, of_any_number=True)
+                    empty_folder(unfinished, keep=lock.path)
+                    head.write(unfinished)
+                else:
                     raise RunExists(
                         f"an unfinished run is in {unfinished}", hint="--resume continues it, --overwrite starts anew"
                     )
-                if not joining:
-                    refuse_other_writers(unfinished, writer, of_any_number=True)
-                    empty_folder(unfinished, keep=lock.path)
-            try:
-                head.write(unfinished)
-            except FileExistsError:
-                head = begun_head(unfinished, head)
-            return cls(unfinished, head, writer, lock, overwrite)
-        except BaseException:
-            lock.release()
-            raise
+                return cls(unfinished, head, writer, lock, overwrite)
+            except BaseException:
+                lock.release()
+                raise
 
     @classmethod
     def resume(
@@ -169,10 +170,15 @@ class RunWriter:
         if not (unfinished / META).exists():
             refuse_existing(final, overwrite=False)
             raise NotFound(f"nothing to resume at {final}", hint="leave out --resume")
-        refuse_existing(final, overwrite)
-        head = begun_head(unfinished, RunHead(dict(meta), layout, _plain(digest)))
-        lock = lock_writer(unfinished, writer)
-        return cls(unfinished, head, writer, lock, overwrite)
+        with claiming(unfinished):
+            refuse_existing(final, overwrite)
+            head = begun_head(unfinished, RunHead(dict(meta), layout, _plain(digest)))
+            lock = lock_writer(unfinished, writer)
+            try:
+                return cls(unfinished, head, writer, lock, overwrite)
+            except BaseException:
+                lock.release()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +239,6 @@ class RunWriter:
                 )
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
-            self.bytes_written += sum(found.bytes for found in record.files.values())
         finally:
             with self._returned:
                 self._free.append(buffer)

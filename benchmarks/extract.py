@@ -1,0 +1,209 @@
+"""Measures what recording costs over the plain forward pass of the same module, in the same run.
+
+    python benchmarks/extract.py [--json FILE] [--folder FOLDER] [--quick]
+
+GPT-2 small's shape with random weights, on the CPU. One extraction of several batches, committed durably, is timed
+against as many plain passes (SDPA, no head, nothing recorded, nothing written), turn by turn; each figure is the
+median of five such ratios. Memory is the peak of a process of its own, above that of one that only runs the model.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from table import Row, print_table, row, seconds
+
+EVERYTHING = ("attn", "qkv", "hidden", "resid")
+HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
+
+
+def make_model(folder: Path) -> Path:
+    """Writes GPT-2 small's shape with random weights, and a tokenizer of one token per word."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, **{f"w{i}": i for i in range(1, 5000)}}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>").save_pretrained(folder)
+    return folder
+
+
+def make_texts(path: Path, n_texts: int, n_tokens: int) -> Path:
+    lines = (" ".join(f"w{1 + (i * 7919 + j * 104729) % 4999}" for j in range(n_tokens)) for i in range(n_texts))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+class Bench:
+    """One shape of batch: a plain pass, and extractions with different selections."""
+
+    def __init__(self, folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int) -> None:
+        import torch
+
+        from traceformer import Selection
+        from traceformer.capture.extract import ExtractRequest
+        from traceformer.capture.prepare import prepare
+
+        self.folder, self.n_batches = folder, n_batches
+        texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)
+        request = ExtractRequest(
+            Selection(EVERYTHING),
+            model=str(model),
+            dataset=str(texts),
+            limit=None,
+            max_seq_len=n_tokens,
+            batch_size=batch,
+            device="cpu",
+            out_dir=folder / "run",
+            overwrite=True,
+        )
+        self.prepared = prepare(request)
+        self.ids = torch.randint(0, 5000, (batch, n_tokens))
+
+    def plain(self) -> None:
+        import torch
+
+        model = self.prepared.loaded.model.base_model
+        with torch.inference_mode():
+            for _ in range(self.n_batches):
+                model(input_ids=self.ids, use_cache=False)
+
+    def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+        from traceformer import Selection
+        from traceformer.capture.extract import record
+        from traceformer.capture.prepare import prepare
+
+        selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
+        prepared = prepare(replace(self.prepared.request, selection=selection))
+        return lambda: record(prepared)
+
+    def output_attentions(self) -> None:
+        """Hugging Face's own way: eager attention, everything returned, `torch.save`."""
+        import torch
+
+        model = self.prepared.loaded.model.base_model
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            for number in range(self.n_batches):
+                out = model(input_ids=self.ids, use_cache=False, output_attentions=True, output_hidden_states=True)
+                kept = {"attentions": out.attentions, "hidden_states": out.hidden_states}
+                with (self.folder / f"hf-{number}.pt").open("wb") as file:
+                    torch.save({name: [each.half() for each in values] for name, values in kept.items()}, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+        model.set_attn_implementation("sdpa")
+
+
+def size_of(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+def in_turn(
+    plain: Callable[[], object], others: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Returns, for each of `others`, its time over the plain pass's in the same turn; the first turn warms up."""
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    for turn in range(repeats + 1):
+        base = seconds(plain)
+        for name, work in others.items():
+            took = seconds(work)
+            if turn:
+                ratios[name].append(took / base)
+    return ratios
+
+
+def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
+    repeats = 1 if quick else 5
+    for batch, n_tokens, n_batches, bounds in ((8, 128, 4, (1.25, 1.05)), (2, 1024, 2, (1.4, 1.05))):
+        bench = Bench(folder, model, batch, n_tokens, n_batches)
+        shape = f"{batch} x {n_tokens}"
+        works: dict[str, Callable[[], object]] = {
+            "everything": bench.recording(EVERYTHING),
+            "heads": bench.recording(("attn",), **HEADS_3X3),
+            "hf": bench.output_attentions,
+        }
+        ratios = in_turn(bench.plain, works, repeats)
+        works["everything"]()
+        mine = size_of(folder, "run/**/c.*") / n_batches / 1e6
+        theirs = size_of(folder, "hf-*.pt") / n_batches / 1e6
+        yield row(
+            f"{shape}: attn qkv hidden resid / plain", ratios["everything"], bounds[0], note=f"{mine:.0f} MB a batch"
+        )
+        yield row(f"{shape}: attn of 3 layers x 3 heads / plain", ratios["heads"], bounds[1])
+        note = f"{theirs:.0f} MB a batch: attentions and hidden states only"
+        yield row(f"{shape}: output_attentions + torch.save / plain", ratios["hf"], None, note=note)
+        for path in folder.glob("hf-*.pt"):
+            path.unlink()
+
+
+PEAK = """
+import re, sys, warnings
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from extract import Bench, EVERYTHING, HEADS_3X3
+warnings.simplefilter("ignore")
+bench = Bench(Path({folder!r}), Path({model!r}), {batch}, {n_tokens}, {n_batches})
+{work}
+# Not ru_maxrss, which a process inherits from the one that started it.
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+"""
+
+
+def peak(folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int, work: str) -> int:
+    """Returns the peak memory of a process that does `work`, in bytes."""
+    here = str(Path(__file__).parent)
+    code = PEAK.format(
+        here=here, folder=str(folder), model=str(model), batch=batch, n_tokens=n_tokens, n_batches=n_batches, work=work
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def measure_memory(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
+    repeats = 1 if quick else 3
+    everything, heads = "bench.recording(EVERYTHING)()", "bench.recording(('attn',), **HEADS_3X3)()"
+
+    def above(batch: int, n_tokens: int, n_batches: int, work: str) -> list[float]:
+        plain = statistics.median(peak(folder, model, batch, n_tokens, 1, "bench.plain()") for _ in range(repeats))
+        return [(peak(folder, model, batch, n_tokens, n_batches, work) - plain) / 1e6 for _ in range(repeats)]
+
+    yield row("8 x 128: MB above plain, everything", above(8, 128, 6, everything), 600)
+    asked = 2 * 9 * 1024 * 1024 * 2 / 1e6
+    selected = [value / asked for value in above(2, 1024, 4, heads)]
+    yield row("2 x 1024: memory over the bytes asked for, 3 x 3 heads", selected, 2, note=f"{asked:.0f} MB asked for")
+    few, many = (peak(folder, model, 8, 128, n, heads) for n in (10, 20 if quick else 100))
+    yield row("8 x 128: peak of 100 batches over that of 10, heads", [many / few], 1.02)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
+    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
+    try:
+        model = make_model(folder / "gpt2-shape")
+        parts = (measure_time, measure_memory)
+        print_table((each for part in parts for each in part(folder, model, arguments.quick)), arguments.json)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
