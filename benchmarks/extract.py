@@ -125,7 +125,7 @@ def in_turn(
 
 def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
     repeats = 1 if quick else 5
-    for batch, n_tokens, n_batches, bounds in ((8, 128, 4, (1.25, 1.05)), (2, 1024, 2, (1.4, 1.05))):
+    for batch, n_tokens, n_batches, bounds in ((8, 128, 8, (1.25, 1.05)), (2, 1024, 3, (1.4, 1.05))):
         bench = Bench(folder, model, batch, n_tokens, n_batches)
         shape = f"{batch} x {n_tokens}"
         works: dict[str, Callable[[], object]] = {

@@ -131,7 +131,7 @@ _ENCODERS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "camembert",
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in eval mode with its tokenizer, and where they came from."""
+    """A model in eval mode with its tokenizer, and where they came from; `digest` is `weights_digest`'s."""
 
     model: "PreTrainedModel"
     tokenizer: Any
@@ -139,6 +139,7 @@ class LoadedModel:
     name: str
     source: str
     revision: str | None
+    digest: str
 
     @property
     def config(self) -> Any:
@@ -219,7 +220,15 @@ def load_model(
             why="they would be random numbers",
         )
     model = model.to(pick_device(device)).eval()
-    return LoadedModel(model, _with_padding(tokenizer), ModelDims.from_config(config), short_name(name), name, revision)
+    return LoadedModel(
+        model,
+        _with_padding(tokenizer),
+        ModelDims.from_config(config),
+        short_name(name),
+        name,
+        revision,
+        weights_digest(model),
+    )
 
 
 def _has_masked_head(config: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 
 __all__ = ["AttentionCall", "Listener", "Listening", "Span", "blocks_of_queries", "observed_name"]
 
@@ -169,7 +169,13 @@ def observed_name(implementation: str) -> str:
 
     Raises:
         Unsupported: transformers knows no mask function for it, so the mask could not be kept the same.
+        UsageError: it is such a name itself: the model shares its config with one that is being recorded.
     """
+    if implementation.startswith(_PREFIX):
+        raise UsageError(
+            "this model shares its config object with one that is being recorded",
+            hint="give it a copy of the config, or leave the other `with` block first",
+        )
     name = _PREFIX + implementation
     masks = AttentionMaskInterface()
     if implementation not in masks.valid_keys():

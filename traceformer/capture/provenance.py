@@ -13,7 +13,7 @@ import torch
 
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.prepare import Prepared
-from traceformer.models import LoadedModel, weights_digest
+from traceformer.models import LoadedModel
 from traceformer.sites import ArraySpec, Stack
 from traceformer.texts import Example
 
@@ -25,7 +25,7 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
     layout = prepared.layout.to_json()
     request, loaded, encoder, targets = prepared.request, prepared.loaded, prepared.encoder, prepared.targets
     return {
-        "model weights": weights_digest(loaded.model),
+        "model weights": loaded.digest,
         "model config": _sha256(loaded.config.to_json_string()),
         "tokenizer": encoder.digest(),
         "texts": prepared.source.digest,

@@ -74,7 +74,10 @@ class _Pass:
     def begin(self, wanted: frozenset[_Wanted], spans: Spans) -> None:
         self.pending, self.spans, self.thread = set(wanted), spans, threading.get_ident()
         self.finished.clear()
-        self.mask = None
+
+    def end(self) -> None:
+        self.pending.clear()
+        self.mask = None  # nothing of the model's is kept alive between passes
 
     @property
     def batch(self) -> int:
@@ -156,11 +159,12 @@ class Recorder:
 
     def __enter__(self) -> Self:
         with _recorded_lock:
-            if self._model in _recorded:
+            # The base model stands for all: a model may be recorded with its head and without.
+            if self._model.base_model in _recorded:
                 raise UsageError("this model is already being recorded", hint="leave the other `with` block first")
-            _recorded.add(self._model)
+            _recorded.add(self._model.base_model)
         with ExitStack() as undo:
-            undo.callback(_recorded.discard, self._model)
+            undo.callback(_recorded.discard, self._model.base_model)
             self._evaluate(undo)
             self._hook_modules(undo)
             self._observe_attention(undo)
@@ -188,7 +192,7 @@ class Recorder:
             return
         finally:
             unseen = sorted({str(wanted.spec.key) for wanted in self._pass.pending})
-            self._pass.pending.clear()
+            self._pass.end()
         raise Unsupported(
             f"{type(self._model).__name__} never showed {', '.join(unseen)}",
             why="its attention does not pass through transformers' attention function, or its row is wrong",
@@ -230,7 +234,8 @@ class Recorder:
 
     def _marker(self, stack: Stack) -> Callable[..., None]:
         def mark(*_: Any) -> None:
-            self._pass.finished.add(stack)
+            if self._pass.is_observed:
+                self._pass.finished.add(stack)
 
         return mark
 

@@ -50,6 +50,7 @@ from traceformer.store.encoding import first_nonfinite
 from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
 from traceformer.store.finishing import finish_run
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
+from traceformer.store.shards import is_written_directly, write_shard
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
 
@@ -309,6 +310,10 @@ class RunWriter:
 
     def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
         self._check_finite(shard, spec, buffer)
+        if not spec.site.is_matrix and is_written_directly(self.layout.codec):
+            [file] = self.layout.shard_files(spec, shard)
+            chunk, slots = self.layout.chunk_shape(spec)[-2], self.layout.shard_slots(spec.key.token_stack)
+            return [(file, write_shard(self.folder / file, buffer.filled(spec), chunk, slots))]
         path = self.layout.array_path(spec.key)
         if path not in self._arrays:
             self._arrays[path] = open_array(self.folder, path, self._context)
