@@ -1,0 +1,79 @@
+"""Every site of every family, through batches, padding and the store, against a pass over the single text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.capture.conftest import TEXTS
+from traceformer import Selection, TraceStore
+from traceformer.capture.architectures import architecture_of
+from traceformer.capture.attention import Span
+from traceformer.capture.extract import ExtractRequest, extract
+from traceformer.capture.plan import plan_arrays
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tiny import TINY
+from traceformer.models import load_model
+from traceformer.sites import ArrayKey, ArraySpec
+
+
+class Kept:
+    """A sink that keeps everything of a batch of one, layer by layer, in float32."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[ArrayKey, int | None], torch.Tensor] = {}
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: torch.Tensor) -> None:
+        self.arrays[spec.key, layer] = rows[0].float().clone()
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: torch.Tensor) -> None:
+        assert example == queries.start == keys.start == 0  # short texts come in one block
+        self.arrays[spec.key, layer] = block.clone()
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.parametrize("family", TINY)
+def test_every_site_of_a_family_is_stored_as_a_pass_over_the_single_text_shows_it(
+    family: str, tiny_folder: Callable[..., Path], text_file: Path, target_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder(family)
+    loaded = load_model(str(folder), device="cpu", with_head=True)
+    is_encdec = loaded.dims.arch == "encdec"
+    run = TraceStore(
+        extract(
+            ExtractRequest(
+                Selection(("all",)),
+                model=str(folder),
+                dataset=str(text_file),
+                targets_file=target_file if is_encdec else None,
+                limit=4,
+                batch_size=3,
+                dtype="float32",
+                device="cpu",
+                out_dir=tmp_path / "run",
+            )
+        )
+    )
+    plan = plan_arrays(Selection(("all",)), architecture_of(loaded.config), loaded.dims)
+    assert {str(spec.key) for spec in run.layout.arrays} == {str(spec.key) for spec in plan.arrays}
+    compared = 0
+    for _, row in run.tokens.iterrows():
+        ids = torch.tensor([list(row.input_ids)])
+        inputs = {"input_ids": ids}
+        spans = {stack: [Span(0, ids.shape[1])] for stack in loaded.dims.stacks}
+        if is_encdec:
+            inputs["decoder_input_ids"] = torch.tensor([list(row.dec_input_ids)])
+            spans["dec"] = [Span(0, row.dec_n_tokens)]
+        kept = Kept()
+        with Recorder(loaded.model, plan.arrays, kept) as recorder:
+            recorder.run(spans, **inputs)
+        for spec in plan.arrays:
+            for layer in spec.layers or (None,):
+                found = run.get(row.example_id, str(spec.key), layer)
+                expected = kept.arrays[spec.key, layer].numpy()
+                # The order of sums differs between a padded batch and a single text.
+                np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+                compared += 1
+    assert compared == len(TEXTS[:4]) * sum(len(spec.layers) or 1 for spec in plan.arrays)
