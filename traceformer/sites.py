@@ -186,6 +186,9 @@ def expand_sites(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in SITES if name in wanted)
 
 
+_LARGEST_INDEX = 99_999  # far beyond any model, and small enough to write every number of a range down
+
+
 def parse_indices(text: str) -> tuple[int, ...]:
     """Returns the sorted, distinct numbers in a list such as `0,3 5-7`: commas or spaces, ranges inclusive.
 
@@ -200,6 +203,8 @@ def parse_indices(text: str) -> tuple[int, ...]:
         if not match:
             raise SelectionError(f"cannot read {part!r} in the index list {text!r}", hint="write 0,3,5-7")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last > _LARGEST_INDEX:
+            raise SelectionError(f"{last} in the index list {text!r} is no layer or head", hint="write 0,3,5-7")
         if last < first:
             raise SelectionError(f"the range {part!r} runs backwards", hint=f"write {last}-{first}")
         numbers.update(range(first, last + 1))
