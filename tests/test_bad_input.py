@@ -239,8 +239,8 @@ def test_resuming_another_run_is_refused_and_the_difference_named(
     for arguments, said in (
         ({"model": "./other"}, "model weights"),
         ({"texts": "changed.txt"}, "texts was"),
-        ({"more": "--capture attn"}, "selection was"),
-        ({"more": "--layers 0"}, "selection was"),
+        ({"more": "--capture attn"}, "selection is now without dec.self.q"),
+        ({"more": "--layers 0"}, "selection is now without dec.self.q layers 0,1,2"),
         ({"more": "--dtype float32"}, "dtype was"),
     ):
         more = arguments.pop("more", "")

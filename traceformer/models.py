@@ -1,6 +1,5 @@
 """Load a model and its tokenizer; state its dimensions in this project's words."""
 
-import hashlib
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.sites import Stack
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = ["Arch", "LoadedModel", "ModelDims", "StackDims", "load_model", "pick_device", "weights_digest"]
@@ -118,7 +118,7 @@ def arch_of(config: Any) -> Arch:
     """Returns enc, dec or encdec: what kind of stacks a model of this config has."""
     if getattr(config, "is_encoder_decoder", False):
         return "encdec"
-    if config.model_type in _ENCODERS and not getattr(config, "is_decoder", False):
+    if config.model_type in _ENCODERS:
         return "enc"
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -195,7 +195,7 @@ def load_model(
     if local and not (folder / "config.json").is_file():
         raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
     place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _explained(name, local):
+    with _explained(name, local), _quiet(transformers):
         config = AutoConfig.from_pretrained(name, **place)
     arch = arch_of(config)
     kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
@@ -232,7 +232,7 @@ def load_model(
 
 
 def _has_masked_head(config: Any) -> bool:
-    return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+    return any(name.endswith("ForMaskedLM") or name == "BertForPreTraining" for name in config.architectures or ())
 
 
 def short_name(source: str) -> str:
@@ -245,9 +245,24 @@ def short_name(source: str) -> str:
 @contextmanager
 def _explained(name: str, local: bool) -> Generator[None]:
     """Turns what transformers says of a model that does not load into one of our errors."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         text = str(error).strip()
         first = text.splitlines()[0] if text else type(error).__name__
         if "trust_remote_code" in text:
@@ -295,19 +310,20 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def weights_digest(model: "PreTrainedModel") -> str:
-    """Returns a SHA-256 over every parameter's name, shape, dtype, bit sum and 64 sampled values.
-
-    Any one changed weight changes the bit sum. Reads each weight once, at memory speed.
-    """
+def weights_digest(model: "nn.Module") -> str:
+    """Returns a 128-bit hash (XXH3) over every parameter's name, shape, dtype and bytes, in slices of bounded size."""
     import torch
+    import xxhash
 
-    digest = hashlib.sha256()
-    views = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    digest = xxhash.xxh3_128()
+    views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     with torch.inference_mode():
         for name, tensor in sorted(model.state_dict().items()):
-            bits = tensor.detach().reshape(-1).contiguous().view(views[tensor.element_size()])
-            step = max(1, bits.numel() // 64)
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {bits.sum(dtype=torch.int64).item()} ".encode())
-            digest.update(bits[::step][:64].cpu().numpy().tobytes())
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            bits = tensor.detach().reshape(-1).view(views[tensor.element_size()])
+            for part in bits.split(_DIGEST_SLICE):
+                digest.update(part.cpu().numpy().data)
     return digest.hexdigest()
+
+
+_DIGEST_SLICE = 16 << 20  # elements

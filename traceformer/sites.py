@@ -212,14 +212,14 @@ def parse_indices(text: str) -> tuple[int, ...]:
 
 
 def choose(wanted: tuple[int, ...] | None, available: int, what: str) -> tuple[int, ...]:
-    """Returns those of `wanted` (all, for None) that lie in 0 .. available-1; warns of the others.
+    """Returns those of `wanted` (all, for None) that lie in 0 .. available-1, in order, each once; warns of the others.
 
     Raises:
         SelectionError: none is left.
     """
     if wanted is None:
         return tuple(range(available))
-    kept = tuple(index for index in wanted if 0 <= index < available)
+    kept = tuple(sorted({index for index in wanted if 0 <= index < available}))
     dropped = [index for index in wanted if index not in kept]
     if not kept:
         raise SelectionError(f"{what} {_listed(dropped)} requested", why=f"there are only {what} 0-{available - 1}")

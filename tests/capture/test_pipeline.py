@@ -11,7 +11,7 @@ import torch
 
 from traceformer.capture.attention import Span
 from traceformer.capture.pipeline import Pipeline, ShardSink
-from traceformer.errors import OutOfSpace
+from traceformer.errors import NumericError, OutOfSpace
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter, ShardBuffer
@@ -93,6 +93,13 @@ class FullDisk(RunWriter):
         raise OutOfSpace("the disk is full")
 
 
+def run_through(pipeline: Pipeline) -> ShardSink:
+    """A shard of three examples of one token, all of them run."""
+    sink = pipeline.open_shard({"dec": [1, 1, 1]})
+    sink.begin([0, 1, 2], {"dec": [Span(0, 1)] * 3})
+    return sink
+
+
 def test_an_error_while_writing_stops_the_next_call() -> None:
     layout = layout_of()
     writer = FullDisk(layout)
@@ -101,7 +108,7 @@ def test_an_error_while_writing_stops_the_next_call() -> None:
     def record_on_and_on() -> None:
         nonlocal calls
         with Pipeline(writer, layout) as pipeline:
-            pipeline.close_shard(0, pipeline.open_shard({"dec": [1, 1, 1]}), pa.table({}))
+            pipeline.close_shard(0, run_through(pipeline), pa.table({}))
             writer.go.set()
             while (calls := calls + 1) < 1000:
                 pipeline.end_batch(sink_for(layout, {"dec": [1, 1, 1]}))
@@ -117,7 +124,23 @@ def test_an_error_in_the_last_shard_is_raised_on_leaving() -> None:
     writer = FullDisk(layout)
     writer.go.set()
     with pytest.raises(OutOfSpace), Pipeline(writer, layout) as pipeline:
-        pipeline.close_shard(0, pipeline.open_shard({"dec": [1, 1, 1]}), pa.table({}))
+        pipeline.close_shard(0, run_through(pipeline), pa.table({}))
+
+
+def test_a_shard_with_an_example_that_was_never_run_is_not_stored() -> None:
+    layout = layout_of()
+    with Pipeline(FullDisk(layout), layout) as pipeline:
+        sink = pipeline.open_shard({"dec": [1, 0, 1]})
+        sink.begin([0], {"dec": [Span(0, 1)]})
+        with pytest.raises(AssertionError, match=r"examples \[2\] of a shard were never run"):
+            pipeline.close_shard(0, sink, pa.table({}))
+
+
+def test_sqrt8_never_turns_nan_into_a_number() -> None:
+    sink = sink_for(layout_of(attn_codec="sqrt8"), {"dec": [2, 5, 3]})
+    sink.begin([0], {"dec": [Span(0, 2)]})
+    with pytest.raises(NumericError, match=r"layer 3 of dec\.self\.attn_pattern is NaN"):
+        sink.square(PATTERN, 3, 0, Span(0, 2), Span(0, 2), torch.full((2, 2, 2), torch.nan))
 
 
 def test_shards_reach_the_store_in_order_with_two_buffers(tmp_path: Path) -> None:

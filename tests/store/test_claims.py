@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.store import runs
-from traceformer.errors import RunExists, UsageError
+from traceformer.errors import ConfigurationChanged, RunExists, UsageError
 from traceformer.store.commits import committed_shards, verify_run
 from traceformer.store.writer import RunWriter, unfinished_folder
 
@@ -46,9 +46,9 @@ def test_a_joining_writer_must_have_the_same_configuration(tmp_path: Path) -> No
     layout = runs.plan(arrays=runs.FEW)
     with (
         RunWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST, writer=(0, 2)),
-        pytest.raises(RunExists, match="unfinished run"),
+        pytest.raises(ConfigurationChanged, match="another model"),
     ):
-        RunWriter.create(tmp_path / "run", layout, runs.META, digest={"model": "other"}, writer=(1, 2))
+        RunWriter.create(tmp_path / "run", layout, runs.META, digest={"model": "other"}, writer=(1, 2), overwrite=True)
 
 
 @pytest.mark.parametrize("writer", [(1, 1), (-1, 2), (0, 0)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.attention import Span
-from traceformer.errors import Unsupported
+from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models import LoadedModel
 from traceformer.sites import Stack
 
@@ -28,6 +28,7 @@ class Encoded:
     offsets: list[tuple[int, int]] | None
     labels: list[int] | None = None
     truncated: bool = False
+    target_truncated: bool = False
 
     def length(self, stack: Stack) -> int:
         return len(self.ids[stack])
@@ -39,6 +40,7 @@ class Lengths:
 
     tokens: dict[Stack, "array[int]"] = field(default_factory=dict[Stack, "array[int]"])
     truncated: int = 0
+    targets_truncated: int = 0
 
     @property
     def longest(self) -> dict[Stack, int]:
@@ -62,6 +64,7 @@ class Encoder:
         max_target_tokens: the longest target of an encoder-decoder, its end token included.
 
     Raises:
+        UsageError: a limit leaves no room beside the tokenizer's special tokens.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
     """
 
@@ -72,11 +75,16 @@ class Encoder:
         n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
         limits = [limit for limit in (n_ctx, max_tokens) if limit and limit != "auto"]
         self.max_tokens = min(limits) if limits else None
-        self._max_target_tokens = max_target_tokens
+        n_ctx = loaded.dims.stacks["dec"].n_ctx if self._arch == "encdec" else 0
+        self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
+        special = self._tokenizer.num_special_tokens_to_add()
+        for flag, limit in (("--max_seq_len", self.max_tokens), ("--dec_max_len", self.max_target_tokens)):
+            if limit is not None and limit <= special:
+                raise UsageError(
+                    f"{flag} {limit} leaves no room for text", why=f"{special} special tokens are always added"
+                )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
-        self._start = getattr(loaded.config, "decoder_start_token_id", None)
-        if self._arch == "encdec" and self._start is None:
-            raise Unsupported(f"{loaded.name} states no decoder_start_token_id", hint="set it in its config.json")
+        self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
 
     def encode(self, texts: Sequence[str], targets: Sequence[str] | None = None) -> list[Encoded]:
         """Returns the tokens of each text, and of its target's decoder inputs and labels.
@@ -87,15 +95,21 @@ class Encoder:
         if not texts:
             return []
         inputs = self._tokenize(list(texts), self.max_tokens)
-        labels = None if targets is None else self._tokenize(None, self._max_target_tokens, text_target=list(targets))
+        labels = None if targets is None else self._tokenize(None, self.max_target_tokens, text_target=list(targets))
+        if labels is not None and self._start is None:
+            raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         rows: list[Encoded] = []
         for index, ids in enumerate(inputs["input_ids"]):
             all_ids: dict[Stack, list[int]] = {self._input_stack: ids}
             expected: list[int] | None = None
             if labels is not None:
-                assert self._start is not None
                 expected = labels["input_ids"][index]
-                all_ids["dec"] = [self._start, *expected[:-1]] if expected else []
+                if not ids or not expected:
+                    raise Unreadable(
+                        f"{'the target of' if ids else ''} {texts[index][:40]!r} has no token",
+                        why="an encoder-decoder cannot run on nothing",
+                    )
+                all_ids["dec"] = [self._start, *expected[:-1]]
             for each in all_ids.values():
                 self._check(each)
             rows.append(
@@ -105,6 +119,7 @@ class Encoder:
                     inputs["offset_mapping"][index] if self._tokenizer.is_fast else None,
                     expected,
                     self._is_truncated(inputs, index, texts[index]),
+                    targets is not None and self._is_truncated(labels, index, targets[index]),
                 )
             )
         return rows
@@ -139,6 +154,7 @@ class Encoder:
             part = slice(start, start + _AT_ONCE)
             for row in self.encode(texts[part], None if targets is None else targets[part]):
                 lengths.truncated += row.truncated
+                lengths.targets_truncated += row.target_truncated
                 for stack in row.ids:
                     lengths.tokens.setdefault(stack, array("I")).append(row.length(stack))
         return lengths

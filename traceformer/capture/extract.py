@@ -27,7 +27,7 @@ from traceformer.capture.provenance import configuration, describe, token_table
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import UsageError
 from traceformer.sites import Stack
-from traceformer.store.claims import refuse_existing
+from traceformer.store.claims import final_folder, refuse_existing
 from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
 
 __all__ = ["Estimate", "ExtractRequest", "Progress", "estimate", "extract", "record"]
@@ -72,7 +72,7 @@ def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None
     if request.writer[1] > 1 and request.out_dir is None:
         raise UsageError("several writers need to know their common run", hint="give all of them the same --out_dir")
     if request.out_dir is not None:
-        refuse_existing(request.out_dir, request.overwrite)  # before the model is loaded, not after
+        refuse_existing(final_folder(request.out_dir), request.overwrite)  # before the model is loaded, not after
     report = progress or (lambda _: None)
     report(Progress(0, 0, 0, 0, 0.0, "loading"))
     return record(prepare(request), report)
@@ -90,11 +90,12 @@ def estimate(request: ExtractRequest) -> Estimate:
     prepared = prepare(request)
     layout = prepared.layout
     _, rows = prepared.shard(layout.n_shards // 2)
-    batch = next(batches_by_length(rows, request.batch_size), [])
+    batches = list(batches_by_length(rows, prepared.batch_size))
+    batch = batches[len(batches) // 2] if batches else []
     seconds = 0.0
     if batch:
         run = _Batches(prepared)
-        with Recorder(prepared.loaded.model, prepared.plan.arrays, _Nowhere()) as recorder:
+        with Recorder(prepared.loaded.model, prepared.plan.arrays, _Nowhere(layout.dtype)) as recorder:
             for _ in range(2):  # the first pass is slower: memory and kernels are being set up
                 started = time.perf_counter()
                 inputs, spans = run.inputs([rows[index] for index in batch])
@@ -148,16 +149,18 @@ class _Batches:
 class _Nowhere:
     """A sink that casts as a real one does, and forgets."""
 
+    def __init__(self, dtype: str) -> None:
+        self._dtype = getattr(torch, dtype)
+
     def rows(self, spec: Any, layer: int | None, rows: torch.Tensor) -> None:
-        rows.to(torch.float16)
+        rows.to(self._dtype)
 
     def square(self, spec: Any, layer: int, example: int, queries: Any, keys: Any, block: torch.Tensor) -> None:
-        block.to(torch.float16)
+        block.to(self._dtype)
 
 
 def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
     batches = _Batches(prepared)
-    batch_size = min(prepared.request.batch_size, prepared.layout.shard_examples)
     pending = list(writer.pending)
     total = sum(len(prepared.layout.shard_range(shard)) for shard in pending)
     started, examples_done, tokens_done = time.perf_counter(), 0, 0
@@ -167,7 +170,7 @@ def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Prog
             sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
             # The recorder is made anew for each shard, since it belongs to one sink.
             with Recorder(prepared.loaded.model, prepared.plan.arrays, sink) as recorder:
-                for batch in batches_by_length(rows, batch_size):
+                for batch in batches_by_length(rows, prepared.batch_size):
                     inputs, spans = batches.inputs([rows[index] for index in batch])
                     sink.begin(batch, spans)
                     recorder.run(spans, **inputs)

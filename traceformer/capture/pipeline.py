@@ -20,6 +20,7 @@ from torch import Tensor
 
 from traceformer.capture.attention import Span
 from traceformer.capture.recorder import Spans
+from traceformer.errors import NumericError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter, ShardBuffer
@@ -39,10 +40,12 @@ class ShardSink:
         self._slots: Sequence[int] = ()
         self._spans: Spans = {}
         self._arriving: list[tuple[Tensor, Tensor]] = []
+        self._filled: set[int] = set()
 
     def begin(self, slots: Sequence[int], spans: Mapping[Stack, Sequence[Span]]) -> None:
         """Says which example of the shard each row of the next batch is, and where its true tokens are."""
         self._slots, self._spans = slots, spans
+        self._filled.update(slots)
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
         stack = spec.key.token_stack
@@ -56,6 +59,8 @@ class ShardSink:
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
         target = self._targets[spec.key][self._slots[example], spec.layers.index(layer)]
         if target.dtype == torch.uint8:
+            if not torch.isfinite(block).all():  # a byte could not show it any more
+                raise NumericError(f"layer {layer} of {spec.key} is NaN", why="the model itself produced it")
             block = block.sqrt().mul_(255).round_()
         self._place(target[:, queries.start : queries.stop, keys.start : keys.stop], block)
 
@@ -67,6 +72,12 @@ class ShardSink:
         host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
         host.copy_(packed, non_blocking=packed.is_cuda)
         self._arriving.append((target, host))
+
+    def check_filled(self) -> None:
+        """Makes sure that every example with tokens was in a batch: memory is used again, and would show another's."""
+        lengths = self.buffer.lengths.values()
+        missing = {slot for own in lengths for slot in range(len(own)) if own[slot]} - self._filled
+        assert not missing, f"examples {sorted(missing)} of a shard were never run"
 
     def take_arriving(self) -> list[tuple[Tensor, Tensor]]:
         """Returns, once, the copies under way from the device: (place in the shard, pinned memory)."""
@@ -124,6 +135,7 @@ class Pipeline:
 
     def close_shard(self, shard: int, sink: ShardSink, tokens: pa.Table) -> None:
         """Hands a full shard over to be written and committed."""
+        sink.check_filled()
         placing = list(self._placing)
         self._placing.clear()
 

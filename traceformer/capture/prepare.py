@@ -69,6 +69,11 @@ class Prepared:
     plan: Plan
     layout: RunLayout
 
+    @property
+    def batch_size(self) -> int:
+        """Texts per forward pass: what was asked for, but a batch lies within one shard."""
+        return min(self.request.batch_size, self.layout.shard_examples)
+
     def shard(self, number: int) -> tuple[list[Example], list[Encoded]]:
         """The examples of one shard and their tokens."""
         rows = self.layout.shard_range(number)
@@ -115,6 +120,12 @@ def prepare(request: ExtractRequest) -> Prepared:
         warnings.warn(
             f"{lengths.truncated} of {len(source.examples)} texts are longer than {encoder.max_tokens} tokens "
             "and were cut (--max_seq_len auto cuts only what the model cannot read)",
+            stacklevel=2,
+        )
+    if lengths.targets_truncated:
+        warnings.warn(
+            f"{lengths.targets_truncated} of {len(source.examples)} targets are longer than "
+            f"{encoder.max_target_tokens} tokens and were cut (--dec_max_len)",
             stacklevel=2,
         )
     if source.skipped:

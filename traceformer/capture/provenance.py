@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from traceformer.capture.architectures import architecture_of
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.prepare import Prepared
 from traceformer.models import LoadedModel
@@ -23,7 +24,7 @@ __all__ = ["configuration", "describe", "token_table"]
 def configuration(prepared: Prepared) -> dict[str, Any]:
     """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
     layout = prepared.layout.to_json()
-    request, loaded, encoder, targets = prepared.request, prepared.loaded, prepared.encoder, prepared.targets
+    loaded, encoder, targets = prepared.loaded, prepared.encoder, prepared.targets
     return {
         "model weights": loaded.digest,
         "model config": _sha256(loaded.config.to_json_string()),
@@ -33,12 +34,12 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
         "selection": [_summary(spec) for spec in prepared.layout.arrays],
         **{name: value for name, value in layout.items() if name != "arrays"},
         "max_seq_len": encoder.max_tokens,
-        "dec_max_len": request.dec_max_len,
-        "batch_size": request.batch_size,
+        "dec_max_len": encoder.max_target_tokens,
+        "batch_size": prepared.batch_size,
         "attention implementation": _attention_implementation(loaded),
         "device": _device(loaded),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
     }
 
 
@@ -86,7 +87,7 @@ def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
         "n_examples": prepared.layout.n_examples,
         "max_seq_len": prepared.encoder.max_tokens
         if dims.arch != "encdec"
-        else {"enc": prepared.encoder.max_tokens, "dec": request.dec_max_len},
+        else {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens},
         "num_layers": first.n_layers,
         "num_heads": first.n_heads,
         "head_dim": first.d_head,
@@ -99,12 +100,16 @@ def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "dims": dims.to_json(),
         "attention": _attention_meta(loaded),
-        "tokens": {"total": dict(prepared.lengths.total), "truncated_texts": prepared.lengths.truncated},
-        "padding": "right in batches, explicit positions; never stored",
+        "tokens": {
+            "total": dict(prepared.lengths.total),
+            "truncated_texts": prepared.lengths.truncated,
+            "truncated_targets": prepared.lengths.targets_truncated,
+        },
+        "padding": "on the right within batches, never stored",
         "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
         "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": _device(loaded),
-        "batch_size": request.batch_size,
+        "batch_size": prepared.batch_size,
         "versions": {
             name: version(name)
             for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
@@ -115,21 +120,27 @@ def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
 
 
 def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
-    """How scores become patterns in this model, in words and numbers."""
+    """How scores become patterns in this model, as far as its config says; None where that is not recordable."""
     config = loaded.config
-    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
-    return {
+    own = {
         "implementation": _attention_implementation(loaded),
-        "pattern": "softmax of attn_scores after the mask, computed in float32 from the model's own q and k",
-        "q_k": "after rotary embedding" if rotary else "as projected (no rotary embedding)",
-        "softcap": getattr(config, "attn_logit_softcapping", None),
-        "sinks": config.model_type == "gpt_oss",
-        "sliding_window": getattr(config, "sliding_window", None),
-        "layer_types": getattr(config, "layer_types", None),
         "gqa": {
             stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads}
             for stack, dims in loaded.dims.stacks.items()
         },
+    }
+    if not architecture_of(config).has_attention_function:
+        return own
+    return own | {
+        "q_k": "as the dot product sees them: after QK-norm and rotary embedding where the family has them",
+        "pattern": "softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
+        "rotary": bool(getattr(config, "rope_parameters", None)),
+        "relative_position_bias": config.model_type in ("t5", "mt5"),
+        "softcap": getattr(config, "attn_logit_softcapping", None),
+        "sinks": config.model_type == "gpt_oss",
+        "sliding_window": None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
+        "local_attention": getattr(config, "local_attention", None),
+        "layer_types": getattr(config, "layer_types", None),
     }
 
 
@@ -160,6 +171,7 @@ def token_table(prepared: Prepared, examples: Sequence[Example], rows: Sequence[
             "dec_tokens": [row.tokens["dec"] for row in rows],
             "dec_labels": [row.labels for row in rows],
             "dec_n_tokens": [row.length("dec") for row in rows],
+            "dec_truncated": [row.target_truncated for row in rows],
         }
     taken = {*columns, "shard", "slot", "dec_slot"}
     for name in examples[0].extra:
@@ -170,5 +182,5 @@ def token_table(prepared: Prepared, examples: Sequence[Example], rows: Sequence[
 def _column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([json.dumps(value, ensure_ascii=False, default=str) for value in values])

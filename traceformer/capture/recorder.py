@@ -100,7 +100,7 @@ class _Pass:
     def take(self, wanted: _Wanted, rows: Tensor) -> None:
         """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
         spec, layer = wanted
-        if spec.heads and len(spec.heads) < rows.shape[1]:
+        if spec.heads and max(spec.heads) < rows.shape[1] and spec.heads != tuple(range(rows.shape[1])):
             rows = rows[:, list(spec.heads)]
         if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
             raise Unsupported(

@@ -25,7 +25,6 @@ __all__ = [
     "lock_writer",
     "refuse_existing",
     "refuse_other_writers",
-    "same_configuration",
     "unfinished_folder",
 ]
 
@@ -100,10 +99,6 @@ def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_nu
             other.release()
 
 
-def same_configuration(unfinished: Path, head: RunHead) -> bool:
-    return configuration_digest(RunHead.read(unfinished).configuration) == configuration_digest(head.configuration)
-
-
 def begun_head(unfinished: Path, head: RunHead) -> RunHead:
     """Returns the head that an unfinished run was begun with, if `head` means the same run.
 
@@ -117,10 +112,19 @@ def begun_head(unfinished: Path, head: RunHead) -> RunHead:
         if changed:
             raise ConfigurationChanged(
                 f"{unfinished} was begun with another {' and '.join(changed)}",
-                why=", ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed),
+                why="; ".join(_difference(name, before.get(name), now.get(name)) for name in changed),
                 hint="start a new run, or resume with what it was begun with",
             )
     return begun
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    """What changed, in words; of two lists only what one has and the other has not."""
+    if isinstance(before, list) and isinstance(now, list):
+        gone, new = ([each for each in one if each not in other] for one, other in ((before, now), (now, before)))
+        parts = [f"without {', '.join(map(str, gone))}"] * bool(gone) + [f"with {', '.join(map(str, new))}"] * bool(new)
+        return f"{name} is now {' and '.join(parts) or 'in another order'}"
+    return f"{name} was {_short(before)}, is {_short(now)}"
 
 
 def _short(value: object) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 from jaxtyping import Int32
@@ -17,6 +16,7 @@ from traceformer.store.claims import claiming
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.files import TEMPORARY, sync_file, sync_folder
 from traceformer.store.layout import META, TOKENS, RunLayout
+from traceformer.store.tables import common_schema, with_schema
 
 __all__ = ["finish_run"]
 
@@ -70,22 +70,14 @@ def _remove_run(folder: Path) -> None:
 
 def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:
     paths = [folder / token_path(record.shard) for record in records]
-    # A column that is empty in one shard has no type there; the others know it.
-    schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+    schema = common_schema([pq.read_schema(path) for path in paths])
     temporary = folder / f".{TOKENS}{TEMPORARY}"
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for path in paths:
-            writer.write_table(_with_schema(pq.read_table(path), schema))
+            writer.write_table(with_schema(pq.read_table(path), schema))
     sync_file(temporary)
     temporary.replace(folder / TOKENS)
     sync_folder(folder)
-
-
-def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(schema.names).cast(schema)
 
 
 def _write_positions(

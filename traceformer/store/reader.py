@@ -260,11 +260,16 @@ class TraceStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from traceformer.store.tables import common_schema, with_schema
+
         with reading(self.folder / TOKENS):
             if self.finished:
                 return pq.read_table(self.folder / TOKENS)
             tables = [pq.read_table(self.folder / token_path(shard)) for shard in self._index.shards]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"example_id": []})
+        if not tables:
+            return pa.table({"example_id": []})
+        schema = common_schema([table.schema for table in tables])
+        return pa.concat_tables([with_schema(table, schema) for table in tables])
 
     def text(self, example_id: str) -> str:
         return self._token_row(example_id)["text"]

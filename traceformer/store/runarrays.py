@@ -177,4 +177,11 @@ class RunArrays:
             return head
         if not 0 <= head < n_heads:
             raise SelectionError(f"head {head} requested", why=f"the model has heads 0-{n_heads - 1}")
-        return head // (n_heads // n_kv_heads)
+        group = n_heads // n_kv_heads
+        if head // group not in spec.heads:
+            served = ", ".join(str(kv * group + i) for kv in spec.heads for i in range(group))
+            raise SelectionError(
+                f"head {head} requested, which reads kv_head {head // group} of {spec.key}",
+                why=f"this run holds what heads {served} read",
+            )
+        return head // group

@@ -35,7 +35,6 @@ from traceformer.store.claims import (
     lock_writer,
     refuse_existing,
     refuse_other_writers,
-    same_configuration,
     unfinished_folder,
 )
 from traceformer.store.commits import (
@@ -51,6 +50,7 @@ from traceformer.store.files import Checksum, FileLock, checksum, durable_write,
 from traceformer.store.finishing import finish_run
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.shards import is_written_directly, write_shard
+from traceformer.store.tables import encodable
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
 
@@ -115,12 +115,13 @@ class RunWriter:
             meta: What `meta.json` says beside the layout; JSON values only.
             digest: What must be equal to resume, name by name; JSON values only.
             writer: (w, W): this one is the w-th of W.
-            overwrite: Replace a finished run at `folder`, when this one is finished, and an unfinished one now.
+            overwrite: Replace a finished run at `folder`, when this one is finished, and an unfinished one now
+                (unless there are several writers).
 
         Raises:
             RunExists: something is at `folder`, or an unfinished run beside it, and may not be replaced; or another
                 process is writing there.
-            ConfigurationChanged: another writer began the run differently.
+            ConfigurationChanged: another writer began the run differently; also with `overwrite`.
         """
         _check_writer(writer)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
@@ -133,7 +134,7 @@ class RunWriter:
                 head = RunHead(dict(meta), layout, _plain(digest))
                 if not (unfinished / META).exists():
                     head.write(unfinished)
-                elif writer[1] > 1 and same_configuration(unfinished, head):
+                elif writer[1] > 1:  # never started anew: it may hold what another writer has committed
                     head = begun_head(unfinished, head)
                 elif overwrite:
                     refuse_other_writers(unfinished, writer, of_any_number=True)
@@ -229,7 +230,7 @@ class RunWriter:
             with free_space(self.folder, undo=lambda: self._remove_leftovers(shard)):
                 files = self._write_arrays(shard, buffer)
                 path = token_path(shard)
-                durable_write(self.folder / path, _parquet(self._with_places(shard, buffer, tokens)))
+                durable_write(self.folder / path, _parquet(self._with_places(shard, buffer, encodable(tokens))))
                 record = CommitRecord(
                     shard=shard,
                     writer=self._writer,
