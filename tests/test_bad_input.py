@@ -204,7 +204,7 @@ def test_one_token_and_blank_texts_are_recorded_and_passed_over(place: Workplace
     assert run.hidden(run.tokens.example_id[0]).shape == (4, 1, 32)
 
 
-@pytest.mark.filterwarnings("ignore:.*were cut")
+@pytest.mark.filterwarnings("ignore:texts are cut")
 def test_texts_longer_than_the_context_are_cut_to_it(place: Workplace) -> None:
     (place.folder / "long.txt").write_text(" ".join(TEXTS * 3) + "\nshort\n")
     assert place.extract("--max_seq_len auto", texts="long.txt")[0] == 0

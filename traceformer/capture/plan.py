@@ -52,13 +52,13 @@ def plan_arrays(
         for key in keys:
             arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
         if not keys and selection.is_named(site):
-            raise Unsupported(f"this model has no {site}", why=_why_not(site, architecture, has_head))
+            raise Unsupported(f"this model has no {site}", why=_why_not(site, architecture, has_head, stacks))
         if not keys:
             left_out.append(site)
     if not arrays:
         raise Unsupported(
             f"this model has none of {', '.join(selection.sites)}",
-            why=_why_not(selection.sites[0], architecture, has_head),
+            why=_why_not(selection.sites[0], architecture, has_head, stacks),
         )
     return Plan(tuple(arrays), tuple(left_out))
 
@@ -76,9 +76,11 @@ def _spec(
     return ArraySpec(key, layers, heads, dims.d_embed if key.site == "token_embed" else widths[axes[-1]])
 
 
-def _why_not(site: str, architecture: Architecture, has_head: bool) -> str:
+def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequence[Stack]) -> str:
     if site == "logits" and not has_head:
         return "it was loaded without a language-model head"
+    if any(key.stack not in stacks for key in architecture.keys(site)):
+        return "it is in the decoder, which runs only with targets (--targets_file)"
     rows = architecture.stacks.values()
     if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
         return "its attention does not pass through transformers' attention function"

@@ -117,19 +117,20 @@ def prepare(request: ExtractRequest) -> Prepared:
     encoder = Encoder(loaded, request.max_seq_len, request.dec_max_len)
     lengths = encoder.measure(_TextsOf(source.examples), targets)
     if lengths.truncated:
+        can_read = loaded.dims.stacks[stacks[0]].n_ctx
+        why = "all that the model can read" if encoder.max_tokens == can_read else "--max_seq_len auto takes more"
         warnings.warn(
-            f"{lengths.truncated} of {len(source.examples)} texts are longer than {encoder.max_tokens} tokens "
-            "and were cut (--max_seq_len auto cuts only what the model cannot read)",
+            f"texts are cut to {encoder.max_tokens} tokens ({why}): {lengths.truncated} of {len(source.examples)}",
             stacklevel=2,
         )
     if lengths.targets_truncated:
         warnings.warn(
-            f"{lengths.targets_truncated} of {len(source.examples)} targets are longer than "
-            f"{encoder.max_target_tokens} tokens and were cut (--dec_max_len)",
+            f"targets are cut to {encoder.max_target_tokens} tokens (--dec_max_len takes more): "
+            f"{lengths.targets_truncated} of {len(source.examples)}",
             stacklevel=2,
         )
     if source.skipped:
-        warnings.warn(f"{source.skipped} blank texts were passed over", stacklevel=2)
+        warnings.warn(f"blank texts are passed over: {source.skipped}", stacklevel=2)
     layout = RunLayout.plan(
         arch=loaded.dims.arch,
         arrays=plan.arrays,

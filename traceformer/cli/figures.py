@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from traceformer.cli.terminal import printable
+from traceformer.errors import UsageError
 
-__all__ = ["atlas_figure", "head_figure", "save", "tile"]
+__all__ = ["atlas_figure", "check_format", "head_figure", "save", "tile"]
 
 _COLOURS = "magma"
 _MOST_TICKS = 64
@@ -83,8 +85,20 @@ def atlas_figure(
     axes.set_yticks([row * pitch + pixels / 2 for row in range(n_layers)], [f"L{layer}" for layer in layers])
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, wrap=True)
     return figure
+
+
+def check_format(path: Path) -> None:
+    """Makes sure that a picture of this name can be written.
+
+    Raises:
+        UsageError: its ending names no format; the hint lists those there are.
+    """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    ending = path.suffix.removeprefix(".")
+    if ending and ending not in formats:
+        raise UsageError(f"no picture format {ending!r}", hint=f"end it in one of {' '.join(sorted(formats))}")
 
 
 def save(figure: Figure, path: Path) -> None:

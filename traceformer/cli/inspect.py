@@ -77,6 +77,10 @@ def inspect(
 
     spec = _find_array(store, site)
     example_id = find_example(example, store.ids)
+    if png is not None:
+        from traceformer.cli.figures import check_format
+
+        check_format(png)
     if png is not None and layer is None and head_number is None:
         _save_atlas(store, example_id, spec, png)
         picture = f"all heads of {spec.key}, example {example_id}"
@@ -150,6 +154,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
     values = np.asarray(store.get(example_id, spec.key, layer, head), dtype=np.float32)
+    if 0 in values.shape:
+        raise NotRecorded(f"example {example_id} has no tokens in {spec.key}")
     return _Slice(
         example_id,
         spec,
@@ -204,5 +210,8 @@ def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) 
         [tile(_slice(store, example_id, spec, layer, head).values, pixels=_TILE) for head in spec.heads]
         for layer in spec.layers
     ]
-    title = f"{spec.key}  example {example_id}  (queries downwards, keys to the right)"
+    title = (
+        f"{spec.key}  example {example_id}\nqueries downwards, keys to the right; "
+        "each head in square-root colours up to its own maximum"
+    )
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

@@ -41,6 +41,8 @@ class RunSummary:
     dataset: str
     split: str
     dtype: str
+    codec: str
+    attn_codec: str
     time: str
     n_examples: int
     n_tokens: Mapping[str, int]
@@ -52,13 +54,18 @@ class RunSummary:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _stored(self) -> str:
+        compressed = "" if self.codec == "none" else f" compressed with {self.codec}"
+        rough = ", patterns as sqrt8 (off by up to 0.004)" if self.attn_codec == "sqrt8" else ""
+        return f"{self.dtype}{compressed}{rough}"
+
     def __str__(self) -> str:
         stacks = [f"{total} {stack} tokens (longest {self.longest[stack]})" for stack, total in self.n_tokens.items()]
         facts = (
             ("run", self.run if self.finished else f"{self.run}  (unfinished: what is committed so far)"),
             ("model", f"{self.model}  ({_ARCHITECTURES[self.arch]})"),
             ("data set", f"{self.dataset} {self.split}: {self.n_examples} examples, {', '.join(stacks)}"),
-            ("stored as", f"{self.dtype}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
+            ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
         )
         rows = [
             (array.key, array.dims_in_words, amount_of_bytes(array.bytes), amount_of_bytes(array.bytes_per_token))
@@ -97,6 +104,8 @@ def summarise(store: TraceStore, folder: Path) -> RunSummary:
         dataset=meta["dataset"],
         split=meta["split"],
         dtype=meta["dtype"],
+        codec=store.layout.codec,
+        attn_codec=store.layout.attn_codec,
         time=meta["time"],
         n_examples=store.n,
         n_tokens=dict[str, int](totals),

@@ -245,9 +245,10 @@ class TraceStore:
         self, example_id: str, stage: str, layer: int | None = None, side: str | None = None
     ) -> Float[np.ndarray, "*layer token d_model"]:
         """Returns the residual stream at `pre_attn`, `post_attn` or `post_mlp` ([layer,] token, d_model)."""
-        if stage not in _STAGES:
-            raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join(_STAGES)}")
-        return self.get(example_id, self.spec(_STAGES[stage], side, prefer="enc").key, layer)
+        site = _STAGES.get(stage, stage)
+        if site not in _STAGES.values():
+            raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join((*_STAGES, *_STAGES.values()))}")
+        return self.get(example_id, self.spec(site, side, prefer="enc").key, layer)
 
     # Text and tokens
 
