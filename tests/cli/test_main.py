@@ -170,8 +170,10 @@ def run_main(code: str, **options: object) -> subprocess.Popen[str]:
     )  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
+# A shell's background jobs ignore the keyboard's signal, and what they start inherits that.
 ACT = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from traceformer import cli
 module = types.ModuleType("traceformer.cli.act")
 def act():
