@@ -85,7 +85,7 @@ class Bench:
         from traceformer.capture.prepare import prepare
 
         selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
-        prepared = prepare(replace(self.prepared.request, selection=selection))
+        prepared = prepare(replace(self.prepared.request, selection=selection), self.prepared.loaded)
         return lambda: record(prepared)
 
     def output_attentions(self) -> None:

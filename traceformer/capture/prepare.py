@@ -82,8 +82,8 @@ class Prepared:
         return examples, self.encoder.encode([example.text for example in examples], targets)
 
 
-def prepare(request: ExtractRequest) -> Prepared:
-    """Returns all that an extraction needs; writes nothing.
+def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepared:
+    """Returns all that an extraction needs, with the model that is loaded already if there is one; writes nothing.
 
     Raises:
         NotFound: no such model, data set, split or file.
@@ -92,7 +92,7 @@ def prepare(request: ExtractRequest) -> Prepared:
     """
     source = load_texts(request.dataset, split=request.split, limit=request.limit, text_column=request.text_column)
     targets = None if request.targets_file is None else _targets(request.targets_file, source)
-    loaded = load_model(
+    loaded = loaded or load_model(
         str(request.model_path or request.model),
         revision=request.revision,
         device=request.device,
