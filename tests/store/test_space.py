@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from traceformer.errors import (
 from traceformer.store.commits import committed_shards, verify_run
 from traceformer.store.reader import TraceStore
 from traceformer.store.writer import RunWriter
-
-FULL_DISK_SKIP = "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK"
 
 
 def test_too_little_space_is_found_before_a_shard_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +47,7 @@ def test_a_disk_that_fills_up_while_writing_costs_only_the_open_shard(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, skip_for: Callable[[str], None]) -> Iterator[Path]:
     """A file system of 24 MB: mounted, where the tests may, or the one that the environment names."""
     given = os.environ.get("TRACEFORMER_SMALL_DISK")
     if given:
@@ -62,7 +60,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
-        pytest.skip(FULL_DISK_SKIP)
+        skip_for("small disk")
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 
