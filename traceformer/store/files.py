@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 import xxhash
 
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists
+from traceformer.store.direct import BlockWriter
 
 __all__ = [
     "Checksum",
@@ -35,7 +36,6 @@ __all__ = [
 Algorithm: TypeAlias = Literal["sha256", "xxh3_128"]
 
 TEMPORARY = ".part"
-_PARTS_AT_ONCE = 1024  # what POSIX systems take in one call
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SEAL_BYTES = len(b',\n  "sha256": ""\n}\n') + 64
 
@@ -159,35 +159,22 @@ def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
 
 
 def durable_write_parts(path: Path, parts: Iterable[memoryview]) -> Checksum:
-    """Writes a file durably from parts that lie anywhere in memory, and returns its checksum. Copies nothing."""
-    digest, size, waiting = xxhash.xxh3_128(), 0, list[memoryview]()
+    """Writes a large file durably from parts that lie anywhere in memory, and returns its checksum."""
+    digest, size = xxhash.xxh3_128(), 0
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb", buffering=0) as file:
-            for part in parts:
-                digest.update(part)
-                size += len(part)
-                waiting.append(part)
-                if len(waiting) == _PARTS_AT_ONCE:
-                    _write_all(file.fileno(), waiting)
-                    waiting = []
-            _write_all(file.fileno(), waiting)
+            with BlockWriter(file.fileno()) as blocks:
+                for part in parts:
+                    blocks.write(part)
+                    digest.update(part)
+                    size += len(part)
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return Checksum(size, "xxh3_128", digest.hexdigest())
-
-
-def _write_all(file: int, parts: list[memoryview]) -> None:
-    """Writes all parts, however many bytes the system takes at a time."""
-    while parts:
-        written = os.writev(file, parts)
-        while parts and written >= len(parts[0]):
-            written -= len(parts.pop(0))
-        if parts:
-            parts[0] = parts[0][written:]
 
 
 def sync_folder(folder: Path) -> None:

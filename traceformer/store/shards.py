@@ -5,8 +5,8 @@
 2. The index at the end holds the offset and the size of every chunk of the shard (2^64 - 1 twice for those that no
    token reaches), and its own crc32c.
 
-Nothing is copied on the way. tensorstore, which reads these files like its own, copies twice when it writes them:
-0.28 against 0.17 core-seconds a commit for 129 MB, and a core that writes is a core that the model does not have.
+tensorstore, which reads these files like its own, copies all of it twice when it writes them (0.28 core-seconds a
+commit for 129 MB, this 0.07), and a core that writes is a core that the model does not have.
 """
 
 import struct

@@ -87,7 +87,13 @@ class RunWriter:
         self._lock = lock
         self._overwrite = overwrite
         # Nothing is cached: a shard is written once and whole.
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}})
+        self._context = ts.Context(
+            {
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": 2},
+                "file_io_mode": {"mode": "direct"},
+            }
+        )
         self._arrays: dict[str, Array] = {}
         self._free: list[ShardBuffer] = []
         self._made = 0
