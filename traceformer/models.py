@@ -194,7 +194,11 @@ def load_model(
         raise NotFound(f"no model folder {name}")
     if local and not (folder / "config.json").is_file():
         raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
-    place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    place: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": not local and not _hub_answers(),
+    }
     with _explained(name, local), _quiet(transformers):
         config = AutoConfig.from_pretrained(name, **place)
     arch = arch_of(config)
@@ -229,6 +233,19 @@ def load_model(
         revision,
         weights_digest(model),
     )
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub's name can be resolved: without a network, its client would try for half a minute."""
+    import socket
+    from urllib.parse import urlsplit
+
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        return bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None))
+    except OSError:
+        return False
 
 
 def _has_masked_head(config: Any) -> bool:

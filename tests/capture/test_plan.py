@@ -43,6 +43,16 @@ def test_layers_and_heads_are_chosen_per_stack() -> None:
     }
 
 
+def test_numbers_for_a_stack_that_the_model_lacks_are_refused_and_those_for_both_are_not() -> None:
+    with pytest.raises(SelectionError, match="layers of the decoder requested") as caught:
+        plan("bert", Selection(("attn",), layers={"enc": None, "dec": (0,)}))
+    assert caught.value.why == "this model has only an encoder"
+    with pytest.raises(SelectionError, match="heads of the encoder requested"):
+        plan("gpt2", Selection(("attn",), heads={"enc": (1,), "dec": (0,)}))
+    [spec] = plan("bert", Selection(("attn",), layers={"enc": (0,), "dec": (0,)})).arrays
+    assert spec.layers == (0,)
+
+
 def test_stacks_of_different_depth_keep_their_own_layers() -> None:
     found = arrays("bart", "resid_post")
     assert (found["enc.resid_post"].layers, found["dec.resid_post"].layers) == ((0, 1), (0, 1, 2))

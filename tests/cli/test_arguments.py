@@ -41,6 +41,21 @@ def test_a_folder_goes_before_a_name_in_traces(traces: Path, tmp_path: Path, mon
     assert find_run("a_gpt2", traces) == Path("a_gpt2")
 
 
+def test_an_unfinished_run_goes_by_its_later_name_until_there_is_a_finished_one(traces: Path) -> None:
+    unfinished = make_run(traces / "_tmp_d_opt", 0)
+    assert find_run("d_opt", traces) == find_run(str(traces / "d_opt"), traces) == unfinished
+    finished = make_run(traces / "d_opt", 0)
+    assert find_run("d_opt", traces) == finished
+
+
+def test_the_current_folder_may_be_a_run(traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(traces / "c_t5")
+    assert find_run(".", traces) == Path()
+    monkeypatch.chdir(traces / "notes")
+    with pytest.raises(NotFound, match="not a run"):
+        find_run(".", traces)
+
+
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [

@@ -102,6 +102,7 @@ def test_a_family_without_a_row_is_told_what_fits_and_how_to_add_it(
     [
         (["check", "gpt2", "--text", "hello"], 2, "--text needs a tokenizer"),
         (["check", "./no/such/folder"], 3, "no model folder ./no/such/folder"),
+        (["check", "gtp2"], 3, "try:   gpt2"),
         (["check", "gpt2", "--dtype", "int8"], 2, "int8"),
         (["check"], 2, "MODEL"),
     ],

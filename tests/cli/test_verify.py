@@ -15,6 +15,14 @@ def test_an_intact_run_passes(capsys: pytest.CaptureFixture[str], decoder_run: P
     assert json.loads(capsys.readouterr().out) == {"run": "traces/dec", "ok": True, "problems": []}
 
 
+def test_an_unfinished_run_is_verified_and_called_unfinished(
+    capsys: pytest.CaptureFixture[str], decoder_run: Path
+) -> None:
+    (decoder_run / "manifest.json").unlink()
+    assert main(["verify", "dec"]) == 0
+    assert capsys.readouterr().out.endswith("the run is not finished, this is what was committed so far\n")
+
+
 def test_a_changed_byte_and_a_foreign_file_are_listed_and_the_exit_code_is_one(
     capsys: pytest.CaptureFixture[str], decoder_run: Path
 ) -> None:

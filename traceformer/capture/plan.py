@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from traceformer.capture.architectures import Architecture
-from traceformer.errors import Unsupported
+from traceformer.errors import SelectionError, Unsupported
 from traceformer.models import ModelDims, StackDims
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
 
@@ -35,8 +35,9 @@ def plan_arrays(
 
     Raises:
         Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record.
-        SelectionError: none of the layers or heads asked for exists.
+        SelectionError: none of the layers or heads asked for exists, or they are a stack's that the model lacks.
     """
+    _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
     # One warning per stack about dropped numbers, not one per site.
     layers = {stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks}
@@ -61,6 +62,20 @@ def plan_arrays(
             why=_why_not(selection.sites[0], architecture, has_head, stacks),
         )
     return Plan(tuple(arrays), tuple(left_out))
+
+
+def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
+    for what, asked in (("layers", selection.layers), ("heads", selection.heads)):
+        there = [asked.get(stack) for stack in dims.stacks]
+        for stack, numbers in asked.items():
+            # Numbers for both stacks mean those that there are; numbers of their own are for this one alone.
+            if numbers is not None and stack not in dims.stacks and numbers not in there:
+                name = {"enc": "encoder", "dec": "decoder"}
+                raise SelectionError(
+                    f"{what} of the {name[stack]} requested",
+                    why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
+                    hint=f"--{what}, or --{what}-{next(iter(dims.stacks))}",
+                )
 
 
 def _spec(

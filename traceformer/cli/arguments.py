@@ -9,6 +9,7 @@ from cyclopts import Parameter, Token
 
 from traceformer.errors import ExampleNotFound, NotFound, SelectionError
 from traceformer.store import layout
+from traceformer.store.claims import unfinished_folder
 
 __all__ = ["TRACES", "count", "find_example", "find_run", "parse_head"]
 
@@ -35,6 +36,8 @@ def count(metavar: str, *, least: int = 1) -> Parameter:
 def find_run(name: str, traces: Path = TRACES) -> Path:
     """Returns the folder of a run: a folder itself, a run's name under `traces`, or the newest run there for `latest`.
 
+    A run that is not finished yet goes by the name that it will have.
+
     Raises:
         NotFound: there is no such run; the hint names the nearest one.
     """
@@ -44,8 +47,10 @@ def find_run(name: str, traces: Path = TRACES) -> Path:
             raise NotFound(f"no run in {traces}", hint="traceformer extract makes one; or name a run's folder")
         return runs[0]
     for folder in (Path(name), traces / name):
-        if (folder / layout.META).is_file():
-            return folder
+        places = (folder, unfinished_folder(folder)) if folder.name else (folder,)
+        for place in places:
+            if (place / layout.META).is_file():
+                return place
     if Path(name).is_dir():
         raise NotFound(f"{name} is not a run", why=f"it holds no {layout.META}", hint=_nearest(name, runs))
     raise NotFound(f"no run {name!r}", why=f"neither a folder nor a run in {traces}", hint=_nearest(name, runs))

@@ -1,5 +1,6 @@
 """`traceformer check`: what is proved of a model's sites, site by site."""
 
+import difflib
 import json as json_text
 import math
 import sys
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from traceformer.cli.terminal import table
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import NotFound, Unsupported, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,11 @@ def check(
         checked = tiny.to(device=pick_device(device), dtype=getattr(torch, dtype))
         name, examples = f"a tiny random {model}", random_examples(checked.config)
     else:
-        loaded = load_model(model, revision=revision, device=device, dtype=dtype, with_head=True)
+        try:
+            loaded = load_model(model, revision=revision, device=device, dtype=dtype, with_head=True)
+        except NotFound as error:
+            near = difflib.get_close_matches(model, TINY, n=1)
+            raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         checked, name, examples = loaded.model, loaded.name, _encode(loaded, text or _TEXTS)
     if checked.config.model_type not in ARCHITECTURES:
         return _report_unknown(checked, examples, name, json)

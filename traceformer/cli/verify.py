@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_run
 from traceformer.cli.units import amount_of_bytes
+from traceformer.store.layout import MANIFEST
 
 __all__ = ["verify"]
 
@@ -36,5 +37,6 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
     if problems:
         print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {len(files)} files ({size})")
         return 1
-    print(f"{folder}: all {len(files)} files ({size}) are as they were written")
+    so_far = "" if (folder / MANIFEST).exists() else "; the run is not finished, this is what was committed so far"
+    print(f"{folder}: all {len(files)} files ({size}) are as they were written{so_far}")
     return 0
