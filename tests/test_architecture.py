@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
     1: ("sites", "errors"),
-    2: ("store", "models", "texts"),
+    2: ("store", "models", "nanochat", "readout", "texts", "weights"),
     3: ("capture", "analysis", "formats", "bytelm"),
     4: ("engine", "tracer"),
     5: ("cli", "viewer"),
@@ -29,7 +29,7 @@ STRANGERS = 3
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
 TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
-TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "engine", "tracer", "cli", "viewer")
+TORCH_INSIDE_FUNCTIONS = ("nanochat", "formats.torch_files", "engine", "tracer", "cli", "viewer")
 TORCH = ("torch", "transformers")
 
 MODULES = sorted(

@@ -1,5 +1,7 @@
 """Loading models, and their sizes in this project's words."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,10 @@ import pytest
 import torch
 
 from tests.capture.conftest import tiny_folder
+from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.capture.tiny import TINY, tiny_model
-from traceformer.errors import NotFound, UsageError
-from traceformer.models import ModelDims, load_model, pick_device, short_name, weights_digest
+from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.models import BUILT_IN, ModelDims, load_model, pick_device, short_name, weights_digest
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -95,3 +98,41 @@ def test_a_folder_that_is_not_there_is_told_from_a_hub_name() -> None:
         load_model("./nothing")
     with pytest.raises(NotFound, match="Hub"):
         load_model("nobody/nothing")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_its_keys(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder("gpt2"), tmp_path, dirs_exist_ok=True)
+    shutil.copy(tiny_folder("llama") / "config.json", tmp_path)
+    with pytest.raises(
+        Unreadable, match=r"lacks the weights of lm_head.weight, model.embed_tokens.*and has those of transformer.h.0"
+    ):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_checkpoint_with_more_layers_than_its_config_is_refused(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(Unreadable, match=r"has those of model\.layers\.2\.input_layernorm.weight, .* and 6 more"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_built_in_model_is_known_by_its_name_and_computes_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("traceformer.models.__file__", str(tmp_path / "models.py"))
+    assert set(BUILT_IN) == {"byte", "byte-sparse"}
+    for name, family in (("byte", "llama"), ("byte-sparse", "byte_sparse")):
+        with pytest.raises(NotFound, match=f"'{name}' is not installed"):
+            load_model(name)
+        folder = tmp_path / "bytelm" / "weights" / name
+        tiny_model(family, vocab_size=258).half().save_pretrained(folder)
+        ByteTokenizer().save_pretrained(folder)
+        loaded = load_model(name, device="cpu")
+        assert (loaded.name, loaded.source, loaded.dims.arch) == (name, name, "dec")
+        assert loaded.model.dtype == torch.float32
+        assert load_model(name, device="cpu", dtype="float16").model.dtype == torch.float16

@@ -1,9 +1,10 @@
 """Load a model and its tokenizer; state its dimensions in this project's words."""
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Arch", "LoadedModel", "ModelDims", "StackDims", "load_model", "pick_device", "weights_digest"]
+__all__ = [
+    "BUILT_IN",
+    "Arch",
+    "LoadedModel",
+    "ModelDims",
+    "StackDims",
+    "built_in_folder",
+    "load_model",
+    "pick_device",
+    "quiet",
+    "weights_digest",
+    "with_padding",
+]
 
 Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 
@@ -120,9 +133,9 @@ def arch_of(config: Any) -> Arch:
         return "encdec"
     if config.model_type in _ENCODERS:
         return "enc"
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 
-    return "dec" if config.model_type in CAUSAL else "enc"
+    return "dec" if type(config) in CAUSAL else "enc"
 
 
 # Encoders that transformers can also wrap as causal language models.
@@ -174,20 +187,34 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Returns the model of a Hub name or a local folder, in eval mode, with its tokenizer.
+    """Returns a model in eval mode, with its tokenizer.
+
+    `name` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`, `byte-sparse`; a
+    folder of that name is `./byte`).
 
     Decoders load with their language-model head, encoder-decoders likewise; encoders without one unless
-    `with_head`, where the checkpoint has one. Weights keep the dtype they are stored in unless `dtype` says otherwise.
+    `with_head`, where the checkpoint has one. Weights keep the dtype they are stored in unless `dtype` says otherwise;
+    the built-in models compute in float32.
 
     Raises:
-        NotFound: no such folder, and no such model on the Hub or in its cache.
-        Unreadable: the folder is not a transformer, has only pickled weights, or lacks some of its weights.
+        NotFound: no such folder, and no such model on the Hub or in its cache; a built-in model is not installed.
+        Unreadable: the folder is not a transformer, has only pickled weights, or its weights are not those of the model
+            that its config describes.
         Unsupported: the model needs code of its own, which is not run.
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+    if name.startswith("nanochat:"):
+        from traceformer.nanochat import load_nanochat
+
+        return load_nanochat(
+            name, device=device, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle
+        )
+    source = name
+    if name in BUILT_IN:
+        name, dtype = str(built_in_folder(name)), dtype or "float32"
     folder = Path(name)
     local = folder.is_dir()
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -199,13 +226,16 @@ def load_model(
         "trust_remote_code": trust_remote_code,
         "local_files_only": not local and not _hub_answers(),
     }
-    with _explained(name, local), _quiet(transformers):
+    with _explained(name, local), quiet(transformers):
+        stated, _ = PretrainedConfig.get_config_dict(name, **place)
+        if stated.get("model_type") in _OWN_FAMILIES:
+            import_module(_OWN_FAMILIES[stated["model_type"]])
         config = AutoConfig.from_pretrained(name, **place)
     arch = arch_of(config)
     kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
         arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
     )
-    with _explained(name, local), _quiet(transformers):
+    with _explained(name, local), quiet(transformers):
         tokenizer = AutoTokenizer.from_pretrained(name, **place)
         model, info = getattr(transformers, kind).from_pretrained(
             name,
@@ -216,23 +246,57 @@ def load_model(
             output_loading_info=True,
             **place,
         )
-    # A pooler that the checkpoint lacks is no loss: nothing here reads it.
-    missing = [key for key in info["missing_keys"] if ".pooler." not in f".{key}"]
-    if missing:
-        raise Unreadable(
-            f"{name} lacks the weights of {', '.join(sorted(missing)[:3])}{' ...' if len(missing) > 3 else ''}",
-            why="they would be random numbers",
-        )
+    _check_keys(source, info)
     model = model.to(pick_device(device)).eval()
     return LoadedModel(
         model,
-        _with_padding(tokenizer),
+        with_padding(tokenizer),
         ModelDims.from_config(config),
-        short_name(name),
-        name,
+        short_name(source),
+        source,
         revision,
         weights_digest(model),
     )
+
+
+BUILT_IN = ("byte", "byte-sparse")
+"""The models that come with the package: byte-level decoders, dense and sparse."""
+
+# Model types that transformers does not know, and the modules that register them with it when they are imported.
+_OWN_FAMILIES = {"byte_sparse": "traceformer.bytelm"}
+
+
+def built_in_folder(name: str) -> Path:
+    """Returns the folder of a built-in model.
+
+    Raises:
+        NotFound: its weights are not there.
+    """
+    folder = Path(__file__).parent / "bytelm" / "weights" / name
+    if not (folder / "model.safetensors").is_file():
+        raise NotFound(
+            f"the built-in model {name!r} is not installed",
+            why=f"there are no weights in {folder}",
+            hint=f"reinstall traceformer; if you mean a folder, write ./{name}",
+        )
+    return folder
+
+
+def _check_keys(name: str, info: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that is not that of the model: half of it would be random, or left out, without a word.
+
+    A pooler that it lacks is no loss, nothing here reads it; nor are heads that it has beside the numbered blocks.
+    """
+    missing = sorted(key for key in info["missing_keys"] if ".pooler." not in f".{key}")
+    unexpected = sorted(info["unexpected_keys"])
+    if missing or any(re.search(r"(^|\.)\d+\.", key) for key in unexpected):
+        parts = {"lacks the weights of": missing, "has those of": unexpected}
+        said = " and ".join(f"{verb} {_some(keys)}" for verb, keys in parts.items() if keys)
+        raise Unreadable(f"{name} {said}", why="its config.json describes another model than its weights belong to")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
 
 
 def _hub_answers() -> bool:
@@ -300,7 +364,7 @@ def _explained(name: str, local: bool) -> Generator[None]:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Generator[None]:
+def quiet(transformers: Any) -> Generator[None]:
     """Silences transformers' own bars and reports while a model loads; what matters is raised instead."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -314,8 +378,8 @@ def _quiet(transformers: Any) -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _with_padding(tokenizer: Any) -> Any:
-    """The tokenizer, padding on the right, with eos for padding where it has no padding token."""
+def with_padding(tokenizer: Any) -> Any:
+    """Returns the tokenizer, padding on the right, with eos for padding where it has no padding token."""
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

@@ -67,6 +67,7 @@ FAMILIES = {
     "gptj": "dec pre-norm plain outside parallel one-norm",
     "bloom": "dec pre-norm plain outside alibi",
     "mpt": "dec pre-norm plain outside alibi",
+    "byte_sparse": "dec pre-norm gated rotary",
 }
 EVERY_STACK = (
     ("token_embed", "equals the embedding's rows of the token ids"),

@@ -83,7 +83,7 @@ def test_a_family_that_a_row_nearly_fits_is_told_what_fails(monkeypatch: pytest.
     assert found.nearest is not None
     # Granite adds half of what a sublayer puts out.
     assert {proof.key for proof in found.nearest.result.proofs if not proof.ok} == {"dec.resid_mid", "dec.resid_post"}
-    assert "begin with the row of gemma, llama" in found.advice
+    assert "begin with the row of byte_sparse, gemma, llama" in found.advice
 
 
 def test_without_a_row_that_fits_the_stream_and_attention_can_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def token_table(sentences: Sequence[Sequence[str]], **columns: Sequence[Sequence
             "example_id": [f"ex{number}" for number in range(len(sentences))],
             "text": [" ".join(tokens) for tokens in sentences],
             "tokens": [list(tokens) for tokens in sentences],
-            **as_lists(columns),
+            **{"input_ids": [list(range(len(tokens))) for tokens in sentences], **as_lists(columns)},
         }
     )
 

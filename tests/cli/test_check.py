@@ -90,8 +90,8 @@ def test_a_family_without_a_row_is_told_what_fits_and_how_to_add_it(
     assert "blocks          layers\n" in shown
     assert "attention       layers.*.self_attn\n" in shown
     assert "without a row:\n" in shown
-    assert "with the row of gemma, llama, mistral, qwen2, qwen3: 53 of 53 facts hold\n" in shown
-    assert shown.splitlines()[-1].startswith("to add it: the row of gemma, llama")
+    assert "with the row of byte_sparse, gemma, llama, mistral, qwen2, qwen3: 53 of 53 facts hold\n" in shown
+    assert shown.splitlines()[-1].startswith("to add it: the row of byte_sparse, gemma, llama")
     assert main(["check", "stablelm", "--device", "cpu", "--json"]) == 4
     data = json.loads(capsys.readouterr().out)
     assert (data["supported"], data["nearest"]["result"]["ok"]) == (False, True)

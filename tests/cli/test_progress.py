@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from traceformer.cli.progress import Totals, progress_shown
+from traceformer.cli.progress import Totals, progress_shown, steps_shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,24 @@ def test_totals_are_those_of_the_last_progress() -> None:
         for step in STEPS:
             show(step)
     assert totals == Totals(examples=40, tokens=4000, bytes=20_000_000, seconds=10.0)
+
+
+def test_steps_are_silent_for_a_moment_and_then_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with steps_shown("analyzing") as show:
+        for done, seconds in ((1, 0.5), (2, 4.9), (3, 5.1), (4, 6.0), (5, 11.0)):
+            now[0] = seconds
+            show(done, 9)
+    assert capsys.readouterr().err.splitlines() == ["analyzing  3/9", "analyzing  5/9"]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with steps_shown("exporting") as show:
+        show(1, 4)
+        assert terminal.getvalue() == ""
+        now[0] += 2
+        show(4, 4)
+    assert "exporting" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()

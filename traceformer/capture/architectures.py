@@ -383,6 +383,7 @@ ARCHITECTURES: Mapping[str, Architecture | ByFlag] = {
     "bart": BART,
     "bert": BERT,
     "bloom": BLOOM,
+    "byte_sparse": LLAMA,
     "distilbert": DISTILBERT,
     "electra": BERT,
     "gemma": LLAMA,

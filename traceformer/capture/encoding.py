@@ -1,6 +1,7 @@
 """Texts into token ids, as the model will read them, and batches of them into padded tensors."""
 
 import hashlib
+import inspect
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models import LoadedModel
 from traceformer.sites import Stack
 
-__all__ = ["Encoded", "Encoder", "Lengths", "batches_by_length", "pad"]
+__all__ = ["BatchInputs", "Encoded", "Encoder", "Lengths", "batches_by_length", "pad"]
 
 _AT_ONCE = 1000  # texts tokenised in one call while measuring lengths
 
@@ -111,7 +112,7 @@ class Encoder:
                     )
                 all_ids["dec"] = [self._start, *expected[:-1]]
             for each in all_ids.values():
-                self._check(each)
+                self.check(each)
             rows.append(
                 Encoded(
                     all_ids,
@@ -139,7 +140,12 @@ class Encoder:
             return bool(inputs.encodings[index].overflowing)
         return len(self._tokenizer(text)["input_ids"]) > len(inputs["input_ids"][index])
 
-    def _check(self, ids: list[int]) -> None:
+    def check(self, ids: Sequence[int]) -> None:
+        """Makes sure that the model has an embedding for every id.
+
+        Raises:
+            Unsupported: it has not.
+        """
         if ids and max(ids) >= self._n_embeddings:
             raise Unsupported(
                 f"the tokenizer makes token id {max(ids)}, but the model has only {self._n_embeddings} embeddings",
@@ -181,12 +187,37 @@ def batches_by_length(rows: Sequence[Encoded], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
-def pad(
-    rows: Sequence[Encoded], pad_id: int, device: str, *, with_positions: bool
-) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
-    """Returns a batch padded on the right, as a model's forward takes it, and where its true tokens are.
+class BatchInputs:
+    """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
 
-    `with_positions` adds explicit position ids (decoders), so that padding can never shift a position.
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._pad_id = loaded.tokenizer.pad_token_id
+        self.device = str(next(loaded.model.parameters()).device)
+        self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
+        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted
+
+    def to_run(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Span]]]:
+        """Returns the inputs of one pass over whole rows, padded on the right, and where their true tokens are."""
+        inputs, spans = pad(rows, self._pad_id, self.device, with_positions=self._with_positions)
+        return inputs | ({"use_cache": False} if "use_cache" in self.accepted else {}), spans
+
+    def to_continue(self, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
+        """Returns the inputs of `generate`: a decoder's are padded on the left, where new tokens push nothing apart."""
+        return pad(rows, self._pad_id, self.device, with_positions=self._with_positions, side="left")
+
+
+def pad(
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: str,
+    *,
+    with_positions: bool,
+    side: Literal["left", "right"] = "right",
+) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
+    """Returns a batch padded on one side, as a model's forward takes it, and where its true tokens are.
+
+    `with_positions` adds explicit position ids (decoders), so that padding can never shift a position. Encoders are
+    padded on the right whatever `side` says: some count positions from the left without asking the mask.
     """
     inputs: dict[str, Tensor] = {}
     spans: dict[Stack, list[Span]] = {}
@@ -195,13 +226,17 @@ def pad(
         longest = max(row.length(stack) for row in rows)
         ids = torch.full((len(rows), longest), pad_id)
         mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        spans[stack] = []
         for index, row in enumerate(rows):
-            ids[index, : row.length(stack)] = torch.tensor(row.ids[stack])
-            mask[index, : row.length(stack)] = 1
+            start = longest - row.length(stack) if side == "left" and stack == "dec" else 0
+            span = Span(start, start + row.length(stack))
+            ids[index, span.start : span.stop] = torch.tensor(row.ids[stack])
+            mask[index, span.start : span.stop] = 1
+            spans[stack].append(span)
         prefix = "decoder_" if stack == "dec" and len(stacks) > 1 else ""
         inputs[f"{prefix}input_ids"] = ids.to(device)
         inputs[f"{prefix}attention_mask"] = mask.to(device)
         if with_positions:
-            inputs["position_ids"] = torch.arange(longest, device=device).expand(len(rows), -1)
-        spans[stack] = [Span(0, row.length(stack)) for row in rows]
+            starts = torch.tensor([span.start for span in spans[stack]])[:, None]
+            inputs["position_ids"] = (torch.arange(longest) - starts).clamp(min=0).to(device)
     return inputs, spans

@@ -9,10 +9,9 @@ The store keeps the data set's order, and batches are a pure function of the tex
 size, so that a run that was interrupted anywhere resumes to the same bytes.
 """
 
-import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,17 +19,17 @@ from typing import Any
 
 import torch
 
-from traceformer.capture.encoding import Encoded, batches_by_length, pad
+from traceformer.capture.encoding import BatchInputs, batches_by_length
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
 from traceformer.capture.provenance import configuration, describe, token_table
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import UsageError
-from traceformer.sites import Stack
 from traceformer.store.claims import final_folder, refuse_existing
+from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
 
-__all__ = ["Estimate", "ExtractRequest", "Progress", "estimate", "extract", "record"]
+__all__ = ["RUNS", "Estimate", "ExtractRequest", "Progress", "estimate", "extract", "open_run", "record"]
 
 RUNS = Path("traces")
 
@@ -80,7 +79,18 @@ def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None
 
 def record(prepared: Prepared, progress: Callable[[Progress], None] | None = None) -> Path:
     """Returns the run's folder, like `extract`, when texts and model are already at hand."""
-    with _open_run(prepared) as writer:
+    request, source = prepared.request, prepared.source
+    name = f"{prepared.loaded.name}_{source.name}_{source.split}_n{prepared.layout.n_examples}"
+    with open_run(
+        request.out_dir or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}",
+        prepared.layout,
+        partial(describe, prepared),
+        digest=configuration(prepared),
+        find=request.out_dir is None,
+        resume=request.resume,
+        overwrite=request.overwrite,
+        writer=request.writer,
+    ) as writer:
         _record_shards(prepared, writer, progress or (lambda _: None))
         return writer.finish()
 
@@ -94,11 +104,11 @@ def estimate(request: ExtractRequest) -> Estimate:
     batch = batches[len(batches) // 2] if batches else []
     seconds = 0.0
     if batch:
-        run = _Batches(prepared)
+        run = BatchInputs(prepared.loaded)
         with Recorder(prepared.loaded.model, prepared.plan.arrays, _Nowhere(layout.dtype)) as recorder:
             for _ in range(2):  # the first pass is slower: memory and kernels are being set up
                 started = time.perf_counter()
-                inputs, spans = run.inputs([rows[index] for index in batch])
+                inputs, spans = run.to_run([rows[index] for index in batch])
                 recorder.run(spans, **inputs)
                 seconds = time.perf_counter() - started
         tokens = sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
@@ -113,37 +123,29 @@ def estimate(request: ExtractRequest) -> Estimate:
     )
 
 
-def _open_run(prepared: Prepared) -> RunWriter:
-    request, digest = prepared.request, configuration(prepared)
-    run_id = (
-        f"{time.strftime('%Y%m%d-%H%M%S')}_{prepared.loaded.name}_{prepared.source.name}_"
-        f"{prepared.source.split}_n{prepared.layout.n_examples}"
-    )
-    folder = request.out_dir or RUNS / run_id
-    begin = partial(RunWriter.create, overwrite=request.overwrite)
-    if request.resume:
-        unfinished = folder if request.out_dir else find_unfinished(RUNS, digest)
+def open_run(
+    folder: Path,
+    layout: RunLayout,
+    meta_of: Callable[[str], dict[str, Any]],
+    *,
+    digest: dict[str, Any],
+    find: bool,
+    resume: bool,
+    overwrite: bool,
+    writer: tuple[int, int] = (0, 1),
+) -> RunWriter:
+    """Returns the writer of a run that will be `folder`, begun or resumed.
+
+    With `find`, the run to resume is the newest unfinished one beside `folder` that has the same digest.
+    """
+    begin = partial(RunWriter.create, overwrite=overwrite)
+    if resume:
+        unfinished = find_unfinished(folder.parent, digest) if find else folder
         if unfinished is not None and unfinished_folder(unfinished).exists():
-            folder, begin = unfinished, partial(RunWriter.resume, overwrite=request.overwrite)
+            folder, begin = unfinished, partial(RunWriter.resume, overwrite=overwrite)
         else:
             warnings.warn("nothing to resume: starting anew", stacklevel=2)
-    return begin(folder, prepared.layout, describe(prepared, folder.name), digest=digest, writer=request.writer)
-
-
-class _Batches:
-    """Batches of encoded rows as this model's forward takes them."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        loaded = prepared.loaded
-        self._pad_id = loaded.tokenizer.pad_token_id
-        self._device = str(next(loaded.model.parameters()).device)
-        accepted = inspect.signature(loaded.model.forward).parameters
-        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in accepted
-        self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
-
-    def inputs(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Any]]]:
-        inputs, spans = pad(rows, self._pad_id, self._device, with_positions=self._with_positions)
-        return {**inputs, **self._fixed}, spans
+    return begin(folder, layout, meta_of(folder.name), digest=digest, writer=writer)
 
 
 class _Nowhere:
@@ -160,7 +162,7 @@ class _Nowhere:
 
 
 def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
-    batches = _Batches(prepared)
+    batches = BatchInputs(prepared.loaded)
     pending = list(writer.pending)
     total = sum(len(prepared.layout.shard_range(shard)) for shard in pending)
     started, examples_done, tokens_done = time.perf_counter(), 0, 0
@@ -171,7 +173,7 @@ def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Prog
             # The recorder is made anew for each shard, since it belongs to one sink.
             with Recorder(prepared.loaded.model, prepared.plan.arrays, sink) as recorder:
                 for batch in batches_by_length(rows, prepared.batch_size):
-                    inputs, spans = batches.inputs([rows[index] for index in batch])
+                    inputs, spans = batches.to_run([rows[index] for index in batch])
                     sink.begin(batch, spans)
                     recorder.run(spans, **inputs)
                     pipeline.end_batch(sink)

@@ -12,30 +12,39 @@ import pyarrow as pa
 import torch
 
 from traceformer.capture.architectures import architecture_of
-from traceformer.capture.encoding import Encoded
+from traceformer.capture.encoding import Encoded, Encoder
+from traceformer.capture.plan import Plan
 from traceformer.capture.prepare import Prepared
 from traceformer.models import LoadedModel
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.layout import RunLayout
 from traceformer.texts import Example
+from traceformer.weights import digest_of_model
 
-__all__ = ["configuration", "describe", "token_table"]
+__all__ = ["configuration", "describe", "describe_model", "model_configuration", "token_table"]
 
 
 def configuration(prepared: Prepared) -> dict[str, Any]:
     """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
-    layout = prepared.layout.to_json()
-    loaded, encoder, targets = prepared.loaded, prepared.encoder, prepared.targets
+    encoder, targets = prepared.encoder, prepared.targets
+    return {
+        **model_configuration(prepared.loaded, encoder, prepared.layout),
+        "texts": prepared.source.digest,
+        "targets": None if targets is None else _sha256("\n".join(targets)),
+        "max_seq_len": encoder.max_tokens,
+        "dec_max_len": encoder.max_target_tokens,
+        "batch_size": prepared.batch_size,
+    }
+
+
+def model_configuration(loaded: LoadedModel, encoder: Encoder, layout: RunLayout) -> dict[str, Any]:
+    """Returns the part of `configuration` that is the same whatever the model is run on."""
     return {
         "model weights": loaded.digest,
         "model config": _sha256(loaded.config.to_json_string()),
         "tokenizer": encoder.digest(),
-        "texts": prepared.source.digest,
-        "targets": None if targets is None else _sha256("\n".join(targets)),
-        "selection": [_summary(spec) for spec in prepared.layout.arrays],
-        **{name: value for name, value in layout.items() if name != "arrays"},
-        "max_seq_len": encoder.max_tokens,
-        "dec_max_len": encoder.max_target_tokens,
-        "batch_size": prepared.batch_size,
+        "selection": [_summary(spec) for spec in layout.arrays],
+        **{name: value for name, value in layout.to_json().items() if name != "arrays"},
         "attention implementation": _attention_implementation(loaded),
         "device": _device(loaded),
         "threads": torch.get_num_threads(),
@@ -65,7 +74,30 @@ def _attention_implementation(loaded: LoadedModel) -> str:
 
 def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
     """Returns what `meta.json` states: document 1's keys, and all that is otherwise folklore."""
-    request, loaded, plan = prepared.request, prepared.loaded, prepared.plan
+    request, is_encdec = prepared.request, prepared.loaded.dims.arch == "encdec"
+    limits = {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens}
+    return {
+        "run_id": run_id,
+        **describe_model(prepared.loaded, prepared.plan, prepared.layout),
+        "dataset": request.dataset,
+        "split": prepared.source.split,
+        "max_seq_len": limits if is_encdec else prepared.encoder.max_tokens,
+        "capture": list(request.selection.capture),
+        "has_targets": prepared.targets is not None if is_encdec else None,
+        "tokens": {
+            "total": dict(prepared.lengths.total),
+            "truncated_texts": prepared.lengths.truncated,
+            "truncated_targets": prepared.lengths.targets_truncated,
+        },
+        "padding": "on the right within batches, never stored",
+        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
+        "batch_size": prepared.batch_size,
+        "command_line": request.command_line,
+    }
+
+
+def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[str, Any]:
+    """Returns the part of `meta.json` that is the same whatever the model is run on."""
     dims = loaded.dims
     stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
     for spec in plan.arrays:
@@ -76,46 +108,30 @@ def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
     single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
     first = single or dims.stacks["enc"]
     return {
-        "run_id": run_id,
         "model": loaded.source,
         "model_name": loaded.name,
         "model_type": loaded.config.model_type,
         "revision": loaded.revision,
+        "model_files": digest_of_model(loaded.source, loaded.revision),
         "arch": dims.arch,
-        "dataset": request.dataset,
-        "split": prepared.source.split,
-        "n_examples": prepared.layout.n_examples,
-        "max_seq_len": prepared.encoder.max_tokens
-        if dims.arch != "encdec"
-        else {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens},
+        "n_examples": layout.n_examples,
         "num_layers": first.n_layers,
         "num_heads": first.n_heads,
         "head_dim": first.d_head,
         "layers_stored": stored["layers"].get("enc") if dims.arch == "enc" else stored["layers"],
         "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
-        "dtype": request.dtype,
-        "capture": list(request.selection.capture),
+        "dtype": layout.dtype,
         "left_out": list(plan.left_out),
-        "has_targets": prepared.targets is not None if dims.arch == "encdec" else None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "dims": dims.to_json(),
         "attention": _attention_meta(loaded),
-        "tokens": {
-            "total": dict(prepared.lengths.total),
-            "truncated_texts": prepared.lengths.truncated,
-            "truncated_targets": prepared.lengths.targets_truncated,
-        },
-        "padding": "on the right within batches, never stored",
-        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
         "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": _device(loaded),
-        "batch_size": prepared.batch_size,
         "versions": {
             name: version(name)
             for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
         },
         "python": platform.python_version(),
-        "command_line": request.command_line,
     }
 
 

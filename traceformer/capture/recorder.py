@@ -6,115 +6,41 @@
 It installs hooks on the modules that `architectures.py` names and points the model's attention at the observed
 function; when the block ends, hooks, implementation and training flags are what they were. A forward pass is cut
 short as soon as everything asked for has been seen, so that nothing after it is computed.
+
+    with Recorder(model, arrays) as recorder, recorder.growing(memory):
+        model.generate(ids, attention_mask=mask)
+
+observes passes that are not the recorder's own, each of which adds columns to the same sequences, to their end.
 """
 
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from traceformer.capture.architectures import Architecture, Tap, architecture_of
-from traceformer.capture.attention import AttentionCall, Listener, Listening, Span, blocks_of_queries, observed_name
+from traceformer.capture.attention import Listener, Listening, Span, observed_name
+from traceformer.capture.passes import (
+    AttentionListener,
+    EverythingSeen,
+    ForwardPass,
+    GrowingSink,
+    Growth,
+    Sink,
+    Spans,
+    Wanted,
+)
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models import ModelDims, StackDims
 from traceformer.sites import ArraySpec, Stack
 
-__all__ = ["Recorder", "Sink", "Span"]
-
-Spans = Mapping[Stack, Sequence[Span]]
-
-
-class Sink(Protocol):
-    """Where a recorder's arrays go. The tensors are the model's own: keep copies, never views.
-
-    `layer` is the model's layer number, None for sites without one.
-    """
-
-    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width)."""
-        ...
-
-    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        """Takes some query rows of one example's scores or patterns, float32 (head, query, key).
-
-        `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
-        queries of the block may be left out where the model is causal: those cells are zero.
-        """
-        ...
-
-
-class _Wanted(NamedTuple):
-    spec: ArraySpec
-    layer: int | None
-
-
-class _Stop(BaseException):
-    """Ends a forward pass in which everything has been seen. No model code catches a BaseException."""
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One forward pass under observation: what it has yet to show, and where its true tokens are."""
-
-    sink: Sink
-    pending: set[_Wanted] = field(default_factory=set[_Wanted])
-    spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
-    finished: set[Stack] = field(default_factory=set[Stack])
-    thread: int = 0
-    mask: Tensor | None = None
-    mask_looks_ahead: bool = True
-
-    def begin(self, wanted: frozenset[_Wanted], spans: Spans) -> None:
-        self.pending, self.spans, self.thread = set(wanted), spans, threading.get_ident()
-        self.finished.clear()
-
-    def end(self) -> None:
-        self.pending.clear()
-        self.mask = None  # nothing of the model's is kept alive between passes
-
-    @property
-    def batch(self) -> int:
-        return len(next(iter(self.spans.values())))
-
-    @property
-    def is_observed(self) -> bool:
-        """False between passes, and for passes that another thread makes with the same model."""
-        return bool(self.pending) and threading.get_ident() == self.thread
-
-    def looks_ahead(self, call: AttentionCall) -> bool:
-        """As the call says; asked once per mask, since the layers of a model share theirs."""
-        mask = call.mask
-        if mask is None:
-            return call.looks_ahead
-        if mask is not self.mask:
-            self.mask, self.mask_looks_ahead = mask, call.looks_ahead
-        return self.mask_looks_ahead
-
-    def take(self, wanted: _Wanted, rows: Tensor) -> None:
-        """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
-        spec, layer = wanted
-        if spec.heads and max(spec.heads) < rows.shape[1] and spec.heads != tuple(range(rows.shape[1])):
-            rows = rows[:, list(spec.heads)]
-        if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
-            raise Unsupported(
-                f"what should be {spec.key} has shape {tuple(rows.shape)}",
-                why=f"{len(spec.heads) or 'no'} heads of width {spec.width} were expected",
-                hint="its architecture row names another module; run `traceformer check` on the model",
-            )
-        self.sink.rows(spec, layer, rows)
-        self.seen(wanted)
-
-    def seen(self, wanted: _Wanted) -> None:
-        self.pending.discard(wanted)
-        if not self.pending:
-            raise _Stop
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
 
 class _Delivery(NamedTuple):
@@ -124,7 +50,7 @@ class _Delivery(NamedTuple):
     (NanoChat norms its embeddings with its final norm; encoder and decoder may share an embedding).
     """
 
-    wanted: _Wanted
+    wanted: Wanted
     tap: Tap
     after: Stack | None = None
 
@@ -139,7 +65,7 @@ class Recorder:
     Args:
         model: a Hugging Face model (with or without a head) whose family has a row in `ARCHITECTURES`.
         arrays: what to record; layers and heads are the model's own numbers.
-        sink: where it goes.
+        sink: where the arrays of `run` go.
         architecture: another row than the family's own.
 
     Raises:
@@ -148,13 +74,17 @@ class Recorder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, arrays: Sequence[ArraySpec], sink: Sink, architecture: Architecture | None = None
+        self,
+        model: PreTrainedModel,
+        arrays: Sequence[ArraySpec],
+        sink: Sink | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         self._model = model
         self._row = architecture or architecture_of(model.config)
         self._dims = ModelDims.from_config(model.config)
-        self._wanted = frozenset(_Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
-        self._pass = _Pass(sink)
+        self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
+        self._pass = ForwardPass(sink)
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -188,13 +118,57 @@ class Recorder:
         try:
             with torch.inference_mode():
                 self._model(**inputs)
-        except _Stop:
+        except EverythingSeen:
             return
         finally:
-            unseen = sorted({str(wanted.spec.key) for wanted in self._pass.pending})
-            self._pass.end()
+            unseen = self._pass.end()
+        self._refuse(unseen)
+
+    @contextmanager
+    def growing(self, sink: GrowingSink) -> Generator[Growth]:
+        """Observes every pass that the model makes in the block, as `generate` does with a cache, from start to end.
+
+        Yields how far the sequences have grown. Scores of future keys are never computed there, so `attn_scores`
+        cannot be recorded this way.
+
+        Raises:
+            Unsupported: from a pass that ended, and something asked for was never seen; or that repeats its context.
+        """
+        growth = Growth(sink)
+        with ExitStack() as undo:
+            undo.callback(self._pass.end)
+            undo.callback(setattr, self._pass, "growth", None)
+            self._pass.growth = growth
+            both = len(self._row.stacks) > 1
+            passes: dict[Stack, nn.Module] = {list(self._row.stacks)[-1]: self._model}
+            if both:
+                passes["enc"] = self._model.get_encoder()
+            for stack, module in passes.items():
+                name = "decoder_input_ids" if both and stack == "dec" else "input_ids"
+                begin = self._beginner(growth, stack, name)
+                undo.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+                undo.callback(module.register_forward_hook(self._end_of_pass).remove)
+            yield growth
+
+    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., None]:
+        mine = frozenset(wanted for wanted in self._wanted if wanted.spec.key.stack == stack)
+        later = frozenset(wanted for wanted in mine if not wanted.of_other_stack)
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            ids: Tensor = kwargs[name] if name in kwargs else args[0]
+            wanted = later if growth.seen.get(stack) else mine
+            self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
+
+        return begin
+
+    def _end_of_pass(self, *_: Any) -> None:
+        unseen = self._pass.end()
+        if unseen:
+            self._refuse(unseen)
+
+    def _refuse(self, unseen: Sequence[Wanted]) -> NoReturn:
         raise Unsupported(
-            f"{type(self._model).__name__} never showed {', '.join(unseen)}",
+            f"{type(self._model).__name__} never showed {', '.join(sorted({str(each.spec.key) for each in unseen}))}",
             why="its attention does not pass through transformers' attention function, or its row is wrong",
             hint="run `traceformer check` on the model to see what can be recorded",
         )
@@ -261,7 +235,7 @@ class Recorder:
                 hint="run `traceformer check` on the model",
             ) from error
 
-    def _place(self, wanted: _Wanted) -> tuple[nn.Module, _Delivery] | None:
+    def _place(self, wanted: Wanted) -> tuple[nn.Module, _Delivery] | None:
         """The module and side where a wanted array is seen; None for what passes through the attention function."""
         (stack, attention, site), layer = wanted.spec.key, wanted.layer
         if not self._row.has(wanted.spec.key):
@@ -294,7 +268,7 @@ class Recorder:
         return None if tap is None else (self._module(f"{row.blocks}.{layer}.{tap.path}"), _Delivery(wanted, tap))
 
     def _observe_attention(self, undo: ExitStack) -> None:
-        wanted_at: defaultdict[str, list[_Wanted]] = defaultdict(list)
+        wanted_at: defaultdict[str, list[Wanted]] = defaultdict(list)
         for wanted in self._wanted:
             row = self._row.stacks[wanted.spec.key.stack]
             attention = row.attention_of(wanted.spec.key.attention)
@@ -305,7 +279,7 @@ class Recorder:
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
         listeners: dict[nn.Module, Listener] = {
-            self._module(path): _AttentionListener(self._pass, wanted) for path, wanted in wanted_at.items()
+            self._module(path): AttentionListener(self._pass, wanted) for path, wanted in wanted_at.items()
         }
         undo.enter_context(Listening(listeners))
         name = "_attn_implementation_internal"  # the public setter would also check and dispatch
@@ -313,49 +287,6 @@ class Recorder:
             before = getattr(config, name)
             undo.callback(setattr, config, name, before)
             setattr(config, name, observed_name(before or "eager"))
-
-
-class _AttentionListener:
-    """Hands what one attention module's calls show to the sink."""
-
-    def __init__(self, observed: _Pass, wanted: Sequence[_Wanted]) -> None:
-        self._pass = observed
-        self._wanted = {each.spec.key.site: each for each in wanted}
-
-    def _pending(self, *sites: str) -> list[_Wanted]:
-        here = (self._wanted[site] for site in sites if site in self._wanted)
-        return [wanted for wanted in here if wanted in self._pass.pending]
-
-    def before(self, call: AttentionCall) -> None:
-        for wanted in self._pending("q", "k", "v"):
-            self._pass.take(wanted, getattr(call, {"q": "query", "k": "key", "v": "value"}[wanted.spec.key.site]))
-        squares = self._pending("attn_scores", "attn_pattern")
-        if squares:
-            self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
-        for wanted in squares:
-            self._pass.seen(wanted)
-
-    def after(self, output: Tensor) -> None:
-        """Takes the attention function's output, (batch, position, head, d_head)."""
-        for wanted in self._pending("z"):
-            self._pass.take(wanted, output.transpose(1, 2))
-
-    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], wanted: _Wanted) -> None:
-        (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
-        assert layer is not None
-        chosen = torch.tensor(heads, device=call.query.device)
-        spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
-        triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
-        for example, (rows, columns) in enumerate(spans):
-            for queries in blocks_of_queries(rows, len(heads), columns.length):
-                visible = Span(columns.start, queries.stop) if triangle else columns
-                here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
-                block = call.scores(example, chosen, queries, visible)
-                if "attn_scores" in specs:
-                    sink.square(specs["attn_scores"], layer, example, here, there, block)
-                if "attn_pattern" in specs:
-                    block = call.pattern(block, example, chosen, queries, visible)
-                    sink.square(specs["attn_pattern"], layer, example, here, there, block)
 
 
 def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:

@@ -1,10 +1,10 @@
 """Tiny random models of each family's real class: what the proofs run on when no checkpoint is at hand."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from traceformer.errors import NotFound
@@ -37,6 +37,12 @@ _BART = {
     "decoder_start_token_id": 2,
 }
 _OPT = {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}
+_HEAD_PATTERNS = [
+    {"window": 2, "columns": []},
+    {"window": 5, "columns": [0, 1, 9]},
+    {"window": 0, "columns": [0, 4, 8, 12]},
+    {"window": 5, "columns": [0, 1, 9]},
+]
 
 TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", _GPT2),
@@ -78,6 +84,7 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("GPTJForCausalLM", {**_GPT2, "rotary_dim": 4}),
     "bloom": ("BloomForCausalLM", {**_VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "mpt": ("MptForCausalLM", {**_VOCAB, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}),
+    "byte_sparse": ("traceformer.bytelm.SparseByteForCausalLM", {**_SIZES, "head_patterns": _HEAD_PATTERNS}),
 }
 
 
@@ -92,8 +99,9 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     """
     if family not in TINY:
         raise NotFound(f"no tiny model of family {family!r}", hint=f"there are {', '.join(TINY)}")
-    class_name, sizes = TINY[family]
-    model_class = getattr(transformers, class_name)
+    class_name, sizes = TINY[family]  # of transformers, or with its module in front
+    module, _, class_name = class_name.rpartition(".")
+    model_class = getattr(import_module(module or "transformers"), class_name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(model_class.config_class(**{**sizes, **changes}))

@@ -4,6 +4,7 @@ stdout is data, stderr is words and progress. A failure is told in up to three l
 and an exit code; `--debug` anywhere on the line adds the traceback.
 """
 
+import keyword
 import os
 import sys
 import traceback
@@ -24,10 +25,21 @@ VERBS = {
     "demo": "Record a small real model on the built-in texts, and look at the run.",
     "check": "Prove on a model that every site means what it says.",
     "extract": "Record a model's internals over a data set into a run.",
+    "generate": "Let a model answer prompts, and record it token by token.",
     "inspect": "Show what a run holds: its arrays, an example, a head.",
+    "analyze": "Statistics of attention, activations and logits.",
+    "heads": "Measure every attention head, of a run or of a model.",
+    "cluster": "Put attention heads into clusters by their metrics.",
+    "paths": "Which tokens led to a token: paths backward through attention.",
+    "project": "Project what was recorded onto trait vectors, token by token.",
+    "vectors": "Find the direction that tells two kinds of texts apart.",
+    "lens": "What the model would say after each layer (logit lens).",
+    "export": "Write a run in another format.",
+    "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
+    "train": "Train a byte-level transformer, dense or sparse.",
 }
-"""Every verb and its line in the help; the function of the same name lives in the module of the same name."""
+"""Every verb and its line in the help; its function lives in the module of the same name (`import_` for `import`)."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
@@ -72,7 +84,8 @@ def _application() -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        app.command(f"traceformer.cli.{verb}:{verb}", name=verb, help=help_line)
+        module = f"{verb}_" if keyword.iskeyword(verb) else verb
+        app.command(f"traceformer.cli.{module}:{module}", name=verb, help=help_line)
     return app
 
 
@@ -85,7 +98,7 @@ def _print_anything() -> None:
 
 def _default_in_help(value: object) -> str | None:
     if isinstance(value, tuple):
-        return " ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
+        return " ".join(map(str, value)) or None  # pyright: ignore[reportUnknownArgumentType]
     return None if value is None or value is False else str(value)
 
 

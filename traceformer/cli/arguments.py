@@ -7,11 +7,11 @@ from pathlib import Path
 
 from cyclopts import Parameter, Token
 
-from traceformer.errors import ExampleNotFound, NotFound, SelectionError
+from traceformer.errors import ExampleNotFound, NotFound, SelectionError, UsageError
 from traceformer.store import layout
 from traceformer.store.claims import unfinished_folder
 
-__all__ = ["TRACES", "count", "find_example", "find_run", "parse_head"]
+__all__ = ["TRACES", "count", "find_example", "find_run", "parse_head", "runs_in"]
 
 TRACES = Path("traces")
 LATEST = "latest"
@@ -36,12 +36,14 @@ def count(metavar: str, *, least: int = 1) -> Parameter:
 def find_run(name: str, traces: Path = TRACES) -> Path:
     """Returns the folder of a run: a folder itself, a run's name under `traces`, or the newest run there for `latest`.
 
-    A run that is not finished yet goes by the name that it will have.
+    A run that is not finished yet goes by the name that it will have. An experiment, which is a folder of runs,
+    stands for its only run.
 
     Raises:
         NotFound: there is no such run; the hint names the nearest one.
+        UsageError: an experiment with several runs.
     """
-    runs = sorted((path.parent for path in traces.glob(f"*/{layout.META}")), key=_age)
+    runs = runs_in(traces)
     if name == LATEST:
         if not runs:
             raise NotFound(f"no run in {traces}", hint="traceformer extract makes one; or name a run's folder")
@@ -51,9 +53,18 @@ def find_run(name: str, traces: Path = TRACES) -> Path:
         for place in places:
             if (place / layout.META).is_file():
                 return place
+    if inner := runs_in(Path(name)):
+        if len(inner) > 1:
+            raise UsageError(f"{name} holds {len(inner)} runs", hint=f"one of them, such as {inner[0]}")
+        return inner[0]
     if Path(name).is_dir():
         raise NotFound(f"{name} is not a run", why=f"it holds no {layout.META}", hint=_nearest(name, runs))
     raise NotFound(f"no run {name!r}", why=f"neither a folder nor a run in {traces}", hint=_nearest(name, runs))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Returns the runs that lie in a folder, the newest first."""
+    return sorted((path.parent for path in folder.glob(f"*/{layout.META}")), key=_age)
 
 
 def _age(run: Path) -> tuple[int, str]:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from traceformer.cli.terminal import printable
 from traceformer.errors import UsageError
 
-__all__ = ["atlas_figure", "check_format", "head_figure", "save", "tile"]
+__all__ = ["atlas_figure", "check_format", "head_figure", "head_map_figure", "label", "save", "tile"]
 
 _COLOURS = "magma"
 _MOST_TICKS = 64
+_MOST_WRITTEN = 400  # cells of a map that carry their number
 _GAP = 0.06  # between the tiles of an atlas, as a share of a tile
 
 
@@ -33,7 +34,7 @@ def head_figure(
     for axis, tokens in ((axes.xaxis, key_tokens), (axes.yaxis, query_tokens)):
         every = math.ceil(len(tokens) / _MOST_TICKS)
         shown = range(0, len(tokens), every)
-        axis.set_ticks(shown, [_label(tokens[position]) for position in shown], fontsize=7)
+        axis.set_ticks(shown, [label(tokens[position]) for position in shown], fontsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel="key", ylabel="query")
     axes.set_title(title, fontsize=10)
@@ -89,6 +90,28 @@ def atlas_figure(
     return figure
 
 
+def head_map_figure(
+    maps: Sequence[tuple[str, Sequence[int], Sequence[int], Float[np.ndarray, "layer head"]]], *, title: str
+) -> Figure:
+    """Returns a number per layer and head as a coloured map, one for each (name, layers, heads, numbers)."""
+    width = sum(max(0.5 * len(heads), 2.5) + 0.8 for _, _, heads, _ in maps)
+    height = max(max(0.4 * len(layers), 1.8) for _, layers, _, _ in maps)
+    figure = Figure(figsize=(width + 0.8, height + 1.2), layout="constrained")
+    for axes, (name, layers, heads, numbers) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        image = axes.imshow(numbers, cmap=_COLOURS, vmin=min(0.0, float(np.nanmin(numbers))), aspect="auto")
+        axes.set_xticks(range(len(heads)), [f"H{head}" for head in heads], fontsize=8)
+        axes.set_yticks(range(len(layers)), [f"L{layer}" for layer in layers], fontsize=8)
+        axes.set_title(name, fontsize=9)
+        low, high = image.get_clim()
+        if len(layers) * len(heads) <= _MOST_WRITTEN:
+            for (row, column), value in np.ndenumerate(numbers):
+                shade = "black" if value > (low + high) / 2 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    return figure
+
+
 def check_format(path: Path) -> None:
     """Makes sure that a picture of this name can be written.
 
@@ -101,16 +124,16 @@ def check_format(path: Path) -> None:
         raise UsageError(f"no picture format {ending!r}", hint=f"end it in one of {' '.join(sorted(formats))}")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     """Writes the figure in the format that the file's ending names, PNG if it has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # Tokens occur in every script; a box in place of a letter is all that happens.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
-        figure.savefig(path, dpi=150, format=path.suffix.removeprefix(".") or "png")
+        figure.savefig(path, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
-def _label(token: str) -> str:
-    # matplotlib reads text between dollar signs as mathematics.
+def label(token: str) -> str:
+    """Returns a token as matplotlib prints it, which reads text between dollar signs as mathematics."""
     return printable(token).replace("$", r"\$")

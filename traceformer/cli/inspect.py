@@ -11,11 +11,12 @@ import numpy as np
 from cyclopts import Parameter
 from jaxtyping import Float
 
-from traceformer.cli.arguments import count, find_example, find_run, parse_head
-from traceformer.cli.summary import summarise
+from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
+from traceformer.cli.summary import summarise, summarise_experiment
 from traceformer.cli.terminal import draw_matrix, printable, table
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.sites import SITES, ArraySpec, Stack
+from traceformer.store.layout import META
 from traceformer.store.reader import TraceStore
 
 __all__ = ["inspect"]
@@ -58,7 +59,7 @@ def inspect(
     pattern, drawn in the terminal. With --png and no head: a picture of all heads.
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`.
+        run: A folder, the name of a run in ./traces, or `latest`; or a folder of runs, which is listed.
         example: An example's id, or its row number; the first one by default.
         layer: A layer's number in the model.
         head: A head's number in the model, or such as L5H3.
@@ -67,9 +68,15 @@ def inspect(
         json: Print a JSON object.
     """
     layer, head_number = parse_head(layer, head)
+    at_a_place = not (layer is None and head_number is None and site is None)
+    if example is None and png is None and not at_a_place and not (Path(run) / META).is_file():
+        several = runs_in(Path(run))
+        if len(several) > 1:
+            experiment = summarise_experiment(several)
+            print(json_text.dumps(experiment.to_json(), indent=2) if json else experiment)
+            return
     folder = find_run(run)
     store = TraceStore(folder)
-    at_a_place = not (layer is None and head_number is None and site is None)
     if png is None and not at_a_place:
         shown = summarise(store, folder) if example is None else _example(store, example)
         print(json_text.dumps(shown.to_json(), indent=2) if json else shown)
@@ -103,22 +110,29 @@ class _Example:
     example_id: str
     text: str
     tokens: dict[str, list[str]]
+    n_prompt: int | None  # of a generation: where its response begins, in the decoder
 
     def to_json(self) -> dict[str, Any]:
-        return {"example_id": self.example_id, "text": self.text, "tokens": self.tokens}
+        generated = {} if self.n_prompt is None else {"n_prompt": self.n_prompt}
+        return {"example_id": self.example_id, "text": self.text, "tokens": self.tokens, **generated}
 
     def __str__(self) -> str:
         lines = [f"example {self.example_id}", "", printable(self.text)]
         for stack, tokens in self.tokens.items():
-            rows = [(str(position), printable(token)) for position, token in enumerate(tokens)]
-            lines += ["", table(("position", f"{stack} token"), rows, numeric=(0,))]
+            begins = self.n_prompt if stack == "dec" else None
+            rows = [
+                (str(position), printable(token), "← the response begins" if position == begins else "")
+                for position, token in enumerate(tokens)
+            ]
+            lines += ["", table(("position", f"{stack} token", ""), rows, numeric=(0,))]
         return "\n".join(lines)
 
 
 def _example(store: TraceStore, name: str) -> _Example:
     example_id = find_example(name, store.ids)
     tokens = {stack: _tokens(store, example_id, stack) for stack in store.layout.stacks}
-    return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens))
+    n_prompt = store.encodings(example_id).get("n_prompt")
+    return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
 
 
 def _tokens(store: TraceStore, example_id: str, stack: Stack) -> list[str]:

@@ -1,19 +1,23 @@
 """Progress on stderr: a bar in a terminal, a plain line every few seconds anywhere else."""
 
 import sys
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from traceformer.cli.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from traceformer.capture.extract import Progress
 
-__all__ = ["Totals", "progress_shown"]
+__all__ = ["Totals", "progress_shown", "steps_shown"]
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_OF_SILENCE = 1.0
 
 
 @dataclass(slots=True)
@@ -90,3 +94,36 @@ def _speed(progress: "Progress") -> str:
     remaining = progress.seconds * (progress.examples_total / max(progress.examples_done, 1) - 1)
     left = f"  {duration(remaining)} left" if remaining > 0 else ""
     return f"{tokens:,.0f} tokens/s  {amount_of_bytes(written)}/s{left}"
+
+
+@contextmanager
+def steps_shown(what: str) -> Generator[Callable[[int, int], None]]:
+    """Yields a callback for work that only counts (done, of): a bar in a terminal, lines elsewhere, after a second."""
+    started = shown_at = time.perf_counter()
+    with ExitStack() as stack:
+        bar: "Bar | None" = None
+
+        def show(done: int, of: int) -> None:
+            nonlocal bar, shown_at
+            now = time.perf_counter()
+            if sys.stderr.isatty():
+                if bar is None and now - started > _SECONDS_OF_SILENCE:
+                    bar = stack.enter_context(_step_bar(what))
+                if bar is not None:
+                    bar.update(bar.task_ids[0], completed=done, total=of)
+            elif now - shown_at >= _SECONDS_BETWEEN_LINES:
+                shown_at = now
+                print(f"{what}  {done}/{of}", file=sys.stderr, flush=True)
+
+        yield show
+
+
+def _step_bar(what: str) -> "Bar":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True))
+    bar.add_task(what)
+    return bar

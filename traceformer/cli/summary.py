@@ -1,6 +1,6 @@
 """What a run holds, as a value that prints as text and as JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from traceformer.cli.units import amount_of_bytes
 from traceformer.sites import ArraySpec
 from traceformer.store.reader import TraceStore
 
-__all__ = ["ArraySummary", "RunSummary", "summarise"]
+__all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summarise_experiment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class RunSummary:
     """A run: what was run on what, how much of it is there, the arrays, and which parts of the model they leave out."""
 
     run: str
+    kind: str
     finished: bool
     model: str
     arch: str
@@ -59,12 +60,17 @@ class RunSummary:
         rough = ", patterns as sqrt8 (off by up to 0.004)" if self.attn_codec == "sqrt8" else ""
         return f"{self.dtype}{compressed}{rough}"
 
+    def _source(self) -> tuple[str, str]:
+        if self.kind == "generation":
+            return "prompts", f"{self.dataset}: {self.n_examples} responses"
+        return "data set", f"{self.dataset} {self.split}: {self.n_examples} examples"
+
     def __str__(self) -> str:
         stacks = [f"{total} {stack} tokens (longest {self.longest[stack]})" for stack, total in self.n_tokens.items()]
         facts = (
             ("run", self.run if self.finished else f"{self.run}  (unfinished: what is committed so far)"),
             ("model", f"{self.model}  ({_ARCHITECTURES[self.arch]})"),
-            ("data set", f"{self.dataset} {self.split}: {self.n_examples} examples, {', '.join(stacks)}"),
+            (self._source()[0], f"{self._source()[1]}, {', '.join(stacks)}"),
             ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
         )
         rows = [
@@ -79,6 +85,29 @@ class RunSummary:
                 *(("", *self.parts) if self.parts else ()),
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSummary:
+    """A folder of runs, the newest first."""
+
+    experiment: str
+    runs: tuple[RunSummary, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            (Path(run.run).name, run.model, run.dataset, str(run.n_examples), amount_of_bytes(run.bytes))
+            for run in self.runs
+        ]
+        return table(("run", "model", "of", "examples", "on disk"), rows, numeric=(3, 4))
+
+
+def summarise_experiment(runs: Sequence[Path]) -> ExperimentSummary:
+    """Returns what each of the runs in one folder holds."""
+    return ExperimentSummary(str(runs[0].parent), tuple(summarise(TraceStore(run), run) for run in runs))
 
 
 _ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder"}
@@ -98,6 +127,7 @@ def summarise(store: TraceStore, folder: Path) -> RunSummary:
     parts = (line for spec in layout.arrays for line in _parts(spec, meta["dims"][spec.key.token_stack]))
     return RunSummary(
         run=str(folder),
+        kind=meta.get("kind", "extraction"),
         finished=store.finished,
         model=meta["model"],
         arch=meta["arch"],

@@ -39,9 +39,12 @@ def draw_matrix(
     One line per query: its position and token, one cell per key, and the key it looks at most. Shades halve from
     one to the next, downwards from the largest value; the last line says where they begin. A matrix with negative
     values (scores) is shaded in equal steps from its smallest to its largest value instead. A matrix too wide
-    is drawn in square blocks, each as dark as its largest value, and a line says so.
+    is drawn in square blocks, each as dark as its largest value, and a line says so. Rows of NaN, which an imported
+    run has where its file held nothing, stay blank.
     """
     queries, keys = matrix.shape
+    unknown = np.isnan(matrix).all(axis=1)
+    matrix = np.where(unknown[:, None], matrix[~unknown].min(initial=0), matrix)
     labels = _labels(query_tokens)
     strongest = matrix.argmax(axis=1)
     names = [_fit(key_tokens[key]) for key in range(keys)]
@@ -59,7 +62,8 @@ def draw_matrix(
         query = start + int(matrix[start : start + block].max(axis=1).argmax())
         key = int(strongest[query])
         cells = "".join(SHADES[level] * cell for level in shaded[row])
-        lines.append(f"{labels[start]}  {cells}" + _STRONGEST.format(token=names[key], value=matrix[query, key]))
+        found = "" if unknown[query] else _STRONGEST.format(token=names[key], value=matrix[query, key])
+        lines.append(f"{labels[start]}  {cells}{found}")
     legend = "   ".join(f"{SHADES[i + 1]} ≥ {level:.2g}" for i, level in reversed(list(enumerate(levels))))
     lines += ["", " " * left + legend]
     if block > 1:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TraceStore"]
 
 _STAGES: Mapping[str, str] = {"pre_attn": "resid_pre", "post_attn": "resid_mid", "post_mlp": "resid_post"}
-_ENCODINGS = ("input_ids", "attention_mask", "offset_mapping", "tokens")
+_ENCODINGS = ("input_ids", "attention_mask", "offset_mapping", "tokens", "dec_labels", "n_prompt")
 
 
 class TraceStore:
@@ -276,11 +276,14 @@ class TraceStore:
         return self._token_row(example_id)["text"]
 
     def encodings(self, example_id: str) -> dict[str, Any]:
-        """Returns the tokenizer's output for the example: input_ids, tokens, offsets, and the same as `dec_*`."""
+        """Returns the tokenizer's output for the example: input_ids, tokens, offsets, and the same as `dec_*`.
+
+        Of a generation also `n_prompt`: where the response begins, in the decoder.
+        """
         return {
             name: value
             for name, value in self._token_row(example_id).items()
-            if name.removeprefix("dec_") in _ENCODINGS or name == "dec_labels"
+            if name in _ENCODINGS or name.removeprefix("dec_") in _ENCODINGS
         }
 
     def _token_row(self, example_id: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _window(place: Place) -> int | None:
 
 
 def _may_look(place: Place, scores: Tensor) -> Tensor:
-    """Where a query may look, (query, key), from nothing but positions and the config; padding is cut off already."""
+    """Where a query may look, (query, key) or by head too, from positions and the config alone; padding is cut off."""
     queries, keys = (torch.arange(size, device=scores.device) for size in scores.shape[1:])
     distance = queries[:, None] - keys
     window = _window(place)
@@ -162,6 +162,10 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
         return torch.ones_like(distance, dtype=torch.bool)
     if place.stack == "enc" or getattr(place.config, "use_bidirectional_attention", False):
         return distance.abs() <= (len(keys) if window is None else window)
+    patterns = getattr(place.config, "head_patterns", None)
+    if patterns is not None:
+        seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]
+        return torch.stack(seen) & (distance >= 0) | (distance == 0)
     return (distance >= 0) & (distance < (len(keys) if window is None else window))
 
 

@@ -1,0 +1,170 @@
+"""Measures head metrics against plain numpy loops over the same stored patterns, and live against extract and read.
+
+    python benchmarks/heads.py [--json FILE] [--folder FOLDER] [--quick]
+
+96 heads, 10 sequences of 1024 tokens. A loop takes one (query, key) matrix after the other through TraceStore, as
+float32, and writes each metric down as numpy has it; one sequence is timed in each turn, times ten. Ratios are those of
+one turn; each figure is the median of five, with the smallest and the largest.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from extract import make_model, make_texts
+from table import Row, print_table, row, seconds
+
+from traceformer.analysis.run_heads import run_heads
+from traceformer.sites import ArrayKey, ArraySpec, Selection
+from traceformer.store.layout import RunLayout
+from traceformer.store.reader import TraceStore
+from traceformer.store.writer import RunWriter
+
+LAYERS, HEADS, TOKENS, SEQUENCES = 12, 8, 1024, 10
+PATTERN = ArraySpec(ArrayKey.parse("dec.self.attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
+REPEATS = 5
+
+
+def write_run(folder: Path) -> TraceStore:
+    """Writes synthetic causal patterns: heads look back over 2 to 2000 tokens, and at token 0."""
+    layout = RunLayout.plan(arch="dec", arrays=[PATTERN], n_examples=SEQUENCES, longest={"dec": TOKENS})
+    random = np.random.default_rng(0)
+    distance = np.arange(TOKENS)[:, None] - np.arange(TOKENS)
+    reach = np.geomspace(2, 2000, LAYERS * HEADS).reshape(LAYERS, HEADS, 1, 1)
+    with RunWriter.create(folder, layout, {"arch": "dec"}, digest={}) as writer:
+        for shard in writer.pending:
+            examples = layout.shard_range(shard)
+            buffer = writer.buffer()
+            buffer.begin({"dec": [TOKENS] * len(examples)})
+            for slot in range(len(examples)):
+                for layer in range(LAYERS):
+                    scores = random.standard_normal((HEADS, TOKENS, TOKENS), np.float32) * 1.5 - distance / reach[layer]
+                    scores[..., 0] += 2
+                    scores[..., distance < 0] = -np.inf
+                    scores -= scores.max(-1, keepdims=True)
+                    np.exp(scores, out=scores)
+                    buffer.rectangle(PATTERN.key, slot)[layer] = scores / scores.sum(-1, keepdims=True)
+            ids = random.integers(0, 256, (len(examples), TOKENS)).tolist()
+            tokens = pa.table({"example_id": [f"example-{i}" for i in examples], "input_ids": ids})
+            writer.commit(shard, buffer, tokens)
+        return TraceStore(writer.finish())
+
+
+def thesis_loop(store: TraceStore, example_id: str) -> None:
+    """Document 4's three metrics, matrix by matrix."""
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            a = store.attn(example_id, layer, head).astype(np.float32)
+            a = a / (a.sum(-1, keepdims=True) + 1e-9)
+            distance = np.abs(np.arange(TOKENS)[:, None] - np.arange(TOKENS))
+            _ = -(a * np.log(a + 1e-9)).sum(-1).mean(), (a < 1e-4).mean(), (a * distance).sum() / a.sum()
+
+
+def full_loop(store: TraceStore, example_id: str) -> None:
+    """Every metric of `traceformer heads`, matrix by matrix."""
+    tokens = np.asarray(store.encodings(example_id)["input_ids"])
+    offset = np.arange(TOKENS) - np.arange(TOKENS)[:, None]
+    same = (tokens[:, None] == tokens) & (offset < 0)
+    follow = np.zeros_like(same)
+    follow[:, 1:] = same[:, :-1]
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            a = store.attn(example_id, layer, head).astype(np.float32)
+            a = a / a.sum(-1, keepdims=True)
+            _ = -(a * np.log(np.where(a > 0, a, 1))).sum(-1).mean(), (a < 1e-4)[offset <= 0].mean()
+            _ = (a * np.abs(offset)).sum() / TOKENS, a.max(-1).mean(), a[:, 0].mean()
+            _ = a.diagonal().mean(), a.diagonal(-1).mean(), a[np.abs(offset) <= 8].sum() / TOKENS
+            _ = a[same].sum() / same.any(1).sum(), a[follow].sum() / follow.any(1).sum()
+            within = np.cumsum([a.diagonal(-d).sum() for d in range(TOKENS)])
+            _ = np.argmax(within >= 0.9 * within[-1])
+
+
+def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
+    store = write_run(folder / "run")
+    size = SEQUENCES * LAYERS * HEADS * TOKENS**2 * 2
+    ratios: dict[str, list[float]] = {"thesis": [], "full": []}
+    took: list[float] = []
+    for turn in range(2 if quick else REPEATS + 1):
+        example_id = store.ids[turn % SEQUENCES]
+        loops = {
+            "thesis": SEQUENCES * seconds(lambda e=example_id: thesis_loop(store, e)),
+            "full": SEQUENCES * seconds(lambda e=example_id: full_loop(store, e)),
+        }
+        own = seconds(lambda: run_heads(store))
+        if turn:  # the first one warms up
+            took.append(own)
+            for name, loop in loops.items():
+                ratios[name].append(own / loop)
+    yield row("all metrics over a loop for all metrics", ratios["full"], 0.1)
+    yield row("all metrics over a loop for the thesis's three", ratios["thesis"], 0.1)
+    yield row("seconds", took, None, note=f"{size / min(took) / 1e9:.2f} GB/s of padded float16 at best")
+    peak = subprocess.run(
+        [sys.executable, "-c", PEAK.format(run=str(folder / "run"))], check=True, capture_output=True, text=True
+    )
+    yield row(
+        "peak memory of a process that does it, MB", [int(peak.stdout) / 1e6], 500, note=f"of {size / 1e9:.1f} GB"
+    )
+
+
+PEAK = """
+import re
+from pathlib import Path
+from traceformer.analysis.run_heads import run_heads
+from traceformer.store.reader import TraceStore
+run_heads(TraceStore({run!r}))
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+"""
+
+
+def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
+    """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
+    from traceformer.capture.extract import ExtractRequest, extract
+    from traceformer.cli.live_heads import LiveRequest, live_heads
+
+    model = make_model(folder / "gpt2-shape")
+    texts = make_texts(folder / "texts.txt", 4, 512)
+    request = ExtractRequest(
+        Selection(("attn",)),
+        model=str(model),
+        dataset=str(texts),
+        limit=None,
+        max_seq_len=512,
+        batch_size=4,
+        device="cpu",
+        out_dir=folder / "live-run",
+        overwrite=True,
+    )
+    live = LiveRequest(str(model), dataset=str(texts), num_seqs=4, seq_length=512, batch_size=4, device="cpu")
+    ratios: list[float] = []
+    for turn in range(2 if quick else REPEATS + 1):
+        stored = seconds(lambda: run_heads(TraceStore(extract(request))))
+        own = seconds(lambda: live_heads(live))
+        if turn:
+            ratios.append(own / stored)
+    yield row("live over extract and read, 12 layers, 4 x 512 tokens", ratios, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
+    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
+    try:
+        parts = (measure_stored, measure_live)
+        print_table((each for part in parts for each in part(folder, arguments.quick)), arguments.json)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

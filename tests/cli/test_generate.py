@@ -1,0 +1,169 @@
+"""What `traceformer generate` hands on, what it says while it works, and what it leaves."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.capture.conftest import tiny_folder
+from traceformer import TraceStore
+from traceformer.capture import generate as generation
+from traceformer.capture.generate import DEFAULT_CAPTURE, GenerateRequest, Progress, Sampling
+from traceformer.cli import main
+from traceformer.sites import Selection
+
+__all__ = ["tiny_folder"]  # a fixture
+
+Capture = pytest.CaptureFixture[str]
+NOTHING_CHOSEN = {"enc": None, "dec": None}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[GenerateRequest]:
+    """The requests that reach the generation, which then pretends to have recorded two responses."""
+    seen: list[GenerateRequest] = []
+
+    def pretend(request: GenerateRequest, progress: Callable[[Progress], None], **_: Any) -> Path:
+        seen.append(request)
+        progress(Progress(2, 2, 30, 4000, 1.5, "finishing"))
+        return request.out_dir or Path("traces/made")
+
+    monkeypatch.setattr(generation, "generate", pretend)
+    return seen
+
+
+def test_the_defaults_are_document_2_s(requests: list[GenerateRequest]) -> None:
+    assert main(["generate", "--model", "gpt2", "--prompt", "-x"]) == 0
+    (request,) = requests
+    selection = Selection(DEFAULT_CAPTURE, NOTHING_CHOSEN, NOTHING_CHOSEN)
+    command = request.command_line
+    assert request == GenerateRequest("gpt2", prompt="-x", selection=selection, command_line=command)
+    assert request.sampling == Sampling(max_tokens=50, temperature=0.6, top_k=50, top_p=None)
+    assert (request.seed, request.chat, request.batch_size, request.dtype) == (42, False, 8, "float16")
+
+
+FLAGS = (
+    "--model m --prompts p.txt --category c --chat --revision r --allow_pickle --max_tokens 7 --temperature 0 "
+    "--top_k 3 --top_p 0.9 --seed 1 --stop a b --num_return_sequences 2 --num_beams 4 --sites attn logits "
+    "--layers 0,2-3 --heads 1 --capture_steps --replay --experiment e --dtype float32 --resume --overwrite "
+    "--batch_size 5 --device cpu --model_dtype bfloat16"
+)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [FLAGS, FLAGS.replace("_", "-"), FLAGS.replace("--sites", "--capture")],
+    ids=["underscores", "hyphens", "capture"],
+)
+def test_every_flag_reaches_the_request_in_every_spelling(flags: str, requests: list[GenerateRequest]) -> None:
+    assert main(["generate", *flags.split()]) == 0
+    (request,) = requests
+    layers, heads = {"enc": (0, 2, 3), "dec": (0, 2, 3)}, {"enc": (1,), "dec": (1,)}
+    assert request == GenerateRequest(
+        "m",
+        prompts=Path("p.txt"),
+        category="c",
+        chat=True,
+        revision="r",
+        allow_pickle=True,
+        sampling=Sampling(7, 0.0, 3, 0.9, 2, 4, ("a", "b")),
+        seed=1,
+        selection=Selection(("attn", "logits"), layers, heads),
+        capture_steps=True,
+        replay=True,
+        experiment=Path("e"),
+        dtype="float32",
+        resume=True,
+        overwrite=True,
+        batch_size=5,
+        device="cpu",
+        model_dtype="bfloat16",
+        command_line=request.command_line,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ("--prompt x", 2, "no model"),
+        ("--model m --source sft --prompt x", 2, "both --model and --source"),
+        ("--model m --step 3 --prompt x", 2, "--model-tag and --step belong to --source"),
+        ("--model m", 2, "no prompt"),
+        ("--model m --prompt x --all-prompt-sets", 2, "prompts are named in several ways"),
+        ("--model m --prompts none.txt", 3, "no prompts file none.txt"),
+        ("--model m --prompt-set none", 3, "no prompt set 'none'"),
+        ("--model m --prompt x --temperature -1", 2, "--temperature -1"),
+        ("--model m --prompt x --sites atn", 2, "no site 'atn'"),
+        ("--model m --prompt x --max-tokens 0", 2, "--max-tokens cannot be '0'"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(
+    flags: str, code: int, message: str, capsys: Capture
+) -> None:
+    assert main(["generate", *flags.split()]) == code
+    assert message in capsys.readouterr().err
+    assert not Path("traces").exists()
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupted(*_: Any, **__: Any) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "generate", interrupted)
+    assert main(["generate", "--model", "m", "--prompt", "x"]) == 130
+    assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_a_lone_prompt_streams_and_leaves_a_run_to_look_at(tiny_folder: Callable[..., Path], capsys: Capture) -> None:
+    flags = "--max-tokens 6 --device cpu --experiment exp --category demo"
+    assert main(["generate", "--model", str(tiny_folder("gpt2")), "--prompt", "Why not?", *flags.split()]) == 0
+    told = capsys.readouterr()
+    run = TraceStore(told.out.strip())
+    row = run.tokens.iloc[0]
+    assert (row.category, row.n_tokens - row.n_prompt) == ("demo", 6)
+    _, streamed, last = told.err.strip().split("\n")
+    assert streamed.strip() == row.response.strip()
+    assert last.startswith("1 responses, 6 tokens, ")
+    assert last.endswith(f"; next: traceformer analyze {run.folder}")
+
+    assert main(["inspect", "exp", "--example", "0"]) == 0
+    shown = capsys.readouterr().out.split("\n")
+    assert [line.split()[0] for line in shown if "the response begins" in line] == [str(row.n_prompt)]
+    assert main(["inspect", "exp", "--example", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_prompt"] == row.n_prompt
+    assert main(["verify", "exp"]) == 0
+
+
+def test_several_prompts_are_answered_line_by_line_and_json_is_nothing_else(
+    tiny_folder: Callable[..., Path], capsys: Capture
+) -> None:
+    Path("p.txt").write_text("Yes\nWhy not?\n", encoding="utf-8")
+    flags = "--prompts p.txt --max-tokens 4 --temperature 0 --sites resid --device cpu --json --experiment exp"
+    for size, seeds in (("1", [42, 43]), ("2", [42, 42])):
+        words = ["--model", str(tiny_folder("llama")), "--batch-size", size, *flags.split()]
+        assert main(["generate", *words]) == 0
+        told = capsys.readouterr()
+        outcome = json.loads(told.out)
+        assert [response["example_id"] for response in outcome["responses"]] == ["p-1", "p-2"]
+        assert [response["seed"] for response in outcome["responses"]] == seeds
+        assert outcome["tokens"] == sum(response["tokens"] for response in outcome["responses"])
+        assert all(f"{each['example_id']}: " in told.err for each in outcome["responses"])
+    assert main(["inspect", "exp"]) == 0
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert lines[0].split() == ["run", "model", "of", "examples", "on", "disk"]
+    assert len(lines) == 3
+    assert main(["inspect", "exp", "--json"]) == 0
+    assert [run["n_examples"] for run in json.loads(capsys.readouterr().out)["runs"]] == [2, 2]
+    assert main(["verify", "exp"]) == 2
+    assert "exp holds 2 runs" in capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""Clusters of heads by their metrics, and how well they are apart.
+
+1. Every metric is standardised: mean 0, standard deviation 1 over the heads.
+2. For each k the heads are put into k clusters: by Ward's method, as document 4 does, by k-means, or by a mixture of
+   Gaussians.
+3. Each head's silhouette (Rousseeuw 1987) says how much nearer it is to its own cluster than to the next, from -1 to
+   1; their mean is the score of k, and the k with the highest one is the best.
+4. Clusters are numbered by their mean distance and named by their centroids.
+
+The names say no more than on which side of the mean a cluster's centroid lies:
+
+                      nearer           further
+    lower entropy     Focused-Local    Global-Anchor
+    higher entropy    Wider-Local      Strided
+
+A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns
+of document 4's sparse models, its pattern must show.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from traceformer.errors import UsageError
+
+__all__ = ["ClusterMethod", "Clustering", "HeadClusters", "cluster_heads", "cluster_shares", "principal_map"]
+
+ClusterMethod: TypeAlias = Literal["ward", "kmeans", "gmm"]
+
+_NAMES: Mapping[tuple[bool, bool], str] = {
+    (False, False): "Focused-Local",
+    (True, False): "Wider-Local",
+    (False, True): "Global-Anchor",
+    (True, True): "Strided",
+}
+"""(entropy above the mean, distance above the mean) -> name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """The heads in k clusters.
+
+    Attributes:
+        labels: The cluster of each head.
+        silhouettes: How well each head lies in its cluster.
+        centroids: Mean metrics of each cluster, in their own units.
+        standardised: The same in standard deviations from the mean over all heads.
+        names: What each cluster is called.
+    """
+
+    labels: Int64[np.ndarray, "point"]
+    silhouettes: Float64[np.ndarray, "point"]
+    centroids: Float64[np.ndarray, "cluster feature"]
+    standardised: Float64[np.ndarray, "cluster feature"]
+    names: tuple[str, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean silhouette."""
+        return float(self.silhouettes.mean())
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(np.bincount(self.labels, minlength=len(self.names)).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class HeadClusters:
+    """The heads in each number of clusters that was tried; `points` are their standardised metrics."""
+
+    features: tuple[str, ...]
+    points: Float64[np.ndarray, "point feature"]
+    by_k: Mapping[int, Clustering]
+
+    @property
+    def best_k(self) -> int:
+        """The k with the highest score; of equal ones the smallest."""
+        return max(self.by_k, key=lambda k: (self.by_k[k].score, -k))
+
+    @property
+    def best(self) -> Clustering:
+        return self.by_k[self.best_k]
+
+
+def cluster_heads(
+    values: Float64[np.ndarray, "point feature"],
+    features: Sequence[str],
+    *,
+    method: ClusterMethod = "ward",
+    ks: Iterable[int] = range(2, 9),
+) -> HeadClusters:
+    """Returns the heads in k clusters for every k of `ks`.
+
+    Raises:
+        UsageError: there are too few different heads for some k, or a metric is not finite.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    ks = tuple(ks)
+    if not np.isfinite(values).all():
+        raise UsageError("a metric of some head is not a number", why="distances to it have no meaning")
+    distinct = len(np.unique(values, axis=0))
+    most = min(len(values) - 1, distinct)
+    for k in ks:
+        if not 2 <= k <= most:
+            heads = f"{len(values)} head{'' if len(values) == 1 else 's'}"
+            alike = f", {distinct} of them different" if distinct < len(values) else ""
+            hint = f"k from 2 to {most}" if most >= 2 else "a silhouette needs at least 3 heads that are not all alike"
+            raise UsageError(f"{k} clusters of {heads}{alike}", hint=hint)
+    points = StandardScaler().fit_transform(values)
+    return HeadClusters(
+        tuple(features), points, {k: _clustering(values, points, _labels(points, k, method), features) for k in ks}
+    )
+
+
+def _labels(points: Float64[np.ndarray, "point feature"], k: int, method: ClusterMethod) -> Int64[np.ndarray, "point"]:
+    from sklearn.cluster import AgglomerativeClustering, KMeans
+    from sklearn.mixture import GaussianMixture
+
+    # Seeded, with several beginnings where the outcome depends on it: the same heads always give the same clusters.
+    model: Any
+    if method == "ward":
+        model = AgglomerativeClustering(k, linkage="ward")
+    elif method == "kmeans":
+        model = KMeans(k, n_init=10, random_state=0)  # pyright: ignore[reportArgumentType]
+    else:
+        model = GaussianMixture(k, n_init=5, random_state=0)
+    labels = np.asarray(model.fit_predict(points), np.int64)
+    if len(np.unique(labels)) < k:
+        raise UsageError(f"{method} leaves clusters empty at k = {k}", hint="--method ward, or a smaller k")
+    return labels
+
+
+def _clustering(
+    values: Float64[np.ndarray, "point feature"],
+    points: Float64[np.ndarray, "point feature"],
+    labels: Int64[np.ndarray, "point"],
+    features: Sequence[str],
+) -> Clustering:
+    from sklearn.metrics import silhouette_samples
+
+    k = int(labels.max()) + 1
+    order_by = features.index("distance") if "distance" in features else 0
+    centroids = np.stack([values[labels == cluster].mean(axis=0) for cluster in range(k)])
+    order = np.argsort(centroids[:, order_by], kind="stable")
+    labels = np.argsort(order)[labels]
+    standardised = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(k)])
+    silhouettes = np.asarray(silhouette_samples(points, labels), np.float64)
+    return Clustering(labels, silhouettes, centroids[order], standardised, _names(standardised, features))
+
+
+def _names(standardised: Float64[np.ndarray, "cluster feature"], features: Sequence[str]) -> tuple[str, ...]:
+    """Names by entropy and distance, or by the metric furthest from the mean; numbered where they occur twice."""
+    if "entropy" in features and "distance" in features:
+        sides = standardised[:, [features.index("entropy"), features.index("distance")]] > 0
+        names = [_NAMES[bool(entropy), bool(distance)] for entropy, distance in sides]
+    else:
+        furthest = np.abs(standardised).argmax(axis=1)
+        names = [
+            f"{'high' if centroid[feature] > 0 else 'low'} {features[feature]}"
+            for centroid, feature in zip(standardised, furthest, strict=True)
+        ]
+    seen = dict.fromkeys(names, 0)
+    numbered: list[str] = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if names.count(name) == 1 else f"{name} {seen[name]}")
+    return tuple(numbered)
+
+
+def cluster_shares(
+    labels: Int64[np.ndarray, "point"], tables: Int64[np.ndarray, "point"]
+) -> Float64[np.ndarray, "table cluster"]:
+    """Returns what share of each table's heads is in each cluster; `tables` says which table a head is of."""
+    counts = np.zeros((int(tables.max()) + 1, int(labels.max()) + 1))
+    np.add.at(counts, (tables, labels), 1)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def principal_map(
+    points: Float64[np.ndarray, "point feature"],
+) -> tuple[Float64[np.ndarray, "point 2"], Float64[np.ndarray, "2"]]:
+    """Returns the points in the plane in which they vary most, and which share of their variance each axis has.
+
+    Of one feature only, the second axis is 0. An axis points to where its largest loading is positive.
+    """
+    centred = points - points.mean(axis=0)
+    _, spread, axes = np.linalg.svd(np.pad(centred, ((0, 0), (0, max(0, 2 - centred.shape[1])))), full_matrices=False)
+    axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]
+    flat = centred @ axes[:, : centred.shape[1]].T
+    return flat, (spread**2 / (spread**2).sum())[:2]

@@ -1,0 +1,199 @@
+"""Head metrics of many examples: sums of blocks, on several threads, added up in the order in which they came.
+
+    with Measurement(layers, heads) as measurement:
+        measurement.add(pattern, geometry, layer=3)    # (head, query, key), whole or some rows after the other
+        ...
+        metrics = measurement.metrics()
+
+Memory grows with the number of heads and the longest example, never with the number of examples.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from traceformer.analysis.heads import (
+    METRICS,
+    BlockSums,
+    Geometry,
+    HeadConvention,
+    block_sums,
+    effective_span,
+    example_means,
+)
+from traceformer.errors import UsageError
+
+__all__ = ["HeadMetrics", "Measurement"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMetrics:
+    """The metrics of every head of one attention, (layer, head) each; NaN where a metric has no meaning.
+
+    Attributes:
+        layers: The model's numbers of the layers measured.
+        heads: The model's numbers of the heads measured.
+        values: Name of each metric in `METRICS` -> its values.
+        examples: How many examples they are means over.
+        queries: How many queries these have together.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    values: Mapping[str, Float64[np.ndarray, "layer head"]]
+    examples: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One block under way: whose it is, and whether the example ends with it."""
+
+    place: slice
+    geometry: Geometry
+    is_last: bool
+    sums: "Future[BlockSums]"
+
+
+class Measurement:
+    """Adds up the head metrics of one attention (`enc.self`, `dec.self` or `dec.cross`) over examples.
+
+    Args:
+        layers: The model's numbers of the layers to come.
+        heads: The model's numbers of the heads to come.
+        convention: `valid` or `thesis`, as in `heads.py`.
+        window: How far `local_mass` reaches on either side.
+        threads: How many blocks are reduced at a time; as many as there are processors by default.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        heads: Sequence[int],
+        *,
+        convention: HeadConvention = "valid",
+        window: int = 8,
+        threads: int | None = None,
+    ) -> None:
+        if window < 0:
+            raise UsageError(f"a window of {window} tokens", hint="0 or more")
+        self._layers, self._heads = tuple(layers), tuple(heads)
+        self._convention: HeadConvention = convention
+        self._window = window
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="heads")
+        self._most_pending = 2 * (threads or os.cpu_count() or 1)
+        self._pending: deque[_Block] = deque()
+        self._begun: dict[int, BlockSums] = {}  # of examples whose later queries are yet to come
+        places = len(self._layers) * len(self._heads)
+        self._totals, self._counts = np.zeros((2, places, len(METRICS) - 1))
+        self._profile, self._centre = np.zeros((places, 1)), 0
+        self._examples = np.zeros(places, np.int64)
+        self._queries = np.zeros(places, np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(
+        self,
+        block: Float[Any, "*lead query key"] | Callable[[], Float[Any, "*lead query key"]],
+        geometry: Geometry,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        first: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        """Takes the query rows of an example from `first` to before `stop`, all of them by default.
+
+        The block is (layer, head, query, key), or without the axes of a `layer` and `head` that are said; or what
+        gives it when it is called, by another thread. Rows of one example and layer come in order; keys that come
+        after all of them may be left out of a causal block. It must not change any more.
+        """
+        if geometry.queries == 0 or geometry.keys == 0:
+            return
+        stop = geometry.queries if stop is None else stop
+        place = self._place(layer, head)
+        sums = self._pool.submit(self._sums_of, block, geometry, place, first)
+        self._pending.append(_Block(place, geometry, stop == geometry.queries, sums))
+        while len(self._pending) > self._most_pending:
+            self._settle(self._pending.popleft())
+
+    def _sums_of(self, block: Any, geometry: Geometry, place: slice, first: int) -> BlockSums:
+        array: Any = block() if callable(block) else block
+        flat = array.reshape(place.stop - place.start, *array.shape[-2:])
+        return block_sums(flat, geometry, first, convention=self._convention)
+
+    def _place(self, layer: int | None, head: int | None) -> slice:
+        start = 0 if layer is None else self._layers.index(layer) * len(self._heads)
+        if head is not None:
+            start += self._heads.index(head)
+            return slice(start, start + 1)
+        return slice(start, start + (len(self._heads) if layer is not None else len(self._totals)))
+
+    def _settle(self, block: _Block) -> None:
+        place, geometry = block.place, block.geometry
+        sums = block.sums.result()
+        if place.start in self._begun:
+            sums = self._begun.pop(place.start) + sums
+        if not block.is_last:
+            self._begun[place.start] = sums
+            return
+        means = example_means(sums, geometry, convention=self._convention, window=self._window)
+        profile = sums.profile
+        if self._convention == "thesis":
+            known = means.counts > 0
+            self._totals[place] += np.divide(means.sums, means.counts, out=np.zeros_like(means.sums), where=known)
+            self._counts[place] += known
+            profile = profile / geometry.queries
+        else:
+            self._totals[place] += means.sums
+            self._counts[place] += means.counts
+        if geometry.aligned:
+            self._reach(geometry)
+            start = self._centre - (geometry.queries - 1)
+            self._profile[place, start : start + profile.shape[1]] += profile
+        self._examples[place] += 1
+        self._queries[place] += geometry.queries
+
+    def _reach(self, geometry: Geometry) -> None:
+        """Makes room for an example longer than all before."""
+        before = max(0, geometry.queries - 1 - self._centre)
+        after = max(0, geometry.keys - (self._profile.shape[1] - self._centre))
+        if before or after:
+            self._profile = np.pad(self._profile, ((0, 0), (before, after)))
+            self._centre += before
+
+    def metrics(self) -> HeadMetrics:
+        """Returns the metrics of all that was added.
+
+        Raises:
+            UsageError: that was nothing.
+            NumericError, Unsupported: as `block_sums` raises them.
+        """
+        while self._pending:
+            self._settle(self._pending.popleft())
+        if not self._examples.any():
+            raise UsageError("no attention to measure", why="there is no example with a token")
+        means = np.divide(self._totals, self._counts, out=np.full_like(self._totals, np.nan), where=self._counts > 0)
+        span = np.full(len(means), np.nan)
+        if self._profile.any():
+            span = effective_span(self._profile, self._centre)
+        shape = (len(self._layers), len(self._heads))
+        columns = dict(zip((name for name in METRICS if name != "effective_span"), means.T, strict=True))
+        columns["effective_span"] = span
+        return HeadMetrics(
+            self._layers,
+            self._heads,
+            {name: columns[name].reshape(shape).copy() for name in METRICS},
+            int(self._examples.max()),
+            int(self._queries.max()),
+        )

@@ -1,0 +1,253 @@
+"""One forward pass under observation: what it has yet to show, where its true tokens are, who takes what it shows.
+
+A pass comes in two kinds. One that the recorder makes itself ends as soon as everything has been seen, and goes to
+a `Sink` with one span of true tokens per row. One that `generate` makes beside a cache is a part of a growing
+sequence: it runs to its end, and goes to a `GrowingSink`, which is told the columns that the pass adds.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from traceformer.capture.attention import AttentionCall, OwnMask, Span, blocks_of_queries
+from traceformer.errors import Unsupported
+from traceformer.sites import ArraySpec, Stack
+
+__all__ = ["AttentionListener", "EverythingSeen", "ForwardPass", "GrowingSink", "Growth", "Sink", "Spans", "Wanted"]
+
+Spans = Mapping[Stack, Sequence[Span]]
+
+
+class Sink(Protocol):
+    """Where a recorder's arrays go. The tensors are the model's own: keep copies, never views.
+
+    `layer` is the model's layer number, None for sites without one.
+    """
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width)."""
+        ...
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        """Takes some query rows of one example's scores or patterns, float32 (head, query, key).
+
+        `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
+        queries of the block may be left out where the model is causal: those cells are zero.
+        """
+        ...
+
+
+class GrowingSink(Protocol):
+    """Where the arrays of growing sequences go. Columns count from the batch's first one, padding included."""
+
+    def begin(self, stack: Stack, columns: Span) -> None:
+        """Says which columns of a stack the following arrays are of."""
+        ...
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        """Takes rows of the last columns begun: (batch, column, width) or (batch, head, column, width)."""
+        ...
+
+    def squares(self, spec: ArraySpec, layer: int, queries: Span, keys: Span, block: Tensor) -> None:
+        """Takes some query rows of all patterns, float32 (batch, head, query, key); other keys' cells are zero."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # found by identity: hashing an ArraySpec anew costs microseconds
+class Wanted:
+    """One layer of one array, made once per recorder."""
+
+    spec: ArraySpec
+    layer: int | None
+
+    @property
+    def of_other_stack(self) -> bool:
+        """True for keys and values of cross-attention: the encoder's, the same in every pass of the decoder."""
+        return self.spec.key.token_stack != self.spec.key.stack
+
+
+@dataclass(slots=True)
+class Growth:
+    """Sequences that grow pass by pass; `seen` are each stack's columns before the pass, `columns` those it adds."""
+
+    sink: GrowingSink
+    seen: dict[Stack, int] = field(default_factory=dict[Stack, int])
+    columns: dict[Stack, Span] = field(default_factory=dict[Stack, Span])
+
+    def begin(self, stack: Stack, length: int) -> None:
+        seen = self.seen.get(stack, 0)
+        if seen and length != 1:
+            raise Unsupported(
+                "the model runs its whole context again for every token",
+                why=f"after {seen} tokens it was given {length} at once, so it has no cache",
+                hint="--replay records the finished text in one pass",
+            )
+        self.columns[stack] = Span(seen, seen + length)
+        self.seen[stack] = seen + length
+        self.sink.begin(stack, self.columns[stack])
+
+    def newest(self, cached: Tensor, stack: Stack) -> Tensor:
+        """The pass's own part of (batch, head, column, d_head): a static cache is padded, a window keeps the last."""
+        stop = min(cached.shape[2], self.columns[stack].stop)
+        return cached[:, :, stop - self.columns[stack].length : stop]
+
+
+class EverythingSeen(BaseException):
+    """Ends a forward pass that has shown all it was to show. No model code catches a BaseException."""
+
+
+@dataclass(slots=True)
+class ForwardPass:
+    """The pass at hand: what it has yet to show, and where its true tokens are."""
+
+    sink: Sink | None
+    growth: Growth | None = None
+    pending: set[Wanted] = field(default_factory=set[Wanted])
+    spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
+    batch: int = 0
+    finished: set[Stack] = field(default_factory=set[Stack])
+    thread: int = 0
+    mask: Tensor | OwnMask | None = None
+    mask_looks_ahead: bool = True
+
+    def begin(self, wanted: frozenset[Wanted], spans: Spans) -> None:
+        self._begin(wanted, len(next(iter(spans.values()))))
+        self.spans = spans
+        self.finished.clear()
+
+    def begin_growing(self, wanted: frozenset[Wanted], growth: Growth, stack: Stack, columns: int, batch: int) -> None:
+        """Begins a pass of one stack that adds columns to every row of a batch."""
+        growth.begin(stack, columns)
+        self._begin(wanted, batch)
+        self.finished = {other for other in growth.seen if other != stack}
+
+    def _begin(self, wanted: frozenset[Wanted], batch: int) -> None:
+        self.pending, self.batch, self.thread = set(wanted), batch, threading.get_ident()
+
+    def end(self) -> list[Wanted]:
+        """Returns what was not seen. Nothing of the model's is kept alive between passes."""
+        unseen = list(self.pending)
+        self.pending.clear()
+        self.mask = None
+        return unseen
+
+    @property
+    def is_observed(self) -> bool:
+        """False between passes, and for passes that another thread makes with the same model."""
+        return bool(self.pending) and threading.get_ident() == self.thread
+
+    def looks_ahead(self, call: AttentionCall) -> bool:
+        """As the call says; asked once per mask, since the layers of a model share theirs."""
+        mask = call.mask
+        if mask is None:
+            return call.looks_ahead
+        if mask is not self.mask:
+            self.mask, self.mask_looks_ahead = mask, call.looks_ahead
+        return self.mask_looks_ahead
+
+    def take(self, wanted: Wanted, rows: Tensor) -> None:
+        """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
+        spec, layer = wanted.spec, wanted.layer
+        if spec.heads and max(spec.heads) < rows.shape[1] and spec.heads != tuple(range(rows.shape[1])):
+            rows = rows[:, list(spec.heads)]
+        if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
+            raise Unsupported(
+                f"what should be {spec.key} has shape {tuple(rows.shape)}",
+                why=f"{len(spec.heads) or 'no'} heads of width {spec.width} were expected",
+                hint="its architecture row names another module; run `traceformer check` on the model",
+            )
+        sink = self.sink if self.growth is None else self.growth.sink
+        assert sink is not None
+        sink.rows(spec, layer, rows)
+        self.seen(wanted)
+
+    def seen(self, wanted: Wanted) -> None:
+        self.pending.discard(wanted)
+        if not self.pending and self.growth is None:
+            raise EverythingSeen
+
+
+_TENSORS = {"q": "query", "k": "key", "v": "value"}
+
+
+class AttentionListener:
+    """Hands what one attention module's calls show to the sink of the pass."""
+
+    def __init__(self, observed: ForwardPass, wanted: Sequence[Wanted]) -> None:
+        self._pass = observed
+        self._wanted = {each.spec.key.site: each for each in wanted}
+        self._heads: Tensor | None = None
+
+    def _pending(self, *sites: str) -> list[Wanted]:
+        here = (self._wanted[site] for site in sites if site in self._wanted)
+        return [wanted for wanted in here if wanted in self._pass.pending]
+
+    def before(self, call: AttentionCall) -> None:
+        growth = self._pass.growth
+        for wanted in self._pending("q", "k", "v"):
+            tensor: Tensor = getattr(call, _TENSORS[wanted.spec.key.site])
+            if growth is not None and not wanted.of_other_stack:
+                tensor = growth.newest(tensor, wanted.spec.key.stack)
+            self._pass.take(wanted, tensor)
+        squares = self._pending("attn_scores", "attn_pattern")
+        if squares:
+            if growth is None:
+                self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
+            else:
+                self._grow(call, squares[0], growth)
+        for wanted in squares:
+            self._pass.seen(wanted)
+
+    def after(self, output: Tensor) -> None:
+        """Takes the attention function's output, (batch, position, head, d_head)."""
+        for wanted in self._pending("z"):
+            self._pass.take(wanted, output.transpose(1, 2))
+
+    def _chosen(self, spec: ArraySpec, call: AttentionCall) -> Tensor:
+        # Kept, since making it anew would wait for the device.
+        if self._heads is None or self._heads.device != call.query.device:
+            self._heads = torch.tensor(spec.heads, device=call.query.device)
+        return self._heads
+
+    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], wanted: Wanted) -> None:
+        (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
+        assert layer is not None
+        assert sink is not None
+        chosen = self._chosen(wanted.spec, call)
+        spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
+        triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
+        for example, (rows, columns) in enumerate(spans):
+            for queries in blocks_of_queries(rows, len(heads), columns.length):
+                visible = Span(columns.start, queries.stop) if triangle else columns
+                here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
+                block = call.scores(example, chosen, queries, visible)
+                if "attn_scores" in specs:
+                    sink.square(specs["attn_scores"], layer, example, here, there, block)
+                if "attn_pattern" in specs:
+                    block = call.pattern(block, example, chosen, queries, visible)
+                    sink.square(specs["attn_pattern"], layer, example, here, there, block)
+
+    def _grow(self, call: AttentionCall, wanted: Wanted, growth: Growth) -> None:
+        """Hands over the patterns of the pass's own queries, all rows at once, with their keys in their true places.
+
+        A full cache holds every column so far, a sliding window the last ones; a static cache is padded behind them.
+        """
+        spec, layer = wanted.spec, wanted.layer
+        assert layer is not None
+        columns, seen = growth.columns[spec.key.stack], growth.columns[spec.key.key_stack].stop
+        held = min(call.key.shape[2], seen)
+        if call.mask is None and call.key.shape[2] > seen and not call.is_causal:
+            raise Unsupported("a padded cache without an attention mask", hint="leave cache_implementation alone")
+        evicted = seen - held
+        chosen = self._chosen(spec, call)
+        triangle = spec.key.stack == spec.key.key_stack and columns.start == 0 and not self._pass.looks_ahead(call)
+        rows = Span(0, columns.length)
+        for queries in blocks_of_queries(rows, len(spec.heads) * call.query.shape[0], held):
+            keys = Span(0, min(held, queries.stop) if triangle else held)
+            block = call.pattern(call.scores(None, chosen, queries, keys), None, chosen, queries, keys)
+            here = queries.counted_from(-columns.start)
+            growth.sink.squares(spec, layer, here, keys.counted_from(-evicted), block)

@@ -1,0 +1,135 @@
+"""`traceformer analyze`: statistics of attention, activations and logits."""
+
+import json as json_text
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+
+from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics, run_statistics
+from traceformer.analysis.statistics import ConventionName
+from traceformer.cli.arguments import count, find_example, find_run
+from traceformer.cli.progress import steps_shown
+from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
+from traceformer.cli.tokens import token_names, tokens_of
+from traceformer.errors import NotRecorded, SelectionError
+from traceformer.formats.options import ImportOptions
+from traceformer.store.reader import TraceStore
+
+__all__ = ["analyze"]
+
+_TRACE = ".json"
+
+
+def analyze(
+    run: Annotated[str, Parameter(name="RUN")],
+    /,
+    *,
+    example: str | None = None,
+    layer: Annotated[int | None, count("L", least=0)] = None,
+    convention: ConventionName = "exact",
+    top: Annotated[int, count("N")] = 5,
+    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    json: bool = False,
+) -> None:
+    """Statistics of attention, activations and logits.
+
+    Per layer and head: mean, max, entropy (nats) and sparsity of attention; per layer: mean, std, min, max and
+    sparsity of each activation; of the logits: entropy, and the probability and rank of the token that came. With
+    --example these stand at every position, beside what was most likely there.
+
+    Args:
+        run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json).
+        example: An example's id, or its row number; all examples by default.
+        layer: Show the heads of this layer, one by one.
+        convention: nanochat counts masked cells, has 1e-8 in every logarithm, and divides by n - 1.
+        top: How many of the most likely tokens to list.
+        png: Save a picture of the entropy of every head, in the format that the ending names.
+        parquet: Save a table with a row per head, per layer of an array and per position of the logits.
+        json: Print a JSON object.
+    """
+    if png is not None:
+        from traceformer.cli.figures import check_format
+
+        check_format(png)
+    with ExitStack() as stack:
+        folder = _find(run, stack)
+        store = TraceStore(folder)
+        if not store.ids:
+            raise NotRecorded(f"{folder} holds no example yet")
+        ids = None if example is None else (find_example(example, store.ids),)
+        if layer is not None and not any(layer in spec.layers for spec in store.layout.arrays):
+            stored = sorted({number for spec in store.layout.arrays for number in spec.layers})
+            raise SelectionError(f"--layer {layer}", why=f"this run holds layers {', '.join(map(str, stored))}")
+        positions: list[ExampleLogits] = []
+        file = None if parquet is None else stack.enter_context(StatisticsFile(parquet))
+
+        def each(found: ExampleLogits) -> None:
+            if file is not None:
+                file.add_positions(found)
+            if ids is not None:
+                positions.append(found)
+
+        progress = stack.enter_context(steps_shown("analyzing"))
+        found = run_statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
+        if file is not None:
+            file.add(found)
+        if png is not None:
+            _save_entropy(found, png, folder.name)
+        name = run if run.endswith(_TRACE) else str(folder)
+        if json:
+            shown = [positions_as_json(own, tokens_of(store, own.example_id, own.key.stack)) for own in positions]
+            print(json_text.dumps({"run": name, **as_json(found), "positions": shown}, indent=2))
+            return
+        print(_title(store, name, found), as_text(found, layer), sep="\n\n")
+        for own in positions:
+            tokens = tokens_of(store, own.example_id, own.key.stack)
+            print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
+        made = " and ".join(str(path) for path in (png, parquet) if path is not None)
+        print(f"{f'wrote {made}; ' if made else ''}next: traceformer {_next(found, name, png)}", file=sys.stderr)
+
+
+def _find(run: str, stack: ExitStack) -> Path:
+    """Returns the run's folder; a trace is imported into one that goes when the stack is left."""
+    if not run.endswith(_TRACE):
+        return find_run(run)
+    from traceformer.formats.json_import import import_json
+
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    return import_json([Path(run)], ImportOptions(folder / Path(run).stem))
+
+
+def _title(store: TraceStore, name: str, found: RunStatistics) -> str:
+    stack = store.layout.stacks[-1]
+    tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
+    what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"
+    unfinished = "" if store.finished else ", unfinished"
+    return f"{name}{unfinished}: {what}, {tokens} {stack} tokens; {found.convention} convention, entropy in nats"
+
+
+def _next(found: RunStatistics, name: str, png: Path | None) -> str:
+    """Returns the command that looks closer: at all heads, then at the one that is surest where to look."""
+    if name.endswith(_TRACE) and png is not None:
+        return f"import {name}"
+    if found.attention and png is not None:
+        entropy = found.attention[0].entropy
+        layer, head = np.unravel_index(int(entropy.argmin()), entropy.shape)
+        place = f"L{found.attention[0].layers[layer]}H{found.attention[0].heads[head]}"
+        return f"inspect {name} --site {found.attention[0].key} --head {place}"
+    if found.attention:
+        return f"analyze {name} --png entropy.png"
+    return f"analyze {name} --example 0" if found.logits else f"inspect {name}"
+
+
+def _save_entropy(found: RunStatistics, path: Path, name: str) -> None:
+    from traceformer.cli.figures import head_map_figure, save
+
+    if not found.attention:
+        raise NotRecorded("this run holds no attention patterns", hint="--capture attn when it is made")
+    maps = [(str(each.key), each.layers, each.heads, each.entropy) for each in found.attention]
+    save(head_map_figure(maps, title=f"{name}: mean entropy of where each head looks, in nats"), path)

@@ -1,0 +1,176 @@
+"""Projections of texts onto directions: as tables, and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from traceformer.analysis.projection import Dynamics, Projections, dynamics
+from traceformer.cli.statistics import plain
+from traceformer.cli.terminal import printable, table
+
+__all__ = ["TextCurves", "curve_table", "dynamics_table", "example_table", "layer_table", "to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextCurves:
+    """One example's projections: a curve per layer and direction.
+
+    Attributes:
+        example_id: Its id.
+        tokens: Its tokens.
+        n_prompt: Where its response begins; None if it is not a generation.
+        names: The directions'.
+        by_layer: A row per token, a column per direction; the only key is None for a site without layers.
+    """
+
+    example_id: str
+    tokens: Sequence[str]
+    n_prompt: int | None
+    names: Sequence[str]
+    by_layer: Mapping[int | None, Projections]
+
+    @property
+    def begins(self) -> int:
+        """The first token of what dynamics are about: of the response, if there is one."""
+        return self.n_prompt or 0
+
+    def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
+        """Returns a direction's curve averaged over the layers, as document 5 has it."""
+        return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
+
+    def dynamics(self, layer: int | None, direction: int) -> Dynamics:
+        return dynamics(self.by_layer[layer].values[self.begins :, direction])
+
+
+def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]) -> str:
+    """Returns a line per token: its projection at each of some layers, and its cosine where that is one layer."""
+    columns = [curves.by_layer[layer].values[:, direction] for layer in layers]
+    headers = [_layer_name(layer) for layer in layers]
+    if len(layers) == 1:
+        columns.append(curves.by_layer[layers[0]].cosines[:, direction])
+        headers = ["projection", "cosine"]
+    rows = [
+        (str(position), _part(curves, position), printable(token), *(f"{column[position]:.4g}" for column in columns))
+        for position, token in enumerate(curves.tokens)
+    ]
+    headers = ["position", "", "token", *headers]
+    if curves.n_prompt is None:
+        headers, rows = [headers[0], *headers[2:]], [(row[0], *row[2:]) for row in rows]
+    numeric = [0, *range(len(headers) - len(columns), len(headers))]
+    return table(headers, rows, numeric=numeric)
+
+
+def _part(curves: TextCurves, position: int) -> str:
+    return "prompt" if position < curves.begins else "response"
+
+
+def dynamics_table(curves: TextCurves) -> str:
+    """Returns a line per direction and layer: how its curve develops over the response, or over the whole text."""
+    rows: list[tuple[str, ...]] = []
+    for i, name in enumerate(curves.names):
+        for layer, own in curves.by_layer.items():
+            found, curve = curves.dynamics(layer, i), own.values[curves.begins :, i]
+            at = [None if place is None else curves.begins + place for place in (found.peak, found.commitment_point)]
+            rows.append(
+                (
+                    name,
+                    _layer_name(layer),
+                    f"{curve.mean():.4g}" if len(curve) else "",
+                    "" if at[0] is None else f"{curves.by_layer[layer].values[at[0], i]:.4g} at {at[0]}",
+                    f"{found.average_velocity:.4g}",
+                    f"{found.peak_velocity:.4g}",
+                    "" if at[1] is None else str(at[1]),
+                    str(found.persistence),
+                )
+            )
+    headers = ("vector", "layer", "mean", "peak", "mean velocity", "peak velocity", "commitment", "persistence")
+    what = "whole text" if curves.n_prompt is None else "response"
+    return f"dynamics of the {what}; positions count from the text's first token\n" + table(
+        headers, rows, numeric=range(2, 8)
+    )
+
+
+def example_table(all_curves: Sequence[TextCurves], layer: int | None) -> str:
+    """Returns a line per example and direction, at one layer."""
+    rows = [
+        (own.example_id, name, str(len(own.tokens)), *_means([own], layer, i), *_peak(own.by_layer[layer].values[:, i]))
+        for own in all_curves
+        for i, name in enumerate(own.names)
+    ]
+    return _without_parts(("example", "vector", "tokens", *_MEANS, "peak", "at"), rows, all_curves)
+
+
+def layer_table(all_curves: Sequence[TextCurves]) -> str:
+    """Returns a line per direction and layer, over all examples."""
+    rows = [
+        (name, _layer_name(layer), str(sum(len(own.tokens) for own in all_curves)), *_means(all_curves, layer, i))
+        for i, name in enumerate(all_curves[0].names)
+        for layer in all_curves[0].by_layer
+    ]
+    return _without_parts(("vector", "layer", "tokens", *_MEANS), rows, all_curves)
+
+
+_MEANS = ("mean", "of prompts", "of responses", "cosine")
+
+
+def _means(all_curves: Sequence[TextCurves], layer: int | None, direction: int) -> tuple[str, ...]:
+    """The mean projection over all tokens, those of prompts and of responses; the mean cosine."""
+    values = [own.by_layer[layer].values[:, direction] for own in all_curves]
+    generated = [(own.begins, curve) for own, curve in zip(all_curves, values, strict=True) if own.n_prompt is not None]
+    parts = (
+        values,
+        [curve[:begins] for begins, curve in generated],
+        [curve[begins:] for begins, curve in generated],
+        [own.by_layer[layer].cosines[:, direction] for own in all_curves],
+    )
+    return tuple(_mean(np.concatenate([np.empty(0, np.float32), *part])) for part in parts)
+
+
+def _mean(values: Float32[np.ndarray, "token"]) -> str:
+    known = values[np.isfinite(values)]
+    return f"{known.mean(dtype=np.float64):.4g}" if len(known) else ""
+
+
+def _peak(curve: Float32[np.ndarray, "token"]) -> tuple[str, str]:
+    peak = dynamics(curve).peak
+    return ("", "") if peak is None else (f"{curve[peak]:.4g}", str(peak))
+
+
+def _without_parts(headers: Sequence[str], rows: Sequence[tuple[str, ...]], all_curves: Sequence[TextCurves]) -> str:
+    """The table, without the means of prompts and responses where there are none."""
+    generated = any(own.n_prompt is not None for own in all_curves)
+    kept = [i for i, header in enumerate(headers) if generated or header not in _MEANS[1:3]]
+    shown = [tuple(row[i] for i in kept) for row in rows]
+    return table([headers[i] for i in kept], shown, numeric=range(2, len(kept)))
+
+
+def to_json(own: TextCurves) -> dict[str, Any]:
+    """Returns all curves of an example; lists run over its tokens."""
+    return {
+        "example_id": own.example_id,
+        "tokens": list(own.tokens),
+        "n_prompt": own.n_prompt,
+        "curves": [
+            {
+                "vector": name,
+                "layer": layer,
+                "projection": plain(projections.values[:, i]),
+                "cosine": plain(projections.cosines[:, i]),
+                "dynamics": _dynamics_to_json(dynamics(projections.values[:, i])),
+                **({} if own.n_prompt is None else {"response_dynamics": _dynamics_to_json(own.dynamics(layer, i))}),
+            }
+            for i, name in enumerate(own.names)
+            for layer, projections in own.by_layer.items()
+        ],
+    }
+
+
+def _dynamics_to_json(found: Dynamics) -> dict[str, Any]:
+    return {name: plain(getattr(found, name)) for name in Dynamics.__slots__}
+
+
+def _layer_name(layer: int | None) -> str:
+    return "" if layer is None else f"L{layer}"

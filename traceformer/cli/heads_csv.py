@@ -1,0 +1,159 @@
+"""Tables of head metrics as CSV: a row per head, and document 4's `layer,head,entropy,sparsity,distance` in front."""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from traceformer.analysis.heads import METRICS
+from traceformer.analysis.measurement import HeadMetrics
+from traceformer.errors import NotFound, Unreadable
+from traceformer.sites import ArrayKey
+
+__all__ = ["HeadTable", "name_of", "read_heads", "write_heads"]
+
+_ATTENTION = "attention"
+
+
+def name_of(key: ArrayKey) -> str:
+    """Returns what an attention is called: `dec.self`, `dec.cross`."""
+    return f"{key.stack}.{key.attention}"
+
+
+def write_heads(path: Path, metrics: Mapping[ArrayKey, HeadMetrics]) -> None:
+    """Writes the table; a metric without a meaning, such as a distance across texts, is left blank."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["layer", "head", *METRICS, _ATTENTION])
+        for key, found in metrics.items():
+            for i, layer in enumerate(found.layers):
+                for j, head in enumerate(found.heads):
+                    values = (float(found.values[name][i, j]) for name in METRICS)
+                    shown = ["" if math.isnan(value) else repr(value) for value in values]
+                    writer.writerow([layer, head, *shown, name_of(key)])
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTable:
+    """The metrics of some heads, as read from a file; a cell without a number is NaN."""
+
+    path: Path
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    attention: tuple[str, ...]
+    values: Mapping[str, Float64[np.ndarray, "row"]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`L5H3` for each head, with its attention before it where there are several."""
+        several = len(set(self.attention)) > 1
+        rows = zip(self.layers, self.heads, self.attention, strict=True)
+        return tuple(
+            f"{attention} L{layer}H{head}" if several else f"L{layer}H{head}" for layer, head, attention in rows
+        )
+
+    def has_all(self, name: str) -> bool:
+        """Whether every head has a number in this column."""
+        return name in self.values and bool(np.isfinite(self.values[name]).all())
+
+    def features(self, names: Sequence[str]) -> Float64[np.ndarray, "row feature"]:
+        """Returns these columns side by side.
+
+        Raises:
+            Unreadable: there is no such column, or a head has no number there.
+        """
+        missing = [name for name in names if name not in self.values]
+        if missing:
+            has = ", ".join(self.values) or "none"
+            raise Unreadable(
+                f"{self.path} has no column {', '.join(missing)}",
+                why=f"its metrics are {has}",
+                hint="--features with these, or make the table with traceformer heads",
+            )
+        found = np.stack([self.values[name] for name in names], axis=1)
+        if not np.isfinite(found).all():
+            row, column = (int(index[0]) for index in np.nonzero(~np.isfinite(found)))
+            several = len(set(self.attention)) > 1
+            rows = int(np.count_nonzero(~np.isfinite(found).all(axis=1)))
+            raise Unreadable(
+                f"{self.path}: {self.names[row]} has no {names[column]}",
+                why=f"a number is missing in {rows} of {len(found)} rows",
+                hint=f"--attention {self.attention[0]}" if several else "--features with other metrics",
+            )
+        return found
+
+
+def read_heads(path: Path, attention: str | None = None) -> HeadTable:
+    """Returns the table in a file, or its rows of one attention.
+
+    Raises:
+        NotFound: there is no such file, or no such attention in it.
+        Unreadable: it is no table of heads: a column is missing, a cell is not a number, a head is there twice.
+    """
+    if not path.is_file():
+        raise NotFound(f"no file {path}", hint="traceformer heads makes one")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Unreadable(f"{path} is not a CSV file", why=str(error)) from error
+    for name in ("layer", "head"):
+        if name not in header:
+            raise Unreadable(f"{path} has no column {name}", why=f"its first line is {','.join(header)!r}")
+    if attention is not None:
+        there = sorted({row.get(_ATTENTION) or "" for _, row in rows})
+        rows = [(line, row) for line, row in rows if row.get(_ATTENTION) == attention]
+        if not rows:
+            raise NotFound(
+                f"{path} has no attention {attention}", hint=f"it has {', '.join(filter(None, there)) or 'none'}"
+            )
+    if not rows:
+        raise Unreadable(f"{path} holds no heads")
+    places = [
+        (row.get(_ATTENTION) or "", *(_whole(path, line, row, name) for name in ("layer", "head")))
+        for line, row in rows
+    ]
+    twice = [place for place, count in Counter(places).items() if count > 1]
+    if twice:
+        where, layer, head = twice[0]
+        lines = [str(line) for (line, _), place in zip(rows, places, strict=True) if place == twice[0]]
+        raise Unreadable(
+            f"{path}: {where} L{layer}H{head} is there twice".replace(":  L", ": L"), why=f"lines {' and '.join(lines)}"
+        )
+    values = {
+        name: np.array([_number(path, line, row, name) for line, row in rows])
+        for name in header
+        if name not in ("layer", "head", _ATTENTION) and any(_is_number(row[name]) for _, row in rows)
+    }
+    kinds, layers, heads = zip(*places, strict=True)
+    return HeadTable(path, layers, heads, kinds, values)
+
+
+def _whole(path: Path, line: int, row: Mapping[str, str | None], name: str) -> int:
+    text = (row[name] or "").strip()
+    if not text.isdecimal():
+        raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a whole number from 0")
+    return int(text)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _number(path: Path, line: int, row: Mapping[str, str | None], name: str) -> float:
+    text = (row[name] or "").strip()
+    if text and not _is_number(text):
+        raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a number, or nothing")
+    return float(text) if text else math.nan

@@ -1,0 +1,240 @@
+"""`traceformer paths`: which tokens led to a token, in a recorded run or in a model and a text."""
+
+import json as json_text
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from cyclopts import Parameter, Token
+
+from traceformer.analysis.paths import PathOptions
+from traceformer.analysis.results import TraceResult
+from traceformer.cli.arguments import count, find_example, find_run, parse_head
+from traceformer.cli.paths_report import report
+from traceformer.errors import UsageError
+from traceformer.sites import Attention, Stack
+from traceformer.store.reader import TraceStore
+from traceformer.tracer import ReverseAttentionTracer, trace_stored
+
+if TYPE_CHECKING:
+    from traceformer.tracer.stored import OutputWeights
+
+__all__ = ["paths"]
+
+LayerChoice: TypeAlias = int | Literal["all"]
+
+
+def _layer(_: object, tokens: Sequence[Token]) -> LayerChoice:
+    text = tokens[0].value
+    if text == "all":
+        return "all"
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError("it takes a layer's number (-1 is the last), or all")
+    return int(text)
+
+
+def paths(
+    run: Annotated[str | None, Parameter(name="RUN")] = None,
+    /,
+    *,
+    example: str | None = None,
+    model: str | None = None,
+    text: str | None = None,
+    target_text: str | None = None,
+    target_pos: int = -1,
+    layer: Annotated[
+        LayerChoice | None, Parameter(metavar="L|all", show_choices=False, converter=_layer, n_tokens=1)
+    ] = None,
+    head: Annotated[str | None, Parameter(metavar="LxHy")] = None,
+    agg_heads: Literal["mean", "max", "none"] = "mean",
+    top_beam: Annotated[int, count("N")] = 5,
+    top_k: Annotated[int, count("N")] = 5,
+    min_attn: float = 0.0,
+    length_norm: Annotated[str, Parameter(metavar="none|avg_logprob|sqrt|pow:A")] = "avg_logprob",
+    search: Literal["beam", "exact"] = "beam",
+    weighting: Literal["attention", "rollout", "value-norm"] = "attention",
+    exclude_self: bool = False,
+    exclude_sink: bool = False,
+    pass_bos: bool = False,
+    bos_token_id: Annotated[int | None, count("ID", least=0)] = None,
+    stack: Literal["enc", "dec"] | None = None,
+    max_flow: bool = False,
+    html: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    open_browser: bool = False,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    revision: str | None = None,
+    json: bool = False,
+) -> None:
+    """Which tokens led to a token: paths backward through attention.
+
+    RUN --example ID reads recorded attention; --model M --text TEXT runs a model as far as is needed. From the target
+    each path goes to a token that was attended to, from there to one that token attended to, and so on, to the
+    beginning. What the search found is compared with the best paths there are.
+
+    Args:
+        run: A folder, the name of a run in ./traces, or `latest`.
+        example: An example's id, or its row number; the first one by default.
+        model: A folder or a Hub name, instead of a run.
+        text: What the model reads.
+        target_text: What an encoder-decoder's decoder reads: paths lead from there into the text.
+        target_pos: Where the paths begin; negative counts from the end.
+        layer: The layer, -1 for the last; or all: one layer down with every edge.
+        head: One head, such as L5H3.
+        agg_heads: How heads become one; none traces each by itself.
+        top_beam: How many paths are kept, and shown.
+        top_k: How many edges of each token are tried.
+        min_attn: Leave weaker edges out.
+        length_norm: How the score depends on the number of edges.
+        search: exact finds the best paths of all, whatever --top-k.
+        weighting: value-norm weighs by what is moved; rollout, across layers, adds the residual stream.
+        exclude_self: Take each token's attention to itself out, and bring rows back to their sum.
+        exclude_sink: The same for the first token and those that begin or end a text.
+        pass_bos: Do not end paths at tokens that begin a text.
+        bos_token_id: Which token that is.
+        stack: Which stack of a recorded encoder-decoder; the decoder by default.
+        max_flow: Across layers, also the largest flow from each token: slow for long texts.
+        html: Save a page that shows the paths, complete in one file.
+        png: Save a picture, in the format that the ending names.
+        open_browser: Show the page.
+        device: cpu, cuda, cuda:1, mps; the fastest there is by default.
+        dtype: What the model computes in; as it is stored by default.
+        revision: The commit, tag or branch of the model on the Hub.
+        json: Print the result as JSON, in the layout of document 3's trace.json.
+    """
+    if (run is None) == (model is None):
+        raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")
+    if png is not None:
+        from traceformer.cli.figures import check_format
+
+        check_format(png)
+    number = None if layer == "all" else layer
+    if head is not None:
+        if layer == "all" or agg_heads != "mean":
+            raise UsageError("--head is one head of one layer", hint="--head L5H3 alone")
+        number, one = parse_head(number, head)
+        layer = number
+    else:
+        one = None
+    options = PathOptions(
+        top_beam=top_beam,
+        top_k=top_k,
+        min_attn=min_attn,
+        agg_heads=agg_heads if one is None else one,
+        length_norm=length_norm,
+        stop_at_bos=not pass_bos,
+        search=search,
+        weighting=weighting,
+        exclude_self=exclude_self,
+        exclude_sink=exclude_sink,
+        certify=True,
+        max_flow=max_flow,
+    )
+    if run is not None:
+        result = _of_run(run, example, text, target_pos, layer, options, stack, bos_token_id, device)
+    else:
+        assert model is not None
+        if text is None:
+            raise UsageError("--model needs --text", hint='--text "The quick brown fox"')
+        load = {"device": device, "dtype": dtype, "revision": revision}
+        result = _of_model(model, text, target_text, target_pos, layer, options, bos_token_id, load)
+    print(json_text.dumps(result.to_json(), indent=2, ensure_ascii=False) if json else report(result))
+    _save(result, html, png, open_browser)
+
+
+def _of_run(
+    name: str,
+    example: str | None,
+    text: str | None,
+    target_pos: int,
+    layer: LayerChoice | None,
+    options: PathOptions,
+    stack: Stack | None,
+    bos_token_id: int | None,
+    device: str | None,
+) -> TraceResult:
+    if text is not None:
+        raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
+    store = TraceStore(find_run(name))
+    example_id = find_example(example, store.ids)
+    weights = _output_weights(store, device) if options.weighting == "value-norm" else None
+    return trace_stored(
+        store,
+        example_id,
+        [target_pos],
+        layer,
+        options,
+        stack=stack,
+        bos_token_id=bos_token_id,
+        output_weights=weights,
+    )[0]
+
+
+def _output_weights(store: TraceStore, device: str | None) -> "OutputWeights":
+    """W_O of the model that a run was made with, found where it was found then.
+
+    Raises:
+        UsageError: it is there, but its weights are not those of the run.
+    """
+    from traceformer.models import load_model
+    from traceformer.tracer.recording import output_weights
+
+    loaded = load_model(store.meta["model"], revision=store.meta.get("revision"), device=device or "cpu")
+    if loaded.digest != store.meta["configuration"].get("model weights"):
+        raise UsageError(f"{store.meta['model']} is not what it was", why="its weights have changed since the run")
+
+    def read(stack: Stack, attention: Attention, layer: int) -> Any:
+        return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)
+
+    return read
+
+
+def _of_model(
+    model: str,
+    text: str,
+    target_text: str | None,
+    target_pos: int,
+    layer: LayerChoice | None,
+    options: PathOptions,
+    bos_token_id: int | None,
+    load: dict[str, Any],
+) -> TraceResult:
+    from dataclasses import asdict
+
+    from traceformer.models import load_model
+
+    print("loading", file=sys.stderr)
+    loaded = load_model(model, **load)
+    tracer = ReverseAttentionTracer(loaded.model, loaded.tokenizer)
+    return tracer.trace_text(
+        text,
+        target_pos,
+        target_text=target_text,
+        layer=-1 if layer is None else layer,
+        bos_token_id=bos_token_id,
+        **asdict(options),
+    )
+
+
+def _save(result: TraceResult, html: Path | None, png: Path | None, open_browser: bool) -> None:
+    if png is not None:
+        from traceformer.cli.figures import save
+        from traceformer.cli.figures_of_paths import paths_figure
+
+        save(paths_figure(result), png)
+        print(f"wrote {png}", file=sys.stderr)
+    if open_browser and html is None:
+        html = Path("paths.html")
+    if html is not None:
+        from traceformer import paths_html
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(paths_html(result), encoding="utf-8")
+        print(f"wrote {html}; next: open it in a browser, or send it to someone", file=sys.stderr)
+        if open_browser:
+            webbrowser.open(html.resolve().as_uri())
+    elif png is None:
+        print("next: the same with --html paths.html, which draws it", file=sys.stderr)

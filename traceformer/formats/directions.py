@@ -1,0 +1,176 @@
+"""Files of directions: one file is one trait, a vector for one layer or for several.
+
+Written are .safetensors files with a tensor `layer_16` per layer and, as metadata, how they were found. Read are these;
+any other .safetensors with one vector, or vectors that are each named after their layer; .npy and .pt with one vector,
+or with one per layer, first to last; and .pt with a dict from layers to vectors. A lone vector belongs to the layer
+that the file's name ends in, as in document 5's `probe_layer16.pt`, or to none.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from traceformer.errors import NotFound, Unreadable
+from traceformer.weights import open_file
+
+__all__ = ["DirectionFile", "read_directions", "write_directions"]
+
+_FORMAT = "traceformer directions 1"
+_OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d+)|(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionFile:
+    """The directions of one trait.
+
+    Attributes:
+        name: The trait's; the file's, unless the file says another.
+        by_layer: A vector for each layer; the only key is None where the file does not say which layer it is for.
+        about: What the file says of them besides: method, site, model, weights digest, and each layer's quality.
+    """
+
+    name: str
+    by_layer: Mapping[int | None, Float32[np.ndarray, "d"]]
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def width(self) -> int:
+        return len(next(iter(self.by_layer.values())))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the vectors were made for, none where the file does not say."""
+        return tuple(sorted(layer for layer in self.by_layer if layer is not None))
+
+    def at(self, layer: int | None) -> Float32[np.ndarray, "d"] | None:
+        """Returns the vector to use at a layer: its own, or the only one there is, or None."""
+        if len(self.by_layer) == 1:
+            return next(iter(self.by_layer.values()))
+        return self.by_layer.get(layer)
+
+
+def read_directions(path: Path) -> DirectionFile:
+    """Returns the directions in a .safetensors, .npy or .pt file.
+
+    Raises:
+        NotFound: no such file.
+        Unreadable: it holds no vectors of floating-point numbers, or they are NaN, infinite, zero or of several widths.
+    """
+    kinds = {".safetensors": _read_safetensors, ".npy": _read_npy, ".pt": _read_pt}
+    if path.suffix not in kinds:
+        raise Unreadable(f"{path} is no file of directions", why=f"its name ends in none of {', '.join(kinds)}")
+    if not path.is_file():
+        raise NotFound(f"no file {path}")
+    found, about = kinds[path.suffix](path)
+    if not found:
+        raise Unreadable(f"{path} holds no vectors")
+    if set(found) == {None}:
+        found = {_layer_of(path.stem): found[None]}
+    by_layer = {
+        layer: _checked(values, f"{path}, layer {layer}" if layer is not None else str(path))
+        for layer, values in found.items()
+    }
+    widths = sorted({len(values) for values in by_layer.values()})
+    if len(widths) > 1:
+        raise Unreadable(f"{path} holds vectors of several widths", why=", ".join(map(str, widths)))
+    name = about.get("name")
+    return DirectionFile(name if isinstance(name, str) else path.stem, by_layer, about)
+
+
+def write_directions(path: Path, directions: DirectionFile) -> None:
+    """Writes a .safetensors file."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in directions.by_layer}
+    tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in directions.by_layer.items()}
+    about = {name: json.dumps(value) for name, value in {**directions.about, "name": directions.name}.items()}
+    part = path.with_name(f".{path.name}.part")
+    save_file(tensors, part, metadata={"format": _FORMAT, **about})
+    part.replace(path)
+
+
+_Found = tuple[dict[int | None, Shaped[np.ndarray, "..."]], dict[str, Any]]
+
+
+def _read_safetensors(path: Path) -> _Found:
+    tensors, metadata = open_file(path)
+    about: dict[str, Any] = dict(metadata)
+    if metadata.get("format") == _FORMAT:
+        about = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+    values = {name: tensor.read() for name, tensor in tensors.items()}
+    return _by_layer(values, path), about
+
+
+def _read_npy(path: Path) -> _Found:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise Unreadable(f"{path} is no .npy file of numbers", why=str(error).partition("\n")[0]) from error
+    return _rows(values), {}
+
+
+def _read_pt(path: Path) -> _Found:
+    from traceformer.formats.torch_files import read_torch_file
+
+    values = read_torch_file(path)
+    if isinstance(values, dict):
+        return _by_layer(values, path), {}
+    if not isinstance(values, np.ndarray):
+        raise Unreadable(
+            f"{path} holds {type(values).__name__}", why="a vector, or a dict from layers to vectors, is read"
+        )
+    return _rows(values), {}
+
+
+def _rows(values: Shaped[np.ndarray, "..."]) -> dict[int | None, Shaped[np.ndarray, "..."]]:
+    if values.ndim == 2 and len(values) > 1:
+        return dict(enumerate(values))
+    return {None: values.reshape(-1) if values.ndim == 2 else values}
+
+
+def _by_layer(values: Mapping[Any, Any], path: Path) -> dict[int | None, Shaped[np.ndarray, "..."]]:
+    """Vectors by the number in their names; one alone may be called anything."""
+    if len(values) == 1:
+        [(name, value)] = values.items()
+        return {_layer_of(name): np.asarray(value)}
+    found: dict[int | None, Shaped[np.ndarray, "..."]] = {}
+    for name, value in values.items():
+        layer = _layer_of(name)
+        if layer is None or layer in found:
+            raise Unreadable(
+                f"{path}: which layer is {str(name)!r} for?",
+                why="vectors are named after their layers: layer_16, L16, 16",
+            )
+        found[layer] = np.asarray(value)
+    return found
+
+
+def _layer_of(name: str | int) -> int | None:
+    """The layer in `16`, `layer_16`, `probe_layer16` or `kindness.L16`."""
+    named = _OF_LAYER.fullmatch(str(name))
+    return int(named[1] or named[2]) if named else None
+
+
+def _checked(values: Shaped[np.ndarray, "..."], where: str) -> Float32[np.ndarray, "d"]:
+    if not np.issubdtype(values.dtype, np.floating):
+        raise Unreadable(f"{where}: {values.dtype} where a vector of floating-point numbers should be")
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.reshape(-1)
+    if values.ndim != 1 or not values.size:
+        raise Unreadable(f"{where}: shape {values.shape} where a vector should be")
+    if not np.isfinite(values).all():
+        raise Unreadable(f"{where}: the vector holds NaN or inf")
+    if not values.any():
+        raise Unreadable(f"{where}: the vector is all zeros")
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise Unreadable(f"{where}: the vector holds numbers beyond float32")
+    return narrow

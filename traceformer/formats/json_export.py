@@ -1,0 +1,256 @@
+"""A run's examples as document 2's traces.
+
+Everything is in document 2's own shapes: attention of the whole sequence, prompt and response; of the logits the rows
+that predicted the response (all rows, where there is no response). What it has no place for is said in
+`metadata["traceformer"]`, so that an import gives the run back; arrays of it are added on request only.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from traceformer.errors import NotRecorded, RunExists, Unsupported
+from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead
+from traceformer.formats.json_writer import write_trace
+from traceformer.formats.options import ExportOptions
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.reader import TraceStore
+
+__all__ = ["ACTIVATION_SITES", "export_json", "trace_of"]
+
+ACTIVATION_SITES: Mapping[str, str] = {
+    "pre_attn_norm": "attn_norm",
+    "post_attn": "attn_out",
+    "pre_mlp_norm": "mlp_norm",
+    "post_mlp": "mlp_out",
+}
+"""Document 2's names for what it captures in a block, and the sites that they are."""
+_OF_TOKENS = ("input_ids", "attention_mask", "tokens", "shard", "slot")
+_OF_A_RUN = (
+    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
+    *("attention", "capture", "category", "generation", "time", "versions", "unknown_rows"),
+)
+_SETTINGS = ("temperature", "top_k", "top_p", "max_tokens", "seed")
+
+
+def export_json(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+    """Yields `{trace_id}.json` for each example, once it is written.
+
+    Raises:
+        Unsupported: the run is an encoder-decoder's.
+        NotRecorded: it holds nothing that such a trace has.
+        RunExists: a file is in the way.
+    """
+    ids = store.ids if options.example_ids is None else options.example_ids
+    for done, example_id in enumerate(ids, start=1):
+        trace = trace_of(store, example_id, steps=options.steps, lossless=options.lossless)
+        path = folder / f"{trace.head.trace_id}.json"
+        if path.exists() and not options.overwrite:
+            raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+        write_trace(path, trace)
+        options.progress(done, len(ids))
+        yield path
+
+
+def trace_of(
+    store: TraceStore,
+    example_id: str,
+    *,
+    trace_id: str | None = None,
+    steps: bool | None = None,
+    lossless: bool = False,
+) -> Trace:
+    """Returns an example as a trace, whose arrays are read when they are written.
+
+    Raises as `export_json` does.
+    """
+    return _Example(store, example_id).trace(trace_id, steps, lossless)
+
+
+class _Example:
+    """One example of a run, in document 2's words."""
+
+    def __init__(self, store: TraceStore, example_id: str) -> None:
+        if store.arch == "encdec":
+            raise Unsupported("the run is an encoder-decoder's", why="document 2's traces have one sequence of tokens")
+        self._store, self._id = store, example_id
+        self._stack: Stack = store.layout.stacks[0]
+        self._row: dict[str, Any] = store.tokens.iloc[store.row(example_id)].to_dict()
+        self._ids = [int(token) for token in self._row["input_ids"]]
+        n_prompt = self._row.get("n_prompt")
+        self._n_prompt = len(self._ids) if n_prompt is None or math.isnan(n_prompt) else int(n_prompt)
+        self._is_partial = store.meta.get("unknown_rows") == "NaN"
+        self._blocks: dict[ArrayKey, Float[np.ndarray, "..."]] = {}
+
+    def trace(self, trace_id: str | None, steps: bool | None, lossless: bool) -> Trace:
+        wanted = (self.spec(site) for site in ("token_embed", "logits", "attn_pattern", *ACTIVATION_SITES.values()))
+        specs = [spec for spec in wanted if spec is not None]
+        if not specs:
+            raise NotRecorded(
+                "this run holds nothing that document 2's traces have",
+                why="they have attn_pattern, token_embed, logits, attn_norm, attn_out, mlp_norm and mlp_out",
+            )
+        if steps is None:
+            steps = bool((self._store.meta.get("generation") or {}).get("capture_steps"))
+        further = self._store.layout.arrays if lossless else ()
+        extra = {str(spec.key): self._whole(spec) for spec in further if spec not in specs or spec.key.site == "logits"}
+        listed = [*specs, *(spec for spec in further if spec not in specs)]
+        return Trace(
+            self._head(trace_id, listed),
+            tuple(self._ids[: self._n_prompt]),
+            tuple(self._ids[self._n_prompt :]),
+            self._captures(slice(0, len(self._ids)), self._predicting()),
+            self._steps() if steps else None,
+            extra,
+        )
+
+    def spec(self, site: str) -> ArraySpec | None:
+        attention = "self" if ArraySpec(ArrayKey(self._stack, None, site)).site.of_attention else None
+        return self._store.layout.spec(ArrayKey(self._stack, attention, site))
+
+    def _predicting(self) -> slice:
+        """The rows of logits that predicted the response; all rows if there is none."""
+        n = len(self._ids)
+        return slice(0, n) if self._n_prompt == n else slice(self._n_prompt - 1, n - 1)
+
+    def _captures(self, rows: slice, of_logits: slice) -> Captures:
+        embeddings, logits, pattern = (self.spec(site) for site in ("token_embed", "logits", "attn_pattern"))
+        activations: dict[int, dict[str, Tensor]] = {}
+        for name, site in ACTIVATION_SITES.items():
+            spec = self.spec(site)
+            for layer in spec.layers if spec else ():
+                assert spec is not None
+                activations.setdefault(layer, {})[name] = self._rows(spec, layer, rows)
+        return Captures(
+            None if embeddings is None else self._rows(embeddings, None, rows),
+            None if logits is None else self._rows(logits, None, of_logits),
+            {layer: self._pattern(pattern, layer, rows) for layer in pattern.layers} if pattern else {},
+            dict(sorted(activations.items())),
+        )
+
+    def _steps(self) -> Iterator[Captures]:
+        """Step 0 shows the prompt; step i > 0 the response's token i - 1, which is what token i follows from."""
+        self._keep_all()
+        for step in range(len(self._ids) - self._n_prompt):
+            last = self._n_prompt + step
+            rows = slice(0 if step == 0 else last - 1, last)
+            yield self._captures(rows, rows)
+
+    def _keep_all(self) -> None:
+        """Reads what steps would otherwise read once each."""
+        for site in ("token_embed", "logits", "attn_pattern", *ACTIVATION_SITES.values()):
+            spec = self.spec(site)
+            if spec is not None:
+                self._blocks[spec.key] = self._store.get(self._id, spec.key)
+
+    def _read(self, spec: ArraySpec, layer: int | None) -> Float[np.ndarray, "..."]:
+        kept = self._blocks.get(spec.key)
+        if kept is not None:
+            return kept if layer is None else kept[spec.layers.index(layer)]
+        return self._store.get(self._id, spec.key, layer)
+
+    def _rows(self, spec: ArraySpec, layer: int | None, rows: slice) -> Tensor:
+        if self._is_partial:
+            values = self._read(spec, layer)[rows]
+            return self._tensor(values[_known(values)])
+        return Tensor(
+            (1, rows.stop - rows.start, spec.width),
+            f"torch.{self._store.dtype}",
+            blocks=lambda: (self._read(spec, layer)[rows],),
+        )
+
+    def _pattern(self, spec: ArraySpec, layer: int, rows: slice) -> Tensor:
+        """Queries `rows` and the keys up to the last of them, as a cached step has them."""
+        if self._is_partial:
+            values = self._read(spec, layer)[:, rows]
+            known = _known(values.swapaxes(0, 1).reshape(values.shape[1], -1))
+            return self._tensor(values[:, known, : rows.start + known.stop])
+        return Tensor(
+            (1, len(spec.heads), rows.stop - rows.start, rows.stop),
+            f"torch.{self._store.dtype}",
+            blocks=partial(self._heads, spec, layer, rows),
+        )
+
+    def _heads(self, spec: ArraySpec, layer: int, rows: slice) -> Iterator[Float[np.ndarray, "query key"]]:
+        kept = self._blocks.get(spec.key)
+        for index, head in enumerate(spec.heads):
+            if kept is not None:
+                yield kept[spec.layers.index(layer), index, rows, : rows.stop]
+            else:
+                yield self._store.get(self._id, spec.key, layer, head)[rows, : rows.stop]
+
+    def _whole(self, spec: ArraySpec) -> Tensor:
+        """An array as the run has it: (1[, layer][, head], token, d) or (1, layer, head, query, key)."""
+        n = len(self._ids)
+        lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
+        last = (n, n) if spec.site.is_matrix else (n, spec.width)
+        layers = spec.layers or (None,)
+        return Tensor(
+            (1, *lead, *last),
+            f"torch.{self._store.dtype}",
+            blocks=lambda: (self._store.get(self._id, spec.key, layer) for layer in layers),
+        )
+
+    def _tensor(self, values: Float[np.ndarray, "..."]) -> Tensor:
+        return Tensor.of(values[None], f"torch.{self._store.dtype}")
+
+    def _head(self, trace_id: str | None, specs: list[ArraySpec]) -> TraceHead:
+        row = {name: _plain(value) for name, value in self._row.items()}
+        meta = self._store.meta
+        model = str(meta.get("model"))
+        own = json.loads(row.get("metadata") or "{}")
+        stated = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
+        ours = {
+            "example_id": self._id,
+            "tokens": row.get("tokens"),
+            "row": {name: value for name, value in row.items() if name not in (*_OF_TOKENS, "metadata")},
+            "arrays": [spec.to_json() for spec in specs],
+            "run": {name: meta[name] for name in _OF_A_RUN if name in meta},
+        }
+        source = model.split(":")[1] if model.startswith("nanochat:") else model
+        prompt = row.get("prompt")
+        timestamp = str(row.get("timestamp") or str(meta.get("time", "")).replace(" ", "T"))
+        return TraceHead(
+            trace_id or _trace_id(self._id, timestamp),
+            timestamp,
+            str(row.get("text", "")) if prompt is None else prompt,
+            str(row.get("response") or ""),
+            row.get("category"),
+            {"model_source": source, **stated, **own, "traceformer": ours},
+        )
+
+
+def _known(rows: Float[np.ndarray, "row value"]) -> slice:
+    """Returns from where to where there are rows that are not NaN throughout."""
+    known = np.flatnonzero(~np.isnan(rows).all(axis=1))
+    return slice(int(known[0]), int(known[-1]) + 1) if len(known) else slice(0, 0)
+
+
+def _trace_id(example_id: str, timestamp: str) -> str:
+    """Returns document 2's `trace_{time}`, and the example's name, since a batch has one time."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", example_id)
+    if name != example_id:
+        name += "-" + hashlib.sha256(example_id.encode()).hexdigest()[:8]
+    if name.startswith("trace_"):
+        return name
+    time = re.sub(r"[-:]", "", timestamp).replace("T", "_").replace(".", "_")
+    return "_".join(("trace", *((time,) if re.fullmatch(r"[0-9_]+", time) else ()), name))
+
+
+def _plain(value: Any) -> Any:
+    """A table's value as JSON has it."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value

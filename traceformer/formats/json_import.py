@@ -1,0 +1,357 @@
+"""Document 2's traces as a run: those of its documentation, those its code wrote, and those exported here.
+
+1. A tensor has fewer rows than the sequence has tokens where less was captured: the last step only, each step, the
+   response's logits. Attention tells where they belong, since its keys end at its last query; logits of as many rows
+   as the response has tokens are those that predicted it.
+2. Every tensor is put at its place, those of the steps first, then the final ones.
+3. Rows that no tensor has are NaN in the run, and its `meta.json` says `"unknown_rows": "NaN"`.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from traceformer.errors import Unreadable
+from traceformer.formats.json_export import ACTIVATION_SITES
+from traceformer.formats.json_traces import SIDE_FILE, Captures, Tensor, Trace, read_head, read_trace
+from traceformer.formats.options import ImportOptions
+from traceformer.models import short_name
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.encoding import Dtype
+from traceformer.store.layout import RunLayout
+from traceformer.store.names import Arch
+from traceformer.store.writer import RunWriter, ShardBuffer
+
+__all__ = ["import_json", "is_json_trace"]
+
+RUNS = Path("traces")
+_UNKNOWN = "unknown_rows"
+_OURS_ALONE = ("input_ids", "attention_mask", "tokens", "n_tokens", "shard", "slot", "dec_slot")
+_DTYPES: Mapping[str, Dtype] = {"torch.float16": "float16", "torch.bfloat16": "bfloat16"}
+
+
+def is_json_trace(path: Path) -> bool:
+    """Returns whether a file is a trace of document 2, by its beginning; the original's second files are none."""
+    beside = path.name.endswith(SIDE_FILE) and path.with_name(path.name.replace(SIDE_FILE, ".json")).is_file()
+    if path.suffix != ".json" or beside:
+        return False
+    try:
+        read_head(path)
+    except Unreadable:
+        return False
+    return True
+
+
+def import_json(files: Sequence[Path], options: ImportOptions) -> Path:
+    """Returns the folder of the run that the traces make, one example each, in their order.
+
+    Raises:
+        NotFound, Unreadable: a file is not there, is no trace, holds nothing of a model, or not the first's arrays.
+        RunExists: a run is at the folder asked for.
+    """
+    outlines = [_Outline.of(read_trace(path), path) for path in files]
+    first = outlines[0]
+    for path, outline in zip(files, outlines, strict=True):
+        if outline.arrays != first.arrays or outline.stack != first.stack:
+            raise Unreadable(
+                f"{path} holds other arrays than {files[0]}",
+                why=f"{outline.in_words()}; {first.in_words()}",
+                hint="import them apart",
+            )
+    lengths = [outline.length for outline in outlines]
+    arch: Arch = "enc" if first.stack == "enc" else "dec"
+    layout = RunLayout.plan(
+        arch=arch,
+        arrays=first.arrays,
+        n_examples=len(files),
+        longest={first.stack: max(lengths)},
+        mean={first.stack: sum(lengths) / len(lengths)},
+        dtype=_common_dtype(outlines),
+    )
+    meta = _meta(first, layout, partial=not all(outline.is_whole for outline in outlines))
+    folder = options.out_dir or RUNS / meta["run_id"]
+    digest = {"files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
+    with RunWriter.create(folder, layout, meta, digest=digest, overwrite=options.overwrite) as writer:
+        for shard in writer.pending:
+            buffer = writer.buffer()
+            rows = layout.shard_range(shard)
+            buffer.begin({first.stack: lengths[rows.start : rows.stop]})
+            table: list[dict[str, Any]] = []
+            for slot, index in enumerate(rows):
+                trace = read_trace(files[index])
+                _fill(buffer, slot, trace, outlines[index], files[index])
+                table.append(_row(trace, _Ours.of(trace, files[index]), index))
+                options.progress(index + 1, len(files))
+            names = list(dict.fromkeys(name for row in table for name in row))
+            writer.commit(shard, buffer, pa.table({name: _column([row.get(name) for row in table]) for name in names}))
+        return writer.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """What a trace holds, before its numbers are read."""
+
+    stack: Stack
+    arrays: tuple[ArraySpec, ...]
+    length: int
+    dtypes: frozenset[str]
+    is_whole: bool
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, trace: Trace, path: Path) -> "_Outline":
+        length = len(trace.input_tokens) + len(trace.output_tokens)
+        if not length:
+            raise Unreadable(f"{path} has no tokens", why="an example of a run is its tokens")
+        ours = _Ours.of(trace, path)
+        listed = ours.arrays
+        stack: Stack = "enc" if listed and listed[0].key.stack == "enc" else "dec"
+        pieces = list(_pieces(trace, stack, path))
+        found = dict[ArrayKey, dict[int | None, Tensor]]()
+        for piece in pieces:
+            found.setdefault(piece.key, {})[piece.layer] = piece.tensor
+        arrays = listed or tuple(_spec(key, layers) for key, layers in found.items())
+        if not arrays:
+            raise Unreadable(f"{path} holds no model data", hint="it tells a prompt and a response only")
+        known = _known_rows(pieces, arrays, length)
+        whole = all(rows.all() for rows in known) and _UNKNOWN not in ours.run
+        return cls(stack, arrays, length, frozenset(piece.tensor.dtype for piece in pieces), whole, ours.run)
+
+    def in_words(self) -> str:
+        return ", ".join(f"{spec.key} x {len(spec.layers) or 1} layers" for spec in self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """What an export of ours says of its run, in `metadata["traceformer"]`."""
+
+    arrays: tuple[ArraySpec, ...] = ()
+    row: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tokens: Sequence[str] | None = None
+    run: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, trace: Trace, path: Path) -> "_Ours":
+        data = trace.head.metadata.get("traceformer")
+        if data is None:
+            return cls()
+        try:
+            arrays = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
+            row = {name: value for name, value in data["row"].items() if name not in _OURS_ALONE}
+            tokens = None if data["tokens"] is None else [str(token) for token in data["tokens"]]
+            run = dict(data["run"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Unreadable(f"{path}: metadata.traceformer is not what an export writes", why=str(error)) from error
+        if tokens is not None and len(tokens) != len(trace.input_tokens) + len(trace.output_tokens):
+            raise Unreadable(f"{path}: metadata.traceformer names {len(tokens)} tokens", why="there are others")
+        return cls(arrays, row, tokens, run)
+
+
+class _Piece(NamedTuple):
+    """Some rows of one layer of an array; `layer` None also stands for a whole array, as the run has it."""
+
+    key: ArrayKey
+    layer: int | None
+    start: int
+    tensor: Tensor
+    is_whole: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        return self.tensor.shape[-2]
+
+
+def _pieces(trace: Trace, stack: Stack, path: Path) -> Iterator[_Piece]:
+    """Yields all tensors with their places; of two that have a row, the later one is right."""
+    n_prompt, n_response = len(trace.input_tokens), len(trace.output_tokens)
+    total = n_prompt + n_response
+    for step, captures in enumerate(trace.steps or ()):
+        end = n_prompt + step
+        yield from _placed(captures, stack, path, total, end, of_logits=end)
+    rows = _rows_of(trace.model_data)
+    whole = rows if rows in (n_prompt, total) else total if rows == 0 else None
+    predicting = total - 1 if n_response and _rows_of_logits(trace.model_data) == n_response else None
+    yield from _placed(trace.model_data, stack, path, total, whole, predicting)
+    for name, tensor in trace.further.items():
+        yield _Piece(ArrayKey.parse(name), None, 0, tensor, is_whole=True)
+
+
+def _rows_of(captures: Captures) -> int:
+    own = [tensor for layer in captures.activations.values() for tensor in layer.values()]
+    return next((tensor.shape[1] for tensor in (captures.token_embeddings, *own) if tensor is not None), 0)
+
+
+def _rows_of_logits(captures: Captures) -> int:
+    return 0 if captures.output_logits is None else captures.output_logits.shape[1]
+
+
+def _placed(
+    captures: Captures, stack: Stack, path: Path, total: int, end: int | None, of_logits: int | None
+) -> Iterator[_Piece]:
+    """Yields the tensors of one moment: attention says where its rows end, or else `end` and `of_logits` do."""
+    keys = {tensor.shape[-1] for tensor in captures.attention.values()}
+    if len(keys) == 1:
+        [end] = keys
+
+    def piece(site: str, layer: int | None, tensor: Tensor, end: int | None) -> _Piece:
+        attention = "self" if ArraySpec(ArrayKey(stack, None, site)).site.of_attention else None
+        key, rows = ArrayKey(stack, attention, site), tensor.shape[-2]
+        if end is None or not rows <= end <= total:
+            raise Unreadable(
+                f"{path} has {rows} rows of {key} for {total} tokens", why="nothing says which tokens they belong to"
+            )
+        return _Piece(key, layer, end - rows, tensor)
+
+    if captures.token_embeddings is not None:
+        yield piece("token_embed", None, captures.token_embeddings, end)
+    for layer, tensor in captures.attention.items():
+        yield piece("attn_pattern", layer, tensor, end)
+    for layer, tensors in captures.activations.items():
+        for name, tensor in tensors.items():
+            if name not in ACTIVATION_SITES:
+                raise Unreadable(f"{path} has an activation {name!r}", hint=f"known: {', '.join(ACTIVATION_SITES)}")
+            yield piece(ACTIVATION_SITES[name], layer, tensor, end)
+    if captures.output_logits is not None:
+        rows = captures.output_logits.shape[1]
+        yield piece("logits", None, captures.output_logits, total if rows == total else of_logits or end)
+
+
+def _spec(key: ArrayKey, layers: Mapping[int | None, Tensor]) -> ArraySpec:
+    tensor = next(iter(layers.values()))
+    numbers = tuple(sorted(layer for layer in layers if layer is not None))
+    if key.site == "attn_pattern":
+        return ArraySpec(key, numbers, tuple(range(tensor.shape[1])))
+    return ArraySpec(key, numbers, width=tensor.shape[-1])
+
+
+def _known_rows(
+    pieces: Sequence[_Piece], arrays: Sequence[ArraySpec], length: int
+) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Returns for each layer of each array which rows some tensor has."""
+    known = {(spec.key, layer): np.zeros(length, np.bool_) for spec in arrays for layer in spec.layers or (None,)}
+    for piece in pieces:
+        for key, rows in known.items():
+            if key == (piece.key, piece.layer) or (piece.is_whole and key[0] == piece.key):
+                rows[piece.start : piece.start + piece.n_rows] = True
+    return list(known.values())
+
+
+def _common_dtype(outlines: Sequence[_Outline]) -> Dtype:
+    dtypes = {dtype for outline in outlines for dtype in outline.dtypes}
+    return _DTYPES.get(next(iter(dtypes)), "float32") if len(dtypes) == 1 else "float32"
+
+
+def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path: Path) -> None:
+    for spec in outline.arrays:
+        target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
+        target[...] = 0x7FC0 if buffer.layout.dtype == "bfloat16" else np.nan  # bfloat16 is stored as its bits
+    for piece in _pieces(trace, outline.stack, path):
+        spec = next((spec for spec in outline.arrays if spec.key == piece.key), None)
+        if spec is None or (piece.layer is not None and piece.layer not in spec.layers):
+            raise Unreadable(f"{path} holds {piece.key} beside the arrays that its metadata lists")
+        target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
+        values = piece.tensor.array()[0]
+        lacking = np.isnan(values) if piece.is_whole and _UNKNOWN in outline.meta else False
+        if not (np.isfinite(values) | lacking).all():
+            raise Unreadable(f"{path} has values that are NaN or infinite", why="a run holds none")
+        if piece.layer is not None:
+            target = target[spec.layers.index(piece.layer)]
+        if spec.site.is_matrix and not piece.is_whole:
+            values = np.pad(values, ((0, 0), (0, 0), (0, target.shape[-1] - values.shape[-1])))
+        if values.shape != (*target.shape[:-2], piece.n_rows, target.shape[-1]):
+            raise Unreadable(
+                f"{path} has {piece.key} of shape {list(piece.tensor.shape)}", why="that does not fit its other layers"
+            )
+        target[..., piece.start : piece.start + piece.n_rows, :] = _encoded(values, buffer.layout.dtype, path)
+
+
+def _encoded(values: Float[np.ndarray, "*axes"], dtype: Dtype, path: Path) -> np.ndarray:
+    """Returns the values as the run stores them.
+
+    Raises:
+        Unreadable: the dtype that the trace states does not hold them.
+    """
+    if dtype == "bfloat16":
+        bits = values.astype(np.float32).view(np.uint32)
+        stored = (bits >> 16).astype(np.uint16)
+        exact = not (bits & 0xFFFF).any()
+    else:
+        with np.errstate(over="ignore"):
+            stored = values.astype(dtype)
+        exact = np.array_equal(stored.astype(values.dtype), values, equal_nan=True)
+    if not exact:
+        raise Unreadable(
+            f"{path} has numbers that {dtype} cannot hold",
+            why="it says that they are of this dtype" if dtype != "float32" else "a run holds at most float32",
+        )
+    return stored
+
+
+def _row(trace: Trace, ours: _Ours, index: int) -> dict[str, Any]:
+    """Returns the example's row of the token table; metadata that is not ours is kept as JSON."""
+    head = trace.head
+    metadata = {name: value for name, value in head.metadata.items() if name != "traceformer"}
+    ids = [*trace.input_tokens, *trace.output_tokens]
+    text = head.prompt + head.response
+    row = {
+        "example_id": head.trace_id,
+        "split": "imported",
+        "index": index,
+        "text": text,
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "tokens": ours.tokens or [f"#{token}" for token in ids],
+        "n_tokens": len(ids),
+        "content_hash": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "n_prompt": len(trace.input_tokens),
+        "prompt": head.prompt,
+        "response": head.response,
+        "category": head.category,
+        "timestamp": head.timestamp,
+        "metadata": json.dumps(metadata, ensure_ascii=False),
+    }
+    return row | dict(ours.row)
+
+
+def _meta(outline: _Outline, layout: RunLayout, *, partial: bool) -> dict[str, Any]:
+    """Returns what `meta.json` states: what the exported run said, or else what the arrays show."""
+    stated = dict(outline.meta)
+    dims: dict[str, Any] = {}
+    for spec in outline.arrays:
+        dims["n_layers"] = max(dims.get("n_layers", 1), *(layer + 1 for layer in (*spec.layers, 0)))
+        if spec.key.site == "attn_pattern":
+            dims |= {"n_heads": len(spec.heads), "n_kv_heads": len(spec.heads)}
+        if spec.site.axes[-1] in ("d_model", "d_vocab"):
+            dims[spec.site.axes[-1]] = spec.width
+    dims = {"n_heads": 1, "n_kv_heads": 1, **dims}
+    model = stated.get("model", "unknown")
+    now = time.strftime("%Y%m%d-%H%M%S")
+    meta: dict[str, Any] = {
+        "model": model,
+        "arch": layout.arch,
+        "dataset": "traces",
+        "split": "imported",
+        "dims": {outline.stack: dims},
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **{name: value for name, value in stated.items() if name not in ("run_id", "arch", _UNKNOWN)},
+        "run_id": f"{now}_{short_name(str(stated.get('model_name', 'unknown')))}_traces_imported_n{layout.n_examples}",
+        "n_examples": layout.n_examples,
+        "dtype": layout.dtype,
+        "imported": {"format": "json", "from_run": stated.get("run_id")},
+    }
+    return {**meta, _UNKNOWN: "NaN"} if partial else meta
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types
+        return pa.array([json.dumps(value, ensure_ascii=False) for value in values])

@@ -1,0 +1,35 @@
+"""What can be said of an export or an import, whatever the format."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ExportOptions", "ImportOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Which examples (None for all), and what else a format is asked for.
+
+    Attributes:
+        steps: Whether what was captured at each step of a generation is written out, step by step; None does what
+            the run was recorded for.
+        overwrite: Whether files of the same names may be replaced.
+        lossless: Whether what the format has no place for is added to it.
+        progress: Told after every example how many of how many are done.
+    """
+
+    example_ids: tuple[str, ...] | None = None
+    steps: bool | None = None
+    lossless: bool = False
+    overwrite: bool = False
+    progress: Callable[[int, int], None] = lambda _, __: None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """Where the run goes (a folder in ./traces by default), and whether it may replace one."""
+
+    out_dir: Path | None = None
+    overwrite: bool = False
+    progress: Callable[[int, int], None] = lambda _, __: None

@@ -1,0 +1,1 @@
+"""Pages that show results: in one file, in a notebook, from a server."""

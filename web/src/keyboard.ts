@@ -1,0 +1,33 @@
+import { useEffect, useRef } from "preact/hooks";
+
+/** One line of the help, and what its keys do; keys without `run` are handled where the focus is. */
+export interface Binding {
+  keys: string[];
+  /** How the keys are written in the help, where not one by one. */
+  written?: string;
+  does: string;
+  run?: (key: string) => void;
+}
+
+/** Runs the binding of each key that is pressed outside of text fields (where Escape counts) and of dialogs. */
+export function useKeys(bindings: Binding[]): void {
+  const latest = useRef(bindings); // those of the last render, even for a key that is pressed before it is painted
+  latest.current = bindings;
+  useEffect(() => {
+    const press = (event: KeyboardEvent) => {
+      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (isTyping(event.target) && event.key !== "Escape") return;
+      if (document.querySelector("dialog[open]")) return;
+      const binding = latest.current.find(({ keys, run }) => run && keys.includes(event.key));
+      if (!binding?.run) return;
+      event.preventDefault();
+      binding.run(event.key);
+    };
+    window.addEventListener("keydown", press);
+    return () => window.removeEventListener("keydown", press);
+  }, []);
+}
+
+function isTyping(target: EventTarget | null): boolean {
+  return target instanceof HTMLElement && target.matches("input:not([type=checkbox]), select, textarea");
+}

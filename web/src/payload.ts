@@ -1,0 +1,98 @@
+/** What `traceformer/viewer/payloads.py` sends: the only knowledge that the two sides share. */
+
+export interface PathsPayload {
+  kind: "paths";
+  title: string;
+  subtitle: string;
+  tokens: Token[];
+  /** The tokens that are looked at, where they are another text's than those that look (cross-attention). */
+  source_tokens: Token[] | null;
+  /** One trace, or one for each head. */
+  traces: Trace[];
+}
+
+export interface Token {
+  /** With spaces, line ends and stray bytes made visible. */
+  text: string;
+  /** What is worth knowing and not seen, such as the character that a token is a part of; or empty. */
+  note: string;
+}
+
+export interface Trace {
+  name: string;
+  target: number;
+  /** `flow`: nodes may stand anywhere; `grid`: in the column they name and in the row of their position. */
+  arrangement: "flow" | "grid";
+  /** Titles of the grid's columns, from the earliest; none in a flow. */
+  columns: string[];
+  nodes: TraceNode[];
+  links: Link[];
+  beams: Beam[];
+  settings: Setting[];
+  length_norm: LengthNorm;
+  /** What the weights of edges are. */
+  edge: EdgeMeaning;
+  /** Whether the beams are the best there are; or empty. */
+  certificate: string;
+  /** What share of the target each position has, by one method or several. */
+  attributions: Attribution[];
+}
+
+export interface Attribution {
+  name: string;
+  shares: number[];
+}
+
+export interface TraceNode {
+  position: number;
+  /** Whether `position` counts in `source_tokens`. */
+  source: boolean;
+  column: number | null;
+}
+
+/** An edge that at least one beam follows: `target` looked at `source`. */
+export interface Link {
+  source: number;
+  target: number;
+  /** How thick it is drawn: the sum over its lanes of share x attention. */
+  value: number;
+  lanes: Lane[];
+}
+
+export interface Lane {
+  beam: number;
+  /** The weight of the edge itself, between 0 and 1. */
+  attention: number;
+  /** Whose weight it is, where beams chose heads for themselves. */
+  head: number | null;
+  value: number;
+}
+
+export interface Beam {
+  /** From the target backward. */
+  nodes: number[];
+  attentions: number[];
+  score_raw: number;
+  score_norm: number;
+  share: number;
+}
+
+export interface Setting {
+  name: string;
+  value: string;
+}
+
+export interface EdgeMeaning {
+  /** Such as "attention". */
+  name: string;
+  /** How the number was made, as a sentence. */
+  made: string;
+}
+
+/** Scores are divided by edges ** power. */
+export interface LengthNorm {
+  name: string;
+  power: number;
+}
+
+export type Payload = PathsPayload;
