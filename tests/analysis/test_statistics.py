@@ -73,7 +73,7 @@ def test_even_and_single_minded_heads_have_the_entropies_of_the_book() -> None:
     assert single.result().sparsity[0] == 1 - length / (length * (length + 1) / 2)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_examples_one_by_one_give_what_all_rows_together_give(seed: int, lengths: list[int]) -> None:
     patterns = [causal_patterns(seed + i, 2, length) for i, length in enumerate(lengths)]

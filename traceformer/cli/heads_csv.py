@@ -2,10 +2,10 @@
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
@@ -90,54 +90,57 @@ class HeadTable:
 
 
 def read_heads(path: Path, attention: str | None = None) -> HeadTable:
-    """Returns the table in a file, or its rows of one attention.
+    """Returns the table in a file, or its rows of one attention. Columns of words are passed over.
 
     Raises:
         NotFound: there is no such file, or no such attention in it.
         Unreadable: it is no table of heads: a column is missing, a cell is not a number, a head is there twice.
     """
+    header, rows = _read(path)
+    for name in ("layer", "head"):
+        if name not in header:
+            raise Unreadable(f"{path} has no column {name}", why=f"its first line is {','.join(header)!r}")
+    if attention is not None:
+        there = ", ".join(sorted({row.get(_ATTENTION) or "" for _, row in rows} - {""}))
+        rows = [(line, row) for line, row in rows if row.get(_ATTENTION) == attention]
+        if not rows:
+            raise NotFound(f"{path} has no attention {attention}", hint=f"it has {there or 'none'}")
+    if not rows:
+        raise Unreadable(f"{path} holds no heads")
+    lines: dict[tuple[str, int, int], int] = {}
+    for line, row in rows:
+        kind, layer, head = row.get(_ATTENTION) or "", _whole(path, line, row, "layer"), _whole(path, line, row, "head")
+        first = lines.setdefault((kind, layer, head), line)
+        if first != line:
+            name = " ".join(filter(None, (kind, f"L{layer}H{head}")))
+            raise Unreadable(f"{path}: {name} is there twice", why=f"lines {first} and {line}")
+    kinds, layers, heads = zip(*lines, strict=True)
+    metrics = [name for name in header if name not in ("layer", "head", _ATTENTION) and not _is_words(rows, name)]
+    values = {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in metrics}
+    return HeadTable(path, layers, heads, kinds, values)
+
+
+_Row: TypeAlias = Mapping[str, str | None]
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[int, _Row]]]:
+    """The names of the columns, and every row with its line."""
     if not path.is_file():
         raise NotFound(f"no file {path}", hint="traceformer heads makes one")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            header = list(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
+            return list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise Unreadable(f"{path} is not a CSV file", why=str(error)) from error
-    for name in ("layer", "head"):
-        if name not in header:
-            raise Unreadable(f"{path} has no column {name}", why=f"its first line is {','.join(header)!r}")
-    if attention is not None:
-        there = sorted({row.get(_ATTENTION) or "" for _, row in rows})
-        rows = [(line, row) for line, row in rows if row.get(_ATTENTION) == attention]
-        if not rows:
-            raise NotFound(
-                f"{path} has no attention {attention}", hint=f"it has {', '.join(filter(None, there)) or 'none'}"
-            )
-    if not rows:
-        raise Unreadable(f"{path} holds no heads")
-    places = [
-        (row.get(_ATTENTION) or "", *(_whole(path, line, row, name) for name in ("layer", "head")))
-        for line, row in rows
-    ]
-    twice = [place for place, count in Counter(places).items() if count > 1]
-    if twice:
-        where, layer, head = twice[0]
-        lines = [str(line) for (line, _), place in zip(rows, places, strict=True) if place == twice[0]]
-        raise Unreadable(
-            f"{path}: {where} L{layer}H{head} is there twice".replace(":  L", ": L"), why=f"lines {' and '.join(lines)}"
-        )
-    values = {
-        name: np.array([_number(path, line, row, name) for line, row in rows])
-        for name in header
-        if name not in ("layer", "head", _ATTENTION) and any(_is_number(row[name]) for _, row in rows)
-    }
-    kinds, layers, heads = zip(*places, strict=True)
-    return HeadTable(path, layers, heads, kinds, values)
 
 
-def _whole(path: Path, line: int, row: Mapping[str, str | None], name: str) -> int:
+def _is_words(rows: Sequence[tuple[int, _Row]], name: str) -> bool:
+    cells = [row[name] for _, row in rows if row[name]]
+    return bool(cells) and not any(map(_is_number, cells))
+
+
+def _whole(path: Path, line: int, row: _Row, name: str) -> int:
     text = (row[name] or "").strip()
     if not text.isdecimal():
         raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a whole number from 0")
@@ -152,7 +155,7 @@ def _is_number(text: str | None) -> bool:
     return True
 
 
-def _number(path: Path, line: int, row: Mapping[str, str | None], name: str) -> float:
+def _number(path: Path, line: int, row: _Row, name: str) -> float:
     text = (row[name] or "").strip()
     if text and not _is_number(text):
         raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a number, or nothing")

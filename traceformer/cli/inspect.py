@@ -14,8 +14,9 @@ from jaxtyping import Float
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
 from traceformer.cli.summary import summarise, summarise_experiment
 from traceformer.cli.terminal import draw_matrix, printable, table
+from traceformer.cli.tokens import tokens_of
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.sites import SITES, ArraySpec, Stack
+from traceformer.sites import SITES, ArraySpec
 from traceformer.store.layout import META
 from traceformer.store.reader import TraceStore
 
@@ -130,14 +131,9 @@ class _Example:
 
 def _example(store: TraceStore, name: str) -> _Example:
     example_id = find_example(name, store.ids)
-    tokens = {stack: _tokens(store, example_id, stack) for stack in store.layout.stacks}
+    tokens = {stack: tokens_of(store, example_id, stack) for stack in store.layout.stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
-
-
-def _tokens(store: TraceStore, example_id: str, stack: Stack) -> list[str]:
-    column = "dec_tokens" if stack == "dec" and store.arch == "encdec" else "tokens"
-    return [str(token) for token in store.encodings(example_id)[column]]
 
 
 def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
@@ -176,8 +172,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
         spec.layers[0] if layer is None and spec.layers else layer,
         spec.heads[0] if head is None and spec.heads else head,
         values.reshape(values.shape[-2:]),  # without the axis of a layer or head that is the only one
-        _tokens(store, example_id, spec.key.token_stack),
-        _tokens(store, example_id, spec.key.key_stack) if spec.site.is_matrix else [],
+        tokens_of(store, example_id, spec.key.token_stack),
+        tokens_of(store, example_id, spec.key.key_stack) if spec.site.is_matrix else [],
     )
 
 

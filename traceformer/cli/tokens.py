@@ -1,11 +1,11 @@
 """What tokens are called: those of an example, and those that a run names by id only."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from traceformer.models import BUILT_IN, built_in_folder
+from traceformer.errors import NotFound
 from traceformer.sites import Stack
 from traceformer.store.reader import TraceStore
+from traceformer.weights import find_model_folder
 
 __all__ = ["token_names", "tokens_of"]
 
@@ -35,19 +35,11 @@ def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], 
 
 
 def _vocabulary(model: str, revision: str | None) -> dict[int, str]:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
     from tokenizers import Tokenizer
 
-    folder = built_in_folder(model) if model in BUILT_IN else Path(model)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        try:
-            cached = try_to_load_from_cache(model, "tokenizer.json", revision=revision)
-        except HFValidationError:  # a folder that is gone
-            return {}
-        if not isinstance(cached, str):
-            return {}
-        path = Path(cached)
-    vocabulary = Tokenizer.from_file(str(path)).get_vocab()
+    try:
+        path = find_model_folder(model, revision) / "tokenizer.json"
+    except NotFound:
+        return {}
+    vocabulary = Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else {}
     return {token_id: token for token, token_id in vocabulary.items()}
