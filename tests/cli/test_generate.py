@@ -126,8 +126,10 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_a_lone_prompt_streams_and_leaves_a_run_to_look_at(tiny_folder: Callable[..., Path], capsys: Capture) -> None:
+    model = str(tiny_folder("gpt2"))
+    capsys.readouterr()  # what transformers says when it saves a model
     flags = "--max-tokens 6 --device cpu --experiment exp --category demo"
-    assert main(["generate", "--model", str(tiny_folder("gpt2")), "--prompt", "Why not?", *flags.split()]) == 0
+    assert main(["generate", "--model", model, "--prompt", "Why not?", *flags.split()]) == 0
     told = capsys.readouterr()
     run = TraceStore(told.out.strip())
     row = run.tokens.iloc[0]

@@ -25,7 +25,7 @@ from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
 from traceformer.capture.provenance import configuration, describe, token_table
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import UsageError
-from traceformer.store.claims import final_folder, refuse_existing
+from traceformer.store.claims import final_folder, refuse_existing, timestamped_folder
 from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
 
@@ -82,7 +82,7 @@ def record(prepared: Prepared, progress: Callable[[Progress], None] | None = Non
     request, source = prepared.request, prepared.source
     name = f"{prepared.loaded.name}_{source.name}_{source.split}_n{prepared.layout.n_examples}"
     with open_run(
-        request.out_dir or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}",
+        request.out_dir or timestamped_folder(RUNS, name),
         prepared.layout,
         partial(describe, prepared),
         digest=configuration(prepared),

@@ -38,7 +38,7 @@ from traceformer.capture.recorder import Recorder
 from traceformer.capture.respond import Responder, Responses
 from traceformer.capture.sampling import Sampling
 from traceformer.models import LoadedModel
-from traceformer.store.claims import final_folder, refuse_existing
+from traceformer.store.claims import final_folder, refuse_existing, timestamped_folder
 from traceformer.store.writer import RunWriter
 
 __all__ = [
@@ -93,7 +93,7 @@ def record_generation(
     request = prepared.request
     name = f"{prepared.loaded.name}_{source_name(prepared)}_generated_n{prepared.layout.n_examples}"
     with open_run(
-        request.out_dir or (request.experiment or RUNS) / f"{time.strftime('%Y%m%d-%H%M%S')}_{name}",
+        request.out_dir or timestamped_folder(request.experiment or RUNS, name),
         prepared.layout,
         partial(describe_generation, prepared),
         digest=generation_configuration(prepared),

@@ -78,8 +78,9 @@ def _unreadable_command(error: CycloptsError) -> Failure:
     if isinstance(error, UnusedCliTokensError):
         return Failure(UsageError.exit_code, f"cannot place {' '.join(error.unused_tokens or ())!r}", hint=help_command)
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        name = error.keyword or error.argument.name.lstrip("-")
-        message = f"{name} needs a value" if name.startswith("-") else f"{verb} needs {name.upper()}"
+        name = error.argument.name
+        wanted = name if error.argument.index is None else name.lstrip("-").upper()
+        message = f"{error.keyword} needs a value" if error.keyword else f"{verb} needs {wanted}"
         return Failure(UsageError.exit_code, message, hint=help_command)
     error.verbose = False
     message, _, suggestion = str(error).partition(" Did you mean ")

@@ -4,8 +4,10 @@ A run is built in `_tmp_<name>` beside its folder. Each writer holds a lock ther
 with the process, so a crash leaves nothing in the way.
 """
 
+import itertools
 import os
 import shutil
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ __all__ = [
     "lock_writer",
     "refuse_existing",
     "refuse_other_writers",
+    "timestamped_folder",
     "unfinished_folder",
 ]
 
@@ -66,6 +69,14 @@ def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
 
 def final_folder(folder: Path) -> Path:
     return folder.with_name(folder.name.removeprefix(_UNFINISHED))
+
+
+def timestamped_folder(parent: Path, name: str) -> Path:
+    """Returns `parent/DATE-TIME_name`, with `-2`, `-3`, ... after the time where a run of the same second has it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stamps = itertools.chain([stamp], (f"{stamp}-{number}" for number in itertools.count(2)))
+    folders = (parent / f"{each}_{name}" for each in stamps)
+    return next(folder for folder in folders if not folder.exists() and not unfinished_folder(folder).exists())
 
 
 def refuse_existing(final: Path, overwrite: bool) -> None:
