@@ -90,6 +90,7 @@ SITES: Mapping[str, Site] = {
         ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
         ("final_norm", ("position", "d_model"), "after the final norm"),
         ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
+        ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (--project): (a @ v) / |v|"),
     )
 }  # fmt: skip
 
@@ -104,8 +105,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "resid": ("embed", "resid_pre", "resid_mid", "resid_post"),
     "mlp": ("mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out"),
     "norms": ("attn_norm", "mlp_norm", "final_norm"),
+    "internals": (
+        *("q_proj", "k_proj", "v_proj", "attn_pattern", "resid_pre", "resid_mid", "resid_post"),
+        *("mlp_up", "mlp_act", "mlp_down"),
+    ),
     "logits": ("logits",),
-    "all": tuple(SITES),
+    "all": tuple(name for name in SITES if name != "projection"),  # which needs directions
 }
 
 
@@ -246,8 +251,8 @@ class Selection:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites selected, in the table's order."""
-        return expand_sites(self.capture)
+        """The sites selected, in the table's order; none where only projections are to be recorded."""
+        return expand_sites(self.capture) if self.capture else ()
 
     def is_named(self, name: str) -> bool:
         """Whether a site was asked for by its own name: then a model without it is an error, not an omission."""

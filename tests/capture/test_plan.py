@@ -146,8 +146,14 @@ def test_arrays_come_in_the_order_of_the_table_and_everything_is_recorded_or_lef
     found = plan(family, Selection(("all",)))
     order = [list(SITES).index(spec.key.site) for spec in found.arrays]
     assert order == sorted(order)
-    assert {spec.key.site for spec in found.arrays} | set(found.left_out) == set(SITES)
+    assert {spec.key.site for spec in found.arrays} | set(found.left_out) == set(SITES) - {"projection"}
     assert len({spec.key for spec in found.arrays}) == len(found.arrays)
+
+
+def test_projections_need_vectors() -> None:
+    with pytest.raises(Unsupported) as caught:
+        plan("gpt2", Selection(("projection",)))
+    assert caught.value.why == "projections are recorded with --project"
 
 
 def test_every_architecture_has_a_tiny_model() -> None:

@@ -1,6 +1,7 @@
 """`traceformer project` as a user meets it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import DIMS, META, SENTENCES, token_table
 from traceformer.cli import main
 from traceformer.formats.directions import DirectionFile, write_directions
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
+from traceformer.store.reader import TraceStore
 from traceformer.store.writer import RunWriter
+
+__all__ = ["tiny_folder"]  # a fixture
 
 Capture = pytest.CaptureFixture[str]
 PROMPTS = [1, 2, 1]
@@ -191,3 +196,37 @@ def test_what_cannot_be_projected_is_refused(
     shown = capsys.readouterr()
     assert message in shown.err
     assert shown.out == ""
+
+
+def test_what_was_projected_while_recording_is_shown_without_vectors(
+    tiny_folder: Callable[..., Path], capsys: Capture
+) -> None:
+    model = tiny_folder("gpt2")
+    np.save("joy.npy", np.ones(32, np.float32))
+    asked = f"generate --model {model} --prompt Yes --max-tokens 3 --device cpu --project joy.npy --layers 0,2"
+    run(capsys, f"{asked} --out_dir traces/joyful")
+    run(capsys, f"{asked} --sites resid --out_dir traces/both")
+    told, kept = (json.loads(run(capsys, f"project {name} --json")[0]) for name in ("joyful", "both --vector joy.npy"))
+    assert [(curve["vector"], curve["layer"]) for curve in told["examples"][0]["curves"]] == [("joy", 0), ("joy", 2)]
+    for found, expected in zip(told["examples"][0]["curves"], kept["examples"][0]["curves"], strict=True):
+        assert found["projection"] == pytest.approx(expected["projection"], rel=2e-3, abs=2e-3)
+        assert set(found["cosine"]) == {None}  # the norm of what was projected is not there any more
+    out, _ = run(capsys, "project joyful --layer 2 --example 0")
+    assert "cosine" not in out
+    assert main(["project", "joyful", "--layer", "1"]) == 2
+    assert "holds layers 0, 2 of dec.projection" in capsys.readouterr().err
+
+
+def test_generate_has_internals_of_a_layer_as_document_5_names_them(
+    tiny_folder: Callable[..., Path], capsys: Capture
+) -> None:
+    asked = f"generate --model {tiny_folder('gemma2')} --prompt Yes --max-tokens 3 --device cpu"
+    run(capsys, f"{asked} --layer-internals 1 --out_dir traces/one")
+    specs = {spec.key.site: spec for spec in TraceStore("traces/one").layout.arrays}
+    assert {spec.layers for spec in specs.values()} == {(1,)}
+    assert set(specs) == {
+        *("q_proj", "k_proj", "v_proj", "attn_pattern", "resid_pre", "resid_mid", "resid_post"),
+        *("mlp_up", "mlp_act", "mlp_down"),
+    }
+    assert main([*asked.split(), "--layer-internals", "1", "--sites", "attn"]) == 2
+    assert "leave --sites and --layers away" in capsys.readouterr().err

@@ -35,7 +35,7 @@ class Projections:
 
     Attributes:
         values: (a @ v) / |v|.
-        norms: |a|.
+        norms: |a|; NaN where it was not recorded.
     """
 
     values: Float32[np.ndarray, "token direction"]

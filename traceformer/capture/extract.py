@@ -23,7 +23,7 @@ from traceformer.capture.encoding import BatchInputs, batches_by_length
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
 from traceformer.capture.provenance import configuration, describe, token_table
-from traceformer.capture.recorder import Recorder
+from traceformer.capture.recorder import Recorder, Sink
 from traceformer.errors import UsageError
 from traceformer.store.claims import final_folder, refuse_existing, timestamped_folder
 from traceformer.store.layout import RunLayout
@@ -105,7 +105,7 @@ def estimate(request: ExtractRequest) -> Estimate:
     seconds = 0.0
     if batch:
         run = BatchInputs(prepared.loaded)
-        with Recorder(prepared.loaded.model, prepared.plan.arrays, _Nowhere(layout.dtype)) as recorder:
+        with _recorder(prepared, _Nowhere(layout.dtype)) as recorder:
             for _ in range(2):  # the first pass is slower: memory and kernels are being set up
                 started = time.perf_counter()
                 inputs, spans = run.to_run([rows[index] for index in batch])
@@ -148,6 +148,10 @@ def open_run(
     return begin(folder, layout, meta_of(folder.name), digest=digest, writer=writer)
 
 
+def _recorder(prepared: Prepared, sink: Sink) -> Recorder:
+    return Recorder(prepared.loaded.model, prepared.plan.arrays, sink, projecting=prepared.plan.projecting)
+
+
 class _Nowhere:
     """A sink that casts as a real one does, and forgets."""
 
@@ -171,7 +175,7 @@ def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Prog
             examples, rows = prepared.shard(shard)
             sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
             # The recorder is made anew for each shard, since it belongs to one sink.
-            with Recorder(prepared.loaded.model, prepared.plan.arrays, sink) as recorder:
+            with _recorder(prepared, sink) as recorder:
                 for batch in batches_by_length(rows, prepared.batch_size):
                     inputs, spans = batches.to_run([rows[index] for index in batch])
                     sink.begin(batch, spans)

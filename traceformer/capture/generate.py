@@ -164,12 +164,12 @@ class _Generation:
         prompts = [prompt.row for prompt in prepared.batch(shard)]
         if prepared.is_replay:
             return self._responder.plain(prompts, seed)
-        return self._responder.observed(prompts, seed, prepared.plan.arrays, getattr(torch, prepared.layout.dtype))
+        return self._responder.observed(prompts, seed, prepared.plan, getattr(torch, prepared.layout.dtype))
 
     def _replay(self, rows: Sequence[Encoded], sink: ShardSink, pipeline: Pipeline) -> None:
         """Records one pass over each finished text, in batches of as many as there are prompts in one."""
-        size = self._prepared.request.batch_size
-        with Recorder(self._prepared.loaded.model, self._prepared.plan.arrays, sink) as recorder:
+        size, plan = self._prepared.request.batch_size, self._prepared.plan
+        with Recorder(self._prepared.loaded.model, plan.arrays, sink, projecting=plan.projecting) as recorder:
             for start in range(0, len(rows), size):
                 inputs, spans = self._inputs.to_run(rows[start : start + size])
                 sink.begin(range(start, min(start + size, len(rows))), spans)

@@ -39,7 +39,7 @@ def generation_configuration(prepared: PreparedGeneration) -> dict[str, Any]:
     """Returns everything that decides a generation's responses and bytes, by name."""
     request = prepared.request
     return {
-        **model_configuration(prepared.loaded, prepared.encoder, prepared.layout),
+        **model_configuration(prepared.loaded, prepared.encoder, prepared.plan, prepared.layout),
         "prompts": digest_of_prompts(prepared.sets),
         "category": request.category,
         "sampling": _plain(request.sampling.to_json()),

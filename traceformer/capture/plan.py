@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from traceformer.capture.architectures import Architecture
+from traceformer.capture.projecting import Projecting, Traits, plan_projection
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models import ModelDims, StackDims
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
@@ -13,10 +14,11 @@ __all__ = ["Plan", "plan_arrays"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The arrays to record, and the sites of selected groups that this family has no place for."""
+    """The arrays to record, the sites of selected groups that this family has no place for, and what is projected."""
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
+    projecting: Projecting | None = None
 
 
 def plan_arrays(
@@ -26,16 +28,20 @@ def plan_arrays(
     *,
     stacks: Sequence[Stack] | None = None,
     has_head: bool = True,
+    traits: Traits | None = None,
 ) -> Plan:
     """Returns the arrays that the selection means for a model.
 
     Args:
         stacks: which stacks run (an encoder-decoder without targets runs its encoder only); None for all.
         has_head: whether the model was loaded with a language-model head, which `logits` needs.
+        traits: what to project rows onto, beside what is selected.
 
     Raises:
         Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record.
-        SelectionError: none of the layers or heads asked for exists, or they are a stack's that the model lacks.
+        SelectionError: none of the layers or heads asked for exists, or they are a stack's that the model lacks, or
+            nothing is selected.
+        UsageError: traits that are no directions of the site.
     """
     _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
@@ -56,12 +62,17 @@ def plan_arrays(
             raise Unsupported(f"this model has no {site}", why=_why_not(site, architecture, has_head, stacks))
         if not keys:
             left_out.append(site)
+    projecting = None if traits is None else plan_projection(traits, selection, architecture, dims, stacks)
+    if projecting is not None:
+        arrays.append(projecting.spec)
+    if not arrays and not selection.sites:
+        raise SelectionError("nothing to record", hint="--capture says what")
     if not arrays:
         raise Unsupported(
             f"this model has none of {', '.join(selection.sites)}",
             why=_why_not(selection.sites[0], architecture, has_head, stacks),
         )
-    return Plan(tuple(arrays), tuple(left_out))
+    return Plan(tuple(arrays), tuple(left_out), projecting)
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -96,6 +107,8 @@ def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequ
         return "it was loaded without a language-model head"
     if any(key.stack not in stacks for key in architecture.keys(site)):
         return "it is in the decoder, which runs only with targets (--targets_file)"
+    if site == "projection":
+        return "projections are recorded with --project"
     rows = architecture.stacks.values()
     if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
         return "its attention does not pass through transformers' attention function"

@@ -13,6 +13,7 @@ from typing import Literal, overload
 from traceformer.capture.architectures import architecture_of
 from traceformer.capture.encoding import Encoded, Encoder, Lengths
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.projecting import Traits
 from traceformer.errors import UsageError
 from traceformer.models import LoadedModel, load_model
 from traceformer.sites import Selection, Stack
@@ -28,6 +29,7 @@ class ExtractRequest:
 
     `limit` None takes the whole split, `max_seq_len` "auto" the longest text that the model can read.
     `writer` is (w, W) when W processes share one run. `shard_examples` None lets the store choose.
+    `traits` are projected onto beside what is selected, or alone where nothing is.
     """
 
     selection: Selection
@@ -53,6 +55,7 @@ class ExtractRequest:
     text_column: str | None = None
     writer: tuple[int, int] = (0, 1)
     shard_examples: int | None = None
+    traits: Traits | None = None
     command_line: str = ""
 
 
@@ -111,6 +114,7 @@ def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepa
         loaded.dims,
         stacks=stacks,
         has_head=loaded.model.get_output_embeddings() is not None,
+        traits=request.traits,
     )
     if plan.left_out:
         warnings.warn(f"{loaded.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)

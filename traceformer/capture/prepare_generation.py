@@ -10,6 +10,7 @@ from typing import Literal
 from traceformer.capture.architectures import architecture_of
 from traceformer.capture.encoding import Encoder
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.projecting import Traits
 from traceformer.capture.prompts import ReadPrompt, read_prompts
 from traceformer.capture.sampling import Sampling
 from traceformer.errors import Unsupported, UsageError
@@ -42,6 +43,7 @@ class GenerateRequest:
     seed: int = 42
     chat: bool = False
     selection: Selection = field(default_factory=lambda: Selection(DEFAULT_CAPTURE))
+    traits: Traits | None = None
     capture_steps: bool = False
     replay: bool = False
     batch_size: int = 8
@@ -124,7 +126,7 @@ def prepare_generation(request: GenerateRequest, loaded: LoadedModel | None = No
             f"{loaded.name} generates no text", why="it has no decoder", hint="traceformer extract records encoders"
         )
     architecture = architecture_of(loaded.config)
-    plan = plan_arrays(request.selection, architecture, loaded.dims, has_head=True)
+    plan = plan_arrays(request.selection, architecture, loaded.dims, has_head=True, traits=request.traits)
     if plan.left_out:
         warnings.warn(f"{loaded.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     sampling = request.sampling

@@ -28,7 +28,7 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
     """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
     encoder, targets = prepared.encoder, prepared.targets
     return {
-        **model_configuration(prepared.loaded, encoder, prepared.layout),
+        **model_configuration(prepared.loaded, encoder, prepared.plan, prepared.layout),
         "texts": prepared.source.digest,
         "targets": None if targets is None else _sha256("\n".join(targets)),
         "max_seq_len": encoder.max_tokens,
@@ -37,13 +37,14 @@ def configuration(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def model_configuration(loaded: LoadedModel, encoder: Encoder, layout: RunLayout) -> dict[str, Any]:
+def model_configuration(loaded: LoadedModel, encoder: Encoder, plan: Plan, layout: RunLayout) -> dict[str, Any]:
     """Returns the part of `configuration` that is the same whatever the model is run on."""
     return {
         "model weights": loaded.digest,
         "model config": _sha256(loaded.config.to_json_string()),
         "tokenizer": encoder.digest(),
         "selection": [_summary(spec) for spec in layout.arrays],
+        "projection": plan.projecting and plan.projecting.to_json(),
         **{name: value for name, value in layout.to_json().items() if name != "arrays"},
         "attention implementation": _attention_implementation(loaded),
         "device": _device(loaded),
@@ -101,7 +102,7 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
     dims = loaded.dims
     stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
     for spec in plan.arrays:
-        if spec.site.per_layer and spec.key.token_stack == spec.key.stack:
+        if spec.site.per_layer and spec.key.site != "projection" and spec.key.token_stack == spec.key.stack:
             stored["layers"].setdefault(spec.key.stack, list(spec.layers))
             if "head" in spec.site.axes:
                 stored["heads"].setdefault(spec.key.stack, list(spec.heads))
@@ -122,6 +123,7 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
         "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
         "dtype": layout.dtype,
         "left_out": list(plan.left_out),
+        "projection": plan.projecting and plan.projecting.to_json(),
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "dims": dims.to_json(),
         "attention": _attention_meta(loaded),

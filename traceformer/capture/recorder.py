@@ -36,6 +36,7 @@ from traceformer.capture.passes import (
     Spans,
     Wanted,
 )
+from traceformer.capture.projecting import Projecting
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models import ModelDims, StackDims
 from traceformer.sites import ArraySpec, Stack
@@ -67,6 +68,7 @@ class Recorder:
         arrays: what to record; layers and heads are the model's own numbers.
         sink: where the arrays of `run` go.
         architecture: another row than the family's own.
+        projecting: of what the array `projection` is made, if it is among the arrays.
 
     Raises:
         Unsupported: on entry or in the first pass, if something asked for is never seen.
@@ -79,9 +81,11 @@ class Recorder:
         arrays: Sequence[ArraySpec],
         sink: Sink | None = None,
         architecture: Architecture | None = None,
+        projecting: Projecting | None = None,
     ) -> None:
         self._model = model
         self._row = architecture or architecture_of(model.config)
+        self._projecting = projecting
         self._dims = ModelDims.from_config(model.config)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
@@ -222,6 +226,10 @@ class Recorder:
                 part = _part(rows, tap, self._dims.stacks[wanted.spec.key.stack])
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
+                if wanted.spec.key.site == "projection":
+                    assert self._projecting is not None
+                    assert wanted.layer is not None
+                    part = self._projecting.project(wanted.layer, part)
                 self._pass.take(wanted, part)
 
     def _module(self, path: str) -> Any:
@@ -237,9 +245,11 @@ class Recorder:
 
     def _place(self, wanted: Wanted) -> tuple[nn.Module, _Delivery] | None:
         """The module and side where a wanted array is seen; None for what passes through the attention function."""
-        (stack, attention, site), layer = wanted.spec.key, wanted.layer
-        if not self._row.has(wanted.spec.key):
-            raise Unsupported(f"{self._model.config.model_type} has no {wanted.spec.key}")
+        projecting = self._projecting
+        key = projecting.source.key if projecting is not None and wanted.spec is projecting.spec else wanted.spec.key
+        (stack, attention, site), layer = key, wanted.layer
+        if not self._row.has(key):
+            raise Unsupported(f"{self._model.config.model_type} has no {key}")
         row = self._row.stacks[stack]
         blocks = self._module(row.blocks)
         if site == "logits":

@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
 from traceformer.capture.encoding import BatchInputs, Encoded
 from traceformer.capture.grow import BatchMemory
+from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder, Span, Spans
 from traceformer.capture.sampling import Sampling, generation_config
 from traceformer.errors import NumericError
@@ -66,18 +67,17 @@ class Responder:
             sequences = self._generate(inputs, seed).sequences
         return Responses(self._cut(sequences, inputs), None, {})
 
-    def observed(
-        self, prompts: Sequence[Encoded], seed: int, arrays: Sequence[ArraySpec], dtype: torch.dtype
-    ) -> Responses:
+    def observed(self, prompts: Sequence[Encoded], seed: int, plan: Plan, dtype: torch.dtype) -> Responses:
         """Returns the responses to a batch of prompts, and everything that was to be seen on the way."""
         inputs, spans = self._inputs.to_continue(prompts)
         longest: dict[Stack, int] = {stack: max(span.stop for span in own) for stack, own in spans.items()}
         n_prompt = longest["dec"] if self._is_decoder else 1
         columns: dict[Stack, int] = {**longest, "dec": n_prompt + self._sampling.max_tokens}
-        memory = BatchMemory(arrays, batch=len(prompts), columns=columns, dtype=dtype, device=self._inputs.device)
+        memory = BatchMemory(plan.arrays, batch=len(prompts), columns=columns, dtype=dtype, device=self._inputs.device)
         with quiet(transformers), torch.inference_mode():
-            self._observe_prompt_logits(inputs, arrays, memory)
-            with Recorder(self._loaded.model, arrays) as recorder, recorder.growing(memory) as growth:
+            self._observe_prompt_logits(inputs, plan.arrays, memory)
+            recording = Recorder(self._loaded.model, plan.arrays, projecting=plan.projecting)
+            with recording as recorder, recorder.growing(memory) as growth:
                 more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
                 output = self._generate(inputs, seed, **more)
                 growth.seen["dec"] = output.sequences.shape[1] - 1

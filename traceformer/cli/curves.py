@@ -50,8 +50,11 @@ def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]
     columns = [curves.by_layer[layer].values[:, direction] for layer in layers]
     headers = [_layer_name(layer) for layer in layers]
     if len(layers) == 1:
-        columns.append(curves.by_layer[layers[0]].cosines[:, direction])
-        headers = ["projection", "cosine"]
+        headers = ["projection"]
+        cosines = curves.by_layer[layers[0]].cosines[:, direction]
+        if not np.isnan(cosines).all():  # as where projections alone were recorded
+            columns.append(cosines)
+            headers.append("cosine")
     rows = [
         (str(position), _part(curves, position), printable(token), *(f"{column[position]:.4g}" for column in columns))
         for position, token in enumerate(curves.tokens)
@@ -100,7 +103,7 @@ def example_table(all_curves: Sequence[TextCurves], layer: int | None) -> str:
         for own in all_curves
         for i, name in enumerate(own.names)
     ]
-    return _without_parts(("example", "vector", "tokens", *_MEANS, "peak", "at"), rows, all_curves)
+    return _without_empty(("example", "vector", "tokens", *_MEANS, "peak", "at"), rows)
 
 
 def layer_table(all_curves: Sequence[TextCurves]) -> str:
@@ -110,7 +113,7 @@ def layer_table(all_curves: Sequence[TextCurves]) -> str:
         for i, name in enumerate(all_curves[0].names)
         for layer in all_curves[0].by_layer
     ]
-    return _without_parts(("vector", "layer", "tokens", *_MEANS), rows, all_curves)
+    return _without_empty(("vector", "layer", "tokens", *_MEANS), rows)
 
 
 _MEANS = ("mean", "of prompts", "of responses", "cosine")
@@ -139,10 +142,9 @@ def _peak(curve: Float32[np.ndarray, "token"]) -> tuple[str, str]:
     return ("", "") if peak is None else (f"{curve[peak]:.4g}", str(peak))
 
 
-def _without_parts(headers: Sequence[str], rows: Sequence[tuple[str, ...]], all_curves: Sequence[TextCurves]) -> str:
-    """The table, without the means of prompts and responses where there are none."""
-    generated = any(own.n_prompt is not None for own in all_curves)
-    kept = [i for i, header in enumerate(headers) if generated or header not in _MEANS[1:3]]
+def _without_empty(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """The table, without the means of prompts and responses, and of cosines, where there are none."""
+    kept = [i for i, header in enumerate(headers) if header not in _MEANS[1:] or any(row[i] for row in rows)]
     shown = [tuple(row[i] for i in kept) for row in rows]
     return table([headers[i] for i in kept], shown, numeric=range(2, len(kept)))
 

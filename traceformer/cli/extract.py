@@ -23,7 +23,8 @@ _WHERE = Group.create_ordered("Where it goes")
 _HOW = Group.create_ordered("How it runs")
 
 _ModelDtype = Literal["float32", "bfloat16", "float16"]
-_Capture = Annotated[tuple[str, ...], Parameter(group=_RECORD, consume_multiple=(1, None), metavar="SITE...")]
+_Several = Parameter(consume_multiple=(1, None))
+_DEFAULT = ("attn", "qkv")
 # A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
 _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
 
@@ -41,7 +42,9 @@ def extract(
     limit: Annotated[int | Literal["all"], Parameter(group=_WHAT), count("N|all")] = 32,
     max_seq_len: Annotated[int | Literal["auto"], Parameter(group=_WHAT), count("N|auto")] = 128,
     dec_max_len: Annotated[int, Parameter(group=_WHAT), count("N")] = 64,
-    capture: _Capture = ("attn", "qkv"),
+    capture: Annotated[
+        tuple[str, ...], Parameter(group=_RECORD, metavar="SITE...", show_default=" ".join(_DEFAULT)), _Several
+    ] = (),
     layers: _Indices = None,
     heads: _Indices = None,
     layers_enc: _Indices = None,
@@ -49,6 +52,8 @@ def extract(
     layers_dec: _Indices = None,
     heads_dec: _Indices = None,
     hidden_layers: _Indices = None,
+    project: Annotated[tuple[Path, ...], Parameter(group=_RECORD, metavar="FILE..."), _Several] = (),
+    project_site: Annotated[str, Parameter(group=_RECORD, metavar="SITE")] = "resid_post",
     out_dir: Annotated[Path | None, Parameter(group=_WHERE)] = None,
     dtype: Annotated[Literal["float16", "float32", "bfloat16"], Parameter(group=_WHERE)] = "float16",
     codec: Annotated[Literal["none", "zstd", "lz4"], Parameter(group=_WHERE)] = "none",
@@ -81,7 +86,7 @@ def extract(
         limit: The first N texts.
         max_seq_len: Cut texts after N tokens; `auto` is the longest text, up to what the model can take.
         dec_max_len: Cut targets after N tokens.
-        capture: Groups attn qkv hidden resid mlp norms logits all, or names of sites.
+        capture: Groups attn qkv hidden resid mlp norms internals logits all, or names of sites.
         layers: Which layers, in both stacks; all of them by default.
         heads: Which heads, in both stacks; all of them by default.
         layers_enc: Which layers of the encoder.
@@ -89,6 +94,8 @@ def extract(
         layers_dec: Which layers of the decoder.
         heads_dec: Which heads of the decoder.
         hidden_layers: Which entries of `hidden`; all layers and the embedding by default.
+        project: Record projections onto the trait vectors in these files; alone, unless --capture asks for more.
+        project_site: What to project.
         out_dir: The run's folder, in place of one named after time, model and data set.
         dtype: How values are stored; one that float16 cannot hold stops the run.
         codec: Compression of token arrays; patterns are always compressed.
@@ -115,8 +122,13 @@ def extract(
         "dec": _indices(heads_dec) or both_heads,
     }
     sites = tuple(name for names in capture for name in names.split(",") if name)
+    sites = sites or (() if project else _DEFAULT)
     selection = Selection(sites, layers_of, heads_of, _indices(hidden_layers))
     _ = selection.sites  # a misspelt site fails here, before torch is imported
+
+    from traceformer.cli.project import read_traits
+
+    traits = read_traits(project, project_site) if project else None
 
     from traceformer.capture.extract import ExtractRequest, estimate
     from traceformer.capture.extract import extract as run_extraction
@@ -143,6 +155,7 @@ def extract(
         resume=resume,
         overwrite=overwrite,
         text_column=text_column,
+        traits=traits,
         writer=(shard_index, num_shards),
         command_line=shlex.join(["traceformer", *sys.argv[1:]]),
     )

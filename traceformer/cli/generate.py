@@ -29,6 +29,7 @@ _RECORD = Group.create_ordered("What to record")
 _WHERE = Group.create_ordered("Where it goes")
 _HOW = Group.create_ordered("How it runs")
 
+_DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
 _Several = Parameter(consume_multiple=(1, None))
 _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
 
@@ -56,10 +57,15 @@ def generate(
     num_return_sequences: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 1,
     num_beams: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 1,
     sites: Annotated[
-        tuple[str, ...], Parameter(name=("--sites", "--capture"), group=_RECORD, metavar="SITE..."), _Several
-    ] = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits"),
+        tuple[str, ...],
+        Parameter(name=("--sites", "--capture"), group=_RECORD, metavar="SITE...", show_default=" ".join(_DEFAULT)),
+        _Several,
+    ] = (),
     layers: _Indices = None,
     heads: _Indices = None,
+    layer_internals: Annotated[tuple[str, ...], Parameter(group=_RECORD, metavar="I|all"), _Several] = (),
+    project: Annotated[tuple[Path, ...], Parameter(group=_RECORD, metavar="FILE..."), _Several] = (),
+    project_site: Annotated[str, Parameter(group=_RECORD, metavar="SITE")] = "resid_post",
     capture_steps: Annotated[bool, Parameter(group=_RECORD)] = False,
     replay: Annotated[bool, Parameter(group=_RECORD)] = False,
     experiment: Annotated[Path | None, Parameter(group=_WHERE, metavar="DIR")] = None,
@@ -98,9 +104,12 @@ def generate(
         stop: End a response at any of these strings.
         num_return_sequences: Responses per prompt.
         num_beams: Search with this many beams.
-        sites: Groups attn qkv hidden resid mlp norms logits all, or names of sites.
+        sites: Groups attn qkv hidden resid mlp norms internals logits all, or names of sites.
         layers: Which layers; all of them by default.
         heads: Which heads; all of them by default.
+        layer_internals: Record the group internals of these layers, in place of --sites and --layers.
+        project: Record projections onto the trait vectors in these files; alone, unless --sites asks for more.
+        project_site: What to project.
         capture_steps: Have exports write every step's own view as well; it takes no space here.
         replay: Record one pass over each finished text instead. Beams and several responses always are.
         experiment: A folder of runs, to put this one into.
@@ -114,6 +123,11 @@ def generate(
         json: Print the outcome as a JSON object.
     """
     asked = tuple(name for names in sites for name in names.split(",") if name)
+    if layer_internals:
+        if asked or layers is not None:
+            raise UsageError("--layer-internals says what to record", hint="leave --sites and --layers away")
+        asked, layers = ("internals",), None if "all" in layer_internals else ",".join(layer_internals)
+    asked = asked or (() if project else _DEFAULT)
     both: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(layers))
     both_heads: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(heads))
     selection = Selection(asked, both, both_heads)
@@ -123,6 +137,10 @@ def generate(
         raise UsageError("no model" if model is None else "both --model and --source", hint="give --model or --source")
     if source is None and not (model_tag is None and step is None):
         raise UsageError("--model-tag and --step belong to --source")
+
+    from traceformer.cli.project import read_traits
+
+    traits = read_traits(project, project_site) if project else None
 
     from traceformer.capture.generate import GenerateRequest, Sampling
     from traceformer.capture.generate import generate as run_generation
@@ -138,6 +156,7 @@ def generate(
         seed=seed,
         chat=chat,
         selection=selection,
+        traits=traits,
         capture_steps=capture_steps,
         replay=replay,
         batch_size=batch_size,

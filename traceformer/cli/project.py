@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -22,7 +22,10 @@ from traceformer.formats.directions import DirectionFile, read_directions
 from traceformer.sites import SITES, ArraySpec, parse_indices
 from traceformer.store.reader import TraceStore
 
-__all__ = ["find_rows", "project"]
+if TYPE_CHECKING:
+    from traceformer.capture.projecting import Traits
+
+__all__ = ["find_rows", "project", "read_traits"]
 
 _COLUMN = 9  # of a number in a table, with the space before it
 
@@ -31,7 +34,7 @@ def project(
     run: Annotated[str, Parameter(name="RUN")],
     /,
     *,
-    vector: Annotated[tuple[Path, ...], Parameter(consume_multiple=(1, None), metavar="FILE...")],
+    vector: Annotated[tuple[Path, ...], Parameter(consume_multiple=(1, None), metavar="FILE...")] = (),
     site: str = "resid_post",
     layer: Annotated[str | None, Parameter(metavar="I,J-K|all")] = None,
     example: str | None = None,
@@ -48,6 +51,7 @@ def project(
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
         vector: Files of vectors, .safetensors, .pt or .npy; each is one trait, with one vector or one per layer.
+            Without them, the projections that a run was recorded with (--project) are shown.
         site: What to project: a site whose rows are as wide as the vectors.
         layer: Which layers; those that the files are for by default, or all. A file's only vector serves for any layer.
         example: An example's id, or its row number; all by default.
@@ -57,10 +61,14 @@ def project(
     """
     folder = find_run(run)
     store = TraceStore(folder)
-    spec = find_rows(store, site)
     files = _read(vector)
-    _check(files, spec, store)
-    layers = _layers(files, spec, layer)
+    if files:
+        spec = find_rows(store, site)
+        _check(files, spec, store)
+        layers = _layers(files, spec, layer)
+    else:
+        spec = _recorded(store)
+        layers = _stored_layers(spec, layer)
     ids = store.ids if example is None else (find_example(example, store.ids),)
     if png is not None:
         from traceformer.cli.figures import check_format
@@ -68,6 +76,7 @@ def project(
         check_format(png)
     with steps_shown("projecting") as progress:
         found = _curves(store, spec, layers, files, None if example is None else ids[0], progress)
+    about = _about(folder, spec, files, store)
     if png is not None:
         from traceformer.cli.figures import save
         from traceformer.cli.figures_of_traits import curves_figure
@@ -75,9 +84,9 @@ def project(
         save(curves_figure(found, title=f"{folder.name}  {spec.key}"), png)
     if output is not None:
         for own in found:
-            _write_json(output / f"{own.example_id}.json", {**_about(folder, spec, files), **to_json(own)})
+            _write_json(output / f"{own.example_id}.json", {**about, **to_json(own)})
     if json:
-        print(json_text.dumps({**_about(folder, spec, files), "examples": [to_json(own) for own in found]}, indent=2))
+        print(json_text.dumps({**about, "examples": [to_json(own) for own in found]}, indent=2))
         return
     if example is None:
         print(f"{folder}  {spec.key}: projections of {len(found)} examples", end="\n\n")
@@ -85,9 +94,9 @@ def project(
     else:
         _print_example(found[0], spec, layers)
     made = " and ".join(str(path) for path in (png, output) if path is not None)
-    shown = " ".join(["--vector", *map(str, vector), *(["--layer", layer] if layer else [])])
+    shown = "".join([" --vector", *(f" {path}" for path in vector)] * bool(vector)) + f" --layer {layer}" * bool(layer)
     then = f"--example {found[0].example_id}" + f" --png {found[0].example_id}.png" * (example is not None)
-    print(f"{f'wrote {made}; ' if made else ''}next: traceformer project {folder} {shown} {then}", file=sys.stderr)
+    print(f"{f'wrote {made}; ' if made else ''}next: traceformer project {folder}{shown} {then}", file=sys.stderr)
 
 
 def find_rows(store: TraceStore, site: str) -> ArraySpec:
@@ -110,6 +119,21 @@ def find_rows(store: TraceStore, site: str) -> ArraySpec:
     if found[0].site.is_matrix or found[0].heads:
         raise SelectionError(f"{found[0].key} has no single row per token", hint="--site resid_post")
     return found[0]
+
+
+def read_traits(paths: Sequence[Path], site: str) -> "Traits":
+    """Returns the trait vectors in some files, for a recording to project onto."""
+    from traceformer.capture.projecting import Traits
+
+    return Traits({name: file.by_layer for name, file in _read(paths).items()}, site)
+
+
+def _recorded(store: TraceStore) -> ArraySpec:
+    """The array of the projections that were made when the run was recorded."""
+    specs = [spec for spec in store.layout.arrays if spec.key.site == "projection"]
+    if not specs:
+        raise UsageError("project needs --vector", hint="traceformer vectors fit makes vectors")
+    return specs[0]
 
 
 def _read(paths: Sequence[Path]) -> dict[str, DirectionFile]:
@@ -150,15 +174,22 @@ def _layers(files: dict[str, DirectionFile], spec: ArraySpec, asked: str | None)
         if not fitting:
             raise SelectionError(f"the vectors are for layers {', '.join(map(str, named))}", why=stored)
         return tuple(fitting)
-    wanted = spec.layers if asked in (None, "all") else parse_indices(asked or "")
+    wanted = _stored_layers(spec, asked)
     for layer in wanted:
-        if layer not in spec.layers:
-            raise SelectionError(f"layer {layer} requested", why=stored)
         for name, file in files.items():
             if file.at(layer) is None:
                 own = ",".join(map(str, file.layers))
                 raise SelectionError(f"{name} has no vector for layer {layer}", hint=f"--layer {own}, which it has")
-    return tuple(wanted)
+    return wanted
+
+
+def _stored_layers(spec: ArraySpec, asked: str | None) -> tuple[int, ...]:
+    wanted = spec.layers if asked in (None, "all") else parse_indices(asked or "")
+    for layer in wanted:
+        if layer not in spec.layers:
+            stored = f"this run holds layers {', '.join(map(str, spec.layers))} of {spec.key}"
+            raise SelectionError(f"layer {layer} requested", why=stored)
+    return wanted
 
 
 def _curves(
@@ -171,7 +202,13 @@ def _curves(
 ) -> list[TextCurves]:
     """All examples' projections, or one's. In memory are the projections only, 4 bytes per token, layer and vector."""
     stack, by_layer = spec.key.token_stack, dict[int | None, Projections]()
+    names = tuple(files) or tuple(store.meta["projection"]["names"])
     for number, layer in enumerate(layers):
+        if not files:
+            of_all = example_id is None
+            values = store.activations(spec.key, layer) if of_all else store.get(example_id, spec.key, layer)
+            by_layer[layer] = Projections(values.astype(np.float32), np.full(len(values), np.nan, np.float32))
+            continue
         directions = np.stack([vector for file in files.values() if (vector := file.at(layer)) is not None])
         if example_id is not None:
             by_layer[layer] = project_rows(store.get(example_id, spec.key, layer), directions)
@@ -194,7 +231,7 @@ def _curves(
                 own_id,
                 tokens_of(store, own_id, stack),
                 None if begins is None or np.isnan(begins) else int(begins),
-                tuple(files),
+                names,
                 {layer: Projections(own.values[here], own.norms[here]) for layer, own in by_layer.items()},
             )
         )
@@ -215,7 +252,11 @@ def _print_example(own: TextCurves, spec: ArraySpec, layers: Sequence[int | None
     print(dynamics_table(own))
 
 
-def _about(folder: Path, spec: ArraySpec, files: dict[str, DirectionFile]) -> dict[str, Any]:
+def _about(folder: Path, spec: ArraySpec, files: dict[str, DirectionFile], store: TraceStore) -> dict[str, Any]:
+    if not files:
+        recorded = store.meta["projection"]
+        vectors = [{"name": name, "layers": list(spec.layers)} for name in recorded["names"]]
+        return {"run": str(folder), "array": recorded["site"], "vectors": vectors}
     about = [{what: value for what, value in file.about.items() if what != "quality"} for file in files.values()]
     vectors = [
         {**own, "name": name, "layers": list(file.layers)}

@@ -41,6 +41,7 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "mlp_down": ("mlp", "down"),
     "hidden": ("hidden", "h"),
     "logits": ("logits", "logits"),
+    "projection": ("projection", "projection"),
 }
 _SHARED_GROUPS = frozenset(("norm", "sublayer"))
 _SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp"))
