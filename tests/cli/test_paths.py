@@ -15,6 +15,7 @@ from traceformer.cli import main
 from traceformer.cli.figures import save
 from traceformer.cli.figures_of_paths import paths_figure
 from traceformer.cli.paths_report import chain, report
+from traceformer.viewer.payloads import paths_payload
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -129,6 +130,47 @@ def test_a_browser_is_opened_on_request(
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert run(capsys, str(decoder_run), "--open-browser")[0] == 0
     assert opened == [Path("paths.html").resolve().as_uri()]
+
+
+def test_nothing_that_is_handed_on_says_where_the_model_lies(
+    tiny_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, page = tiny_folder("qwen2"), tmp_path / "paths.html"
+    words = ["--model", str(model), "--text", TEXT, "--device", "cpu"]
+    for more in ([], ["--json", "--html", str(page)]):
+        code, out, _ = run(capsys, *words, *more)
+        assert code == 0
+        assert model.name in out
+        assert str(model.parent) not in out
+    payload = json.dumps(paths_payload(json.loads(out)))
+    assert model.name in payload
+    assert str(model.parent) not in payload
+
+
+def test_the_built_in_model_is_called_byte(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--model", "byte", "--text", "10 €", "--layer", "0", "--device", "cpu")
+    assert code == 0
+    assert out.splitlines()[:2] == [r"which tokens led to 5 \xac?", "byte, layer 0, mean of 8 heads"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "told"), [("", 2, "no token to trace"), ("a", 0, "score 0.0000, 0 edges")]
+)
+def test_a_text_of_no_token_is_refused_and_of_one_is_a_path_of_no_edge(
+    text: str, expected: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "--model", "byte", "--text", text, "--device", "cpu")
+    assert code == expected
+    assert told in out + err
+
+
+def test_a_run_whose_rows_do_not_sum_to_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.cli.conftest.causal_pattern", lambda *place: causal_pattern(*place) / np.float16(2))
+    code, out, err = run(capsys, str(request.getfixturevalue("decoder_run")))
+    assert (code, out) == (4, "")
+    assert "sums to 0.5" in err
 
 
 WRONG = {

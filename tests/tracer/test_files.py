@@ -10,6 +10,7 @@ from reverse_attention.sankey import beams_to_sankey, trace_result_to_json
 from traceformer import load_trace, save_trace
 from traceformer.analysis.paths import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotFound, Unreadable
+from traceformer.tracer.files import model_name
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -44,3 +45,29 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"missing\.json"):
         load_trace(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("gpt2", "gpt2"),
+        ("Qwen/Qwen2-0.5B", "Qwen/Qwen2-0.5B"),
+        ("/data/models/mine", "mine"),
+        ("/data/models/mine/", "mine"),
+        ("../models/mine", "mine"),
+        ("./mine", "mine"),
+        ("some/deep/folder", "folder"),
+        (r"C:\\models\\mine", "mine"),
+        ("", ""),
+    ],
+)
+def test_a_result_names_a_model_and_not_where_it_lies(source: str, name: str) -> None:
+    assert model_name(source) == name
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "private" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert model_name("private/mine") == "mine"
+    monkeypatch.chdir(tmp_path / "private" / "mine")
+    assert model_name(".") == "mine"

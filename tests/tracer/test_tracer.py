@@ -1,4 +1,5 @@
 import gc
+import json
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from reverse_attention import ReverseAttentionTracer as ForeignTracer
 from reverse_attention import TraceResult as ForeignResult
+from reverse_attention.sankey import trace_result_to_json
 
 from traceformer import ReverseAttentionTracer, TraceResult
 from traceformer.bytelm.tokenizer import ByteTokenizer
@@ -52,13 +54,14 @@ def vars_of(node: Any) -> tuple[str, str, int, int]:
     return node.id, node.name, node.position, node.layer
 
 
+@pytest.mark.parametrize("count", [8, pytest.param(64, marks=pytest.mark.slow)])  # 512 over all families
 @pytest.mark.parametrize("family", FAMILIES)
-def test_agrees_with_the_reverse_attention_package_on_a_real_model(family: str, load: Load) -> None:
+def test_agrees_with_the_reverse_attention_package_on_a_real_model(family: str, count: int, load: Load) -> None:
     """The package needs the model in eager attention; ours takes it as it is loaded."""
     loaded, eager = load(family), load(family, attn_implementation="eager")
     own, foreign = tracer_of(loaded), ForeignTracer(eager.model, eager.tokenizer)
     random = np.random.default_rng(FAMILIES.index(family))
-    for _ in range(12):
+    for _ in range(count):
         n = int(random.integers(2, 30))
         ids = torch.from_numpy(random.integers(3, 99, (1, n)))
         ids[0, 0] = loaded.tokenizer.bos_token_id
@@ -72,6 +75,27 @@ def test_agrees_with_the_reverse_attention_package_on_a_real_model(family: str, 
             "length_norm": str(random.choice(["none", "avg_logprob", "sqrt", "pow:0.7"])),
         }
         assert_same(own.trace(ids, **options), foreign.trace(ids, **options))
+
+
+def test_the_json_of_a_result_is_the_packages_with_more_beside_it(load: Load) -> None:
+    loaded, eager = load("llama"), load("llama", attn_implementation="eager")
+    ids = torch.tensor([[loaded.tokenizer.bos_token_id, *range(5, 20)]])
+    own = tracer_of(loaded).trace(ids, layer=1).to_json()
+    foreign = trace_result_to_json(ForeignTracer(eager.model, eager.tokenizer).trace(ids, layer=1))
+    assert_holds(own, json.loads(foreign))
+
+
+def assert_holds(own: Any, other: Any) -> None:
+    """Fails unless everything in the other one is in this one, at the same place and of the same type."""
+    if isinstance(other, dict):
+        for name, value in other.items():
+            assert_holds(own[name], value)
+    elif isinstance(other, list):
+        for mine, theirs in zip(own, other, strict=True):
+            assert_holds(mine, theirs)
+    else:
+        assert type(own) is type(other)
+        assert own == (pytest.approx(other, rel=1e-4) if isinstance(other, float) else other)
 
 
 def test_agrees_with_the_package_on_a_text_and_with_a_mask(load: Load) -> None:

@@ -59,7 +59,7 @@ def watch(page: "Page", logged: list[str], asked: list[str]) -> None:
 def lanes(page: "Page") -> list[dict[str, Any]]:
     """Returns every lane that is drawn: what it says of itself, and how high its outline is at each end."""
     return page.eval_on_selector_all(
-        "[data-link]",
+        ".beam:not(.off) > [data-link]",
         """drawn => drawn.map(lane => {
             const numbers = lane.getAttribute("d").match(/-?[\\d.]+/g).map(Number);
             const half = numbers.length / 2;
@@ -190,7 +190,9 @@ def test_the_filter_draws_the_beams_that_are_chosen(show: Show) -> None:
     assert drawn(page) == everything
     page.select_option(".beams select", "2")
     assert drawn(page) == {2}
-    assert page.locator(".node").count() == len(result.beams[2].positions)
+    assert page.locator(".node:visible").count() == len(result.beams[2].positions)
+    assert page.locator(".lane:visible").count() == len(result.beams[2].edge_attns)
+    assert page.locator(".lane").count() == sum(len(beam.edge_attns) for beam in result.beams), "hidden, not unmade"
     page.get_by_label("Draw path A").check()
     assert drawn(page) == {0, 2}
     page.select_option(".beams select", "all")
@@ -512,6 +514,8 @@ def test_more_than_can_be_drawn_quickly_is_left_out_and_said(show: Show) -> None
     assert 0 < len(lanes(page)) <= 2000
     count = sum(len(beam.edge_attns) for beam in result.beams)
     assert count > 2000
+    assert page.locator("[data-link]").count() == len(lanes(page)), "what is not drawn is not made either"
+    assert page.locator(".beams li").count() == len(result.beams)
     assert f"of {len(result.beams)} paths are drawn" in page.inner_text(".notice")
 
 

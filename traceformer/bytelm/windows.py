@@ -22,9 +22,9 @@ class Windows(Dataset[Mapping[str, Tensor]]):
 
     `move_to` an epoch begins the first one elsewhere, so that no epoch cuts the text where another did.
 
-    A share of `repeats` of them hold their first tokens again and again in place of what follows, in half of the cases
-    in shuffled order: only who looks up what came after the same token before predicts those. A small text alone
-    teaches that late, if at all. Which windows do, and where the first begins, follows from seed and epoch.
+    A share of `repeats` of them hold 4 to 32 different bytes of theirs, in random order, again and again: only who looks
+    up what came after the same byte before predicts those. A small text alone teaches that late, if at all. Which
+    windows do, and where the first begins, follows from seed and epoch.
 
     Raises:
         UsageError: the text is shorter than two windows.
@@ -57,8 +57,8 @@ class Windows(Dataset[Mapping[str, Tensor]]):
         if self._repeats:
             random = np.random.default_rng((self._seed, self._epoch, index))
             if random.random() < self._repeats:
-                period = tokens[: random.integers(self._length // 16 + 1, self._length // 2 + 1)]
-                tokens = np.resize(random.permutation(period) if random.random() < 0.5 else period, self._length)
+                period = random.permutation(np.unique(tokens))[: random.integers(4, 33)]
+                tokens = np.resize(period, self._length)
         ids = torch.from_numpy(tokens)
         return {"input_ids": ids, "labels": ids}
 

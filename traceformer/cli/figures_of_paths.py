@@ -191,10 +191,9 @@ def _title(result: TraceResult) -> str:
     how = {"mean": "mean of heads", "max": "strongest head of each edge", "none": "each head by itself"}
     heads = how.get(settings.get("agg_heads", ""), f"head {settings.get('agg_heads')}")
     layer = "all layers" if result.layer == "all" else f"layer {result.layer}"
-    model = str(settings.get("model", "")).rsplit("/", 1)[-1]
     parts = [
         f"What led to {_plain(shown_token(result.tokens[result.target_pos]))} ({result.target_pos})",
-        model,
+        str(settings.get("model", "")),
         layer,
         heads,
     ]

@@ -1,12 +1,22 @@
-"""Results of a trace as document 3's trace.json."""
+"""Results of a trace as document 3's trace.json: a file to hand on, which names no place on the machine it is from."""
 
 import json
+import re
 from pathlib import Path
 
 from traceformer.analysis.results import TraceResult
 from traceformer.errors import NotFound, Unreadable, UsageError
 
-__all__ = ["load_trace", "save_trace"]
+__all__ = ["load_trace", "model_name", "save_trace"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def model_name(source: str) -> str:
+    """Returns what a result calls a model: a Hub name as it is; of a folder its own name, and not where it lies."""
+    if source and Path(source).is_dir():
+        return Path(source).resolve().name
+    return source if _HUB_NAME.fullmatch(source) else re.split(r"[/\\]", source.rstrip("/\\"))[-1]
 
 
 def save_trace(result: TraceResult, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.reader import TraceStore
 from traceformer.texts.pieces import pieces_of_text
 from traceformer.tracer.combining import HeadCombiner
+from traceformer.tracer.files import model_name
 
 __all__ = ["OutputWeights", "trace_stored"]
 
@@ -73,7 +74,7 @@ def trace_stored(
         _read(store, example_id, each, numbers, options, combiner, output_weights)
     weights = combiner.edge_weights("all" if layer == "all" else numbers[0], looks_ahead=stack == "enc")
     settings = {
-        "model": store.meta.get("model"),
+        "model": model_name(str(store.meta.get("model", ""))),
         "stack": stack,
         "run": store.meta.get("run_id"),
         "example_id": example_id,

@@ -25,7 +25,7 @@ from traceformer.analysis.results import TraceResult
 from traceformer.errors import UsageError
 from traceformer.sites import Stack
 from traceformer.texts.pieces import pieces_decoded
-from traceformer.tracer.files import save_trace
+from traceformer.tracer.files import model_name, save_trace
 from traceformer.tracer.recording import Text, record
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ class ReverseAttentionTracer:
             text = self._read(decoder_input_ids, np.ones_like(_as_row(decoder_input_ids, "decoder_input_ids")))
         tokens = self._tokens(text, stack, bos_token_id)
         weights = record(self.model, self._dims, text, layer, options, stack=stack, source=source)
-        settings = {"model": self.model.config.name_or_path or type(self.model).__name__, "stack": stack}
+        name = model_name(self.model.config.name_or_path or type(self.model).__name__)
+        settings = {"model": name, "stack": stack}
         origin = None if source is None else self._tokens(source, "enc", None)
         return trace_paths(weights, tokens, targets, options, source=origin, settings=settings)
 

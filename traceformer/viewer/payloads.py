@@ -4,7 +4,6 @@ A page never works out a number that a result states: it draws what is here.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from traceformer.analysis.beam import LengthNorm
@@ -45,7 +44,7 @@ def _subtitle(metadata: Mapping[str, Any]) -> str:
     settings = metadata.get("settings") or {}
     layer = metadata["layer"]
     parts = [
-        "/".join(PurePath(str(settings.get("model", ""))).parts[-2:]),
+        settings.get("model"),
         "all layers" if layer == "all" else f"layer {layer}",
         _heads_in_words(settings),
         f"{metadata['seq_len']} tokens",

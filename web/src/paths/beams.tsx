@@ -1,3 +1,5 @@
+import type { ComponentChild } from "preact";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { percent, shown } from "../numbers";
 import type { PathsPayload, Trace } from "../payload";
 import { at, letter, type Pick, placesOf, tokenOf } from "./model";
@@ -16,6 +18,7 @@ interface Props {
 
 /** All beams, best first: what is ticked is drawn. */
 export function Beams({ payload, trace, visible, lit, pick, show, onPick, onHover }: Props) {
+  const listed = useListed(trace.beams.length);
   const toggled = (beam: number) => [...trace.beams.keys()].filter((b) => visible.has(b) !== (b === beam));
   return (
     <section class="beams" aria-label="Paths">
@@ -24,7 +27,7 @@ export function Beams({ payload, trace, visible, lit, pick, show, onPick, onHove
         <BeamFilter count={trace.beams.length} visible={visible} show={show} />
       </header>
       <ol>
-        {trace.beams.map((beam, index) => {
+        {trace.beams.slice(0, listed).map((_, index) => {
           const picked = pick?.kind === "beam" && pick.index === index;
           const state = [picked && "picked", lit && !lit.has(index) && "dim"].filter(Boolean).join(" ");
           return (
@@ -45,12 +48,7 @@ export function Beams({ payload, trace, visible, lit, pick, show, onPick, onHove
                 aria-pressed={picked}
                 onClick={() => onPick(picked ? null : { kind: "beam", index })}
               >
-                <Swatch beam={index} />
-                <Stops {...{ payload, trace, beam: index, whole: picked }} />
-                <span class="score" title="Score, and the path's share among these">
-                  {shown(beam.score_norm)}
-                  <small>{percent(beam.share)}</small>
-                </span>
+                <Described {...{ payload, trace, beam: index, whole: picked }} />
               </button>
             </li>
           );
@@ -60,33 +58,67 @@ export function Beams({ payload, trace, visible, lit, pick, show, onPick, onHove
   );
 }
 
+const FIRST_LISTED = 24; // more than are seen without scrolling
+
+/** Returns how many rows of a list are made: the first few at once, the others when those have been painted. */
+function useListed(count: number): number {
+  const [all, setAll] = useState(false);
+  useEffect(() => setAll(true), []);
+  return all ? count : Math.min(count, FIRST_LISTED);
+}
+
+interface DescribedProps {
+  payload: PathsPayload;
+  trace: Trace;
+  beam: number;
+  whole: boolean;
+}
+
+/** A path's swatch, its tokens and its score; made once, whatever is drawn or lit. */
+function Described({ payload, trace, beam, whole }: DescribedProps) {
+  return useMemo(() => {
+    const { score_norm, share } = at(trace.beams, beam);
+    return (
+      <>
+        <Swatch beam={beam} />
+        <span class="path">{stopsOf(payload, trace, beam, whole)}</span>
+        <span class="score" title="Score, and the path's share among these">
+          {shown(score_norm)}
+          <small>{percent(share)}</small>
+        </span>
+      </>
+    );
+  }, [payload, trace, beam, whole]);
+}
+
 const MOST_STOPS = 10;
 
-/** A path in words; of a long one that is not selected, its two ends. */
-function Stops({ payload, trace, beam, whole }: { payload: PathsPayload; trace: Trace; beam: number; whole: boolean }) {
+/** Returns a path in words; of a long one that is not wanted whole, its two ends. */
+function stopsOf(payload: PathsPayload, trace: Trace, beam: number, whole: boolean): ComponentChild[] {
   const stops = placesOf(trace, beam);
   const half = MOST_STOPS / 2;
   const left = whole || stops.length <= MOST_STOPS ? 0 : stops.length - MOST_STOPS;
-  return (
-    <span class="path">
-      {stops.map(({ node, layer }, step) => {
-        if (left > 0 && step === half) return <i key="left"> → … {left} more …</i>;
-        if (left > 0 && step > half && step < half + left) return null;
-        return (
-          <span key={node}>
-            {layer !== null && <i> {layer && `─${layer}`}→ </i>}
-            {tokenOf(payload, trace, node).text}
-            <sub>{at(trace.nodes, node).position}</sub>
-          </span>
-        );
-      })}
-    </span>
-  );
+  return stops.map(({ node }, step) => {
+    if (left > 0 && step === half) return <i key={node}> … {left} more … → </i>;
+    if (left > 0 && step > half && step < half + left) return null;
+    const next = stops[step + 1];
+    const arrow = next ? ` ${next.layer && `─${next.layer}`}→ ` : "";
+    return [tokenOf(payload, trace, node).text, <i key={node}>{`${at(trace.nodes, node).position}${arrow}`}</i>];
+  });
 }
 
 function BeamFilter({ count, visible, show }: { count: number; visible: ReadonlySet<number>; show: Props["show"] }) {
   const [only] = visible.size === 1 ? visible : [];
   const value = visible.size === count ? "all" : (only?.toString() ?? "some");
+  const alone = useMemo(
+    () =>
+      Array.from({ length: count }, (_, beam) => (
+        <option key={beam} value={beam}>
+          only {letter(beam)}
+        </option>
+      )),
+    [count],
+  );
   return (
     <select
       aria-label="Paths that are drawn"
@@ -101,11 +133,7 @@ function BeamFilter({ count, visible, show }: { count: number; visible: Readonly
           {visible.size} of {count} paths
         </option>
       )}
-      {Array.from({ length: count }, (_, beam) => (
-        <option key={beam} value={beam}>
-          only {letter(beam)}
-        </option>
-      ))}
+      {alone}
     </select>
   );
 }

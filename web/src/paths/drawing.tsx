@@ -1,4 +1,4 @@
-import { useMemo } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
 import type { Trace } from "../payload";
 import { NODE_WIDTH, type Placed, type Ribbon } from "./layout";
 import { at, letter, nodesOf, type Pick } from "./model";
@@ -19,58 +19,111 @@ interface Props {
 }
 
 const LETTERED = 10; // a lane this high has room for its beam's letter
-const DASHED = 4; // and this high for its dashes, beside other lanes
+const DASHED = 4; // and this high for its dashes
+const MOST_DASHED = 400; // lanes of which even a thin one is dashed, where it is alone: dashes are slow to paint
 
-/** Lanes by beam, so that lighting or hiding a beam touches one element; then the nodes above them. */
+/**
+ * Lanes by beam, then the nodes above them. Lighting or hiding a beam or a node changes its class and nothing else, so
+ * what was drawn once stays in the document.
+ */
 export function Drawing({ trace, placed, lanes, labels, names, visible, present, lit, pick, found, focused }: Props) {
   const bright = useMemo(() => lit && nodesOf(trace, lit), [trace, lit]);
+  const labelled = placed.rows.length === 0;
+  const few = useMemo(() => lanes.flat().length <= MOST_DASHED, [lanes]);
   return (
     <>
-      {lanes.map((own, beam) =>
-        visible.has(beam) ? (
-          <Lanes key={beam} beam={beam} lanes={own} state={lit ? (lit.has(beam) ? "lit" : "dim") : "plain"} />
-        ) : null,
-      )}
-      {trace.nodes.map((_, node) => {
-        if (!present.has(node)) return null;
-        const { x, y, height } = at(placed.nodes, node);
+      {lanes.map((own, beam) => (
+        <Lanes key={beam} beam={beam} lanes={own} few={few} visible={visible.has(beam)} state={shade(lit, beam)} />
+      ))}
+      {trace.nodes.map(({ source }, node) => {
         const picked = pick?.kind === "node" && pick.index === node;
         const classes = [
           "node",
+          !present.has(node) && "off",
           node === trace.target && "target",
-          trace.nodes[node]?.source && "source",
-          bright && (bright.has(node) ? "lit" : "dim"),
+          source && "source",
+          shade(bright, node),
           picked && "picked",
           found.has(node) && "found",
         ];
         return (
-          <g
+          <Node
             key={node}
-            class={classes.filter(Boolean).join(" ")}
-            data-node={node}
-            role="button"
-            aria-label={names[node]}
-            aria-pressed={picked}
-            tabindex={node === focused ? 0 : -1}
-            transform={`translate(${x},${y})`}
-          >
-            <rect class="reach" x={-6} y={-6} width={NODE_WIDTH + 12} height={height + 12} />
-            <rect class="body" width={NODE_WIDTH} height={height} rx={2.5} />
-            {placed.rows.length === 0 && (
-              <text x={NODE_WIDTH / 2} y={-11}>
-                {labels[node]}
-              </text>
-            )}
-          </g>
+            node={node}
+            name={at(names, node)}
+            label={labelled ? at(labels, node) : ""}
+            {...at(placed.nodes, node)}
+            classes={classes.filter(Boolean).join(" ")}
+            picked={picked}
+            focused={node === focused}
+          />
         );
       })}
     </>
   );
 }
 
-function Lanes({ beam, lanes, state }: { beam: number; lanes: Ribbon[]; state: string }) {
+function shade(bright: ReadonlySet<number> | null, index: number): "lit" | "dim" | "" {
+  return bright ? (bright.has(index) ? "lit" : "dim") : "";
+}
+
+interface NodeProps {
+  node: number;
+  name: string;
+  label: string;
+  x: number;
+  y: number;
+  height: number;
+  classes: string;
+  picked: boolean;
+  focused: boolean;
+}
+
+function Node({ node, name, label, x, y, height, classes, picked, focused }: NodeProps) {
+  const shapes = useMemo(
+    () => (
+      <>
+        <rect class="reach" x={-6} y={-6} width={NODE_WIDTH + 12} height={height + 12} />
+        <rect class="body" width={NODE_WIDTH} height={height} rx={2.5} />
+        {label && (
+          <text x={NODE_WIDTH / 2} y={-11}>
+            {label}
+          </text>
+        )}
+      </>
+    ),
+    [label, height],
+  );
+  return (
+    <g
+      class={classes}
+      data-node={node}
+      role="button"
+      aria-label={name}
+      aria-pressed={picked}
+      tabindex={focused ? 0 : -1}
+      transform={`translate(${x},${y})`}
+    >
+      {shapes}
+    </g>
+  );
+}
+
+interface LanesProps {
+  beam: number;
+  lanes: Ribbon[];
+  few: boolean;
+  visible: boolean;
+  state: string;
+}
+
+function Lanes({ beam, lanes, few, visible, state }: LanesProps) {
+  const wanted = useRef(false);
+  wanted.current ||= visible;
+  const needed = wanted.current;
   const drawn = useMemo(() => {
-    const dashed = lanes.filter(({ height, alone }) => alone || height >= DASHED);
+    if (!needed) return null;
+    const dashed = lanes.filter(({ height, alone }) => (few && alone) || height >= DASHED);
     const lettered = lanes.filter(({ height }) => height >= LETTERED);
     return (
       <>
@@ -90,10 +143,12 @@ function Lanes({ beam, lanes, state }: { beam: number; lanes: Ribbon[]; state: s
         ))}
       </>
     );
-  }, [lanes, beam]);
+  }, [lanes, few, beam, needed]);
   return (
-    <g class={`beam ${state}`} style={{ "--beam": colour(beam) }}>
-      {drawn}
-    </g>
+    drawn && (
+      <g class={`beam ${visible ? state : "off"}`} style={{ "--beam": colour(beam) }}>
+        {drawn}
+      </g>
+    )
   );
 }

@@ -5,7 +5,7 @@ import { counted, shown } from "../numbers";
 import type { PathsPayload, Trace } from "../payload";
 import { Drawing } from "./drawing";
 import { place, ribbons, type Size, type Tick } from "./layout";
-import { at, attentionOf, linkName, linksOf, nodeName, nodesOf, type Pick, tokenOf } from "./model";
+import { at, attentionOf, crossingsOf, linkName, linksOf, nodeName, nodesOf, type Pick, tokenOf } from "./model";
 import { useZoom } from "./zoom";
 
 interface Props {
@@ -79,14 +79,10 @@ function Diagram(props: Props & { size: Size }) {
     onHover(over);
   };
 
+  const names = useMemo(() => trace.nodes.map((_, node) => spoken(payload, trace, node)), [payload, trace]);
   const drawing = useMemo(
-    () => (
-      <Drawing
-        names={trace.nodes.map((_, node) => spoken(payload, trace, node))}
-        {...{ trace, placed, lanes, labels, visible, present, lit, pick, found, focused }}
-      />
-    ),
-    [payload, trace, placed, lanes, labels, visible, present, lit, pick, found, focused],
+    () => <Drawing {...{ trace, placed, lanes, labels, names, visible, present, lit, pick, found, focused }} />,
+    [trace, placed, lanes, labels, names, visible, present, lit, pick, found, focused],
   );
   const { x, y, k } = view.transform;
   return (
@@ -198,10 +194,10 @@ function label(payload: PathsPayload, trace: Trace, node: number): string {
 
 function spoken(payload: PathsPayload, trace: Trace, node: number): string {
   const { position, source, column } = at(trace.nodes, node);
-  const beams = trace.beams.filter(({ nodes }) => nodes.includes(node)).length;
+  const { beams } = at(crossingsOf(trace), node);
   const role = node === trace.target ? "target, " : "";
   const where = source ? ", source" : column === null ? "" : `, ${at(trace.columns, column)}`;
-  return `${tokenOf(payload, trace, node).text}, ${role}position ${position}${where}, in ${counted(beams, "path")}`;
+  return `${tokenOf(payload, trace, node).text}, ${role}position ${position}${where}, in ${counted(beams.length, "path")}`;
 }
 
 function tip(payload: PathsPayload, trace: Trace, pick: Pick): string {

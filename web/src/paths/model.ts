@@ -20,10 +20,10 @@ export function nodeName(payload: PathsPayload, trace: Trace, node: number): str
   return `${tokenOf(payload, trace, node).text} ${position}${where}`;
 }
 
-/** A stop of a path, and by which layer the path came there; null at its beginning. */
+/** A stop of a path, and by which layer the path came there, where it runs across layers. */
 interface Stop {
   node: number;
-  layer: string | null;
+  layer: string;
 }
 
 /** Returns a path's stops in the text's order, without those where it only stays where it is for another layer. */
@@ -34,7 +34,7 @@ export function placesOf(trace: Trace, beam: number): Stop[] {
     const here = at(trace.nodes, node);
     if (last === null || here.position !== last.position || here.source !== last.source) {
       const title = here.column === null ? "" : at(trace.columns, here.column);
-      stops.push({ node, layer: last && (/^L\d+$/.test(title) ? title : "") });
+      stops.push({ node, layer: last && /^L\d+$/.test(title) ? title : "" });
     }
     last = here;
   }
@@ -56,11 +56,34 @@ export function letters(beams: Iterable<number>): string {
   return [...beams].map(letter).join(", ");
 }
 
+/** What runs through a node: the beams that visit it, and the links that have it as their source, as their target. */
+interface Crossing {
+  beams: number[];
+  source: number[];
+  target: number[];
+}
+
+const crossings = new WeakMap<Trace, Crossing[]>();
+
+/** Returns each node's crossing, worked out once for each trace. */
+export function crossingsOf(trace: Trace): Crossing[] {
+  const known = crossings.get(trace);
+  if (known) return known;
+  const found = trace.nodes.map((): Crossing => ({ beams: [], source: [], target: [] }));
+  trace.beams.forEach(({ nodes }, beam) => nodes.forEach((node) => at(found, node).beams.push(beam)));
+  trace.links.forEach(({ source, target }, link) => {
+    at(found, source).source.push(link);
+    at(found, target).target.push(link);
+  });
+  crossings.set(trace, found);
+  return found;
+}
+
 /** Returns the beams that run through what is picked, whose whole paths are thereby meant. */
 export function beamsThrough(trace: Trace, pick: Pick): ReadonlySet<number> {
   if (pick.kind === "beam") return new Set([pick.index]);
   if (pick.kind === "link") return new Set(at(trace.links, pick.index).lanes.map(({ beam }) => beam));
-  return new Set(trace.beams.flatMap(({ nodes }, beam) => (nodes.includes(pick.index) ? [beam] : [])));
+  return new Set(at(crossingsOf(trace), pick.index).beams);
 }
 
 /** Returns the nodes that some beams visit; the target is always one of them, whatever the beams. */
@@ -70,10 +93,7 @@ export function nodesOf(trace: Trace, beams: Iterable<number>): ReadonlySet<numb
 
 /** Returns the links into a node (what it looks at) or out of it (what looks at it), strongest first. */
 export function linksOf(trace: Trace, node: number, end: "source" | "target"): number[] {
-  const attention = (link: number) => attentionOf(trace, link);
-  return trace.links
-    .flatMap((link, index) => (link[end] === node ? [index] : []))
-    .toSorted((a, b) => attention(b) - attention(a));
+  return at(crossingsOf(trace), node)[end].toSorted((a, b) => attentionOf(trace, b) - attentionOf(trace, a));
 }
 
 /** Returns the weight of a link's edge: one number for all beams, unless they chose heads for themselves. */

@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import type { PathsPayload, Token, Trace } from "../payload";
-import { at, matcher, type Pick } from "./model";
+import { at, crossingsOf, matcher, type Pick } from "./model";
 import { colour } from "./palette";
 
 interface Props {
@@ -40,50 +40,45 @@ interface TextProps extends Omit<Props, "payload"> {
 
 function Text({ tokens, isSource, trace, visible, lit, query, onPick, onHover }: TextProps) {
   const frame = useRef<HTMLParagraphElement>(null);
-  const nodes = useMemo(() => nodesByPosition(trace, isSource), [trace, isSource]);
-  const target = at(trace.nodes, trace.target);
-  const first = isSource ? 0 : Math.max(0, Math.min(target.position - MOST / 2, tokens.length - MOST));
-  const matches = matcher(query);
+  const stops = useMemo(() => stopsOf(trace, isSource), [trace, isSource]);
+  const target = isSource ? -1 : at(trace.nodes, trace.target).position;
+  const first = Math.max(0, Math.min(target - MOST / 2, tokens.length - MOST));
   const apart = tokens.length > 1 && !tokens.some(({ text }) => /[·↵]/.test(text));
   useEffect(() => {
     const mark = frame.current?.querySelector<HTMLElement>(".target");
     if (frame.current && mark) frame.current.scrollTop = mark.offsetTop - frame.current.clientHeight / 2;
   }, [trace]);
+  // Most tokens are on no path: they are made once, and again only for a search.
+  const plain = useMemo(() => {
+    const matches = matcher(query);
+    return tokens.slice(first, first + MOST).map((token, index) => {
+      const position = first + index;
+      const classes = ["token", position === target && "target", matches?.(token, position) && "found"];
+      const shared = { class: classes.filter(Boolean).join(" "), title: title(token, position) };
+      const text = <span>{token.text}</span>;
+      const broken = token.text.endsWith("↵") ? <br /> : null;
+      return { position, shared, text, broken, whole: [<span key={position} {...shared}>{text}</span>, broken] };
+    });
+  }, [tokens, first, target, query]);
   return (
     <p ref={frame} class={apart ? "apart" : undefined}>
       {first > 0 && <small>{first} tokens before … </small>}
-      {tokens.slice(first, first + MOST).map((token, index) => {
-        const position = first + index;
-        const own = nodes.get(position) ?? [];
-        const beams = [...visible].filter((beam) => own.some((node) => at(trace.beams, beam).nodes.includes(node)));
-        const bright = lit === null || beams.some((beam) => lit.has(beam));
-        const classes = [
-          "token",
-          beams.length > 0 && "on",
-          !bright && "dim",
-          !isSource && position === target.position && "target",
-          matches?.(token, position) && "found",
-        ];
-        const shared = { class: classes.filter(Boolean).join(" "), title: title(token, position) };
-        const node = own.at(-1);
-        const text = <span>{token.text}</span>;
-        const broken = token.text.endsWith("↵") ? <br /> : null;
-        if (node === undefined || beams.length === 0) {
-          return [
-            <span key={position} {...shared}>
-              {text}
-            </span>,
-            broken,
-          ];
-        }
-        const pick: Pick = { kind: "node", index: node };
+      {plain.map(({ position, shared, text, broken, whole }) => {
+        const stop = stops.get(position);
+        if (!stop) return whole;
+        const beams = stop.beams.filter((beam) => visible.has(beam));
+        const on = beams.length > 0;
+        const pick: Pick = { kind: "node", index: stop.node };
+        const dim = lit !== null && !beams.some((beam) => lit.has(beam));
         return [
           <button
             key={position}
             type="button"
             tabindex={-1}
             {...shared}
-            style={{ "--stripes": stripes(beams) }}
+            disabled={!on}
+            class={`${shared.class}${on ? " on" : ""}${dim ? " dim" : ""}`}
+            style={on ? { "--stripes": stripes(beams) } : undefined}
             onClick={() => onPick(pick)}
             onPointerEnter={() => onHover(pick)}
             onPointerLeave={() => onHover(null)}
@@ -98,10 +93,18 @@ function Text({ tokens, isSource, trace, visible, lit, query, onPick, onHover }:
   );
 }
 
-function nodesByPosition(trace: Trace, isSource: boolean): Map<number, number[]> {
-  const found = new Map<number, number[]>();
+/** A token on paths: its node, the last one where it has several, and the beams that visit any of them. */
+interface Stop {
+  node: number;
+  beams: number[];
+}
+
+function stopsOf(trace: Trace, isSource: boolean): Map<number, Stop> {
+  const found = new Map<number, Stop>();
   trace.nodes.forEach(({ position, source }, node) => {
-    if (source === isSource) found.set(position, [...(found.get(position) ?? []), node]);
+    if (source !== isSource) return;
+    const beams = new Set([...(found.get(position)?.beams ?? []), ...at(crossingsOf(trace), node).beams]);
+    found.set(position, { node, beams: [...beams].toSorted((a, b) => a - b) });
   });
   return found;
 }

@@ -1,11 +1,12 @@
 import { sankey, sankeyRight, type SankeyNode } from "d3-sankey";
 import type { Trace } from "../../payload";
-import { at } from "../model";
+import { at, crossingsOf } from "../model";
 import { NODE_HEIGHT, NODE_WIDTH, type Placed, type Point, type Size } from "./placed";
 
 const THICKEST = 0.3; // of the figure's height
 const PADDING = { least: 30, most: 130 }; // between nodes of one column, where their labels stand
-const MARGIN = { top: 44, bottom: 24, side: 16 };
+const MARGIN = { top: 44, bottom: 56, side: 16 }; // the buttons stand below
+const LARGE = 200; // links: more rounds would take long, and could not make them easy to follow
 const CROWDED = 1.5; // a column that needs this many times the figure's height gets no bends
 
 /** Places a trace of one causal layer: the target at the right, every other node as far right as its links allow. */
@@ -27,7 +28,7 @@ export function flow(trace: Trace, labels: string[], size: Size): Placed {
     .nodeAlign(sankeyRight)
     .nodeWidth(NODE_WIDTH)
     .nodePadding(padding)
-    .iterations(24)
+    .iterations(trace.links.length > LARGE ? 6 : 24)
     .extent([
       [side, top],
       [width - side, top + used],
@@ -68,7 +69,7 @@ interface Route {
 function depthsOf(trace: Trace): number[] {
   const known = new Map<number, number>();
   const depth = (node: number): number => {
-    const later = trace.links.flatMap(({ source, target }) => (source === node ? [target] : []));
+    const later = at(crossingsOf(trace), node).source.map((link) => at(trace.links, link).target);
     const own = known.get(node) ?? Math.max(-1, ...later.map(depth)) + 1;
     known.set(node, own);
     return own;

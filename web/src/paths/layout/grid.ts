@@ -1,11 +1,11 @@
 import { scalePoint } from "d3-scale";
 import type { Trace } from "../../payload";
-import { at } from "../model";
+import { at, crossingsOf } from "../model";
 import { NODE_HEIGHT, NODE_WIDTH, type Placed, type Size } from "./placed";
 
-const MARGIN = { top: 40, bottom: 20, left: 24, right: 24 };
+const MARGIN = { top: 40, bottom: 56, left: 24, right: 24 }; // the buttons stand below
 const ROW = { least: 24, most: 104 };
-const COLUMN = { least: 56, most: 220 };
+const COLUMN = { least: 56, most: 400 };
 
 /** Places a trace whose nodes stand in columns (layers, or steps back): each position keeps its row throughout. */
 export function grid(trace: Trace, labels: string[], size: Size): Placed {
@@ -53,9 +53,8 @@ function stacked(trace: Trace, middles: number[]) {
   const side = (mine: "source" | "target", other: "source" | "target") => {
     const offsets = trace.links.map(() => 0);
     for (const node of trace.nodes.keys()) {
-      const own = trace.links
-        .flatMap((link, index) => (link[mine] === node ? [index] : []))
-        .toSorted((a, b) => at(middles, at(trace.links, a)[other]) - at(middles, at(trace.links, b)[other]));
+      const height = (link: number) => at(middles, at(trace.links, link)[other]);
+      const own = at(crossingsOf(trace), node)[mine].toSorted((a, b) => height(a) - height(b));
       const total = own.reduce((sum, link) => sum + at(trace.links, link).value, 0);
       totals[node] = Math.max(at(totals, node), total);
       let from = -total / 2;

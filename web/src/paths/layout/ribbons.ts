@@ -66,6 +66,6 @@ function middleOf(way: Point[], offset: number): Point {
   return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 + offset };
 }
 
-function p(value: number): string {
-  return value.toFixed(2);
+function p(value: number): number {
+  return Math.round(value * 100) / 100;
 }
