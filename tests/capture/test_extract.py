@@ -257,6 +257,8 @@ def test_a_finished_run_is_not_touched_unless_told(
     before = array_files(extract(asked))
     with pytest.raises(RunExists):
         extract(replace(asked, selection=Selection(("hidden",))))
+    with pytest.raises(RunExists, match="is finished"):
+        extract(replace(asked, resume=True))
     assert array_files(tmp_path / "run") == before
     after = TraceStore(extract(replace(asked, selection=Selection(("hidden",)), overwrite=True)))
     assert list(after.arrays()) == ["dec_hidden"]

@@ -102,7 +102,7 @@ def open_corpus(data: str, *, split: Split = "standard") -> Corpus:
         whole.part(0, train_end),
         whole.part(train_end, validation_end),
         whole.part(validation_end, len(whole)),
-        hashlib.sha256(memoryview(whole.data)).hexdigest(),
+        hashlib.sha256(whole.data.data).hexdigest(),
     )
 
 

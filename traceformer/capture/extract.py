@@ -71,7 +71,8 @@ def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None
     if request.writer[1] > 1 and request.out_dir is None:
         raise UsageError("several writers need to know their common run", hint="give all of them the same --out_dir")
     if request.out_dir is not None:
-        refuse_existing(final_folder(request.out_dir), request.overwrite)  # before the model is loaded, not after
+        # Before the model is loaded, not after.
+        refuse_existing(final_folder(request.out_dir), request.overwrite, request.resume)
     report = progress or (lambda _: None)
     report(Progress(0, 0, 0, 0, 0.0, "loading"))
     return record(prepare(request), report)

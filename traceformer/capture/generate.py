@@ -76,7 +76,8 @@ def generate(
         OutOfSpace: the disk is full; what was committed stays.
     """
     if request.out_dir is not None:
-        refuse_existing(final_folder(request.out_dir), request.overwrite)  # before the model is loaded, not after
+        # Before the model is loaded, not after.
+        refuse_existing(final_folder(request.out_dir), request.overwrite, request.resume)
     report = progress or (lambda _: None)
     report(Progress(0, 0, 0, 0, 0.0, "loading"))
     return record_generation(prepare_generation(request, loaded), report, on_text=on_text, on_response=on_response)

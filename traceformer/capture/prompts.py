@@ -89,7 +89,7 @@ def complete(loaded: LoadedModel, prompt: ReadPrompt, tokens: Sequence[int]) -> 
         before, stack_ids = [_start_token(loaded)], dict(prompt.row.ids)
     stack_ids["dec"] = [*before, *tokens]
     # A model may have embeddings that its tokenizer has no token for.
-    names = {
+    names: dict[Stack, list[str]] = {
         stack: [name or f"<{i}>" for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
         for stack, ids in stack_ids.items()
     }

@@ -43,7 +43,7 @@ def draw_matrix(
     run has where its file held nothing, stay blank.
     """
     queries, keys = matrix.shape
-    unknown = np.isnan(matrix).all(axis=1)
+    unknown = np.all(np.isnan(matrix), axis=1)
     matrix = np.where(unknown[:, None], matrix[~unknown].min(initial=0), matrix)
     labels = _labels(query_tokens)
     strongest = matrix.argmax(axis=1)

@@ -79,9 +79,11 @@ def timestamped_folder(parent: Path, name: str) -> Path:
     return next(folder for folder in folders if not folder.exists() and not unfinished_folder(folder).exists())
 
 
-def refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
     if not final.exists():
         return
+    if resume and not overwrite and (final / META).exists():
+        raise RunExists(f"{final} is finished", why="there is nothing to resume", hint="--overwrite begins it anew")
     if not overwrite:
         raise RunExists(f"{final} exists", hint="choose another --out_dir, or --overwrite it")
     if not (final / META).exists() and (not final.is_dir() or any(final.iterdir())):
