@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tests.cli.conftest import DIMS, META
+from tests.formats import foreign_pt
 from tests.formats.foreign import HEADS, LAYERS, PROMPT, RESPONSE, T, documented, original, truth, write
 from traceformer import TraceStore
 from traceformer.cli import main
@@ -71,6 +72,47 @@ def test_examples_can_be_chosen_by_id_or_row(capsys: Capture, generated_run: Pat
     assert len(json.loads(Path("more/trace_a.json").read_text())["intermediate_steps"]) == len(RESPONSE)
 
 
+@pytest.mark.parametrize(
+    ("format", "made"),
+    [
+        ("safetensors", ["out/trace_a.safetensors", "out/trace_b.safetensors", "out/manifest.json"]),
+        ("padded-zarr", ["out"]),
+    ],
+)
+def test_every_array_goes_out_and_comes_back(
+    capsys: Capture, generated_run: Path, format: str, made: list[str]
+) -> None:
+    assert main(["export", "gen", "--format", format, "--output", "out"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == made
+    files = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert shown.err.startswith(f"{len(files)} files, ")
+    store = TraceStore(run(capsys, "import out --out_dir traces/back").strip())
+    assert store.ids == ("trace_a", "trace_b")
+    assert np.array_equal(store.attn("trace_b"), truth(1).attention)
+
+
+def test_a_cache_is_not_said_to_come_back(capsys: Capture, generated_run: Path) -> None:
+    assert main(["export", "gen", "--format", "transformerlens", "--output", "out", "--example", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "out/trace_b.pt\n"
+    assert "import" not in shown.err
+
+
+def test_pt_files_of_prompt_sets_are_found_in_their_folders(capsys: Capture, tmp_path: Path) -> None:
+    for name in ("10", "2"):
+        foreign_pt.documented_residual(tmp_path / "raw" / "dynamic", foreign_pt.truth(int(name)), name)
+    assert main(["import", "raw", "--out_dir", "traces/five"]) == 0
+    assert capsys.readouterr().err == (
+        "2 examples; attention: the mean over heads, as head 0; positions that the files do not hold are NaN;"
+        " next: traceformer analyze traces/five\n"
+    )
+    store = TraceStore("traces/five")
+    assert store.ids == ("dynamic-2", "dynamic-10")
+    rows = store.get("dynamic-10", "resid_mid", 1)
+    assert np.array_equal(rows, foreign_pt.truth(10).rows["after_attn"][1])
+
+
 def test_files_and_folders_of_foreign_traces_are_imported(capsys: Capture, tmp_path: Path) -> None:
     original(tmp_path / "old", steps=True)
     assert main(["import", "old", "--out_dir", "traces/old", "--json"]) == 0
@@ -116,6 +158,13 @@ def test_positions_that_are_not_known_stay_blank(capsys: Capture, tmp_path: Path
         ("export gen --format yaml", 2, "no format 'yaml'"),
         ("export gen --example nobody", 3, "no example 'nobody'"),
         ("export nothing", 3, "no run 'nothing'"),
+        ("export gen --layout internals", 2, "--format json has no --layout"),
+        ("export gen --format safetensors --lossless", 2, "--format safetensors has no --lossless"),
+        ("export gen --format transformerlens --layers 0", 2, "--format transformerlens has no --layers"),
+        ("export gen --format pt --steps", 2, "--format pt has no --steps"),
+        ("export gen --format pt --layout other", 2, "no layout 'other'"),
+        ("export gen --format pt --layers x", 2, "cannot read 'x'"),
+        ("export gen --format pt", 3, "needs resid_pre resid_mid resid_post, which this run does not hold"),
         ("import nothing.json", 3, "no file nothing.json"),
         ("import empty", 3, "nothing to import in empty"),
         ("import other.csv", 3, "no known format"),

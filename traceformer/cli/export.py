@@ -13,6 +13,7 @@ from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.registry import named
+from traceformer.sites import parse_indices
 from traceformer.store.reader import TraceStore
 
 __all__ = ["export"]
@@ -22,9 +23,11 @@ def export(
     run: Annotated[str, Parameter(name="RUN")],
     /,
     *,
-    format: Annotated[str, Parameter(metavar="json")] = "json",
+    format: Annotated[str, Parameter(metavar="NAME")] = "json",
     output: Annotated[Path, Parameter(metavar="DIR")] = Path("exports"),
     example: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="ID...")] = (),
+    layout: Annotated[str | None, Parameter(metavar="residual|internals")] = None,
+    layers: Annotated[str | None, Parameter(metavar="I,J-K")] = None,
     steps: bool = False,
     lossless: bool = False,
     overwrite: bool = False,
@@ -32,35 +35,43 @@ def export(
 ) -> None:
     """Write a run in another format.
 
-    json: document 2's traces, one file per example, with the attention of the whole sequence and the logits that
-    predicted the response.
+    pt: document 5's files for PyTorch, {set}/{id}.pt or {set}/{id}_L{layer}.pt. safetensors: a file per example with
+    every array, and a manifest. transformerlens: a .pt per example with TransformerLens's hook names. padded-zarr:
+    document 1's folder, every example padded to the longest. json: document 2's traces, one file per example, with
+    the attention of the whole sequence and the logits that predicted the response.
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
-        format: What to write.
+        format: pt, safetensors, transformerlens, padded-zarr or json.
         output: The folder to write into.
         example: Examples' ids, or their row numbers; all by default.
+        layout: pt: the residual streams of all layers in one file (the default), or the internals of each layer.
+        layers: pt: such as 0,3-5; all that are stored by default.
         steps: json: add what was captured at each step, as a run generated with --capture-steps does anyway.
-        lossless: json: add every array and row that document 2 has no place for, so that an import gives the run back.
+        lossless: json, pt: add every array and row that the document has no place for, so that an import gives the
+            run back.
         overwrite: Replace files of the same names.
         json: Print the outcome as a JSON object.
     """
     chosen = named(format)
     folder = find_run(run)
     store = TraceStore(folder)
-    for option, value in (("steps", steps), ("lossless", lossless)):
+    given = {"layout": layout, "layers": layers, "steps": steps, "lossless": lossless}
+    for option, value in given.items():
         if value and option not in chosen.options:
             raise UsageError(f"--format {format} has no --{option}")
     ids = tuple(find_example(name, store.ids) for name in example) or None
+    numbers = None if layers is None else parse_indices(layers)
     with steps_shown("exporting") as progress:
-        options = ExportOptions(ids, steps or None, lossless, overwrite, progress)
+        options = ExportOptions(ids, steps or None, lossless, overwrite, progress, layout, numbers)
         files = list(chosen.write(store, output, options))
-    size = sum(path.stat().st_size for path in files)
+    inside = [each for path in files for each in ((path,) if path.is_file() else path.rglob("*")) if each.is_file()]
+    size = sum(path.stat().st_size for path in inside)
     if json:
         outcome = {"run": str(folder), "format": format, "files": [str(path) for path in files], "bytes": size}
         print(json_text.dumps(outcome, indent=2))
         return
     for path in files:
         print(path)
-    count = f"{len(files)} file{'s' if len(files) != 1 else ''}"
-    print(f"{count}, {amount_of_bytes(size)}; back into a run: traceformer import {output}", file=sys.stderr)
+    back = f"; back into a run: traceformer import {output}" if chosen.read else ""
+    print(f"{len(inside)} file{'s' if len(inside) != 1 else ''}, {amount_of_bytes(size)}{back}", file=sys.stderr)

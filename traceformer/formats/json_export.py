@@ -5,23 +5,21 @@ that predicted the response (all rows, where there is no response). What it has 
 `metadata["traceformer"]`, so that an import gives the run back; arrays of it are added on request only.
 """
 
-import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from traceformer.errors import NotRecorded, RunExists, Unsupported
+from traceformer.errors import NotRecorded, RunExists
+from traceformer.formats.described import Passage, described_run, file_name, key_of
 from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.json_writer import write_trace
 from traceformer.formats.options import ExportOptions
-from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.reader import TraceStore
 
 __all__ = ["ACTIVATION_SITES", "export_json", "trace_of"]
@@ -33,11 +31,7 @@ ACTIVATION_SITES: Mapping[str, str] = {
     "post_mlp": "mlp_out",
 }
 """Document 2's names for what it captures in a block, and the sites that they are."""
-_OF_TOKENS = ("input_ids", "attention_mask", "tokens", "shard", "slot")
-_OF_A_RUN = (
-    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
-    *("attention", "capture", "category", "generation", "time", "versions", "unknown_rows"),
-)
+_OF_TOKENS = ("input_ids", "attention_mask", "tokens")
 _SETTINGS = ("temperature", "top_k", "top_p", "max_tokens", "seed")
 
 
@@ -79,14 +73,9 @@ class _Example:
     """One example of a run, in document 2's words."""
 
     def __init__(self, store: TraceStore, example_id: str) -> None:
-        if store.arch == "encdec":
-            raise Unsupported("the run is an encoder-decoder's", why="document 2's traces have one sequence of tokens")
-        self._store, self._id = store, example_id
-        self._stack: Stack = store.layout.stacks[0]
-        self._row: dict[str, Any] = store.tokens.iloc[store.row(example_id)].to_dict()
-        self._ids = [int(token) for token in self._row["input_ids"]]
-        n_prompt = self._row.get("n_prompt")
-        self._n_prompt = len(self._ids) if n_prompt is None or math.isnan(n_prompt) else int(n_prompt)
+        passage = Passage.of(store, example_id, "document 2's traces")
+        self._store, self._id, self._passage = store, example_id, passage
+        self._ids, self._n_prompt = passage.ids, passage.n_prompt
         self._is_partial = store.meta.get("unknown_rows") == "NaN"
         self._blocks: dict[ArrayKey, Float[np.ndarray, "..."]] = {}
 
@@ -105,16 +94,15 @@ class _Example:
         listed = [*specs, *(spec for spec in further if spec not in specs)]
         return Trace(
             self._head(trace_id, listed),
-            tuple(self._ids[: self._n_prompt]),
-            tuple(self._ids[self._n_prompt :]),
+            self._ids[: self._n_prompt],
+            self._ids[self._n_prompt :],
             self._captures(slice(0, len(self._ids)), self._predicting()),
             self._steps() if steps else None,
             extra,
         )
 
     def spec(self, site: str) -> ArraySpec | None:
-        attention = "self" if ArraySpec(ArrayKey(self._stack, None, site)).site.of_attention else None
-        return self._store.layout.spec(ArrayKey(self._stack, attention, site))
+        return self._store.layout.spec(key_of(site, self._passage.stack))
 
     def _predicting(self) -> slice:
         """The rows of logits that predicted the response; all rows if there is none."""
@@ -203,8 +191,7 @@ class _Example:
         return Tensor.of(values[None], f"torch.{self._store.dtype}")
 
     def _head(self, trace_id: str | None, specs: list[ArraySpec]) -> TraceHead:
-        row = {name: _plain(value) for name, value in self._row.items()}
-        meta = self._store.meta
+        row, meta = self._passage.row, self._store.meta
         model = str(meta.get("model"))
         own = json.loads(row.get("metadata") or "{}")
         stated = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
@@ -213,16 +200,15 @@ class _Example:
             "tokens": row.get("tokens"),
             "row": {name: value for name, value in row.items() if name not in (*_OF_TOKENS, "metadata")},
             "arrays": [spec.to_json() for spec in specs],
-            "run": {name: meta[name] for name in _OF_A_RUN if name in meta},
+            "run": described_run(self._store),
         }
         source = model.split(":")[1] if model.startswith("nanochat:") else model
-        prompt = row.get("prompt")
         timestamp = str(row.get("timestamp") or str(meta.get("time", "")).replace(" ", "T"))
         return TraceHead(
             trace_id or _trace_id(self._id, timestamp),
             timestamp,
-            str(row.get("text", "")) if prompt is None else prompt,
-            str(row.get("response") or ""),
+            self._passage.prompt,
+            self._passage.response,
             row.get("category"),
             {"model_source": source, **stated, **own, "traceformer": ours},
         )
@@ -236,21 +222,8 @@ def _known(rows: Float[np.ndarray, "row value"]) -> slice:
 
 def _trace_id(example_id: str, timestamp: str) -> str:
     """Returns document 2's `trace_{time}`, and the example's name, since a batch has one time."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", example_id)
-    if name != example_id:
-        name += "-" + hashlib.sha256(example_id.encode()).hexdigest()[:8]
+    name = file_name(example_id)
     if name.startswith("trace_"):
         return name
     time = re.sub(r"[-:]", "", timestamp).replace("T", "_").replace(".", "_")
     return "_".join(("trace", *((time,) if re.fullmatch(r"[0-9_]+", time) else ()), name))
-
-
-def _plain(value: Any) -> Any:
-    """A table's value as JSON has it."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -7,35 +7,26 @@
 3. Rows that no tensor has are NaN in the run, and its `meta.json` says `"unknown_rows": "NaN"`.
 """
 
-import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Float
 
 from traceformer.errors import Unreadable
+from traceformer.formats.described import key_of
 from traceformer.formats.json_export import ACTIVATION_SITES
 from traceformer.formats.json_traces import SIDE_FILE, Captures, Tensor, Trace, read_head, read_trace
+from traceformer.formats.new_run import UNKNOWN, common_dtype, encoded, token_row, write_run
 from traceformer.formats.options import ImportOptions
-from traceformer.models import short_name
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.encoding import Dtype
-from traceformer.store.layout import RunLayout
-from traceformer.store.names import Arch
-from traceformer.store.writer import RunWriter, ShardBuffer
+from traceformer.store.writer import ShardBuffer
 
 __all__ = ["import_json", "is_json_trace"]
 
-RUNS = Path("traces")
-_UNKNOWN = "unknown_rows"
 _OURS_ALONE = ("input_ids", "attention_mask", "tokens", "n_tokens", "shard", "slot", "dec_slot")
-_DTYPES: Mapping[str, Dtype] = {"torch.float16": "float16", "torch.bfloat16": "bfloat16"}
 
 
 def is_json_trace(path: Path) -> bool:
@@ -66,33 +57,24 @@ def import_json(files: Sequence[Path], options: ImportOptions) -> Path:
                 why=f"{outline.in_words()}; {first.in_words()}",
                 hint="import them apart",
             )
-    lengths = [outline.length for outline in outlines]
-    arch: Arch = "enc" if first.stack == "enc" else "dec"
-    layout = RunLayout.plan(
-        arch=arch,
+
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+        trace = read_trace(files[index])
+        _fill(buffer, slot, trace, outlines[index], files[index])
+        return _row(trace, _Ours.of(trace, files[index]), index)
+
+    return write_run(
+        files,
+        options,
+        fill,
+        source="json",
+        arch="enc" if first.stack == "enc" else "dec",
         arrays=first.arrays,
-        n_examples=len(files),
-        longest={first.stack: max(lengths)},
-        mean={first.stack: sum(lengths) / len(lengths)},
-        dtype=_common_dtype(outlines),
+        lengths={first.stack: [outline.length for outline in outlines]},
+        dtype=common_dtype({dtype for outline in outlines for dtype in outline.dtypes}),
+        stated=first.meta,
+        partial=not all(outline.is_whole for outline in outlines),
     )
-    meta = _meta(first, layout, partial=not all(outline.is_whole for outline in outlines))
-    folder = options.out_dir or RUNS / meta["run_id"]
-    digest = {"files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
-    with RunWriter.create(folder, layout, meta, digest=digest, overwrite=options.overwrite) as writer:
-        for shard in writer.pending:
-            buffer = writer.buffer()
-            rows = layout.shard_range(shard)
-            buffer.begin({first.stack: lengths[rows.start : rows.stop]})
-            table: list[dict[str, Any]] = []
-            for slot, index in enumerate(rows):
-                trace = read_trace(files[index])
-                _fill(buffer, slot, trace, outlines[index], files[index])
-                table.append(_row(trace, _Ours.of(trace, files[index]), index))
-                options.progress(index + 1, len(files))
-            names = list(dict.fromkeys(name for row in table for name in row))
-            writer.commit(shard, buffer, pa.table({name: _column([row.get(name) for row in table]) for name in names}))
-        return writer.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +104,15 @@ class _Outline:
         if not arrays:
             raise Unreadable(f"{path} holds no model data", hint="it tells a prompt and a response only")
         known = _known_rows(pieces, arrays, length)
-        whole = all(rows.all() for rows in known) and _UNKNOWN not in ours.run
-        return cls(stack, arrays, length, frozenset(piece.tensor.dtype for piece in pieces), whole, ours.run)
+        whole = all(rows.all() for rows in known) and UNKNOWN not in ours.run
+        return cls(
+            stack,
+            arrays,
+            length,
+            frozenset(piece.tensor.dtype.removeprefix("torch.") for piece in pieces),
+            whole,
+            ours.run,
+        )
 
     def in_words(self) -> str:
         return ", ".join(f"{spec.key} x {len(spec.layers) or 1} layers" for spec in self.arrays)
@@ -202,8 +191,7 @@ def _placed(
         [end] = keys
 
     def piece(site: str, layer: int | None, tensor: Tensor, end: int | None) -> _Piece:
-        attention = "self" if ArraySpec(ArrayKey(stack, None, site)).site.of_attention else None
-        key, rows = ArrayKey(stack, attention, site), tensor.shape[-2]
+        key, rows = key_of(site, stack), tensor.shape[-2]
         if end is None or not rows <= end <= total:
             raise Unreadable(
                 f"{path} has {rows} rows of {key} for {total} tokens", why="nothing says which tokens they belong to"
@@ -244,11 +232,6 @@ def _known_rows(
     return list(known.values())
 
 
-def _common_dtype(outlines: Sequence[_Outline]) -> Dtype:
-    dtypes = {dtype for outline in outlines for dtype in outline.dtypes}
-    return _DTYPES.get(next(iter(dtypes)), "float32") if len(dtypes) == 1 else "float32"
-
-
 def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path: Path) -> None:
     for spec in outline.arrays:
         target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
@@ -259,7 +242,7 @@ def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path:
             raise Unreadable(f"{path} holds {piece.key} beside the arrays that its metadata lists")
         target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
         values = piece.tensor.array()[0]
-        lacking = np.isnan(values) if piece.is_whole and _UNKNOWN in outline.meta else False
+        lacking = np.isnan(values) if piece.is_whole and UNKNOWN in outline.meta else False
         if not (np.isfinite(values) | lacking).all():
             raise Unreadable(f"{path} has values that are NaN or infinite", why="a run holds none")
         if piece.layer is not None:
@@ -270,29 +253,7 @@ def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path:
             raise Unreadable(
                 f"{path} has {piece.key} of shape {list(piece.tensor.shape)}", why="that does not fit its other layers"
             )
-        target[..., piece.start : piece.start + piece.n_rows, :] = _encoded(values, buffer.layout.dtype, path)
-
-
-def _encoded(values: Float[np.ndarray, "*axes"], dtype: Dtype, path: Path) -> np.ndarray:
-    """Returns the values as the run stores them.
-
-    Raises:
-        Unreadable: the dtype that the trace states does not hold them.
-    """
-    if dtype == "bfloat16":
-        bits = values.astype(np.float32).view(np.uint32)
-        stored = (bits >> 16).astype(np.uint16)
-        exact = not (bits & 0xFFFF).any()
-    else:
-        with np.errstate(over="ignore"):
-            stored = values.astype(dtype)
-        exact = np.array_equal(stored.astype(values.dtype), values, equal_nan=True)
-    if not exact:
-        raise Unreadable(
-            f"{path} has numbers that {dtype} cannot hold",
-            why="it says that they are of this dtype" if dtype != "float32" else "a run holds at most float32",
-        )
-    return stored
+        target[..., piece.start : piece.start + piece.n_rows, :] = encoded(values, buffer.layout.dtype, path)
 
 
 def _row(trace: Trace, ours: _Ours, index: int) -> dict[str, Any]:
@@ -300,58 +261,10 @@ def _row(trace: Trace, ours: _Ours, index: int) -> dict[str, Any]:
     head = trace.head
     metadata = {name: value for name, value in head.metadata.items() if name != "traceformer"}
     ids = [*trace.input_tokens, *trace.output_tokens]
-    text = head.prompt + head.response
-    row = {
-        "example_id": head.trace_id,
-        "split": "imported",
-        "index": index,
-        "text": text,
-        "input_ids": ids,
-        "attention_mask": [1] * len(ids),
-        "tokens": ours.tokens or [f"#{token}" for token in ids],
-        "n_tokens": len(ids),
-        "content_hash": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
-        "n_prompt": len(trace.input_tokens),
-        "prompt": head.prompt,
-        "response": head.response,
+    row = token_row(head.trace_id, index, head.prompt, head.response, ids, len(trace.input_tokens), ours.tokens)
+    row |= {
         "category": head.category,
         "timestamp": head.timestamp,
         "metadata": json.dumps(metadata, ensure_ascii=False),
     }
     return row | dict(ours.row)
-
-
-def _meta(outline: _Outline, layout: RunLayout, *, partial: bool) -> dict[str, Any]:
-    """Returns what `meta.json` states: what the exported run said, or else what the arrays show."""
-    stated = dict(outline.meta)
-    dims: dict[str, Any] = {}
-    for spec in outline.arrays:
-        dims["n_layers"] = max(dims.get("n_layers", 1), *(layer + 1 for layer in (*spec.layers, 0)))
-        if spec.key.site == "attn_pattern":
-            dims |= {"n_heads": len(spec.heads), "n_kv_heads": len(spec.heads)}
-        if spec.site.axes[-1] in ("d_model", "d_vocab"):
-            dims[spec.site.axes[-1]] = spec.width
-    dims = {"n_heads": 1, "n_kv_heads": 1, **dims}
-    model = stated.get("model", "unknown")
-    now = time.strftime("%Y%m%d-%H%M%S")
-    meta: dict[str, Any] = {
-        "model": model,
-        "arch": layout.arch,
-        "dataset": "traces",
-        "split": "imported",
-        "dims": {outline.stack: dims},
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{name: value for name, value in stated.items() if name not in ("run_id", "arch", _UNKNOWN)},
-        "run_id": f"{now}_{short_name(str(stated.get('model_name', 'unknown')))}_traces_imported_n{layout.n_examples}",
-        "n_examples": layout.n_examples,
-        "dtype": layout.dtype,
-        "imported": {"format": "json", "from_run": stated.get("run_id")},
-    }
-    return {**meta, _UNKNOWN: "NaN"} if partial else meta
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types
-        return pa.array([json.dumps(value, ensure_ascii=False) for value in values])

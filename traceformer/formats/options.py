@@ -16,6 +16,8 @@ class ExportOptions:
             the run was recorded for.
         overwrite: Whether files of the same names may be replaced.
         lossless: Whether what the format has no place for is added to it.
+        layout: Which of the format's layouts to write, where it has several; None for its first.
+        layers: Which layers to write, by the model's numbers; None for all that are stored.
         progress: Told after every example how many of how many are done.
     """
 
@@ -24,6 +26,8 @@ class ExportOptions:
     lossless: bool = False
     overwrite: bool = False
     progress: Callable[[int, int], None] = lambda _, __: None
+    layout: str | None = None
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

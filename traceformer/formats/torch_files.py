@@ -1,13 +1,54 @@
-"""What torch saved, read as numpy arrays; only tensors and plain containers of them, never code."""
+"""What torch saved, as numpy arrays, and arrays as torch saves them: plain containers of tensors, never code."""
 
+import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from traceformer.errors import NotFound, Unreadable
 
-__all__ = ["read_torch_file"]
+__all__ = ["Part", "read_torch_file", "write_torch_file"]
+
+
+class Part(NamedTuple):
+    """A part of an array, `array[at]`; a file holds the numbers of an array once, however many parts it has."""
+
+    array: Float[np.ndarray, "..."]
+    at: tuple[slice | None, ...] = ()
+
+
+def write_torch_file(path: Path, value: Any, dtype: str) -> None:
+    """Writes containers of numbers, texts and `Part`s, these as tensors of a dtype; the file appears whole or not.
+
+    Parts of one array become views of one tensor, and `torch.load` gives them back as such.
+    """
+    import torch
+
+    tensors: dict[int, torch.Tensor] = {}
+
+    def as_torch(value: Any) -> Any:
+        if isinstance(value, Part):
+            if id(value.array) not in tensors:
+                whole = torch.from_numpy(np.require(value.array, requirements=["C", "W"]))
+                tensors[id(value.array)] = whole.to(getattr(torch, dtype))
+            return tensors[id(value.array)][value.at]
+        if isinstance(value, dict):
+            return {name: as_torch(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [as_torch(each) for each in value]
+        return value
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(as_torch(value), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_torch_file(path: Path) -> Any:

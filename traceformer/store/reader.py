@@ -19,6 +19,7 @@ from traceformer.store import columns
 from traceformer.store.arrays import reading
 from traceformer.store.commits import RunHead, read_commits, token_path
 from traceformer.store.encoding import Dtype
+from traceformer.store.hook_names import hooked
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, RunLayout
 from traceformer.store.names import Arch, public_name
@@ -249,6 +250,20 @@ class TraceStore:
         if site not in _STAGES.values():
             raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join((*_STAGES, *_STAGES.values()))}")
         return self.get(example_id, self.spec(site, side, prefer="enc").key, layer)
+
+    # TransformerLens's names for it
+
+    def cache(self, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
+        """Returns what is recorded of an example as TransformerLens caches it: arrays by the names of its hooks.
+
+        `store.cache(eid)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
+        the table is in `docs/formats.md`.
+
+        Raises:
+            NotRecorded: the run holds no site that has a hook.
+            Unsupported: TransformerLens has no names for such a model.
+        """
+        return hooked(self.layout, self.meta, lambda key, layer: self.get(example_id, key, layer))
 
     # Text and tokens
 

@@ -1,0 +1,147 @@
+"""Document 1's folder: `meta.json`, `tokens.parquet` and Zarr groups in which every example has T tokens.
+
+Arrays are Zarr v2, zstd level 3, one chunk per example, layer and head: `dec_self_attn.zarr/attn` is (N, L, H, T, T),
+`dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d).
+T is the longest example, `attention_mask` says which positions are its own, and the others are zero. Groups that
+document 1 does not have (MLP, norms, logits ...) follow the same pattern.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorstore as ts
+
+from traceformer.errors import RunExists
+from traceformer.formats.described import described_run, plain_row
+from traceformer.formats.options import ExportOptions
+from traceformer.sites import ArraySpec, Stack
+from traceformer.store.encoding import IN_MEMORY
+from traceformer.store.layout import META, TOKENS
+from traceformer.store.names import array_path
+from traceformer.store.reader import TraceStore
+
+__all__ = ["PADDED", "PADDED_ZARR_FORMAT", "export_padded_zarr", "is_padded_zarr"]
+
+PADDED_ZARR_FORMAT = "traceformer padded-zarr 1"
+PADDED: Mapping[str, Any] = {"input_ids": 0, "attention_mask": 0, "tokens": "", "offset_mapping": [0, 0]}
+"""The columns of `tokens.parquet` that have T entries, and what fills them up; `dec_input_ids` and so on likewise."""
+_DOCUMENTED = (
+    *("run_id", "model", "dataset", "split", "num_layers", "num_heads", "head_dim"),
+    *("layers_stored", "heads_stored", "capture", "has_targets", "time"),
+)
+
+
+def is_padded_zarr(path: Path) -> bool:
+    """Returns whether a file is the `meta.json` of such a folder, and not of a run."""
+    if path.name != META or not path.with_name(TOKENS).is_file():
+        return False
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(meta, dict) and "arch" in meta and "layout" not in meta
+
+
+def export_padded_zarr(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+    """Yields the folder, once all of it is there.
+
+    Raises:
+        RunExists: something is there already.
+    """
+    ids = store.ids if options.example_ids is None else options.example_ids
+    _refuse_existing(folder, options)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        _write(store, ids, part, options)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    yield folder
+
+
+def _refuse_existing(folder: Path, options: ExportOptions) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_padded_zarr(folder / META):
+        raise RunExists(f"{folder} is there already, and is something else", hint="--output names another folder")
+    if not options.overwrite:
+        raise RunExists(f"{folder} is there already", hint="--overwrite replaces it")
+
+
+def _write(store: TraceStore, ids: Sequence[str], folder: Path, options: ExportOptions) -> None:
+    longest: dict[Stack, int] = {
+        stack: max(store.length(example_id, stack) for example_id in ids) for stack in store.layout.stacks
+    }
+    arrays = {spec: _create(store, spec, folder, len(ids), longest) for spec in store.layout.arrays}
+    for row, example_id in enumerate(ids):
+        for spec, array in arrays.items():
+            values = store.get(example_id, spec.key)
+            place = tuple(slice(0, size) for size in values.shape)
+            array[row][place].write(values).result()
+        options.progress(row + 1, len(ids))
+    rows = [_padded(store, example_id, longest) for example_id in ids]
+    pq.write_table(pa.Table.from_pylist(rows), folder / TOKENS, compression="zstd")
+    meta = {name: store.meta[name] for name in _DOCUMENTED if name in store.meta} | {
+        "arch": store.arch,
+        "n_examples": len(ids),
+        "max_seq_len": longest if store.arch == "encdec" else next(iter(longest.values())),
+        "dtype": "float32" if store.dtype == "bfloat16" else store.dtype,
+        "traceformer": {
+            "format": PADDED_ZARR_FORMAT,
+            "arrays": [spec.to_json() for spec in store.layout.arrays],
+            "run": described_run(store),
+        },
+    }
+    (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _create(store: TraceStore, spec: ArraySpec, folder: Path, n: int, longest: Mapping[Stack, int]) -> ts.TensorStore:
+    lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
+    last = longest[spec.key.key_stack] if spec.site.is_matrix else spec.width
+    rows = longest[spec.key.stack if spec.site.is_matrix else spec.key.token_stack]
+    shape = (n, *lead, rows, last)
+    path = folder / array_path(spec.key, store.arch)
+    path.mkdir(parents=True)
+    (path.parent / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8")
+    named = {"layers": list(spec.layers), "heads": list(spec.heads)}
+    attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
+    (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
+    dtype = np.dtype(IN_MEMORY[store.layout.stored(spec)]).newbyteorder("<").str
+    return ts.open(
+        {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": f"{path}/"},
+            "metadata": {
+                "shape": list(shape),
+                "chunks": [*(1,) * (len(shape) - 2), *shape[-2:]],
+                "dtype": dtype,
+                "fill_value": 0.0,
+                "order": "C",
+                "compressor": {"id": "zstd", "level": 3},
+                "filters": None,
+            },
+        },
+        create=True,
+        open=True,
+    ).result()
+
+
+def _padded(store: TraceStore, example_id: str, longest: Mapping[Stack, int]) -> dict[str, Any]:
+    """Returns the example's row with T entries in each column of tokens."""
+    row = plain_row(store, example_id)
+    for stack in store.layout.stacks:
+        prefix = "" if stack == store.layout.stacks[0] else f"{stack}_"
+        row.setdefault(f"{prefix}attention_mask", [1] * store.length(example_id, stack))
+        for name, filler in PADDED.items():
+            own = row.get(prefix + name)
+            if own is not None:
+                row[prefix + name] = [*own, *[filler] * (longest[stack] - len(own))]
+    return row

@@ -1,0 +1,208 @@
+"""A run as safetensors: `{id}.safetensors` for each example, with every array, and `manifest.json` beside them.
+
+A tensor is named as its array is (`dec.self.q`) and has the example's own axes: (layer, head, token, d_head), or
+(layer, head, query, key). The manifest says which layers and heads these are, which model and texts, and the SHA-256
+of every file; an import checks it and gives the run back bit for bit. bfloat16 stays bfloat16.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Shaped
+
+from traceformer.errors import NotFound, RunExists, Unreadable
+from traceformer.formats.described import described_run, file_name, plain_row
+from traceformer.formats.new_run import UNKNOWN, common_dtype, put, write_run
+from traceformer.formats.options import ExportOptions, ImportOptions
+from traceformer.sites import ArraySpec, Stack
+from traceformer.store.encoding import Dtype
+from traceformer.store.files import checksum, durable_write
+from traceformer.store.names import Arch
+from traceformer.store.reader import TraceStore
+from traceformer.store.writer import ShardBuffer
+from traceformer.weights import StoredTensor, open_file
+
+__all__ = ["export_safetensors", "import_safetensors", "is_safetensors_run"]
+
+MANIFEST = "manifest.json"
+_FORMAT = "traceformer safetensors 1"
+_NAMES: Mapping[str, Dtype] = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
+
+
+def export_safetensors(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+    """Yields each example's file, once it is written, and at the end the manifest.
+
+    Raises:
+        RunExists: a file is in the way.
+    """
+    ids = store.ids if options.example_ids is None else options.example_ids
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / MANIFEST
+    _keep(manifest, options)
+    examples: list[dict[str, Any]] = []
+    for done, example_id in enumerate(ids, start=1):
+        path = folder / f"{file_name(example_id)}.safetensors"
+        _keep(path, options)
+        _write(path, store, example_id)
+        lengths = {stack: store.length(example_id, stack) for stack in store.layout.stacks}
+        found = checksum(path, "sha256")
+        told = {"file": path.name, "bytes": found.bytes, "sha256": found.digest, "lengths": lengths}
+        examples.append({**told, "row": plain_row(store, example_id)})
+        options.progress(done, len(ids))
+        yield path
+    described = {
+        "format": _FORMAT,
+        "arch": store.arch,
+        "arrays": [spec.to_json() for spec in store.layout.arrays],
+        "run": described_run(store),
+        "examples": examples,
+    }
+    durable_write(manifest, json.dumps(described, indent=2).encode())
+    yield manifest
+
+
+def _keep(path: Path, options: ExportOptions) -> None:
+    if path.exists() and not options.overwrite:
+        raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+
+
+def _write(path: Path, store: TraceStore, example_id: str) -> None:
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
+    for spec in store.layout.arrays:
+        values = store.get(example_id, spec.key)
+        if store.layout.stored(spec) == "bfloat16":
+            values = values.astype(ts.bfloat16.numpy_dtype)
+        arrays[str(spec.key)] = np.ascontiguousarray(values)
+    told = {"format": _FORMAT, "example_id": example_id}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(arrays, temporary, metadata=told)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_safetensors_run(path: Path) -> bool:
+    """Returns whether a file is such a manifest, or one of the files beside it."""
+    if path.suffix == ".safetensors":
+        path = path.with_name(MANIFEST)
+    if path.name != MANIFEST or not path.is_file():
+        return False
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("format") == _FORMAT
+
+
+class _Listed(NamedTuple):
+    """An example of a manifest: its file, and what is said of it."""
+
+    path: Path
+    sha256: str
+    lengths: Mapping[Stack, int]
+    row: Mapping[str, Any]
+
+
+class _Manifest(NamedTuple):
+    arch: Arch
+    arrays: tuple[ArraySpec, ...]
+    run: Mapping[str, Any]
+    examples: tuple[_Listed, ...]
+
+
+def import_safetensors(files: Sequence[Path], options: ImportOptions) -> Path:
+    """Returns the folder of the run that the files make: all of a manifest's, or those of them that are given.
+
+    Raises:
+        NotFound, Unreadable: a file is missing, is not the one that the manifest lists, or lies outside its folder.
+        RunExists: a run is at the folder asked for.
+    """
+    folders = {path.parent for path in files}
+    if len(folders) > 1:
+        raise Unreadable("the files are of several manifests", hint="import them apart")
+    [folder] = folders
+    manifest = _read_manifest(folder / MANIFEST)
+    given = {path.name for path in files if path.suffix == ".safetensors"}
+    examples = [each for each in manifest.examples if not given or each.path.name in given]
+    unlisted = given - {each.path.name for each in examples}
+    if unlisted or not examples:
+        raise Unreadable(f"{folder / MANIFEST} lists no {min(unlisted, default='examples')}")
+    dtypes: set[str] = set()
+    for each in examples:
+        if not each.path.is_file():
+            raise NotFound(f"no file {each.path}", why=f"{folder / MANIFEST} lists it")
+        if checksum(each.path, "sha256").digest != each.sha256:
+            raise Unreadable(f"{each.path} is not the file that its manifest lists", why="its SHA-256 is another")
+        dtypes |= {_NAMES.get(tensor.dtype, tensor.dtype) for tensor in open_file(each.path)[0].values()}
+
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+        example = examples[index]
+        tensors, _ = open_file(example.path)
+        for spec in manifest.arrays:
+            values = _tensor(tensors, spec, example.path).read()
+            put(buffer, slot, spec, values, str(example.path), partial=UNKNOWN in manifest.run)
+        return example.row
+
+    stacks: list[Stack] = [*examples[0].lengths]
+    if any(set(each.lengths) != set(stacks) for each in examples):
+        raise Unreadable(f"{folder / MANIFEST} lists examples of other stacks than the first's")
+    return write_run(
+        [each.path for each in examples],
+        options,
+        fill,
+        source="safetensors",
+        arch=manifest.arch,
+        arrays=manifest.arrays,
+        lengths={stack: [each.lengths[stack] for each in examples] for stack in stacks},
+        dtype=common_dtype(dtypes),
+        stated=manifest.run,
+        partial=UNKNOWN in manifest.run,
+    )
+
+
+def _tensor(tensors: Mapping[str, StoredTensor], spec: ArraySpec, path: Path) -> StoredTensor:
+    if str(spec.key) not in tensors:
+        raise Unreadable(f"{path} holds no {spec.key}", why="its manifest lists it")
+    return tensors[str(spec.key)]
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    try:
+        data = json.loads(path.read_bytes())
+        arrays = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
+        listed = tuple(
+            _Listed(_inside(path, each["file"]), each["sha256"], _lengths(each["lengths"]), dict(each["row"]))
+            for each in data["examples"]
+        )
+        arch = data["arch"]
+        if arch not in ("enc", "dec", "encdec"):
+            raise ValueError(f"arch {arch!r}")
+        return _Manifest(arch, arrays, dict(data["run"]), listed)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, Unreadable):
+            raise
+        raise Unreadable(f"{path} is not a manifest that an export writes", why=str(error)) from error
+
+
+def _lengths(data: Mapping[str, Any]) -> dict[Stack, int]:
+    stacks: tuple[Stack, ...] = ("enc", "dec")
+    return {stack: int(data[stack]) for stack in stacks if stack in data}
+
+
+def _inside(manifest: Path, name: Any) -> Path:
+    """The file of a manifest's entry, which lies beside it.
+
+    Raises:
+        Unreadable: its name leads elsewhere.
+    """
+    if not isinstance(name, str) or PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
+        raise Unreadable(f"{manifest} lists the file {name!r}", why="its files lie beside it, and nowhere else")
+    return manifest.with_name(name)

@@ -1,0 +1,34 @@
+"""A run's examples as TransformerLens caches them: `{id}.pt`, a dict from hook names to tensors with a batch of 1.
+
+`transformer_lens.ActivationCache(torch.load(path, weights_only=True), model)` takes such a dict.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from traceformer.errors import RunExists
+from traceformer.formats.described import file_name, written_dtype
+from traceformer.formats.options import ExportOptions
+from traceformer.formats.torch_files import Part, write_torch_file
+from traceformer.store.reader import TraceStore
+
+__all__ = ["export_transformer_lens"]
+
+
+def export_transformer_lens(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+    """Yields each example's file, once it is written.
+
+    Raises:
+        NotRecorded: the run holds no site that has a hook.
+        Unsupported: TransformerLens has no names for such a model.
+        RunExists: a file is in the way.
+    """
+    ids = store.ids if options.example_ids is None else options.example_ids
+    for done, example_id in enumerate(ids, start=1):
+        path = folder / f"{file_name(example_id)}.pt"
+        if path.exists() and not options.overwrite:
+            raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+        cache = {name: Part(values) for name, values in store.cache(example_id).items()}
+        write_torch_file(path, cache, written_dtype(store))
+        options.progress(done, len(ids))
+        yield path
