@@ -32,5 +32,5 @@ def demo(*, out_dir: Path = Path("traces/demo")) -> int:
         code = main(shlex.split(command))
         if code:
             return code
-    print(f"\nnext: traceformer inspect {run} --example 7 --head L3H0", file=sys.stderr)
+    print(f"\nnext: traceformer inspect {run} --example 7 --head L1H7", file=sys.stderr)
     return 0
