@@ -25,7 +25,7 @@ from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.recorder import Recorder, Span
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models import ModelDims, arch_of
-from traceformer.sites import SITES, ArrayKey, ArraySpec, Attention, Selection, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
 
 __all__ = [
     "ALONE",
@@ -354,7 +354,7 @@ def _refused(row: Architecture, dims: ModelDims, specs: Sequence[ArraySpec], hea
     """The sites that this model has no place for, and why, in the words that selecting one of them would get."""
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
-    for site in SITES:
+    for site in expand_sites(("all",)):
         if site not in recorded:
             try:
                 plan_arrays(Selection((site,)), row, dims, has_head=head)
