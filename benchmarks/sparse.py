@@ -12,7 +12,6 @@ that wait for each other say nothing.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -98,9 +97,15 @@ def print_peak(way: str, length: int) -> None:
     small = Bench(LOCAL, 64)
     run = {"sparse": bench.sparse, "masked": lambda: bench.masked(added=False), "causal": bench.causal}[way]()
     small.causal()(), small.sparse()()  # the libraries' own memory
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    before = memory("VmRSS")
     run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before)
+    print(memory("VmHWM") - before)
+
+
+def memory(kind: str) -> float:
+    """MB of this process, now or at most; `ru_maxrss` would be inherited from the process that started it."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{kind}:")]
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def rows(turns: int) -> Iterator[Row]:
