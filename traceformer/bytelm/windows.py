@@ -22,9 +22,9 @@ class Windows(Dataset[Mapping[str, Tensor]]):
 
     `move_to` an epoch begins the first one elsewhere, so that no epoch cuts the text where another did.
 
-    A share of `repeats` of them hold 4 to 32 different bytes of theirs, in random order, again and again: only who looks
-    up what came after the same byte before predicts those. A small text alone teaches that late, if at all. Which
-    windows do, and where the first begins, follows from seed and epoch.
+    A share of `repeats` of them hold 4 to 32 different bytes of theirs, in random order, again and again: only who
+    looks up what came after the same byte before predicts those. A small text alone teaches that late, if at all.
+    Which windows do, and where the first begins, follows from seed and epoch.
 
     Raises:
         UsageError: the text is shorter than two windows.
