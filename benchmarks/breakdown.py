@@ -13,18 +13,14 @@ Each stage does all of the stage before it and one thing more, so that the diffe
 A commit and a finish are also measured by themselves, when no model runs.
 """
 
-import argparse
-import shutil
 import statistics
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from extract import EVERYTHING, Bench, make_model
-from table import Row, print_table, row, seconds
+from table import Row, main, row, seconds
 
 N_BATCHES = 8
 
@@ -98,11 +94,14 @@ class Stages:
         return statistics.median(walls), statistics.median(cores), finish
 
 
-def measure(stages: Stages, turns: int) -> Iterator[Row]:
+def measure(folder: Path, turns: int) -> Iterator[Row]:
+    bench = Bench(folder, make_model(folder / "gpt2-shape"), 8, 128, N_BATCHES)
+    assert bench.prepared.request.selection.capture == EVERYTHING
+    stages = Stages(bench)
     shares: dict[str, list[float]] = {name: [] for name in ("observe", "pack", "rest", "commit", "cores", "finish")}
     n_shards = stages.prepared.layout.n_shards
     for turn in range(turns + 1):
-        plain = seconds(stages.bench.plain)
+        plain = seconds(bench.plain)
         observed, packed, whole = (seconds(work) for work in (stages.observed, stages.packed, stages.whole))
         commit, cores, finish = stages.commits()
         if turn:  # the first one warms up
@@ -117,21 +116,5 @@ def measure(stages: Stages, turns: int) -> Iterator[Row]:
     yield row("finishing the run, alone", shares["finish"], None, note="once a run")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    parser.add_argument("--turns", type=int, default=5)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
-    try:
-        bench = Bench(folder, make_model(folder / "gpt2-shape"), 8, 128, N_BATCHES)
-        assert bench.prepared.request.selection.capture == EVERYTHING
-        print_table(measure(Stages(bench), arguments.turns), arguments.json)
-    finally:
-        shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -7,19 +7,13 @@ against as many plain passes (SDPA, no head, nothing recorded, nothing written),
 median of five such ratios. Memory is the peak of a process of its own, above that of one that only runs the model.
 """
 
-import argparse
 import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from table import Row, print_table, row, seconds
+from table import Row, in_process, main, row, seconds
 
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
 HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
@@ -148,26 +142,21 @@ def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
 
 
 PEAK = """
-import re, sys, warnings
+import warnings
 from pathlib import Path
-sys.path.insert(0, {here!r})
 from extract import Bench, EVERYTHING, HEADS_3X3
+from table import memory
 warnings.simplefilter("ignore")
 bench = Bench(Path({folder!r}), Path({model!r}), {batch}, {n_tokens}, {n_batches})
 {work}
-# Not ru_maxrss, which a process inherits from the one that started it.
-print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+print(memory("VmHWM"))
 """
 
 
-def peak(folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int, work: str) -> int:
+def peak(folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int, work: str) -> float:
     """Returns the peak memory of a process that does `work`, in bytes."""
-    here = str(Path(__file__).parent)
-    code = PEAK.format(
-        here=here, folder=str(folder), model=str(model), batch=batch, n_tokens=n_tokens, n_batches=n_batches, work=work
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+    shape = {"batch": batch, "n_tokens": n_tokens, "n_batches": n_batches}
+    return in_process(PEAK.format(folder=str(folder), model=str(model), work=work, **shape))
 
 
 def measure_memory(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
@@ -186,24 +175,11 @@ def measure_memory(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
     yield row("8 x 128: peak of 100 batches over that of 10, heads", [many / few], 1.02)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
-    try:
-        model = make_model(folder / "gpt2-shape")
-        parts = (measure_time, measure_memory)
-        print_table((each for part in parts for each in part(folder, model, arguments.quick)), arguments.json)
-    finally:
-        shutil.rmtree(folder)
+def measure(folder: Path, quick: bool) -> Iterator[Row]:
+    model = make_model(folder / "gpt2-shape")
+    yield from measure_time(folder, model, quick)
+    yield from measure_memory(folder, model, quick)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, threads=os.cpu_count())

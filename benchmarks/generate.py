@@ -7,18 +7,14 @@ outputs. Every turn times all ways once, next to each other; each figure is the 
 `generate`. Ours ends with a finished run on the disk, theirs with `torch.save` of the same numbers in float16.
 """
 
-import argparse
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from extract import in_turn, make_model, make_texts
-from table import Row, print_table, row, seconds
+from table import Row, main, row, seconds
 
 CAPTURE = ("attn", "resid", "mlp_out")
 PROMPT_TOKENS = 31
@@ -144,32 +140,12 @@ def measure_batches(bench: Bench, quick: bool) -> Iterator[Row]:
     yield row(f"{n} prompts x {tokens} tokens: one by one / batches of 8", ratios, 3, at_least=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
-    try:
-        bench = Bench(folder, make_model(folder / "gpt2-shape"))
-        rows = (
-            each
-            for part in (
-                measure_one(bench, arguments.quick),
-                measure_growth(bench),
-                measure_batches(bench, arguments.quick),
-            )
-            for each in part
-        )
-        print_table(rows, arguments.json)
-    finally:
-        shutil.rmtree(folder)
+def measure(folder: Path, quick: bool) -> Iterator[Row]:
+    bench = Bench(folder, make_model(folder / "gpt2-shape"))
+    yield from measure_one(bench, quick)
+    yield from measure_growth(bench)
+    yield from measure_batches(bench, quick)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, threads=os.cpu_count())

@@ -7,19 +7,13 @@ float32, and writes each metric down as numpy has it; one sequence is timed in e
 one turn; each figure is the median of five, with the smallest and the largest.
 """
 
-import argparse
-import shutil
-import subprocess
-import sys
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from extract import make_model, make_texts
-from table import Row, print_table, row, seconds
+from table import Row, in_process, main, row, seconds
 
 from traceformer.analysis.run_heads import run_heads
 from traceformer.sites import ArrayKey, ArraySpec, Selection
@@ -105,21 +99,16 @@ def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
     yield row("all metrics over a loop for all metrics", ratios["full"], 0.1)
     yield row("all metrics over a loop for the thesis's three", ratios["thesis"], 0.1)
     yield row("seconds", took, None, note=f"{size / min(took) / 1e9:.2f} GB/s of padded float16 at best")
-    peak = subprocess.run(
-        [sys.executable, "-c", PEAK.format(run=str(folder / "run"))], check=True, capture_output=True, text=True
-    )
-    yield row(
-        "peak memory of a process that does it, MB", [int(peak.stdout) / 1e6], 500, note=f"of {size / 1e9:.1f} GB"
-    )
+    peak = in_process(PEAK.format(run=str(folder / "run"))) / 1e6
+    yield row("peak memory of a process that does it, MB", [peak], 500, note=f"of {size / 1e9:.1f} GB")
 
 
 PEAK = """
-import re
-from pathlib import Path
+from table import memory
 from traceformer.analysis.run_heads import run_heads
 from traceformer.store.reader import TraceStore
 run_heads(TraceStore({run!r}))
-print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+print(memory("VmHWM"))
 """
 
 
@@ -151,20 +140,5 @@ def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     yield row("live over extract and read, 12 layers, 4 x 512 tokens", ratios, 1.0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
-    try:
-        parts = (measure_stored, measure_live)
-        print_table((each for part in parts for each in part(folder, arguments.quick)), arguments.json)
-    finally:
-        shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure_stored, measure_live)

@@ -7,10 +7,6 @@ look back over 2 to 2000 tokens and at token 0; and in a softmax of noise. The m
 shape. Memory is the peak above the loaded model, in a process of its own.
 """
 
-import argparse
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ import numpy as np
 import torch
 from reverse_attention import ReverseAttentionTracer as ForeignTracer
 from reverse_attention.beam import beam_search_backward as foreign_search
-from table import Row, print_table, row, seconds
+from table import Row, in_process, main, memory, row, seconds
 
 from traceformer import ReverseAttentionTracer
 from traceformer.analysis.beam import LengthNorm, beam_search
@@ -141,10 +137,7 @@ def random_model(layers: int, implementation: str) -> Any:
 
 def peak_of(what: str, n: int, layers: int) -> float:
     """Returns how many bytes more than the loaded model a process needs that traces once."""
-    code = f"import paths; paths.print_peak({what!r}, {n}, {layers})"
-    here = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return in_process(f"import paths; paths.print_peak({what!r}, {n}, {layers})")
 
 
 def print_peak(what: str, n: int, layers: int) -> None:
@@ -153,18 +146,13 @@ def print_peak(what: str, n: int, layers: int) -> None:
     ids = torch.from_numpy(RANDOM.integers(0, 1000, (1, n)))
     tracer.trace(ids[:, :8], stop_at_bos=False)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before = _status("VmRSS")
+    before = memory("VmRSS")
     if what == "forward":
         with torch.inference_mode():
             model(ids, use_cache=False)
     else:
         tracer.trace(ids, stop_at_bos=False)
-    print(_status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+    print(memory("VmHWM") - before)
 
 
 def measure_end_to_end(n: int, layers: int) -> Iterator[Row]:
@@ -194,22 +182,11 @@ def measure_end_to_end(n: int, layers: int) -> Iterator[Row]:
     yield row("  across all layers", [a / b for a, b in zip(across, plain, strict=True)], None, note=note)
 
 
-def measure(*, quick: bool) -> Iterator[Row]:
+def measure(quick: bool) -> Iterator[Row]:
     yield from measure_search(256 if quick else 2048, 64 if quick else 512)
     yield from measure_exact(256 if quick else 2048)
     yield from measure_end_to_end(64 if quick else 1024, 2 if quick else 24)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    started = time.perf_counter()
-    print_table(measure(quick=arguments.quick), arguments.json)
-    print(f"took {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, threads=2)

@@ -11,15 +11,11 @@ With one thread the processor's time is taken, not the clock's: on a machine tha
 that wait for each other say nothing.
 """
 
-import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
-from table import Row, print_table, row, seconds
+from table import Row, in_process, main, memory, row, seconds
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -88,11 +84,11 @@ def processor_seconds(way: Callable[[], None]) -> float:
 
 def peak_of(way: str, length: int) -> float:
     """The MB that one forward and backward pass needs, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", way, str(length)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return in_process(f"import sparse; sparse.print_peak({way!r}, {length})") / 1e6
 
 
 def print_peak(way: str, length: int) -> None:
+    torch.set_num_threads(2)
     bench = Bench(thesis_patterns(8, length), length)
     small = Bench(LOCAL, 64)
     run = {"sparse": bench.sparse, "masked": lambda: bench.masked(added=False), "causal": bench.causal}[way]()
@@ -102,13 +98,9 @@ def print_peak(way: str, length: int) -> None:
     print(memory("VmHWM") - before)
 
 
-def memory(kind: str) -> float:
-    """MB of this process, now or at most; `ru_maxrss` would be inherited from the process that started it."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{kind}:")]
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def rows(turns: int) -> Iterator[Row]:
+def measure(quick: bool, threads: int) -> Iterator[Row]:
+    torch.set_num_threads(threads)
+    turns = 3 if quick else 11
     for length, target in TARGETS.items():
         bench = Bench(thesis_patterns(8, length), length)
         ways = {
@@ -136,19 +128,5 @@ def rows(turns: int) -> Iterator[Row]:
     yield row("local heads: time per position at T = 8192 over 2048", growth, 1.25)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="three turns instead of eleven")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", nargs=2, metavar=("WAY", "LENGTH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print_peak(options.peak[0], int(options.peak[1]))
-    else:
-        print_table(rows(3 if options.quick else 11), options.json)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

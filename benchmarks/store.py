@@ -6,19 +6,16 @@ Each figure is the median of five, with the spread between the smallest and the 
 causal, with heads from sharply local to diffuse; the targets were set on a trained model's, which is alike in size.
 """
 
-import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from table import Row, print_table, row, seconds
+from table import Row, main, row, seconds
 
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
@@ -186,22 +183,5 @@ def measure_opening(folder: Path) -> Iterator[Row]:
     yield row("  of which Python and tensorstore's import", bare, None)
 
 
-def measure(folder: Path) -> Iterator[Row]:
-    for part in (measure_attention, measure_rows, measure_opening):
-        yield from part(folder)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder))
-    try:
-        print_table(measure(folder), arguments.json)
-    finally:
-        shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure_attention, measure_rows, measure_opening)

@@ -1,18 +1,17 @@
 """Measures the speed of `traceformer train` over that of a bare loop of the same model and batches, turn by turn.
 
-    python benchmarks/train.py [--json FILE] [--quick]
+    python benchmarks/train.py [--json FILE] [--folder FOLDER] [--quick]
 
 The preset `small` on the CPU, float32: bytes per second of the Trainer with its data, schedule and logging, without the
 evaluation at the end, over forward, backward, clipping and AdamW on ids that are there already. Medians of five.
 """
 
-import argparse
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from table import print_table, row, seconds
+from table import Row, main, row, seconds
 from transformers import AutoModelForCausalLM
 
 from traceformer.bytelm.presets import build_config
@@ -52,31 +51,19 @@ def bare_speed(n_steps: int, batch_size: int, attention: str) -> float:
     return n_steps * batch_size * (LENGTH - 1) / seconds(lambda: [step() for _ in range(n_steps)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="fewer turns")
-    arguments = parser.parse_args()
-    turns, n_steps, batch_size = (2 if arguments.quick else 5), 10, 4
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text"
-        n_windows = (n_steps + WARM_UP) * batch_size + 1
-        text.write_bytes(bytes(i * 7919 % 251 for i in range(int((n_windows + 1) * (LENGTH - 1) / 0.9))))
-
-        def ratios(attention: str) -> list[float]:
-            return [
-                trainer_speed(text, Path(folder) / "m", batch_size, attention)
-                / bare_speed(n_steps, batch_size, attention)
-                for _ in range(turns)
-            ]
-
-        rows = (
-            row(f"bytes/s of train over a bare loop, small {attention}, batch {batch_size}", found, 0.9, at_least=True)
-            for attention in ("dense", "sparse")
-            for found in [ratios(attention)]
-        )
-        print_table(rows, arguments.json)
+def measure(folder: Path, quick: bool) -> Iterator[Row]:
+    turns, n_steps, batch_size = (2 if quick else 5), 10, 4
+    text = folder / "text"
+    n_windows = (n_steps + WARM_UP) * batch_size + 1
+    text.write_bytes(bytes(i * 7919 % 251 for i in range(int((n_windows + 1) * (LENGTH - 1) / 0.9))))
+    for attention in ("dense", "sparse"):
+        ratios = [
+            trainer_speed(text, folder / "m", batch_size, attention) / bare_speed(n_steps, batch_size, attention)
+            for _ in range(turns)
+        ]
+        what = f"bytes/s of train over a bare loop, small {attention}, batch {batch_size}"
+        yield row(what, ratios, 0.9, at_least=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

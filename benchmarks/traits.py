@@ -9,12 +9,9 @@
 3. The lens's memory: 32 layers of 512 positions, 32,000 words, against all logits in float32.
 """
 
-import argparse
 import os
 import shutil
-import tempfile
 import tracemalloc
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from extract import in_turn, make_model
 from generate import Bench
-from table import Row, print_table, row, seconds
+from table import Row, main, row, seconds
 
 from traceformer.analysis.lens import normed, read_out
 from traceformer.analysis.projection import project_run
@@ -108,23 +105,5 @@ def measure_lens(folder: Path, quick: bool) -> Iterator[Row]:
     yield row("lens, 32 layers x 512 positions: peak memory / logits", [peak / every_logit], 0.15, note=note)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where to write: on the disk to be measured")
-    parser.add_argument("--quick", action="store_true", help="one turn of each, to see that it runs")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=arguments.folder)).resolve()
-    try:
-        parts = (measure_projection, measure_recording, measure_lens)
-        print_table((each for part in parts for each in part(folder, arguments.quick)), arguments.json)
-    finally:
-        shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure_projection, measure_recording, measure_lens, threads=os.cpu_count())
