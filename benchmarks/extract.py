@@ -3,11 +3,13 @@
     python benchmarks/extract.py [--json FILE] [--folder FOLDER] [--quick]
 
 GPT-2 small's shape with random weights, on the CPU. One extraction of several batches, committed durably, is timed
-against as many plain passes (SDPA, no head, nothing recorded, nothing written), turn by turn; each figure is the
-median of five such ratios. Memory is the peak of a process of its own, above that of one that only runs the model.
+against as many plain passes (SDPA, no head, nothing recorded, nothing written), turn by turn; what an
+earlier turn wrote is deleted beforehand, untimed. Each figure is the median of five such ratios. Memory is the peak of
+a process of its own, above that of one that only runs the model.
 """
 
 import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from table import Row, in_process, main, row, seconds
 
+REPEATS = 5
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
 HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
 
@@ -98,19 +101,34 @@ class Bench:
                     os.fsync(file.fileno())
         model.set_attn_implementation("sdpa")
 
+    def delete(self) -> None:
+        """Deletes what any of the ways wrote, for good: else the next durable write would wait for that too."""
+        if (self.folder / "run").exists():
+            shutil.rmtree(self.folder / "run")
+        for path in self.folder.glob("hf-*.pt"):
+            path.unlink()
+        os.sync()
+
 
 def size_of(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
 
 
 def in_turn(
-    plain: Callable[[], object], others: dict[str, Callable[[], object]], repeats: int
+    plain: Callable[[], object],
+    others: dict[str, Callable[[], object]],
+    repeats: int,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Returns, for each of `others`, its time over the plain pass's in the same turn; the first turn warms up."""
+    """Returns, for each of `others`, its time over the plain pass's in the same turn; the first turn warms up.
+
+    `between` is called before each of `others`, and is not timed.
+    """
     ratios: dict[str, list[float]] = {name: [] for name in others}
     for turn in range(repeats + 1):
         base = seconds(plain)
         for name, work in others.items():
+            between()
             took = seconds(work)
             if turn:
                 ratios[name].append(took / base)
@@ -118,7 +136,7 @@ def in_turn(
 
 
 def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
-    repeats = 1 if quick else 5
+    repeats = 1 if quick else REPEATS
     for batch, n_tokens, n_batches, bounds in ((8, 128, 8, (1.25, 1.05)), (2, 1024, 3, (1.4, 1.05))):
         bench = Bench(folder, model, batch, n_tokens, n_batches)
         shape = f"{batch} x {n_tokens}"
@@ -127,7 +145,7 @@ def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
             "heads": bench.recording(("attn",), **HEADS_3X3),
             "hf": bench.output_attentions,
         }
-        ratios = in_turn(bench.plain, works, repeats)
+        ratios = in_turn(bench.plain, works, repeats, between=bench.delete)
         works["everything"]()
         mine = size_of(folder, "run/**/c.*") / n_batches / 1e6
         theirs = size_of(folder, "hf-*.pt") / n_batches / 1e6
@@ -137,8 +155,7 @@ def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
         yield row(f"{shape}: attn of 3 layers x 3 heads / plain", ratios["heads"], bounds[1])
         note = f"{theirs:.0f} MB a batch: attentions and hidden states only"
         yield row(f"{shape}: output_attentions + torch.save / plain", ratios["hf"], None, note=note)
-        for path in folder.glob("hf-*.pt"):
-            path.unlink()
+        bench.delete()
 
 
 PEAK = """
@@ -160,7 +177,7 @@ def peak(folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int, w
 
 
 def measure_memory(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
-    repeats = 1 if quick else 3
+    repeats = 1 if quick else REPEATS
     everything, heads = "bench.recording(EVERYTHING)()", "bench.recording(('attn',), **HEADS_3X3)()"
 
     def above(batch: int, n_tokens: int, n_batches: int, work: str) -> list[float]:
