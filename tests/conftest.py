@@ -1,7 +1,7 @@
 """What every test runs under: no network, two threads, and every annotation in the package checked at run time."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +50,17 @@ def minilm() -> Path:
         skip("minilm")
         raise AssertionError("unreachable")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on two threads, and far slower when something else wants the second one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

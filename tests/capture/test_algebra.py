@@ -23,15 +23,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models import load_model
 from traceformer.sites import Selection
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on two threads, and far slower when something else wants the second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Fact = tuple[str, str]
 

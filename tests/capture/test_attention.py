@@ -2,7 +2,6 @@
 
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,7 @@ from traceformer.errors import Unsupported
 
 BATCH, HEADS, KV_HEADS, D_HEAD = 3, 4, 2, 5
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_call(n_queries: int, n_keys: int, **changes: Any) -> AttentionCall:

@@ -1,7 +1,7 @@
 """Prompts to runs: every stored step is what a fresh eager pass over the same tokens gives, live and replayed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,7 @@ N_NEW = 8
 SITES = Selection(("attn", "hidden", "mlp_out", "logits"))
 Folder = Callable[..., Path]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

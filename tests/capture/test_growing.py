@@ -1,6 +1,6 @@
 """Around `generate`: recording changes no token and no logit, and sees every step in its true place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -23,13 +23,7 @@ FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "nanoc
 SITES = ("attn", "qkv", "hidden", "resid", "mlp_out", "logits")
 PROMPT, NEW = 9, 8
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Everything:

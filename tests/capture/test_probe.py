@@ -1,7 +1,6 @@
 """What is found out about families that have no row."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,13 +49,7 @@ STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch) -> Probe:

@@ -4,7 +4,7 @@ import gc
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -25,13 +25,7 @@ LENGTHS: dict[Stack, tuple[int, ...]] = {"enc": (11, 6, 8), "dec": (9, 4, 7)}
 OUTSIDE = ("gptj", "bloom", "mpt")
 SOME = ("gpt2", "llama", "gemma2", "gpt_oss", "bert", "modernbert", "t5", "bart", "bloom")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Kept:

@@ -1,12 +1,11 @@
 """What `traceformer generate` hands on, what it says while it works, and what it leaves."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
@@ -20,13 +19,7 @@ __all__ = ["tiny_folder"]  # a fixture
 Capture = pytest.CaptureFixture[str]
 NOTHING_CHOSEN = {"enc": None, "dec": None}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
