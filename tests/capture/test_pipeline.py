@@ -119,6 +119,18 @@ def test_an_error_while_writing_stops_the_next_call() -> None:
     assert calls < 1000
 
 
+def test_what_a_cpu_saw_is_compressed_before_its_next_pass() -> None:
+    layout = layout_of()
+    writer = FullDisk(layout)
+    pipeline = Pipeline(writer, layout)
+    sink = run_through(pipeline)
+    pipeline.close_shard(0, sink, pa.table({}))
+    assert list(sink.buffer.compressed) == [PATTERN.key]
+    writer.go.set()
+    with pytest.raises(OutOfSpace), pipeline:
+        pass
+
+
 def test_an_error_in_the_last_shard_is_raised_on_leaving() -> None:
     layout = layout_of()
     writer = FullDisk(layout)

@@ -72,6 +72,24 @@ def test_a_recycled_buffer_leaves_nothing_of_the_last_shard(tmp_path: Path) -> N
                 assert np.array_equal(whole[example], padded)
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_a_shard_compressed_ahead_is_the_same_and_is_not_kept(tmp_path: Path, codec: str) -> None:
+    layout = runs.plan("encdec", codec=codec, n_examples=4)
+    usual = runs.write(tmp_path / "usual", layout)
+    with RunWriter.create(tmp_path / "ahead", layout, runs.META, digest=runs.DIGEST) as writer:
+        buffer = writer.buffer()
+        tokens = runs.fill(layout, 0, buffer)
+        buffer.compress()
+        for array in layout.arrays:
+            if layout.codec_of(array) == "zstd":
+                buffer.arrays[array.key][...] = 1  # comes too late
+        writer.commit(0, buffer, tokens)
+        assert not buffer.compressed
+        ahead = writer.finish()
+    for path in usual.rglob("c.*"):
+        assert (ahead / path.relative_to(usual)).read_bytes() == path.read_bytes()
+
+
 def test_a_shard_without_tokens_is_there(tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW, n_examples=2, shard_examples=2)
     with RunWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST) as writer:

@@ -3,7 +3,8 @@
 1. `open_shard` gives a `ShardSink`, which casts what a recorder sees to the stored dtype and packs its true
    tokens into the shard's memory. On the CPU that is one pass over the data, done while it is still in cache;
    on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
-2. `close_shard` hands the full shard to a thread that compresses and writes it while the next batches run.
+2. `close_shard` hands the full shard to a thread that compresses and writes it while the next batches run. A model
+   on the CPU needs all cores itself: there `close_shard` compresses before it returns, and the thread only writes.
 3. At most one shard is being written while another is filled, and at most two batches are in flight from the
    device. An error in either thread is raised by the next call, with its cause.
 """
@@ -31,7 +32,12 @@ _BATCHES_IN_FLIGHT = 2
 
 
 class ShardSink:
-    """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds."""
+    """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds.
+
+    Attributes:
+        buffer: The shard's memory.
+        from_device: Whether what was seen came from an accelerator.
+    """
 
     def __init__(self, buffer: ShardBuffer, layout: RunLayout) -> None:
         self.buffer = buffer
@@ -41,6 +47,7 @@ class ShardSink:
         self._spans: Spans = {}
         self._arriving: list[tuple[Tensor, Tensor]] = []
         self._filled: set[int] = set()
+        self.from_device = False
 
     def begin(self, slots: Sequence[int], spans: Mapping[Stack, Sequence[Span]]) -> None:
         """Says which example of the shard each row of the next batch is, and where its true tokens are."""
@@ -68,6 +75,7 @@ class ShardSink:
         if source.device.type == "cpu":
             target.copy_(source)
             return
+        self.from_device = True
         packed = source.to(target.dtype).contiguous()
         host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
         host.copy_(packed, non_blocking=packed.is_cuda)
@@ -136,6 +144,8 @@ class Pipeline:
     def close_shard(self, shard: int, sink: ShardSink, tokens: pa.Table) -> None:
         """Hands a full shard over to be written and committed."""
         sink.check_filled()
+        if not sink.from_device:
+            sink.buffer.compress()
         placing = list(self._placing)
         self._placing.clear()
 

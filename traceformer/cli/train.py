@@ -72,7 +72,7 @@ def train(
         data: enwik8 is downloaded once, pydoc (Python's own documentation) needs no network; or your own text.
         split: How text is held out: 90 % training, 5 % validation, 5 % test; or thesis, 90 % and 10 %.
         init: A trained model of the same shape to begin with.
-        repeats: The share of windows that hold a few random bytes over and over, which teaches induction heads.
+        repeats: The share of windows that hold a few random bytes over and over, which reward induction heads.
         num_epochs: How often the training text is read; 0.5 is half of it.
         batch_size: Windows per device and forward pass.
         seq_length: Bytes per window; the model's whole context by default.

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from traceformer.errors import CorruptRun
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.encoding import ON_DISK, Codec
+from traceformer.store.encoding import ON_DISK, ZSTD_LEVEL, Codec
 from traceformer.store.files import durable_write, sync_folder
 from traceformer.store.layout import RunLayout
 
@@ -38,7 +38,7 @@ EMPTY_SLOT = -1
 
 _LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: JSON = {"name": "crc32c"}
-_ZSTD: JSON = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+_ZSTD: JSON = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
 
 
 def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> dict[str, JSON]:
@@ -89,8 +89,7 @@ def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
 def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> JSON:
     stored = layout.stored(spec)
     dtype = ON_DISK[stored]
-    codec: Codec = "zstd" if spec.site.is_matrix else layout.codec
-    inner = [_LITTLE_ENDIAN, *_compression(codec, dtype.itemsize), _CRC32C]
+    inner = [_LITTLE_ENDIAN, *_compression(layout.codec_of(spec), dtype.itemsize), _CRC32C]
     heads = "kv_heads" if "kv_head" in spec.site.axes else "heads"
     sharding: JSON = {
         "name": "sharding_indexed",

@@ -1,6 +1,9 @@
 """The memory of one open shard: allocated once, filled by a recorder, written as it stands, used again."""
 
-from collections.abc import Mapping, Sequence
+import math
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -9,8 +12,11 @@ from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.encoding import ON_DISK
 from traceformer.store.layout import RunLayout
+from traceformer.store.shards import Chunk, chunks_of, compress
 
 __all__ = ["ShardBuffer"]
+
+_HUGE_PAGE = 2 << 20
 
 
 class ShardBuffer:
@@ -24,15 +30,17 @@ class ShardBuffer:
             rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`.
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
+        compressed: What `compress` made: for each file of an array its chunks.
     """
 
     def __init__(self, layout: RunLayout) -> None:
         self.layout = layout
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
-            spec.key: np.zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.arrays
+            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.arrays
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
+        self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
         # What the last shard may have written: per slot its queries and keys.
         nothing = np.zeros((layout.shard_examples, 2), np.int64)
         self._dirty = {spec.key: nothing.copy() for spec in layout.arrays if spec.site.is_matrix}
@@ -59,6 +67,7 @@ class ShardBuffer:
                     f"an example of {max(lengths[stack])} {stack} tokens",
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
+        self.compressed.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
         for spec in layout.arrays:
@@ -88,6 +97,27 @@ class ShardBuffer:
         used = int(self.offsets[spec.key.token_stack][-1])
         return array[..., : self.layout.written_slots(spec, used), :]
 
+    def compress(self) -> None:
+        """Compresses what is stored compressed, now and on all cores; what is done is not done again.
+
+        `RunWriter.commit` sees to it. But beside a commit a model may be at work, whose cores wait for each other: on
+        the CPU it is cheaper to do this between two passes, which then have all cores.
+        """
+        for spec in self.layout.arrays:
+            if self.layout.codec_of(spec) == "zstd" and spec.key not in self.compressed:
+                self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
+
+    def chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
+        """Returns, for each file of an array's shard, its chunks as they go to disk."""
+        return self.compressed.get(spec.key) or self._raw_chunks(spec)
+
+    def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
+        chunk, shard, filled = self.layout.chunk_shape(spec), self.layout.shard_shape(spec), self.filled(spec)
+        parts = [filled]
+        if spec.site.is_matrix:  # split by layers where a file would be too large
+            parts = [filled[:, first : first + shard[1]] for first in range(0, filled.shape[1], shard[1])]
+        return [chunks_of(part, chunk, shard) for part in parts]
+
     def rectangle(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "layer head query key"]:
         """Returns the part of a matrix array that the example in slot b must fill, as a view."""
         return self.arrays[key][b, :, :, : self.lengths[key.stack][b], : self.lengths[key.key_stack][b]]
@@ -96,3 +126,13 @@ class ShardBuffer:
         """Returns the part of a token array that the example in slot b must fill, (layer[, head], n, width), a view."""
         offsets = self.offsets[key.token_stack]
         return self.arrays[key][..., offsets[b] : offsets[b + 1], :]
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, "..."]:
+    """Returns zeros in memory that comes in huge pages, where the system has them: the first touch is costly."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)

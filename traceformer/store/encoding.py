@@ -11,12 +11,25 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
-__all__ = ["AttnCodec", "Codec", "Dtype", "NonFinite", "Stored", "decode", "encode_sqrt8", "first_nonfinite"]
+__all__ = [
+    "ZSTD_LEVEL",
+    "AttnCodec",
+    "Codec",
+    "Dtype",
+    "NonFinite",
+    "Stored",
+    "decode",
+    "encode_sqrt8",
+    "first_nonfinite",
+]
 
 Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
 Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8"]
 AttnCodec: TypeAlias = Literal["exact", "sqrt8"]
 Codec: TypeAlias = Literal["none", "zstd", "lz4"]
+
+# The levels below it leave 1.01 bytes of a byte of GPT-2's patterns where this leaves 0.78; those above, the same.
+ZSTD_LEVEL = 1
 
 ON_DISK: Mapping[Stored, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),

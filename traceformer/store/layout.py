@@ -133,6 +133,10 @@ class RunLayout:
         """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
+    def codec_of(self, spec: ArraySpec) -> Codec:
+        """Returns how the array's chunks are compressed."""
+        return "zstd" if spec.site.is_matrix else self.codec
+
     def axes(self, spec: ArraySpec) -> tuple[str, ...]:
         """Returns the dimension names on disk, each with one meaning within its zarr group.
 

@@ -233,6 +233,7 @@ class RunWriter:
             ids = self._check_rows(shard, buffer, tokens)
             self._remove_leftovers(shard)
             self._check_space(buffer, tokens)
+            buffer.compress()
             with free_space(self.folder, undo=lambda: self._remove_leftovers(shard)):
                 files = self._write_arrays(shard, buffer)
                 path = token_path(shard)
@@ -248,6 +249,7 @@ class RunWriter:
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
         finally:
+            buffer.compressed.clear()
             with self._returned:
                 self._free.append(buffer)
                 self._returned.notify()
@@ -307,28 +309,30 @@ class RunWriter:
             )
 
     def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
-        """Writes all arrays, a few at a time: their encoded copies are what memory is needed for beside the buffers."""
+        """Writes all arrays, a few at a time, those first that take longest."""
         pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
+        specs = sorted(self.layout.arrays, key=lambda spec: not spec.site.is_matrix)
         try:
-            written = pool.map(lambda spec: self._write_array(shard, spec, buffer), self.layout.arrays)
+            written = pool.map(lambda spec: self._write_array(shard, spec, buffer), specs)
             return {path: found for files in written for path, found in files}
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
         self._check_finite(shard, spec, buffer)
-        if not spec.site.is_matrix and is_written_directly(self.layout.codec):
-            [file] = self.layout.shard_files(spec, shard)
-            chunk, slots = self.layout.chunk_shape(spec)[-2], self.layout.shard_slots(spec.key.token_stack)
-            return [(file, write_shard(self.folder / file, buffer.filled(spec), chunk, slots))]
-        path = self.layout.array_path(spec.key)
+        layout = self.layout
+        files = layout.shard_files(spec, shard)
+        if is_written_directly(layout.codec_of(spec)):
+            chunks = zip(files, buffer.chunks(spec), strict=True)
+            return [(file, write_shard(self.folder / file, part)) for file, part in chunks]
+        path = layout.array_path(spec.key)
         if path not in self._arrays:
             self._arrays[path] = open_array(self.folder, path, self._context)
         used = int(buffer.offsets[spec.key.token_stack][-1])
-        region = self._arrays[path][shard_region(self.layout, spec, shard, used)]
+        region = self._arrays[path][shard_region(layout, spec, shard, used)]
         # The buffer is not touched before the write is done, so tensorstore need not copy it first.
         region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
-        return [(file, checksum(self.folder / file, "xxh3_128")) for file in self.layout.shard_files(spec, shard)]
+        return [(file, checksum(self.folder / file, "xxh3_128")) for file in files]
 
     def _check_finite(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> None:
         stored = self.layout.stored(spec)
