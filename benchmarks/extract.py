@@ -3,9 +3,9 @@
     python benchmarks/extract.py [--json FILE] [--folder FOLDER] [--quick]
 
 GPT-2 small's shape with random weights, on the CPU. One extraction of several batches, committed durably, is timed
-against as many plain passes (SDPA, no head, nothing recorded, nothing written), turn by turn; what an
-earlier turn wrote is deleted beforehand, untimed. Each figure is the median of five such ratios. Memory is the peak of
-a process of its own, above that of one that only runs the model.
+against as many plain passes (SDPA, no head, nothing recorded, nothing written), turn by turn; what an earlier turn
+wrote is deleted beforehand, untimed. Each figure is the median of five such ratios. Memory is the peak of a process of
+its own, above that of one that only runs the model.
 """
 
 import os
