@@ -67,7 +67,8 @@ def _compressed(chunk: Chunk | None) -> Chunk | None:
     if chunk is None:
         return None
     zstd = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
-    return np.frombuffer(zstd.compress(pa.py_buffer(chunk)), np.uint8)
+    # As bytes: Arrow's own buffer would keep the memory of the longest result that there could have been.
+    return np.frombuffer(zstd.compress(pa.py_buffer(chunk), asbytes=True), np.uint8)
 
 
 def write_shard(path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
