@@ -102,7 +102,9 @@ def measure(folder: Path, turns: int) -> Iterator[Row]:
     n_shards = stages.prepared.layout.n_shards
     for turn in range(turns + 1):
         plain = seconds(bench.plain)
-        observed, packed, whole = (seconds(work) for work in (stages.observed, stages.packed, stages.whole))
+        observed, packed = seconds(stages.observed), seconds(stages.packed)
+        bench.delete()
+        whole = seconds(stages.whole)
         commit, cores, finish = stages.commits()
         if turn:  # the first one warms up
             took = (observed - plain, packed - observed, whole - packed, n_shards * commit, n_shards * cores, finish)

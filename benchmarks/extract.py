@@ -9,13 +9,12 @@ its own, above that of one that only runs the model.
 """
 
 import os
-import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from table import Row, in_process, main, row, seconds
+from table import Row, delete, in_process, main, row, seconds
 
 REPEATS = 5
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
@@ -102,12 +101,8 @@ class Bench:
         model.set_attn_implementation("sdpa")
 
     def delete(self) -> None:
-        """Deletes what any of the ways wrote, for good: else the next durable write would wait for that too."""
-        if (self.folder / "run").exists():
-            shutil.rmtree(self.folder / "run")
-        for path in self.folder.glob("hf-*.pt"):
-            path.unlink()
-        os.sync()
+        """Deletes what any of the ways wrote."""
+        delete(self.folder / "run", *self.folder.glob("hf-*.pt"))
 
 
 def size_of(folder: Path, pattern: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extract import in_turn, make_model, make_texts
-from table import Row, main, row, seconds
+from table import Row, delete, main, row, seconds
 
 CAPTURE = ("attn", "resid", "mlp_out")
 PROMPT_TOKENS = 31
@@ -81,6 +81,10 @@ class Bench:
         model.set_attn_implementation("sdpa")
         self._save(steps)
 
+    def delete(self) -> None:
+        """Deletes what any of the ways wrote."""
+        delete(self.folder / "run", self.folder / "theirs.pt")
+
     def _save(self, kept: Any) -> None:
         import torch
 
@@ -105,7 +109,7 @@ def measure_one(bench: Bench, quick: bool) -> Iterator[Row]:
         "output_attentions": lambda: bench.output_attentions(64),
         "context again": lambda: bench.context_again(64),
     }
-    ratios = in_turn(lambda: bench.plain(64), works, 1 if quick else 5)
+    ratios = in_turn(lambda: bench.plain(64), works, 1 if quick else 5, between=bench.delete)
     works["recorded"]()
     ours = bytes_of(bench.folder / "run")
     yield row("31 + 64 tokens, recorded token by token / plain", ratios["recorded"], 1.15, note=f"{ours / 1e6:.1f} MB")
@@ -136,7 +140,13 @@ def measure_batches(bench: Bench, quick: bool) -> Iterator[Row]:
     path.write_text("\n".join(lines), encoding="utf-8")
     changes = {"prompts": path, "sampling": replace(bench.request.sampling, max_tokens=tokens)}
     batched, single = bench.recording(**changes, batch_size=8), bench.recording(**changes, batch_size=1)
-    ratios = [seconds(single) / seconds(batched) for _ in range(1 if quick else 3)]
+    ratios: list[float] = []
+    for _ in range(1 if quick else 3):
+        took: list[float] = []
+        for way in (single, batched):
+            bench.delete()
+            took.append(seconds(way))
+        ratios.append(took[0] / took[1])
     yield row(f"{n} prompts x {tokens} tokens: one by one / batches of 8", ratios, 3, at_least=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from extract import make_model, make_texts
-from table import Row, in_process, main, row, seconds
+from table import Row, delete, in_process, main, row, seconds
 
 from traceformer.analysis.run_heads import run_heads
 from traceformer.sites import ArrayKey, ArraySpec, Selection
@@ -133,6 +133,7 @@ def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     live = LiveRequest(str(model), dataset=str(texts), num_seqs=4, seq_length=512, batch_size=4, device="cpu")
     ratios: list[float] = []
     for turn in range(2 if quick else REPEATS + 1):
+        delete(folder / "live-run")
         stored = seconds(lambda: run_heads(TraceStore(extract(request))))
         own = seconds(lambda: live_heads(live))
         if turn:

@@ -84,7 +84,7 @@ def measure_recording(folder: Path, quick: bool) -> Iterator[Row]:
     vectors = {f"trait {n}": {None: RANDOM.standard_normal(WIDTH).astype(np.float32)} for n in range(DIRECTIONS)}
     bench.request = replace(bench.request, selection=Selection(()), traits=Traits(vectors))
     recording = bench.recording()
-    ratios = in_turn(lambda: bench.plain(64), {"projected": recording}, 1 if quick else 7)
+    ratios = in_turn(lambda: bench.plain(64), {"projected": recording}, 1 if quick else 7, between=bench.delete)
     yield row("31 + 64 tokens with --project, 12 layers x 10 / plain", ratios["projected"], 1.05)
 
 

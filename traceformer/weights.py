@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,16 @@ def files_digest(folder: Path) -> str:
     Raises:
         NotFound: the folder holds no config, or no safetensors weights.
     """
-    digest = xxhash.xxh3_128()
     read_config(folder)
-    for path in (folder / _CONFIG, *_weight_files(folder)):
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+    found = [(path, path.stat()) for path in (folder / _CONFIG, *_weight_files(folder))]
+    return _files_digest(tuple((path.absolute(), stat.st_size, stat.st_mtime_ns) for path, stat in found))
+
+
+@cache  # one process may record many runs of a model: files that nobody touched are not read again
+def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = xxhash.xxh3_128()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)

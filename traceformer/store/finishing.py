@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import tensorstore as ts
 from jaxtyping import Int32
 
 from traceformer.errors import RunExists
 from traceformer.sites import Stack
-from traceformer.store.arrays import EMPTY_SLOT, POSITIONS_PER_FILE, open_array, position_arrays, write_metadata
+from traceformer.store.arrays import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 from traceformer.store.claims import claiming
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.files import TEMPORARY, sync_file, sync_folder
 from traceformer.store.layout import META, TOKENS, RunLayout
+from traceformer.store.shards import write_chunk
 from traceformer.store.tables import common_schema, with_schema
 
 __all__ = ["finish_run"]
@@ -83,15 +83,13 @@ def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:
 def _write_positions(
     folder: Path, layout: RunLayout, stack: Stack, lengths: Sequence[Sequence[int]], n_slots: int
 ) -> None:
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
     paths = [path for path, of in position_arrays(layout) if of == stack]
-    arrays = {path: open_array(folder, path, context) for path in paths}
-    if not paths:
-        return
     for start, examples, positions in _position_blocks(layout, stack, lengths, n_slots):
-        stop = start + len(examples)
-        for path, array in arrays.items():
-            array[start:stop].write(examples if path.endswith("example") else positions).result()
+        for path in paths:
+            values = examples if path.endswith("example") else positions
+            chunk = np.full(POSITIONS_PER_FILE, EMPTY_SLOT, "<i4")
+            chunk[: len(values)] = values
+            write_chunk(folder / path / f"c.{start // POSITIONS_PER_FILE}", chunk.view(np.uint8))
 
 
 def _position_blocks(

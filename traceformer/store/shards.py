@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 from traceformer.store.encoding import ZSTD_LEVEL, Codec
 from traceformer.store.files import Checksum, durable_write_parts
 
-__all__ = ["Chunk", "chunks_of", "compress", "is_written_directly", "write_shard"]
+__all__ = ["Chunk", "chunks_of", "compress", "is_written_directly", "write_chunk", "write_shard"]
 
 Chunk: TypeAlias = UInt8[np.ndarray, "_"]
 
@@ -60,12 +60,10 @@ def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
     """Returns the chunks compressed with zstd, by all cores that the process may use (eight at most)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(cores, _MOST_CORES), thread_name_prefix="compress") as pool:
-        return list(pool.map(_compressed, chunks))
+        return list(pool.map(lambda chunk: None if chunk is None else _compressed(chunk), chunks))
 
 
-def _compressed(chunk: Chunk | None) -> Chunk | None:
-    if chunk is None:
-        return None
+def _compressed(chunk: Chunk) -> Chunk:
     zstd = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
     # As bytes: Arrow's own buffer would keep the memory of the longest result that there could have been.
     return np.frombuffer(zstd.compress(pa.py_buffer(chunk), asbytes=True), np.uint8)
@@ -74,6 +72,12 @@ def _compressed(chunk: Chunk | None) -> Chunk | None:
 def write_shard(path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
     """Writes a shard's chunks to its file durably, and returns the file's checksum."""
     return durable_write_parts(path, _parts(chunks))
+
+
+def write_chunk(path: Path, chunk: Chunk) -> None:
+    """Writes the file of an array without shards, whose one chunk is compressed with zstd, durably."""
+    packed = _compressed(chunk)
+    durable_write_parts(path, [packed.data, _crc32c(packed)])
 
 
 def _parts(chunks: Iterable[Chunk | None]) -> Iterator[memoryview]:
