@@ -29,7 +29,7 @@ def run_quietly(request: ExtractRequest) -> None:
 
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # on two, the model's own sums may be split otherwise when the machine is busy
     warnings.simplefilter("ignore")
     extract(request)
 
