@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
-from jaxtyping import Float
+from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
 from traceformer.cli.summary import summarise, summarise_experiment
@@ -33,7 +33,7 @@ class _Slice:
     spec: ArraySpec
     layer: int | None
     head: int | None
-    values: Float[np.ndarray, "row column"]
+    values: Num[np.ndarray, "row column"]
     row_tokens: list[str]
     key_tokens: list[str]
 
