@@ -6,7 +6,7 @@ with the family's own class.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.weights import StoredTensor, open_folder
 
-__all__ = ["READOUTS", "Norm", "Readout", "ReadoutRow", "open_readout"]
+__all__ = ["READOUTS", "Norm", "Readout", "ReadoutParts", "ReadoutRow", "find_readout", "open_readout"]
 
 Norm: TypeAlias = Literal["layer", "rms", "rms_plus_one", "rms_bare"]
 
@@ -72,6 +72,25 @@ READOUTS: Mapping[str, ReadoutRow] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ReadoutParts:
+    """What a readout is made of: the settings that `Readout` has, and for its tensors their names in a model.
+
+    Attributes:
+        norm_weight, norm_bias, project_out, bias: None where the model has none.
+    """
+
+    norm: Norm | None
+    norm_weight: str | None
+    norm_bias: str | None
+    epsilon: float
+    project_out: str | None
+    scale: float
+    unembedding: str
+    bias: str | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Readout:
     """A model's own final norm, unembedding and softcap: logits = softcap(W (scale * P norm(x)) + b).
 
@@ -118,51 +137,81 @@ def open_readout(folder: Path, config: Mapping[str, Any], *, final_norm: str | N
         Unsupported: a family without a row here.
         NotFound, Unreadable: the folder holds no safetensors weights, or not these.
     """
+    _row_of(config)
+    tensors = open_folder(folder)
+    parts = find_readout(tensors, config, final_norm=final_norm, token_embed=token_embed, where=str(folder))
+
+    def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
+        return None if name is None else tensors[name].read()
+
+    bias = read(parts.bias)
+    return Readout(
+        parts.norm,
+        read(parts.norm_weight),
+        read(parts.norm_bias),
+        parts.epsilon,
+        read(parts.project_out),
+        parts.scale,
+        tensors[parts.unembedding],
+        None if bias is None else bias.reshape(-1),
+        parts.softcap,
+    )
+
+
+def find_readout(
+    tensors: Collection[str], config: Mapping[str, Any], *, final_norm: str | None, token_embed: str, where: str
+) -> ReadoutParts:
+    """Returns which of a model's tensors, given by name, are its readout; other arguments as of `open_readout`.
+
+    Raises:
+        Unsupported: a family without a row here.
+        Unreadable: a tensor is missing, or may be several; `where` says of what.
+    """
+    row = _row_of(config)
+
+    def find(path: str) -> str | None:
+        return _at(tensors, path)
+
+    weight = bias = None
+    if final_norm is not None and row.norm != "rms_bare":
+        weight, bias = find(f"{final_norm}.weight"), find(f"{final_norm}.bias")
+        if weight is None:
+            raise Unreadable(f"{where} holds no {final_norm}.weight", why="the final norm needs it")
+    own_head = [find(name) for name in ("lm_head.weight", "embed_out.weight")]
+    tied = [find(name) for name in (f"{token_embed}.weight", "shared.weight")]
+    unembedding = next((found for found in (*own_head, *tied) if found is not None), None)
+    if unembedding is None:
+        raise Unreadable(f"{where} holds neither lm_head.weight nor {token_embed}.weight")
+    softcap = config.get(*row.softcap)
+    # T5's config says it under either name; its models before 1.1 do not say it and are scaled.
+    scaled = row.scaled and config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    return ReadoutParts(
+        None if final_norm is None else row.norm,
+        weight,
+        bias,
+        float(config.get(*row.epsilon)),  # pyright: ignore[reportArgumentType]
+        find("project_out.weight"),
+        float(config["d_model"]) ** -0.5 if scaled else 1.0,
+        unembedding,
+        find("final_logits_bias") or find("lm_head.bias"),
+        None if softcap is None else float(softcap),
+    )
+
+
+def _row_of(config: Mapping[str, Any]) -> ReadoutRow:
     family = str(config.get("model_type"))
-    row = READOUTS.get(family)
-    if row is None:
+    if family not in READOUTS:
         raise Unsupported(
             f"no readout is known of model type {family!r}",
             why=f"known are {', '.join(READOUTS)}",
             hint="add a row to traceformer/readout.py",
         )
-    tensors = open_folder(folder)
-
-    def read(path: str) -> Float32[np.ndarray, "..."] | None:
-        found = _at(tensors, path)
-        return None if found is None else found.read()
-
-    weight = bias = None
-    if final_norm is not None and row.norm != "rms_bare":
-        weight, bias = read(f"{final_norm}.weight"), read(f"{final_norm}.bias")
-        if weight is None:
-            raise Unreadable(f"{folder} holds no {final_norm}.weight", why="the final norm needs it")
-    own_head = [_at(tensors, name) for name in ("lm_head.weight", "embed_out.weight")]
-    tied = [_at(tensors, name) for name in (f"{token_embed}.weight", "shared.weight")]
-    unembedding = next((found for found in (*own_head, *tied) if found is not None), None)
-    if unembedding is None:
-        raise Unreadable(f"{folder} holds neither lm_head.weight nor {token_embed}.weight")
-    head_bias = read("final_logits_bias")
-    head_bias = read("lm_head.bias") if head_bias is None else head_bias
-    softcap = config.get(*row.softcap)
-    # T5's config says it under either name; its models before 1.1 do not say it and are scaled.
-    scaled = row.scaled and config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
-    return Readout(
-        None if final_norm is None else row.norm,
-        weight,
-        bias,
-        float(config.get(*row.epsilon)),  # pyright: ignore[reportArgumentType]
-        read("project_out.weight"),
-        float(config["d_model"]) ** -0.5 if scaled else 1.0,
-        unembedding,
-        None if head_bias is None else head_bias.reshape(-1),
-        None if softcap is None else float(softcap),
-    )
+    return READOUTS[family]
 
 
-def _at(tensors: Mapping[str, StoredTensor], path: str) -> StoredTensor | None:
+def _at(tensors: Collection[str], path: str) -> str | None:
     """The tensor at a path from the base model, whose own name stands before it in some files, not in others."""
     found = [name for name in tensors if re.fullmatch(r"(?:[a-z_]+\.){0,2}" + re.escape(path), name)]
     if len(found) > 1:
         raise Unreadable(f"several tensors may be {path}", why=", ".join(sorted(found)))
-    return tensors[found[0]] if found else None
+    return found[0] if found else None

@@ -50,6 +50,19 @@ class Site:
         return self.axes[-1] == "key"
 
     @property
+    def is_derived(self) -> bool:
+        """True for what is computed from another site's rows while the model runs, and asked for by a flag of its own.
+
+        No group has it.
+        """
+        return self.name in _DERIVED
+
+    @property
+    def holds_ids(self) -> bool:
+        """True where values are token ids, whole numbers of which statistics mean nothing."""
+        return self.name == "lens_topk"
+
+    @property
     def of_attention(self) -> bool:
         """True where an encoder-decoder's decoder has the site twice: in self- and in cross-attention."""
         return self.name in _OF_ATTENTION
@@ -61,6 +74,7 @@ _Q = ("layer", "head", "position", "d_head")
 _KV = ("layer", "kv_head", "position", "d_head")
 _HIDDEN = ("hidden_layer", "position", "d_model")
 _SQUARE = ("layer", "head", "query", "key")
+_TOP = ("layer", "position", "rank")
 
 SITES: Mapping[str, Site] = {
     name: Site(name, axes, meaning)
@@ -91,9 +105,12 @@ SITES: Mapping[str, Site] = {
         ("final_norm", ("position", "d_model"), "after the final norm"),
         ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
         ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (--project): (a @ v) / |v|"),
+        ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (--lens-top-k)"),
+        ("lens_topk_prob", _TOP, "their probabilities: the softmax over all words"),
     )
 }  # fmt: skip
 
+_DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob"))
 _OF_ATTENTION = frozenset(
     ("attn_norm", "q_proj", "k_proj", "v_proj", "q", "k", "v", "attn_scores", "attn_pattern", "z", "attn_out")
 )
@@ -110,7 +127,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("mlp_up", "mlp_act", "mlp_down"),
     ),
     "logits": ("logits",),
-    "all": tuple(name for name in SITES if name != "projection"),  # which needs directions
+    "all": tuple(name for name, site in SITES.items() if not site.is_derived),
 }
 
 
@@ -251,7 +268,7 @@ class Selection:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites selected, in the table's order; none where only projections are to be recorded."""
+        """The sites selected, in the table's order; none where only derived ones are to be recorded."""
         return expand_sites(self.capture) if self.capture else ()
 
     def is_named(self, name: str) -> bool:

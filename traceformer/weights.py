@@ -1,6 +1,7 @@
 """A model folder's weights as its safetensors files hold them: by name, as float32, when asked for, without torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32
 from safetensors import SafetensorError, safe_open
 
 from traceformer.errors import NotFound, Unreadable
@@ -36,6 +37,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(np.uint16),
 }
+_IDS = "I32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class StoredTensor:
         if not self.shape:
             raise Unreadable(f"{self.name} in {self.path} is a single number")
         return self.rows(0, self.shape[0])
+
+    def ids(self) -> Int32[np.ndarray, "..."]:
+        """Returns all of a tensor of whole numbers."""
+        if self.dtype != _IDS:
+            raise Unreadable(f"{self.name} in {self.path} is {self.dtype}", why=f"token ids are {_IDS}")
+        return np.fromfile(self.path, np.int32, math.prod(self.shape), offset=self.start).reshape(self.shape)
 
     def _numpy_dtype(self) -> np.dtype[Any]:
         if self.dtype not in _DTYPES:

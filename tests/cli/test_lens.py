@@ -175,6 +175,83 @@ def test_a_run_without_a_residual_stream_is_told_so(capsys: Capture, record: Cal
     assert "--capture resid_post" in capsys.readouterr().err
 
 
+def test_what_was_read_out_while_recording_is_shown_without_the_model(
+    capsys: Capture, record: Callable[..., TraceStore]
+) -> None:
+    record("gemma2")
+    whole = json.loads(lens(capsys, "gemma2 --example 2 --top-k 4 --json"))
+    record("gemma2", capture="final_norm", more="--lens-top-k 4")
+    shutil.rmtree("gemma2")
+    told = json.loads(lens(capsys, "gemma2 --example 2 --json"))
+    assert told["array"] == "dec.lens_topk"
+    assert [told[name] for name in ("layers", "top_ids")] == [whole[name] for name in ("layers", "top_ids")]
+    np.testing.assert_allclose(told["top_probabilities"], whole["top_probabilities"], atol=1e-5)
+    for layer in range(3):  # what came is known where it is among the likeliest
+        for rank, known in zip(whole["came_rank"][layer], told["came_rank"][layer], strict=True):
+            assert known == (rank if rank is not None and rank <= 4 else None)
+        for known, own in zip(told["came_probability"][layer], told["came_rank"][layer], strict=True):
+            assert (known is None) == (own is None)
+        assert set(told["entropy"][layer]) == {None}
+    shown = lens(capsys, "gemma2 --example 2 --position 3").splitlines()
+    assert shown[3].split() == ["layer", "came", "rank", "likeliest"]
+    assert [row.split()[0] for row in shown[4:]] == ["L0", "L1", "L2"]
+    part = json.loads(lens(capsys, "gemma2 --example 2 --layers 1 --position 2,3 --top-k 2 --json"))
+    assert part["top_ids"] == [[row[:2] for row in whole["top_ids"][1][2:4]]]
+    assert (part["layers"], part["positions"]) == ([1], [2, 3])
+    assert part["came_rank"] == [told["came_rank"][1][2:4]]
+    lens(capsys, "gemma2 --example 2 --png made/lens.png")
+    assert main(["lens", "gemma2", "--top-k", "5"]) == 3
+    assert "holds 4 of each layer" in capsys.readouterr().err
+    assert main(["lens", "gemma2", "--layers", "7"]) == 2
+    assert "layers 0, 1, 2 of dec.lens_topk" in capsys.readouterr().err
+
+
+def test_ids_are_shown_as_they_are_and_have_no_statistics(
+    capsys: Capture, record: Callable[..., TraceStore], tmp_path: Path
+) -> None:
+    store = record("gpt2", capture="resid_mid", more="--lens-top-k 2")
+    ids = store.get(store.ids[2], "lens_topk", 1).tolist()
+    one = ["inspect", "gpt2", "--example", "2", "--site", "lens_topk", "--layer", "1"]
+    assert main(one) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[-2:] for row in rows] == [[str(each) for each in row] for row in ids]
+    assert main([*one, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"] == ids
+    assert main(["analyze", "gpt2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["activations"]
+    assert [each["array"] for each in told] == ["dec.resid_mid", "dec.lens_topk_prob"]
+    assert main(["verify", "gpt2"]) == 0
+    np.save(tmp_path / "v.npy", np.ones(2, np.float32))
+    assert main(["project", "gpt2", "--vector", str(tmp_path / "v.npy"), "--site", "lens_topk"]) == 2
+    assert "dec.lens_topk is no activation" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always:lens_topk")
+@pytest.mark.parametrize(
+    ("arguments", "left_out"),
+    [("json --lossless", True), ("pt --lossless", True), ("safetensors", False), ("padded-zarr", False)],
+)
+def test_an_export_takes_ids_along_or_says_that_it_does_not(
+    arguments: str, left_out: bool, capsys: Capture, record: Callable[..., TraceStore]
+) -> None:
+    store = record("llama", capture="resid attn", more="--lens-top-k 3")
+    name, *more = arguments.split()
+    assert main(["export", "llama", "--format", name, *more, "--output", "out"]) == 0
+    told = capsys.readouterr().err
+    assert ("lens_topk and lens_topk_prob are left out" in told) == left_out
+    files = [str(path) for path in sorted(Path("out").rglob("*")) if path.suffix in (".json", ".pt")]
+    chosen = ["out/manifest.json"] if name == "safetensors" else ["out/meta.json"] if name == "padded-zarr" else files
+    assert main(["import", *chosen, "--out-dir", "traces/back"]) == 0
+    back = TraceStore("traces/back")
+    kept = {str(spec.key) for spec in back.layout.arrays}
+    lens_arrays = {"dec.lens_topk", "dec.lens_topk_prob"}
+    assert {str(spec.key) for spec in store.layout.arrays} - kept == (lens_arrays if left_out else set())
+    for example_id in () if left_out else store.ids:
+        found = back.get(example_id, "lens_topk")
+        assert found.dtype == np.int32
+        assert np.array_equal(found, store.get(example_id, "lens_topk"))
+
+
 def test_an_encoder_predicts_no_next_token(capsys: Capture, record: Callable[..., TraceStore]) -> None:
     record("bert", capture="resid_post")
     assert main(["lens", "bert"]) == 4

@@ -22,6 +22,7 @@ GROUPS = (
     "dec_mlp",
     "dec_sublayer",
     "dec_logits",
+    "dec_lens",
 )
 
 

@@ -5,7 +5,7 @@
    unembedding is ever in memory. Each block's logits, softcapped, update what is kept of each row: the k largest, the
    sum of exponentials, and the rank of the token that came next.
 3. Probabilities are those of the softmax over all words; entropy is in nats.
-4. `run_lens` does so for the layers of a recorded example.
+4. `run_lens` does so for the layers of a recorded example; `recorded_lens` gives what was read out while recording.
 
 The source is nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
@@ -22,8 +22,9 @@ from traceformer.readout import Readout
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.reader import TraceStore
 
-__all__ = ["Lens", "LensRows", "normed", "read_out", "run_lens"]
+__all__ = ["Lens", "LensRows", "is_read_out", "normed", "read_out", "recorded_lens", "run_lens"]
 
+_RESIDUAL = ("resid_post", "hidden")
 _WORDS = 4096
 _BLOCK_BYTES = 32 << 20  # of the logits at hand
 _ROWS_BYTES = 256 << 20  # of the normed rows at hand
@@ -192,7 +193,8 @@ class Lens:
     """What each layer of an example says at each position; see `LensRows` for what is the same.
 
     Attributes:
-        key: The array that was read: `resid_post`, or `hidden`.
+        key: The array that was read: `resid_post`, `hidden`, or `lens_topk`. That one has no entropy (NaN), and the
+            token that came is known of where it is among the likeliest; elsewhere it is as if none had come.
         layers: The model's numbers of the layers.
         positions: Positions of the example.
         came: The token that came next at each position, -1 where none did.
@@ -242,11 +244,8 @@ def run_lens(
     # `hidden` begins with the embedding: entry i + 1 is what layer i left, and the last one is behind the final norm.
     first = 1 if spec.key.site == "hidden" else 0
     stored = tuple(number - first for number in spec.layers if number >= first)
-    chosen = _chosen(layers, stored, f"layers {_listed(stored)} of {spec.key}")
+    chosen, where, came = _part_of(store, example_id, spec, stored, layers, positions)
     last = store.meta["dims"]["dec"]["n_layers"] - 1
-    length = store.length(example_id, "dec")
-    where = np.asarray(_chosen(positions, range(length), f"positions 0-{length - 1} in this example"), np.int64)
-    came = tokens_that_came(store)(example_id)[where]
 
     def residual(number: int, places: Int64[np.ndarray, "place"]) -> Float32[np.ndarray, "place d_embed"]:
         layer = chosen[number]
@@ -280,13 +279,77 @@ def run_lens(
     )
 
 
+def is_read_out(store: TraceStore) -> bool:
+    """Returns whether a run holds the likeliest tokens of each layer, and no residual stream to read all from."""
+    return _first_of(store, _RESIDUAL) is None and _first_of(store, ("lens_topk",)) is not None
+
+
+def recorded_lens(
+    store: TraceStore,
+    example_id: str,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    top: int | None = None,
+) -> Lens:
+    """Returns what the layers of an example said while it was recorded; arguments as of `run_lens`.
+
+    Raises:
+        NotRecorded: the run holds no likeliest tokens, or fewer than `top` of them.
+        SelectionError: a layer is not stored, or a position is not in the example.
+    """
+    ids = store.spec("lens_topk")
+    if top is not None and not 1 <= top <= ids.width:
+        raise NotRecorded(
+            f"the {top} likeliest tokens",
+            why=f"this run holds {ids.width} of each layer",
+            hint="--lens-top-k to record",
+        )
+    chosen, where, came = _part_of(store, example_id, ids, ids.layers, layers, positions)
+    place = np.ix_([ids.layers.index(layer) for layer in chosen], where.tolist())
+    all_ids = store.get(example_id, ids.key)[place].astype(np.int64)
+    probabilities = store.get(example_id, ids.key._replace(site="lens_topk_prob"))[place].astype(np.float32)
+    is_came = (all_ids == came[:, None]) & (came >= 0)[:, None]
+    there = is_came.any(axis=-1)
+    return Lens(
+        ids.key,
+        chosen,
+        tuple(where.tolist()),
+        came,
+        all_ids[..., :top],
+        probabilities[..., :top],
+        np.full(there.shape, np.nan, np.float32),
+        np.where(there, (probabilities * is_came).sum(axis=-1), np.float32(np.nan)),
+        np.where(there, is_came.argmax(axis=-1) + 1, 0),
+    )
+
+
+def _part_of(
+    store: TraceStore,
+    example_id: str,
+    spec: ArraySpec,
+    stored: Sequence[int],
+    layers: Sequence[int] | None,
+    positions: Sequence[int] | None,
+) -> tuple[tuple[int, ...], Int64[np.ndarray, "position"], Int64[np.ndarray, "position"]]:
+    """Returns the layers and positions that are meant, and what came after these."""
+    chosen = _chosen(layers, stored, f"layers {_listed(stored)} of {spec.key}")
+    length = store.length(example_id, "dec")
+    where = np.asarray(_chosen(positions, range(length), f"positions 0-{length - 1} in this example"), np.int64)
+    return chosen, where, tokens_that_came(store)(example_id)[where]
+
+
+def _first_of(store: TraceStore, sites: Sequence[str]) -> ArraySpec | None:
+    found = (store.layout.spec(ArrayKey("dec", None, site)) for site in sites)
+    return next((spec for spec in found if spec is not None), None)
+
+
 def _residual_of(store: TraceStore) -> ArraySpec:
     if store.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
-    for site in ("resid_post", "hidden"):
-        found = store.layout.spec(ArrayKey("dec", None, site))
-        if found is not None:
-            return found
+    found = _first_of(store, _RESIDUAL)
+    if found is not None:
+        return found
     raise NotRecorded(
         "this run holds no residual stream of a decoder",
         why=f"it holds {' '.join(str(spec.key) for spec in store.layout.arrays)}",

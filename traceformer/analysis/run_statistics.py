@@ -113,7 +113,7 @@ def run_statistics(
     each: Callable[[ExampleLogits], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> RunStatistics:
-    """Returns the statistics of a run.
+    """Returns the statistics of a run; of token ids there are none.
 
     Args:
         store: The run.
@@ -129,7 +129,7 @@ def run_statistics(
     for example_id in example_ids or ():
         store.row(example_id)
     rules = CONVENTIONS[convention]
-    specs = store.layout.arrays
+    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
     total = sum(len(spec.layers) or 1 for spec in specs) * len(store.ids if example_ids is None else example_ids)
     done = 0
 

@@ -150,7 +150,7 @@ def open_run(
 
 
 def _recorder(prepared: Prepared, sink: Sink) -> Recorder:
-    return Recorder(prepared.loaded.model, prepared.plan.arrays, sink, projecting=prepared.plan.projecting)
+    return Recorder(prepared.loaded.model, prepared.plan.arrays, sink, derived=prepared.plan.derived)
 
 
 class _Nowhere:
@@ -160,7 +160,7 @@ class _Nowhere:
         self._dtype = getattr(torch, dtype)
 
     def rows(self, spec: Any, layer: int | None, rows: torch.Tensor) -> None:
-        rows.to(self._dtype)
+        rows.to(torch.int32 if spec.site.holds_ids else self._dtype)
 
     def square(self, spec: Any, layer: int, example: int, queries: Any, keys: Any, block: torch.Tensor) -> None:
         block.to(self._dtype)

@@ -170,7 +170,7 @@ class _Generation:
     def _replay(self, rows: Sequence[Encoded], sink: ShardSink, pipeline: Pipeline) -> None:
         """Records one pass over each finished text, in batches of as many as there are prompts in one."""
         size, plan = self._prepared.request.batch_size, self._prepared.plan
-        with Recorder(self._prepared.loaded.model, plan.arrays, sink, projecting=plan.projecting) as recorder:
+        with Recorder(self._prepared.loaded.model, plan.arrays, sink, derived=plan.derived) as recorder:
             for start in range(0, len(rows), size):
                 inputs, spans = self._inputs.to_run(rows[start : start + size])
                 sink.begin(range(start, min(start + size, len(rows))), spans)

@@ -25,7 +25,7 @@ class BatchMemory:
         arrays: what will be recorded.
         batch: rows of the batch.
         columns: the most columns of each stack, padding included.
-        dtype: as numbers will be stored.
+        dtype: as numbers will be stored; token ids are int32.
         device: the model's.
 
     Raises:
@@ -45,7 +45,7 @@ class BatchMemory:
             width = columns[spec.key.key_stack] if spec.site.is_matrix else spec.width
             shape = (max(1, len(spec.layers)), batch, *heads, columns[spec.key.token_stack], width)
             # Zeros: cells of a pattern that no query could look at are never written.
-            layers = torch.zeros(shape, dtype=dtype, device=device).unbind()
+            layers = torch.zeros(shape, dtype=torch.int32 if spec.site.holds_ids else dtype, device=device).unbind()
             self._layers[spec.key] = dict(zip(spec.layers or (None,), layers, strict=True))
 
     def begin(self, stack: Stack, columns: Span) -> None:

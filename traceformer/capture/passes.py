@@ -15,9 +15,19 @@ from torch import Tensor
 
 from traceformer.capture.attention import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.errors import Unsupported
-from traceformer.sites import ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 
-__all__ = ["AttentionListener", "EverythingSeen", "ForwardPass", "GrowingSink", "Growth", "Sink", "Spans", "Wanted"]
+__all__ = [
+    "AttentionListener",
+    "Derived",
+    "EverythingSeen",
+    "ForwardPass",
+    "GrowingSink",
+    "Growth",
+    "Sink",
+    "Spans",
+    "Wanted",
+]
 
 Spans = Mapping[Stack, Sequence[Span]]
 
@@ -54,6 +64,24 @@ class GrowingSink(Protocol):
 
     def squares(self, spec: ArraySpec, layer: int, queries: Span, keys: Span, block: Tensor) -> None:
         """Takes some query rows of all patterns, float32 (batch, head, query, key); other keys' cells are zero."""
+        ...
+
+
+class Derived(Protocol):
+    """What is computed from another array's rows while the model runs, in place of these."""
+
+    @property
+    def source(self) -> ArrayKey:
+        """The array that it is computed from, one with a row per layer and token."""
+        ...
+
+    @property
+    def specs(self) -> Sequence[ArraySpec]:
+        """The arrays that it gives."""
+        ...
+
+    def of(self, layer: int, rows: Tensor) -> Mapping[ArrayKey, Tensor]:
+        """Returns all of them for one layer's rows, (batch, position, width)."""
         ...
 
 

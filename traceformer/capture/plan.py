@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from traceformer.capture.architectures import Architecture
+from traceformer.capture.lensing import Lensing, plan_lens
+from traceformer.capture.passes import Derived
 from traceformer.capture.projecting import Projecting, Traits, plan_projection
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models import ModelDims, StackDims
@@ -14,11 +18,16 @@ __all__ = ["Plan", "plan_arrays"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The arrays to record, the sites of selected groups that this family has no place for, and what is projected."""
+    """The arrays to record, the sites of selected groups that this family has no place for, and what is computed."""
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
     projecting: Projecting | None = None
+    lensing: Lensing | None = None
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        return tuple(each for each in (self.projecting, self.lensing) if each is not None)
 
 
 def plan_arrays(
@@ -29,6 +38,8 @@ def plan_arrays(
     stacks: Sequence[Stack] | None = None,
     has_head: bool = True,
     traits: Traits | None = None,
+    lens_top_k: int | None = None,
+    model: PreTrainedModel | None = None,
 ) -> Plan:
     """Returns the arrays that the selection means for a model.
 
@@ -36,17 +47,21 @@ def plan_arrays(
         stacks: which stacks run (an encoder-decoder without targets runs its encoder only); None for all.
         has_head: whether the model was loaded with a language-model head, which `logits` needs.
         traits: what to project rows onto, beside what is selected.
+        lens_top_k: how many of the likeliest next tokens to record after each layer, beside what is selected.
+        model: the model itself, whose readout the lens needs.
 
     Raises:
         Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record.
         SelectionError: none of the layers or heads asked for exists, or they are a stack's that the model lacks, or
             nothing is selected.
-        UsageError: traits that are no directions of the site.
+        UsageError: traits that are no directions of the site, or more likeliest tokens than the model has words.
     """
     _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
     # One warning per stack about dropped numbers, not one per site.
-    layers = {stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks}
+    layers: dict[Stack, tuple[int, ...]] = {
+        stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks
+    }
     heads = {stack: choose(selection.heads.get(stack), dims.stacks[stack].n_heads, "heads") for stack in stacks}
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
@@ -65,6 +80,11 @@ def plan_arrays(
     projecting = None if traits is None else plan_projection(traits, selection, architecture, dims, stacks)
     if projecting is not None:
         arrays.append(projecting.spec)
+    lensing = None
+    if lens_top_k is not None:
+        assert model is not None
+        lensing = plan_lens(lens_top_k, layers, architecture, model)
+        arrays += lensing.specs
     if not arrays and not selection.sites:
         raise SelectionError("nothing to record", hint="--capture says what")
     if not arrays:
@@ -72,7 +92,7 @@ def plan_arrays(
             f"this model has none of {', '.join(selection.sites)}",
             why=_why_not(selection.sites[0], architecture, has_head, stacks),
         )
-    return Plan(tuple(arrays), tuple(left_out), projecting)
+    return Plan(tuple(arrays), tuple(left_out), projecting, lensing)
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -109,6 +129,8 @@ def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequ
         return "it is in the decoder, which runs only with targets (--targets_file)"
     if site == "projection":
         return "projections are recorded with --project"
+    if site in ("lens_topk", "lens_topk_prob"):
+        return "the likeliest tokens of each layer are recorded with --lens-top-k"
     rows = architecture.stacks.values()
     if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
         return "its attention does not pass through transformers' attention function"

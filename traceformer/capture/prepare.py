@@ -29,7 +29,8 @@ class ExtractRequest:
 
     `limit` None takes the whole split, `max_seq_len` "auto" the longest text that the model can read.
     `writer` is (w, W) when W processes share one run. `shard_examples` None lets the store choose.
-    `traits` are projected onto beside what is selected, or alone where nothing is.
+    `traits` are projected onto, and of each layer the `lens_top_k` likeliest next tokens recorded, beside what is
+    selected, or alone where nothing is.
     """
 
     selection: Selection
@@ -56,6 +57,7 @@ class ExtractRequest:
     writer: tuple[int, int] = (0, 1)
     shard_examples: int | None = None
     traits: Traits | None = None
+    lens_top_k: int | None = None
     command_line: str = ""
 
 
@@ -100,7 +102,7 @@ def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepa
         revision=request.revision,
         device=request.device,
         dtype=request.model_dtype,
-        with_head="logits" in request.selection.sites,
+        with_head="logits" in request.selection.sites or request.lens_top_k is not None,
         allow_pickle=request.allow_pickle,
     )
     if targets is not None and loaded.dims.arch != "encdec":
@@ -115,6 +117,8 @@ def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepa
         stacks=stacks,
         has_head=loaded.model.get_output_embeddings() is not None,
         traits=request.traits,
+        lens_top_k=request.lens_top_k,
+        model=loaded.model,
     )
     if plan.left_out:
         warnings.warn(f"{loaded.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)

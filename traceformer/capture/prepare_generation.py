@@ -44,6 +44,7 @@ class GenerateRequest:
     chat: bool = False
     selection: Selection = field(default_factory=lambda: Selection(DEFAULT_CAPTURE))
     traits: Traits | None = None
+    lens_top_k: int | None = None
     capture_steps: bool = False
     replay: bool = False
     batch_size: int = 8
@@ -126,7 +127,15 @@ def prepare_generation(request: GenerateRequest, loaded: LoadedModel | None = No
             f"{loaded.name} generates no text", why="it has no decoder", hint="traceformer extract records encoders"
         )
     architecture = architecture_of(loaded.config)
-    plan = plan_arrays(request.selection, architecture, loaded.dims, has_head=True, traits=request.traits)
+    plan = plan_arrays(
+        request.selection,
+        architecture,
+        loaded.dims,
+        has_head=True,
+        traits=request.traits,
+        lens_top_k=request.lens_top_k,
+        model=loaded.model,
+    )
     if plan.left_out:
         warnings.warn(f"{loaded.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     sampling = request.sampling

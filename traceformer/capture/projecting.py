@@ -36,28 +36,32 @@ class Traits:
         return next(iter(own.values())) if len(own) == 1 else own.get(layer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Projecting:
     """The array that projections are recorded as, of which other array, and the unit vectors of each layer."""
 
     spec: ArraySpec
-    source: ArraySpec
+    source: ArrayKey
     names: tuple[str, ...]
     units: Mapping[int, Float32[Tensor, "direction d"]]
     _on_device: dict[tuple[int, torch.device], Tensor] = field(
         default_factory=dict[tuple[int, torch.device], Tensor], repr=False
     )
 
-    def project(self, layer: int, rows: Tensor) -> Float32[Tensor, "... direction"]:
+    @property
+    def specs(self) -> tuple[ArraySpec]:
+        return (self.spec,)
+
+    def of(self, layer: int, rows: Tensor) -> Mapping[ArrayKey, Float32[Tensor, "... direction"]]:
         """Returns the projections of one layer's rows, computed on the rows' device in float32."""
         place = layer, rows.device
         if place not in self._on_device:
             self._on_device[place] = self.units[layer].to(rows.device)
-        return rows.float() @ self._on_device[place].T
+        return {self.spec.key: rows.float() @ self._on_device[place].T}
 
     def to_json(self) -> dict[str, Any]:
         digest = hashlib.sha256(b"".join(self.units[layer].numpy().tobytes() for layer in self.spec.layers))
-        return {"site": str(self.source.key), "names": list(self.names), "digest": digest.hexdigest()}
+        return {"site": str(self.source), "names": list(self.names), "digest": digest.hexdigest()}
 
 
 def plan_projection(
@@ -86,13 +90,13 @@ def plan_projection(
     names = tuple(traits.vectors)
     units = {layer: torch.stack([_unit(traits, name, layer, width, key) for name in names]) for layer in layers}
     spec = ArraySpec(ArrayKey(key.stack, None, "projection"), layers, (), len(names))
-    return Projecting(spec, ArraySpec(key, layers, (), width), names, units)
+    return Projecting(spec, key, names, units)
 
 
 def _source(site: str, architecture: Architecture, stacks: tuple[Stack, ...]) -> ArrayKey:
     name = site.rsplit(".", 1)[-1]
     axes = SITES[name].axes if name in SITES else ()
-    if len(axes) != 3 or axes[0] != "layer" or axes[-1] == "direction":
+    if len(axes) != 3 or axes[0] != "layer" or SITES[name].is_derived:
         of = [name for name, own in SITES.items() if own.axes == SITES["resid_post"].axes]
         raise SelectionError(f"{site!r} cannot be projected", hint=f"sites that can: {' '.join(of)}")
     found = [key for key in architecture.keys(name) if key.stack in stacks and site in (name, str(key))]

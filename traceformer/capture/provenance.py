@@ -45,6 +45,7 @@ def model_configuration(loaded: LoadedModel, encoder: Encoder, plan: Plan, layou
         "tokenizer": encoder.digest(),
         "selection": [_summary(spec) for spec in layout.arrays],
         "projection": plan.projecting and plan.projecting.to_json(),
+        **({} if plan.lensing is None else {"lens top k": plan.lensing.top_k}),
         **{name: value for name, value in layout.to_json().items() if name != "arrays"},
         "attention implementation": _attention_implementation(loaded),
         "device": _device(loaded),
@@ -102,7 +103,7 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
     dims = loaded.dims
     stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
     for spec in plan.arrays:
-        if spec.site.per_layer and spec.key.site != "projection" and spec.key.token_stack == spec.key.stack:
+        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
             stored["layers"].setdefault(spec.key.stack, list(spec.layers))
             if "head" in spec.site.axes:
                 stored["heads"].setdefault(spec.key.stack, list(spec.heads))

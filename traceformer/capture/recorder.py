@@ -16,7 +16,7 @@ observes passes that are not the recorder's own, each of which adds columns to t
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -28,6 +28,7 @@ from traceformer.capture.architectures import Architecture, Tap, architecture_of
 from traceformer.capture.attention import Listener, Listening, Span, observed_name
 from traceformer.capture.passes import (
     AttentionListener,
+    Derived,
     EverythingSeen,
     ForwardPass,
     GrowingSink,
@@ -36,10 +37,9 @@ from traceformer.capture.passes import (
     Spans,
     Wanted,
 )
-from traceformer.capture.projecting import Projecting
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models import ModelDims, StackDims
-from traceformer.sites import ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
@@ -68,7 +68,7 @@ class Recorder:
         arrays: what to record; layers and heads are the model's own numbers.
         sink: where the arrays of `run` go.
         architecture: another row than the family's own.
-        projecting: of what the array `projection` is made, if it is among the arrays.
+        derived: what those of the arrays are computed from that no module shows.
 
     Raises:
         Unsupported: on entry or in the first pass, if something asked for is never seen.
@@ -81,11 +81,11 @@ class Recorder:
         arrays: Sequence[ArraySpec],
         sink: Sink | None = None,
         architecture: Architecture | None = None,
-        projecting: Projecting | None = None,
+        derived: Sequence[Derived] = (),
     ) -> None:
         self._model = model
         self._row = architecture or architecture_of(model.config)
-        self._projecting = projecting
+        self._derived: dict[ArrayKey, Derived] = {spec.key: each for each in derived for spec in each.specs}
         self._dims = ModelDims.from_config(model.config)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
@@ -221,15 +221,18 @@ class Recorder:
         if not self._pass.is_observed:
             return
         rows = tensor if tensor.dim() == 3 else tensor.reshape(self._pass.batch, -1, tensor.shape[-1])
+        made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
         for wanted, tap, after in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 part = _part(rows, tap, self._dims.stacks[wanted.spec.key.stack])
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
-                if wanted.spec.key.site == "projection":
-                    assert self._projecting is not None
+                derived = self._derived.get(wanted.spec.key)
+                if derived is not None:
                     assert wanted.layer is not None
-                    part = self._projecting.project(wanted.layer, part)
+                    if derived not in made:
+                        made[derived] = derived.of(wanted.layer, part)
+                    part = made[derived][wanted.spec.key]
                 self._pass.take(wanted, part)
 
     def _module(self, path: str) -> Any:
@@ -245,8 +248,8 @@ class Recorder:
 
     def _place(self, wanted: Wanted) -> tuple[nn.Module, _Delivery] | None:
         """The module and side where a wanted array is seen; None for what passes through the attention function."""
-        projecting = self._projecting
-        key = projecting.source.key if projecting is not None and wanted.spec is projecting.spec else wanted.spec.key
+        derived = self._derived.get(wanted.spec.key)
+        key = wanted.spec.key if derived is None else derived.source
         (stack, attention, site), layer = key, wanted.layer
         if not self._row.has(key):
             raise Unsupported(f"{self._model.config.model_type} has no {key}")

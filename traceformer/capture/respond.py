@@ -76,7 +76,7 @@ class Responder:
         memory = BatchMemory(plan.arrays, batch=len(prompts), columns=columns, dtype=dtype, device=self._inputs.device)
         with quiet(transformers), torch.inference_mode():
             self._observe_prompt_logits(inputs, plan.arrays, memory)
-            recording = Recorder(self._loaded.model, plan.arrays, projecting=plan.projecting)
+            recording = Recorder(self._loaded.model, plan.arrays, derived=plan.derived)
             with recording as recorder, recorder.growing(memory) as growth:
                 more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
                 output = self._generate(inputs, seed, **more)

@@ -54,6 +54,7 @@ def extract(
     hidden_layers: _Indices = None,
     project: Annotated[tuple[Path, ...], Parameter(group=_RECORD, metavar="FILE..."), _Several] = (),
     project_site: Annotated[str, Parameter(group=_RECORD, metavar="SITE")] = "resid_post",
+    lens_top_k: Annotated[int | None, Parameter(group=_RECORD), count("K")] = None,
     out_dir: Annotated[Path | None, Parameter(group=_WHERE)] = None,
     dtype: Annotated[Literal["float16", "float32", "bfloat16"], Parameter(group=_WHERE)] = "float16",
     codec: Annotated[Literal["none", "zstd", "lz4"], Parameter(group=_WHERE)] = "none",
@@ -96,6 +97,7 @@ def extract(
         hidden_layers: Which entries of `hidden`; all layers and the embedding by default.
         project: Record projections onto the trait vectors in these files; alone, unless --capture asks for more.
         project_site: What to project.
+        lens_top_k: Record the K likeliest next tokens of each layer (lens); alone, unless --capture asks for more.
         out_dir: The run's folder, in place of one named after time, model and data set.
         dtype: How values are stored; one that float16 cannot hold stops the run.
         codec: Compression of token arrays; patterns are always compressed.
@@ -122,7 +124,7 @@ def extract(
         "dec": _indices(heads_dec) or both_heads,
     }
     sites = tuple(name for names in capture for name in names.split(",") if name)
-    sites = sites or (() if project else _DEFAULT)
+    sites = sites or (() if project or lens_top_k else _DEFAULT)
     selection = Selection(sites, layers_of, heads_of, _indices(hidden_layers))
     _ = selection.sites  # a misspelt site fails here, before torch is imported
 
@@ -156,6 +158,7 @@ def extract(
         overwrite=overwrite,
         text_column=text_column,
         traits=traits,
+        lens_top_k=lens_top_k,
         writer=(shard_index, num_shards),
         command_line=shlex.join(["traceformer", *sys.argv[1:]]),
     )

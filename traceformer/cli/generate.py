@@ -66,6 +66,7 @@ def generate(
     layer_internals: Annotated[tuple[str, ...], Parameter(group=_RECORD, metavar="I|all"), _Several] = (),
     project: Annotated[tuple[Path, ...], Parameter(group=_RECORD, metavar="FILE..."), _Several] = (),
     project_site: Annotated[str, Parameter(group=_RECORD, metavar="SITE")] = "resid_post",
+    lens_top_k: Annotated[int | None, Parameter(group=_RECORD), count("K")] = None,
     capture_steps: Annotated[bool, Parameter(group=_RECORD)] = False,
     replay: Annotated[bool, Parameter(group=_RECORD)] = False,
     experiment: Annotated[Path | None, Parameter(group=_WHERE, metavar="DIR")] = None,
@@ -110,6 +111,7 @@ def generate(
         layer_internals: Record the group internals of these layers, in place of --sites and --layers.
         project: Record projections onto the trait vectors in these files; alone, unless --sites asks for more.
         project_site: What to project.
+        lens_top_k: Record the K likeliest next tokens of each layer (lens); alone, unless --sites asks for more.
         capture_steps: Have exports write every step's own view as well; it takes no space here.
         replay: Record one pass over each finished text instead. Beams and several responses always are.
         experiment: A folder of runs, to put this one into.
@@ -127,7 +129,7 @@ def generate(
         if asked or layers is not None:
             raise UsageError("--layer-internals says what to record", hint="leave --sites and --layers away")
         asked, layers = ("internals",), None if "all" in layer_internals else ",".join(layer_internals)
-    asked = asked or (() if project else _DEFAULT)
+    asked = asked or (() if project or lens_top_k else _DEFAULT)
     both: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(layers))
     both_heads: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(heads))
     selection = Selection(asked, both, both_heads)
@@ -157,6 +159,7 @@ def generate(
         chat=chat,
         selection=selection,
         traits=traits,
+        lens_top_k=lens_top_k,
         capture_steps=capture_steps,
         replay=replay,
         batch_size=batch_size,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
-from jaxtyping import Float
+from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
 from traceformer.cli.summary import summarise, summarise_experiment
@@ -33,7 +33,7 @@ class _Slice:
     spec: ArraySpec
     layer: int | None
     head: int | None
-    values: Float[np.ndarray, "row column"]
+    values: Num[np.ndarray, "row column"]
     row_tokens: list[str]
     key_tokens: list[str]
 
@@ -163,7 +163,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
-    values = np.asarray(store.get(example_id, spec.key, layer, head), dtype=np.float32)
+    values = store.get(example_id, spec.key, layer, head)
+    values = values if spec.site.holds_ids else values.astype(np.float32)
     if 0 in values.shape:
         raise NotRecorded(f"example {example_id} has no tokens in {spec.key}")
     return _Slice(
@@ -181,6 +182,12 @@ def _draw(found: _Slice) -> str:
     if found.spec.site.is_matrix:
         width = shutil.get_terminal_size((100, 24)).columns
         return draw_matrix(found.values, found.row_tokens, found.key_tokens, width=width)
+    if found.spec.site.holds_ids:
+        rows = [
+            (str(position), printable(token), " ".join(map(str, row)))
+            for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
+        ]
+        return table(("position", "token", "token ids"), rows, numeric=(0,))
     rows = [
         (str(position), printable(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
         for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.analysis.lens import Lens, run_lens
+from traceformer.analysis.lens import Lens, is_read_out, recorded_lens, run_lens
 from traceformer.capture.architectures import architecture_of
 from traceformer.cli.arguments import count, find_example, find_run
 from traceformer.cli.progress import steps_shown
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lens", "open_readout_of"]
 
+_TOP = 3
 _CELLS = 11  # of a token's text in the grid, at most
 _Indices = Annotated[str | None, Parameter(metavar="I,J-K")]
 # What transformers takes where an older config leaves it out, and an architecture row asks for it.
@@ -40,7 +41,7 @@ def lens(
     /,
     *,
     example: str | None = None,
-    top_k: Annotated[int, count("K")] = 3,
+    top_k: Annotated[int | None, Parameter(show_default="3"), count("K")] = None,
     layers: _Indices = None,
     position: _Indices = None,
     model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
@@ -52,12 +53,13 @@ def lens(
     The model's own final norm, unembedding and softcap, read from its folder, are applied to what every layer left in
     the residual stream. Shown is the likeliest next token at every position and layer; with --position the K likeliest
     of every layer, and the probability and rank of the token that came. The model is not run; its files must be those
-    that the run was recorded with.
+    that the run was recorded with. Of a run that holds what was read out while recording (--lens-top-k) and no residual
+    stream, that is shown, and no model is needed.
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, or hidden.
+        run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, hidden, or lens_topk.
         example: An example's id, or its row number; the first one by default.
-        top_k: How many of the likeliest tokens to list.
+        top_k: How many of the likeliest tokens to list; of a run recorded with --lens-top-k all by default.
         layers: Which layers; all that are stored by default.
         position: Which positions; all by default.
         model: Where the model's folder is now, if it was moved.
@@ -71,17 +73,22 @@ def lens(
         from traceformer.cli.figures import check_format
 
         check_format(png)
-    readout = open_readout_of(store, model)
-    with steps_shown("reading out") as progress:
-        found = run_lens(
-            store,
-            example_id,
-            readout,
-            layers=None if layers is None else parse_indices(layers),
-            positions=None if position is None else parse_indices(position),
-            top=top_k,
-            progress=progress,
-        )
+    wanted = None if layers is None else parse_indices(layers)
+    positions = None if position is None else parse_indices(position)
+    if is_read_out(store):
+        found = recorded_lens(store, example_id, layers=wanted, positions=positions, top=top_k)
+    else:
+        readout = open_readout_of(store, model)
+        with steps_shown("reading out") as progress:
+            found = run_lens(
+                store,
+                example_id,
+                readout,
+                layers=wanted,
+                positions=positions,
+                top=top_k or _TOP,
+                progress=progress,
+            )
     tokens, name = tokens_of(store, example_id, "dec"), token_names(store, None if model is None else str(model))
     if png is not None:
         from traceformer.cli.figures import save
@@ -171,12 +178,12 @@ def _grid(found: Lens, tokens: Sequence[str], name: Callable[[int], str]) -> str
 
 
 def _one_position(found: Lens, i: int, tokens: Sequence[str], name: Callable[[int], str]) -> str:
-    came = int(found.came[i])
+    came, known = int(found.came[i]), not np.isnan(found.entropy[:, i]).all()
     rows = [
         (
             f"L{layer}",
-            f"{found.entropy[row, i]:.2f}",
-            *((f"{found.came_probability[row, i]:.3g}", str(found.came_rank[row, i])) if came >= 0 else ("", "")),
+            *((f"{found.entropy[row, i]:.2f}",) if known else ()),
+            *_of_came(found, row, i),
             "  ".join(
                 f"{printable(name(int(token_id)))} {probability:.3g}"
                 for token_id, probability in zip(found.top_ids[row, i], found.top_probabilities[row, i], strict=True)
@@ -187,7 +194,14 @@ def _one_position(found: Lens, i: int, tokens: Sequence[str], name: Callable[[in
     position = found.positions[i]
     title = f"position {position}, {printable(tokens[position])!r}"
     title += f"; what came next is {printable(name(came))!r}" if came >= 0 else "; nothing came next"
-    return f"{title}\n" + table(("layer", "entropy", "came", "rank", "likeliest"), rows, numeric=(1, 2, 3))
+    headers = ("layer", *(("entropy",) if known else ()), "came", "rank", "likeliest")
+    return f"{title}\n" + table(headers, rows, numeric=range(1, len(headers) - 1))
+
+
+def _of_came(found: Lens, row: int, i: int) -> tuple[str, str]:
+    """Probability and rank of the token that came, where these are known."""
+    rank = int(found.came_rank[row, i])
+    return (f"{found.came_probability[row, i]:.3g}", str(rank)) if rank else ("", "")
 
 
 def _fit(token: str) -> str:

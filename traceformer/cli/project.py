@@ -116,6 +116,8 @@ def find_rows(store: TraceStore, site: str) -> ArraySpec:
     if len(found) > 1:
         keys = [str(spec.key) for spec in found]
         raise SelectionError(f"{site} is there {len(keys)} times", hint=" or ".join(f"--site {key}" for key in keys))
+    if found[0].site.is_derived:
+        raise SelectionError(f"{found[0].key} is no activation", why=found[0].site.meaning, hint="--site resid_post")
     if found[0].site.is_matrix or found[0].heads:
         raise SelectionError(f"{found[0].key} has no single row per token", hint="--site resid_post")
     return found[0]

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.encoding import Dtype
 from traceformer.store.reader import TraceStore
 
-__all__ = ["Passage", "described_run", "file_name", "key_of", "plain_row", "written_dtype"]
+__all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
 
 _OF_A_RUN = (
     *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
@@ -31,6 +32,14 @@ def described_run(store: TraceStore) -> dict[str, Any]:
 def written_dtype(store: TraceStore) -> Dtype:
     """Returns the one dtype that holds all numbers of a run: patterns that are stored as bytes are read as float32."""
     return store.dtype if store.layout.attn_codec == "exact" else "float32"
+
+
+def lossless_arrays(store: TraceStore, files: str) -> tuple[ArraySpec, ...]:
+    """Returns all arrays of a run that `files` of floating-point numbers can hold; warns of those that are left out."""
+    sites = ("lens_topk", "lens_topk_prob")
+    if any(spec.key.site in sites for spec in store.layout.arrays):
+        warnings.warn(f"{' and '.join(sites)} are left out: {files} hold no token ids of layers", stacklevel=2)
+    return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites)
 
 
 def plain_row(store: TraceStore, example_id: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, RunExists
-from traceformer.formats.described import Passage, described_run, file_name, key_of
+from traceformer.formats.described import Passage, described_run, file_name, key_of, lossless_arrays
 from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.json_writer import write_trace
 from traceformer.formats.options import ExportOptions
@@ -89,7 +89,7 @@ class _Example:
             )
         if steps is None:
             steps = bool((self._store.meta.get("generation") or {}).get("capture_steps"))
-        further = self._store.layout.arrays if lossless else ()
+        further = lossless_arrays(self._store, "document 2's traces") if lossless else ()
         extra = {str(spec.key): self._whole(spec) for spec in further if spec not in specs or spec.key.site == "logits"}
         listed = [*specs, *(spec for spec in further if spec not in specs)]
         return Trace(

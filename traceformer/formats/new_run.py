@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Num, Shaped
 
 from traceformer.errors import Unreadable
 from traceformer.formats.options import ImportOptions
@@ -118,7 +118,7 @@ def token_row(
 
 
 def put(
-    buffer: ShardBuffer, slot: int, spec: ArraySpec, values: Float[np.ndarray, "..."], where: str, *, partial: bool
+    buffer: ShardBuffer, slot: int, spec: ArraySpec, values: Num[np.ndarray, "..."], where: str, *, partial: bool
 ) -> None:
     """Puts all of an array of an example into its slot.
 
@@ -132,7 +132,7 @@ def put(
         )
     if not (np.isfinite(values) | (np.isnan(values) if partial else False)).all():
         raise Unreadable(f"{where} has values of {spec.key} that are NaN or infinite", why="a run holds none")
-    target[...] = encoded(values, buffer.layout.dtype, where)
+    target[...] = values if spec.site.holds_ids else encoded(values, buffer.layout.dtype, where)
 
 
 def encoded(values: Float[np.ndarray, "*axes"], dtype: Dtype, where: Path | str) -> Shaped[np.ndarray, "*axes"]:

@@ -123,7 +123,7 @@ def _create(store: TraceStore, spec: ArraySpec, folder: Path, n: int, longest: M
                 "shape": list(shape),
                 "chunks": [*(1,) * (len(shape) - 2), *shape[-2:]],
                 "dtype": dtype,
-                "fill_value": 0.0,
+                "fill_value": 0 if spec.site.holds_ids else 0.0,
                 "order": "C",
                 "compressor": {"id": "zstd", "level": 3},
                 "filters": None,

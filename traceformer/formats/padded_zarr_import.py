@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
-from jaxtyping import Float
+from jaxtyping import Num
 
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.new_run import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.padded_zarr import PADDED, PADDED_ZARR_FORMAT
-from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import Arch, array_path, key_at
 from traceformer.store.writer import ShardBuffer
@@ -61,7 +61,9 @@ def import_padded_zarr(files: Sequence[Path], options: ImportOptions) -> Path:
         arch=source.arch,
         arrays=source.arrays,
         lengths={stack: [span.stop - span.start for span in spans] for stack, spans in source.spans.items()},
-        dtype=common_dtype({source.opened[spec.key].dtype.numpy_dtype.name for spec in source.arrays}),
+        dtype=common_dtype(
+            {source.opened[spec.key].dtype.numpy_dtype.name for spec in source.arrays if not spec.site.holds_ids}
+        ),
         stated=source.run,
         partial=partial,
     )
@@ -104,7 +106,7 @@ class _Folder:
             for stack in _STACKS[arch]
             if (column := _column_of("attention_mask", stack, arch)) in table[0] or stack == _STACKS[arch][0]
         }
-        found = {key: _open(path / place) for key, place in _places(path, arch)}
+        found = {key: _open(path / place, SITES[key.site].holds_ids) for key, place in _places(path, arch)}
         ours = meta.get("traceformer")
         if ours is not None:
             arrays, run = _told(ours, path)
@@ -119,7 +121,7 @@ class _Folder:
             raise Unreadable(f"{path} holds no arrays")
         return cls(path, arch, arrays, spans, found, table, run, ours is not None)
 
-    def values(self, spec: ArraySpec, index: int) -> Float[np.ndarray, "..."]:
+    def values(self, spec: ArraySpec, index: int) -> Num[np.ndarray, "..."]:
         """Returns an example's part of an array, without padding."""
         rows = self.spans[spec.key.stack if spec.site.is_matrix else spec.key.token_stack][index]
         columns = self.spans[spec.key.key_stack][index] if spec.site.is_matrix else slice(None)
@@ -180,14 +182,15 @@ def _places(path: Path, arch: Arch) -> Iterator[tuple[ArrayKey, str]]:
             raise Unreadable(f"{path} holds {place}", why="document 1 has no such array") from None
 
 
-def _open(path: Path) -> ts.TensorStore:
+def _open(path: Path, holds_ids: bool) -> ts.TensorStore:
     driver = "zarr" if (path / ".zarray").is_file() else "zarr3"
     try:
         array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}, read=True).result()
     except ValueError as error:
         raise Unreadable(f"{path} is no Zarr array", why=str(error).partition("\n")[0]) from error
-    if array.dtype.numpy_dtype.name not in ("float16", "float32"):
-        raise Unreadable(f"{path} holds {array.dtype.name}", why="document 1 stores float16 or float32")
+    allowed = ("int32",) if holds_ids else ("float16", "float32")
+    if array.dtype.numpy_dtype.name not in allowed:
+        raise Unreadable(f"{path} holds {array.dtype.name}", why=f"what can be is {' or '.join(allowed)}")
     return array
 
 

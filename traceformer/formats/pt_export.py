@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, RunExists, SelectionError, UsageError
-from traceformer.formats.described import Passage, described_run, file_name, key_of, written_dtype
+from traceformer.formats.described import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.sites import ArraySpec
@@ -170,13 +170,16 @@ class _Example:
         kept = {spec.key for spec in self.specs.values()}
         if self.layout == "residual":
             kept.remove(self.specs["attn_pattern"].key)
-        return [spec for spec in self.store.layout.arrays if spec.key not in kept] if self.lossless else []
+        return [spec for spec in self._all() if spec.key not in kept] if self.lossless else []
+
+    def _all(self) -> tuple[ArraySpec, ...]:
+        return lossless_arrays(self.store, "document 5's files")
 
     def _whole(self, spec: ArraySpec, layer: int | None = None) -> Part:
         return Part(self.store.get(self.passage.example_id, spec.key, layer))
 
     def _told(self, further: Mapping[str, Part], layer: int | None = None) -> dict[str, Any]:
-        arrays = self.store.layout.arrays if self.lossless else self.specs.values()
+        arrays = self._all() if self.lossless else self.specs.values()
         return {
             "format": PT_FORMAT,
             "layout": self.layout,

@@ -2,7 +2,7 @@
 
 A tensor is named as its array is (`dec.self.q`) and has the example's own axes: (layer, head, token, d_head), or
 (layer, head, query, key). The manifest says which layers and heads these are, which model and texts, and the SHA-256
-of every file; an import checks it and gives the run back bit for bit. bfloat16 stays bfloat16.
+of every file; an import checks it and gives the run back bit for bit. bfloat16 stays bfloat16, token ids are int32.
 """
 
 import json
@@ -141,13 +141,16 @@ def import_safetensors(files: Sequence[Path], options: ImportOptions) -> Path:
             raise NotFound(f"no file {each.path}", why=f"{folder / MANIFEST} lists it")
         if checksum(each.path, "sha256").digest != each.sha256:
             raise Unreadable(f"{each.path} is not the file that its manifest lists", why="its SHA-256 is another")
-        dtypes |= {_NAMES.get(tensor.dtype, tensor.dtype) for tensor in open_file(each.path)[0].values()}
+        tensors, _ = open_file(each.path)
+        kept = [_tensor(tensors, spec, each.path).dtype for spec in manifest.arrays if not spec.site.holds_ids]
+        dtypes |= {_NAMES.get(dtype, dtype) for dtype in kept}
 
     def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
         example = examples[index]
         tensors, _ = open_file(example.path)
         for spec in manifest.arrays:
-            values = _tensor(tensors, spec, example.path).read()
+            tensor = _tensor(tensors, spec, example.path)
+            values = tensor.ids() if spec.site.holds_ids else tensor.read()
             put(buffer, slot, spec, values, str(example.path), partial=UNKNOWN in manifest.run)
         return example.row
 

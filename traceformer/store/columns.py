@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float
+from jaxtyping import Num
 
 from traceformer.store.arrays import Array
 from traceformer.store.encoding import IN_MEMORY, ON_DISK, Stored, decode
@@ -48,7 +48,7 @@ class Column:
             found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
         return found
 
-    def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Float[np.ndarray, "token d"]]:
+    def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Num[np.ndarray, "token d"]]:
         """Yields the rows of each piece, in order, reading a few ahead."""
         ahead: deque[ts.Future[np.ndarray]] = deque()
         for first, last in pieces:
@@ -58,12 +58,12 @@ class Column:
         while ahead:
             yield self._rows(ahead.popleft().result())
 
-    def _rows(self, array: np.ndarray) -> Float[np.ndarray, "token d"]:
+    def _rows(self, array: np.ndarray) -> Num[np.ndarray, "token d"]:
         numbers = decode(array, self.stored)
         return numbers if numbers.ndim == 2 else numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1)
 
 
-def gather(column: Column) -> Float[np.ndarray, "token d"]:
+def gather(column: Column) -> Num[np.ndarray, "token d"]:
     """Returns all tokens' rows, in the data set's order."""
     rows = np.empty((len(column.spans), column.width), IN_MEMORY[column.stored])
     if column.view.rank == 2 and ON_DISK[column.stored] == rows.dtype:
@@ -81,14 +81,14 @@ def gather(column: Column) -> Float[np.ndarray, "token d"]:
     return rows
 
 
-def batches(column: Column, batch_tokens: int) -> Iterator[Float[np.ndarray, "token d"]]:
+def batches(column: Column, batch_tokens: int) -> Iterator[Num[np.ndarray, "token d"]]:
     """Yields all tokens' rows in the data set's order, `batch_tokens` at a time; the last batch may be shorter."""
     return _rebatch(column.read(column.pieces(_PIECE_TOKENS)), batch_tokens, column)
 
 
 def _rebatch(
-    pieces: Iterable[Float[np.ndarray, "token d"]], batch_tokens: int, column: Column
-) -> Iterator[Float[np.ndarray, "token d"]]:
+    pieces: Iterable[Num[np.ndarray, "token d"]], batch_tokens: int, column: Column
+) -> Iterator[Num[np.ndarray, "token d"]]:
     batch, filled = _empty(batch_tokens, column), 0
     for piece in pieces:
         taken = 0
@@ -103,7 +103,7 @@ def _rebatch(
         yield batch[:filled]
 
 
-def shuffled_batches(column: Column, batch_tokens: int, seed: int) -> Iterator[Float[np.ndarray, "token d"]]:
+def shuffled_batches(column: Column, batch_tokens: int, seed: int) -> Iterator[Num[np.ndarray, "token d"]]:
     """Yields all tokens' rows once, in an order that depends on `seed` and the run only.
 
     1. The chunks of all shards are put in random order.
@@ -120,7 +120,7 @@ def shuffled_batches(column: Column, batch_tokens: int, seed: int) -> Iterator[F
 
 def _through_window(
     column: Column, pieces: list[tuple[int, int]], batch_tokens: int, random: np.random.Generator
-) -> Iterator[Float[np.ndarray, "token d"]]:
+) -> Iterator[Num[np.ndarray, "token d"]]:
     size = max(_WINDOW_TOKENS, 4 * batch_tokens)
     window, filled = _empty(size + column.chunk, column), 0
     for piece in column.read(pieces):
@@ -136,5 +136,5 @@ def _through_window(
     yield window[:filled]
 
 
-def _empty(tokens: int, column: Column) -> Float[np.ndarray, "token d"]:
+def _empty(tokens: int, column: Column) -> Num[np.ndarray, "token d"]:
     return np.empty((tokens, column.width), IN_MEMORY[column.stored])

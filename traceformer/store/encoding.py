@@ -2,14 +2,14 @@
 
 float16 and float32 are themselves on disk and in memory. bfloat16 lies on disk as uint16, since zarr-python cannot
 open bfloat16, and is read as float32, which holds it exactly. `sqrt8` keeps round(255 sqrt(p)) in a byte: at most
-0.004 away from p, and read as float32.
+0.004 away from p, and read as float32. Token ids are int32 in any run.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8, UInt16
+from jaxtyping import Float, Num, Shaped, UInt8, UInt16
 
 __all__ = [
     "ZSTD_LEVEL",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
-Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8"]
+Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8", "int32"]
 AttnCodec: TypeAlias = Literal["exact", "sqrt8"]
 Codec: TypeAlias = Literal["none", "zstd", "lz4"]
 
@@ -36,12 +36,14 @@ ON_DISK: Mapping[Stored, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
     "sqrt8": np.dtype(np.uint8),
+    "int32": np.dtype(np.int32),
 }
 IN_MEMORY: Mapping[Stored, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.float32),
     "sqrt8": np.dtype(np.float32),
+    "int32": np.dtype(np.int32),
 }
 
 # The bit pattern of +inf per dtype: as a signed integer, every finite value lies below it, inf and NaN do not.
@@ -64,10 +66,10 @@ class NonFinite(NamedTuple):
 def first_nonfinite(array: Shaped[np.ndarray, "..."], stored: Stored) -> NonFinite | None:
     """Returns the index of the first inf or NaN in `array`, or None: integer comparisons, no temporaries.
 
-    `array` is as stored (bfloat16: its bits in uint16); `sqrt8` cannot hold such values. Views are looked at row by
-    row, so give the part that is filled.
+    `array` is as stored (bfloat16: its bits in uint16); `sqrt8` and `int32` cannot hold such values. Views are
+    looked at row by row, so give the part that is filled.
     """
-    if stored == "sqrt8" or not array.size:
+    if stored not in _INFINITY or not array.size:
         return None
     unsigned, signed, infinity = _INFINITY[stored]
     bits = array.view(unsigned)
@@ -107,8 +109,8 @@ def encode_sqrt8(pattern: Float[np.ndarray, "*axes"]) -> UInt8[np.ndarray, "*axe
     return np.rint(np.sqrt(pattern.astype(np.float32)) * 255).astype(np.uint8)
 
 
-def decode(array: Shaped[np.ndarray, "*axes"], stored: Stored) -> Float[np.ndarray, "*axes"]:
-    """Returns the numbers that stored values stand for: the array itself for float16 and float32, else float32."""
+def decode(array: Shaped[np.ndarray, "*axes"], stored: Stored) -> Num[np.ndarray, "*axes"]:
+    """Returns the numbers that stored values stand for: float32 for bfloat16 and sqrt8, else the array itself."""
     if stored == "bfloat16":
         return _widen(array)
     if stored == "sqrt8":

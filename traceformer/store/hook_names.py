@@ -59,6 +59,8 @@ HOOKS: Mapping[str, Hook] = {
     "final_norm": Hook(None, "as attn_norm"),
     "logits": Hook(None, "what the model returns beside its cache"),
     "projection": Hook(None, "along directions that the model does not have"),
+    "lens_topk": Hook(None, "no activation: the likeliest tokens are read out of one"),
+    "lens_topk_prob": Hook(None, "as lens_topk"),
 }  # fmt: skip
 """Every site, and the hook that shows the same tensor in a decoder of one stack."""
 

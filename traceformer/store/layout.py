@@ -54,7 +54,7 @@ class RunLayout:
 
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
-    the most token slots of one chunk, per stack.
+    the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype.
     """
 
     arch: Arch
@@ -131,6 +131,8 @@ class RunLayout:
 
     def stored(self, spec: ArraySpec) -> Stored:
         """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
+        if spec.site.holds_ids:
+            return "int32"
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
     def codec_of(self, spec: ArraySpec) -> Codec:

@@ -42,9 +42,11 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "hidden": ("hidden", "h"),
     "logits": ("logits", "logits"),
     "projection": ("projection", "projection"),
+    "lens_topk": ("lens", "topk"),
+    "lens_topk_prob": ("lens", "prob"),
 }
 _SHARED_GROUPS = frozenset(("norm", "sublayer"))
-_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp"))
+_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "lens"))
 
 
 def array_path(key: ArrayKey, arch: Arch) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from traceformer.errors import CorruptRun, ExampleNotFound, NotFound, NotRecorded, SelectionError, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
@@ -191,7 +191,7 @@ class TraceStore:
         *,
         side: str | None = None,
         kind: str | None = None,
-    ) -> Float[np.ndarray, "..."]:
+    ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
         A `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
@@ -320,7 +320,7 @@ class TraceStore:
         *,
         side: str | None = None,
         kind: str | None = None,
-    ) -> Float[np.ndarray, "token d"]:
+    ) -> Num[np.ndarray, "token d"]:
         """Returns one layer's rows of all tokens of all examples, in the data set's order.
 
         Sites with heads give all of them side by side (d = heads * d_head, as `z` enters W_O), unless `head` is said.
@@ -344,7 +344,7 @@ class TraceStore:
         head: int | None = None,
         side: str | None = None,
         kind: str | None = None,
-    ) -> Iterator[Float[np.ndarray, "token d"]]:
+    ) -> Iterator[Num[np.ndarray, "token d"]]:
         """Yields the rows of `activations` in batches of `batch_tokens` (the last may be shorter), each a new array.
 
         Memory does not grow with the run. With `shuffle`, chunks of 512 tokens are read in random order into a
@@ -358,7 +358,7 @@ class TraceStore:
         )
         return self._checked(batches)
 
-    def _checked(self, arrays: Iterator[Float[np.ndarray, "..."]]) -> Iterator[Float[np.ndarray, "..."]]:
+    def _checked(self, arrays: Iterator[Num[np.ndarray, "..."]]) -> Iterator[Num[np.ndarray, "..."]]:
         while True:
             with reading(self.folder):
                 array = next(arrays, None)
@@ -378,7 +378,7 @@ class TraceStore:
         *,
         side: str | None = None,
         kind: str | None = None,
-    ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    ) -> Iterator[tuple[str, Num[np.ndarray, "..."]]]:
         """Yields each example's id and its matrix (query, key) or rows (token, d) of one head, in the data set's order.
 
         Reads one shard ahead. The arrays are views of a block that holds one shard of this head: copy what you keep.

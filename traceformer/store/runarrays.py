@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float
+from jaxtyping import Num
 
 from traceformer.errors import CorruptRun, NotRecorded, SelectionError
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites
@@ -89,7 +89,7 @@ class RunArrays:
             self._open[spec.key] = open_array(self._folder, self._layout.array_path(spec.key), self._context)
         return self._open[spec.key]
 
-    def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Float[np.ndarray, "..."]:
+    def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
         index, lead = self._index, self._lead(spec, layer, head)
         if spec.site.is_matrix:
@@ -122,7 +122,7 @@ class RunArrays:
 
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None
-    ) -> Iterator[tuple[int, Float[np.ndarray, "..."]]]:
+    ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         """Yields each row and its part, as views of one block per shard, reading one shard ahead."""
         lead = self._lead(spec, layer, head)
         array = self.array(spec, self._index.shards)
@@ -146,7 +146,7 @@ class RunArrays:
 
     def _rows_of(
         self, spec: ArraySpec, shard: int, block: np.ndarray, read: ts.WriteFutures
-    ) -> Iterator[tuple[int, Float[np.ndarray, "..."]]]:
+    ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         index, rows = self._index, self._index.rows_of(shard)
         with reading(self._folder / self._layout.array_path(spec.key)):
             read.result()
