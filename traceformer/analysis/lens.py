@@ -242,10 +242,12 @@ def run_lens(
     # `hidden` begins with the embedding: entry i + 1 is what layer i left, and the last one is behind the final norm.
     first = 1 if spec.key.site == "hidden" else 0
     stored = tuple(number - first for number in spec.layers if number >= first)
-    chosen = _chosen(layers, stored, f"layers {_listed(stored)} of {spec.key}")
+    chosen = _chosen("layer", layers, stored, f"this run holds layers {_listed(stored)} of {spec.key}")
     last = store.meta["dims"]["dec"]["n_layers"] - 1
     length = store.length(example_id, "dec")
-    where = np.asarray(_chosen(positions, range(length), f"positions 0-{length - 1} in this example"), np.int64)
+    where = np.asarray(
+        _chosen("position", positions, range(length), f"this example has positions 0-{length - 1}"), np.int64
+    )
     came = tokens_that_came(store)(example_id)[where]
 
     def residual(number: int, places: Int64[np.ndarray, "place"]) -> Float32[np.ndarray, "place d_embed"]:
@@ -294,11 +296,11 @@ def _residual_of(store: TraceStore) -> ArraySpec:
     )
 
 
-def _chosen(wanted: Sequence[int] | None, available: Sequence[int], what: str) -> tuple[int, ...]:
+def _chosen(what: str, wanted: Sequence[int] | None, available: Sequence[int], why: str) -> tuple[int, ...]:
     chosen = tuple(available if wanted is None else wanted)
     missing = [number for number in chosen if number not in available]
     if missing or not chosen:
-        raise SelectionError(f"{_listed(missing) or 'nothing'} requested", why=f"there are {what}")
+        raise SelectionError(f"{what} {_listed(missing) or 'nothing'} requested", why=why)
     return chosen
 
 
