@@ -23,7 +23,7 @@ __all__ = ["tiny_folder"]  # a fixture
 Capture = pytest.CaptureFixture[str]
 FAMILIES = ("gemma2", "qwen2", "llama", "gpt2")
 METHODS = ("mean_diff", "probe", "pca")
-PLANTED_AT, TEXTS, WIDTH = 1, 40, 32
+PLANTED_AT, TEXTS, WIDTH = 1, 24, 32
 WORDS = ["river", "ships", "storm", "harbour", "counted", "paris", "cities", "rained", "world", "stage", "players"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
