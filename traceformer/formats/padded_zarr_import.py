@@ -91,7 +91,7 @@ class _Folder:
     def of(cls, path: Path) -> "_Folder":
         meta = json.loads((path / META).read_bytes())
         arch: Arch = meta.get("arch")
-        if not isinstance(arch, str) or arch not in _STACKS:
+        if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
             table = pq.read_table(path / TOKENS).to_pylist()
