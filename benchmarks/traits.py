@@ -7,6 +7,8 @@
 2. `--project` while generating (GPT-2 small's shape, random weights, ten directions, all layers) against plain
    `generate`.
 3. The lens's memory: 32 layers of 512 positions, 32,000 words, against all logits in float32.
+4. Bytes of document 5's files over those of the run that they came from, 20 + 50 tokens of `byte`: as exported, and
+   with each square and row a tensor of its own, as the document's code saves them.
 """
 
 import os
@@ -15,6 +17,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,5 +108,41 @@ def measure_lens(folder: Path, quick: bool) -> Iterator[Row]:
     yield row("lens, 32 layers x 512 positions: peak memory / logits", [peak / every_logit], 0.15, note=note)
 
 
+def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
+    import torch
+
+    from traceformer.capture.generate import GenerateRequest, Sampling, generate
+    from traceformer.formats.options import ExportOptions
+    from traceformer.formats.pt_export import LAYOUTS, export_pt
+
+    def alone(value: Any) -> Any:
+        """The same containers, and each tensor with a memory of its own."""
+        if isinstance(value, dict):
+            return {name: alone(each) for name, each in value.items() if name != "traceformer"}
+        if isinstance(value, list):
+            return [alone(each) for each in value]
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    run = generate(
+        GenerateRequest(
+            "byte",
+            prompt="The function returns",
+            selection=Selection(("internals",)),
+            sampling=Sampling(max_tokens=5 if quick else 50),
+            out_dir=folder / "five",
+            device="cpu",
+        )
+    )
+    of_the_run = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    for layout in sorted(LAYOUTS):
+        files = list(export_pt(TraceStore(run), folder / layout, ExportOptions(layout=layout)))
+        exported = sum(path.stat().st_size for path in files)
+        for path in files:
+            torch.save(alone(torch.load(path, weights_only=True)), path)
+        saved = sum(path.stat().st_size for path in files)
+        for what, size in ((f"document 5's {layout} files, as exported", exported), ("  each square a tensor", saved)):
+            yield row(f"{what}: bytes / the run", [size / of_the_run], None, note=f"{size:,} of {of_the_run:,}")
+
+
 if __name__ == "__main__":
-    main(__doc__, measure_projection, measure_recording, measure_lens, threads=os.cpu_count())
+    main(__doc__, measure_projection, measure_recording, measure_lens, measure_files, threads=os.cpu_count())

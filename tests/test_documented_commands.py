@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.capture.conftest import tiny_folder
 from tests.texts.conftest import hub, own_cache
@@ -14,8 +15,10 @@ from traceformer.cli import main
 
 __all__ = ["hub", "own_cache", "tiny_folder"]  # fixtures
 
+Capture = pytest.CaptureFixture[str]
 DOCS = Path(__file__).parents[1] / "docs"
 LINES = re.findall(r"\| `(traceformer extract [^`]+)` \|", (DOCS / "extract.md").read_text(encoding="utf-8"))
+CAPTURES = re.findall(r"\| `(traceformer generate [^`]+)` \|", (DOCS / "generate.md").read_text(encoding="utf-8"))
 
 # Tiny models of the same shape (layers, heads) as the ones that the lines name.
 SHAPES = {
@@ -74,3 +77,34 @@ def test_a_documented_extraction_works_as_it_stands(
     if "csqa" in words:
         assert run.tokens.answerKey[0] == "A"
         assert run.text(example).endswith("E: new york\nAnswer:")
+
+
+def test_document_5_has_its_lines() -> None:
+    assert len(CAPTURES) == 3
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("line", CAPTURES)
+def test_a_documented_capture_records_document_5_s_files(
+    line: str, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("google").mkdir()
+    n_layers = 17 if "--layer-internals 16" in line else 2
+    model = tiny_folder("gemma2", num_hidden_layers=n_layers, max_position_embeddings=512)
+    Path("google/gemma-2-2b-it").symlink_to(model, target_is_directory=True)
+    assert main([*shlex.split(line)[1:], "--max-tokens", "3", "--device", "cpu"]) == 0
+    run = TraceStore(capsys.readouterr().out.strip())
+    assert run.folder.parent == Path("experiments/mine")
+    layout = "internals" if "--layer-internals" in line else "residual"
+    assert main(["export", str(run.folder), "--format", "pt", "--layout", layout, "--output", "raw"]) == 0
+    files = sorted(str(path.relative_to("raw")) for path in Path("raw").rglob("*.pt"))
+    sizes = {"adversarial": 8, "baseline": 5, "dynamic": 8, "multi_trait": 10, "real_world": 10, "single_trait": 10}
+    if layout == "internals":
+        assert files == ["adhoc/1_L16.pt"]
+    else:
+        names = sizes if "--all-prompt-sets" in line else ["single_trait"]
+        assert files == sorted(f"{name}/{i + 1}.pt" for name in names for i in range(sizes[name]))
+        data = torch.load("raw/single_trait/10.pt", weights_only=True)
+        assert list(data["response"]["activations"]) == ["0", "1"]
+        assert len(data["response"]["attention"]["layer_1"]) == len(data["response"]["tokens"]) > 0

@@ -182,7 +182,16 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ArraySpec":
-        return cls(ArrayKey.parse(data["key"]), tuple(data["layers"]), tuple(data["heads"]), data["width"])
+        """Returns the spec that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: a member is missing, or no numbers from 0.
+            SelectionError: there is no such array.
+        """
+        spec = cls(ArrayKey.parse(data["key"]), tuple(data["layers"]), tuple(data["heads"]), data["width"])
+        if not all(type(number) is int and number >= 0 for number in (*spec.layers, *spec.heads, spec.width)):
+            raise TypeError(f"layers, heads and width of {spec.key} are whole numbers")
+        return spec
 
 
 def expand_sites(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from traceformer.capture.architectures import architecture_of
 from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.readout import READOUTS, Readout, open_readout
-from traceformer.weights import files_digest, open_folder, read_config
+from traceformer.weights import StoredTensor, files_digest, open_folder, read_config
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -122,6 +123,28 @@ def test_more_words_than_a_block_holds_can_be_kept(wide: Readout) -> None:
     assert sorted(said.top_ids[0].tolist()) == list(range(9001))
     np.testing.assert_allclose(said.top_probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (np.diff(said.top_probabilities, axis=1) <= 0).all()
+
+
+def test_memory_is_bounded_by_a_block_of_words(tmp_path: Path) -> None:
+    n_rows, words, width = 600, 40_000, 64
+    random = np.random.default_rng(0)
+    path = tmp_path / "unembedding"
+    random.standard_normal((words, width), np.float32).tofile(path)
+    unembedding = StoredTensor(path, "unembedding", "F32", (words, width), 0)
+    readout = Readout(None, None, None, 0, None, 1, unembedding, None, None)
+    rows = random.standard_normal((n_rows, width), np.float32)
+    read_out(rows[:2], readout)  # what is imported and checked once does not count
+    tracemalloc.start()
+    said = read_out(rows, readout)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        peak < 0.5 * 4 * n_rows * words
+    )  # of all logits, which are 96 MB; blocks of them are 10 MB, several at a time
+    assert (
+        said.top_ids[7].tolist()
+        == likeliest(rows[7:8] @ np.fromfile(path, np.float32).reshape(words, width).T, 3)[0].tolist()
+    )
 
 
 def test_what_is_no_word_of_the_model_is_refused(wide: Readout) -> None:

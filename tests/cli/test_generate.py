@@ -46,6 +46,25 @@ def test_the_defaults_are_document_2_s(requests: list[GenerateRequest]) -> None:
     assert (request.seed, request.chat, request.batch_size, request.dtype) == (42, False, 8, "float16")
 
 
+@pytest.mark.parametrize("flags", ["--prompt-set dynamic", "--all-prompt-sets"])
+def test_of_prompt_sets_document_5_s_capture_is_recorded(flags: str, requests: list[GenerateRequest]) -> None:
+    assert main(["generate", "--model", "gpt2", *flags.split()]) == 0
+    assert set(requests[0].selection.sites) >= {"resid_pre", "resid_mid", "resid_post", "attn_pattern"}
+    assert not {"logits", "attn_norm"} & set(requests[0].selection.sites)
+    assert main(["generate", "--model", "gpt2", *flags.split(), "--sites", "logits"]) == 0
+    assert requests[1].selection.sites == ("logits",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "layers"), [("16", (16,)), ("0 2", (0, 2)), ("3 --layer-internals 5", (3, 5)), ("all", None)]
+)
+def test_layer_internals_are_the_group_of_these_layers(
+    asked: str, layers: tuple[int, ...] | None, requests: list[GenerateRequest]
+) -> None:
+    assert main(["generate", "--model", "gpt2", "--prompt", "x", "--layer-internals", *asked.split()]) == 0
+    assert requests[0].selection == Selection(("internals",), {"enc": layers, "dec": layers}, NOTHING_CHOSEN)
+
+
 FLAGS = (
     "--model m --prompts p.txt --category c --chat --revision r --allow_pickle --max_tokens 7 --temperature 0 "
     "--top_k 3 --top_p 0.9 --seed 1 --stop a b --num_return_sequences 2 --num_beams 4 --sites attn logits "

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,35 @@ def test_a_file_of_something_else_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(TraceformerError):
         read_directions(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "../../v.npy"])
+def test_an_archive_is_no_vector(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", V)
+    with zipfile.ZipFile(tmp_path / "v.npy", "w") as archive:
+        archive.write(tmp_path / "own.npy", name)
+    before = set(tmp_path.parent.parent.rglob("v.npy"))
+    with pytest.raises(Unreadable, match=r"no \.npy file of numbers"):
+        read_directions(tmp_path / "v.npy")
+    assert set(tmp_path.parent.parent.rglob("v.npy")) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized:UserWarning", "ignore:TypedStorage:UserWarning")
+def test_tensors_that_are_no_plain_arrays_are_refused(tmp_path: Path) -> None:
+    v = torch.from_numpy(V)
+    odd = (v.to_sparse(), v.to(torch.float8_e4m3fn), v.to("meta"), torch.quantize_per_tensor(v, 0.1, 0, torch.qint8))
+    for tensor in odd:
+        torch.save(tensor, tmp_path / "v.pt")
+        with pytest.raises(Unreadable, match="no plain array"):
+            read_directions(tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize("metadata", [{"name": "{"}, {"quality": "[1]"}, {"quality": '{"1": 2}'}])
+def test_damaged_metadata_is_refused(metadata: dict[str, str], tmp_path: Path) -> None:
+    told = {"format": "traceformer directions 1", **metadata}
+    safetensors.numpy.save_file({"layer_1": V}, tmp_path / "v.safetensors", told)
+    with pytest.raises(Unreadable, match=r"metadata|quality"):
+        read_directions(tmp_path / "v.safetensors")
 
 
 def test_a_name_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,10 @@ def test_what_is_not_as_document_1_has_it_is_refused(tmp_path: Path) -> None:
     original(folder, left=False)
     for changes, message in (
         ({"arch": "both"}, "states the arch 'both'"),
+        ({"arch": ["dec"]}, "states the arch"),
         ({"layers_stored": [0, 1]}, "names 2"),
+        ({"layers_stored": "all"}, "whole numbers"),
+        ({"heads_stored": 3}, "whole numbers"),
         ({"traceformer": {"format": "other"}}, "not what an export writes"),
     ):
         kept = (folder / "meta.json").read_text()
@@ -243,6 +246,16 @@ def test_what_is_not_as_document_1_has_it_is_refused(tmp_path: Path) -> None:
     (folder / "dec_mystery.zarr" / "x" / ".zarray").write_text("{}")
     with pytest.raises(Unreadable, match="no such array"):
         imported(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"width": -1}, {"width": "x"}, {"layers": "01"}, {"heads": {"a": 1}}, {"key": 3}])
+def test_a_damaged_description_of_an_array_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = exported(TraceStore(with_masks(tmp_path / "run", "dec", "float32")), tmp_path / "out")
+    told = json.loads((folder / "meta.json").read_text())["traceformer"]
+    told["arrays"][0] |= change
+    change_meta(folder, traceformer=told)
+    with pytest.raises(Unreadable, match="not what an export writes"):
+        imported(folder, tmp_path / "back")
 
 
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:

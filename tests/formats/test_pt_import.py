@@ -20,7 +20,9 @@ from traceformer import TraceStore
 from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.options import ExportOptions, ImportOptions
 from traceformer.formats.pt_export import LAYOUTS, export_pt
+from traceformer.formats.pt_files import PtFile
 from traceformer.formats.pt_import import import_pt
+from traceformer.formats.torch_files import read_torch_file
 from traceformer.sites import ArrayKey, ArraySpec
 
 SITES = {
@@ -237,6 +239,24 @@ def test_an_old_tar_archive_is_not_unpacked(tmp_path: Path) -> None:
     with pytest.raises(Unreadable):
         imported([path], tmp_path / "run")
     assert [each.name for each in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_a_damaged_file_is_refused_or_read_as_it_stands(tmp_path: Path, kind: str) -> None:
+    path = foreign.documented_residual(tmp_path / "set", truth())
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=kind == "zip")
+    intact, random = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(intact[: random.integers(len(intact)) if random.random() < 0.2 else None])
+        for place in random.integers(max(1, len(damaged)), size=random.choice([1, 3, 20])):
+            damaged[place : place + 1] = random.bytes(1)
+        path.write_bytes(damaged)
+        try:
+            PtFile(path, read_torch_file(path))
+        except Unreadable:
+            refused += 1
+    assert refused > 100  # numbers of a tensor may be any; what is no such file ends in no other error
 
 
 def change(path: tuple[Any, ...], new: Any) -> Callable[[Path], Path]:

@@ -8,6 +8,7 @@ import pytest
 
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.texts.prompts import (
+    PROMPT_SETS,
     Prompt,
     PromptSet,
     all_prompt_sets,
@@ -115,6 +116,25 @@ def test_a_named_set_is_found_by_name_and_one_in_a_file_by_its_path(tmp_path: Pa
     assert caught.value.hint == "there are baseline, dynamic"
     with pytest.raises(NotFound):
         load_prompt_set("../dynamic", tmp_path / "deeper")
+
+
+COUNTS = {"adversarial": 8, "baseline": 5, "dynamic": 8, "multi_trait": 10, "real_world": 10, "single_trait": 10}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_document_5_s_sets_come_with_the_package(name: str) -> None:
+    data = json.loads((PROMPT_SETS / f"{name}.json").read_text(encoding="utf-8"))
+    assert list(data) == ["name", "description", "prompts"]
+    assert (data["name"], bool(data["description"])) == (name, True)
+    assert [list(each) for each in data["prompts"]] == [["id", "text", "note"]] * COUNTS[name]
+    assert [each["id"] for each in data["prompts"]] == list(range(1, COUNTS[name] + 1))
+    assert all(each["note"].strip() for each in data["prompts"])
+    assert len({each["text"] for each in data["prompts"]}) == COUNTS[name]
+    assert [each.text for each in load_prompt_set(name).prompts] == [each["text"] for each in data["prompts"]]
+
+
+def test_the_sets_that_come_are_document_5_s() -> None:
+    assert [each.name for each in all_prompt_sets()] == sorted(COUNTS)
 
 
 def test_no_named_sets_at_all_is_said(tmp_path: Path) -> None:

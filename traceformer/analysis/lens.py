@@ -333,9 +333,10 @@ def _part_of(
     positions: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], Int64[np.ndarray, "position"], Int64[np.ndarray, "position"]]:
     """Returns the layers and positions that are meant, and what came after these."""
-    chosen = _chosen(layers, stored, f"layers {_listed(stored)} of {spec.key}")
+    chosen = _chosen("layer", layers, stored, f"this run holds layers {_listed(stored)} of {spec.key}")
     length = store.length(example_id, "dec")
-    where = np.asarray(_chosen(positions, range(length), f"positions 0-{length - 1} in this example"), np.int64)
+    places = _chosen("position", positions, range(length), f"this example has positions 0-{length - 1}")
+    where = np.asarray(places, np.int64)
     return chosen, where, tokens_that_came(store)(example_id)[where]
 
 
@@ -357,11 +358,11 @@ def _residual_of(store: TraceStore) -> ArraySpec:
     )
 
 
-def _chosen(wanted: Sequence[int] | None, available: Sequence[int], what: str) -> tuple[int, ...]:
+def _chosen(what: str, wanted: Sequence[int] | None, available: Sequence[int], why: str) -> tuple[int, ...]:
     chosen = tuple(available if wanted is None else wanted)
     missing = [number for number in chosen if number not in available]
     if missing or not chosen:
-        raise SelectionError(f"{_listed(missing) or 'nothing'} requested", why=f"there are {what}")
+        raise SelectionError(f"{what} {_listed(missing) or 'nothing'} requested", why=why)
     return chosen
 
 

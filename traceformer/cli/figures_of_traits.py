@@ -19,7 +19,7 @@ _LINES = colormaps["tab10"]
 _LAYERS = colormaps["viridis"]
 _MOST_LINES = 6
 _MOST_PANELS = 12
-_MOST_TICKS = 70
+_MOST_TICKS = 116
 
 
 def curves_figure(found: Sequence[TextCurves], *, title: str) -> Figure:
@@ -61,7 +61,7 @@ def _of_one(own: TextCurves, title: str) -> Figure:
     as_map = len(layers) > _MOST_LINES
     height = max(2.2, 0.16 * len(layers)) if as_map else 2.4
     figure = Figure(
-        figsize=(min(max(0.16 * n_tokens, 7.0), 20.0) + 1.5, height * len(own.names) + 1.5), layout="constrained"
+        figsize=(min(max(0.12 * n_tokens, 7.0), 14.0) + 1.5, height * len(own.names) + 1.5), layout="constrained"
     )
     panels = list(figure.subplots(len(own.names), 1, squeeze=False, sharex=True)[:, 0])
     for i, (axes, name) in enumerate(zip(panels, own.names, strict=True)):
@@ -76,6 +76,7 @@ def _of_one(own: TextCurves, title: str) -> Figure:
             for n, layer in enumerate(layers):
                 colour = _LINES(i % 10) if len(layers) == 1 else _LAYERS(n / max(1, len(layers) - 1))
                 axes.plot(own.by_layer[layer].values[:, i], marker=".", color=colour, label=f"L{layer}")
+            axes.margins(x=0.01)
             axes.set_ylabel("projection", fontsize=8)
             if len(layers) > 1:
                 axes.legend(fontsize=7)

@@ -30,6 +30,7 @@ _WHERE = Group.create_ordered("Where it goes")
 _HOW = Group.create_ordered("How it runs")
 
 _DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
+_OF_PROMPT_SETS = ("attn", "resid")  # document 5's capture
 _Several = Parameter(consume_multiple=(1, None))
 _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
 
@@ -58,7 +59,7 @@ def generate(
     num_beams: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 1,
     sites: Annotated[
         tuple[str, ...],
-        Parameter(name=("--sites", "--capture"), group=_RECORD, metavar="SITE...", show_default=" ".join(_DEFAULT)),
+        Parameter(name=("--sites", "--capture"), group=_RECORD, metavar="SITE...", show_default=False),
         _Several,
     ] = (),
     layers: _Indices = None,
@@ -105,7 +106,8 @@ def generate(
         stop: End a response at any of these strings.
         num_return_sequences: Responses per prompt.
         num_beams: Search with this many beams.
-        sites: Groups attn qkv hidden resid mlp norms internals logits all, or names of sites.
+        sites: Groups attn qkv hidden resid mlp norms internals logits all, or names of sites. By default attn
+            token_embed norms attn_out mlp_out logits; of prompt sets attn resid.
         layers: Which layers; all of them by default.
         heads: Which heads; all of them by default.
         layer_internals: Record the group internals of these layers, in place of --sites and --layers.
@@ -129,7 +131,8 @@ def generate(
         if asked or layers is not None:
             raise UsageError("--layer-internals says what to record", hint="leave --sites and --layers away")
         asked, layers = ("internals",), None if "all" in layer_internals else ",".join(layer_internals)
-    asked = asked or (() if project or lens_top_k else _DEFAULT)
+    if not asked and not project and not lens_top_k:
+        asked = _OF_PROMPT_SETS if prompt_set is not None or all_prompt_sets else _DEFAULT
     both: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(layers))
     both_heads: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(heads))
     selection = Selection(asked, both, both_heads)

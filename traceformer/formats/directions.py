@@ -103,14 +103,27 @@ def _read_safetensors(path: Path) -> _Found:
     tensors, metadata = open_file(path)
     about: dict[str, Any] = dict(metadata)
     if metadata.get("format") == _FORMAT:
-        about = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+        about = _about(metadata, path)
     values = {name: tensor.read() for name, tensor in tensors.items()}
     return _by_layer(values, path), about
 
 
+def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What a file of ours says."""
+    try:
+        about = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+    except ValueError as error:
+        raise Unreadable(f"{path}: its metadata is not what `vectors fit` writes", why=str(error)) from error
+    quality = about.get("quality", {})
+    if not isinstance(quality, dict) or not all(isinstance(own, dict) for own in quality.values()):
+        raise Unreadable(f"{path}: its quality is no dict of each layer's")
+    return about
+
+
 def _read_npy(path: Path) -> _Found:
     try:
-        values = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # np.load would open an archive of that name, too
+            values = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise Unreadable(f"{path} is no .npy file of numbers", why=str(error).partition("\n")[0]) from error
     return _rows(values), {}

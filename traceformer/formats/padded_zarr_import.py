@@ -93,7 +93,7 @@ class _Folder:
     def of(cls, path: Path) -> "_Folder":
         meta = json.loads((path / META).read_bytes())
         arch: Arch = meta.get("arch")
-        if arch not in _STACKS:
+        if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
             table = pq.read_table(path / TOKENS).to_pylist()
@@ -218,7 +218,9 @@ def _spec(key: ArrayKey, array: ts.TensorStore, meta: Mapping[str, Any]) -> Arra
 def _numbers(meta: Mapping[str, Any], what: str, key: ArrayKey, count: int) -> tuple[int, ...]:
     stored = meta.get(f"{what}_stored")
     own = stored.get(key.stack) if isinstance(stored, dict) else stored
-    numbers = tuple(range(count)) if own is None else tuple(map(int, own))
+    if own is not None and (not isinstance(own, list) or not all(type(number) is int for number in own)):
+        raise Unreadable(f"{what}_stored is {own!r}", why="it lists whole numbers")
+    numbers = tuple(range(count)) if own is None else tuple(own)
     if count and len(numbers) != count:
         raise Unreadable(f"{key} has {count} {what}", why=f"{what}_stored names {len(numbers)}")
     return numbers if count else ()

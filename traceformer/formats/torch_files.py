@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,12 @@ from jaxtyping import Float
 from traceformer.errors import NotFound, Unreadable
 
 __all__ = ["Part", "read_torch_file", "write_torch_file"]
+
+# What torch raises, one or the other, where bytes of a file are missing or changed.
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    struct.error,
+)
 
 
 class Part(NamedTuple):
@@ -56,7 +63,8 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         NotFound: no such file.
-        Unreadable: it is no .pt file, or holds objects that would run code when they are read.
+        Unreadable: it is no .pt file, or holds objects that would run code when they are read, or
+            tensors that are no plain arrays of numbers.
     """
     import torch
 
@@ -65,15 +73,24 @@ def read_torch_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what matters is what it holds
-            return _as_numpy(torch.load(path, map_location="cpu", weights_only=True))
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Unreadable(
             f"{path} holds more than tensors",
             why="objects of other classes can run code when they are read, so none of it was read",
             hint="save its tensors as .safetensors",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise Unreadable(f"{path} is no .pt file, or not all of one", why=str(error).partition("\n")[0]) from error
+    except _DAMAGED as error:
+        why = "" if isinstance(error, LookupError) else str(error).partition("\n")[0]
+        raise Unreadable(f"{path} is no .pt file, or not all of one", why=why) from error
+    try:
+        return _as_numpy(found)
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without numbers, or of 8 bits
+        raise Unreadable(
+            f"{path} holds a tensor that is no plain array",
+            why=str(error).partition("\n")[0],
+            hint="save it as float32",
+        ) from error
 
 
 def _as_numpy(value: Any) -> Any:
