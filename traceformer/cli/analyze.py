@@ -65,12 +65,14 @@ def analyze(
             if value is not None and len(folders) > 1:
                 raise UsageError(f"{option}, and {run} holds {len(folders)} runs", hint=f"one, such as {folders[0]}")
         told: list[dict[str, Any]] = []
+        following = ""
         for number, folder in enumerate(folders):
             store = TraceStore(folder)
             found, positions = _analyze(store, example, layer, convention, top, parquet)
             if png is not None:
                 _save_entropy(found, png, folder.name)
             name = run if run.endswith(_TRACE) else str(folder)
+            following = _next(found, name, png)
             if json:
                 shown = [positions_as_json(own, tokens_of(store, own.example_id, own.key.stack)) for own in positions]
                 told.append({"run": name, **as_json(found), "positions": shown})
@@ -83,7 +85,7 @@ def analyze(
             print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
             return
         made = " and ".join(str(path) for path in (png, parquet) if path is not None)
-        print(f"{f'wrote {made}; ' if made else ''}next: traceformer {_next(found, name, png)}", file=sys.stderr)
+        print(f"{f'wrote {made}; ' if made else ''}next: traceformer {following}", file=sys.stderr)
 
 
 def _find(run: str, stack: ExitStack) -> list[Path]:
