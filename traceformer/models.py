@@ -217,6 +217,9 @@ def load_model(
         name, dtype = str(built_in_folder(name)), dtype or "float32"
     folder = Path(name)
     local = folder.is_dir()
+    if folder.is_file():
+        why = "a model is a folder with config.json, weights and tokenizer"
+        raise Unreadable(f"{name} is a file", why=why, hint="a folder that train or save_pretrained made")
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise NotFound(f"no model folder {name}")
     if local and not (folder / "config.json").is_file():

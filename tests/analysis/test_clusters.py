@@ -97,10 +97,33 @@ def test_the_order_of_the_heads_does_not_matter(method: ClusterMethod) -> None:
     assert np.array_equal(found.labels, of[order])
 
 
-def test_clusters_are_numbered_by_distance_and_equal_names_counted() -> None:
-    own = cluster_heads(thesis(), FEATURES, ks=(6,)).best
+def test_clusters_are_numbered_by_distance_and_those_named_alike_told_apart() -> None:
+    values = thesis()
+    own = cluster_heads(values, FEATURES, ks=(7,)).best
     assert np.all(np.diff(own.centroids[:, 2]) > 0)
-    assert own.names[:2] == ("Focused-Local 1", "Focused-Local 2")
+    kinds = [name.split(" (")[0] for name in own.names]
+    assert kinds == ["Focused-Local"] * 2 + ["Wider-Local"] * 2 + ["Global-Anchor"] + ["Strided"] * 2
+    assert own.names[4] == "Global-Anchor"
+    for one, other in ((0, 1), (2, 3), (5, 6)):
+        means = np.stack([values[own.labels == cluster].mean(axis=0) for cluster in (one, other)])
+        most = int((np.abs(means[0] - means[1]) / values.std(axis=0)).argmax())
+        names = [f"{kinds[one]} ({FEATURES[most]} {mean:.3g})" for mean in means[:, most]]
+        assert [own.names[one], own.names[other]] == names
+
+
+def test_of_several_named_alike_the_metric_tells_that_parts_the_nearest_two() -> None:
+    # In distance the first two lie together, in entropy no two do.
+    centres = [[0.1, 1.0], [0.4, 1.001], [0.7, 3.0], [9.0, 90.0]]
+    values = np.repeat(centres, 4, axis=0) + np.tile([[0, 0], [0.01, 0], [0, 1e-4], [0.01, 1e-4]], (4, 1))
+    own = cluster_heads(values, ("entropy", "distance"), ks=(4,)).best
+    assert own.names == (*(f"Focused-Local (entropy {entropy})" for entropy in (0.105, 0.405, 0.705)), "Strided")
+
+
+def test_centroids_that_are_almost_the_same_take_more_digits() -> None:
+    centres = [[0.10000, 1.0], [0.10002, 1.0], [9.0, 90.0]]
+    values = np.repeat(centres, 3, axis=0) + np.tile([[0, 0], [1e-7, 0], [0, 1e-7]], (3, 1))
+    own = cluster_heads(values, ("entropy", "distance"), ks=(3,)).best
+    assert set(own.names) == {"Focused-Local (entropy 0.1)", "Focused-Local (entropy 0.10002)", "Strided"}
 
 
 def test_without_entropy_or_distance_the_metric_furthest_out_names_a_cluster() -> None:

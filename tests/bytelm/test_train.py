@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import traceformer.bytelm  # noqa: F401  registers the sparse model
 from traceformer.bytelm.corpus import Span, open_corpus
+from traceformer.bytelm.outcome import curves_figure
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.settings import TrainSettings
 from traceformer.bytelm.train import Outcome, Progress, learning_rate_factor, train
@@ -160,6 +161,16 @@ def test_the_folder_holds_a_model_its_tokenizer_and_what_made_them(trained: tupl
     for fact in ("the command", "seed 42", f"{outcome.validation.model:.3f}", f"{outcome.validation.xz:.3f}"):
         assert fact in card
     assert (outcome.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_curve_shows_every_validation_point_of_a_short_training(
+    trained: tuple[TrainSettings, Outcome],
+) -> None:
+    bad = replace(trained[1], validation_curve=[(1, 7.9), (2, 6.5)])
+    [axes] = curves_figure(bad).axes
+    low, high = axes.get_ylim()
+    assert low < min(bad.validation.model, bad.validation.xz)
+    assert high > 7.9
 
 
 def test_the_same_settings_give_the_same_loss_curve(trained: tuple[TrainSettings, Outcome], tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.
         ("heads --model gpt2 --dataset demo --data_path x", 2, "either --dataset or --data_path"),
         ("heads nowhere", 3, "no run 'nowhere'"),
         ("heads --model ./nowhere --dataset demo", 3, "no model folder"),
+        ("heads --model_path dense.pt --data_path dense.pt", 3, "dense.pt is a file"),
         ("heads latest --convention paper", 2, "one of valid, thesis"),
         ("heads latest --window -1", 2, "whole number from 0"),
     ],
@@ -165,6 +166,7 @@ def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.
 def test_what_cannot_be_measured_is_refused(
     arguments: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("dense.pt").write_bytes(b"PK")  # what document 4's training saves: weights without a config
     assert main(arguments.split()) == code
     assert message in capsys.readouterr().err
     assert not Path("head_metrics.csv").exists()

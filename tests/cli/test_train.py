@@ -27,6 +27,9 @@ def test_it_prints_the_folder_and_says_what_comes_next(text: Path, capsys: pytes
     last = err.splitlines()[-1]
     assert last == "next: traceformer extract --model models/tiny-dense-words.txt --dataset demo --capture all"
     assert "98,752 parameters" in err
+    steps = [line.partition("  ")[::2] for line in err.splitlines() if line.startswith("step ")]
+    told = [(step, words.partition("  ")[0]) for step, words in steps]
+    assert len(told) == len(set(told)) > 0
     assert "bits per byte on held-out text (xz -9" in err
 
 

@@ -4,11 +4,14 @@ import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from traceformer.bytelm.settings import TrainSettings
 
-__all__ = ["Figures", "Outcome", "draw_curves", "model_card"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Figures", "Outcome", "curves_figure", "draw_curves", "model_card"]
 
 _SIZE = (7.0, 4.0)  # inches
 _DOTS_PER_INCH = 150
@@ -103,7 +106,17 @@ def _ngram(figures: Figures) -> str:
 
 
 def draw_curves(outcome: Outcome, path: Path) -> None:
-    """Draws bits per byte along the steps of training, with the baselines as lines, as a PNG."""
+    """Saves the figure of a training as a PNG."""
+    picture = io.BytesIO()
+    curves_figure(outcome).savefig(picture, format="png", dpi=_DOTS_PER_INCH)
+    path.write_bytes(picture.getvalue())
+
+
+def curves_figure(outcome: Outcome) -> "Figure":
+    """Returns bits per byte along the steps of training as a matplotlib figure, with the baselines as lines.
+
+    Every validation point is within it; of the training curve the first steps may lie above.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
@@ -115,9 +128,8 @@ def draw_curves(outcome: Outcome, path: Path) -> None:
         axes.axhline(outcome.validation.ngram, color="C2", linestyle=":", linewidth=1, label="order-5 n-grams")
     values = [*outcome.train_curve, *outcome.validation_curve]
     lowest = min(outcome.validation.xz, outcome.validation.ngram or math.inf, *(value for _, value in values))
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(max(0.0, lowest - 0.2), 5.0))
+    highest = max(5.0, *(value + 0.3 for _, value in outcome.validation_curve))
+    axes.set(xlabel="step", ylabel="bits per byte", ylim=(max(0.0, lowest - 0.2), highest))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DOTS_PER_INCH)
-    path.write_bytes(picture.getvalue())
+    return figure

@@ -5,18 +5,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 
 from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.analysis.statistics import ConventionName
-from traceformer.cli.arguments import count, find_example, find_run
+from traceformer.cli.arguments import count, find_example, find_runs
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.cli.tokens import token_names, tokens_of
-from traceformer.errors import NotRecorded, SelectionError
+from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ImportOptions
 from traceformer.store.reader import TraceStore
 
@@ -44,7 +44,8 @@ def analyze(
     --example these stand at every position, beside what was most likely there.
 
     Args:
-        run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json).
+        run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json). Of a folder of
+            several runs (an experiment), one after the other.
         example: An example's id, or its row number; all examples by default.
         layer: Show the heads of this layer, one by one.
         convention: nanochat counts masked cells, has 1e-8 in every logarithm, and divides by n - 1.
@@ -58,15 +59,62 @@ def analyze(
 
         check_format(png)
     with ExitStack() as stack:
-        folder = _find(run, stack)
-        store = TraceStore(folder)
-        if not store.ids:
-            raise NotRecorded(f"{folder} holds no example yet")
-        ids = None if example is None else (find_example(example, store.ids),)
-        if layer is not None and not any(layer in spec.layers for spec in store.layout.arrays):
-            stored = sorted({number for spec in store.layout.arrays for number in spec.layers})
-            raise SelectionError(f"--layer {layer}", why=f"this run holds layers {', '.join(map(str, stored))}")
-        positions: list[ExampleLogits] = []
+        folders = _find(run, stack)
+        only_one = {"--example": example, "--png": png, "--parquet": parquet}
+        for option, value in only_one.items():
+            if value is not None and len(folders) > 1:
+                raise UsageError(f"{option}, and {run} holds {len(folders)} runs", hint=f"one, such as {folders[0]}")
+        told: list[dict[str, Any]] = []
+        following = ""
+        for number, folder in enumerate(folders):
+            store = TraceStore(folder)
+            found, positions = _analyze(store, example, layer, convention, top, parquet)
+            if png is not None:
+                _save_entropy(found, png, folder.name)
+            name = run if run.endswith(_TRACE) else str(folder)
+            following = _next(found, name, png)
+            if json:
+                shown = [positions_as_json(own, tokens_of(store, own.example_id, own.key.stack)) for own in positions]
+                told.append({"run": name, **as_json(found), "positions": shown})
+                continue
+            print(*([""] if number else []), _title(store, name, found), as_text(found, layer), sep="\n\n")
+            for own in positions:
+                tokens = tokens_of(store, own.example_id, own.key.stack)
+                print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
+        if json:
+            print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
+            return
+        made = " and ".join(str(path) for path in (png, parquet) if path is not None)
+        print(f"{f'wrote {made}; ' if made else ''}next: traceformer {following}", file=sys.stderr)
+
+
+def _find(run: str, stack: ExitStack) -> list[Path]:
+    """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
+    if not run.endswith(_TRACE):
+        return find_runs(run)
+    from traceformer.formats.json_import import import_json
+
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    return [import_json([Path(run)], ImportOptions(folder / Path(run).stem))]
+
+
+def _analyze(
+    store: TraceStore,
+    example: str | None,
+    layer: int | None,
+    convention: ConventionName,
+    top: int,
+    parquet: Path | None,
+) -> tuple[RunStatistics, list[ExampleLogits]]:
+    """Returns the statistics of a run, and of one example those of every position; saves the table if asked to."""
+    if not store.ids:
+        raise NotRecorded(f"{store.folder} holds no example yet")
+    ids = None if example is None else (find_example(example, store.ids),)
+    if layer is not None and not any(layer in spec.layers for spec in store.layout.arrays):
+        stored = sorted({number for spec in store.layout.arrays for number in spec.layers})
+        raise SelectionError(f"--layer {layer}", why=f"this run holds layers {', '.join(map(str, stored))}")
+    positions: list[ExampleLogits] = []
+    with ExitStack() as stack:
         file = None if parquet is None else stack.enter_context(StatisticsFile(parquet))
 
         def each(found: ExampleLogits) -> None:
@@ -79,29 +127,7 @@ def analyze(
         found = run_statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
         if file is not None:
             file.add(found)
-        if png is not None:
-            _save_entropy(found, png, folder.name)
-        name = run if run.endswith(_TRACE) else str(folder)
-        if json:
-            shown = [positions_as_json(own, tokens_of(store, own.example_id, own.key.stack)) for own in positions]
-            print(json_text.dumps({"run": name, **as_json(found), "positions": shown}, indent=2))
-            return
-        print(_title(store, name, found), as_text(found, layer), sep="\n\n")
-        for own in positions:
-            tokens = tokens_of(store, own.example_id, own.key.stack)
-            print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
-        made = " and ".join(str(path) for path in (png, parquet) if path is not None)
-        print(f"{f'wrote {made}; ' if made else ''}next: traceformer {_next(found, name, png)}", file=sys.stderr)
-
-
-def _find(run: str, stack: ExitStack) -> Path:
-    """Returns the run's folder; a trace is imported into one that goes when the stack is left."""
-    if not run.endswith(_TRACE):
-        return find_run(run)
-    from traceformer.formats.json_import import import_json
-
-    folder = Path(stack.enter_context(TemporaryDirectory()))
-    return import_json([Path(run)], ImportOptions(folder / Path(run).stem))
+    return found, positions
 
 
 def _title(store: TraceStore, name: str, found: RunStatistics) -> str:

@@ -11,7 +11,7 @@ from traceformer.errors import ExampleNotFound, NotFound, SelectionError, UsageE
 from traceformer.store import layout
 from traceformer.store.claims import unfinished_folder
 
-__all__ = ["TRACES", "count", "find_example", "find_run", "parse_head", "runs_in"]
+__all__ = ["TRACES", "count", "find_example", "find_run", "find_runs", "parse_head", "runs_in"]
 
 TRACES = Path("traces")
 LATEST = "latest"
@@ -43,20 +43,30 @@ def find_run(name: str, traces: Path = TRACES) -> Path:
         NotFound: there is no such run; the hint names the nearest one.
         UsageError: an experiment with several runs.
     """
+    found = find_runs(name, traces)
+    if len(found) > 1:
+        raise UsageError(f"{name} holds {len(found)} runs", hint=f"one of them, such as {found[0]}")
+    return found[0]
+
+
+def find_runs(name: str, traces: Path = TRACES) -> list[Path]:
+    """Returns the folder of the run that `find_run` finds, or those of all runs of an experiment, the newest first.
+
+    Raises:
+        NotFound: there is no such run; the hint names the nearest one.
+    """
     runs = runs_in(traces)
     if name == LATEST:
         if not runs:
             raise NotFound(f"no run in {traces}", hint="traceformer extract makes one; or name a run's folder")
-        return runs[0]
+        return runs[:1]
     for folder in (Path(name), traces / name):
         places = (folder, unfinished_folder(folder)) if folder.name else (folder,)
         for place in places:
             if (place / layout.META).is_file():
-                return place
+                return [place]
     if inner := runs_in(Path(name)):
-        if len(inner) > 1:
-            raise UsageError(f"{name} holds {len(inner)} runs", hint=f"one of them, such as {inner[0]}")
-        return inner[0]
+        return inner
     if Path(name).is_dir():
         raise NotFound(f"{name} is not a run", why=f"it holds no {layout.META}", hint=_nearest(name, runs))
     raise NotFound(f"no run {name!r}", why=f"neither a folder nor a run in {traces}", hint=_nearest(name, runs))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_example, find_run
+from traceformer.cli.arguments import find_example, find_runs
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
@@ -41,7 +41,8 @@ def export(
     the attention of the whole sequence and the logits that predicted the response.
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`.
+        run: A folder, the name of a run in ./traces, or `latest`. The runs of a folder of several (an experiment) go
+            each to a folder of its name.
         format: pt, safetensors, transformerlens, padded-zarr or json.
         output: The folder to write into.
         example: Examples' ids, or their row numbers; all by default.
@@ -54,24 +55,33 @@ def export(
         json: Print the outcome as a JSON object.
     """
     chosen = named(format)
-    folder = find_run(run)
-    store = TraceStore(folder)
+    folders = find_runs(run)
     given = {"layout": layout, "layers": layers, "steps": steps, "lossless": lossless}
     for option, value in given.items():
         if value and option not in chosen.options:
             raise UsageError(f"--format {format} has no --{option}")
-    ids = tuple(find_example(name, store.ids) for name in example) or None
+    if example and len(folders) > 1:
+        raise UsageError(f"--example, and {run} holds {len(folders)} runs", hint=f"one of them, such as {folders[0]}")
     numbers = None if layers is None else parse_indices(layers)
-    with steps_shown("exporting") as progress:
-        options = ExportOptions(ids, steps or None, lossless, overwrite, progress, layout, numbers)
-        files = list(chosen.write(store, output, options))
+    files: list[Path] = []
+    for folder in folders:
+        store = TraceStore(folder)
+        ids = tuple(find_example(name, store.ids) for name in example) or None
+        with steps_shown("exporting") as progress:
+            options = ExportOptions(ids, steps or None, lossless, overwrite, progress, layout, numbers)
+            files += chosen.write(store, output if len(folders) == 1 else output / folder.name, options)
     inside = [each for path in files for each in ((path,) if path.is_file() else path.rglob("*")) if each.is_file()]
     size = sum(path.stat().st_size for path in inside)
     if json:
-        outcome = {"run": str(folder), "format": format, "files": [str(path) for path in files], "bytes": size}
+        outcome = {
+            "run": str(folders[0] if len(folders) == 1 else run),
+            "format": format,
+            "files": [str(path) for path in files],
+            "bytes": size,
+        }
         print(json_text.dumps(outcome, indent=2))
         return
     for path in files:
         print(path)
-    back = f"; back into a run: traceformer import {output}" if chosen.read else ""
+    back = f"; back into a run: traceformer import {output}" if chosen.read and len(folders) == 1 else ""
     print(f"{len(inside)} file{'s' if len(inside) != 1 else ''}, {amount_of_bytes(size)}{back}", file=sys.stderr)

@@ -64,7 +64,7 @@ def score_figure(found: HeadClusters, *, title: str) -> Figure:
     box = {"boxstyle": "round", "facecolor": "khaki", "edgecolor": "0.6"}
     axes.annotate(f"{best[1]:.3f}", best, (0, 14), textcoords="offset points", ha="center", fontsize=9, bbox=box)
     handles = [
-        Patch(color=_CLUSTERS(number % 10), label=f"{name} ({size})")
+        Patch(color=_CLUSTERS(number % 10), label=f"{name}: {size}")
         for number, (name, size) in enumerate(zip(found.best.names, found.best.sizes, strict=True))
     ]
     figure.legend(handles=handles, title=f"k = {best[0]}", loc="outside right center", fontsize=8)
@@ -72,7 +72,7 @@ def score_figure(found: HeadClusters, *, title: str) -> Figure:
     axes.set_xticks(ks)
     axes.grid(alpha=0.3)
     axes.set(xlabel="number of clusters k", ylabel="mean silhouette")
-    axes.set_title(title, fontsize=10, wrap=True)
+    figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 
 
@@ -80,18 +80,20 @@ def silhouettes_figure(clustering: Clustering, *, title: str) -> Figure:
     """Returns the silhouette of every head, longest first within its cluster, and their mean."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    low, start = min(0.0, float(clustering.silhouettes.min())), 0
-    for cluster, (name, size) in enumerate(zip(clustering.names, clustering.sizes, strict=True)):
+    start, middles = 0, list[float]()
+    for cluster, size in enumerate(clustering.sizes):
         own = np.sort(clustering.silhouettes[clustering.labels == cluster])[::-1]
         axes.barh(np.arange(start, start + size), own, height=1.0, color=_CLUSTERS(cluster % 10))
-        axes.text(low - 0.02, start + (size - 1) / 2, f"{name} ({size})", ha="right", va="center", fontsize=8)
+        middles.append(start + (size - 1) / 2)
         start += size + 2
     axes.axvline(clustering.score, color="red", linestyle="--", linewidth=1)
-    axes.set_xlim(low - 0.4, 1)
+    axes.set_xlim(min(0.0, float(clustering.silhouettes.min())) - 0.05, 1)
     axes.invert_yaxis()
-    axes.set_yticks([])
+    sizes = zip(clustering.names, clustering.sizes, strict=True)
+    axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes], fontsize=8)
+    axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"silhouette; their mean is {clustering.score:.3f}")
-    axes.set_title(title, fontsize=10, wrap=True)
+    figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 
 
@@ -116,7 +118,7 @@ def map_figure(
         xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
         ylabel=f"second principal component ({shares[1]:.0%})",
     )
-    figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     axes.set_title(title, fontsize=10, wrap=True)
     return figure
 

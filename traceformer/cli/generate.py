@@ -195,8 +195,9 @@ def generate(
         told = [_told(response) for response in responses]
         print(json_text.dumps({"run": str(folder), **asdict(totals), "responses": told}, indent=2))
         return
+    responses_made = f"{totals.examples} response{'' if totals.examples == 1 else 's'}"
     print(
-        f"{totals.examples} responses, {totals.tokens} tokens, {amount_of_bytes(totals.bytes)} written in "
+        f"{responses_made}, {totals.tokens} tokens, {amount_of_bytes(totals.bytes)} written in "
         f"{duration(totals.seconds)}; next: traceformer analyze {folder}",
         file=sys.stderr,
     )

@@ -166,9 +166,8 @@ def _as_json(found: Mapping[ArrayKey, HeadMetrics], output: Path, pictures: list
 
 def _as_text(key: ArrayKey, found: HeadMetrics, convention: HeadConvention) -> str:
     """Means and standard deviations over each layer's heads, and the heads with the highest scores."""
-    sizes = (
-        f"{len(found.layers)} layers of {len(found.heads)} heads, {found.examples} examples, {found.queries} queries"
-    )
+    examples = f"{found.examples} example{'' if found.examples == 1 else 's'}"
+    sizes = f"{len(found.layers)} layers of {len(found.heads)} heads, {examples}, {found.queries} queries"
     basic = [
         name for name in ("entropy", "sparsity", "distance", "max_weight") if not np.isnan(found.values[name]).all()
     ]

@@ -163,12 +163,14 @@ def _progress_shown() -> "Generator[Callable[[Progress], None]]":
             yield show
         return
     shown_at = time.perf_counter()
+    shown: tuple[float, ...] = ()
 
     def print_line(progress: "Progress") -> None:
-        nonlocal shown_at
-        now = time.perf_counter()
-        if now - shown_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps:
-            shown_at = now
+        nonlocal shown_at, shown
+        now, said = time.perf_counter(), progress[:4]
+        due = now - shown_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps
+        if due and said != shown:  # the last step is told of several times
+            shown_at, shown = now, said
             print(f"step {progress.step}/{progress.steps}  {_in_words(progress)}", file=sys.stderr, flush=True)
 
     yield print_line

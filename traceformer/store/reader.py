@@ -65,6 +65,9 @@ class TraceStore:
         unfinished = self.folder.with_name(f"_tmp_{self.folder.name}")
         if not (self.folder / META).exists() and (unfinished / META).exists():
             raise NotFound(f"no run in {self.folder}", why="it is not finished", hint=f"open {unfinished}, or --resume")
+        if not (self.folder / META).exists() and (runs := sorted(self.folder.glob(f"*/{META}"))):
+            several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
+            raise NotFound(f"no run in {self.folder}", why=several, hint=f"open {runs[-1].parent}")
         head = RunHead.read(self.folder)
         self.layout: RunLayout = head.layout
         self.meta: dict[str, Any] = {
