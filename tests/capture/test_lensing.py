@@ -17,6 +17,7 @@ from traceformer.capture.architectures import architecture_of
 from traceformer.capture.extract import ExtractRequest, estimate, extract
 from traceformer.capture.generate import GenerateRequest, Sampling, generate
 from traceformer.capture.plan import plan_arrays
+from traceformer.capture.projecting import Traits
 from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
 from traceformer.models import ModelDims
@@ -99,6 +100,17 @@ def test_a_decoder_beside_an_encoder_says_what_it_predicts(
     for example in run.ids:
         found, likely = (run.get(example, site, layer=2) for site in ("lens_topk", "lens_topk_prob"))
         assert_likeliest(found, likely, softmax(run.get(example, "logits")))
+
+
+def test_projections_of_the_same_stream_stand_beside_it(tiny_folder: Folder, text_file: Path, tmp_path: Path) -> None:
+    folder, joy = tiny_folder("llama"), np.eye(32, dtype=np.float32)[5]
+    alone = TraceStore(extract(asked(folder, text_file, out_dir=tmp_path / "alone")))
+    traits, selection = Traits({"joy": {None: joy}}), Selection(("resid_post",))
+    both = TraceStore(extract(asked(folder, text_file, selection=selection, traits=traits, out_dir=tmp_path / "both")))
+    for example in both.ids:
+        for site in ("lens_topk", "lens_topk_prob"):
+            assert np.array_equal(both.get(example, site), alone.get(example, site))
+        assert np.array_equal(both.get(example, "projection")[..., 0], both.get(example, "resid_post")[..., 5])
 
 
 @pytest.mark.parametrize("family", WITH_HEAD)
