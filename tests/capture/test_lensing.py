@@ -123,9 +123,9 @@ def test_the_readout_of_every_family_is_its_own(
     model, row = tiny_model(family), architecture_of(tiny_model(family).config)
     plan = plan_arrays(Selection(()), row, ModelDims.from_config(model.config), lens_top_k=9, model=model)
     assert plan.lensing is not None
-    blocks: Any = model.base_model.get_submodule(row.stacks["dec"].blocks)
+    own_blocks: Any = model.base_model.get_submodule(row.stacks["dec"].blocks)
     seen: list[Any] = []
-    blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))
+    own_blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))
     tokens = torch.tensor([[5, 17, 42, 8], [93, 61, 30, 11]])
     more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
