@@ -17,6 +17,7 @@ from traceformer.capture.architectures import architecture_of
 from traceformer.capture.extract import ExtractRequest, estimate, extract
 from traceformer.capture.generate import GenerateRequest, Sampling, generate
 from traceformer.capture.plan import plan_arrays
+from traceformer.capture.projecting import Traits
 from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
 from traceformer.models import ModelDims
@@ -101,6 +102,17 @@ def test_a_decoder_beside_an_encoder_says_what_it_predicts(
         assert_likeliest(found, likely, softmax(run.get(example, "logits")))
 
 
+def test_projections_of_the_same_stream_stand_beside_it(tiny_folder: Folder, text_file: Path, tmp_path: Path) -> None:
+    folder, joy = tiny_folder("llama"), np.eye(32, dtype=np.float32)[5]
+    alone = TraceStore(extract(asked(folder, text_file, out_dir=tmp_path / "alone")))
+    traits, selection = Traits({"joy": {None: joy}}), Selection(("resid_post",))
+    both = TraceStore(extract(asked(folder, text_file, selection=selection, traits=traits, out_dir=tmp_path / "both")))
+    for example in both.ids:
+        for site in ("lens_topk", "lens_topk_prob"):
+            assert np.array_equal(both.get(example, site), alone.get(example, site))
+        assert np.array_equal(both.get(example, "projection")[..., 0], both.get(example, "resid_post")[..., 5])
+
+
 @pytest.mark.parametrize("family", WITH_HEAD)
 @pytest.mark.parametrize("blocks", [(8192, 2048), (7, 3)], ids=["whole", "in blocks"])
 def test_the_readout_of_every_family_is_its_own(
@@ -111,9 +123,9 @@ def test_the_readout_of_every_family_is_its_own(
     model, row = tiny_model(family), architecture_of(tiny_model(family).config)
     plan = plan_arrays(Selection(()), row, ModelDims.from_config(model.config), lens_top_k=9, model=model)
     assert plan.lensing is not None
-    last = model.base_model.get_submodule(row.stacks["dec"].blocks)[-1]
+    own_blocks: Any = model.base_model.get_submodule(row.stacks["dec"].blocks)
     seen: list[Any] = []
-    last.register_forward_hook(lambda *given: seen.append(given[2]))
+    own_blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))
     tokens = torch.tensor([[5, 17, 42, 8], [93, 61, 30, 11]])
     more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
@@ -121,6 +133,28 @@ def test_the_readout_of_every_family_is_its_own(
         rows = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
         ids, likely = plan.lensing.of(2, rows).values()
     assert_likeliest(ids.numpy(), likely.numpy(), softmax(logits))
+
+
+def test_a_model_in_bfloat16_is_read_out_in_float32(tiny_folder: Folder, text_file: Path, tmp_path: Path) -> None:
+    folder, half = tiny_folder("gemma2"), "bfloat16"
+    request = asked(
+        folder, text_file, selection=Selection(("resid_post",)), dtype=half, model_dtype=half, out_dir=tmp_path / "run"
+    )
+    run = TraceStore(extract(request))
+    model = tiny_model("gemma2").bfloat16().float()  # the weights that it ran with; its stream is stored as it is
+    architecture, dims = architecture_of(model.config), ModelDims.from_config(model.config)
+    lens = plan_arrays(Selection(()), architecture, dims, lens_top_k=99, model=model).lensing
+    assert lens is not None
+    example = run.ids[2]
+    for layer in range(3):
+        ids, likely = lens.of(layer, torch.from_numpy(run.get(example, "resid_post", layer)[None])).values()
+        of_all = torch.zeros_like(likely).scatter(-1, ids, likely)[0].double().numpy()
+        found = run.get(example, "lens_topk", layer)
+        assert found.dtype == np.int32
+        expected = np.sort(of_all, axis=-1)[:, ::-1][:, :4]
+        np.testing.assert_allclose(np.take_along_axis(of_all, found.astype(np.int64), -1), expected, atol=TIE, rtol=0)
+        # Probabilities are stored in the run's dtype, which has eight bits.
+        np.testing.assert_allclose(run.get(example, "lens_topk_prob", layer), expected, rtol=2**-8)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "t5"])
@@ -210,7 +244,7 @@ def test_what_cannot_be_read_out_is_refused_before_anything_is_written(
 
 
 def test_a_decoder_without_its_head_is_refused() -> None:
-    model = tiny_model("llama").base_model
+    model: Any = tiny_model("llama").base_model
     with pytest.raises(Unsupported, match="without an unembedding"):
         plan_arrays(
             Selection(()), architecture_of(model.config), ModelDims.from_config(model.config), lens_top_k=3, model=model

@@ -159,7 +159,9 @@ def assert_equal_runs(new: TraceStore, old: TraceStore, *, but: tuple[str, ...] 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str) -> None:
-    old = TraceStore(runs.write(tmp_path / "run", runs.plan(n_examples=5, shard_examples=2, dtype=dtype)))
+    arrays = [each for each in runs.DEC if not each.site.is_derived]  # ids are left out, with a warning
+    planned = runs.plan(arrays=arrays, n_examples=5, shard_examples=2, dtype=dtype)
+    old = TraceStore(runs.write(tmp_path / "run", planned))
     files = exported(old, tmp_path / "out", lossless=True)
     new = imported(files, tmp_path / "back")
     assert_equal_runs(new, old)
