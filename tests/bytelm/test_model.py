@@ -73,6 +73,17 @@ def test_logits_and_gradients_are_those_under_the_same_mask_written_out(
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_takes_its_place_by_name(model: SparseByteForCausalLM, ids: Tensor) -> None:
+    found: list[Tensor] = []
+    for name in ("byte_sparse", "byte_sparse_flex"):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            found.append(model(input_ids=ids, attention_mask=padded()).logits[padded().bool()])
+    model.set_attn_implementation("byte_sparse")
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 def test_no_logit_depends_on_a_future_or_a_forbidden_byte(ids: Tensor) -> None:
     model = random_model(3)
     n_layers, text = model.config.num_hidden_layers, ids[:1]

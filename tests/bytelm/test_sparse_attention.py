@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from traceformer.bytelm.flex import flex_sparse_attention
 from traceformer.bytelm.patterns import HeadPattern, thesis_patterns
 from traceformer.bytelm.sparse_attention import sparse_attention
 from traceformer.bytelm.sparse_mask import sparse_mask
@@ -85,6 +86,34 @@ def test_equals_dense_attention_under_the_same_mask_forward_and_backward(case: C
     # Including heads in any order, windows longer than a block or the text, keys from a cache, padding on the left.
     for sparse, dense in zip(*both_ways(case), strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@settings(max_examples=30, deadline=None)
+@given(cases())
+def test_flex_attention_under_the_mask_in_blocks_is_the_same(case: Case) -> None:
+    # PyTorch's reference for it: the compiled kernel, and any gradient, are CUDA's.
+    starts = None if case.starts is None else torch.tensor(case.starts)
+    mask = sparse_mask(case.patterns, case.n_queries, case.n_keys, starts)
+    dense = full_mask(case.patterns, case.n_queries, case.n_keys, case.starts or (0,))
+    query, key, value, _ = (each.detach() for each in tensors(case))
+    flex = flex_sparse_attention(query, key, value, mask, 0.3)
+    torch.testing.assert_close(
+        flex, scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=0.3), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's kernels are compiled for CUDA only")
+def test_compiled_flex_attention_is_the_same_on_cuda() -> None:
+    case = Case(thesis_patterns(8, 1024), 1024, 1024, (0, 100), 2, 64)
+    query, key, value, grad = (each.detach().cuda().requires_grad_() for each in tensors(case))
+    mask = sparse_mask(case.patterns, 1024, 1024, torch.tensor(case.starts).cuda(), "cuda")
+    found: list[list[Tensor]] = []
+    for attention in (sparse_attention, flex_sparse_attention):
+        output = attention(query, key, value, mask, 0.125)
+        found.append([output, *torch.autograd.grad(output, (query, key, value), grad)])
+    for sparse, flex in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, flex, rtol=1e-3, atol=1e-3)
 
 
 def test_equals_dense_attention_over_several_pieces() -> None:

@@ -1,8 +1,9 @@
 """The sparse byte-level model: Llama's own parts, with attention that computes only what each head may see.
 
 Its attention and the mask that goes with it are registered with transformers under one name, so everything that works
-on other models works on it: recording, generation with a cache, saving and loading. Under eager or SDPA attention it
-gets the same mask written out. Only a static cache, whose masks are made elsewhere, is refused.
+on other models works on it: recording, generation with a cache, saving and loading. Under `byte_sparse_flex` PyTorch's
+FlexAttention takes its place; under eager or SDPA attention the model gets the same mask written out. Only a static
+cache, whose masks are made elsewhere, is refused.
 """
 
 from typing import Any
@@ -32,6 +33,7 @@ from traceformer.errors import Unsupported, UsageError
 __all__ = ["SparseByteConfig", "SparseByteForCausalLM", "SparseByteModel"]
 
 _NAME = "byte_sparse"
+_FLEX = "byte_sparse_flex"
 
 
 @strict
@@ -168,13 +170,28 @@ def _attention_of_call(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """The attention function as transformers calls it; returns (batch, query, head, d_head) and no weights."""
-    if not isinstance(attention_mask, SparseMask):
-        raise Unsupported(f"{type(module).__name__} with the attention of {_NAME}, but not with its mask")
+    _check_mask(module, attention_mask)
     return sparse_attention(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_NAME, _attention_of_call)
-AttentionMaskInterface.register(_NAME, _mask_of_call)
+def _flex_of_call(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """The same by FlexAttention, which is imported for it only."""
+    from traceformer.bytelm.flex import flex_sparse_attention
+
+    _check_mask(module, attention_mask)
+    return flex_sparse_attention(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+def _check_mask(module: nn.Module, mask: Any) -> None:
+    if not isinstance(mask, SparseMask):
+        raise Unsupported(f"{type(module).__name__} with the attention of {_NAME}, but not with its mask")
+
+
+for name, attention in ((_NAME, _attention_of_call), (_FLEX, _flex_of_call)):
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, _mask_of_call)
 AutoConfig.register(_NAME, SparseByteConfig)
 AutoModel.register(SparseByteConfig, SparseByteModel)
 AutoModelForCausalLM.register(SparseByteConfig, SparseByteForCausalLM)

@@ -71,7 +71,7 @@ class Step:
     bias: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # found by identity
 class SparseMask:
     """Which keys each query of each head may see, and how to compute just those. Made by `sparse_mask`.
 
