@@ -110,6 +110,7 @@ def test_every_flag_reaches_the_request_in_every_spelling(flags: str, requests: 
     [
         ("--prompt x", 2, "no model"),
         ("--model m --source sft --prompt x", 2, "both --model and --source"),
+        ("--model m --prompt x --experiment e --out-dir o", 2, "--out-dir e/o"),
         ("--model m --step 3 --prompt x", 2, "--model-tag and --step belong to --source"),
         ("--model m", 2, "no prompt"),
         ("--model m --prompt x --all-prompt-sets", 2, "prompts are named in several ways"),

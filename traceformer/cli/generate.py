@@ -142,6 +142,8 @@ def generate(
         raise UsageError("no model" if model is None else "both --model and --source", hint="give --model or --source")
     if source is None and not (model_tag is None and step is None):
         raise UsageError("--model-tag and --step belong to --source")
+    if experiment is not None and out_dir is not None:
+        raise UsageError("both --experiment and --out-dir", hint=f"--out-dir {experiment / out_dir.name}")
 
     from traceformer.cli.project import read_traits
 
