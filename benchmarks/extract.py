@@ -176,15 +176,20 @@ def measure_memory(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
     everything, heads = "bench.recording(EVERYTHING)()", "bench.recording(('attn',), **HEADS_3X3)()"
 
     def above(batch: int, n_tokens: int, n_batches: int, work: str) -> list[float]:
-        plain = statistics.median(peak(folder, model, batch, n_tokens, 1, "bench.plain()") for _ in range(repeats))
-        return [(peak(folder, model, batch, n_tokens, n_batches, work) - plain) / 1e6 for _ in range(repeats)]
+        def peaks(work: str) -> list[float]:
+            return [peak(folder, model, batch, n_tokens, n_batches, work) for _ in range(repeats)]
+
+        plain = statistics.median(peaks("bench.plain()"))
+        return [(each - plain) / 1e6 for each in peaks(work)]
 
     yield row("8 x 128: MB above plain, everything", above(8, 128, 6, everything), 600)
     asked = 2 * 9 * 1024 * 1024 * 2 / 1e6
     selected = [value / asked for value in above(2, 1024, 4, heads)]
     yield row("2 x 1024: memory over the bytes asked for, 3 x 3 heads", selected, 2, note=f"{asked:.0f} MB asked for")
-    few, many = (peak(folder, model, 8, 128, n, everything) for n in (10, 20 if quick else 100))
-    yield row("8 x 128: peak of 100 batches over that of 10, everything", [many / few], 1.02)
+    few = statistics.median(peak(folder, model, 8, 128, 10, everything) for _ in range(repeats))
+    many = 20 if quick else 100
+    grown = peak(folder, model, 8, 128, many, everything) / few
+    yield row(f"8 x 128: peak of {many} batches over that of 10, everything", [grown], 1.02)
 
 
 def measure(folder: Path, quick: bool) -> Iterator[Row]:
