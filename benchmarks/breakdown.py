@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from extract import EVERYTHING, Bench, make_model
-from table import Row, main, row, seconds
+from table import Row, delete, main, row, seconds
 
 N_BATCHES = 8
 
@@ -74,12 +74,11 @@ class Stages:
         from traceformer.store.writer import RunWriter
 
         folder = self.bench.folder / "commits"
+        delete(folder)
         meta = describe(self.prepared, folder.name)
         walls: list[float] = []
         cores: list[float] = []
-        with RunWriter.create(
-            folder, self.prepared.layout, meta, digest=configuration(self.prepared), overwrite=True
-        ) as writer:
+        with RunWriter.create(folder, self.prepared.layout, meta, digest=configuration(self.prepared)) as writer:
             for shard in list(writer.pending):
                 examples, rows = self.prepared.shard(shard)
                 buffer = writer.buffer()

@@ -103,8 +103,9 @@ def test_flex_attention_under_the_mask_in_blocks_is_the_same(case: Case) -> None
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's kernels are compiled for CUDA only")
-def test_compiled_flex_attention_is_the_same_on_cuda() -> None:
+def test_compiled_flex_attention_is_the_same_on_cuda(skip_for: Callable[[str], None]) -> None:
+    if not torch.cuda.is_available():
+        skip_for("cuda")
     case = Case(thesis_patterns(8, 1024), 1024, 1024, (0, 100), 2, 64)
     query, key, value, grad = (each.detach().cuda().requires_grad_() for each in tensors(case))
     mask = sparse_mask(case.patterns, 1024, 1024, torch.tensor(case.starts).cuda(), "cuda")

@@ -12,6 +12,20 @@ from traceformer.texts import load_texts
 ENDS_WITH_EOS = ("t5", "mt5", "bart")
 
 
+class Stopped(Exception):
+    """Ends a run as `stop_after` is told to."""
+
+
+def stop_after(examples: int) -> Callable[[Any], None]:
+    """Returns a progress callback that ends an extraction once so many examples are done."""
+
+    def stop(progress: Any) -> None:
+        if progress.examples_done >= examples:
+            raise Stopped
+
+    return stop
+
+
 @cache
 def _tokenizer_json(ends_with_eos: bool) -> str:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from tests.capture.conftest import TEXTS
+from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
 from traceformer.analysis.lens import normed, read_out
 from traceformer.capture import lensing
@@ -196,15 +196,8 @@ def test_a_run_goes_on_with_as_many_tokens_as_it_was_begun_with_only(
         own = {"lens_top_k": top_k, "shard_examples": 2, "out_dir": tmp_path / "run"}
         return asked(tiny_folder("llama"), text_file, **own | changes)
 
-    class Stopped(Exception):
-        pass
-
-    def stop(progress: Any) -> None:
-        if progress.examples_done >= 4:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        extract(one(3), stop)
+        extract(one(3), stop_after(4))
     with pytest.raises(ConfigurationChanged, match="lens top k was 3, is 5"):
         extract(one(5, resume=True))
     whole = extract(one(3, out_dir=tmp_path / "whole"))

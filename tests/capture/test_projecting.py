@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.capture.conftest import TEXTS
+from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
 from traceformer.capture.extract import ExtractRequest, extract
 from traceformer.capture.generate import GenerateRequest, Sampling, generate
@@ -98,15 +98,8 @@ def test_a_run_goes_on_with_the_vectors_it_was_begun_with_only(
             **changes,
         )
 
-    class Stopped(Exception):
-        pass
-
-    def stop(progress: Any) -> None:
-        if progress.examples_done >= 4:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        extract(asked(JOY), stop)
+        extract(asked(JOY), stop_after(4))
     with pytest.raises(ConfigurationChanged, match="projection"):
         extract(asked(FEAR, resume=True))
     assert TraceStore(extract(asked(JOY, resume=True))).spec("projection").width == 1
