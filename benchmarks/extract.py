@@ -48,8 +48,7 @@ class Bench:
         import torch
 
         from traceformer import Selection
-        from traceformer.capture.extract import ExtractRequest
-        from traceformer.capture.prepare import prepare
+        from traceformer.capture.prepare import ExtractRequest, prepare
 
         self.folder, self.n_batches = folder, n_batches
         texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)

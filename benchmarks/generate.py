@@ -25,8 +25,9 @@ class Bench:
 
     def __init__(self, folder: Path, model: Path) -> None:
         from traceformer import Selection
-        from traceformer.capture.generate import GenerateRequest, Sampling
-        from traceformer.models import load_model
+        from traceformer.capture.generation.prepare import GenerateRequest
+        from traceformer.capture.generation.sampling import Sampling
+        from traceformer.models.load import load_model
 
         self.folder = folder
         self.loaded = load_model(str(model), device="cpu", with_head=True)
@@ -41,8 +42,8 @@ class Bench:
         )
 
     def recording(self, **changes: Any) -> Callable[[], object]:
-        from traceformer.capture.generate import record_generation
-        from traceformer.capture.prepare_generation import prepare_generation
+        from traceformer.capture.generation.generate import record_generation
+        from traceformer.capture.generation.prepare import prepare_generation
 
         prepared = prepare_generation(replace(self.request, **changes), self.loaded)
         return lambda: record_generation(prepared)

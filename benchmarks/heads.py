@@ -15,10 +15,10 @@ import pyarrow as pa
 from extract import make_model, make_texts
 from table import Row, delete, in_process, main, row, seconds
 
-from traceformer.analysis.run_heads import run_heads
+from traceformer.questions.heads import run_heads
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 from traceformer.store.layout import RunLayout
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 LAYERS, HEADS, TOKENS, SEQUENCES = 12, 8, 1024, 10
@@ -105,8 +105,8 @@ def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
 
 PEAK = """
 from table import memory
-from traceformer.analysis.run_heads import run_heads
-from traceformer.store.reader import TraceStore
+from traceformer.questions.heads import run_heads
+from traceformer.store.run import TraceStore
 run_heads(TraceStore({run!r}))
 print(memory("VmHWM"))
 """
@@ -114,8 +114,9 @@ print(memory("VmHWM"))
 
 def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
-    from traceformer.capture.extract import ExtractRequest, extract
-    from traceformer.cli.live_heads import LiveRequest, live_heads
+    from traceformer.capture.extract import extract
+    from traceformer.capture.prepare import ExtractRequest
+    from traceformer.questions.live_heads import LiveRequest, live_heads
 
     model = make_model(folder / "gpt2-shape")
     texts = make_texts(folder / "texts.txt", 4, 512)

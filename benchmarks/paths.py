@@ -18,9 +18,9 @@ from reverse_attention.beam import beam_search_backward as foreign_search
 from table import Row, in_process, main, memory, row, seconds
 
 from traceformer import ReverseAttentionTracer
-from traceformer.analysis.beam import LengthNorm, beam_search
-from traceformer.analysis.exact import best_paths
-from traceformer.analysis.graph import Graph
+from traceformer.analysis.paths.beam import LengthNorm, beam_search
+from traceformer.analysis.paths.exact import best_paths
+from traceformer.analysis.paths.graph import Graph
 
 REPEATS = 3
 TOP_BEAM, TOP_K = 50, 20

@@ -19,7 +19,7 @@ from table import Row, main, row, seconds
 
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 REPEATS = 5

@@ -26,13 +26,13 @@ from generate import Bench
 from table import Row, main, row, seconds
 
 from traceformer.analysis.lens import normed, read_out
-from traceformer.analysis.projection import project_run
-from traceformer.readout import Readout
+from traceformer.models.readout import Readout
+from traceformer.models.weights import StoredTensor
+from traceformer.questions.traits import project_run
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 from traceformer.store.layout import RunLayout
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
-from traceformer.weights import StoredTensor
 
 WIDTH, DIRECTIONS, LENGTH = 768, 10, 500
 RANDOM = np.random.default_rng(0)
@@ -111,7 +111,9 @@ def measure_lens(folder: Path, quick: bool) -> Iterator[Row]:
 def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     import torch
 
-    from traceformer.capture.generate import GenerateRequest, Sampling, generate
+    from traceformer.capture.generation.generate import generate
+    from traceformer.capture.generation.prepare import GenerateRequest
+    from traceformer.capture.generation.sampling import Sampling
     from traceformer.formats.options import ExportOptions
     from traceformer.formats.pt_export import LAYOUTS, export_pt
 

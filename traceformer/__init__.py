@@ -6,38 +6,42 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from traceformer.presentation import bind
+
 if TYPE_CHECKING:
-    from traceformer.analysis.beam import BeamState, beam_search_backward
-    from traceformer.analysis.results import TraceResult
-    from traceformer.analysis.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
-    from traceformer.engine import InterpretabilityEngine
+    from traceformer.analysis.paths.beam import BeamState, beam_search_backward
+    from traceformer.analysis.paths.result import TraceResult
+    from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
+    from traceformer.compat.nanochat_engine import InterpretabilityEngine
+    from traceformer.compat.reverse_attention import ReverseAttentionTracer
+    from traceformer.compat.trace_storage import TraceStorage
     from traceformer.errors import TraceformerError
-    from traceformer.formats.trace_storage import TraceStorage
+    from traceformer.formats.path_files import load_trace, save_trace
+    from traceformer.questions.paths import trace_stored
     from traceformer.sites import Selection
-    from traceformer.store.reader import TraceStore
-    from traceformer.tracer import ReverseAttentionTracer, load_trace, save_trace, trace_stored
+    from traceformer.store.run import TraceStore
     from traceformer.viewer.export import paths_html
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TraceStore": "traceformer.store.reader",
+    "TraceStore": "traceformer.store.run",
     "Selection": "traceformer.sites",
     "TraceformerError": "traceformer.errors",
-    "InterpretabilityEngine": "traceformer.engine",
-    "TraceStorage": "traceformer.formats.trace_storage",
-    "ReverseAttentionTracer": "traceformer.tracer",
-    "trace_stored": "traceformer.tracer",
-    "save_trace": "traceformer.tracer",
-    "load_trace": "traceformer.tracer",
+    "InterpretabilityEngine": "traceformer.compat.nanochat_engine",
+    "TraceStorage": "traceformer.compat.trace_storage",
+    "ReverseAttentionTracer": "traceformer.compat.reverse_attention",
+    "trace_stored": "traceformer.questions.paths",
+    "save_trace": "traceformer.formats.path_files",
+    "load_trace": "traceformer.formats.path_files",
     "paths_html": "traceformer.viewer.export",
-    "TraceResult": "traceformer.analysis.results",
-    "BeamPath": "traceformer.analysis.sankey",
-    "SankeyData": "traceformer.analysis.sankey",
-    "SankeyLink": "traceformer.analysis.sankey",
-    "SankeyNode": "traceformer.analysis.sankey",
-    "BeamState": "traceformer.analysis.beam",
-    "beam_search_backward": "traceformer.analysis.beam",
+    "TraceResult": "traceformer.analysis.paths.result",
+    "BeamPath": "traceformer.analysis.paths.sankey",
+    "SankeyData": "traceformer.analysis.paths.sankey",
+    "SankeyLink": "traceformer.analysis.paths.sankey",
+    "SankeyNode": "traceformer.analysis.paths.sankey",
+    "BeamState": "traceformer.analysis.paths.beam",
+    "beam_search_backward": "traceformer.analysis.paths.beam",
 }
 
 __all__ = [
@@ -60,6 +64,8 @@ __all__ = [
     "save_trace",
     "trace_stored",
 ]
+
+bind("TraceStore", "transformer_lens", "traceformer.formats.hook_names", "cached")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from traceformer.analysis.directions import METHODS, Method, example_rows, fit, quality
-from traceformer.capture.tiny import tiny_model
+from traceformer.analysis.directions import METHODS, Method, fit, quality
 from traceformer.errors import NotRecorded, UsageError
+from traceformer.models.tiny import tiny_model
+from traceformer.questions.traits import example_rows
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 PLANTED_AT, STRENGTH, TEXTS = 1, 8.0, 40

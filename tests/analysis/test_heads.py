@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.analysis.plain_heads import Sees, causal, everything, plain_metrics, random_patterns
+from traceformer.analysis.head_tally import HeadMetrics, Measurement
 from traceformer.analysis.heads import METRICS, Geometry, HeadConvention, block_sums
-from traceformer.analysis.measurement import HeadMetrics, Measurement
-from traceformer.analysis.statistics import Sight
+from traceformer.analysis.visibility import Visibility
 from traceformer.errors import NumericError, Unsupported, UsageError
 
-CAUSAL = Sight(causal=True)
+CAUSAL = Visibility(causal=True)
 DTYPES = (np.float16, np.float32, np.float64)
 CONVENTIONS: tuple[HeadConvention, ...] = ("valid", "thesis")
 
 
 def measure(
     pattern: np.ndarray | torch.Tensor,
-    sight: Sight = CAUSAL,
+    sight: Visibility = CAUSAL,
     tokens: np.ndarray | None = None,
     convention: HeadConvention = "valid",
     aligned: bool = True,
@@ -117,7 +117,7 @@ def test_an_induction_head_on_a_repeated_text_scores_one() -> None:
 def test_metrics_are_their_definitions(sees: Sees, dtype: type, convention: HeadConvention, n: int) -> None:
     pattern = random_patterns((2, 3, n, n), sees).astype(dtype)
     tokens = np.random.default_rng(n).integers(0, 6, n)
-    found = measure(pattern, Sight(causal=sees is causal), tokens, convention)
+    found = measure(pattern, Visibility(causal=sees is causal), tokens, convention)
     tolerance = 1e-10 if dtype is np.float64 else 2e-6  # sums of up to 50 float32 numbers
     for layer in range(2):
         for head in range(3):
@@ -127,8 +127,8 @@ def test_metrics_are_their_definitions(sees: Sees, dtype: type, convention: Head
             assert got == pytest.approx(expected, rel=tolerance, abs=tolerance, nan_ok=True)
 
 
-@pytest.mark.parametrize("sight", [Sight(causal=True, window=6), Sight(causal=False, window=3)])
-def test_cells_outside_of_a_sliding_window_do_not_count(sight: Sight) -> None:
+@pytest.mark.parametrize("sight", [Visibility(causal=True, window=6), Visibility(causal=False, window=3)])
+def test_cells_outside_of_a_sliding_window_do_not_count(sight: Visibility) -> None:
     def sees(query: int, key: int) -> bool:
         return 0 <= query - key < 6 if sight.causal else abs(query - key) <= 3
 
@@ -140,7 +140,7 @@ def test_cells_outside_of_a_sliding_window_do_not_count(sight: Sight) -> None:
 
 def test_across_two_texts_only_what_needs_no_common_positions_has_a_meaning() -> None:
     pattern = random_patterns((1, 1, 7, 11), everything)
-    found = only(measure(pattern, Sight(causal=False), aligned=False))
+    found = only(measure(pattern, Visibility(causal=False), aligned=False))
     expected = plain_metrics(pattern[0, 0], None, everything)
     assert {name: found.pop(name) for name in expected} == pytest.approx(expected, rel=1e-10)
     assert len(found) == 7

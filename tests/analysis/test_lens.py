@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.capture.conftest import tiny_folder
 from traceformer.analysis.lens import normed, read_out
-from traceformer.capture.architectures import architecture_of
-from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
-from traceformer.readout import READOUTS, Readout, open_readout
-from traceformer.weights import StoredTensor, files_digest, open_folder, read_config
+from traceformer.models.families import architecture_of
+from traceformer.models.readout import READOUTS, Readout, open_readout
+from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.weights import StoredTensor, files_digest, open_folder, read_config
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -90,7 +90,7 @@ def test_a_layer_says_what_the_model_would_that_ends_there(variant: str, tiny_fo
 
 
 def test_every_decoder_with_an_architecture_row_has_a_readout() -> None:
-    from traceformer.capture.architectures import ARCHITECTURES
+    from traceformer.models.families import ARCHITECTURES
 
     with_head = {family for family, row in ARCHITECTURES.items() if "dec" in getattr(row, "when_true", row).stacks}
     assert READOUTS.keys() == with_head

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store import runs
-from traceformer.analysis.projection import dynamics, project, project_run
+from traceformer.analysis.projection import dynamics, project
 from traceformer.errors import NotRecorded, SelectionError, UsageError
+from traceformer.questions.traits import project_run
 from traceformer.sites import ArrayKey
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 RANDOM = np.random.default_rng(0)
 

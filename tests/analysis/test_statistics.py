@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from tests.capture.conftest import TEXTS, tiny_folder
 from traceformer import Selection, TraceStore
-from traceformer.analysis.run_statistics import ExampleLogits, run_statistics, sight_of
-from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, Sight, ValueTally, logit_statistics
-from traceformer.capture.extract import ExtractRequest, extract
-from traceformer.capture.tiny import TINY
+from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ValueTally, logit_statistics
+from traceformer.analysis.visibility import Visibility, visibility_of
+from traceformer.capture.extract import extract
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import ExampleNotFound, UsageError
+from traceformer.models.tiny import TINY
+from traceformer.questions.statistics import ExampleLogits, run_statistics
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -30,7 +32,7 @@ def causal_patterns(seed: int, heads: int, length: int) -> np.ndarray:
 
 def test_document_2s_convention_gives_what_its_formulas_give() -> None:
     pattern = causal_patterns(1, 3, 17)
-    tally = AttentionTally(3, NANOCHAT, Sight(causal=True))
+    tally = AttentionTally(3, NANOCHAT, Visibility(causal=True))
     tally.add(pattern)
     found = tally.result()
     weights = torch.from_numpy(pattern)
@@ -50,7 +52,7 @@ def test_document_2s_convention_gives_what_its_formulas_give() -> None:
 
 def test_the_exact_convention_equals_brute_force_over_the_cells_that_can_be_seen() -> None:
     pattern = causal_patterns(2, 2, 11)
-    tally = AttentionTally(2, EXACT, Sight(causal=True))
+    tally = AttentionTally(2, EXACT, Visibility(causal=True))
     tally.add(pattern)
     found = tally.result()
     for head in range(2):
@@ -64,10 +66,10 @@ def test_the_exact_convention_equals_brute_force_over_the_cells_that_can_be_seen
 def test_even_and_single_minded_heads_have_the_entropies_of_the_book() -> None:
     length = 1024
     even = np.tril(np.ones((1, length, length), np.float32)) / np.arange(1, length + 1)[:, None].astype(np.float32)
-    tally = AttentionTally(1, EXACT, Sight(causal=True))
+    tally = AttentionTally(1, EXACT, Visibility(causal=True))
     tally.add(even)
     assert tally.result().entropy[0] == pytest.approx(np.log(np.arange(1, length + 1)).mean(), rel=1e-6)
-    single = AttentionTally(1, EXACT, Sight(causal=True))
+    single = AttentionTally(1, EXACT, Visibility(causal=True))
     single.add(np.eye(length, dtype=np.float32)[None])
     assert single.result().entropy[0] == 0
     assert single.result().sparsity[0] == 1 - length / (length * (length + 1) / 2)
@@ -77,7 +79,7 @@ def test_even_and_single_minded_heads_have_the_entropies_of_the_book() -> None:
 @given(st.integers(0, 1000), st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_examples_one_by_one_give_what_all_rows_together_give(seed: int, lengths: list[int]) -> None:
     patterns = [causal_patterns(seed + i, 2, length) for i, length in enumerate(lengths)]
-    tally = AttentionTally(2, EXACT, Sight(causal=True))
+    tally = AttentionTally(2, EXACT, Visibility(causal=True))
     for pattern in patterns:
         tally.add(pattern)
     rows = [[row for pattern in patterns for row in pattern[head]] for head in range(2)]
@@ -102,14 +104,14 @@ def test_too_little_gives_nan_and_no_warning() -> None:
     one = ValueTally(NANOCHAT)
     one.add(np.ones((1, 1), np.float32))
     assert np.isnan(one.result().std)
-    assert np.isnan(AttentionTally(2, EXACT, Sight(causal=True)).result().entropy).all()
+    assert np.isnan(AttentionTally(2, EXACT, Visibility(causal=True)).result().entropy).all()
 
 
 def test_rows_that_are_not_known_do_not_count() -> None:
     pattern = causal_patterns(3, 2, 8)
     gaps = pattern.copy()
     gaps[:, 2:5] = np.nan
-    tally, expected = (AttentionTally(2, EXACT, Sight(causal=True)) for _ in range(2))
+    tally, expected = (AttentionTally(2, EXACT, Visibility(causal=True)) for _ in range(2))
     tally.add(gaps)
     for rows in (slice(0, 2), slice(5, 8)):
         expected.add(pattern[:, rows, : rows.stop])
@@ -186,7 +188,7 @@ def test_no_weight_lies_where_a_query_is_said_to_see_nothing(
     for spec in store.layout.arrays:
         for layer in spec.layers:
             pattern = store.get(longest, spec.key, layer)
-            seen = sight_of(store.meta, spec.key, layer).count(*pattern.shape[1:])
+            seen = visibility_of(store.meta, spec.key, layer).count(*pattern.shape[1:])
             # Softmax weights of these models are small but never 0, so the cells in sight are those above 0.
             assert np.array_equal(np.count_nonzero(pattern, axis=2), np.broadcast_to(seen, pattern.shape[:2]))
 

@@ -17,9 +17,9 @@ from traceformer.bytelm import SparseByteForCausalLM
 from traceformer.bytelm.patterns import patterns_from_json
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.tokenizer import ByteTokenizer
-from traceformer.capture.tiny import tiny_model
 from traceformer.cli import main
 from traceformer.errors import Unsupported, UsageError
+from traceformer.models.tiny import tiny_model
 
 torch.set_num_threads(2)
 LENGTH = 100
@@ -257,7 +257,7 @@ def test_a_saved_model_loads_by_name_where_nothing_has_imported_bytelm(tmp_path:
     tiny_model("byte_sparse").save_pretrained(tmp_path)
     ByteTokenizer().save_pretrained(tmp_path)
     code = (
-        "import sys; from traceformer.models import load_model; assert 'traceformer.bytelm' not in sys.modules;"
+        "import sys; from traceformer.models.load import load_model; assert 'traceformer.bytelm' not in sys.modules;"
         f"loaded = load_model({str(tmp_path)!r}, device='cpu');"
         "print(type(loaded.model).__name__, loaded.dims.arch, loaded.tokenizer('a b')['input_ids'])"
     )

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import traceformer.bytelm  # noqa: F401  registers the sparse model
 from traceformer.bytelm.corpus import Span, open_corpus
-from traceformer.bytelm.outcome import curves_figure
+from traceformer.bytelm.outcome import Outcome, curves_figure
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.settings import TrainSettings
-from traceformer.bytelm.train import Outcome, Progress, learning_rate_factor, train
+from traceformer.bytelm.train import Progress, learning_rate_factor, train
 from traceformer.bytelm.windows import Windows, bits_and_bytes
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, UsageError
 

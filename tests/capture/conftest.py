@@ -54,7 +54,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             from tokenizers import Tokenizer
             from transformers import PreTrainedTokenizerFast
 
-            from traceformer.capture.tiny import tiny_model
+            from traceformer.models.tiny import tiny_model
 
             torch.set_num_threads(2)
             path = tmp_path_factory.mktemp("models") / f"tiny-{family}"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from traceformer.capture.check import ALONE, CheckResult, Proof, check_model, random_examples
-from traceformer.capture.tiny import TINY, tiny_model
+from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model, random_examples
+from traceformer.models.tiny import TINY, tiny_model
 
 __all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
 
@@ -57,7 +57,7 @@ def support_page() -> str:
             "",
             "Written from the proofs by `python -m tests.capture.proved`; a test fails when it is out of step.",
             "",
-            "Every family has a row in `traceformer/capture/architectures.py`, and every fact below is tested on a",
+            "Every family has a row in `traceformer/models/families.py`, and every fact below is tested on a",
             "tiny random model of its real class, in float32, on a padded batch, under the model's own attention and",
             "under eager attention. A number is the largest error of all facts of its column, over all layers, heads,",
             "positions and stacks, relative to max(1, the largest expected value), rounded up to a power of ten; 0 is",

@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 
 from tests.capture.proved import PAGE, column_of, proved, support_page
-from traceformer.capture import architectures as rows
-from traceformer.capture.architectures import Architecture, AttentionRow, Tap, into
 from traceformer.capture.attention import AttentionCall, Span
-from traceformer.capture.check import ALONE, CheckResult, Example, Proof, check_model, random_examples, tolerance_of
+from traceformer.capture.proofs.check import (
+    ALONE,
+    CheckResult,
+    Example,
+    Proof,
+    check_model,
+    random_examples,
+    tolerance_of,
+)
 from traceformer.capture.proofs.place import Rounding, error_between
-from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models import load_model
+from traceformer.models import families as rows
+from traceformer.models.families import Architecture, AttentionRow, Tap, into
+from traceformer.models.load import load_model
+from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import Selection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,7 +243,7 @@ def test_opt_may_embed_in_fewer_dimensions_than_it_computes_in(family: str) -> N
 
 
 def test_a_real_model_passes_every_proof(minilm: Path) -> None:
-    from traceformer.capture.encoding import Encoder
+    from traceformer.capture.tokenizing import Encoder
 
     loaded = load_model(str(minilm), device="cpu", dtype="float32", with_head=True)
     texts = ["A short one.", "The other text is a little longer, and it has a comma in it."]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, extract
+from traceformer.capture.extract import extract
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.store.commits import verify_run
 
 

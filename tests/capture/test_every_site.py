@@ -9,13 +9,14 @@ import torch
 
 from tests.capture.conftest import TEXTS
 from traceformer import Selection, TraceStore
-from traceformer.capture.architectures import architecture_of
 from traceformer.capture.attention import Span
-from traceformer.capture.extract import ExtractRequest, extract
+from traceformer.capture.extract import extract
 from traceformer.capture.plan import plan_arrays
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tiny import TINY
-from traceformer.models import load_model
+from traceformer.models.families import architecture_of
+from traceformer.models.load import load_model
+from traceformer.models.tiny import TINY
 from traceformer.sites import ArrayKey, ArraySpec
 
 

@@ -11,7 +11,8 @@ import torch
 
 from tests.capture.conftest import TEXTS
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, Progress, estimate, extract
+from traceformer.capture.extract import Progress, estimate, extract
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import ConfigurationChanged, NumericError, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.store.commits import verify_run
 

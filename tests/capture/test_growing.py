@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.architectures import architecture_of
 from traceformer.capture.attention import Span
-from traceformer.capture.grow import BatchMemory
+from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tiny import tiny_model
 from traceformer.errors import Unsupported
-from traceformer.models import ModelDims
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import architecture_of
+from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "nanochat", "t5")

@@ -13,16 +13,19 @@ from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
 from traceformer.analysis.lens import normed, read_out
 from traceformer.capture import lensing
-from traceformer.capture.architectures import architecture_of
-from traceformer.capture.extract import ExtractRequest, estimate, extract
-from traceformer.capture.generate import GenerateRequest, Sampling, generate
+from traceformer.capture.extract import estimate, extract
+from traceformer.capture.generation.generate import generate
+from traceformer.capture.generation.prepare import GenerateRequest
+from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.plan import plan_arrays
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.capture.projecting import Traits
-from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
-from traceformer.models import ModelDims
-from traceformer.readout import Readout, open_readout
-from traceformer.weights import read_config
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import architecture_of
+from traceformer.models.readout import Readout, open_readout
+from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.weights import read_config
 
 Folder = Callable[..., Path]
 DECODERS = ("gemma2", "qwen2", "llama", "gpt2")

@@ -10,7 +10,8 @@ import xarray
 import zarr
 
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, extract
+from traceformer.capture.extract import extract
+from traceformer.capture.prepare import ExtractRequest
 
 MIDDLE = "encoder.layer.{}.attention.output"
 PROJECTIONS = {

@@ -13,8 +13,9 @@ from traceformer.capture.attention import Span
 from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.errors import NumericError, OutOfSpace
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.writer import RunWriter, ShardBuffer
+from traceformer.store.writer import RunWriter
 
 RESID = ArraySpec(ArrayKey("dec", None, "resid_post"), (0, 3), (), 4)
 QUERY = ArraySpec(ArrayKey("dec", "self", "q"), (3,), (1, 2), 4)

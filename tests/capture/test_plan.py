@@ -2,11 +2,11 @@
 
 import pytest
 
-from traceformer.capture.architectures import ARCHITECTURES, architecture_of
 from traceformer.capture.plan import Plan, plan_arrays
-from traceformer.capture.tiny import TINY, tiny_model
 from traceformer.errors import SelectionError, Unsupported
-from traceformer.models import ModelDims
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import ARCHITECTURES, architecture_of
+from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import SITES, ArraySpec, Selection
 
 

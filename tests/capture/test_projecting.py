@@ -10,8 +10,11 @@ import torch
 
 from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, extract
-from traceformer.capture.generate import GenerateRequest, Sampling, generate
+from traceformer.capture.extract import extract
+from traceformer.capture.generation.generate import generate
+from traceformer.capture.generation.prepare import GenerateRequest
+from traceformer.capture.generation.sampling import Sampling
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.capture.projecting import Traits
 from traceformer.errors import ConfigurationChanged, SelectionError, UsageError
 

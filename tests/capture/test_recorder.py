@@ -12,13 +12,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from traceformer.capture.architectures import Architecture, architecture_of
-from traceformer.capture.attention import AttentionCall
+from traceformer.capture.attention import AttentionCall, Span
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.recorder import Recorder, Span
-from traceformer.capture.tiny import TINY, tiny_model
+from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models import ModelDims
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import Architecture, architecture_of
+from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 LENGTHS: dict[Stack, tuple[int, ...]] = {"enc": (11, 6, 8), "dec": (9, 4, 7)}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from traceformer.capture.architectures import architecture_of
 from traceformer.capture.attention import Span
-from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.reduce import reduce_squares
-from traceformer.models import load_model
+from traceformer.capture.tokenizing import Encoded
+from traceformer.models.families import architecture_of
+from traceformer.models.load import load_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 
 

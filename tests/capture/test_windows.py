@@ -9,12 +9,13 @@ import pytest
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.capture.windows import file_windows
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.models import LoadedModel, load_model
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
 
 
 @pytest.fixture(scope="module")
 def byte_model(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    from traceformer.capture.tiny import tiny_model
+    from traceformer.models.tiny import tiny_model
 
     folder = tmp_path_factory.mktemp("bytes")
     tiny_model("llama", vocab_size=258).save_pretrained(folder)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from traceformer.capture import architectures
-from traceformer.capture.architectures import ARCHITECTURES
-from traceformer.capture.tiny import TINY
 from traceformer.cli import main
+from traceformer.models import families as architectures
+from traceformer.models.families import ARCHITECTURES
+from traceformer.models.tiny import TINY
 
 
 def test_a_familys_name_checks_a_tiny_model_of_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from traceformer.capture import extract as extraction
-from traceformer.capture.extract import Estimate, ExtractRequest, Progress
+from traceformer.capture.extract import Estimate, Progress
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.cli import main
 from traceformer.sites import Selection
 

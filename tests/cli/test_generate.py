@@ -9,8 +9,10 @@ import pytest
 
 from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
-from traceformer.capture import generate as generation
-from traceformer.capture.generate import DEFAULT_CAPTURE, GenerateRequest, Progress, Sampling
+from traceformer.capture.extract import Progress
+from traceformer.capture.generation import generate as generation
+from traceformer.capture.generation.prepare import DEFAULT_CAPTURE, GenerateRequest
+from traceformer.capture.generation.sampling import Sampling
 from traceformer.cli import main
 from traceformer.sites import Selection
 

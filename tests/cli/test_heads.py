@@ -13,7 +13,7 @@ from tests.capture.conftest import target_file, text_file, tiny_folder
 from traceformer.analysis.heads import METRICS
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.cli import main
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["target_file", "text_file", "tiny_folder"]  # fixtures
 
@@ -119,7 +119,7 @@ def test_a_run_whose_decoder_looks_ahead_is_refused(unfinished_run: Path, capsys
 def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from traceformer.capture.tiny import tiny_model
+    from traceformer.models.tiny import tiny_model
 
     model = tiny_model("llama", vocab_size=258)
     model.save_pretrained("byte-model")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.capture.conftest import text_file, tiny_folder
 from traceformer.cli import main
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["text_file", "tiny_folder"]  # fixtures
 
@@ -120,7 +120,7 @@ def test_a_model_that_moved_is_found_where_it_is_said_to_be(capsys: Capture, rec
 def test_a_model_that_changed_is_refused_with_both_digests(
     file: str, capsys: Capture, record: Callable[..., TraceStore]
 ) -> None:
-    from traceformer.weights import files_digest
+    from traceformer.models.weights import files_digest
 
     store = record("gpt2")
     content = bytearray((Path("gpt2") / file).read_bytes())

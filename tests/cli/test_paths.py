@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import causal_pattern
-from traceformer.analysis.paths import EdgeWeights, PathOptions, TokenRow, trace_paths
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult, chain
+from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.cli import main
-from traceformer.cli.figures import save
-from traceformer.cli.figures_of_paths import paths_figure
-from traceformer.cli.paths_report import chain, report
+from traceformer.cli.paths_report import report
+from traceformer.figures.paths import paths_figure
+from traceformer.figures.style import save
 from traceformer.viewer.payloads import paths_payload
 
 __all__ = ["tiny_folder"]  # a fixture

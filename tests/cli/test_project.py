@@ -16,7 +16,7 @@ from traceformer.cli import main
 from traceformer.formats.directions import DirectionFile, write_directions
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 __all__ = ["tiny_folder"]  # a fixture

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from traceformer.cli.terminal import SHADES, draw_matrix, printable, table
+from traceformer.cli.terminal import SHADES, draw_matrix, table
+from traceformer.texts.shown import printable
 
 TOKENS = ["[CLS]", "the", "sat"]
 PATTERN = np.array([[0.8, 0.1, 0.1], [0.05, 0.55, 0.4], [0.25, 0.0, 0.75]], dtype=np.float32)

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from tests.capture.conftest import tiny_folder
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, record
-from traceformer.capture.prepare import prepare
+from traceformer.capture.extract import record
+from traceformer.capture.prepare import ExtractRequest, prepare
 from traceformer.cli import main
 
 __all__ = ["tiny_folder"]  # a fixture

@@ -11,7 +11,9 @@ import torch
 from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
-from traceformer.capture.generate import GenerateRequest, Sampling, generate
+from traceformer.capture.generation.generate import generate
+from traceformer.capture.generation.prepare import GenerateRequest
+from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import NotRecorded, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.pt_export import LAYOUTS, export_pt
@@ -246,7 +248,7 @@ def test_texts_without_a_response_are_all_prompt(tmp_path: Path) -> None:
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
-    from traceformer.formats.described import file_name
+    from traceformer.formats.outgoing import file_name
 
     for name in ("../up", "/etc/x", "..", ".", "a/b", "a\\b", "", "...", "x\0y"):
         made = file_name(name)

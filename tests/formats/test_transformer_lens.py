@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import ExtractRequest, extract
+from traceformer.capture.extract import extract
+from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import NotRecorded, RunExists, Unsupported
+from traceformer.formats.hook_names import HOOKS
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.transformer_lens import export_transformer_lens
 from traceformer.sites import SITES
-from traceformer.store.hook_names import HOOKS
 
 __all__ = ["tiny_folder"]  # a fixture
 

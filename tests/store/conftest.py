@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.store import runs
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 
 @pytest.fixture(scope="session")

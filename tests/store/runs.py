@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from traceformer.errors import NotFound, RunExists
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.writer import RunWriter, ShardBuffer
+from traceformer.store.writer import RunWriter
 
 DIMS = {stack: {"n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_model": 24} for stack in ("enc", "dec")}
 META: dict[str, Any] = {"run_id": "run", "model": "tiny", "dims": DIMS}

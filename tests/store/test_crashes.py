@@ -12,8 +12,9 @@ import pytest
 from tests.store import runs
 from traceformer.errors import ConfigurationChanged, NotFound
 from traceformer.store.commits import committed_shards, verify_run
-from traceformer.store.reader import TraceStore
-from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
+from traceformer.store.locks import find_unfinished, unfinished_folder
+from traceformer.store.run import TraceStore
+from traceformer.store.writer import RunWriter
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_byte_for_byte(tmp_path: Path) -> None:

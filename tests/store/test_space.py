@@ -15,7 +15,7 @@ from traceformer.errors import (
     OutOfSpace,
 )
 from traceformer.store.commits import committed_shards, verify_run
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 

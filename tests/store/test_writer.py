@@ -13,7 +13,7 @@ import pytest
 from tests.store import runs
 from traceformer.errors import NumericError, TraceformerError, UsageError
 from traceformer.store.commits import committed_shards, verify_run
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.viewer import traces
 from tests.viewer.test_payloads import lanes_of
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult
 from traceformer.viewer.export import paths_html
 
 if TYPE_CHECKING:

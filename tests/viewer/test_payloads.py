@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.viewer import traces
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult
 from traceformer.viewer.payloads import paths_payload
 
 

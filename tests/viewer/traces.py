@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from traceformer.analysis.paths import EdgeWeights, PathOptions, TokenRow, trace_paths
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 
 TEXT = [
     "The",

@@ -22,14 +22,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from threadpoolctl import threadpool_limits
 
-from traceformer.errors import NotRecorded, UsageError
-from traceformer.sites import ArraySpec
-from traceformer.store.reader import TraceStore
+from traceformer.errors import UsageError
 
-__all__ = ["FEWEST", "METHODS", "Fit", "Method", "Position", "Quality", "example_rows", "fit", "quality"]
+__all__ = ["FEWEST", "METHODS", "Fit", "Method", "Quality", "fit", "quality"]
 
 Method: TypeAlias = Literal["mean_diff", "probe", "pca"]
-Position: TypeAlias = Literal["mean", "last", "response"]
 
 FEWEST = 2
 _FOLDS = 5
@@ -71,34 +68,6 @@ class Fit:
     held_out: Quality
     shuffled: float
     shuffled_highest: float
-
-
-def example_rows(
-    store: TraceStore, spec: ArraySpec, layer: int | None, position: Position
-) -> Float32[np.ndarray, "example d"]:
-    """Returns one row for each example of a run.
-
-    Args:
-        store: The run.
-        spec: A token array of it, without heads.
-        layer: The model's number of the layer; None where the site has none.
-        position: The mean over all tokens, the last token, or the mean over the response.
-
-    Raises:
-        NotRecorded: `response` of a run that is no generation.
-        UsageError: an example has no tokens there.
-    """
-    prompts = store.tokens.get("n_prompt")
-    if position == "response" and (prompts is None or prompts.isna().any() or spec.key.token_stack != "dec"):
-        raise NotRecorded("this run holds no responses", hint="--position mean, or a run that generate made")
-    rows = np.empty((store.n, spec.width), np.float32)
-    for row, (example_id, values) in enumerate(store.head(spec.key, layer)):
-        first = 0 if prompts is None or position != "response" else int(prompts.iloc[row])
-        chosen = values[-1:] if position == "last" else values[first:]
-        if not len(chosen):
-            raise UsageError(f"example {example_id} has no tokens", why=f"--position {position}", hint="leave it out")
-        chosen.mean(axis=0, dtype=np.float32, out=rows[row])
-    return rows
 
 
 def fit(

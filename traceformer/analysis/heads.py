@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
-from traceformer.analysis.statistics import Sight
+from traceformer.analysis.visibility import Visibility
 from traceformer.errors import NumericError, Unsupported
 
 __all__ = [
@@ -92,7 +92,7 @@ class Geometry:
 
     queries: int
     keys: int
-    sight: Sight
+    sight: Visibility
     aligned: bool = True
     tokens: Int[np.ndarray, "position"] | None = None
     _masks: dict[tuple[int, int], _Masks] = field(default_factory=dict[tuple[int, int], _Masks], repr=False)

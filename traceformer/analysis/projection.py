@@ -7,24 +7,17 @@
 4. `dynamics` puts a curve over tokens into a few numbers, as document 5 defines them.
 """
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32
-from threadpoolctl import threadpool_limits
 
 from traceformer.errors import UsageError
-from traceformer.sites import ArrayKey
-from traceformer.store.reader import TraceStore
 
-__all__ = ["Dynamics", "Projections", "dynamics", "project", "project_run", "unit"]
+__all__ = ["Dynamics", "Projections", "dynamics", "project", "unit"]
 
 _CACHE_BYTES = 1 << 20  # of widened rows: half of a core's second cache
-_TASK_TOKENS = 8192
 _SETTLED = 0.1
 _PERSISTING = 0.5
 
@@ -70,10 +63,10 @@ def project(activations: Float[np.ndarray, "token d"], directions: Float[np.ndar
     Raises:
         UsageError: a direction is zero, infinite or NaN.
     """
-    return _project(activations, unit(directions))
+    return project_units(activations, unit(directions))
 
 
-def _project(activations: Float[np.ndarray, "token d"], units: Float32[np.ndarray, "direction d"]) -> Projections:
+def project_units(activations: Float[np.ndarray, "token d"], units: Float32[np.ndarray, "direction d"]) -> Projections:
     n_tokens, width = activations.shape
     values = np.empty((n_tokens, len(units)), np.float32)
     norms = np.empty(n_tokens, np.float32)
@@ -84,58 +77,6 @@ def _project(activations: Float[np.ndarray, "token d"], units: Float32[np.ndarra
         np.matmul(block, units.T, out=values[here])
         np.einsum("td,td->t", block, block, out=norms[here])
     return Projections(values, np.sqrt(norms, out=norms))
-
-
-def project_run(
-    store: TraceStore,
-    site: str | ArrayKey,
-    layer: int | None,
-    directions: Float[np.ndarray, "direction d"],
-    *,
-    progress: Callable[[int, int], None] = lambda _, __: None,
-) -> Projections:
-    """Returns the projections of one layer of all tokens of all examples, in the order of `store.token_examples`.
-
-    Args:
-        store: The run.
-        site: A token array of it.
-        layer: The model's number of the layer; None where the site has none.
-        directions: As wide as the array's rows.
-        progress: Told how many of how many tokens are done.
-
-    Raises:
-        UsageError: a direction is zero, infinite, NaN or of another width.
-        NotRecorded, SelectionError: the run does not hold the site or the layer.
-    """
-    units = unit(directions)
-    spec = store.spec(site)
-    width = spec.width * max(1, len(spec.heads))
-    if units.shape[1] != width:
-        raise UsageError(f"directions of width {units.shape[1]}", why=f"{spec.key} is {width} wide")
-    total = len(store.token_examples(spec.key.token_stack))
-    values, norms = np.empty((total, len(units)), np.float32), np.empty(total, np.float32)
-    done = 0
-    for part in _in_order(store.stream(spec.key, layer, _TASK_TOKENS), lambda block: _project(block, units)):
-        here = slice(done, done + len(part.norms))
-        values[here], norms[here] = part.values, part.norms
-        done = here.stop
-        progress(done, total)
-    return Projections(values, norms)
-
-
-def _in_order(
-    blocks: Iterator[Float[np.ndarray, "token d"]], work: Callable[[Float[np.ndarray, "token d"]], Projections]
-) -> Iterator[Projections]:
-    threads = os.cpu_count() or 1
-    ahead: deque[Future[Projections]] = deque()
-    # Each thread multiplies for itself: those that the library would add to each of them only wait for one another.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, thread_name_prefix="project") as pool:
-        for block in blocks:
-            ahead.append(pool.submit(work, block))
-            if len(ahead) > threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +119,34 @@ def dynamics(curve: Float[np.ndarray, "token"]) -> Dynamics:
         float(speed.mean()) if len(speed) else 0.0,
         0 if peak is None else int((size[peak + 1 :] > _PERSISTING * size[peak]).sum()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TextCurves:
+    """One example's projections: a curve per layer and direction.
+
+    Attributes:
+        example_id: Its id.
+        tokens: Its tokens.
+        n_prompt: Where its response begins; None if it is not a generation.
+        names: The directions'.
+        by_layer: A row per token, a column per direction; the only key is None for a site without layers.
+    """
+
+    example_id: str
+    tokens: Sequence[str]
+    n_prompt: int | None
+    names: Sequence[str]
+    by_layer: Mapping[int | None, Projections]
+
+    @property
+    def begins(self) -> int:
+        """The first token of what dynamics are about: of the response, if there is one."""
+        return self.n_prompt or 0
+
+    def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
+        """Returns a direction's curve averaged over the layers, as document 5 has it."""
+        return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
+
+    def dynamics(self, layer: int | None, direction: int) -> Dynamics:
+        return dynamics(self.by_layer[layer].values[self.begins :, direction])

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
+from traceformer.analysis.visibility import Visibility
 from traceformer.errors import UsageError
 
 __all__ = [
@@ -25,9 +26,9 @@ __all__ = [
     "ConventionName",
     "HeadStatistics",
     "LogitStatistics",
-    "Sight",
     "ValueStatistics",
     "ValueTally",
+    "Visibility",
     "logit_statistics",
 ]
 
@@ -62,29 +63,6 @@ CONVENTIONS: Mapping[ConventionName, Convention] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """Which keys a query can see: those before it and itself if `causal`, no further away than `window` allows.
-
-    A causal window of w holds the query and the w - 1 keys before it; one of an encoder holds w keys to either side.
-    The last query sees the last key: with fewer queries than keys (a cached step) the first queries are missing.
-    """
-
-    causal: bool
-    window: int | None = None
-
-    def count(self, queries: int, keys: int) -> Int[np.ndarray, "query"]:
-        """Returns how many keys each query sees."""
-        position = np.arange(keys - queries, keys) if self.causal else np.arange(queries)
-        first = np.zeros(queries, np.int64)
-        last = position if self.causal else np.full(queries, keys - 1)
-        if self.window is not None:
-            reach = self.window - 1 if self.causal else self.window
-            first = np.maximum(first, position - reach)
-            last = np.minimum(last, position + (0 if self.causal else reach))
-        return last - first + 1
-
-
-@dataclass(frozen=True, slots=True)
 class HeadStatistics:
     """Attention of each head of one layer, over all `queries` that were tallied.
 
@@ -105,7 +83,7 @@ class HeadStatistics:
 class AttentionTally:
     """Takes one layer's patterns, example by example."""
 
-    def __init__(self, heads: int, convention: Convention, sight: Sight) -> None:
+    def __init__(self, heads: int, convention: Convention, sight: Visibility) -> None:
         self._convention = convention
         self._sight = sight
         self._queries = 0

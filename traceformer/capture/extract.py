@@ -19,15 +19,22 @@ from typing import Any
 
 import torch
 
-from traceformer.capture.encoding import BatchInputs, batches_by_length
+from traceformer.capture.passes import Sink
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
 from traceformer.capture.provenance import configuration, describe, token_table
-from traceformer.capture.recorder import Recorder, Sink
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tokenizing import BatchInputs, batches_by_length
 from traceformer.errors import UsageError
-from traceformer.store.claims import final_folder, refuse_existing, timestamped_folder
 from traceformer.store.layout import RunLayout
-from traceformer.store.writer import RunWriter, find_unfinished, unfinished_folder
+from traceformer.store.locks import (
+    final_folder,
+    find_unfinished,
+    refuse_existing,
+    timestamped_folder,
+    unfinished_folder,
+)
+from traceformer.store.writer import RunWriter
 
 __all__ = ["RUNS", "Estimate", "ExtractRequest", "Progress", "estimate", "extract", "open_run", "record"]
 

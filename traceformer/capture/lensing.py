@@ -17,9 +17,9 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.architectures import Architecture
 from traceformer.errors import Unsupported, UsageError
-from traceformer.readout import ReadoutParts, find_readout
+from traceformer.models.families import Architecture
+from traceformer.models.readout import ReadoutParts, find_readout
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["Lensing", "plan_lens"]

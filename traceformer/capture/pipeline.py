@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.attention import Span
-from traceformer.capture.recorder import Spans
+from traceformer.capture.passes import Spans
 from traceformer.errors import NumericError
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.writer import RunWriter, ShardBuffer
+from traceformer.store.writer import RunWriter
 
 __all__ = ["Pipeline", "ShardSink"]
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from traceformer.capture.architectures import Architecture
 from traceformer.capture.lensing import Lensing, plan_lens
 from traceformer.capture.passes import Derived
 from traceformer.capture.projecting import Projecting, Traits, plan_projection
 from traceformer.errors import SelectionError, Unsupported
-from traceformer.models import ModelDims, StackDims
+from traceformer.models.dims import ModelDims, StackDims
+from traceformer.models.families import Architecture
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]

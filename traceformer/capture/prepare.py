@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
-from traceformer.capture.architectures import architecture_of
-from traceformer.capture.encoding import Encoded, Encoder, Lengths
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.projecting import Traits
+from traceformer.capture.tokenizing import Encoded, Encoder, Lengths
 from traceformer.errors import UsageError
-from traceformer.models import LoadedModel, load_model
+from traceformer.models.families import architecture_of
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.texts import Example, TextSource, load_targets, load_texts

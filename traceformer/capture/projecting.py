@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from traceformer.capture.architectures import Architecture
 from traceformer.errors import SelectionError, UsageError
-from traceformer.models import ModelDims
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import Architecture
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Projecting", "Traits", "plan_projection"]

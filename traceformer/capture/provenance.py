@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from traceformer.capture.architectures import architecture_of
-from traceformer.capture.encoding import Encoded, Encoder
 from traceformer.capture.plan import Plan
 from traceformer.capture.prepare import Prepared
-from traceformer.models import LoadedModel
+from traceformer.capture.tokenizing import Encoded, Encoder
+from traceformer.models.families import architecture_of
+from traceformer.models.loaded import LoadedModel
+from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.texts import Example
-from traceformer.weights import digest_of_model
 
 __all__ = ["configuration", "describe", "describe_model", "model_configuration", "token_table"]
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from traceformer.capture.architectures import Architecture, Tap, architecture_of
 from traceformer.capture.attention import Listener, Listening, Span, observed_name
 from traceformer.capture.passes import (
     AttentionListener,
@@ -38,7 +37,8 @@ from traceformer.capture.passes import (
     Wanted,
 )
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models import ModelDims, StackDims
+from traceformer.models.dims import ModelDims, StackDims
+from traceformer.models.families import Architecture, Tap, architecture_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]

@@ -6,9 +6,9 @@ from typing import Protocol
 from torch import Tensor
 
 from traceformer.capture.attention import Span
-from traceformer.capture.encoding import BatchInputs, Encoded, batches_by_length
 from traceformer.capture.recorder import Recorder
-from traceformer.models import LoadedModel
+from traceformer.capture.tokenizing import BatchInputs, Encoded, batches_by_length
+from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArraySpec
 
 __all__ = ["TakeSquare", "reduce_squares"]

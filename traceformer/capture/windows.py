@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from traceformer.capture.encoding import Encoded
+from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
-from traceformer.models import LoadedModel
+from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
 
 __all__ = ["Part", "file_windows"]

@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.analysis.statistics import ConventionName
 from traceformer.cli.arguments import count, find_example, find_runs
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
-from traceformer.cli.tokens import token_names, tokens_of
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ImportOptions
-from traceformer.store.reader import TraceStore
+from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
+from traceformer.questions.vocabulary import token_names, tokens_of
+from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]
 
@@ -55,7 +55,7 @@ def analyze(
         json: Print a JSON object.
     """
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     with ExitStack() as stack:
@@ -153,7 +153,7 @@ def _next(found: RunStatistics, name: str, png: Path | None) -> str:
 
 
 def _save_entropy(found: RunStatistics, path: Path, name: str) -> None:
-    from traceformer.cli.figures import head_map_figure, save
+    from traceformer.figures.style import head_map_figure, save
 
     if not found.attention:
         raise NotRecorded("this run holds no attention patterns", hint="--capture attn when it is made")

@@ -9,7 +9,7 @@ from cyclopts import Parameter, Token
 
 from traceformer.errors import ExampleNotFound, NotFound, SelectionError, UsageError
 from traceformer.store import layout
-from traceformer.store.claims import unfinished_folder
+from traceformer.store.locks import unfinished_folder
 
 __all__ = ["TRACES", "count", "find_example", "find_run", "find_runs", "parse_head", "runs_in"]
 

@@ -15,8 +15,8 @@ from traceformer.errors import NotFound, Unsupported, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from traceformer.capture.check import CheckResult, Example
-    from traceformer.capture.probe import Probe
+    from traceformer.capture.proofs.check import CheckResult, Example
+    from traceformer.capture.proofs.probe import Probe
 
 __all__ = ["check"]
 
@@ -55,10 +55,10 @@ def check(
     """
     import torch
 
-    from traceformer.capture.architectures import ARCHITECTURES
-    from traceformer.capture.check import check_model, random_examples
-    from traceformer.capture.tiny import TINY, tiny_model
-    from traceformer.models import load_model, pick_device
+    from traceformer.capture.proofs.check import check_model, random_examples
+    from traceformer.models.families import ARCHITECTURES
+    from traceformer.models.load import load_model, pick_device
+    from traceformer.models.tiny import TINY, tiny_model
 
     if model in TINY:
         if text:
@@ -87,7 +87,7 @@ def check(
 
 def _encode(loaded: Any, texts: Sequence[str]) -> "list[Example]":
     """The texts' token ids; an encoder-decoder reads each and writes it down again."""
-    from traceformer.capture.encoding import Encoder
+    from traceformer.capture.tokenizing import Encoder
 
     targets = texts if loaded.dims.arch == "encdec" else None
     return [dict(row.ids) for row in Encoder(loaded, "auto", 64).encode(texts, targets)]
@@ -128,7 +128,7 @@ def _number(value: float) -> str:
 
 
 def _report_unknown(model: "PreTrainedModel", examples: "Sequence[Example]", name: str, json: bool) -> int:
-    from traceformer.capture.probe import probe_model
+    from traceformer.capture.proofs.probe import probe_model
 
     probe = probe_model(model, examples, name=name)
     if json:

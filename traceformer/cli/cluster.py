@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from traceformer.analysis.clusters import ClusterMethod, cluster_heads
 from traceformer.cli.clustered import ClusteredTables
-from traceformer.cli.heads_csv import read_heads
 from traceformer.errors import UsageError
+from traceformer.formats.head_tables import read_heads
 
 __all__ = ["cluster"]
 
@@ -101,8 +101,8 @@ def _ks(text: str | None, heads: int) -> range:
 
 
 def _save_pictures(clustered: ClusteredTables, output: Path) -> list[Path]:
-    from traceformer.cli.figures import save
-    from traceformer.cli.figures_of_heads import distributions_figure, map_figure, score_figure, silhouettes_figure
+    from traceformer.figures.heads import distributions_figure, map_figure, score_figure, silhouettes_figure
+    from traceformer.figures.style import save
 
     found, of = clustered.found, " and ".join(clustered.labels)
     by = f"by {', '.join(found.features)} ({clustered.method})"

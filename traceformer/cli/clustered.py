@@ -11,8 +11,8 @@ from jaxtyping import Float64, Int64
 
 from traceformer.analysis.clusters import ClusterMethod, HeadClusters, cluster_shares
 from traceformer.analysis.heads import METRICS
-from traceformer.cli.heads_csv import HeadTable
 from traceformer.cli.terminal import table
+from traceformer.formats.head_tables import HeadTable
 
 __all__ = ["ClusteredTables"]
 

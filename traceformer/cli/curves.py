@@ -1,48 +1,17 @@
 """Projections of texts onto directions: as tables, and as JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from traceformer.analysis.projection import Dynamics, Projections, dynamics
+from traceformer.analysis.projection import Dynamics, TextCurves, dynamics
 from traceformer.cli.statistics import plain
-from traceformer.cli.terminal import printable, table
+from traceformer.cli.terminal import table
+from traceformer.texts.shown import printable
 
 __all__ = ["TextCurves", "curve_table", "dynamics_table", "example_table", "layer_table", "to_json"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextCurves:
-    """One example's projections: a curve per layer and direction.
-
-    Attributes:
-        example_id: Its id.
-        tokens: Its tokens.
-        n_prompt: Where its response begins; None if it is not a generation.
-        names: The directions'.
-        by_layer: A row per token, a column per direction; the only key is None for a site without layers.
-    """
-
-    example_id: str
-    tokens: Sequence[str]
-    n_prompt: int | None
-    names: Sequence[str]
-    by_layer: Mapping[int | None, Projections]
-
-    @property
-    def begins(self) -> int:
-        """The first token of what dynamics are about: of the response, if there is one."""
-        return self.n_prompt or 0
-
-    def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
-        """Returns a direction's curve averaged over the layers, as document 5 has it."""
-        return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
-
-    def dynamics(self, layer: int | None, direction: int) -> Dynamics:
-        return dynamics(self.by_layer[layer].values[self.begins :, direction])
 
 
 def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]) -> str:

@@ -14,7 +14,7 @@ from traceformer.errors import UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.registry import named
 from traceformer.sites import parse_indices
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["export"]
 

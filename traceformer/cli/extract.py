@@ -132,8 +132,9 @@ def extract(
 
     traits = read_traits(project, project_site) if project else None
 
-    from traceformer.capture.extract import ExtractRequest, estimate
+    from traceformer.capture.extract import estimate
     from traceformer.capture.extract import extract as run_extraction
+    from traceformer.capture.prepare import ExtractRequest
 
     request = ExtractRequest(
         model=model,

@@ -13,13 +13,14 @@ from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import count
 from traceformer.cli.progress import Totals, progress_shown
-from traceformer.cli.terminal import printable
 from traceformer.cli.units import amount_of_bytes, duration
 from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
+from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
-    from traceformer.capture.generate import Generated, Progress
+    from traceformer.capture.extract import Progress
+    from traceformer.capture.generation.described import Generated
 
 __all__ = ["generate"]
 
@@ -149,8 +150,9 @@ def generate(
 
     traits = read_traits(project, project_site) if project else None
 
-    from traceformer.capture.generate import GenerateRequest, Sampling
-    from traceformer.capture.generate import generate as run_generation
+    from traceformer.capture.generation.generate import generate as run_generation
+    from traceformer.capture.generation.prepare import GenerateRequest
+    from traceformer.capture.generation.sampling import Sampling
 
     request = GenerateRequest(
         model=model or _checkpoint(source, model_tag, step),
@@ -207,7 +209,7 @@ def generate(
 
 
 def _checkpoint(source: str | None, model_tag: str | None, step: int | None) -> str:
-    from traceformer.nanochat import find_checkpoint
+    from traceformer.models.nanochat import find_checkpoint
 
     return str(find_checkpoint(source or "", model_tag, step))
 

@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from cyclopts import Group, Parameter
 
+from traceformer.analysis.head_tally import HeadMetrics
 from traceformer.analysis.heads import HeadConvention
-from traceformer.analysis.measurement import HeadMetrics
-from traceformer.analysis.run_heads import run_heads
 from traceformer.cli.arguments import count, find_run
-from traceformer.cli.heads_csv import name_of, write_heads
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
 from traceformer.cli.units import duration
 from traceformer.errors import UsageError
+from traceformer.formats.head_tables import name_of, write_heads
+from traceformer.questions.heads import run_heads
 from traceformer.sites import ArrayKey
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["heads"]
 
@@ -95,7 +95,7 @@ def heads(
             store = TraceStore(folder)
             found = run_heads(store, convention=convention, window=window, limit=num_seqs, progress=progress)
     else:
-        from traceformer.cli.live_heads import LiveRequest, live_heads
+        from traceformer.questions.live_heads import LiveRequest, live_heads
 
         source = str(model_path or model)
         request = LiveRequest(
@@ -197,8 +197,8 @@ def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
 
 
 def _save_maps(found: Mapping[ArrayKey, HeadMetrics], output: Path, source: str) -> list[Path]:
-    from traceformer.cli.figures import save
-    from traceformer.cli.figures_of_heads import metric_maps
+    from traceformer.figures.heads import metric_maps
+    from traceformer.figures.style import save
 
     made: list[Path] = []
     for key, each in found.items():

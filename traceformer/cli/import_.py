@@ -13,7 +13,7 @@ from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotFound
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.registry import READABLE, read_run
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["import_"]
 

@@ -13,12 +13,13 @@ from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
 from traceformer.cli.summary import summarise, summarise_experiment
-from traceformer.cli.terminal import draw_matrix, printable, table
-from traceformer.cli.tokens import tokens_of
+from traceformer.cli.terminal import draw_matrix, table
 from traceformer.errors import NotRecorded, SelectionError
+from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.layout import META
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
+from traceformer.texts.shown import printable
 
 __all__ = ["inspect"]
 
@@ -86,7 +87,7 @@ def inspect(
     spec = _find_array(store, site)
     example_id = find_example(example, store.ids)
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     if png is not None and layer is None and head_number is None:
@@ -210,7 +211,7 @@ def _slice_to_json(found: _Slice, folder: Path, png: Path | None) -> dict[str, A
 
 
 def _save_head(found: _Slice, png: Path) -> None:
-    from traceformer.cli.figures import head_figure, save
+    from traceformer.figures.style import head_figure, save
 
     if not found.spec.site.is_matrix:
         raise SelectionError(f"{found.spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")
@@ -218,7 +219,7 @@ def _save_head(found: _Slice, png: Path) -> None:
 
 
 def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
-    from traceformer.cli.figures import atlas_figure, save, tile
+    from traceformer.figures.style import atlas_figure, save, tile
 
     if not spec.site.is_matrix:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")

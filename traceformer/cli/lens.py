@@ -12,20 +12,22 @@ import numpy as np
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.analysis.lens import Lens, is_read_out, recorded_lens, run_lens
-from traceformer.capture.architectures import architecture_of
+from traceformer.analysis.lens import Lens
 from traceformer.cli.arguments import count, find_example, find_run
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import plain
-from traceformer.cli.terminal import printable, table
-from traceformer.cli.tokens import token_names, tokens_of
+from traceformer.cli.terminal import table
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
+from traceformer.models.families import architecture_of
+from traceformer.models.weights import files_digest, find_model_folder, read_config
+from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
+from traceformer.questions.vocabulary import token_names, tokens_of
 from traceformer.sites import parse_indices
-from traceformer.store.reader import TraceStore
-from traceformer.weights import files_digest, find_model_folder, read_config
+from traceformer.store.run import TraceStore
+from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
-    from traceformer.readout import Readout
+    from traceformer.models.readout import Readout
 
 __all__ = ["lens", "open_readout_of"]
 
@@ -70,7 +72,7 @@ def lens(
     store = TraceStore(folder)
     example_id = find_example(example, store.ids)
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     wanted = None if layers is None else parse_indices(layers)
@@ -91,8 +93,8 @@ def lens(
             )
     tokens, name = tokens_of(store, example_id, "dec"), token_names(store, None if model is None else str(model))
     if png is not None:
-        from traceformer.cli.figures import save
-        from traceformer.cli.figures_of_lens import lens_figure
+        from traceformer.figures.lens import lens_figure
+        from traceformer.figures.style import save
 
         save(lens_figure(found, tokens, name, title=f"{folder.name}  example {example_id}"), png)
     if json:
@@ -117,7 +119,7 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
         ConfigurationChanged: it is another model than when the run was recorded; both digests are named.
         Unsupported: its family's readout is not known.
     """
-    from traceformer.readout import open_readout
+    from traceformer.models.readout import open_readout
 
     if store.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
@@ -139,7 +141,7 @@ def _check_unchanged(store: TraceStore, folder: Path) -> None:
     if recorded is not None:
         now = files_digest(folder)
     else:  # an older run, which knows the digest of the loaded weights only
-        from traceformer.models import load_model
+        from traceformer.models.load import load_model
 
         what, recorded = "weights", store.meta["configuration"].get("model weights")
         if recorded is None:

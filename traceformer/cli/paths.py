@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
 
-from traceformer.analysis.paths import PathOptions
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.trace import PathOptions
 from traceformer.cli.arguments import count, find_example, find_run, parse_head
 from traceformer.cli.paths_report import report
+from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import UsageError
+from traceformer.questions.paths import trace_stored
 from traceformer.sites import Attention, Stack
-from traceformer.store.reader import TraceStore
-from traceformer.tracer import ReverseAttentionTracer, trace_stored
+from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:
-    from traceformer.tracer.stored import OutputWeights
+    from traceformer.questions.paths import OutputWeights
 
 __all__ = ["paths"]
 
@@ -108,7 +109,7 @@ def paths(
     if (run is None) == (model is None):
         raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     number = None if layer == "all" else layer
@@ -179,8 +180,8 @@ def _output_weights(store: TraceStore, device: str | None) -> "OutputWeights":
     Raises:
         UsageError: it is there, but its weights are not those of the run.
     """
-    from traceformer.models import load_model
-    from traceformer.tracer.recording import output_weights
+    from traceformer.models.load import load_model
+    from traceformer.questions.live_paths import output_weights
 
     loaded = load_model(store.meta["model"], revision=store.meta.get("revision"), device=device or "cpu")
     if loaded.digest != store.meta["configuration"].get("model weights"):
@@ -204,7 +205,7 @@ def _of_model(
 ) -> TraceResult:
     from dataclasses import asdict
 
-    from traceformer.models import load_model
+    from traceformer.models.load import load_model
 
     print("loading", file=sys.stderr)
     loaded = load_model(model, **load)
@@ -221,8 +222,8 @@ def _of_model(
 
 def _save(result: TraceResult, html: Path | None, png: Path | None, open_browser: bool) -> None:
     if png is not None:
-        from traceformer.cli.figures import save
-        from traceformer.cli.figures_of_paths import paths_figure
+        from traceformer.figures.paths import paths_figure
+        from traceformer.figures.style import save
 
         save(paths_figure(result), png)
         print(f"wrote {png}", file=sys.stderr)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 
-from traceformer.analysis.results import TraceResult
-from traceformer.analysis.sankey import BeamPath
-from traceformer.cli.terminal import printable, table
+from traceformer.analysis.paths.result import TraceResult, chain
+from traceformer.analysis.paths.sankey import BeamPath
+from traceformer.cli.terminal import table
+from traceformer.texts.shown import shown_token
 
-__all__ = ["chain", "report", "shown_token"]
+__all__ = ["report", "shown_token"]
 
 _INDENT = "      "
 _MOST_SHARES = 5
@@ -47,11 +48,6 @@ def _where(result: TraceResult) -> str:
 
 def _named(tokens: Sequence[str], position: int) -> str:
     return f"{position} {shown_token(tokens[position])}"
-
-
-def shown_token(token: str) -> str:
-    """Returns a token as one word: spaces as dots, line breaks as arrows."""
-    return printable(token.replace(" ", "·").replace("\n", "↵").replace("\t", "→")) or "''"
 
 
 def _path(rank: int, beam: BeamPath, result: TraceResult) -> Iterator[str]:
@@ -105,16 +101,6 @@ def _by_head(result: TraceResult) -> list[str]:
         for head in result.heads
     ]
     return table(("head", "score", "its best path"), rows, numeric=(1,)).splitlines()
-
-
-def chain(beam: BeamPath, *, most: int = 8) -> str:
-    """Returns a path's tokens from the earliest on, those that only stay left out, and the middle of a long path."""
-    places = list(zip(beam.positions, beam.stacks or [None] * len(beam.positions), strict=True))
-    moves = [i for i in range(len(places)) if i == 0 or places[i] != places[i - 1]]
-    tokens = [shown_token(beam.tokens[i]) for i in reversed(moves)]
-    half = most // 2
-    shown = tokens if len(tokens) <= most else [*tokens[:half], f"({len(tokens) - 2 * half} more)", *tokens[-half:]]
-    return " → ".join(shown)
 
 
 def _verdict(result: TraceResult) -> Iterator[str]:

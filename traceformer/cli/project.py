@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.projection import Projections, project_run
+from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.cli.arguments import find_example, find_run
-from traceformer.cli.curves import TextCurves, curve_table, dynamics_table, example_table, layer_table, to_json
+from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table, to_json
 from traceformer.cli.progress import steps_shown
-from traceformer.cli.tokens import tokens_of
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions
+from traceformer.questions.traits import project_run
+from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec, parse_indices
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:
     from traceformer.capture.projecting import Traits
@@ -71,15 +72,15 @@ def project(
         layers = _stored_layers(spec, layer)
     ids = store.ids if example is None else (find_example(example, store.ids),)
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     with steps_shown("projecting") as progress:
         found = _curves(store, spec, layers, files, None if example is None else ids[0], progress)
     about = _about(folder, spec, files, store)
     if png is not None:
-        from traceformer.cli.figures import save
-        from traceformer.cli.figures_of_traits import curves_figure
+        from traceformer.figures.style import save
+        from traceformer.figures.traits import curves_figure
 
         save(curves_figure(found, title=f"{folder.name}  {spec.key}"), png)
     if output is not None:

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from traceformer.analysis.run_statistics import (
+from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
+from traceformer.cli.terminal import table
+from traceformer.questions.statistics import (
     AttentionStatistics,
     ExampleLogits,
     LayerStatistics,
     LogitSummary,
     RunStatistics,
 )
-from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
-from traceformer.cli.terminal import printable, table
+from traceformer.texts.shown import printable
 
 __all__ = ["StatisticsFile", "as_json", "as_text", "plain", "positions_as_json", "positions_as_text"]
 

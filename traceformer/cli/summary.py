@@ -8,7 +8,7 @@ from typing import Any
 from traceformer.cli.terminal import table
 from traceformer.cli.units import amount_of_bytes
 from traceformer.sites import ArraySpec
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summarise_experiment"]
 

@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from rich.cells import cell_len, set_cell_size
 
-__all__ = ["SHADES", "draw_matrix", "printable", "table"]
+from traceformer.texts.shown import printable
+
+__all__ = ["SHADES", "draw_matrix", "table"]
 
 SHADES = " ░▒▓█"
 _TOKEN_CELLS = 14  # of a token's text, at most
@@ -24,11 +26,6 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Seq
         return "  ".join(padded).rstrip()
 
     return "\n".join(map(line, (headers, *rows)))
-
-
-def printable(text: str) -> str:
-    """Returns the text with line breaks and control characters escaped, so that no token can steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def draw_matrix(

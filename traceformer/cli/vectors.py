@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 
-from traceformer.analysis.directions import Fit, Method, Position, example_rows
+from traceformer.analysis.directions import Fit, Method
 from traceformer.analysis.directions import fit as fit_direction
 from traceformer.cli.arguments import find_run
 from traceformer.cli.progress import steps_shown
@@ -20,8 +20,9 @@ from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions, write_directions
+from traceformer.questions.traits import Position, example_rows
 from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["fit", "show", "vectors"]
 
@@ -64,7 +65,7 @@ def fit(
         json: Print a JSON object.
     """
     if png is not None:
-        from traceformer.cli.figures import check_format
+        from traceformer.figures.style import check_format
 
         check_format(png)
     trait = name or output.resolve().name
@@ -90,8 +91,8 @@ def fit(
         files[path] = DirectionFile(called, directions, {"method": own_method, **about, "quality": quality})
         write_directions(path, files[path])
     if png is not None:
-        from traceformer.cli.figures import save
-        from traceformer.cli.figures_of_traits import quality_figure
+        from traceformer.figures.style import save
+        from traceformer.figures.traits import quality_figure
 
         save(quality_figure(found, title=f"{trait}  {specs[0].key}"), png)
     if json:

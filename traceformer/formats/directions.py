@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from traceformer.errors import NotFound, Unreadable
-from traceformer.weights import open_file
+from traceformer.models.weights import open_file
 
 __all__ = ["DirectionFile", "read_directions", "write_directions"]
 

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, RunExists
-from traceformer.formats.described import Passage, described_run, file_name, key_of, lossless_arrays
 from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.json_writer import write_trace
 from traceformer.formats.options import ExportOptions
+from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["ACTIVATION_SITES", "export_json", "trace_of"]
 

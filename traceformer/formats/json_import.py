@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceformer.errors import Unreadable
-from traceformer.formats.described import key_of
+from traceformer.formats.incoming import UNKNOWN, common_dtype, encoded, token_row, write_run
 from traceformer.formats.json_export import ACTIVATION_SITES
 from traceformer.formats.json_traces import SIDE_FILE, Captures, Tensor, Trace, read_head, read_trace
-from traceformer.formats.new_run import UNKNOWN, common_dtype, encoded, token_row, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.formats.outgoing import key_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.writer import ShardBuffer
+from traceformer.store.buffer import ShardBuffer
 
 __all__ = ["import_json", "is_json_trace"]
 

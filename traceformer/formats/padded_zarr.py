@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from traceformer.errors import RunExists
-from traceformer.formats.described import described_run, plain_row
 from traceformer.formats.options import ExportOptions
+from traceformer.formats.outgoing import described_run, plain_row
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.encoding import IN_MEMORY
+from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["PADDED", "PADDED_ZARR_FORMAT", "export_padded_zarr", "is_padded_zarr"]
 

@@ -22,13 +22,13 @@ import tensorstore as ts
 from jaxtyping import Num
 
 from traceformer.errors import SelectionError, Unreadable
-from traceformer.formats.new_run import UNKNOWN, common_dtype, put, write_run
+from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.padded_zarr import PADDED, PADDED_ZARR_FORMAT
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
+from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import Arch, array_path, key_at
-from traceformer.store.writer import ShardBuffer
 
 __all__ = ["import_padded_zarr"]
 

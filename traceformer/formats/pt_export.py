@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, RunExists, SelectionError, UsageError
-from traceformer.formats.described import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.options import ExportOptions
+from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.sites import ArraySpec
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["INTERNALS", "LAYOUTS", "PT_FORMAT", "RESIDUAL", "export_pt"]
 

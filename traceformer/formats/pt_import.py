@@ -21,12 +21,12 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import Unreadable
-from traceformer.formats.new_run import common_dtype, put, token_row, write_run
+from traceformer.formats.incoming import common_dtype, put, token_row, write_run
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.pt_files import PtFile
 from traceformer.formats.torch_files import read_torch_file
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.writer import ShardBuffer
+from traceformer.store.buffer import ShardBuffer
 
 __all__ = ["import_pt", "is_pt"]
 

@@ -14,7 +14,7 @@ from traceformer.formats.pt_export import export_pt
 from traceformer.formats.pt_import import import_pt, is_pt
 from traceformer.formats.safetensors_runs import export_safetensors, import_safetensors, is_safetensors_run
 from traceformer.formats.transformer_lens import export_transformer_lens
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["FORMATS", "READABLE", "Format", "format_of", "named", "read_run"]
 

@@ -16,16 +16,16 @@ import tensorstore as ts
 from jaxtyping import Shaped
 
 from traceformer.errors import NotFound, RunExists, Unreadable
-from traceformer.formats.described import described_run, file_name, plain_row
-from traceformer.formats.new_run import UNKNOWN, common_dtype, put, write_run
+from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ExportOptions, ImportOptions
+from traceformer.formats.outgoing import described_run, file_name, plain_row
+from traceformer.models.weights import StoredTensor, open_file
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.encoding import Dtype
+from traceformer.store.buffer import ShardBuffer
+from traceformer.store.dtypes import Dtype
 from traceformer.store.files import checksum, durable_write
 from traceformer.store.names import Arch
-from traceformer.store.reader import TraceStore
-from traceformer.store.writer import ShardBuffer
-from traceformer.weights import StoredTensor, open_file
+from traceformer.store.run import TraceStore
 
 __all__ = ["export_safetensors", "import_safetensors", "is_safetensors_run"]
 

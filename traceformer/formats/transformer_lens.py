@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from traceformer.errors import RunExists
-from traceformer.formats.described import file_name, written_dtype
 from traceformer.formats.options import ExportOptions
+from traceformer.formats.outgoing import file_name, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
-from traceformer.store.reader import TraceStore
+from traceformer.store.run import TraceStore
 
 __all__ = ["export_transformer_lens"]
 

@@ -1,223 +1,187 @@
-"""The Zarr v3 side of a run: metadata that any zarr reader understands, and tensorstore handles on it.
+"""The arrays of a run on disk: which one a site means, and reading the parts that a layer, a head, an example need."""
 
-The metadata is a pure function of the layout, so it is written here and not by tensorstore: creating a run twice
-gives the same bytes, and finishing one is writing it again with the true number of token slots.
-"""
-
-import json
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Num
 
-from traceformer.errors import CorruptRun
-from traceformer.sites import ArraySpec, Stack
-from traceformer.store.encoding import ON_DISK, ZSTD_LEVEL, Codec
-from traceformer.store.files import durable_write, sync_folder
-from traceformer.store.layout import RunLayout
+from traceformer.errors import CorruptRun, NotRecorded, SelectionError
+from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites
+from traceformer.store.columns import Column
+from traceformer.store.dtypes import decode
+from traceformer.store.index import RunIndex
+from traceformer.store.layout import RunLayout, head_index, layer_index
+from traceformer.store.zarr3 import Array, open_array, read_ahead, reading
 
-__all__ = [
-    "Array",
-    "group_metadata",
-    "open_array",
-    "position_arrays",
-    "read_ahead",
-    "reading",
-    "shard_region",
-    "write_metadata",
-]
+__all__ = ["RunArrays", "find_spec"]
 
-Array: TypeAlias = ts.TensorStore
-JSON: TypeAlias = dict[str, Any]
-
-POSITIONS_PER_FILE = 1 << 20
-EMPTY_SLOT = -1
-
-_LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
-_CRC32C: JSON = {"name": "crc32c"}
-_ZSTD: JSON = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
+_CACHE_BYTES = 32 << 20
 
 
-def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> dict[str, JSON]:
-    """Returns the content of every `zarr.json` of a run by its path inside the run's folder.
+def find_spec(
+    layout: RunLayout, site: str | ArrayKey, side: str | None, kind: str | None, prefer: Stack | None = None
+) -> ArraySpec:
+    """Returns the array that a site (`resid_mid`), a group of one site (`attn`) or a key (`dec.cross.q`) means.
 
-    With `n_slots`, the used token slots per stack, it is that of a finished run: token axes end there, and each
-    token group has its coordinates `token_example` and `token_position`. Groups carry their arrays' metadata
-    inline, without which xarray warns.
-    """
-    groups: dict[str, dict[str, JSON]] = {}
-    coordinates: dict[str, list[str]] = {}
-    for spec in layout.arrays:
-        group, leaf = layout.array_path(spec.key).split("/")
-        slots = None if n_slots is None or spec.site.is_matrix else n_slots[spec.key.token_stack]
-        groups.setdefault(group, {})[leaf] = _array_metadata(layout, spec, slots)
-    for path, stack in position_arrays(layout):
-        if n_slots is None:
-            break
-        group, leaf = path.split("/")
-        groups[group][leaf] = _position_metadata(stack, n_slots[stack])
-        coordinates.setdefault(group, []).append(leaf)
-    found: dict[str, JSON] = {}
-    for group, arrays in groups.items():
-        found[f"{group}/zarr.json"] = {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {"coordinates": " ".join(coordinates[group])} if group in coordinates else {},
-            "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
-        }
-        found |= {f"{group}/{leaf}/zarr.json": metadata for leaf, metadata in arrays.items()}
-    return found
-
-
-def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
-    """Returns the paths of all coordinate arrays of token axes, each with the stack whose tokens it describes.
-
-    In a group with the tokens of two stacks (a decoder's cross-attention), the encoder's are `enc_token_example`.
-    """
-    found: dict[str, Stack] = {}
-    for spec in layout.arrays:
-        if not spec.site.is_matrix:
-            group, stack = layout.array_path(spec.key).split("/")[0], spec.key.token_stack
-            prefix = "" if stack == spec.key.stack else f"{stack}_"
-            found |= {f"{group}/{prefix}token_{what}": stack for what in ("example", "position")}
-    return list(found.items())
-
-
-def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> JSON:
-    stored = layout.stored(spec)
-    dtype = ON_DISK[stored]
-    inner = [_LITTLE_ENDIAN, *_compression(layout.codec_of(spec), dtype.itemsize), _CRC32C]
-    heads = "kv_heads" if "kv_head" in spec.site.axes else "heads"
-    sharding: JSON = {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": list(layout.chunk_shape(spec)),
-            "codecs": inner,
-            "index_codecs": [_LITTLE_ENDIAN, _CRC32C],
-            "index_location": "end",
-        },
-    }
-    return _zarr_array(
-        shape=layout.array_shape(spec, n_slots),
-        chunk=layout.shard_shape(spec),
-        dtype=dtype.name,
-        fill=0.0 if dtype.kind == "f" else 0,
-        codecs=[sharding],
-        axes=layout.axes(spec),
-        attributes={
-            "key": str(spec.key),
-            "meaning": spec.site.meaning,
-            "stored_dtype": stored,
-            **({"layers": list(spec.layers)} if spec.layers else {}),
-            **({heads: list(spec.heads)} if spec.heads else {}),
-        },
-    )
-
-
-def _position_metadata(stack: Stack, n_slots: int) -> JSON:
-    return _zarr_array(
-        shape=(n_slots,),
-        chunk=(POSITIONS_PER_FILE,),
-        dtype="int32",
-        fill=EMPTY_SLOT,
-        codecs=[_LITTLE_ENDIAN, _ZSTD, _CRC32C],
-        axes=(f"{stack}_token",),
-        attributes={"meaning": "the row of tokens.parquet, or the position in it; -1 where no token lies"},
-    )
-
-
-def _zarr_array(
-    *,
-    shape: tuple[int, ...],
-    chunk: tuple[int, ...],
-    dtype: str,
-    fill: float,
-    codecs: list[JSON],
-    axes: tuple[str, ...],
-    attributes: JSON,
-) -> JSON:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        # A dot keeps all files of an array in one folder, whose entries one fsync makes durable.
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": fill,
-        "codecs": codecs,
-        "dimension_names": list(axes),
-        "attributes": attributes,
-    }
-
-
-def _compression(codec: Codec, itemsize: int) -> list[JSON]:
-    if codec == "zstd":
-        return [_ZSTD]
-    if codec == "lz4":
-        blosc = {"cname": "lz4", "clevel": 1, "shuffle": "shuffle", "typesize": itemsize, "blocksize": 0}
-        return [{"name": "blosc", "configuration": blosc}]
-    return []
-
-
-def open_array(folder: Path, path: str, context: ts.Context) -> Array:
-    """Returns a handle on the array at `path` inside a run's folder.
-
-    Chunks of zeros are stored like all others, so every file of a committed shard exists, and one that does not is
-    a loss and not zeros. What is cached is never looked at again: a committed file does not change.
-    """
-    kvstore = {"driver": "file", "path": f"{folder / path}/"}
-    options = {"store_data_equal_to_fill_value": True, "recheck_cached_data": False}
-    with reading(folder / path):
-        return ts.open({"driver": "zarr3", "kvstore": kvstore, **options}, open=True, context=context).result()
-
-
-def read_ahead(view: Array) -> tuple[np.ndarray, ts.WriteFutures]:
-    """Returns an array that will hold what `view` shows, and the future that says when.
-
-    It is numpy's own memory, which comes in huge pages: a quarter faster than what tensorstore would return.
-    """
-    target = np.empty(view.shape, view.dtype.numpy_dtype)
-    return target, ts.array(target, write=True, copy=False).write(view)
-
-
-@contextmanager
-def reading(path: Path) -> Generator[None]:
-    """Turns what tensorstore and pyarrow say of damaged files into CorruptRun.
+    `kind` is `self` unless only cross-attention is recorded; `prefer` decides between two stacks.
 
     Raises:
-        CorruptRun: a file under `path` cannot be decoded.
+        SelectionError: there is no such site, or two stacks have it, and neither `side` nor `prefer` says which.
+        NotRecorded: this run does not hold it.
     """
-    try:
-        yield
-    except PermissionError:
-        raise
-    except (ValueError, OSError) as error:
-        raise CorruptRun(
-            f"cannot read {path}",
-            why=str(error).split(" [source locations")[0],
-            hint="traceformer verify lists the damage",
-        ) from error
+    if isinstance(site, str) and "." in site:
+        site = ArrayKey.parse(site)
+    if isinstance(site, ArrayKey):
+        side, kind, site = site.stack, site.attention, site.site
+    elif site not in SITES:
+        site, *others = expand_sites((site,))
+        if others:
+            raise SelectionError("several sites are meant", hint=f"name one of {site} {' '.join(others)}")
+    found = [spec for spec in layout.arrays if spec.key.site == site and side in (None, spec.key.stack)]
+    if SITES[site].of_attention:
+        kinds = {spec.key.attention for spec in found}
+        wanted = kind or ("cross" if kinds == {"cross"} else "self")
+        found = [spec for spec in found if spec.key.attention == wanted]
+    if not found:
+        what = " ".join(filter(None, (side, kind, site)))
+        names = " ".join(str(spec.key) for spec in layout.arrays)
+        raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}")
+    if len(found) > 1:
+        found = [spec for spec in found if spec.key.stack == prefer]
+    if not found:
+        raise SelectionError(f"both stacks have {site}", hint="say side='enc' or side='dec'")
+    return found[0]
 
 
-def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> tuple[slice, ...]:
-    """Returns the part of the array on disk that a shard with `used` tokens writes."""
-    if spec.site.is_matrix:
-        examples = layout.shard_range(shard)
-        return (slice(examples.start, examples.stop),)
-    start = shard * layout.shard_slots(spec.key.token_stack)
-    lead = (slice(None),) * (len(layout.buffer_shape(spec)) - 2)
-    return (*lead, slice(start, start + layout.written_slots(spec, used)))
+class RunArrays:
+    """The open arrays of a run. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
 
+    def __init__(self, folder: Path, layout: RunLayout, index: RunIndex, dims: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._index = index
+        self._dims = dims
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._open: dict[ArrayKey, Array] = {}
+        self._seen: set[tuple[ArrayKey, int]] = set()
 
-def write_metadata(folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> None:
-    """Writes every `zarr.json` of a run durably, where it is not there already."""
-    for name, metadata in group_metadata(layout, n_slots).items():
-        path, text = folder / name, (json.dumps(metadata, indent=2) + "\n").encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_bytes() != text:
-            durable_write(path, text)
-            sync_folder(path.parent.parent)
+    def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
+        """Returns the array on disk, once the files of the shards to be read are known to be there.
+
+        A file that is not there would read as zeros.
+
+        Raises:
+            CorruptRun: one is missing.
+        """
+        for shard in shards:
+            if (spec.key, shard) not in self._seen:
+                for path in self._layout.shard_files(spec, shard):
+                    if not (self._folder / path).exists():
+                        raise CorruptRun(
+                            f"{self._folder / path} is missing", hint="traceformer verify lists the damage"
+                        )
+                self._seen.add((spec.key, shard))
+        if spec.key not in self._open:
+            self._open[spec.key] = open_array(self._folder, self._layout.array_path(spec.key), self._context)
+        return self._open[spec.key]
+
+    def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
+        """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
+        index, lead = self._index, self._lead(spec, layer, head)
+        if spec.site.is_matrix:
+            queries, keys = index.lengths[spec.key.stack][row], index.lengths[spec.key.key_stack][row]
+            region = (int(index.examples[row]), *lead, slice(0, int(queries)), slice(0, int(keys)))
+        else:
+            first = int(index.slots[spec.key.token_stack][row])
+            region = (*lead, slice(first, first + int(index.lengths[spec.key.token_stack][row])))
+        array = self.array(spec, (int(index.shard_of[row]),))
+        with reading(self._folder / self._layout.array_path(spec.key)):
+            return decode(array[region].read().result(), self._layout.stored(spec))
+
+    def column(self, spec: ArraySpec, layer: int | None, head: int | None) -> Column:
+        """Returns one layer of a token array over all examples.
+
+        Raises:
+            SelectionError: it is a matrix, or has layers and none is named.
+        """
+        if spec.site.is_matrix:
+            raise SelectionError(f"{spec.key} is a matrix", hint="head() goes through all examples' matrices")
+        if spec.layers and layer is None:
+            raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
+        array, lead = self.array(spec, self._index.shards), self._lead(spec, layer, head)
+        return Column(
+            view=array[lead] if lead else array,
+            stored=self._layout.stored(spec),
+            spans=self._index.token_spans(spec.key.token_stack),
+            chunk=self._layout.chunk_shape(spec)[-2],
+        )
+
+    def by_example(
+        self, spec: ArraySpec, layer: int | None, head: int | None
+    ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
+        """Yields each row and its part, as views of one block per shard, reading one shard ahead."""
+        lead = self._lead(spec, layer, head)
+        array = self.array(spec, self._index.shards)
+        ahead: deque[tuple[int, np.ndarray, ts.WriteFutures]] = deque()
+        for shard in self._index.shards:
+            ahead.append((shard, *read_ahead(array[self._shard_region(spec, shard, lead)])))
+            if len(ahead) > 1:
+                yield from self._rows_of(spec, *ahead.popleft())
+        while ahead:
+            yield from self._rows_of(spec, *ahead.popleft())
+
+    def _shard_region(self, spec: ArraySpec, shard: int, lead: tuple[int | slice, ...]) -> tuple[int | slice, ...]:
+        rows, index = self._index.rows_of(shard), self._index
+        own = slice(rows.start, rows.stop)
+        if spec.site.is_matrix:
+            first = int(index.examples[rows.start])
+            queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
+            return (slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))
+        first = int(index.slots[spec.key.token_stack][rows.start])
+        return (*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))
+
+    def _rows_of(
+        self, spec: ArraySpec, shard: int, block: np.ndarray, read: ts.WriteFutures
+    ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
+        index, rows = self._index, self._index.rows_of(shard)
+        with reading(self._folder / self._layout.array_path(spec.key)):
+            read.result()
+        values = decode(block, self._layout.stored(spec))
+        for row in rows:
+            if spec.site.is_matrix:
+                queries, keys = index.lengths[spec.key.stack][row], index.lengths[spec.key.key_stack][row]
+                yield row, values[row - rows.start, ..., :queries, :keys]
+            else:
+                stack = spec.key.token_stack
+                first = index.slots[stack][row] - index.slots[stack][rows.start]
+                yield row, values[..., first : first + index.lengths[stack][row], :]
+
+    def _lead(self, spec: ArraySpec, layer: int | None, head: int | None) -> tuple[int | slice, ...]:
+        """Returns the index of the axes before queries or tokens, without the example's."""
+        lead: list[int | slice] = []
+        if spec.layers or layer is not None:
+            lead.append(slice(None) if layer is None else layer_index(spec, layer))
+        if spec.heads or head is not None:
+            lead.append(slice(None) if head is None else head_index(spec, self._stored_head(spec, head)))
+        return tuple(lead)
+
+    def _stored_head(self, spec: ArraySpec, head: int) -> int:
+        """Returns the kv_head that an attention head reads, for keys and values."""
+        dims: Mapping[str, int] = self._dims.get(spec.key.stack, {})
+        n_heads, n_kv_heads = dims.get("n_heads", 0), dims.get("n_kv_heads", 0)
+        if "kv_head" not in spec.site.axes or not n_kv_heads:
+            return head
+        if not 0 <= head < n_heads:
+            raise SelectionError(f"head {head} requested", why=f"the model has heads 0-{n_heads - 1}")
+        group = n_heads // n_kv_heads
+        if head // group not in spec.heads:
+            served = ", ".join(str(kv * group + i) for kv in spec.heads for i in range(group))
+            raise SelectionError(
+                f"head {head} requested, which reads kv_head {head // group} of {spec.key}",
+                why=f"this run holds what heads {served} read",
+            )
+        return head // group

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Shaped
 
 from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.encoding import ON_DISK
+from traceformer.store.dtypes import ON_DISK
 from traceformer.store.layout import RunLayout
 from traceformer.store.shards import Chunk, chunks_of, compress
 

@@ -12,9 +12,9 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Num
 
-from traceformer.store.arrays import Array
-from traceformer.store.encoding import IN_MEMORY, ON_DISK, Stored, decode
+from traceformer.store.dtypes import IN_MEMORY, ON_DISK, Stored, decode
 from traceformer.store.index import Spans
+from traceformer.store.zarr3 import Array
 
 __all__ = ["Column", "batches", "gather", "shuffled_batches"]
 

@@ -10,13 +10,13 @@ from jaxtyping import Int32
 
 from traceformer.errors import RunExists
 from traceformer.sites import Stack
-from traceformer.store.arrays import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
-from traceformer.store.claims import claiming
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.files import TEMPORARY, sync_file, sync_folder
 from traceformer.store.layout import META, TOKENS, RunLayout
+from traceformer.store.locks import claiming
 from traceformer.store.shards import write_chunk
 from traceformer.store.tables import common_schema, with_schema
+from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 
 __all__ = ["finish_run"]
 

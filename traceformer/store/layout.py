@@ -18,7 +18,7 @@ from typing import Any
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.encoding import ON_DISK, AttnCodec, Codec, Dtype, Stored
+from traceformer.store.dtypes import ON_DISK, AttnCodec, Codec, Dtype, Stored
 from traceformer.store.names import Arch, array_path
 
 __all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "RunLayout"]

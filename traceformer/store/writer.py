@@ -24,9 +24,20 @@ import tensorstore as ts
 
 from traceformer.errors import NotFound, NumericError, OutOfSpace, RunExists, UsageError
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.arrays import Array, open_array, shard_region, write_metadata
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.claims import (
+from traceformer.store.commits import (
+    CommitRecord,
+    RunHead,
+    committed_shards,
+    configuration_digest,
+    record_path,
+    token_path,
+)
+from traceformer.store.dtypes import first_nonfinite
+from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
+from traceformer.store.finishing import finish_run
+from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
+from traceformer.store.locks import (
     begun_head,
     claiming,
     empty_folder,
@@ -37,20 +48,9 @@ from traceformer.store.claims import (
     refuse_other_writers,
     unfinished_folder,
 )
-from traceformer.store.commits import (
-    CommitRecord,
-    RunHead,
-    committed_shards,
-    configuration_digest,
-    record_path,
-    token_path,
-)
-from traceformer.store.encoding import first_nonfinite
-from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
-from traceformer.store.finishing import finish_run
-from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.shards import is_written_directly, write_shard
 from traceformer.store.tables import encodable
+from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
 

@@ -14,7 +14,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from traceformer.analysis.results import TraceResult
+from traceformer.analysis.paths.result import TraceResult
 from traceformer.errors import NotFound
 from traceformer.viewer.payloads import paths_payload
 

@@ -6,8 +6,8 @@ A page never works out a number that a result states: it draws what is here.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from traceformer.analysis.beam import LengthNorm
-from traceformer.analysis.sankey import BeamPath, path_weights
+from traceformer.analysis.paths.beam import LengthNorm
+from traceformer.analysis.paths.sankey import BeamPath, path_weights
 from traceformer.viewer.labels import part_notes, visible
 
 __all__ = ["paths_payload"]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from traceformer.capture.architectures import Tap
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
-from traceformer.models import StackDims
+from traceformer.models.dims import StackDims
+from traceformer.models.families import Tap
 
 __all__ = ["ATTENTION_CLAIMS"]
 

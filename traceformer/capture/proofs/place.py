@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.architectures import Architecture, AttentionRow, StackRow
-from traceformer.models import ModelDims, StackDims
+from traceformer.models.dims import ModelDims, StackDims
+from traceformer.models.families import Architecture, AttentionRow, StackRow
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["Claim", "NotHere", "Place", "Reference", "Rounding", "Scene", "Sides", "apply", "error_between"]

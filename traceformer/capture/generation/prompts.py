@@ -1,0 +1,110 @@
+"""Prompts as one model reads them: in its chat template or as they are, checked against its context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from traceformer.capture.tokenizing import Encoded, Encoder
+from traceformer.errors import Unsupported, UsageError
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import Stack
+from traceformer.texts.prompts import Prompt, PromptSet
+
+__all__ = ["ReadPrompt", "complete", "read_prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """A prompt of a set; `text` is what the model reads (the chat template around it), `row` its tokens."""
+
+    prompt_set: str
+    prompt: Prompt
+    text: str
+    row: Encoded
+
+    @property
+    def example_id(self) -> str:
+        return f"{self.prompt_set}-{self.prompt.prompt_id}"
+
+
+def read_prompts(
+    loaded: LoadedModel, encoder: Encoder, sets: Sequence[PromptSet], *, chat: bool, max_tokens: int
+) -> list[ReadPrompt]:
+    """Returns the prompts of all sets, tokenised, in order.
+
+    Raises:
+        UsageError: a prompt without tokens, or one that leaves no room for `max_tokens` in the model's context; a
+            chat template is asked for, and there is none.
+        Unsupported: the tokenizer belongs to another model.
+    """
+    if chat and not getattr(loaded.tokenizer, "chat_template", None):
+        raise UsageError(f"--chat needs a chat template, and {loaded.name} has none", hint="--no-chat")
+    named = [(each.name, prompt) for each in sets for prompt in each.prompts]
+    texts = [_in_template(loaded, prompt.text) if chat else prompt.text for _, prompt in named]
+    # A template brings its own special tokens.
+    inputs = loaded.tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)
+    found: dict[str, ReadPrompt] = {}
+    for (name, prompt), text, ids in zip(named, texts, inputs["input_ids"], strict=True):
+        encoder.check(ids)
+        _check_room(loaded, f"prompt {prompt.prompt_id} of {name}", len(ids), max_tokens)
+        stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
+        row = Encoded({stack: ids}, {stack: loaded.tokenizer.convert_ids_to_tokens(ids)}, None)
+        read = ReadPrompt(name, prompt, text, row)
+        if read.example_id in found:
+            raise UsageError(f"two prompts would be called {read.example_id}", hint="rename a prompt set or an id")
+        found[read.example_id] = read
+    return list(found.values())
+
+
+def _in_template(loaded: LoadedModel, text: str) -> str:
+    messages = [{"role": "user", "content": text}]
+    return loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _check_room(loaded: LoadedModel, what: str, length: int, max_tokens: int) -> None:
+    if not length:
+        raise UsageError(f"{what} has no token")
+    stacks = loaded.dims.stacks
+    limit = stacks["dec"].n_ctx if loaded.dims.arch == "dec" else stacks["enc"].n_ctx
+    if limit and length > limit:
+        raise UsageError(f"{what} has {length} tokens", why=f"{loaded.name} can read {limit}")
+    taken = length if loaded.dims.arch == "dec" else 1
+    limit = stacks["dec"].n_ctx
+    if limit and taken + max_tokens > limit:
+        raise UsageError(
+            f"{what} and its response may have {taken + max_tokens} tokens",
+            why=f"{taken} of the prompt and --max-tokens {max_tokens}, but {loaded.name} has a context of {limit}",
+            hint=f"--max-tokens {limit - taken}" if limit > taken else "a shorter prompt",
+        )
+
+
+def complete(loaded: LoadedModel, prompt: ReadPrompt, tokens: Sequence[int]) -> tuple[Encoded, str]:
+    """Returns the whole row, prompt and response, and the response's text without special tokens.
+
+    An encoder-decoder's decoder reads its start token first.
+    """
+    tokenizer = loaded.tokenizer
+    if loaded.dims.arch == "dec":
+        before, stack_ids = prompt.row.ids["dec"], dict[Stack, list[int]]()
+    else:
+        before, stack_ids = [_start_token(loaded)], dict(prompt.row.ids)
+    stack_ids["dec"] = [*before, *tokens]
+    # A model may have embeddings that its tokenizer has no token for.
+    names: dict[Stack, list[str]] = {
+        stack: [name or f"<{i}>" for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
+        for stack, ids in stack_ids.items()
+    }
+    whole = tokenizer.decode(stack_ids["dec"], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    start = tokenizer.decode(before, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if not whole.startswith(start):  # a character that prompt and response share
+        start, whole = "", tokenizer.decode([*tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Encoded(stack_ids, names, None), whole.removeprefix(start)
+
+
+def _start_token(loaded: LoadedModel) -> int:
+    """What `generate` begins with."""
+    for config in (loaded.model.generation_config, loaded.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            start = getattr(config, name, None)
+            if isinstance(start, int):
+                return start
+    raise Unsupported("the model states no decoder_start_token_id", hint="set it in its generation_config.json")

@@ -1,0 +1,218 @@
+"""One batch of prompts to its responses, with the model's own `generate`, observed or not.
+
+1. A decoder's prompts are padded on the left with explicit positions; an encoder-decoder's are read by its encoder.
+2. `generate` runs, seeded for this batch. Observed, every pass of it writes its columns to the batch's memory.
+3. `generate` never runs the last token it chose: one more pass over its cache does.
+4. A row's response ends with its first end token or stop string; what was padded behind it is dropped.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
+
+from traceformer.capture.attention import Span
+from traceformer.capture.generation.grow import BatchMemory
+from traceformer.capture.generation.sampling import Sampling, generation_config
+from traceformer.capture.passes import Spans
+from traceformer.capture.plan import Plan
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tokenizing import BatchInputs, Encoded
+from traceformer.errors import NumericError
+from traceformer.models.load import quiet
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import ArraySpec, Stack
+
+__all__ = ["Responder", "Responses"]
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """The tokens of each response, its end token included, prompt by prompt; what was observed, and where it lies."""
+
+    tokens: list[list[int]]
+    memory: BatchMemory | None
+    spans: Spans
+
+
+class Responder:
+    """Generates from batches of prompts with one model and one way to choose tokens.
+
+    Args:
+        on_step: told how many tokens were chosen, after each pass.
+        on_text: given the text of a batch of one prompt, piece by piece.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sampling: Sampling,
+        *,
+        on_step: Callable[[int], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._sampling = sampling
+        self._config, self._stop_strings = generation_config(loaded, sampling)
+        self._inputs = BatchInputs(loaded)
+        self._watch = None if on_step is None else _Watch(on_step)
+        self._on_text = on_text
+
+    def plain(self, prompts: Sequence[Encoded], seed: int) -> Responses:
+        """Returns the responses to a batch of prompts; nothing is observed."""
+        inputs, _ = self._inputs.to_continue(prompts)
+        with quiet(transformers), torch.inference_mode():
+            sequences = self._generate(inputs, seed).sequences
+        return Responses(self._cut(sequences, inputs), None, {})
+
+    def observed(self, prompts: Sequence[Encoded], seed: int, plan: Plan, dtype: torch.dtype) -> Responses:
+        """Returns the responses to a batch of prompts, and everything that was to be seen on the way."""
+        inputs, spans = self._inputs.to_continue(prompts)
+        longest: dict[Stack, int] = {stack: max(span.stop for span in own) for stack, own in spans.items()}
+        n_prompt = longest["dec"] if self._is_decoder else 1
+        columns: dict[Stack, int] = {**longest, "dec": n_prompt + self._sampling.max_tokens}
+        memory = BatchMemory(plan.arrays, batch=len(prompts), columns=columns, dtype=dtype, device=self._inputs.device)
+        with quiet(transformers), torch.inference_mode():
+            self._observe_prompt_logits(inputs, plan.arrays, memory)
+            recording = Recorder(self._loaded.model, plan.arrays, derived=plan.derived)
+            with recording as recorder, recorder.growing(memory) as growth:
+                more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
+                output = self._generate(inputs, seed, **more)
+                growth.seen["dec"] = output.sequences.shape[1] - 1
+                self._run_last_token(output, inputs, more)
+        tokens = self._cut(output.sequences, inputs)
+        starts = [span.start for span in spans["dec"]] if self._is_decoder else [0] * len(prompts)
+        own = [Span(start, n_prompt + len(row)) for start, row in zip(starts, tokens, strict=True)]
+        return Responses(tokens, memory, {**spans, "dec": own})
+
+    @property
+    def _is_decoder(self) -> bool:
+        return self._loaded.dims.arch == "dec"
+
+    def _generate(self, inputs: dict[str, Tensor], seed: int, **more: Any) -> Any:
+        batch, length = inputs["input_ids"].shape
+        config = self._config
+        n_prompt = length if self._is_decoder else 1
+        criteria: list[StoppingCriteria] = [] if self._watch is None else [self._watch]
+        if self._stop_strings:
+            criteria.append(_Stop(lambda row: self._has_stop(row[n_prompt:])))
+        if config.cache_implementation is not None:
+            config.max_cache_len = n_prompt + self._sampling.max_tokens  # a static one with room for the last token
+        streamer = _Pieces(self._loaded.tokenizer, self._on_text) if self._on_text and self._streams(batch) else None
+        with _seeded(seed, self._inputs.device):
+            return self._loaded.model.generate(  # pyright: ignore[reportCallIssue]
+                **inputs,
+                **more,
+                generation_config=config,
+                logits_processor=[_Finite()],
+                stopping_criteria=criteria,
+                streamer=streamer,
+            )
+
+    def _streams(self, batch: int) -> bool:
+        return batch == 1 and not self._sampling.is_searched
+
+    def _encode(self, inputs: dict[str, Tensor]) -> Any:
+        return self._loaded.model.get_encoder()(**inputs, return_dict=True)
+
+    def _run_last_token(self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any]) -> None:
+        last = output.sequences[:, -1:]
+        given: dict[str, Any] = {"past_key_values": output.past_key_values, "use_cache": True, "return_dict": True}
+        mask = inputs["attention_mask"]
+        if not self._is_decoder:
+            self._loaded.model(decoder_input_ids=last, attention_mask=mask, **more, **given)
+            return
+        if not bool(mask.all()):  # as `generate` leaves it out, too
+            grown = mask.new_ones(len(mask), output.sequences.shape[1] - mask.shape[1])
+            given["attention_mask"] = torch.cat([mask, grown], dim=1)
+        if "position_ids" in inputs:
+            given["position_ids"] = inputs["position_ids"][:, -1:] + output.sequences.shape[1] - mask.shape[1]
+        self._loaded.model(input_ids=last, **given)
+
+    def _observe_prompt_logits(
+        self, inputs: dict[str, Tensor], arrays: Sequence[ArraySpec], memory: BatchMemory
+    ) -> None:
+        """Has all logits of the prompt computed where `generate` asks for the last ones only.
+
+        In a pass of its own: asking for more of them there could change a result in its last bit.
+        """
+        logits = [spec for spec in arrays if spec.key.site == "logits"]
+        if not logits or not self._is_decoder or "logits_to_keep" not in self._inputs.accepted:
+            return
+        with Recorder(self._loaded.model, logits) as recorder, recorder.growing(memory):
+            self._loaded.model(**inputs, use_cache=False, return_dict=True)
+
+    def _cut(self, sequences: Tensor, inputs: dict[str, Tensor]) -> list[list[int]]:
+        """The response of each row, without what was padded behind its end."""
+        start = inputs["input_ids"].shape[1] if self._is_decoder else 1
+        eos: int | list[int] | None = self._config.eos_token_id
+        ends = {eos} if isinstance(eos, int) else {*(eos or ())}
+        return [self._cut_row(row, ends) for row in sequences[:, start:].tolist()]
+
+    def _cut_row(self, row: list[int], ends: set[int]) -> list[int]:
+        row = row[: next((n + 1 for n, token in enumerate(row) if token in ends), len(row))]
+        if self._has_stop(row):
+            return row[: next(n for n in range(1, len(row) + 1) if self._has_stop(row[:n]))]
+        return row
+
+    def _has_stop(self, row: list[int]) -> bool:
+        text = self._loaded.tokenizer.decode(row) if self._stop_strings else ""
+        return any(stop in text for stop in self._stop_strings)
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Generator[None]:
+    """Has random numbers follow from a seed in the block, and go on behind it as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Finite(LogitsProcessor):
+    """Stops at logits that are no numbers: sampling from them would fail without saying why, greedily it would not."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not bool(torch.isfinite(scores.amax())):
+            raise NumericError(
+                f"the model's logits are {'NaN' if bool(scores.isnan().any()) else 'infinite'}",
+                why=f"after {input_ids.shape[1]} tokens",
+                hint="check its weights, and the dtype it runs in (--model-dtype float32)",
+            )
+        return scores
+
+
+class _Watch(StoppingCriteria):
+    """Counts, and never stops."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self._on_step = on_step
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        self._on_step(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Stop(StoppingCriteria):
+    """Ends each row as soon as a condition holds of it."""
+
+    def __init__(self, holds: Callable[[list[int]], bool]) -> None:
+        self._holds = holds
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        return torch.tensor([self._holds(row) for row in input_ids.tolist()], device=input_ids.device)
+
+
+class _Pieces(TextStreamer):
+    """Hands text over as soon as whole words are there."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._hand_over = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._hand_over(text + "\n" * stream_end)

@@ -1,0 +1,364 @@
+"""Proves on a given model that every recorded array means what its site says.
+
+1. The model runs on a batch of examples, padded on the right, with nothing recorded: its logits, hidden states and,
+   with its eager attention, its own attention patterns.
+2. The same batch runs again while everything is recorded.
+3. Every claim in `proofs/` is tested at every place: each example, layer, stack and attention.
+4. Each example runs alone, without padding: every array must be what it was in the batch.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from traceformer.capture.attention import Span
+from traceformer.capture.plan import plan_arrays
+from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
+from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
+from traceformer.capture.proofs.stream import STREAM_CLAIMS
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tokenizing import Encoded, pad
+from traceformer.errors import Unsupported, UsageError
+from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.families import Architecture, architecture_of
+from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
+
+__all__ = [
+    "ALONE",
+    "CheckResult",
+    "Example",
+    "Proof",
+    "batch_of",
+    "check_model",
+    "implementation_of",
+    "random_examples",
+    "tolerance_of",
+    "using_attention",
+]
+
+Example = Mapping[Stack, Sequence[int]]
+"""Token ids in every stack that runs: `{"dec": [5, 7, 9]}`, or `{"enc": [...], "dec": [...]}`."""
+
+ALONE = "is the same in a padded batch as alone"
+_EVERYTHING = Selection(("all",))
+
+# Tolerances relative to max(1, the largest expected value). In float32 they are about a hundred times its resolution
+# of 1.2e-7: enough for sums of thousands of products in another order, too little for any wrong scale, mask or index.
+_FLOAT32 = {
+    Rounding.NONE: 0.0,
+    Rounding.FLOAT32: 1e-5,
+    Rounding.MODEL: 1e-5,
+    Rounding.SOFTMAX: 5e-6,
+    Rounding.BATCH: 1e-5,
+}
+# Below float32 an operation done again may round otherwise at each of its few steps.
+_STEPS = 4
+# Through a whole pass the rounding of scores adds up over layers: as many times that of one softmax.
+_LAYERS = 10
+
+
+def tolerance_of(rounding: Rounding, dtype: torch.dtype, largest_score: float) -> float:
+    """Returns how far the two sides of a true claim may be apart in a model of this dtype.
+
+    A softmax turns the rounding of its scores, which is relative to the largest of them, into an absolute error of
+    its patterns.
+    """
+    resolution = torch.finfo(dtype).eps
+    exact = rounding in (Rounding.NONE, Rounding.FLOAT32)
+    least = _FLOAT32[rounding] if exact or resolution <= torch.finfo(torch.float32).eps else _STEPS * resolution
+    amplified = {Rounding.SOFTMAX: 1, Rounding.BATCH: _LAYERS}.get(rounding, 0)
+    return max(least, amplified * resolution * largest_score)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One fact about one array, tested at every place; `error` is the largest, relative to max(1, |expected|)."""
+
+    key: str
+    fact: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What was proved of a model, the sites that it has no place for and why, and facts that could not be tested."""
+
+    model: str
+    dtype: str
+    device: str
+    attention: str
+    proofs: tuple[Proof, ...]
+    refused: Mapping[str, str]
+    untested: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        return all(proof.ok for proof in self.proofs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as JSON has it: an error beyond all bounds is the string "inf"."""
+        proofs = [
+            {**asdict(proof), "error": proof.error if proof.error < torch.inf else "inf", "ok": proof.ok}
+            for proof in self.proofs
+        ]
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "device": self.device,
+            "attention": self.attention,
+            "ok": self.ok,
+            "proofs": proofs,
+            "refused": dict(self.refused),
+            "untested": dict(self.untested),
+        }
+
+
+def check_model(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    name: str = "",
+    architecture: Architecture | None = None,
+    selection: Selection = _EVERYTHING,
+) -> CheckResult:
+    """Returns everything that could be proved of a model, or disproved.
+
+    Args:
+        model: a Hugging Face model, with or without a head.
+        examples: token ids; two or more of different lengths, so that there is padding. Windows and relative
+            positions are proved as far as the examples are long.
+        name: what to call the model, its class by default.
+        architecture: another row than its family's own.
+        selection: what to prove, everything by default; claims that need other sites are left out.
+
+    Raises:
+        Unsupported: no row for this family, or the row names modules that the model has not.
+        UsageError: no example, or an empty one.
+    """
+    if not examples or not all(len(ids) for example in examples for ids in example.values()):
+        raise UsageError("nothing to check the model on", hint="give texts of at least one token")
+    row = architecture or architecture_of(model.config)
+    dims = ModelDims.from_config(model.config)
+    head = model.get_output_embeddings() is not None
+    plan = plan_arrays(selection, row, dims, has_head=head)
+    with torch.inference_mode(), _evaluating(model):
+        scenes = list(_scenes(model, row, dims, plan.arrays, examples))
+        largest_score = max((each.abs().max().item() for each in _scores_of(scenes[0])), default=1.0)
+        errors: _Errors = {}
+        for scene in scenes:
+            _prove(scene, plan.arrays, errors)
+        untested = _prove_padding(scenes[0], plan.arrays, examples, errors)
+        if not any(scene.reference.attentions for scene in scenes):
+            untested["equals the model's own attentions"] = "the model returns none"
+    order = {spec.key: index for index, spec in enumerate(plan.arrays)}
+    proofs = tuple(
+        Proof(str(key), fact, error, tolerance_of(rounding, model.dtype, largest_score))
+        for (key, fact, rounding), error in sorted(errors.items(), key=lambda claim: order[claim[0][0]])
+    )
+    return CheckResult(
+        name or type(model).__name__,
+        str(model.dtype).removeprefix("torch."),
+        str(model.device),
+        implementation_of(model),
+        proofs,
+        _refused(row, dims, plan.arrays, head) if selection is _EVERYTHING else {},
+        untested,
+    )
+
+
+def random_examples(config: Any, *, seed: int = 0) -> list[Example]:
+    """Returns three examples of random token ids, up to 17 long, for models that have no tokenizer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> list[int]:
+        # The first few ids tend to be padding, start and end tokens.
+        return torch.randint(4, config.vocab_size, (length,), generator=generator).tolist()
+
+    arch = arch_of(config)
+    if arch != "encdec":
+        return [{arch: ids(length)} for length in (17, 9, 12)]
+    start: int = config.decoder_start_token_id
+    return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]
+
+
+_Arrays = dict[tuple[ArrayKey, int | None], list[Tensor]]
+_Errors = dict[tuple[ArrayKey, str, Rounding], float]
+
+
+class _Kept:
+    """A sink that keeps a copy of everything, cut to the true tokens of each example."""
+
+    def __init__(self, spans: Mapping[Stack, Sequence[Span]]) -> None:
+        self._spans = spans
+        self.arrays: _Arrays = {}
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        spans = self._spans[spec.key.token_stack]
+        self.arrays[spec.key, layer] = [rows[i, ..., s.start : s.stop, :].clone() for i, s in enumerate(spans)]
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        squares = self.arrays.setdefault((spec.key, layer), [])
+        if example == len(squares):
+            n_queries, n_keys = (self._spans[s][example].length for s in (spec.key.stack, spec.key.key_stack))
+            squares.append(block.new_zeros(len(spec.heads), n_queries, n_keys))
+        squares[example][:, queries.start : queries.stop, keys.start : keys.stop] = block
+
+
+def _record(
+    model: PreTrainedModel,
+    row: Architecture,
+    specs: Sequence[ArraySpec],
+    inputs: Mapping[str, Tensor],
+    spans: Mapping[Stack, Sequence[Span]],
+) -> _Arrays:
+    """Everything, in one pass; then patterns without scores, which are computed another way, in a second one."""
+    arrays: _Arrays = {}
+    for wanted in (specs, [spec for spec in specs if spec.key.site == "attn_pattern"]):
+        if wanted:
+            kept = _Kept(spans)
+            with Recorder(model, wanted, kept, row) as recorder:
+                recorder.run(spans, **inputs)
+            arrays |= kept.arrays
+    return arrays
+
+
+def _scores_of(scene: Scene) -> Iterator[Tensor]:
+    return (each for (key, _), examples in scene.arrays.items() if key.site == "attn_scores" for each in examples)
+
+
+def batch_of(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
+    rows = [Encoded({stack: list(ids) for stack, ids in example.items()}, {}, None) for example in examples]
+    pad_id = getattr(model.config, "pad_token_id", None) or 0
+    # Position ids are left to the model: padding on the right shifts none, and some families take none.
+    return pad(rows, pad_id, str(model.device), with_positions=False)
+
+
+def _scenes(
+    model: PreTrainedModel,
+    row: Architecture,
+    dims: ModelDims,
+    specs: Sequence[ArraySpec],
+    examples: Sequence[Example],
+) -> Iterator[Scene]:
+    """Yields the recorded batch, and another one under eager attention where the model's own is not eager.
+
+    Only eager attention returns patterns. They are compared with those recorded in the same forward pass: another
+    implementation rounds otherwise, and a deep model, or one with large scores, would drift apart.
+    """
+    inputs, spans = batch_of(model, examples)
+    ids: list[dict[Stack, Tensor]] = [
+        {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in examples
+    ]
+    for implementation in dict.fromkeys((implementation_of(model), "eager")):
+        with using_attention(model, implementation):
+            reference = _reference(model, dims, inputs)
+            arrays = _record(model, row, specs, inputs, spans)
+            yield Scene(model, row, dims, tuple(ids), arrays, reference)
+
+
+def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Tensor]) -> Reference:
+    stacks: dict[Stack, str] = {"enc": "encoder_", "dec": "decoder_"}
+    if len(dims.stacks) == 1:
+        stacks = dict.fromkeys(dims.stacks, "")
+    logits = getattr(model(**inputs), "logits", None)
+    output = model(**inputs, output_hidden_states=True, output_attentions=implementation_of(model) == "eager")
+    names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
+    for stack, own in stacks.items():
+        names[stack, "self"] = f"{own}attentions"
+    attentions = {place: getattr(output, name, None) for place, name in names.items()}
+    return Reference(
+        logits,
+        {stack: getattr(output, f"{own}hidden_states") for stack, own in stacks.items()},
+        {place: patterns for place, patterns in attentions.items() if patterns},
+    )
+
+
+def implementation_of(model: PreTrainedModel) -> str:
+    return getattr(model.config, "_attn_implementation", None) or "eager"
+
+
+@contextmanager
+def using_attention(model: PreTrainedModel, implementation: str) -> Generator[None]:
+    before = implementation_of(model)
+    if before == implementation:
+        yield
+        return
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Generator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
+    """Raises the error of each claim about each array to the largest one over all layers and examples."""
+    for spec in specs:
+        for site, fact, sides, rounding in (*STREAM_CLAIMS, *ATTENTION_CLAIMS):
+            if site != spec.key.site:
+                continue
+            for layer in spec.layers or (None,):
+                for example in range(len(scene.ids)):
+                    place = Place(scene, example, spec.key.stack, spec.key.attention, layer)
+                    try:
+                        error = error_between(*sides(place))
+                    except NotHere:
+                        continue
+                    except torch.OutOfMemoryError:
+                        raise
+                    except RuntimeError:  # shapes that do not fit: the row names a module that does something else
+                        error = torch.inf
+                    claim = (spec.key, fact, rounding)
+                    errors[claim] = max(error, errors.get(claim, 0.0))
+
+
+def _prove_padding(
+    scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors
+) -> dict[str, str]:
+    """Adds what each example's arrays are off when it runs alone; returns why not, where that cannot be told."""
+    model = scene.model
+    if model.dtype not in (torch.float32, torch.float64):
+        return {ALONE: f"a batch of another shape rounds otherwise in {str(model.dtype).removeprefix('torch.')}"}
+    if len({tuple(map(len, example.values())) for example in examples}) == 1:
+        return {ALONE: "all examples have the same length, so there is no padding"}
+    for index, example in enumerate(examples):
+        inputs, spans = batch_of(model, [example])
+        unpadded = {name: tensor for name, tensor in inputs.items() if not name.endswith("attention_mask")}
+        for (key, layer), [alone] in _record(model, scene.row, specs, unpadded, spans).items():
+            claim = (key, ALONE, Rounding.BATCH)
+            error = error_between(scene.arrays[key, layer][index], alone)
+            errors[claim] = max(error, errors.get(claim, 0.0))
+    return {}
+
+
+def _refused(row: Architecture, dims: ModelDims, specs: Sequence[ArraySpec], head: bool) -> dict[str, str]:
+    """The sites that this model has no place for, and why, in the words that selecting one of them would get."""
+    recorded = {spec.key.site for spec in specs}
+    refused: dict[str, str] = {}
+    for site in expand_sites(("all",)):
+        if site not in recorded:
+            try:
+                plan_arrays(Selection((site,)), row, dims, has_head=head)
+            except Unsupported as error:
+                refused[site] = error.why
+    return refused

@@ -1,0 +1,117 @@
+"""What an export tells of its run and of each example, so that an import can give them back."""
+
+import hashlib
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from traceformer.errors import Unsupported
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.dtypes import Dtype
+from traceformer.store.run import TraceStore
+
+__all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
+
+_OF_A_RUN = (
+    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
+    *("attention", "capture", "category", "generation", "projection", "time", "versions", "unknown_rows"),
+)
+_PLACES = ("shard", "slot", "dec_slot")
+
+
+def described_run(store: TraceStore) -> dict[str, Any]:
+    """Returns what `meta.json` says of model, texts and settings."""
+    return {name: store.meta[name] for name in _OF_A_RUN if name in store.meta}
+
+
+def written_dtype(store: TraceStore) -> Dtype:
+    """Returns the one dtype that holds all numbers of a run: patterns that are stored as bytes are read as float32."""
+    return store.dtype if store.layout.attn_codec == "exact" else "float32"
+
+
+def lossless_arrays(store: TraceStore, files: str) -> tuple[ArraySpec, ...]:
+    """Returns all arrays of a run that `files` of floating-point numbers can hold; warns of those that are left out."""
+    sites = ("lens_topk", "lens_topk_prob")
+    if any(spec.key.site in sites for spec in store.layout.arrays):
+        warnings.warn(f"{' and '.join(sites)} are left out: {files} hold no token ids of layers", stacklevel=2)
+    return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites)
+
+
+def plain_row(store: TraceStore, example_id: str) -> dict[str, Any]:
+    """Returns the example's row of the token table as plain values, without where it lies in this run."""
+    row: dict[str, Any] = store.tokens.iloc[store.row(example_id)].to_dict()
+    return {name: _plain(value) for name, value in row.items() if name not in _PLACES}
+
+
+def _plain(value: Any) -> Any:
+    """A table's value as JSON has it."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def key_of(site: str, stack: Stack) -> ArrayKey:
+    """Returns a site's key in a stack, in self-attention where it has to be said."""
+    attention = "self" if ArraySpec(ArrayKey(stack, None, site)).site.of_attention else None
+    return ArrayKey(stack, attention, site)
+
+
+def file_name(name: str) -> str:
+    """Returns the name if a file may have it, or else what a file may have of it and a digest."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    if plain == name and name.strip("."):
+        return name
+    return f"{plain.strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """An example of one stack, as a prompt and a response; a text that nothing was generated for is all prompt.
+
+    Attributes:
+        row: What the token table says of it, as plain values.
+        n_prompt: How many of its tokens are the prompt.
+    """
+
+    example_id: str
+    stack: Stack
+    row: Mapping[str, Any]
+    ids: tuple[int, ...]
+    n_prompt: int
+
+    @classmethod
+    def of(cls, store: TraceStore, example_id: str, files: str) -> "Passage":
+        """Returns an example as the format's `files` need it.
+
+        Raises:
+            Unsupported: the run is an encoder-decoder's.
+        """
+        if store.arch == "encdec":
+            raise Unsupported("the run is an encoder-decoder's", why=f"{files} have one sequence of tokens")
+        row = plain_row(store, example_id)
+        ids = tuple(map(int, row["input_ids"]))
+        n_prompt = row.get("n_prompt")
+        return cls(example_id, store.layout.stacks[0], row, ids, len(ids) if n_prompt is None else int(n_prompt))
+
+    @property
+    def prompt(self) -> str:
+        own = self.row.get("prompt")
+        return str(self.row.get("text") or "") if own is None else str(own)
+
+    @property
+    def response(self) -> str:
+        return str(self.row.get("response") or "")
+
+    @property
+    def tokens(self) -> list[str]:
+        """Each token as the tokenizer writes it, or `#id` where the run does not say."""
+        return [str(token) for token in self.row.get("tokens") or (f"#{token}" for token in self.ids)]

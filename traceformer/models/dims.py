@@ -1,0 +1,122 @@
+"""The sizes of a model in this project's words, whatever names its family's config uses."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from traceformer.errors import Unsupported
+from traceformer.sites import Stack
+
+__all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "has_experts", "n_ctx_of"]
+
+Arch: TypeAlias = Literal["enc", "dec", "encdec"]
+
+
+@dataclass(frozen=True, slots=True)
+class StackDims:
+    """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
+
+    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_embed: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+
+    def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
+        group = self.n_heads // self.n_kv_heads
+        return tuple(sorted({head // group for head in heads}))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDims:
+    """The sizes of a model, stack by stack."""
+
+    arch: Arch
+    stacks: Mapping[Stack, StackDims]
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ModelDims":
+        """Returns the sizes that a Hugging Face config states under whatever names its family uses.
+
+        Raises:
+            Unsupported: the config states no number of layers, heads or dimensions, as vision models' may not.
+        """
+        arch = arch_of(config)
+        sides: tuple[Stack, ...] = ("enc", "dec") if arch == "encdec" else (arch,)
+        return cls(arch, {side: _stack_dims(config, side, arch) for side in sides})
+
+    def to_json(self) -> dict[str, Any]:
+        return {stack: asdict(dims) for stack, dims in self.stacks.items()}
+
+
+def _first(config: Any, *names: str, default: int | None = None) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    if default is None:
+        raise Unsupported(
+            f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
+            why="it may not be a text transformer",
+        )
+    return default
+
+
+def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
+    own = ("encoder_", "decoder_")[side == "dec"] if arch == "encdec" else ""
+    layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
+    n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
+    n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
+    d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
+    widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
+    d_mlp = _first(config, *widths, default=4 * d_model)
+    if d_mlp == getattr(config, "expansion_ratio", None):
+        d_mlp *= d_model
+    return StackDims(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=_first(config, "num_key_value_heads", default=n_heads),
+        d_model=d_model,
+        d_embed=_first(config, "embedding_size", "word_embed_proj_dim", default=d_model),
+        d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
+        d_mlp=0 if has_experts(config) else d_mlp,
+        d_vocab=_first(config, "vocab_size"),
+        n_ctx=n_ctx_of(config),
+    )
+
+
+def has_experts(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+
+
+def n_ctx_of(config: Any) -> int:
+    """Returns how many positions the model has, 0 where any length works (relative positions only)."""
+    n_ctx = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0)
+    if config.model_type in ("t5", "mt5", "bloom"):  # relative bias or ALiBi: n_positions is only a hint
+        return 0
+    if config.model_type in ("roberta", "xlm-roberta"):  # positions count from the padding id + 1
+        return n_ctx - config.pad_token_id - 1
+    return n_ctx
+
+
+def arch_of(config: Any) -> Arch:
+    """Returns enc, dec or encdec: what kind of stacks a model of this config has."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encdec"
+    if config.model_type in _ENCODERS:
+        return "enc"
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+
+    return "dec" if type(config) in CAUSAL else "enc"
+
+
+# Encoders that transformers can also wrap as causal language models.
+_ENCODERS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "camembert", "xlm-roberta-xl", "megatron-bert"))

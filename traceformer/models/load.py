@@ -1,0 +1,242 @@
+"""Load a model and its tokenizer; state its dimensions in this project's words."""
+
+import re
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
+from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "BUILT_IN",
+    "LoadedModel",
+    "ModelDims",
+    "built_in_folder",
+    "load_model",
+    "pick_device",
+    "quiet",
+    "weights_digest",
+    "with_padding",
+]
+
+
+def pick_device(name: str | None) -> str:
+    """Returns the device to use: the one named, or else cuda, then mps, then cpu, whichever is there.
+
+    Raises:
+        UsageError: the device named is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None or name == "auto":
+        return next(device for device, usable in there.items() if usable)
+    if not there.get(name.split(":")[0], False):
+        usable = ", ".join(device for device, ok in there.items() if ok)
+        raise UsageError(f"no device {name!r} here", hint=f"--device {usable}")
+    return name
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    with_head: bool = False,
+    attn_implementation: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Returns a model in eval mode, with its tokenizer.
+
+    `name` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`, `byte-sparse`; a
+    folder of that name is `./byte`).
+
+    Decoders load with their language-model head, encoder-decoders likewise; encoders without one unless
+    `with_head`, where the checkpoint has one. Weights keep the dtype they are stored in unless `dtype` says otherwise;
+    the built-in models compute in float32.
+
+    Raises:
+        NotFound: no such folder, and no such model on the Hub or in its cache; a built-in model is not installed.
+        Unreadable: the folder is not a transformer, has only pickled weights, or its weights are not those of the model
+            that its config describes.
+        Unsupported: the model needs code of its own, which is not run.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+    if name.startswith("nanochat:"):
+        from traceformer.models.nanochat import load_nanochat
+
+        return load_nanochat(
+            name, device=device, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle
+        )
+    source = name
+    if name in BUILT_IN:
+        name, dtype = str(built_in_folder(name)), dtype or "float32"
+    folder = Path(name)
+    local = folder.is_dir()
+    if folder.is_file():
+        why = "a model is a folder with config.json, weights and tokenizer"
+        raise Unreadable(f"{name} is a file", why=why, hint="a folder that train or save_pretrained made")
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise NotFound(f"no model folder {name}")
+    if local and not (folder / "config.json").is_file():
+        raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
+    place: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": not local and not _hub_answers(),
+    }
+    with _explained(name, local), quiet(transformers):
+        stated, _ = PretrainedConfig.get_config_dict(name, **place)
+        if stated.get("model_type") in _OWN_FAMILIES:
+            import_module(_OWN_FAMILIES[stated["model_type"]])
+        config = AutoConfig.from_pretrained(name, **place)
+    arch = arch_of(config)
+    kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
+        arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
+    )
+    with _explained(name, local), quiet(transformers):
+        tokenizer = AutoTokenizer.from_pretrained(name, **place)
+        model, info = getattr(transformers, kind).from_pretrained(
+            name,
+            config=config,
+            dtype=getattr(torch, dtype) if dtype else "auto",
+            use_safetensors=None if allow_pickle else True,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **place,
+        )
+    _check_keys(source, info)
+    model = model.to(pick_device(device)).eval()
+    return LoadedModel(
+        model,
+        with_padding(tokenizer),
+        ModelDims.from_config(config),
+        short_name(source),
+        source,
+        revision,
+        weights_digest(model),
+    )
+
+
+BUILT_IN = ("byte", "byte-sparse")
+"""The models that come with the package: byte-level decoders, dense and sparse."""
+
+# Model types that transformers does not know, and the modules that register them with it when they are imported.
+_OWN_FAMILIES = {"byte_sparse": "traceformer.bytelm"}
+
+
+def built_in_folder(name: str) -> Path:
+    """Returns the folder of a built-in model.
+
+    Raises:
+        NotFound: its weights are not there.
+    """
+    folder = Path(__file__).parents[1] / "bytelm" / "weights" / name
+    if not (folder / "model.safetensors").is_file():
+        raise NotFound(
+            f"the built-in model {name!r} is not installed",
+            why=f"there are no weights in {folder}",
+            hint=f"reinstall traceformer; if you mean a folder, write ./{name}",
+        )
+    return folder
+
+
+def _check_keys(name: str, info: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that is not that of the model: half of it would be random, or left out, without a word.
+
+    A pooler that it lacks is no loss, nothing here reads it; nor are heads that it has beside the numbered blocks.
+    """
+    missing = sorted(key for key in info["missing_keys"] if ".pooler." not in f".{key}")
+    unexpected = sorted(info["unexpected_keys"])
+    if missing or any(re.search(r"(^|\.)\d+\.", key) for key in unexpected):
+        parts = {"lacks the weights of": missing, "has those of": unexpected}
+        said = " and ".join(f"{verb} {_some(keys)}" for verb, keys in parts.items() if keys)
+        raise Unreadable(f"{name} {said}", why="its config.json describes another model than its weights belong to")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub's name can be resolved: without a network, its client would try for half a minute."""
+    import socket
+    from urllib.parse import urlsplit
+
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        return bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None))
+    except OSError:
+        return False
+
+
+def _has_masked_head(config: Any) -> bool:
+    return any(name.endswith("ForMaskedLM") or name == "BertForPreTraining" for name in config.architectures or ())
+
+
+@contextmanager
+def _explained(name: str, local: bool) -> Generator[None]:
+    """Turns what transformers says of a model that does not load into one of our errors."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        text = str(error).strip()
+        first = text.splitlines()[0] if text else type(error).__name__
+        if "trust_remote_code" in text:
+            raise Unsupported(f"{name} needs code of its own", why="such code is not run") from error
+        if "safetensors" in text or "pytorch_model.bin" in text:
+            raise Unreadable(
+                f"{name} has no safetensors weights",
+                why="pickled weights can run code when they are read",
+                hint="convert them to safetensors, or pass allow_pickle=True (--allow-pickle) if you trust them",
+            ) from error
+        if local:
+            raise Unreadable(f"{name} cannot be loaded", why=first) from error
+        raise NotFound(
+            f"no model {name!r} in the Hub's cache, nor could it be fetched",
+            why=first,
+            hint="give a folder, or a Hub name such as gpt2",
+        ) from error
+
+
+@contextmanager
+def quiet(transformers: Any) -> Generator[None]:
+    """Silences transformers' own bars and reports while a model loads; what matters is raised instead."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,212 @@
+"""A model folder's weights as its safetensors files hold them: by name, as float32, when asked for, without torch."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from jaxtyping import Float, Float32, Int32
+from safetensors import SafetensorError, safe_open
+
+from traceformer.errors import NotFound, Unreadable
+from traceformer.models.load import BUILT_IN, built_in_folder
+from traceformer.store.dtypes import decode
+
+__all__ = [
+    "StoredTensor",
+    "digest_of_model",
+    "files_digest",
+    "find_model_folder",
+    "open_file",
+    "open_folder",
+    "read_config",
+]
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_BLOCK = 16 << 20
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+}
+_IDS = "I32"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a safetensors file: where its bytes lie, and what they are."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def rows(self, first: int, last: int) -> Float32[np.ndarray, "row ..."]:
+        """Returns the rows `first` .. `last` - 1 of its first axis; only these are read."""
+        if 0 in self.shape:
+            return np.empty(self.shape, np.float32)
+        stored = np.memmap(self.path, self._numpy_dtype(), mode="r", offset=self.start, shape=self.shape)
+        return _as_float32(np.array(stored[first:last]), self.dtype)
+
+    def read(self) -> Float32[np.ndarray, "..."]:
+        """Returns all of it."""
+        if not self.shape:
+            raise Unreadable(f"{self.name} in {self.path} is a single number")
+        return self.rows(0, self.shape[0])
+
+    def ids(self) -> Int32[np.ndarray, "..."]:
+        """Returns all of a tensor of whole numbers."""
+        if self.dtype != _IDS:
+            raise Unreadable(f"{self.name} in {self.path} is {self.dtype}", why=f"token ids are {_IDS}")
+        return np.fromfile(self.path, np.int32, math.prod(self.shape), offset=self.start).reshape(self.shape)
+
+    def _numpy_dtype(self) -> np.dtype[Any]:
+        if self.dtype not in _DTYPES:
+            raise Unreadable(
+                f"{self.name} in {self.path} is {self.dtype}", why=f"what can be read is {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[self.dtype]
+
+
+def _as_float32(stored: np.ndarray[Any, Any], dtype: str) -> Float[np.ndarray, "..."]:
+    return (decode(stored, "bfloat16") if dtype == "BF16" else stored).astype(np.float32, copy=False)
+
+
+def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Returns the tensors of a safetensors file, by name, and its metadata; no numbers are read.
+
+    Raises:
+        NotFound: no such file.
+        Unreadable: it is no safetensors file, or cut short.
+    """
+    if not path.is_file():
+        raise NotFound(f"no file {path}")
+    try:
+        with safe_open(path, "numpy"):  # checks that every tensor lies inside the file, beside no other
+            pass
+    except SafetensorError as error:
+        raise Unreadable(f"{path} is not a safetensors file, or not all of one", why=str(error)) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    metadata: dict[str, str] = header.pop("__metadata__", {})
+    tensors = {
+        name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+    return tensors, metadata
+
+
+def open_folder(folder: Path) -> dict[str, StoredTensor]:
+    """Returns all tensors of a model folder, by name, from as many files as there are.
+
+    Raises:
+        NotFound: the folder holds no safetensors weights.
+        Unreadable: a file is damaged, or lacks a tensor that the index names.
+    """
+    index: Mapping[str, str] | None = None
+    if (folder / _INDEX).is_file():
+        index = _read_json(folder / _INDEX).get("weight_map", {})
+    found: dict[str, StoredTensor] = {}
+    for path in _weight_files(folder):
+        found |= open_file(path)[0]
+    missing = [name for name in index or {} if name not in found]
+    if missing:
+        raise Unreadable(f"{folder} lacks {missing[0]}", why=f"{_INDEX} names it")
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a model folder's config.json.
+
+    Raises:
+        NotFound: there is none.
+        Unreadable: it is no JSON object.
+    """
+    if not (folder / _CONFIG).is_file():
+        raise NotFound(f"no {_CONFIG} in {folder}")
+    return _read_json(folder / _CONFIG)
+
+
+def files_digest(folder: Path) -> str:
+    """Returns a 128-bit hash (XXH3) over the config and all weights of a model folder, as its files hold them.
+
+    Raises:
+        NotFound: the folder holds no config, or no safetensors weights.
+    """
+    read_config(folder)
+    found = [(path, path.stat()) for path in (folder / _CONFIG, *_weight_files(folder))]
+    return _files_digest(tuple((path.absolute(), stat.st_size, stat.st_mtime_ns) for path, stat in found))
+
+
+@cache  # one process may record many runs of a model: files that nobody touched are not read again
+def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = xxhash.xxh3_128()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_model(source: str, revision: str | None = None) -> str | None:
+    """Returns `files_digest` of a model by the name it was loaded under; None where it has no safetensors files."""
+    try:
+        return files_digest(find_model_folder(source, revision))
+    except NotFound:
+        return None
+
+
+def find_model_folder(source: str, revision: str | None = None) -> Path:
+    """Returns where a model of this name lies: a folder itself, a built-in model's, or a Hub model's in the cache.
+
+    Raises:
+        NotFound: it is none of these.
+    """
+    if source in BUILT_IN:
+        return built_in_folder(source)
+    folder = Path(source)
+    if (folder / _CONFIG).is_file():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(source, _CONFIG, revision=revision)
+    except HFValidationError:  # a path, so no name of the Hub
+        cached = None
+    if not isinstance(cached, str):
+        raise NotFound(f"no model at {source}", why="neither a model folder nor a model in the Hub's cache")
+    return Path(cached).parent
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        names: set[str] = set(_read_json(folder / _INDEX).get("weight_map", {}).values())
+    else:
+        names = {_WEIGHTS}
+    paths = [folder / name for name in sorted(names)]
+    for path in paths:
+        if not path.is_file():
+            raise NotFound(f"no {path.name} in {folder}", why="weights are read from safetensors files")
+    return paths
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{path} is not JSON", why=str(error)) from error
+    if not isinstance(data, dict):
+        raise Unreadable(f"{path} is no JSON object")
+    return data

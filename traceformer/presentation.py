@@ -1,0 +1,27 @@
+"""Presentation bound from above: what shows a noun lies in a higher layer, and is loaded when the noun is shown.
+
+No noun imports what draws it. The package's face binds `Run`'s page to a function of `figures`, say, by its dotted
+name; the noun asks for "html" and knows no more.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["bind", "present"]
+
+_HOMES: dict[tuple[str, str], tuple[str, str]] = {}
+
+
+def bind(noun: str, way: str, module: str, function: str) -> None:
+    """Says which function of which module shows a noun in one way (`html`, `figure`, ...)."""
+    _HOMES[noun, way] = module, function
+
+
+def present(value: object, way: str, *arguments: Any) -> Any:
+    """Returns the value shown in one way, by the function that is bound to its class.
+
+    Raises:
+        LookupError: nothing is bound.
+    """
+    module, function = _HOMES[type(value).__name__, way]
+    return getattr(import_module(module), function)(value, *arguments)

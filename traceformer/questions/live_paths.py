@@ -1,0 +1,183 @@
+"""One text through a model, as far as the attention that is asked for; heads are combined while they are recorded.
+
+Patterns come from the recorder in blocks of queries, and each block's heads become rows of one matrix at once: no more
+than one (query, key) matrix per layer is kept, except where each head is traced by itself.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from traceformer.analysis.paths.combining import HeadCombiner
+from traceformer.analysis.paths.flow import value_products
+from traceformer.analysis.paths.trace import EdgeWeights, PathOptions
+from traceformer.errors import UsageError
+from traceformer.sites import ArraySpec, Attention, Selection, Stack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from traceformer.capture.attention import Span
+    from traceformer.models.dims import ModelDims, StackDims
+
+__all__ = ["Text", "output_weights", "record"]
+
+
+class Text(NamedTuple):
+    """Token ids, and which of them are true tokens."""
+
+    ids: Int[np.ndarray, "token"]
+    allowed: Bool[np.ndarray, "token"]
+
+    @property
+    def part(self) -> slice:
+        """What is run: padding before and after is left out, so that it can shift no position."""
+        true = np.flatnonzero(self.allowed)
+        return slice(int(true[0]), int(true[-1]) + 1)
+
+
+def record(
+    model: "PreTrainedModel",
+    dims: "ModelDims",
+    text: Text,
+    layer: int | Literal["all"],
+    options: PathOptions,
+    *,
+    stack: Stack,
+    source: Text | None = None,
+) -> list[EdgeWeights]:
+    """Returns the edge weights of one layer or all: one set, or one per head if each is traced by itself.
+
+    Args:
+        model: It runs as far as the last layer that is asked for.
+        dims: Its sizes.
+        text: What the traced stack reads.
+        layer: A number, negative counting from the last, or "all".
+        options: How heads become weights.
+        stack: Which stack is traced.
+        source: What the encoder reads, if paths lead from a decoder into it.
+
+    Raises:
+        UsageError: there is no such layer or head.
+        Unsupported: this model's attention cannot be recorded.
+    """
+    from traceformer.capture.plan import plan_arrays
+    from traceformer.capture.recorder import Recorder
+    from traceformer.models.families import architecture_of
+
+    n_layers = dims.stacks[stack].n_layers
+    if layer != "all" and not -n_layers <= layer < n_layers:
+        raise UsageError(f"layer {layer} requested", why=f"{model.config.model_type} has layers 0-{n_layers - 1}")
+    options.check(layer, has_source=source is not None)
+    layers = tuple(range(n_layers)) if layer == "all" else (layer % n_layers,)
+    sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
+    heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
+    selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
+    plan = plan_arrays(selection, architecture_of(model.config), dims, stacks=(stack,))
+    arrays = [spec for spec in plan.arrays if source is not None or spec.key.attention == "self"]
+    texts: dict[Attention, Text] = {"self": text}
+    spans: dict[Stack, list[Span]] = {stack: [_span(text)]}
+    if source is not None:
+        texts["cross"], spans["enc"] = source, [_span(source)]
+    combiner = HeadCombiner(
+        options,
+        next(spec.heads for spec in arrays if spec.site.is_matrix),
+        layers=len(layers),
+        queries=len(text.ids),
+        keys={attention: len(each.ids) for attention, each in texts.items()},
+        has_sinks=any(getattr(module, "sinks", None) is not None for module in model.modules()),
+    )
+    sink = _Sink(model, dims.stacks[stack], layers, texts, combiner)
+    with Recorder(model, arrays, sink) as recorder:
+        recorder.run(spans, **_inputs(model, dims, text, source))
+    return combiner.edge_weights("all" if layer == "all" else layers[0], looks_ahead=stack == "enc")
+
+
+def _span(text: Text) -> "Span":
+    from traceformer.capture.attention import Span
+
+    return Span(0, text.part.stop - text.part.start)
+
+
+def _inputs(model: "PreTrainedModel", dims: "ModelDims", text: Text, source: Text | None) -> dict[str, Any]:
+    """What the model's forward takes: the true tokens, their mask (which may have holes), explicit positions."""
+    import torch
+
+    accepted = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    named = {"": text} if source is None else {"": source, "decoder_": text}
+    for prefix, each in named.items():
+        inputs[f"{prefix}input_ids"] = torch.from_numpy(each.ids[each.part])[None].to(model.device)
+        inputs[f"{prefix}attention_mask"] = torch.from_numpy(each.allowed[each.part])[None].long().to(model.device)
+    if dims.arch == "dec" and "position_ids" in accepted:
+        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=model.device)[None]
+    return inputs
+
+
+class _Sink:
+    """Where the recorder's arrays go."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        dims: "StackDims",
+        layers: tuple[int, ...],
+        texts: Mapping[Attention, Text],
+        combiner: HeadCombiner,
+    ) -> None:
+        self._model = model
+        self._dims = dims
+        self._layers = layers
+        self._texts = texts  # whose tokens the keys are
+        self._combiner = combiner
+        self._values: dict[tuple[Attention, int], tuple[tuple[int, ...], Float[np.ndarray, "kv_head key d_head"]]] = {}
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: "Tensor") -> None:
+        """Takes values (batch, kv_head, key, d_head); they come before their patterns."""
+        assert spec.key.attention is not None
+        assert layer is not None
+        self._values[spec.key.attention, layer] = (spec.heads, rows[0].float().cpu().numpy())
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: "Span", keys: "Span", block: "Tensor") -> None:
+        """Takes some query rows of all heads' patterns."""
+        attention = spec.key.attention
+        assert attention is not None
+        first_query, first_key = self._texts["self"].part.start, self._texts[attention].part.start
+        self._combiner.add(
+            attention,
+            self._layers.index(layer),
+            slice(first_query + queries.start, first_query + queries.stop),
+            slice(first_key + keys.start, first_key + keys.stop),
+            block.float().cpu().numpy(),
+            self._products(spec, attention, layer),
+        )
+
+    def _products(self, spec: ArraySpec, attention: Attention, layer: int) -> Float[np.ndarray, "key head head"] | None:
+        if (attention, layer) not in self._values:
+            return None
+        kv_heads, values = self._values[attention, layer]
+        group = self._dims.n_heads // self._dims.n_kv_heads
+        own = values[[kv_heads.index(head // group) for head in spec.heads]]
+        w_o = output_weights(self._model, spec.key.stack, attention, layer, self._dims.n_heads)
+        return value_products(own, w_o[list(spec.heads)])
+
+
+def output_weights(
+    model: "PreTrainedModel", stack: Stack, attention: Attention, layer: int, n_heads: int
+) -> Float[np.ndarray, "head d_head d_model"]:
+    """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream."""
+    from transformers.pytorch_utils import Conv1D
+
+    from traceformer.models.families import architecture_of
+
+    row = architecture_of(model.config).stacks[stack]
+    own = row.attention_of(attention)
+    assert own is not None
+    module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
+    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
+    array = weight.detach().float().cpu().numpy()
+    return array.reshape(n_heads, -1, array.shape[1])

@@ -1,0 +1,150 @@
+"""Reverse attention on a recorded run: no model, no torch."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from traceformer.analysis.paths.combining import HeadCombiner
+from traceformer.analysis.paths.flow import value_products
+from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.trace import PathOptions, TokenRow, trace_paths
+from traceformer.errors import NotRecorded, SelectionError, UsageError
+from traceformer.formats.path_files import model_name
+from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
+from traceformer.store.run import TraceStore
+from traceformer.texts.shown import pieces_of_text
+
+__all__ = ["OutputWeights", "trace_stored"]
+
+OutputWeights: TypeAlias = Callable[[Stack, Attention, int], Float[np.ndarray, "head d_head d_model"]]
+"""W_O of an attention in a layer, which no run holds."""
+
+
+def trace_stored(
+    store: TraceStore,
+    example_id: str,
+    targets: Sequence[int],
+    layer: int | Literal["all"] | None,
+    options: PathOptions,
+    *,
+    stack: Stack | None = None,
+    bos_token_id: int | None = None,
+    output_weights: OutputWeights | None = None,
+) -> list[TraceResult]:
+    """Returns the paths that lead to each target in a recorded example.
+
+    Args:
+        store: A run that holds attention patterns.
+        example_id: One of its examples.
+        targets: Where the paths begin; negative ones count from the end.
+        layer: A layer's number in the model (negative: from the last), "all", or None for the last one recorded.
+        options: How paths are searched.
+        stack: Which stack of an encoder-decoder; its decoder, if that was recorded. Paths then lead into the source.
+        bos_token_id: At which tokens paths end; by default at those that the tokenizer added.
+        output_weights: Where W_O comes from, for the weighting `value-norm`.
+
+    Raises:
+        NotRecorded: the run lacks patterns, a layer or values that are needed.
+        UsageError, Unsupported: as in `trace_paths`.
+    """
+    stack = stack or ("dec" if any(_pattern(store, "dec", kind) for kind in ("self", "cross")) else "enc")
+    own, cross = _pattern(store, stack, "self"), _pattern(store, stack, "cross")
+    spec = own or cross
+    if spec is None:
+        names = ", ".join(str(each.key) for each in store.layout.arrays)
+        raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint="extract with --capture attn")
+    numbers = _layers(spec, layer, int(store.meta["dims"][stack]["n_layers"]))
+    options.check("all" if layer == "all" else numbers[0], has_source=cross is not None)
+    tokens = _tokens(store, example_id, stack, bos_token_id)
+    source = None if cross is None else _tokens(store, example_id, "enc", None)
+    lengths: dict[Attention, int] = {"self": len(tokens)}
+    if source is not None:
+        lengths["cross"] = len(source)
+    combiner = HeadCombiner(
+        options,
+        spec.heads if not isinstance(options.agg_heads, int) else (options.agg_heads,),
+        layers=len(numbers),
+        queries=len(tokens),
+        keys=lengths,
+        has_sinks=bool(store.meta.get("attention", {}).get("sinks")),
+    )
+    for each in filter(None, (own, cross)):
+        _read(store, example_id, each, numbers, options, combiner, output_weights)
+    weights = combiner.edge_weights("all" if layer == "all" else numbers[0], looks_ahead=stack == "enc")
+    settings = {
+        "model": model_name(str(store.meta.get("model", ""))),
+        "stack": stack,
+        "run": store.meta.get("run_id"),
+        "example_id": example_id,
+        "stored_as": "sqrt8" if store.layout.attn_codec == "sqrt8" else store.dtype,
+    }
+    return trace_paths(weights, tokens, targets, options, source=source, settings=settings)
+
+
+def _pattern(store: TraceStore, stack: Stack, kind: Attention) -> ArraySpec | None:
+    key = ArrayKey(stack, kind, "attn_pattern")
+    return next((spec for spec in store.layout.arrays if spec.key == key), None)
+
+
+def _layers(spec: ArraySpec, layer: int | Literal["all"] | None, n_layers: int) -> tuple[int, ...]:
+    """The numbers of the layers to read.
+
+    Raises:
+        SelectionError: no such layer in the model; NotRecorded: not all that are needed are in the run.
+    """
+    stored = f"stored: {' '.join(map(str, spec.layers))}"
+    if layer is None:
+        return (spec.layers[-1],)
+    if layer == "all":
+        if spec.layers != tuple(range(n_layers)):
+            raise NotRecorded("paths across layers need all of them", why=stored, hint="name one of these layers")
+        return spec.layers
+    if not -n_layers <= layer < n_layers:
+        raise SelectionError(f"layer {layer} requested", why=f"the model has layers 0-{n_layers - 1}")
+    if layer % n_layers not in spec.layers:
+        raise NotRecorded(f"layer {layer % n_layers} is not in this run", why=stored)
+    return (layer % n_layers,)
+
+
+def _tokens(store: TraceStore, example_id: str, stack: Stack, bos_token_id: int | None) -> TokenRow:
+    encodings = store.encodings(example_id)
+    prefix = "dec_" if stack == "dec" and store.arch == "encdec" else ""
+    tokens = [str(each) for each in encodings[f"{prefix}tokens"]]
+    # Runs that were imported may lack ids and places.
+    ids = [int(each) for each in encodings.get(f"{prefix}input_ids") or [-1] * len(tokens)]
+    offsets = encodings.get(f"{prefix}offset_mapping")
+    pieces = pieces_of_text(tokens, offsets, store.text(example_id))
+    if bos_token_id is not None:
+        is_end = np.array([each == bos_token_id for each in ids], bool)
+    else:  # tokens that are nowhere in the text were put there by the tokenizer
+        is_end = np.array([start >= stop for start, stop in offsets or [(0, 1)] * len(ids)], bool)
+    return TokenRow(ids, [each.text for each in pieces], [each.hex for each in pieces], is_end, np.ones(len(ids), bool))
+
+
+def _read(
+    store: TraceStore,
+    example_id: str,
+    spec: ArraySpec,
+    numbers: Sequence[int],
+    options: PathOptions,
+    combiner: HeadCombiner,
+    output_weights: OutputWeights | None,
+) -> None:
+    """Hands the patterns of these layers over, one layer at a time."""
+    only = options.agg_heads if isinstance(options.agg_heads, int) else None
+    heads = list(spec.heads if only is None else (only,))
+    attention = spec.key.attention
+    assert attention is not None
+    for index, number in enumerate(numbers):
+        patterns = store.get(example_id, spec.key, number, only)
+        patterns = patterns[None] if only is not None else patterns
+        products = None
+        if options.weighting == "value-norm":
+            if output_weights is None:
+                raise UsageError("value-norm needs the model's W_O", why="no run holds it")
+            values = np.stack([store.get(example_id, spec.key._replace(site="v"), number, head) for head in heads])
+            products = value_products(values, output_weights(spec.key.stack, attention, number)[heads])
+        _, queries, keys = patterns.shape
+        combiner.add(attention, index, slice(0, queries), slice(0, keys), patterns, products)

@@ -1,0 +1,231 @@
+"""The statistics of a run: all it holds, gone through layer by layer and, within a layer, example by example.
+
+No more than one layer of one shard is in memory at a time, beside the token table.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from traceformer.analysis.statistics import (
+    CONVENTIONS,
+    AttentionTally,
+    Convention,
+    ConventionName,
+    HeadStatistics,
+    LogitStatistics,
+    ValueStatistics,
+    ValueTally,
+    logit_statistics,
+)
+from traceformer.analysis.visibility import visibility_of
+from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.run import TraceStore
+
+__all__ = [
+    "AttentionStatistics",
+    "ExampleLogits",
+    "LayerStatistics",
+    "LogitSummary",
+    "RunStatistics",
+    "run_statistics",
+    "tokens_that_came",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStatistics:
+    """One array of patterns: each layer's heads, in the order of `layers` and `heads`."""
+
+    key: ArrayKey
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    by_layer: tuple[HeadStatistics, ...]
+
+    @property
+    def entropy(self) -> Float[np.ndarray, "layer head"]:
+        return np.stack([each.entropy for each in self.by_layer])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """One array of activations: each layer's numbers, or a single entry where the site has no layers."""
+
+    key: ArrayKey
+    layers: tuple[int, ...]
+    by_layer: tuple[ValueStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLogits:
+    """What the model expected at each position of an example; `came` is what came there, -1 where nothing did."""
+
+    key: ArrayKey
+    example_id: str
+    came: Int[np.ndarray, "position"]
+    statistics: LogitStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class LogitSummary:
+    """The logits of all examples: means over positions, and over those after which a token came.
+
+    Attributes:
+        values: Distribution of the logits themselves.
+        entropy: Mean over `positions`.
+        came: How many positions speak about a token that came; the rest of the fields is about these.
+        came_probability: Mean probability of the token that came.
+        came_first: Share of positions where it was the most likely one.
+        perplexity: exp of the mean negative log probability of the token that came.
+    """
+
+    key: ArrayKey
+    positions: int
+    values: ValueStatistics
+    entropy: float
+    came: int
+    came_probability: float
+    came_first: float
+    perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatistics:
+    """All statistics of the examples that were looked at."""
+
+    convention: ConventionName
+    example_ids: tuple[str, ...]
+    attention: tuple[AttentionStatistics, ...]
+    activations: tuple[LayerStatistics, ...]
+    logits: tuple[LogitSummary, ...]
+
+
+def run_statistics(
+    store: TraceStore,
+    example_ids: Sequence[str] | None = None,
+    *,
+    convention: ConventionName = "exact",
+    top: int = 5,
+    each: Callable[[ExampleLogits], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
+) -> RunStatistics:
+    """Returns the statistics of a run; of token ids there are none.
+
+    Args:
+        store: The run.
+        example_ids: Which examples; all of them for None.
+        convention: What entropy, sparsity and std mean.
+        top: How many of the most likely tokens `each` is told.
+        each: Told what the logits of each example say, position by position, since that grows with the run.
+        progress: Told after every example of every layer how many of how many are done.
+
+    Raises:
+        ExampleNotFound: an example is not in the run.
+    """
+    for example_id in example_ids or ():
+        store.row(example_id)
+    rules = CONVENTIONS[convention]
+    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
+    total = sum(len(spec.layers) or 1 for spec in specs) * len(store.ids if example_ids is None else example_ids)
+    done = 0
+
+    def part(spec: ArraySpec, layer: int | None) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+        nonlocal done
+        for example_id, values in _read(store, spec, layer, example_ids):
+            if 0 not in values.shape:
+                yield example_id, values
+            done += 1
+            progress(done, total)
+
+    attention: list[AttentionStatistics] = []
+    activations: list[LayerStatistics] = []
+    logits: list[LogitSummary] = []
+    for spec in specs:
+        if spec.key.site == "attn_pattern":
+            heads: list[HeadStatistics] = []
+            for layer in spec.layers:
+                tally = AttentionTally(len(spec.heads), rules, visibility_of(store.meta, spec.key, layer))
+                for _, pattern in part(spec, layer):
+                    tally.add(pattern)
+                heads.append(tally.result())
+            attention.append(AttentionStatistics(spec.key, spec.layers, spec.heads, tuple(heads)))
+        elif spec.key.site == "logits":
+            logits.append(_summary(store, spec.key, part(spec, None), rules, top, each))
+        else:
+            layers: list[ValueStatistics] = []
+            for layer in spec.layers or (None,):
+                values = ValueTally(rules)
+                for _, activation in part(spec, layer):
+                    values.add(activation)
+                layers.append(values.result())
+            activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
+    ids = store.ids if example_ids is None else tuple(example_ids)
+    return RunStatistics(convention, ids, tuple(attention), tuple(activations), tuple(logits))
+
+
+def _read(
+    store: TraceStore, spec: ArraySpec, layer: int | None, example_ids: Sequence[str] | None
+) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    if example_ids is None:
+        return store.head(spec.key, layer)
+    return ((example_id, store.get(example_id, spec.key, layer)) for example_id in example_ids)
+
+
+def _summary(
+    store: TraceStore,
+    key: ArrayKey,
+    examples: Iterator[tuple[str, Float[np.ndarray, "..."]]],
+    convention: Convention,
+    top: int,
+    each: Callable[[ExampleLogits], None],
+) -> LogitSummary:
+    values = ValueTally(convention)
+    positions = came_positions = first = 0
+    entropy = probability = log_probability = 0.0
+    came_of = tokens_that_came(store)
+    for example_id, logits in examples:
+        values.add(logits)
+        came = came_of(example_id)
+        found = logit_statistics(logits, came, convention, top=min(top, logits.shape[1]))
+        each(ExampleLogits(key, example_id, came, found))
+        known = ~np.isnan(found.entropy)
+        there = ~np.isnan(found.came_probability)
+        positions += int(known.sum())
+        came_positions += int(there.sum())
+        entropy += float(found.entropy[known].sum())
+        probability += float(found.came_probability[there].sum())
+        with np.errstate(divide="ignore"):  # a token of probability 0 makes the perplexity infinite
+            log_probability += float(np.log(found.came_probability[there]).sum())
+        first += int((found.came_rank == 1).sum())
+    count = came_positions or np.nan
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(-log_probability / count))
+    return LogitSummary(
+        key,
+        positions,
+        values.result(),
+        entropy / (positions or np.nan),
+        came_positions,
+        probability / count,
+        first / count,
+        perplexity,
+    )
+
+
+def tokens_that_came(store: TraceStore) -> Callable[[str], Int[np.ndarray, "position"]]:
+    """Returns for an example's id the token that each row of logits speaks about.
+
+    A decoder's row speaks about the next token (beside an encoder that is its label, where there are labels), an
+    encoder's about the token at its own place.
+    """
+    labelled = store.arch == "enc" or "dec_labels" in store.tokens
+    names = {"enc": "input_ids", "dec": "input_ids", "encdec": "dec_labels" if labelled else "dec_input_ids"}
+    column = store.tokens[names[store.arch]]
+
+    def came(example_id: str) -> Int[np.ndarray, "position"]:
+        ids = np.asarray(column.iloc[store.row(example_id)], np.int64)
+        return ids if labelled else np.append(ids[1:], -1)
+
+    return came

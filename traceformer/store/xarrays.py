@@ -1,0 +1,133 @@
+"""A run as xarray sees it: one data set per zarr group, lazy, without gaps, with the model's own numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Int64
+from xarray.backends import BackendArray
+from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
+
+from traceformer.sites import ArraySpec
+from traceformer.store.arrays import RunArrays
+from traceformer.store.dtypes import IN_MEMORY, decode
+from traceformer.store.index import RunIndex, Spans
+from traceformer.store.layout import RunLayout
+from traceformer.store.zarr3 import reading
+
+__all__ = ["data_tree"]
+
+AxisIndex: TypeAlias = int | slice | np.ndarray
+
+# More separate stretches than this along one axis are read as one list of places.
+_MOST_STRETCHES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An array of the run, of which `axis` is seen through `spans`."""
+
+    folder: Path
+    arrays: RunArrays
+    index: RunIndex
+    layout: RunLayout
+    spec: ArraySpec
+    axis: int
+    spans: Spans
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.layout.buffer_shape(self.spec))
+        shape[self.axis] = len(self.spans)
+        return tuple(shape)
+
+    def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
+        """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
+        array = self.arrays.array(self.spec, self.index.shards)
+        along = key[self.axis]
+        wanted = np.arange(len(self.spans))[along]
+        stretches = [int(self.spans.places(wanted.reshape(1))[0])] if wanted.ndim == 0 else self._stretches(wanted)
+        with reading(self.folder):
+            ahead = [array.oindex[(*key[: self.axis], part, *key[self.axis + 1 :])].read() for part in stretches]
+            # An axis before this one that an integer takes away moves this one to the left.
+            axis = self.axis - sum(isinstance(part, int) for part in key[: self.axis])
+            parts = [decode(future.result(), self.layout.stored(self.spec)) for future in ahead]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+    def _stretches(self, wanted: Int64[np.ndarray, "n"]) -> list[slice | Int64[np.ndarray, "n"]]:
+        places = self.spans.places(wanted)
+        if not len(places):
+            return [slice(0, 0)]
+        breaks = np.flatnonzero(np.diff(places) != 1) + 1
+        if len(breaks) >= _MOST_STRETCHES:
+            return [places]
+        return [slice(int(part[0]), int(part[-1]) + 1) for part in np.split(places, breaks)]
+
+
+class _LazyArray(BackendArray):
+    """What xarray asks of an array that is read when used."""
+
+    def __init__(self, source: _Source) -> None:
+        self.source = source
+        self.shape = source.shape
+        self.dtype = IN_MEMORY[source.layout.stored(source.spec)]
+
+    def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
+        return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        plain = tuple(_plain(part, size) for part, size in zip(key, self.shape, strict=True))
+        return self.source.read(plain)
+
+
+def _plain(part: Any, size: int) -> AxisIndex:
+    """Returns an axis's index as an int, a slice of step 1, or places: negative ones and other steps spelled out."""
+    if isinstance(part, slice):
+        start, stop, step = part.indices(size)
+        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
+    if isinstance(part, (int, np.integer)):
+        return int(part) % size
+    return np.asarray(part) % size
+
+
+def data_tree(folder: Path, layout: RunLayout, index: RunIndex, arrays: RunArrays) -> xr.DataTree:
+    """Returns the run as a tree of data sets, one per zarr group: `tree["dec_res_post_mlp"]["x"]`."""
+    groups: dict[str, dict[str, xr.Variable]] = {}
+    coordinates: dict[str, dict[str, xr.Variable]] = {}
+    for spec in layout.arrays:
+        group, leaf = layout.array_path(spec.key).split("/")
+        name = group.removesuffix(".zarr")
+        matrix = spec.site.is_matrix
+        spans = index.example_spans if matrix else index.token_spans(spec.key.token_stack)
+        axis = 0 if matrix else len(layout.buffer_shape(spec)) - 2
+        source = _Source(folder, arrays, index, layout, spec, axis, spans)
+        attributes = {"key": str(spec.key), "meaning": spec.site.meaning, "stored_dtype": layout.stored(spec)}
+        axes = layout.axes(spec)
+        groups.setdefault(name, {})[leaf] = xr.Variable(axes, LazilyIndexedArray(_LazyArray(source)), attributes)
+        coordinates.setdefault(name, {}).update(_coordinates(spec, axes, index))
+    return xr.DataTree.from_dict({name: xr.Dataset(groups[name], coordinates[name]) for name in groups})
+
+
+def _coordinates(spec: ArraySpec, axes: tuple[str, ...], index: RunIndex) -> Mapping[str, xr.Variable]:
+    found: dict[str, xr.Variable] = {}
+    for axis in axes:
+        if axis.endswith("layer"):
+            found[axis] = xr.Variable(axis, np.asarray(spec.layers))
+        elif axis.endswith("head") and not axis.endswith("d_head"):
+            found[axis] = xr.Variable(axis, np.asarray(spec.heads))
+        elif axis == "example":
+            found["example_id"] = xr.Variable(axis, np.asarray(index.ids, object))
+            found["n_query"] = xr.Variable(axis, index.lengths[spec.key.stack])
+            found["n_key"] = xr.Variable(axis, index.lengths[spec.key.key_stack])
+        elif axis.endswith("token"):
+            stack = spec.key.token_stack
+            lengths = index.lengths[stack]
+            prefix = "" if stack == spec.key.stack else f"{stack}_"
+            examples = np.repeat(np.arange(len(lengths)), lengths)
+            first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+            found[f"{prefix}token_example"] = xr.Variable(axis, examples.astype(np.int32))
+            found[f"{prefix}token_position"] = xr.Variable(axis, (np.arange(len(first)) - first).astype(np.int32))
+    return found
