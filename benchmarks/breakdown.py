@@ -37,7 +37,7 @@ class Stages:
 
     def __init__(self, bench: Bench) -> None:
         from traceformer.capture.pipeline import ShardSink
-        from traceformer.capture.tokenizing import BatchInputs, batches_by_length
+        from traceformer.capture.batches import BatchInputs, batches_by_length
         from traceformer.store.buffer import ShardBuffer
 
         self.bench, self.prepared = bench, bench.prepared

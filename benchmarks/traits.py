@@ -81,7 +81,7 @@ def measure_projection(folder: Path, quick: bool) -> Iterator[Row]:
 
 
 def measure_recording(folder: Path, quick: bool) -> Iterator[Row]:
-    from traceformer.capture.projecting import Traits
+    from traceformer.capture.derived import Traits
 
     bench = Bench(folder, make_model(folder / "gpt2-shape"))
     vectors = {f"trait {n}": {None: RANDOM.standard_normal(WIDTH).astype(np.float32)} for n in range(DIRECTIONS)}

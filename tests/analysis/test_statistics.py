@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.capture.asked import Extraction, extracted
 from tests.capture.conftest import TEXTS, tiny_folder
 from traceformer import Selection, TraceStore
 from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ValueTally, logit_statistics
 from traceformer.analysis.visibility import Visibility, visibility_of
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import ExampleNotFound, UsageError
 from traceformer.models.tiny import TINY
 from traceformer.questions.statistics import ExampleLogits, run_statistics
@@ -165,7 +164,7 @@ def test_a_token_outside_the_vocabulary_is_refused() -> None:
 def record(folder: Path, texts: Path, out: Path, **options: object) -> TraceStore:
     request = {"selection": Selection(("attn", "resid_post", "logits")), "dataset": str(texts), "limit": 4}
     request |= {"model": str(folder), "dtype": "float32", "device": "cpu", "out_dir": out, **options}
-    return TraceStore(extract(ExtractRequest(**request)))  # pyright: ignore[reportArgumentType]
+    return TraceStore(extracted(Extraction(**request)))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported
-from traceformer.models.dims import ModelDims
-from traceformer.models.families import architecture_of
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
@@ -47,7 +45,7 @@ class Everything:
 
 def arrays_of(model: PreTrainedModel, *sites: str, **chosen: Any) -> tuple[ArraySpec, ...]:
     selection = Selection(sites or SITES, **chosen)
-    return plan_arrays(selection, architecture_of(model.config), ModelDims.from_config(model.config)).arrays
+    return plan_arrays(selection, model).arrays
 
 
 def prompt(seed: int = 0) -> Tensor:

@@ -3,10 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from traceformer.capture.prepare import ExtractRequest
 
 from traceformer.capture import extract as extraction
 from traceformer.capture.extract import Estimate, Progress
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.cli import main
 from traceformer.sites import Selection
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traceformer.capture.generation.prepare import DEFAULT_CAPTURE, GenerateRequest
 
 from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
 from traceformer.capture.extract import Progress
 from traceformer.capture.generation import generate as generation
-from traceformer.capture.generation.prepare import DEFAULT_CAPTURE, GenerateRequest
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.cli import main
 from traceformer.sites import Selection

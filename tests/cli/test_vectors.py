@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.capture.asked import Extraction
 from tests.capture.conftest import tiny_folder
 from traceformer import Selection, TraceStore
 from traceformer.capture.extract import record
-from traceformer.capture.prepare import ExtractRequest, prepare
 from traceformer.cli import main
 
 __all__ = ["tiny_folder"]  # a fixture
@@ -46,8 +46,8 @@ def texts(path: Path, seed: int, count: int = TEXTS) -> Path:
 
 def planted_runs(folder: Path) -> np.ndarray:
     """Records `traces/with` and `traces/without`, of different texts; returns what was added behind a block of one."""
-    request = ExtractRequest(
-        Selection(("resid_post",)),
+    request = Extraction(
+        selection=Selection(("resid_post",)),
         model=str(folder),
         dataset=str(texts(Path("without.txt"), seed=2)),
         limit=None,

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Answers, answered
 from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
-from traceformer.capture.generation.generate import generate
-from traceformer.capture.generation.prepare import GenerateRequest
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import NotRecorded, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.formats.options import ExportOptions
@@ -87,8 +86,8 @@ class Plain:
 def generated(folder: Path, out: Path, **changes: Any) -> TraceStore:
     options: dict[str, Any] = {"prompt": "Seven ships left the harbour", **changes}
     return TraceStore(
-        generate(
-            GenerateRequest(
+        answered(
+            Answers(
                 str(folder),
                 selection=Selection(LAYOUTS["internals"]),
                 sampling=Sampling(max_tokens=N_NEW),

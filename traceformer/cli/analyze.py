@@ -12,10 +12,10 @@ from cyclopts import Parameter
 
 from traceformer.analysis.statistics import ConventionName
 from traceformer.cli.arguments import count, find_example, find_runs
-from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ImportOptions
+from traceformer.progress import steps_shown
 from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.questions.vocabulary import token_names, tokens_of
 from traceformer.store.run import TraceStore

@@ -8,13 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_example, find_runs
-from traceformer.cli.progress import steps_shown
-from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.registry import named
+from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
 from traceformer.store.run import TraceStore
+from traceformer.units import amount_of_bytes
 
 __all__ = ["export"]
 

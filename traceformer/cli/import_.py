@@ -9,10 +9,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotFound
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.registry import READABLE, read_run
+from traceformer.progress import steps_shown
 from traceformer.store.run import TraceStore
 
 __all__ = ["import_"]

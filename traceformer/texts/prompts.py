@@ -9,8 +9,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "all_prompt_sets",
     "check_name",
     "digest_of_prompts",
+    "listed_prompts",
     "load_prompt_set",
     "load_prompts",
     "one_prompt",
@@ -73,6 +74,18 @@ def one_prompt(text: str) -> PromptSet:
     if _has_half_pair(text):
         raise UsageError("the prompt is no text", why="it has half a surrogate pair: bytes that are not UTF-8")
     return PromptSet(ADHOC, "", (Prompt("1", text),))
+
+
+def listed_prompts(texts: Sequence[str]) -> PromptSet:
+    """Returns the set of prompts in a list: `prompts`, with the ids 1, 2, ...
+
+    Raises:
+        UsageError: there is none, or one of them is empty.
+    """
+    if not texts:
+        raise UsageError("no prompt", hint="a list of one at least")
+    prompts = [one_prompt(text).prompts[0] for text in texts]
+    return PromptSet("prompts", "", tuple(replace(each, prompt_id=str(n)) for n, each in enumerate(prompts, start=1)))
 
 
 def load_prompts(path: str | Path) -> PromptSet:
