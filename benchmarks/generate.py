@@ -65,7 +65,7 @@ class Bench:
         self._save({"attentions": _halves(out.attentions), "hidden_states": _halves(out.hidden_states)})
 
     def context_again(self, tokens: int) -> None:
-        """Document 5's way: no cache, the whole context anew for every token, and its square kept each time."""
+        """The Gemma capture's way: no cache, the whole context anew for every token, and its square kept each time."""
         import torch
 
         model = self.loaded.model

@@ -52,7 +52,7 @@ def write_run(folder: Path) -> TraceStore:
 
 
 def thesis_loop(store: TraceStore, example_id: str) -> None:
-    """Document 4's three metrics, matrix by matrix."""
+    """The byte-transformer thesis's three metrics, matrix by matrix."""
     for layer in range(LAYERS):
         for head in range(HEADS):
             a = store.attn(example_id, layer, head).astype(np.float32)

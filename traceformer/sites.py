@@ -51,7 +51,7 @@ class Site:
 
     @property
     def is_derived(self) -> bool:
-        """True for what is computed from another site's rows while the model runs, and asked for by a flag of its own.
+        """True for what is computed from another site's rows while the model runs, and has a parameter of its own.
 
         No group has it.
         """
@@ -104,8 +104,8 @@ SITES: Mapping[str, Site] = {
         ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
         ("final_norm", ("position", "d_model"), "after the final norm"),
         ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
-        ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (--project): (a @ v) / |v|"),
-        ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (--lens-top-k)"),
+        ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (`project`): (a @ v) / |v|"),
+        ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (`lens_top_k`)"),
         ("lens_topk_prob", _TOP, "their probabilities: the softmax over all words"),
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Document 5's files of generated runs, against plain hooks on the real modules of the model that generated them."""
+"""The Gemma capture's files of generated runs, against plain hooks on the modules of the model that generated them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # a cached pass and a whole one sum in ano
 
 
 class Plain:
-    """A model of transformers with plain hooks on its modules: everything that document 5 captures, by its names."""
+    """A model of transformers with plain hooks on its modules: all that the Gemma capture keeps, by its names."""
 
     def __init__(self, folder: Path) -> None:
         import transformers

@@ -105,7 +105,7 @@ def test_go_emotions_keeps_labels_as_numbers_names_and_flags() -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_csqa_has_the_prompt_id_and_columns_of_document_1() -> None:
+def test_csqa_has_the_prompt_id_and_columns_of_the_padded_store() -> None:
     example = load_texts("csqa").examples[0]
     question = CSQA_ROW["question"]
     assert example.text == (

@@ -90,13 +90,13 @@ def example_rows(
     """
     prompts = store.tokens.get("n_prompt")
     if position == "response" and (prompts is None or prompts.isna().any() or spec.key.token_stack != "dec"):
-        raise NotRecorded("this run holds no responses", hint="--position mean, or a run that generate made")
+        raise NotRecorded("this run holds no responses", hint='`position="mean"`, or a run that generate made')
     rows = np.empty((store.n, spec.width), np.float32)
     for row, (example_id, values) in enumerate(store.head(spec.key, layer)):
         first = 0 if prompts is None or position != "response" else int(prompts.iloc[row])
         chosen = values[-1:] if position == "last" else values[first:]
         if not len(chosen):
-            raise UsageError(f"example {example_id} has no tokens", why=f"--position {position}", hint="leave it out")
+            raise UsageError(f"example {example_id} has no tokens", why=f'`position="{position}"`', hint="leave it out")
         chosen.mean(axis=0, dtype=np.float32, out=rows[row])
     return rows
 

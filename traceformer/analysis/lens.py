@@ -303,7 +303,7 @@ def recorded_lens(
         raise NotRecorded(
             f"the {top} likeliest tokens",
             why=f"this run holds {ids.width} of each layer",
-            hint="--lens-top-k to record",
+            hint="`lens_top_k` to record",
         )
     chosen, where, came = _part_of(store, example_id, ids, ids.layers, layers, positions)
     place = np.ix_([ids.layers.index(layer) for layer in chosen], where.tolist())
@@ -354,7 +354,7 @@ def _residual_of(store: TraceStore) -> ArraySpec:
     raise NotRecorded(
         "this run holds no residual stream of a decoder",
         why=f"it holds {' '.join(str(spec.key) for spec in store.layout.arrays)}",
-        hint="record it with --capture resid_post",
+        hint='record it with `capture="resid_post"`',
     )
 
 

@@ -4,7 +4,7 @@
 2. Rows are widened to float32 in blocks that stay in the processor's cache, and each block is multiplied by all
    directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine.
 3. `project_run` does so for one layer of all examples, on several threads, while the next rows are read.
-4. `dynamics` puts a curve over tokens into a few numbers, as document 5 defines them.
+4. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
 """
 
 import os
@@ -140,7 +140,7 @@ def _in_order(
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """How a curve over tokens develops, by document 5's definitions; s is its value at a token.
+    """How a curve over tokens develops, by the definitions of the Gemma capture's analysis; s is its value at a token.
 
     Attributes:
         velocity: s[i+1] - s[i].

@@ -79,10 +79,10 @@ class Encoder:
         n_ctx = loaded.dims.stacks["dec"].n_ctx if self._arch == "encdec" else 0
         self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
         special = self._tokenizer.num_special_tokens_to_add()
-        for flag, limit in (("--max_seq_len", self.max_tokens), ("--dec_max_len", self.max_target_tokens)):
+        for name, limit in (("max_seq_len", self.max_tokens), ("dec_max_len", self.max_target_tokens)):
             if limit is not None and limit <= special:
                 raise UsageError(
-                    f"{flag} {limit} leaves no room for text", why=f"{special} special tokens are always added"
+                    f"`{name}={limit}` leaves no room for text", why=f"{special} special tokens are always added"
                 )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)

@@ -69,7 +69,7 @@ def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None
         OutOfSpace: the disk is full; what was committed stays.
     """
     if request.writer[1] > 1 and request.out_dir is None:
-        raise UsageError("several writers need to know their common run", hint="give all of them the same --out_dir")
+        raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
     if request.out_dir is not None:
         # Before the model is loaded, not after.
         refuse_existing(final_folder(request.out_dir), request.overwrite, request.resume)

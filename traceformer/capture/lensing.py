@@ -101,7 +101,7 @@ def plan_lens(
     if "dec" not in architecture.stacks:
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
     if "dec" not in layers:
-        raise Unsupported("the logit lens of an encoder alone", why="the decoder runs only with --targets_file")
+        raise Unsupported("the logit lens of an encoder alone", why="the decoder runs only with `targets`")
     if model.get_output_embeddings() is None:
         raise Unsupported("the logit lens of a model without an unembedding", why="it has no language-model head")
     row, tensors = architecture.stacks["dec"], model.state_dict()
@@ -116,7 +116,7 @@ def plan_lens(
     tensors = {name: tensors[name] for name in used if name is not None}
     n_words = len(tensors[readout.unembedding])
     if not 1 <= top_k <= n_words:
-        raise UsageError(f"the {top_k} likeliest words", why=f"the model has {n_words}", hint="--lens-top-k 5")
+        raise UsageError(f"the {top_k} likeliest words", why=f"the model has {n_words}", hint="`lens_top_k=5`")
     ids, probabilities = (
         ArraySpec(ArrayKey("dec", None, site), layers["dec"], (), top_k) for site in ("lens_topk", "lens_topk_prob")
     )

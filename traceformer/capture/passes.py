@@ -112,7 +112,7 @@ class Growth:
             raise Unsupported(
                 "the model runs its whole context again for every token",
                 why=f"after {seen} tokens it was given {length} at once, so it has no cache",
-                hint="--replay records the finished text in one pass",
+                hint="`replay=True` records the finished text in one pass",
             )
         self.columns[stack] = Span(seen, seen + length)
         self.seen[stack] = seen + length

@@ -86,7 +86,7 @@ def plan_arrays(
         lensing = plan_lens(lens_top_k, layers, architecture, model)
         arrays += lensing.specs
     if not arrays and not selection.sites:
-        raise SelectionError("nothing to record", hint="--capture says what")
+        raise SelectionError("nothing to record", hint="`capture` says what")
     if not arrays:
         raise Unsupported(
             f"this model has none of {', '.join(selection.sites)}",
@@ -105,7 +105,7 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                 raise SelectionError(
                     f"{what} of the {name[stack]} requested",
                     why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
-                    hint=f"--{what}, or --{what}-{next(iter(dims.stacks))}",
+                    hint=f"`{what}`, or `{what}_{next(iter(dims.stacks))}`",
                 )
 
 
@@ -126,11 +126,11 @@ def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequ
     if site == "logits" and not has_head:
         return "it was loaded without a language-model head"
     if any(key.stack not in stacks for key in architecture.keys(site)):
-        return "it is in the decoder, which runs only with targets (--targets_file)"
+        return "it is in the decoder, which runs only with `targets`"
     if site == "projection":
-        return "projections are recorded with --project"
+        return "projections are recorded with `project`"
     if site in ("lens_topk", "lens_topk_prob"):
-        return "the likeliest tokens of each layer are recorded with --lens-top-k"
+        return "the likeliest tokens of each layer are recorded with `lens_top_k`"
     rows = architecture.stacks.values()
     if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
         return "its attention does not pass through transformers' attention function"

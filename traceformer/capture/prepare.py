@@ -25,7 +25,7 @@ __all__ = ["ExtractRequest", "Prepared", "prepare"]
 
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
-    """What to extract; the fields are the flags of `traceformer extract`, with document 1's defaults.
+    """What to extract; the fields are what `traceformer extract` takes, with the same defaults.
 
     `limit` None takes the whole split, `max_seq_len` "auto" the longest text that the model can read.
     `writer` is (w, W) when W processes share one run. `shard_examples` None lets the store choose.
@@ -106,7 +106,7 @@ def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepa
         allow_pickle=request.allow_pickle,
     )
     if targets is not None and loaded.dims.arch != "encdec":
-        raise UsageError(f"--targets_file is for encoder-decoders, and {loaded.name} is none")
+        raise UsageError(f"`targets` is for encoder-decoders, and {loaded.name} is none")
     stacks: tuple[Stack, ...] = (
         ("enc",) if loaded.dims.arch == "encdec" and targets is None else tuple(loaded.dims.stacks)
     )
@@ -126,14 +126,14 @@ def prepare(request: ExtractRequest, loaded: LoadedModel | None = None) -> Prepa
     lengths = encoder.measure(_TextsOf(source.examples), targets)
     if lengths.truncated:
         can_read = loaded.dims.stacks[stacks[0]].n_ctx
-        why = "all that the model can read" if encoder.max_tokens == can_read else "--max_seq_len auto takes more"
+        why = "all that the model can read" if encoder.max_tokens == can_read else '`max_seq_len="auto"` takes more'
         warnings.warn(
             f"texts are cut to {encoder.max_tokens} tokens ({why}): {lengths.truncated} of {len(source.examples)}",
             stacklevel=2,
         )
     if lengths.targets_truncated:
         warnings.warn(
-            f"targets are cut to {encoder.max_target_tokens} tokens (--dec_max_len takes more): "
+            f"targets are cut to {encoder.max_target_tokens} tokens (`dec_max_len` takes more): "
             f"{lengths.targets_truncated} of {len(source.examples)}",
             stacklevel=2,
         )

@@ -22,12 +22,12 @@ from traceformer.texts.prompts import PromptSet, all_prompt_sets, load_prompt_se
 __all__ = ["DEFAULT_CAPTURE", "GenerateRequest", "PreparedGeneration", "prepare_generation"]
 
 DEFAULT_CAPTURE = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
-"""What document 2's traces hold."""
+"""What nanochat traces hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What to generate and record; the fields are the flags of `traceformer generate`.
+    """What to generate and record; the fields are what `traceformer generate` takes.
 
     Exactly one of `prompt`, `prompts`, `prompt_set` and `all_prompt_sets` says what to answer. `experiment` is a
     folder of runs, `out_dir` the run's own.
@@ -70,7 +70,7 @@ class GenerateRequest:
         if sum(way is not None for way in ways) != 1:
             raise UsageError(
                 "no prompt" if not any(way is not None for way in ways) else "prompts are named in several ways",
-                hint="give one of --prompt, --prompts, --prompt-set and --all-prompt-sets",
+                hint="give one of `prompt`, `prompts`, `prompt_set` and `all_prompt_sets`",
             )
         if self.prompt is not None:
             return (one_prompt(self.prompt),)
@@ -112,7 +112,7 @@ def prepare_generation(request: GenerateRequest, loaded: LoadedModel | None = No
         Unsupported: a model that generates no text, or a site that it has no place for.
     """
     if request.batch_size < 1:
-        raise UsageError(f"--batch-size {request.batch_size}", hint="give 1 or more")
+        raise UsageError(f"`batch_size={request.batch_size}`", hint="give 1 or more")
     sets = request.prompt_sets()
     loaded = loaded or load_model(
         request.model,

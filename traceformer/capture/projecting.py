@@ -85,7 +85,7 @@ def plan_projection(
     if asked is None:
         layers = tuple(layer for layer in layers if all(traits.at(name, layer) is not None for name in traits.vectors))
         if not layers:
-            raise SelectionError("the traits have no layer in common", hint="--layers says which")
+            raise SelectionError("the traits have no layer in common", hint="`layers` says which")
     width = stack.d_mlp if SITES[key.site].axes[-1] == "d_mlp" else stack.d_model
     names = tuple(traits.vectors)
     units = {layer: torch.stack([_unit(traits, name, layer, width, key) for name in names]) for layer in layers}
@@ -103,7 +103,7 @@ def _source(site: str, architecture: Architecture, stacks: tuple[Stack, ...]) ->
     if len(found) != 1:
         raise SelectionError(
             f"{site} is there {len(found)} times" if found else f"this model has no {site}",
-            hint=" or ".join(f"--project-site {key}" for key in found),
+            hint=" or ".join(f'`project_site="{key}"`' for key in found),
         )
     return found[0]
 
@@ -111,8 +111,8 @@ def _source(site: str, architecture: Architecture, stacks: tuple[Stack, ...]) ->
 def _unit(traits: Traits, name: str, layer: int, width: int, key: ArrayKey) -> Tensor:
     vector = traits.at(name, layer)
     if vector is None:
-        own = ",".join(str(layer) for layer in traits.vectors[name])
-        raise SelectionError(f"{name} has no vector for layer {layer}", hint=f"--layers {own}, which it has")
+        own = ", ".join(str(layer) for layer in traits.vectors[name])
+        raise SelectionError(f"{name} has no vector for layer {layer}", hint=f"`layers=[{own}]`, which it has")
     if len(vector) != width:
         raise UsageError(f"the vectors of {name} are {len(vector)} wide", why=f"{key} is {width} wide")
     wide = vector.astype(np.float64)

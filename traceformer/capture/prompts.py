@@ -37,7 +37,7 @@ def read_prompts(
         Unsupported: the tokenizer belongs to another model.
     """
     if chat and not getattr(loaded.tokenizer, "chat_template", None):
-        raise UsageError(f"--chat needs a chat template, and {loaded.name} has none", hint="--no-chat")
+        raise UsageError(f"`chat=True` needs a chat template, and {loaded.name} has none", hint="`chat=False`")
     named = [(each.name, prompt) for each in sets for prompt in each.prompts]
     texts = [_in_template(loaded, prompt.text) if chat else prompt.text for _, prompt in named]
     # A template brings its own special tokens.
@@ -72,8 +72,8 @@ def _check_room(loaded: LoadedModel, what: str, length: int, max_tokens: int) ->
     if limit and taken + max_tokens > limit:
         raise UsageError(
             f"{what} and its response may have {taken + max_tokens} tokens",
-            why=f"{taken} of the prompt and --max-tokens {max_tokens}, but {loaded.name} has a context of {limit}",
-            hint=f"--max-tokens {limit - taken}" if limit > taken else "a shorter prompt",
+            why=f"{taken} of the prompt and `max_tokens={max_tokens}`, but {loaded.name} has a context of {limit}",
+            hint=f"`max_tokens={limit - taken}`" if limit > taken else "a shorter prompt",
         )
 
 

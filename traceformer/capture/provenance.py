@@ -75,7 +75,7 @@ def _attention_implementation(loaded: LoadedModel) -> str:
 
 
 def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
-    """Returns what `meta.json` states: document 1's keys, and all that is otherwise folklore."""
+    """Returns what `meta.json` states: the padded store's keys, and all that is otherwise folklore."""
     request, is_encdec = prepared.request, prepared.loaded.dims.arch == "encdec"
     limits = {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens}
     return {

@@ -178,7 +178,7 @@ class _Finite(LogitsProcessor):
             raise NumericError(
                 f"the model's logits are {'NaN' if bool(scores.isnan().any()) else 'infinite'}",
                 why=f"after {input_ids.shape[1]} tokens",
-                hint="check its weights, and the dtype it runs in (--model-dtype float32)",
+                hint='check its weights, and the dtype it runs in (`model_dtype="float32"`)',
             )
         return scores
 

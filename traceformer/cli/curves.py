@@ -38,7 +38,7 @@ class TextCurves:
         return self.n_prompt or 0
 
     def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
-        """Returns a direction's curve averaged over the layers, as document 5 has it."""
+        """Returns a direction's curve averaged over the layers, as the Gemma capture's analysis has it."""
         return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
 
     def dynamics(self, layer: int | None, direction: int) -> Dynamics:

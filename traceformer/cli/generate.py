@@ -30,7 +30,7 @@ _WHERE = Group.create_ordered("Where it goes")
 _HOW = Group.create_ordered("How it runs")
 
 _DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
-_OF_PROMPT_SETS = ("attn", "resid")  # document 5's capture
+_OF_PROMPT_SETS = ("attn", "resid")  # the Gemma capture
 _Several = Parameter(consume_multiple=(1, None))
 _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
 

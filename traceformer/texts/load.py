@@ -1,4 +1,4 @@
-"""From what a user writes after `--dataset` and `--split` to the examples that are meant."""
+"""From what a user writes as `dataset` and `split` to the examples that are meant."""
 
 import difflib
 import re
@@ -43,7 +43,7 @@ def load_texts(
         UsageError: the arguments contradict each other.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} selects nothing", hint="give 1 or more")
+        raise UsageError(f"`limit={limit}` selects nothing", hint="give 1 or more")
     try:
         return _load(dataset, split, limit, text_column)
     except TraceformerError:  # NotFound is an OSError too
@@ -57,7 +57,7 @@ def _load(dataset: str, split: str | None, limit: int | None, text_column: str |
         return _load_hub(dataset, split, limit, text_column)
     if dataset in _NAMES:
         if text_column is not None:
-            raise UsageError(f"--text-column does not apply: {dataset} has its own text")
+            raise UsageError(f"`text_column` does not apply: {dataset} has its own text")
         return _load_demo(split, limit) if dataset == "demo" else _load_named(dataset, split, limit)
     if not dataset:
         raise UsageError("no data set was named", hint=_WHAT_TO_GIVE)
@@ -90,7 +90,7 @@ def load_targets(path: str | Path, n: int) -> list[str]:
     if len(targets) < n:
         raise Unreadable(
             f"the targets file {path} has {len(targets)} lines, but {n} rows need one each",
-            hint=f"add the {n - len(targets)} missing lines, or give --limit {len(targets)}" if targets else "",
+            hint=f"add the {n - len(targets)} missing lines, or give `limit={len(targets)}`" if targets else "",
         )
     return targets
 

@@ -1,4 +1,4 @@
-"""Reverse attention on a live model (the tracer of document 3) and on a recorded run; its results as files."""
+"""Reverse attention on a live model (the tracer of reverse-attention) and on a recorded run; its results as files."""
 
 from traceformer.tracer.files import load_trace, save_trace
 from traceformer.tracer.stored import trace_stored
