@@ -36,6 +36,21 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
     for path in ROOT.rglob("*.py")
 )
+LIBRARY = [module for module in MODULES if module.split(".")[0] != "cli"]
+FLAGS_OF_OTHER_PROGRAMS = {
+    "--upgrade": "pip's, where a newer traceformer is needed",
+    "--force-reinstall": "pip's, where the viewer's pages are missing",
+    "--no-deps": "pip's, where the viewer's pages are missing",
+    "--repo-type": "hf's, which downloads a data set where there is a network",
+    "--local-dir": "hf's, which downloads a data set where there is a network",
+}
+"""The library speaks of parameters, which the command line turns into flags; these are in commands to copy."""
+READ_BY_USERS = [
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*", "traceformer/**/*.py", "traceformer/**/*.md")
+    for path in sorted(ROOT.parent.glob(pattern))
+    if path.is_file() and path.suffix in (".md", ".py", ".txt")
+]
 STARTS_WITHOUT_TORCH = ("traceformer", "traceformer.store.reader", "traceformer.cli", "traceformer.cli.inspect")
 
 
@@ -161,6 +176,67 @@ def test_starts_without_torch(module: str) -> None:
 def test_generated_pages_are_in_step_with_the_code(name: str) -> None:
     page = (DOCS / name).read_text(encoding="utf-8")
     assert page == PAGES[name](), "run: python -m tests.write_docs"
+
+
+def strings_of(source: str) -> Iterator[str]:
+    """Yields every string of a module, docstrings too; a placeholder of an f-string is `{}`."""
+    nodes = list(ast.walk(ast.parse(source)))
+    f_strings = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in f_strings for part in node.values}
+    for node in f_strings:
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+
+
+def flags_in(source: str) -> list[str]:
+    """Returns the flags that the strings of a module name."""
+    return [flag for text in strings_of(source) for flag in re.findall(r"(?<![\w}-])--[A-Za-z{][\w-]*", text)]
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_the_library_speaks_of_parameters_and_not_of_flags(module: str) -> None:
+    assert set(flags_in(source_of(module))) <= FLAGS_OF_OTHER_PROGRAMS.keys()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'raise UsageError("too long", hint="a smaller --max_seq_len")',
+        'raise UsageError(f"{n} texts, of --limit {limit}")',
+        'hint = f"--{name} 5"',
+        "hint = f\"{sep.join(f'--layers {n}' for n in numbers)}\"",
+        'hint = "more text, " "or a smaller --limit"',
+        'def f():\n    """Returns what `--layers` selects."""',
+    ],
+)
+def test_a_flag_in_the_library_is_found(source: str) -> None:
+    assert len(flags_in(source)) == 1
+
+
+@pytest.mark.parametrize("source", ['"a smaller `limit`"', "limit = --most  # --limit", '"|---|--:|"', 'f"{a}--{b}"'])
+def test_what_is_no_flag_is_left_alone(source: str) -> None:
+    assert flags_in(source) == []
+
+
+def test_the_flags_of_other_programs_are_all_in_use() -> None:
+    assert {flag for module in LIBRARY for flag in flags_in(source_of(module))} == FLAGS_OF_OTHER_PROGRAMS.keys()
+
+
+def numbered_documents(text: str) -> list[str]:
+    """Returns where a text calls a system by the number of a document that its reader does not have."""
+    return re.findall(r"documents?[ _-]?[1-5](?!\d)", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", READ_BY_USERS, ids=lambda path: path.relative_to(ROOT.parent).as_posix())
+def test_systems_have_names_and_not_numbers(path: Path) -> None:
+    assert numbered_documents(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("text", ["as document 2 has it", "Document 5's files", "documents 2 and 5", "of_document_1"])
+def test_a_numbered_document_is_found(text: str) -> None:
+    assert len(numbered_documents(text)) == 1
 
 
 def test_the_tree_in_the_readme_names_every_module() -> None:

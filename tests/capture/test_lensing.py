@@ -219,7 +219,7 @@ def test_an_estimate_counts_ids_at_four_bytes(tiny_folder: Folder, text_file: Pa
         ("llama", 0, UsageError, "the 0 likeliest words"),
         ("llama", -1, UsageError, "the -1 likeliest words"),
         ("bert", 3, Unsupported, "lens of an encoder; it predicts no next token"),
-        ("t5", 3, Unsupported, "the decoder runs only with --targets_file"),
+        ("t5", 3, Unsupported, "the decoder runs only with `targets`"),
     ],
 )
 def test_what_cannot_be_read_out_is_refused_before_anything_is_written(
@@ -250,4 +250,4 @@ def test_the_flag_records_it_not_the_name() -> None:
         plan_arrays(
             Selection(("lens_topk",)), architecture_of(model.config), ModelDims.from_config(model.config), model=model
         )
-    assert caught.value.why == "the likeliest tokens of each layer are recorded with --lens-top-k"
+    assert caught.value.why == "the likeliest tokens of each layer are recorded with `lens_top_k`"

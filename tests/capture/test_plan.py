@@ -154,7 +154,7 @@ def test_arrays_come_in_the_order_of_the_table_and_everything_is_recorded_or_lef
 def test_projections_need_vectors() -> None:
     with pytest.raises(Unsupported) as caught:
         plan("gpt2", Selection(("projection",)))
-    assert caught.value.why == "projections are recorded with --project"
+    assert caught.value.why == "projections are recorded with `project`"
 
 
 def test_every_architecture_has_a_tiny_model() -> None:

@@ -261,7 +261,7 @@ def test_a_damaged_description_of_an_array_is_refused(tmp_path: Path, change: di
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     store = TraceStore(with_masks(tmp_path / "run", "dec", "float32"))
     folder = exported(store, tmp_path / "out")
-    with pytest.raises(RunExists, match="--overwrite"):
+    with pytest.raises(RunExists, match="`overwrite=True`"):
         exported(store, folder)
     exported(store, folder, overwrite=True)
     for other in (store.folder, tmp_path):

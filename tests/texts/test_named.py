@@ -144,5 +144,5 @@ def test_a_repository_that_lacks_a_column_is_refused_with_its_name(hub: Path) ->
 
 @pytest.mark.parametrize("name", ["demo", *NAMED_SETS])
 def test_a_text_column_is_refused_where_the_set_makes_its_own_text(name: str) -> None:
-    with pytest.raises(UsageError, match="text-column"):
+    with pytest.raises(UsageError, match="`text_column`"):
         load_texts(name, text_column="text")
