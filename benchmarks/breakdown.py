@@ -36,8 +36,8 @@ class Stages:
     """The stages over one prepared extraction."""
 
     def __init__(self, bench: Bench) -> None:
-        from traceformer.capture.pipeline import ShardSink
         from traceformer.capture.batches import BatchInputs, batches_by_length
+        from traceformer.capture.pipeline import ShardSink
         from traceformer.store.buffer import ShardBuffer
 
         self.bench, self.prepared = bench, bench.prepared

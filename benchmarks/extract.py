@@ -46,9 +46,9 @@ class Bench:
 
     def __init__(self, folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int) -> None:
         import torch
+        from traceformer.capture.prepare import ExtractRequest, prepare
 
         from traceformer import Selection
-        from traceformer.capture.prepare import ExtractRequest, prepare
 
         self.folder, self.n_batches = folder, n_batches
         texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)
@@ -75,9 +75,10 @@ class Bench:
                 model(input_ids=self.ids, use_cache=False)
 
     def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+        from traceformer.capture.prepare import prepare
+
         from traceformer import Selection
         from traceformer.capture.extract import record
-        from traceformer.capture.prepare import prepare
 
         selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
         prepared = prepare(replace(self.prepared.request, selection=selection), self.prepared.loaded)

@@ -24,8 +24,9 @@ class Bench:
     """One model, and ways to let it continue prompts."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        from traceformer import Selection
         from traceformer.capture.generation.prepare import GenerateRequest
+
+        from traceformer import Selection
         from traceformer.capture.generation.sampling import Sampling
         from traceformer.models.load import load_model
 
@@ -42,8 +43,9 @@ class Bench:
         )
 
     def recording(self, **changes: Any) -> Callable[[], object]:
-        from traceformer.capture.generation.generate import record_generation
         from traceformer.capture.generation.prepare import prepare_generation
+
+        from traceformer.capture.generation.generate import record_generation
 
         prepared = prepare_generation(replace(self.request, **changes), self.loaded)
         return lambda: record_generation(prepared)
@@ -66,7 +68,7 @@ class Bench:
         self._save({"attentions": _halves(out.attentions), "hidden_states": _halves(out.hidden_states)})
 
     def context_again(self, tokens: int) -> None:
-        """Document 5's way: no cache, the whole context anew for every token, and its square kept each time."""
+        """The Gemma capture's way: no cache, the whole context anew for every token, and its square kept each time."""
         import torch
 
         model = self.loaded.model

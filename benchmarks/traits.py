@@ -7,8 +7,8 @@
 2. `--project` while generating (GPT-2 small's shape, random weights, ten directions, all layers) against plain
    `generate`.
 3. The lens's memory: 32 layers of 512 positions, 32,000 words, against all logits in float32.
-4. Bytes of document 5's files over those of the run that they came from, 20 + 50 tokens of `byte`: as exported, and
-   with each square and row a tensor of its own, as the document's code saves them.
+4. Bytes of the Gemma capture's files over those of the run that they came from, 20 + 50 tokens of `byte`: as exported,
+   and with each square and row a tensor of its own, as the capture's code saves them.
 """
 
 import os
@@ -110,9 +110,9 @@ def measure_lens(folder: Path, quick: bool) -> Iterator[Row]:
 
 def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     import torch
+    from traceformer.capture.generation.prepare import GenerateRequest
 
     from traceformer.capture.generation.generate import generate
-    from traceformer.capture.generation.prepare import GenerateRequest
     from traceformer.capture.generation.sampling import Sampling
     from traceformer.formats.options import ExportOptions
     from traceformer.formats.pt_export import LAYOUTS, export_pt
@@ -142,7 +142,10 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
         for path in files:
             torch.save(alone(torch.load(path, weights_only=True)), path)
         saved = sum(path.stat().st_size for path in files)
-        for what, size in ((f"document 5's {layout} files, as exported", exported), ("  each square a tensor", saved)):
+        for what, size in (
+            (f"the Gemma capture's {layout} files, as exported", exported),
+            ("  each square a tensor", saved),
+        ):
             yield row(f"{what}: bytes / the run", [size / of_the_run], None, note=f"{size:,} of {of_the_run:,}")
 
 

@@ -53,7 +53,7 @@ class Site:
 
     @property
     def is_derived(self) -> bool:
-        """True for what is computed from another site's rows while the model runs, and asked for by a flag of its own.
+        """True for what is computed from another site's rows while the model runs, and has a parameter of its own.
 
         No group has it.
         """

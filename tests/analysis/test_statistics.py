@@ -1,4 +1,4 @@
-"""Statistics against torch's own arithmetic, brute force, and the formulas of document 2."""
+"""Statistics against torch's own arithmetic, brute force, and the formulas of the nanochat engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def causal_patterns(seed: int, heads: int, length: int) -> np.ndarray:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1).float().numpy()
 
 
-def test_document_2s_convention_gives_what_its_formulas_give() -> None:
+def test_the_nanochat_convention_gives_what_its_formulas_give() -> None:
     pattern = causal_patterns(1, 3, 17)
     tally = AttentionTally(3, NANOCHAT, Visibility(causal=True))
     tally.add(pattern)
@@ -137,8 +137,8 @@ def test_logits_agree_with_torch() -> None:
     ranks = [int((order[i] == came[i]).nonzero()) + 1 for i in range(39)]
     assert found.came_rank.tolist() == [*ranks, 0]
     assert np.isnan(found.came_probability[-1])
-    document_2 = logit_statistics(logits.numpy(), came.numpy(), NANOCHAT)
-    assert document_2.entropy == pytest.approx(-(p * (p + 1e-8).log()).sum(-1).numpy(), rel=1e-6)
+    nanochat = logit_statistics(logits.numpy(), came.numpy(), NANOCHAT)
+    assert nanochat.entropy == pytest.approx(-(p * (p + 1e-8).log()).sum(-1).numpy(), rel=1e-6)
 
 
 def test_of_equally_likely_tokens_the_lower_id_comes_first() -> None:

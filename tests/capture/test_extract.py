@@ -277,7 +277,7 @@ def test_float16_overflow_stops_the_run_and_names_the_way_out(
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(tiny_folder("gpt2")).save_pretrained(folder)
     asked = request(folder, text_file, tmp_path / "run", selection=Selection(("resid_post",)))
-    with pytest.raises(NumericError, match=r"layer 1 of dec\.resid_post does not fit into float16.*--dtype float32"):
+    with pytest.raises(NumericError, match=r'layer 1 of dec\.resid_post does not fit into float16.*`dtype="float32"`'):
         extracted(asked)
     assert not (tmp_path / "run").exists()
     wide = TraceStore(extracted(replace(asked, dtype="float32", out_dir=tmp_path / "wide")))

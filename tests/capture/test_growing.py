@@ -177,7 +177,7 @@ def test_a_model_that_runs_its_context_again_is_refused() -> None:
         pytest.raises(Unsupported, match="whole context again") as caught,
     ):
         generated(model, prompt(), use_cache=False)
-    assert "--replay" in caught.value.hint
+    assert "`replay=True`" in caught.value.hint
 
 
 def test_a_recorder_still_runs_passes_of_its_own_after_a_growth_that_failed() -> None:

@@ -217,7 +217,7 @@ def test_an_estimate_counts_ids_at_four_bytes(tiny_folder: Folder, text_file: Pa
         ("llama", 0, UsageError, "the 0 likeliest words"),
         ("llama", -1, UsageError, "the -1 likeliest words"),
         ("bert", 3, Unsupported, "lens of an encoder; it predicts no next token"),
-        ("t5", 3, Unsupported, "the decoder runs only with --targets_file"),
+        ("t5", 3, Unsupported, "the decoder runs only with `targets`"),
     ],
 )
 def test_what_cannot_be_read_out_is_refused_before_anything_is_written(

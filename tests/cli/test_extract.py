@@ -27,7 +27,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[ExtractRequest]:
     return seen
 
 
-def test_the_defaults_are_document_1_s(requests: list[ExtractRequest], capsys: Capture) -> None:
+def test_the_defaults_are_the_padded_stores(requests: list[ExtractRequest], capsys: Capture) -> None:
     assert main(["extract"]) == 0
     (request,) = requests
     selection = Selection(("attn", "qkv"), {"enc": None, "dec": None}, {"enc": None, "dec": None})

@@ -38,7 +38,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[GenerateRequest]:
     return seen
 
 
-def test_the_defaults_are_document_2_s(requests: list[GenerateRequest]) -> None:
+def test_the_defaults_are_the_nanochat_engines(requests: list[GenerateRequest]) -> None:
     assert main(["generate", "--model", "gpt2", "--prompt", "-x"]) == 0
     (request,) = requests
     selection = Selection(DEFAULT_CAPTURE, NOTHING_CHOSEN, NOTHING_CHOSEN)
@@ -49,7 +49,7 @@ def test_the_defaults_are_document_2_s(requests: list[GenerateRequest]) -> None:
 
 
 @pytest.mark.parametrize("flags", ["--prompt-set dynamic", "--all-prompt-sets"])
-def test_of_prompt_sets_document_5_s_capture_is_recorded(flags: str, requests: list[GenerateRequest]) -> None:
+def test_of_prompt_sets_what_the_gemma_capture_keeps_is_recorded(flags: str, requests: list[GenerateRequest]) -> None:
     assert main(["generate", "--model", "gpt2", *flags.split()]) == 0
     assert set(requests[0].selection.sites) >= {"resid_pre", "resid_mid", "resid_post", "attn_pattern"}
     assert not {"logits", "attn_norm"} & set(requests[0].selection.sites)

@@ -101,7 +101,7 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                 raise SelectionError(
                     f"{what} of the {name[stack]} requested",
                     why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
-                    hint=f"`{what}` of the {name[next(iter(dims.stacks))]}",
+                    hint=f"`{what}`, or `{what}_{next(iter(dims.stacks))}`",
                 )
 
 

@@ -44,7 +44,7 @@ def analyze(
     --example these stand at every position, beside what was most likely there.
 
     Args:
-        run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json). Of a folder of
+        run: A folder, the name of a run in ./traces, `latest`, or a nanochat trace (.json). Of a folder of
             several runs (an experiment), one after the other.
         example: An example's id, or its row number; all examples by default.
         layer: Show the heads of this layer, one by one.

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, said once: frozen dataclasses that the command line fills in, and the values they mean.
+"""Flags that several verbs share, said once: frozen dataclasses that the command line fills in, and what they mean.
 
 The string under a field is its line in the help. Nothing below the command line sees one of these.
 """

@@ -65,8 +65,8 @@ def heads(
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
-        convention: valid counts what a query can see; thesis is document 4's, which counts masked cells as sparse, adds
-            1e-9 in logarithms, and weighs examples, not queries.
+        convention: valid counts what a query can see; thesis, the byte-transformer thesis's, counts masked cells as
+            sparse, adds 1e-9 in logarithms, and weighs examples, not queries.
         window: How many tokens on either side `local_mass` counts.
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         model: A Hugging Face model name, or a folder that holds a model.

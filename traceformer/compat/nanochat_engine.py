@@ -1,6 +1,6 @@
-"""InterpretabilityEngine: document 2's front end. A prompt is answered, all that happens is recorded, and analysed.
+"""InterpretabilityEngine, the front end that nanochat traces come from.
 
-Generation is recorded into a run (see `capture/generation/`), which is the truth; the trace, document 2's JSON file,
+Generation is recorded into a run (see `capture/generation/`), which is the truth; the trace, a JSON file,
 is exported from it.
 """
 
@@ -164,7 +164,7 @@ class InterpretabilityEngine:
     def analyze_trace(self, trace_id: str, convention: ConventionName = "nanochat") -> dict[str, Any]:
         """Returns trace_id, metadata, and `analysis`: attention, activations and logits in numbers.
 
-        `layer_stats` are by layer ("0", "1", ...), means over heads; the convention is document 2's unless told
+        `layer_stats` are by layer ("0", "1", ...), means over heads; the convention is nanochat's unless told
         otherwise (see `analysis/statistics.py`).
         """
         trace = read_trace(self.storage.path(trace_id))

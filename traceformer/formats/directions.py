@@ -3,7 +3,7 @@
 Written are .safetensors files with a tensor `layer_16` per layer and, as metadata, how they were found. Read are these;
 any other .safetensors with one vector, or vectors that are each named after their layer; .npy and .pt with one vector,
 or with one per layer, first to last; and .pt with a dict from layers to vectors. A lone vector belongs to the layer
-that the file's name ends in, as in document 5's `probe_layer16.pt`, or to none.
+that the file's name ends in, as in the Gemma capture's `probe_layer16.pt`, or to none.
 """
 
 import json

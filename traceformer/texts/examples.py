@@ -183,7 +183,7 @@ def _only_text_column(rows: Rows) -> str:
         return rows.columns[0]
     raise UsageError(
         f"which column of {rows.label} holds the text?",
-        hint=f"give --text-column, one of: {', '.join(rows.columns)}",
+        hint=f"give `text_column`, one of: {', '.join(rows.columns)}",
     )
 
 

@@ -63,7 +63,7 @@ def _load(dataset: str, split: str | None, limit: int | None, text_column: str |
         return _load_hub(dataset, split, limit, text_column)
     if dataset in _NAMES:
         if text_column is not None:
-            raise UsageError(f"--text-column does not apply: {dataset} has its own text")
+            raise UsageError(f"`text_column` does not apply: {dataset} has its own text")
         return _load_demo(split, limit) if dataset == "demo" else _load_named(dataset, split, limit)
     if not dataset:
         raise UsageError("no data set was named", hint=_WHAT_TO_GIVE)

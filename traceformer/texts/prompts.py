@@ -1,8 +1,8 @@
 """Prompts to generate from: one on the command line, a file of them, or a prompt set that has a name.
 
-A prompt set is document 5's JSON, `{"name", "description", "prompts": [{"id", "text", "note"}]}`. A .txt file holds
-one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. Names and ids end up
-in file names, so both are letters, digits, dots, dashes and underscores.
+A prompt set is the Gemma capture's JSON, `{"name", "description", "prompts": [{"id", "text", "note"}]}`. A .txt file
+holds one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. Names and ids end
+up in file names, so both are letters, digits, dots, dashes and underscores.
 """
 
 import difflib
@@ -139,7 +139,7 @@ def all_prompt_sets(folder: Path = PROMPT_SETS) -> tuple[PromptSet, ...]:
     """
     sets = tuple(load_prompts(path) for path in sorted(folder.glob("*.json")))
     if not sets:
-        raise NotFound("no prompt sets come with this version", hint="--prompts FILE, or --prompt-set FILE.json")
+        raise NotFound("no prompt sets come with this version", hint="`prompts` or `prompt_set` with a file")
     return sets
 
 

@@ -358,7 +358,7 @@ def test_nothing_is_written_for_prompts_that_do_not_fit(tiny_folder: Folder, tmp
             answered(request(folder, tmp_path / "run", prompt=text))
     with pytest.raises(UsageError, match="context of 64") as caught:
         answered(request(folder, tmp_path / "run", prompt="Yes " * 30))
-    assert caught.value.hint == "--max-tokens 4"
+    assert caught.value.hint == "`max_tokens=4`"
     with pytest.raises(UsageError, match="no prompt"):
         answered(request(folder, tmp_path / "run"))
     with pytest.raises(UsageError, match="several ways"):
@@ -402,12 +402,12 @@ def test_values_beyond_float16_stop_the_run(tiny_folder: Folder, tmp_path: Path)
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"max_tokens": 0}, "--max-tokens 0"),
-        ({"temperature": -0.1}, "--temperature -0.1"),
-        ({"temperature": float("nan")}, "--temperature nan"),
-        ({"top_k": -1}, "--top-k -1"),
-        ({"top_p": 1.5}, "--top-p 1.5"),
-        ({"stop": ("",)}, "--stop"),
+        ({"max_tokens": 0}, "`max_tokens=0`"),
+        ({"temperature": -0.1}, "`temperature=-0.1`"),
+        ({"temperature": float("nan")}, "`temperature=nan`"),
+        ({"top_k": -1}, "`top_k=-1`"),
+        ({"top_p": 1.5}, "`top_p=1.5`"),
+        ({"stop": ("",)}, "`stop=''`"),
         ({"num_beams": 2, "num_return_sequences": 3}, "a beam is one sequence"),
         ({"temperature": 0.0, "num_return_sequences": 2}, "would be the same"),
         ({"more": {"use_cache": False}}, "use_cache"),
