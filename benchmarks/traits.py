@@ -110,10 +110,8 @@ def measure_lens(folder: Path, quick: bool) -> Iterator[Row]:
 
 def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     import torch
-    from traceformer.capture.generation.prepare import GenerateRequest
 
     from traceformer.capture.generation.generate import generate
-    from traceformer.capture.generation.sampling import Sampling
     from traceformer.formats.options import ExportOptions
     from traceformer.formats.pt_export import LAYOUTS, export_pt
 
@@ -125,19 +123,11 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
             return [alone(each) for each in value]
         return value.clone() if isinstance(value, torch.Tensor) else value
 
-    run = generate(
-        GenerateRequest(
-            "byte",
-            prompt="The function returns",
-            selection=Selection(("internals",)),
-            sampling=Sampling(max_tokens=5 if quick else 50),
-            out_dir=folder / "five",
-            device="cpu",
-        )
-    )
-    of_the_run = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    tokens = 5 if quick else 50
+    run = generate("byte", "The function returns", "internals", max_tokens=tokens, out=folder / "five")
+    of_the_run = sum(path.stat().st_size for path in (folder / "five").rglob("*") if path.is_file())
     for layout in sorted(LAYOUTS):
-        files = list(export_pt(TraceStore(run), folder / layout, ExportOptions(layout=layout)))
+        files = list(export_pt(run, folder / layout, ExportOptions(layout=layout)))
         exported = sum(path.stat().st_size for path in files)
         for path in files:
             torch.save(alone(torch.load(path, weights_only=True)), path)

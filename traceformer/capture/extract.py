@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -42,7 +42,7 @@ from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
 from traceformer.texts import load_targets, load_texts
 
-__all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
+__all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
 
 
 def record(
@@ -176,7 +176,7 @@ def extract(
         UsageError, SelectionError, Unsupported: as `plan_arrays` and `tokenize` raise them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
-    plan, rows, layout = _prepare(model, texts, selection, place.storage)
+    plan, rows, layout = prepare(model, texts, selection, place.storage)
     batch_size = min(batch_size, layout.shard_examples)  # a batch lies within one shard
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = model_meta(model, plan) | text_meta(rows) | {"capture": list(selection.capture), "batch_size": batch_size}
@@ -195,6 +195,14 @@ def extract(
         return finished(writer)
 
 
+class Prepared(NamedTuple):
+    """All that is known before the first byte is written: which arrays, of which tokens, and how both are laid out."""
+
+    plan: Plan
+    rows: Rows
+    layout: RunLayout
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a run will take: bytes before compression, files, and seconds by the pace of one batch."""
@@ -209,7 +217,7 @@ class Estimate:
 
 def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Place, *, batch_size: int = 8) -> Estimate:
     """Returns what the run would take; records one batch, writes nothing."""
-    plan, rows, layout = _prepare(model, texts, selection, place.storage)
+    plan, rows, layout = prepare(model, texts, selection, place.storage)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
     batches = list(batches_by_length(part, min(batch_size, layout.shard_examples)))
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
@@ -230,7 +238,7 @@ def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Plac
     )
 
 
-def _prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Storage) -> tuple[Plan, Rows, RunLayout]:
+def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Storage) -> Prepared:
     """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
     plan = plan_arrays(selection, model.model, stacks=texts.stacks(model))
     if plan.left_out:
@@ -247,7 +255,7 @@ def _prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: St
         codec=storage.codec,
         shard_examples=storage.shard_examples,
     )
-    return plan, rows, layout
+    return Prepared(plan, rows, layout)
 
 
 def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
