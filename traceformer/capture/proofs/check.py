@@ -10,7 +10,7 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import Architecture, architecture_of
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ALONE",
@@ -90,7 +93,7 @@ class Proof:
         return self.error <= self.tolerance
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CheckResult:
     """What was proved of a model, the sites that it has no place for and why, and facts that could not be tested."""
 
@@ -105,6 +108,17 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         return all(proof.ok for proof in self.proofs)
+
+    def __repr__(self) -> str:
+        failed = [proof for proof in self.proofs if not proof.ok]
+        held = f"all {len(self.proofs)} facts hold" if self.ok else f"{len(failed)} of {len(self.proofs)} facts FAIL"
+        return f"CheckResult({self.model}: {held}; {self.dtype} on {self.device}, {self.attention} attention)"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns a row per fact: key, fact, error, tolerance, ok."""
+        import pandas as pd
+
+        return pd.DataFrame([{**asdict(proof), "ok": proof.ok} for proof in self.proofs])
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as JSON has it: an error beyond all bounds is the string "inf"."""
