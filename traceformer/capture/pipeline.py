@@ -25,6 +25,7 @@ from traceformer.errors import NumericError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.memory import MemoryWriter
 from traceformer.store.writer import RunWriter
 
 __all__ = ["Pipeline", "ShardSink"]
