@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from traceformer.formats.path_files import load_trace, save_trace
     from traceformer.questions.paths import trace_stored
     from traceformer.sites import Selection
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run, TraceStore
     from traceformer.viewer.export import paths_html
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Run": "traceformer.store.run",
     "TraceStore": "traceformer.store.run",
     "Selection": "traceformer.sites",
     "TraceformerError": "traceformer.errors",
@@ -49,6 +50,7 @@ __all__ = [
     "BeamState",
     "InterpretabilityEngine",
     "ReverseAttentionTracer",
+    "Run",
     "SankeyData",
     "SankeyLink",
     "SankeyNode",
@@ -65,7 +67,7 @@ __all__ = [
     "trace_stored",
 ]
 
-bind("TraceStore", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("Run", "transformer_lens", "traceformer.formats.hook_names", "cached")
 
 
 def __getattr__(name: str) -> Any:
