@@ -21,7 +21,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.weights import files_digest, find_model_folder, read_config
 from traceformer.progress import steps_shown
 from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
-from traceformer.questions.vocabulary import token_names, tokens_of
+from traceformer.questions.vocabulary import token_names
 from traceformer.sites import parse_indices
 from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
@@ -70,7 +70,7 @@ def lens(
     """
     folder = find_run(run)
     store = TraceStore(folder)
-    example_id = find_example(example, store.ids)
+    example_id = find_example(store, example)
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -91,7 +91,7 @@ def lens(
                 top=top_k or _TOP,
                 progress=progress,
             )
-    tokens, name = tokens_of(store, example_id, "dec"), token_names(store, None if model is None else str(model))
+    tokens, name = store.tokens_of(example_id, "dec"), token_names(store, None if model is None else str(model))
     if png is not None:
         from traceformer.figures.lens import lens_figure
         from traceformer.figures.style import save

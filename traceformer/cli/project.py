@@ -19,7 +19,6 @@ from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_all_directions
 from traceformer.progress import steps_shown
 from traceformer.questions.traits import project_run
-from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec, parse_indices
 from traceformer.store.run import TraceStore
 
@@ -67,7 +66,7 @@ def project(
     else:
         spec = _recorded(store)
         layers = _stored_layers(spec, layer)
-    ids = store.ids if example is None else (find_example(example, store.ids),)
+    ids = store.ids if example is None else (find_example(store, example),)
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -212,7 +211,7 @@ def _curves(
         found.append(
             TextCurves(
                 own_id,
-                tokens_of(store, own_id, stack),
+                store.tokens_of(own_id, stack),
                 None if begins is None or np.isnan(begins) else int(begins),
                 names,
                 {layer: Projections(own.values[here], own.norms[here]) for layer, own in by_layer.items()},

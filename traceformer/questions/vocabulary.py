@@ -1,19 +1,12 @@
-"""What tokens are called: those of an example, and those that a run names by id only."""
+"""What tokens are called that a run names by id only."""
 
 from collections.abc import Callable
 
 from traceformer.errors import NotFound
 from traceformer.models.weights import find_model_folder
-from traceformer.sites import Stack
 from traceformer.store.run import TraceStore
 
-__all__ = ["token_names", "tokens_of"]
-
-
-def tokens_of(store: TraceStore, example_id: str, stack: Stack) -> list[str]:
-    """Returns an example's tokens in one stack of the model."""
-    column = "dec_tokens" if stack == "dec" and store.arch == "encdec" else "tokens"
-    return [str(token) for token in store.encodings(example_id)[column]]
+__all__ = ["token_names"]
 
 
 def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], str]:
