@@ -65,7 +65,7 @@ __all__ = [
     "trace_stored",
 ]
 
-bind("TraceStore", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("Run", "transformer_lens", "traceformer.formats.hook_names", "cached")
 
 
 def __getattr__(name: str) -> Any:
