@@ -66,6 +66,9 @@ __all__ = [
 ]
 
 bind("Run", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
+bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 
 
 def __getattr__(name: str) -> Any:

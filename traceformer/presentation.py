@@ -1,13 +1,14 @@
-"""Presentation bound from above: what shows a noun lies in a higher layer, and is loaded when the noun is shown.
+"""How nouns are shown: what draws one lies in a higher layer, is bound to it, and is loaded when it is shown.
 
 No noun imports what draws it. The package's face binds `Run`'s page to a function of `figures`, say, by its dotted
 name; the noun asks for "html" and knows no more.
 """
 
+import math
 from importlib import import_module
 from typing import Any
 
-__all__ = ["bind", "present"]
+__all__ = ["bind", "plain", "present"]
 
 _HOMES: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -25,3 +26,14 @@ def present(value: object, way: str, *arguments: Any) -> Any:
     """
     module, function = _HOMES[type(value).__name__, way]
     return getattr(import_module(module), function)(value, *arguments)
+
+
+def plain(value: Any) -> Any:
+    """Returns numbers and arrays as JSON has them, which knows neither NaN nor infinity: null stands for both."""
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

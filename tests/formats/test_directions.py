@@ -11,31 +11,32 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, TraceformerError, Unreadable
-from traceformer.formats.directions import DirectionFile, read_directions, write_directions
+from traceformer.formats.directions import read_directions, write_directions
 
 V = np.arange(1, 7, dtype=np.float32)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    about = {"method": "probe", "examples": [3, 4], "quality": {"2": {"held_out_accuracy": 0.9}}, "model": None}
-    written = DirectionFile("kindness", {2: V, 10: -V}, about)
+    about, quality = {"method": "probe", "examples": [3, 4], "model": None}, {2: {"held_out_accuracy": 0.9}}
+    written = Direction("kindness", {2: V, 10: -V}, about, quality)
     write_directions(tmp_path / "new/probe.safetensors", written)
     found = read_directions(tmp_path / "new/probe.safetensors")
     assert (found.name, found.layers, found.width) == ("kindness", (2, 10), 6)
     assert np.array_equal(found.by_layer[10], -V)
-    assert {name: found.about[name] for name in about} == about
+    assert (found.about, found.quality) == (about, quality)
     assert found.at(3) is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["probe.safetensors"]
 
 
 def test_it_is_plain_safetensors_to_others(tmp_path: Path) -> None:
-    write_directions(tmp_path / "v.safetensors", DirectionFile("x", {3: V}, {}))
+    write_directions(tmp_path / "v.safetensors", Direction("x", {3: V}, {}))
     assert np.array_equal(safetensors.numpy.load_file(tmp_path / "v.safetensors")["layer_3"], V)
 
 
 def test_a_site_without_layers_has_a_vector_without_one(tmp_path: Path) -> None:
-    write_directions(tmp_path / "v.safetensors", DirectionFile("x", {None: V}, {}))
+    write_directions(tmp_path / "v.safetensors", Direction("x", {None: V}, {}))
     found = read_directions(tmp_path / "v.safetensors")
     assert found.layers == ()
     assert np.array_equal(found.at(None), V)

@@ -17,7 +17,7 @@ from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positio
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ImportOptions
 from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
-from traceformer.questions.vocabulary import token_names, tokens_of
+from traceformer.questions.vocabulary import token_names
 from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]
@@ -74,12 +74,12 @@ def analyze(
             name = run if run.endswith(_TRACE) else str(folder)
             following = _next(found, name, png)
             if json:
-                shown = [positions_as_json(own, tokens_of(store, own.example_id, own.key.stack)) for own in positions]
+                shown = [positions_as_json(own, store.tokens_of(own.example_id, own.key.stack)) for own in positions]
                 told.append({"run": name, **as_json(found), "positions": shown})
                 continue
             print(*([""] if number else []), _title(store, name, found), as_text(found, layer), sep="\n\n")
             for own in positions:
-                tokens = tokens_of(store, own.example_id, own.key.stack)
+                tokens = store.tokens_of(own.example_id, own.key.stack)
                 print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
         if json:
             print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
@@ -109,7 +109,7 @@ def _analyze(
     """Returns the statistics of a run, and of one example those of every position; saves the table if asked to."""
     if not store.ids:
         raise NotRecorded(f"{store.folder} holds no example yet")
-    ids = None if example is None else (find_example(example, store.ids),)
+    ids = None if example is None else (find_example(store, example),)
     if layer is not None and not any(layer in spec.layers for spec in store.layout.arrays):
         stored = sorted({number for spec in store.layout.arrays for number in spec.layers})
         raise SelectionError(f"--layer {layer}", why=f"this run holds layers {', '.join(map(str, stored))}")

@@ -66,7 +66,7 @@ def export(
     files: list[Path] = []
     for folder in folders:
         store = TraceStore(folder)
-        ids = tuple(find_example(name, store.ids) for name in example) or None
+        ids = tuple(find_example(store, name) for name in example) or None
         with steps_shown("exporting") as progress:
             options = ExportOptions(ids, steps or None, lossless, overwrite, progress, layout, numbers)
             files += chosen.write(store, output if len(folders) == 1 else output / folder.name, options)

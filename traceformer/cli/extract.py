@@ -128,7 +128,7 @@ def extract(
     selection = Selection(sites, layers_of, heads_of, _indices(hidden_layers))
     _ = selection.sites  # a misspelt site fails here, before torch is imported
 
-    from traceformer.cli.project import read_traits
+    from traceformer.questions.traits import read_traits
 
     traits = read_traits(project, project_site) if project else None
 

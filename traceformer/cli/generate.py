@@ -146,7 +146,7 @@ def generate(
     if experiment is not None and out_dir is not None:
         raise UsageError("both --experiment and --out-dir", hint=f"--out-dir {experiment / out_dir.name}")
 
-    from traceformer.cli.project import read_traits
+    from traceformer.questions.traits import read_traits
 
     traits = read_traits(project, project_site) if project else None
 

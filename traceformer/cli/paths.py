@@ -160,7 +160,7 @@ def _of_run(
     if text is not None:
         raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
     store = TraceStore(find_run(name))
-    example_id = find_example(example, store.ids)
+    example_id = find_example(store, example)
     weights = _output_weights(store, device) if options.weighting == "value-norm" else None
     return trace_stored(
         store,

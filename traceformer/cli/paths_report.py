@@ -8,9 +8,9 @@ from rich.cells import cell_len
 from traceformer.analysis.paths.result import TraceResult, chain
 from traceformer.analysis.paths.sankey import BeamPath
 from traceformer.cli.terminal import table
-from traceformer.texts.shown import shown_token
+from traceformer.texts.shown import visible
 
-__all__ = ["report", "shown_token"]
+__all__ = ["report"]
 
 _INDENT = "      "
 _MOST_SHARES = 5
@@ -47,7 +47,7 @@ def _where(result: TraceResult) -> str:
 
 
 def _named(tokens: Sequence[str], position: int) -> str:
-    return f"{position} {shown_token(tokens[position])}"
+    return f"{position} {visible(tokens[position])}"
 
 
 def _path(rank: int, beam: BeamPath, result: TraceResult) -> Iterator[str]:

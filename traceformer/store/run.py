@@ -1,4 +1,4 @@
-"""Run: everything that was recorded, by example, site, the model's own layer, and head.
+"""TraceStore: everything a run holds, by example, site, the model's own layer, and head.
 
 What is returned has true lengths: no padding, no gaps. float16 and float32 runs give their own dtype, bfloat16 and
 sqrt8 runs give float32. Only the chunks that are needed are read.
@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
+from traceformer.errors import CorruptRun, ExampleNotFound, NotFound, NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import present
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, find_spec
+from traceformer.store.commits import RunHead, read_commits, token_path
 from traceformer.store.dtypes import Dtype
-from traceformer.store.folder import RunFolder
-from traceformer.store.layout import RunLayout
+from traceformer.store.index import RunIndex
+from traceformer.store.layout import MANIFEST, META, TOKENS, RunLayout
 from traceformer.store.names import Arch, public_name
-from traceformer.store.source import Source
 from traceformer.store.zarr3 import reading
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     import xarray as xr
 
 __all__ = ["Run", "TraceStore"]
@@ -37,7 +38,7 @@ _ENCODINGS = ("input_ids", "attention_mask", "offset_mapping", "tokens", "dec_la
 
 
 class Run:
-    """A run, opened for reading, on disk or in memory. Of an unfinished one its committed shards can be read.
+    """A run, opened for reading. An unfinished one can be opened too: it shows its committed shards only.
 
         run = Run("traces/20250101-120000_gpt2_demo_train_n64")
         run.attn(0, layer=5, head=3)    # (query, key)
@@ -50,34 +51,44 @@ class Run:
     Damage in the files that are read raises CorruptRun.
 
     Attributes:
-        folder: Where the run lies; None in memory.
+        folder: Where the run lies.
         layout: Its arrays and sizes.
         meta: All of `meta.json`.
         finished: False for a run that is being written or was interrupted.
     """
 
-    def __init__(self, run_dir: str | Path | Source) -> None:
-        """Opens the run in a folder, or in what a `MemoryWriter` kept.
+    def __init__(self, run_dir: str | Path) -> None:
+        """Opens the run in a folder.
 
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
             Unreadable: a later version wrote it, or something else did.
             CorruptRun: its head or a commit record was changed or is missing.
         """
-        source = RunFolder.open(Path(run_dir)) if isinstance(run_dir, str | Path) else run_dir
-        self._source: Source = source
-        self.folder: Path | None = source.folder
-        self.layout: RunLayout = source.head.layout
-        self.meta: dict[str, Any] = source.head.to_json()
-        self.finished: bool = source.finished
-        self._index = source.index
+        self.folder = Path(run_dir)
+        unfinished = self.folder.with_name(f"_tmp_{self.folder.name}")
+        if not (self.folder / META).exists() and (unfinished / META).exists():
+            raise NotFound(f"no run in {self.folder}", why="it is not finished", hint=f"open {unfinished}, or --resume")
+        if not (self.folder / META).exists() and (runs := sorted(self.folder.glob(f"*/{META}"))):
+            several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
+            raise NotFound(f"no run in {self.folder}", why=several, hint=f"open {runs[-1].parent}")
+        head = RunHead.read(self.folder)
+        self.layout: RunLayout = head.layout
+        self.meta: dict[str, Any] = {
+            **head.meta,
+            "layout": head.layout.to_json(),
+            "configuration": dict(head.configuration),
+        }
+        self.finished: bool = (self.folder / MANIFEST).exists()
+        self._index = RunIndex.build(head.layout, read_commits(self.folder, head))
+        if self.finished and len(self._index.shards) < head.layout.n_shards:
+            raise CorruptRun(f"{self.folder} has lost commit records", hint="traceformer verify lists the damage")
         self._rows = {name: row for row, name in enumerate(self._index.ids)}
-        self._arrays = RunArrays(source, self.meta.get("dims", {}))
+        self._arrays = RunArrays(self.folder, head.layout, self._index, self.meta.get("dims", {}))
 
     def __repr__(self) -> str:
-        place = "in memory" if self.folder is None else repr(str(self.folder))
         state = "" if self.finished else ", unfinished"
-        return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
+        return f"Run({str(self.folder)!r}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
 
     # What the run is
 
@@ -176,11 +187,14 @@ class Run:
         if number is not None and -self.n <= number < self.n:
             return number % self.n
         near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
-        known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
         raise ExampleNotFound(
             f"no example {example!r}",
             why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
-            hint=f"did you mean {near[0]!r}?" if near else known,
+            hint=f"did you mean {near[0]!r}?"
+            if near
+            else f"a number from 0 to {self.n - 1}, or an id"
+            if self.n
+            else "",
         )
 
     def example_id(self, example: int | str) -> str:
@@ -270,7 +284,7 @@ class Run:
     def cache(self, example: int | str) -> dict[str, Float[np.ndarray, "batch ..."]]:
         """Returns what is recorded of an example as TransformerLens caches it: arrays by the names of its hooks.
 
-        `run.cache(0)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
+        `store.cache(eid)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
         the table is in `docs/formats.md`.
 
         Raises:
@@ -284,7 +298,22 @@ class Run:
     @cached_property
     def tokens(self) -> "pd.DataFrame":
         """One row per example: example_id, text, input_ids, tokens, and what the data set adds."""
-        return self._source.token_table().to_pandas()
+        return self._token_table().to_pandas()
+
+    def _token_table(self) -> "pa.Table":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from traceformer.store.tables import common_schema, with_schema
+
+        with reading(self.folder / TOKENS):
+            if self.finished:
+                return pq.read_table(self.folder / TOKENS)
+            tables = [pq.read_table(self.folder / token_path(shard)) for shard in self._index.shards]
+        if not tables:
+            return pa.table({"example_id": []})
+        schema = common_schema([table.schema for table in tables])
+        return pa.concat_tables([with_schema(table, schema) for table in tables])
 
     def text(self, example: int | str) -> str:
         return self._token_row(example)["text"]
@@ -306,7 +335,13 @@ class Run:
         return [str(token) for token in self.encodings(example)[column]]
 
     def _token_row(self, example: int | str) -> dict[str, Any]:
-        return self._source.token_row(self.row(example))
+        import pyarrow.parquet as pq
+
+        row = self.row(example)
+        shard = int(self._index.shard_of[row])
+        path = self.folder / token_path(shard)
+        with reading(path):
+            return pq.read_table(path).slice(row - self._index.rows_of(shard).start, 1).to_pylist()[0]
 
     # All examples
 
@@ -328,7 +363,7 @@ class Run:
             SelectionError: the site has layers and none is named, or is a matrix.
         """
         column = self._arrays.column(self.spec(site, side, kind), layer, head)
-        with reading(self._source.name):
+        with reading(self.folder):
             return columns.gather(column)
 
     def stream(
@@ -358,7 +393,7 @@ class Run:
 
     def _checked(self, arrays: Iterator[Num[np.ndarray, "..."]]) -> Iterator[Num[np.ndarray, "..."]]:
         while True:
-            with reading(self._source.name):
+            with reading(self.folder):
                 array = next(arrays, None)
             if array is None:
                 return
@@ -395,3 +430,7 @@ class Run:
         except ModuleNotFoundError as error:
             raise Unsupported(f"{error.name} is not installed", hint="pip install 'traceformer[zarr]'") from error
         return data_tree(self.folder, self.layout, self._index, self._arrays)
+
+
+TraceStore = Run
+"""Its other name."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from traceformer.analysis.paths.beam import LengthNorm
 from traceformer.analysis.paths.sankey import BeamPath, path_weights
-from traceformer.viewer.labels import part_notes, visible
+from traceformer.texts.shown import part_notes, visible
 
 __all__ = ["paths_payload"]
 
