@@ -1,4 +1,4 @@
-"""How nouns are shown: what draws one lies in a higher layer, is bound to it, and is loaded when it is shown.
+"""Presentation bound from above: what shows a noun lies in a higher layer, and is loaded when the noun is shown.
 
 No noun imports what draws it. The package's face binds `Run`'s page to a function of `figures`, say, by its dotted
 name; the noun asks for "html" and knows no more.
@@ -29,7 +29,7 @@ def present(value: object, way: str, *arguments: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Returns numbers and arrays as JSON has them, which knows neither NaN nor infinity: null stands for both."""
+    """Returns numbers, arrays, lists and dicts as JSON has them, which knows no NaN and no infinity: None."""
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, list | tuple):

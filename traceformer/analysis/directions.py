@@ -18,6 +18,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -107,12 +108,17 @@ class Direction:
     )
 
     def __repr__(self) -> str:
-        layers = f"layers {', '.join(map(str, self.layers))}" if self.layers else "any layer"
+        numbers = ", ".join(map(str, self.layers))
+        layers = f"layer{'s' * (len(self.layers) > 1)} {numbers}" if numbers else "any layer"
         found = " at ".join(str(self.about[what]) for what in ("method", "site") if what in self.about)
         return f"Direction({self.name!r}: {f'{found}, ' if found else ''}{layers}, {self.width} wide)"
 
     def _repr_html_(self) -> str | None:
         return present(self, "html") if self.quality else None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a .safetensors file with a tensor per layer, and how they were found; `project` reads it."""
+        present(self, "file", path)
 
     @property
     def width(self) -> int:

@@ -238,27 +238,20 @@ class Lens:
         """Returns a row per layer, position and rank, the likeliest token first; where nothing is known, a gap."""
         import pandas as pd
 
-        shape = n_layers, n_positions, k = self.top_ids.shape
-
-        def column(values: Any, axis: int) -> np.ndarray:
-            """Values along one axis (0 layers, 1 positions, 2 ranks), or along the first two (-1), for every row."""
-            array = np.asarray(values)
-            lengthened = array[..., None] if axis < 0 else np.expand_dims(array, [i for i in range(3) if i != axis])
-            return np.broadcast_to(lengthened, shape).reshape(-1)
-
-        rank = pd.Series(column(self.target_rank, -1), dtype="Int64")
+        layer, position, rank = (index.reshape(-1) for index in np.indices(self.top_ids.shape))
+        target_rank = pd.Series(self.target_rank[layer, position], dtype="Int64")
         return pd.DataFrame(
             {
-                "layer": column(self.layers, 0),
-                "position": column(self.positions, 1),
-                "token": column(np.array(self.tokens, object), 1),
-                "rank": column(range(1, k + 1), 2),
-                "top_token": [token for layer in self.top_tokens for row in layer for token in row],
+                "layer": np.array(self.layers)[layer],
+                "position": np.array(self.positions)[position],
+                "token": [self.tokens[i] for i in position],
+                "rank": rank + 1,
+                "top_token": [self.names[token_id] for token_id in self.top_ids.reshape(-1).tolist()],
                 "probability": self.top_probabilities.reshape(-1),
-                "entropy": column(self.entropy, -1),
-                "target_token": column(np.array(self.target_tokens, object), 1),
-                "target_probability": column(self.target_probability, -1),
-                "target_rank": rank.where(rank > 0),
+                "entropy": self.entropy[layer, position],
+                "target_token": np.array(self.target_tokens, object)[position],
+                "target_probability": self.target_probability[layer, position],
+                "target_rank": target_rank.where(target_rank > 0),
             }
         )
 

@@ -212,7 +212,8 @@ class Projections:
 
     def __repr__(self) -> str:
         several = f"{len(self.examples)} examples" if len(self.examples) != 1 else f"{self.examples[0].example_id!r}"
-        layers = f", {len(self.layers)} layers" if self.layers != (None,) else ""
+        numbers = ", ".join(str(layer) for layer in self.layers if layer is not None)
+        layers = f" layer{'s' * (len(self.layers) > 1)} {numbers}" if numbers else ""
         return f"Projections({several} of {PurePath(self.run).name}, {self.array}{layers}: {', '.join(self.names)})"
 
     def _repr_html_(self) -> str:

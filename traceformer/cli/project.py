@@ -42,8 +42,8 @@ def project(
     per layer where there are several.
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`. Of a folder of several runs (an experiment), one after
-            the other.
+        run: A folder, the name of a run in ./traces, or `latest`. Of a folder of several runs (an experiment), one
+            after the other.
         vector: Files of vectors, .safetensors, .pt or .npy; each is one trait, with one vector or one per layer.
             Without them, the projections that a run was recorded with (--project) are shown.
         site: What to project: a site whose rows are as wide as the vectors.

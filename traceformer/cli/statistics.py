@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
 from traceformer.cli.terminal import table
+from traceformer.presentation import plain
 from traceformer.questions.statistics import (
     AttentionStatistics,
     ExampleLogits,
@@ -19,7 +20,6 @@ from traceformer.questions.statistics import (
     LogitSummary,
     RunStatistics,
 )
-from traceformer.presentation import plain
 from traceformer.texts.shown import printable
 
 __all__ = ["StatisticsFile", "as_json", "as_text", "positions_as_json", "positions_as_text"]

@@ -17,7 +17,7 @@ from traceformer.cli.arguments import find_run
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
-from traceformer.formats.directions import read_directions, write_directions
+from traceformer.formats.directions import read_direction
 from traceformer.questions.trait_rows import Position
 from traceformer.questions.traits import fit_directions
 from traceformer.sites import Selection, Stack, parse_indices
@@ -79,7 +79,7 @@ def fit(
         for own_method, own in fitted.items()
     }
     for path, own in files.items():
-        write_directions(path, own)
+        own.save(path)
     if png is not None:
         from traceformer import figures
         from traceformer.figures.style import save
@@ -115,7 +115,7 @@ def show(
         file: A .safetensors, .pt or .npy file.
         json: Print a JSON object.
     """
-    found = read_directions(file)
+    found = read_direction(file)
     if json:
         print(json_text.dumps({"file": str(file), **found.to_json()}, indent=2))
         return

@@ -9,14 +9,14 @@ from traceformer.analysis.lens import Lens
 from traceformer.figures.style import inline
 from traceformer.texts.shown import label
 
-__all__ = ["lens", "lens_html"]
+__all__ = ["lens_figure", "lens_html"]
 
 _COLOURS = "viridis"
 _MOST_WRITTEN = 40
 _LONGEST = 9  # characters of a token in a cell
 
 
-def lens(value: Lens, *, title: str | None = None) -> Figure:
+def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
     """Returns layers upwards, positions to the right: the likeliest next token, its probability as the colour.
 
     A red frame marks where that is the token which came next. Beyond 40 positions there is no room for the tokens.
@@ -53,7 +53,7 @@ def lens(value: Lens, *, title: str | None = None) -> Figure:
 
 def lens_html(value: Lens) -> str:
     """Returns the same for a notebook."""
-    return inline(lens(value))
+    return inline(lens_figure(value), alternative=repr(value))
 
 
 def _frame(position: int, layer: int) -> Rectangle:

@@ -1,10 +1,11 @@
 """Pictures of attention, as matplotlib figures: arrays in, a figure out; and figures into files and notebooks."""
 
 import base64
+import html
 import io
 import math
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,22 +131,23 @@ def check_format(path: Path) -> None:
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     """Writes the figure in the format that the file's ending names, PNG if it has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _any_script():
+    with _whatever_the_script():
         figure.savefig(path, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
-def inline(figure: Figure) -> str:
-    """Returns the figure as HTML, for a notebook: an image with its PNG inside."""
-    file = io.BytesIO()
-    with _any_script():
-        figure.savefig(file, dpi=100, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+def inline(figure: Figure, *, alternative: str, dpi: int = 100) -> str:
+    """Returns the figure as an HTML image that carries its own data; `alternative` says it in words."""
+    picture = io.BytesIO()
+    with _whatever_the_script():
+        figure.savefig(picture, dpi=dpi, format="png")
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
 
 
 @contextmanager
-def _any_script() -> Generator[None]:
+def _whatever_the_script() -> Iterator[None]:
+    """Tokens occur in every script; a box in place of a letter is all that happens."""
     with warnings.catch_warnings():
-        # Tokens occur in every script; a box in place of a letter is all that happens.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
         yield

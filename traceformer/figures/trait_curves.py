@@ -15,7 +15,7 @@ from traceformer.errors import UsageError
 from traceformer.figures.style import inline
 from traceformer.texts.shown import label
 
-__all__ = ["direction", "direction_html", "traits", "traits_html"]
+__all__ = ["direction_figure", "direction_html", "traits_figure", "traits_html"]
 
 _LINES = colormaps["tab10"]
 _LAYERS = colormaps["viridis"]
@@ -24,7 +24,7 @@ _MOST_PANELS = 12
 _MOST_TICKS = 116
 
 
-def traits(value: Projections, *, title: str | None = None) -> Figure:
+def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
     """Returns one panel per direction for one example, else one per example with all directions in it.
 
     A dashed line is where the response begins. Of several layers each has a line, or, beyond six, a row of a map; where
@@ -57,7 +57,7 @@ def traits(value: Projections, *, title: str | None = None) -> Figure:
 
 def traits_html(value: Projections) -> str:
     """Returns the same for a notebook."""
-    return inline(traits(value))
+    return inline(traits_figure(value), alternative=repr(value))
 
 
 def _layer(own: TextCurves) -> str:
@@ -110,7 +110,7 @@ def _decorate(axes: Axes, own: TextCurves, as_map: bool = False) -> None:
         )  # fmt: skip
 
 
-def direction(*values: Direction, title: str | None = None) -> Figure:
+def direction_figure(*values: Direction, title: str | None = None) -> Figure:
     """Returns how well a direction does at each layer, on examples that it was not fitted on; or several directions.
 
     Raises:
@@ -141,7 +141,7 @@ def direction(*values: Direction, title: str | None = None) -> Figure:
 
 def direction_html(value: Direction) -> str:
     """Returns the same for a notebook."""
-    return inline(direction(value))
+    return inline(direction_figure(value), alternative=repr(value))
 
 
 def _numbers(value: Direction, name: str) -> list[float]:

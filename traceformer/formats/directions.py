@@ -19,13 +19,13 @@ from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, Unreadable
 from traceformer.models.weights import open_file
 
-__all__ = ["read_directions", "write_directions"]
+__all__ = ["read_direction", "write_direction"]
 
 _FORMAT = "traceformer directions 1"
 _OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d+)|(\d+)")
 
 
-def read_directions(path: Path) -> Direction:
+def read_direction(path: Path) -> Direction:
     """Returns the trait's direction in a .safetensors, .npy or .pt file.
 
     Raises:
@@ -53,10 +53,11 @@ def read_directions(path: Path) -> Direction:
     return Direction(name if isinstance(name, str) else path.stem, by_layer, about, quality)
 
 
-def write_directions(path: Path, direction: Direction) -> None:
+def write_direction(direction: Direction, path: str | Path) -> None:
     """Writes a .safetensors file."""
     from safetensors.numpy import save_file
 
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in direction.by_layer}
     tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in direction.by_layer.items()}

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from traceformer.analysis.directions import Direction, Fit, Method, fit
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import read_directions
+from traceformer.formats.directions import read_direction
 from traceformer.questions.trait_rows import Position, example_rows, project_run
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.run import Run
@@ -258,7 +258,7 @@ def _curves(
 
 def _named(directions: Sequence[Direction | str | Path]) -> dict[str, Direction]:
     """Directions by the names of their traits; where two are called the same, their files' paths tell them apart."""
-    read = [own if isinstance(own, Direction) else read_directions(Path(own)) for own in directions]
+    read = [own if isinstance(own, Direction) else read_direction(Path(own)) for own in directions]
     names = [own.name for own in read]
     named: dict[str, Direction] = {}
     for given, own in zip(directions, read, strict=True):

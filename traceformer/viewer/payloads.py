@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def paths_payload(result: Mapping[str, Any]) -> Json:
-    """Returns what the paths screen shows of a trace, from `TraceResult.to_json()` or a `trace.json`.
+    """Returns what the paths screen shows of a trace, from `Paths.to_json()` or a `trace.json`.
 
     With one result per head, each head is a trace of its own behind that of all heads.
     """
