@@ -183,7 +183,7 @@ def test_a_vector_of_another_model_or_site_is_warned_of(capsys: Capture, decoder
         ("--vector vectors/along.npy vectors/along.npy", 2, "given twice"),
         ("--vector vectors/along.npy --example ex9", 3, "no example 'ex9'"),
         ("--vector vectors/along.npy --png x.txt", 2, "no picture format 'txt'"),
-        ("", 2, "no directions to project onto"),
+        ("", 2, "project needs --vector"),
     ],
 )
 def test_what_cannot_be_projected_is_refused(

@@ -34,6 +34,7 @@ _NAMED_ALIKE = (
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",
+    "directions": "--vector",
     "dec_max_len": "--dec_max_len",
     "max_seq_len": "--max_seq_len",
     "out": "--out_dir",

@@ -298,7 +298,7 @@ def _recorded(run: Run) -> ArraySpec:
     for spec in run.layout.arrays:
         if spec.key.site == "projection":
             return spec
-    raise UsageError("no directions to project onto", why="the run was not recorded with any")
+    raise UsageError("project needs `directions`", why="this run was not recorded with any")
 
 
 def _check(directions: Mapping[str, Direction], spec: ArraySpec, run: Run) -> None:
