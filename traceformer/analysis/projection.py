@@ -3,7 +3,7 @@
 1. Directions are divided by their norms once, in float64.
 2. Rows are widened to float32 in blocks that stay in the processor's cache, and each block is multiplied by all
    directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine.
-3. `dynamics` puts a curve over tokens into a few numbers, as document 5 defines them.
+3. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def project_units(
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """How a curve over tokens develops, by document 5's definitions; s is its value at a token.
+    """How a curve over tokens develops, by the definitions of the Gemma capture's analysis; s is its value at a token.
 
     Attributes:
         velocity: s[i+1] - s[i].
@@ -161,7 +161,7 @@ class TextCurves:
         return ["prompt" if position < self.n_prompt else "response" for position in range(len(self.tokens))]
 
     def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
-        """Returns a direction's curve averaged over the layers, as document 5 has it."""
+        """Returns a direction's curve averaged over the layers, as the Gemma capture has it."""
         return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
 
     def dynamics(self, layer: int | None, direction: int) -> Dynamics:

@@ -2,11 +2,8 @@
 
 import json as json_text
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -14,13 +11,13 @@ from cyclopts import App, Parameter
 
 from traceformer.analysis.directions import Direction, Method
 from traceformer.cli.arguments import find_run
-from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.formats.directions import read_direction
+from traceformer.progress import Totals, progress_shown, steps_shown
 from traceformer.questions.trait_rows import Position
 from traceformer.questions.traits import fit_directions
-from traceformer.sites import Selection, Stack, parse_indices
+from traceformer.sites import parse_indices
 from traceformer.store.run import Run
 
 __all__ = ["fit", "show", "vectors"]
@@ -69,7 +66,8 @@ def fit(
         check_format(png)
     trait = name or output.resolve().name
     layers = None if layer == "all" else parse_indices(layer)
-    with _two_runs(positive, negative, model, site, layers, device) as runs, steps_shown("fitting") as progress:
+    runs = _two_runs(positive, negative, model, site, layers, device)
+    with steps_shown("fitting") as progress:
         fitted = fit_directions(
             *runs, method, site=site, layers=layers, position=position, name=trait, progress=progress
         )
@@ -127,39 +125,31 @@ def show(
     print(f"next: traceformer project RUN --vector {file}", file=sys.stderr)
 
 
-@contextmanager
 def _two_runs(
     positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
-) -> Generator[tuple[Run, Run]]:
-    """The runs of both kinds of texts; recorded now, and thrown away afterwards, where a model is given."""
+) -> list[Run]:
+    """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
-        yield _run(positive), _run(negative)
-        return
+        return [_run(positive), _run(negative)]
 
     from traceformer.capture.extract import record
-    from traceformer.capture.prepare import ExtractRequest, prepare
-    from traceformer.cli.progress import Totals, progress_shown
+    from traceformer.models.load import load_model
 
-    both: dict[Stack, tuple[int, ...] | None] = {"enc": layers, "dec": layers}
-    selection = Selection((site.rpartition(".")[2],), both, hidden_layers=layers)
-    with TemporaryDirectory(prefix="traceformer-vectors-") as folder:
-        loaded, stores = None, list[Run]()
-        for kind, texts in (("positive", positive), ("negative", negative)):
-            request = ExtractRequest(
-                selection,
-                model=model,
-                dataset=_texts(texts, Path(folder) / f"{kind}.jsonl"),
-                limit=None,
-                max_seq_len="auto",
-                dtype="float32",
-                out_dir=Path(folder) / kind,
-                device=device,
+    loaded, runs = load_model(model, device=device), list[Run]()
+    for texts in (positive, negative):
+        with progress_shown(Totals()) as progress:
+            runs.append(
+                record(
+                    loaded,
+                    _texts(texts),
+                    site.rpartition(".")[2],
+                    layers=layers,
+                    hidden_layers=layers,
+                    dtype="float32",
+                    progress=progress,
+                )
             )
-            prepared = prepare(request, loaded)
-            loaded = prepared.loaded
-            with progress_shown(Totals()) as progress:
-                stores.append(Run(record(prepared, progress)))
-        yield stores[0], stores[1]
+    return runs
 
 
 def _run(name: str) -> Run:
@@ -172,15 +162,13 @@ def _run(name: str) -> Run:
         raise
 
 
-def _texts(name: str, jsonl: Path) -> str:
-    """What `extract` calls a data set; a prompt set is written down as one."""
+def _texts(name: str) -> str | list[str]:
+    """The texts of a prompt set, or what `record` calls them."""
     from traceformer.texts.prompts import PROMPT_SETS, load_prompt_set
 
     if Path(name).suffix.lower() != ".json" and not (PROMPT_SETS / f"{name}.json").is_file():
         return name
-    prompts = load_prompt_set(name).prompts
-    jsonl.write_text("".join(json_text.dumps({"id": each.prompt_id, "text": each.text}) + "\n" for each in prompts))
-    return str(jsonl)
+    return [prompt.text for prompt in load_prompt_set(name).prompts]
 
 
 def _table(direction: Direction) -> str:

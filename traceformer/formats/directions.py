@@ -3,12 +3,12 @@
 Written are .safetensors files with a tensor `layer_16` per layer and, as metadata, how they were found. Read are these;
 any other .safetensors with one vector, or vectors that are each named after their layer; .npy and .pt with one vector,
 or with one per layer, first to last; and .pt with a dict from layers to vectors. A lone vector belongs to the layer
-that the file's name ends in, as in document 5's `probe_layer16.pt`, or to none.
+that the file's name ends in, as in the Gemma capture's `probe_layer16.pt`, or to none.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from traceformer.analysis.directions import Direction
-from traceformer.errors import NotFound, Unreadable
+from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.weights import open_file
 
-__all__ = ["read_direction", "write_direction"]
+__all__ = ["read_all_directions", "read_direction", "write_direction"]
 
 _FORMAT = "traceformer directions 1"
 _OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d+)|(\d+)")
@@ -162,3 +162,21 @@ def _checked(values: Shaped[np.ndarray, "..."], where: str) -> Float32[np.ndarra
     if not np.isfinite(narrow).all():
         raise Unreadable(f"{where}: the vector holds numbers beyond float32")
     return narrow
+
+
+def read_all_directions(given: Sequence[Direction | str | Path]) -> dict[str, Direction]:
+    """Returns directions, or those in files, by their names; where two have the same, their paths tell them apart.
+
+    Raises:
+        NotFound, Unreadable: as `read_direction` raises them.
+        UsageError: one is given twice.
+    """
+    read = [own if isinstance(own, Direction) else read_direction(Path(own)) for own in given]
+    names = [own.name for own in read]
+    named: dict[str, Direction] = {}
+    for source, own in zip(given, read, strict=True):
+        name = own.name if names.count(own.name) == 1 or isinstance(source, Direction) else str(source)
+        if name in named:
+            raise UsageError(f"the direction {name} is given twice", hint="give each a name of its own")
+        named[name] = own
+    return named

@@ -40,7 +40,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "pt": Format(
-        "document 5's files: the residual streams of all layers, or the internals of each",
+        "the Gemma capture's files: the residual streams of all layers, or the internals of each",
         write=export_pt,
         read=import_pt,
         recognises=is_pt,
@@ -57,13 +57,13 @@ FORMATS: Mapping[str, Format] = {
         write=export_transformer_lens,
     ),
     "padded-zarr": Format(
-        "document 1's folder: Zarr arrays in which every example is padded to the longest",
+        "the padded store: Zarr arrays in which every example is padded to the longest",
         write=export_padded_zarr,
         read=import_padded_zarr,
         recognises=is_padded_zarr,
     ),
     "json": Format(
-        "document 2's traces: a JSON file per example",
+        "nanochat traces: a JSON file per example",
         write=export_json,
         read=import_json,
         recognises=is_json_trace,

@@ -68,7 +68,7 @@ def export_safetensors(store: TraceStore, folder: Path, options: ExportOptions) 
 
 def _keep(path: Path, options: ExportOptions) -> None:
     if path.exists() and not options.overwrite:
-        raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+        raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")
 
 
 def _write(path: Path, store: TraceStore, example_id: str) -> None:

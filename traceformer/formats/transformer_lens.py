@@ -27,7 +27,7 @@ def export_transformer_lens(store: TraceStore, folder: Path, options: ExportOpti
     for done, example_id in enumerate(ids, start=1):
         path = folder / f"{file_name(example_id)}.pt"
         if path.exists() and not options.overwrite:
-            raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+            raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")
         cache = {name: Part(values) for name, values in store.cache(example_id).items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))

@@ -1,6 +1,6 @@
 """The logit lens of a recorded example: what was read out while recording, or its residual stream read out now."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 from traceformer.analysis.lens import Lens, LensRows, normed, read_out
 from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
 from traceformer.models.readout import Readout
+from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.statistics import tokens_that_came
 from traceformer.questions.vocabulary import token_names
@@ -31,7 +32,7 @@ def lens(
     positions: Sequence[int] | None = None,
     top_k: int | None = None,
     model: str | Path | None = None,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> Lens:
     """Returns the next token of a recorded example as each layer would have it (logit lens).
 
@@ -48,7 +49,8 @@ def lens(
         positions: Positions of the example; all by default.
         top_k: How many of the likeliest tokens to keep: 3 by default, or all that were read out while recording.
         model: Where the model's folder is now, if it was moved.
-        progress: Told how many of how many words are done, each counted once for every group of rows.
+        progress: Told how many of how many words are done, each counted once for every group of rows; a bar is shown in
+            a terminal or notebook for None.
 
     Raises:
         NotRecorded: the run holds no residual stream, or fewer of the likeliest tokens.
@@ -61,7 +63,8 @@ def lens(
         return recorded_lens(run, example, layers=layers, positions=positions, top=top_k, model=model)
     readout = open_readout_of(run, model)
     top = _TOP if top_k is None else top_k
-    return run_lens(run, example, readout, layers=layers, positions=positions, top=top, model=model, progress=progress)
+    with steps_watched("reading out", progress) as told:
+        return run_lens(run, example, readout, layers=layers, positions=positions, top=top, model=model, progress=told)
 
 
 def run_lens(
@@ -73,7 +76,7 @@ def run_lens(
     positions: Sequence[int] | None = None,
     top: int = _TOP,
     model: str | Path | None = None,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep = quiet,
 ) -> Lens:
     """Returns what the layers of a recorded example say, given the readout of the run's model; else as `lens`.
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from traceformer.analysis.projection import ProjectedRows, project_units, unit
 from traceformer.errors import NotRecorded, UsageError
+from traceformer.progress import OnStep, quiet
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
@@ -28,7 +29,7 @@ def project_run(
     layer: int | None,
     directions: Float[np.ndarray, "direction d"],
     *,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep = quiet,
 ) -> ProjectedRows:
     """Returns the projections of one layer of all tokens of all examples, in the order of `run.token_examples`.
 

@@ -1,9 +1,9 @@
 """Traits of runs: the direction that tells two kinds of texts apart, and how far every token lies along directions."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -11,18 +11,15 @@ from traceformer.analysis.directions import Direction, Fit, Method, fit
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import read_direction
+from traceformer.formats.directions import read_all_directions
+from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.trait_rows import Position, example_rows, project_run
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.run import Run
 
-if TYPE_CHECKING:
-    from traceformer.capture.projecting import Traits
-
-__all__ = ["fit_direction", "fit_directions", "project", "read_traits"]
+__all__ = ["fit_direction", "fit_directions", "project"]
 
 Layers: TypeAlias = Sequence[int] | Literal["all"] | None
-Told: TypeAlias = Callable[[int, int], None]
 
 
 def fit_direction(
@@ -54,7 +51,10 @@ def fit_direction(
         SelectionError: a layer that a run does not hold.
     """
     layers = (layer,) if isinstance(layer, int) else layer
-    found = fit_directions(positive, negative, (method,), site=site, layers=layers, position=position, name=name)
+    with steps_watched("fitting", None) as told:
+        found = fit_directions(
+            positive, negative, (method,), site=site, layers=layers, position=position, name=name, progress=told
+        )
     return found[method]
 
 
@@ -67,7 +67,7 @@ def fit_directions(
     layers: Layers = None,
     position: Position = "mean",
     name: str | None = None,
-    progress: Told = lambda _, __: None,
+    progress: OnStep = quiet,
 ) -> dict[Method, Direction]:
     """Returns the same by several methods, for which each layer is read once; `progress` is told of layers."""
     runs = (positive, negative)
@@ -121,7 +121,7 @@ def project(
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
-    progress: Told = ...,
+    progress: OnStep | None = None,
 ) -> Projections: ...
 
 
@@ -132,7 +132,7 @@ def project(
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
-    progress: Told = ...,
+    progress: OnStep | None = None,
 ) -> list[Projections]: ...
 
 
@@ -142,7 +142,7 @@ def project(
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
-    progress: Told = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> Projections | list[Projections]:
     """Returns how far every token of a run lies along directions; of several runs, a list of that.
 
@@ -157,24 +157,19 @@ def project(
         layers: Which layers, or "all"; those that the directions are for by default. An only vector serves for any.
         site: What to project, a site whose rows are as wide as the vectors; `resid_post` by default.
         example: One of the examples, by number or id; all by default.
-        progress: Told how many of how many tokens are done, each counted once for every layer.
+        progress: Told how many of how many tokens are done, each counted once for every layer; a bar is shown in a
+            terminal or notebook for None.
 
     Raises:
         UsageError: no directions, one that is given twice, or of another width.
         NotRecorded: the run does not hold the site.
         SelectionError: a layer is not stored, or a direction has no vector for it.
     """
-    named = _named(directions)
-    if isinstance(run, Run):
-        return _project(run, named, layers, site, example, progress)
-    return [_project(each, named, layers, site, example, progress) for each in run]
-
-
-def read_traits(paths: Sequence[Path], site: str) -> "Traits":
-    """Returns the trait vectors in some files, for a recording to project onto."""
-    from traceformer.capture.projecting import Traits
-
-    return Traits({name: direction.by_layer for name, direction in _named(paths).items()}, site)
+    named = read_all_directions(directions)
+    runs = [run] if isinstance(run, Run) else run
+    with steps_watched("projecting", progress) as told:
+        found = [_project(each, named, layers, site, example, told) for each in runs]
+    return found[0] if isinstance(run, Run) else found
 
 
 def _project(
@@ -183,7 +178,7 @@ def _project(
     asked: Layers,
     site: str | None,
     example: int | str | None,
-    progress: Told,
+    progress: OnStep,
 ) -> Projections:
     if directions:
         spec = _find_rows(run, site or "resid_post")
@@ -217,7 +212,7 @@ def _rows(
     layer: int | None,
     directions: Mapping[str, Direction],
     example: int | str | None,
-    progress: Told,
+    progress: OnStep,
 ) -> ProjectedRows:
     """One layer of all examples, or of one. In memory are the projections only, 4 bytes per token and direction."""
     if not directions:
@@ -254,19 +249,6 @@ def _curves(
             )
         )
     return curves
-
-
-def _named(directions: Sequence[Direction | str | Path]) -> dict[str, Direction]:
-    """Directions by the names of their traits; where two are called the same, their files' paths tell them apart."""
-    read = [own if isinstance(own, Direction) else read_direction(Path(own)) for own in directions]
-    names = [own.name for own in read]
-    named: dict[str, Direction] = {}
-    for given, own in zip(directions, read, strict=True):
-        name = own.name if names.count(own.name) == 1 or isinstance(given, Direction) else str(given)
-        if name in named:
-            raise UsageError(f"the direction {name} is given twice", hint="give each a name of its own")
-        named[name] = own
-    return named
 
 
 def _find_rows(run: Run, site: str) -> ArraySpec:
