@@ -93,6 +93,12 @@ _HOMES = {
 _MODULES = ("compat", "figures")
 
 bind("Run", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("Direction", "file", "traceformer.formats.directions", "write_direction")
+bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
+bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
+bind("Paths", "page", "traceformer.viewer.export", "paths_html")
+bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 
 
 def __getattr__(name: str) -> Any:

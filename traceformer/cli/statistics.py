@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
 from traceformer.cli.terminal import table
+from traceformer.presentation import plain
 from traceformer.questions.statistics import (
     AttentionStatistics,
     ExampleLogits,
@@ -21,7 +22,7 @@ from traceformer.questions.statistics import (
 )
 from traceformer.texts.shown import printable
 
-__all__ = ["StatisticsFile", "as_json", "as_text", "plain", "positions_as_json", "positions_as_text"]
+__all__ = ["StatisticsFile", "as_json", "as_text", "positions_as_json", "positions_as_text"]
 
 _OF_HEADS = ("mean", "max", "entropy", "sparsity")
 _OF_VALUES = ("mean", "std", "min", "max", "sparsity")
@@ -169,17 +170,6 @@ def _values(own: ValueStatistics) -> dict[str, Any]:
 
 def _fields(own: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: plain(getattr(own, name)) for name in names}
-
-
-def plain(value: Any) -> Any:
-    """Numbers and arrays as JSON has them, which knows no NaN."""
-    if isinstance(value, np.ndarray):
-        return [plain(each) for each in value.tolist()]
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _SCHEMA = pa.schema(

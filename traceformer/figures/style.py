@@ -1,8 +1,12 @@
-"""Pictures of attention, as matplotlib figures: arrays in, a figure out."""
+"""Pictures of attention, as matplotlib figures: arrays in, a figure out; and figures into files and notebooks."""
 
+import base64
+import html
+import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from traceformer.errors import UsageError
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import label
 
-__all__ = ["atlas_figure", "check_format", "head_figure", "head_map_figure", "label", "save", "tile"]
+__all__ = ["atlas_figure", "check_format", "head_figure", "head_map_figure", "inline", "save", "tile"]
 
 _COLOURS = "magma"
 _MOST_TICKS = 64
@@ -127,13 +131,23 @@ def check_format(path: Path) -> None:
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     """Writes the figure in the format that the file's ending names, PNG if it has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Tokens occur in every script; a box in place of a letter is all that happens.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
+    with _whatever_the_script():
         figure.savefig(path, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
-def label(token: str) -> str:
-    """Returns a token as matplotlib prints it, which reads text between dollar signs as mathematics."""
-    return printable(token).replace("$", r"\$")
+def inline(figure: Figure, *, alternative: str, dpi: int = 100) -> str:
+    """Returns the figure as an HTML image that carries its own data; `alternative` says it in words."""
+    picture = io.BytesIO()
+    with _whatever_the_script():
+        figure.savefig(picture, dpi=dpi, format="png")
+    data = base64.b64encode(picture.getvalue()).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+
+
+@contextmanager
+def _whatever_the_script() -> Iterator[None]:
+    """Tokens occur in every script; a box in place of a letter is all that happens."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
+        yield

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from traceformer.errors import NotFound
 from traceformer.models.weights import find_model_folder
 from traceformer.store.run import TraceStore
+from traceformer.texts.shown import unnamed
 
 __all__ = ["token_names"]
 
@@ -24,7 +25,7 @@ def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], 
     vocabulary = _vocabulary(model or str(store.meta.get("model")), store.meta.get("revision"))
     if all(vocabulary.get(token_id, token) == token for token_id, token in names.items()):
         names = vocabulary | names
-    return lambda token_id: names.get(token_id, f"#{token_id}")
+    return lambda token_id: names.get(token_id, unnamed(token_id))
 
 
 def _vocabulary(model: str, revision: str | None) -> dict[int, str]:

@@ -51,7 +51,7 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
             raise NumericError(
                 f"{where} does not fit into float16",
                 why=f"a value of example {example} is beyond 65504",
-                hint="--dtype float32, or --dtype bfloat16",
+                hint='`dtype="float32"`, or `dtype="bfloat16"`',
             )
         raise NumericError(
             f"{where} is {'infinite' if found.kind == 'inf' else 'NaN'} in example {example}",
