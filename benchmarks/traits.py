@@ -114,8 +114,8 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     from traceformer.capture.generation.generate import generate
     from traceformer.capture.generation.prepare import GenerateRequest
     from traceformer.capture.generation.sampling import Sampling
+    from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
     from traceformer.formats.options import ExportOptions
-    from traceformer.formats.pt_export import LAYOUTS, export_pt
 
     def alone(value: Any) -> Any:
         """The same containers, and each tensor with a memory of its own."""
@@ -137,7 +137,7 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     )
     of_the_run = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     for layout in sorted(LAYOUTS):
-        files = list(export_pt(TraceStore(run), folder / layout, ExportOptions(layout=layout)))
+        files = list(write_files(TraceStore(run), folder / layout, ExportOptions(layout=layout)))
         exported = sum(path.stat().st_size for path in files)
         for path in files:
             torch.save(alone(torch.load(path, weights_only=True)), path)

@@ -65,7 +65,7 @@ __all__ = [
     "trace_stored",
 ]
 
-bind("TraceStore", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("TraceStore", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 
 
 def __getattr__(name: str) -> Any:
