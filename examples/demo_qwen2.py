@@ -8,7 +8,7 @@ The options are those of document 3's demo. Without --model it runs offline, on 
 
 import argparse
 
-from traceformer import ReverseAttentionTracer
+from traceformer.compat import ReverseAttentionTracer
 from traceformer.models.load import load_model
 
 

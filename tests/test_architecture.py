@@ -36,7 +36,10 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
     for path in ROOT.rglob("*.py")
 )
-STARTS_WITHOUT_TORCH = ("traceformer", "traceformer.store.run", "traceformer.cli", "traceformer.cli.inspect")
+STARTS_WITHOUT_TORCH = (
+    *("traceformer", "traceformer.store.run", "traceformer.formats.registry", "traceformer.compat"),
+    *("traceformer.cli", "traceformer.cli.inspect"),
+)
 
 
 class Import(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from traceformer.errors import RunExists
 
-__all__ = ["appearing_whole", "refuse_existing"]
+__all__ = ["appearing_whole", "refuse_to_replace"]
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def appearing_whole(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
+def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
     """Refuses to replace what is there, unless told to.
 
     Raises:

@@ -21,7 +21,7 @@ from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
-from traceformer.formats.whole import refuse_existing
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.sites import ArraySpec
 from traceformer.store.run import TraceStore
 
@@ -64,7 +64,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
         example = _Example.of(store, example_id, layout, options)
         for path, data in example.files():
             target = folder / path
-            refuse_existing(target, overwrite=options.overwrite)
+            refuse_to_replace(target, overwrite=options.overwrite)
             write_torch_file(target, data, written_dtype(store))
             yield target
         options.progress(done, len(ids))

@@ -19,7 +19,7 @@ from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
-from traceformer.formats.whole import refuse_existing
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
@@ -49,7 +49,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     for done, example_id in enumerate(ids, start=1):
         trace = trace_of(store, example_id, steps=options.steps, lossless=options.lossless)
         path = folder / f"{trace.head.trace_id}.json"
-        refuse_existing(path, overwrite=options.overwrite)
+        refuse_to_replace(path, overwrite=options.overwrite)
         write_trace(path, trace)
         options.progress(done, len(ids))
         yield path

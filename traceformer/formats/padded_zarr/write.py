@@ -20,7 +20,7 @@ from traceformer.errors import RunExists
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, plain_row
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
-from traceformer.formats.whole import appearing_whole, refuse_existing
+from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.layout import META, TOKENS
@@ -54,7 +54,7 @@ def _refuse_existing(folder: Path, options: ExportOptions) -> None:
         return
     if not recognises(folder / META):
         raise RunExists(f"{folder} is there already, and is something else", hint="--output names another folder")
-    refuse_existing(folder, overwrite=options.overwrite)
+    refuse_to_replace(folder, overwrite=options.overwrite)
 
 
 def _write(store: TraceStore, ids: Sequence[str], folder: Path, options: ExportOptions) -> None:

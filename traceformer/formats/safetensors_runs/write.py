@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, file_name, plain_row
-from traceformer.formats.whole import appearing_whole, refuse_existing
+from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.store.files import checksum, durable_write
 from traceformer.store.run import TraceStore
 
@@ -36,11 +36,11 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     ids = store.ids if options.example_ids is None else options.example_ids
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / MANIFEST
-    refuse_existing(manifest, overwrite=options.overwrite)
+    refuse_to_replace(manifest, overwrite=options.overwrite)
     examples: list[dict[str, Any]] = []
     for done, example_id in enumerate(ids, start=1):
         path = folder / f"{file_name(example_id)}.safetensors"
-        refuse_existing(path, overwrite=options.overwrite)
+        refuse_to_replace(path, overwrite=options.overwrite)
         _write(path, store, example_id)
         lengths = {stack: store.length(example_id, stack) for stack in store.layout.stacks}
         found = checksum(path, "sha256")

@@ -9,7 +9,7 @@ from pathlib import Path
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import file_name, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
-from traceformer.formats.whole import refuse_existing
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.store.run import TraceStore
 
 __all__ = ["OPTIONS", "write_files"]
@@ -28,7 +28,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         path = folder / f"{file_name(example_id)}.pt"
-        refuse_existing(path, overwrite=options.overwrite)
+        refuse_to_replace(path, overwrite=options.overwrite)
         cache = {name: Part(values) for name, values in store.cache(example_id).items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))
