@@ -36,24 +36,28 @@ class Stages:
     """The stages over one prepared extraction."""
 
     def __init__(self, bench: Bench) -> None:
+        from traceformer.capture.batches import BatchInputs, batches_by_length
+        from traceformer.capture.extract import prepare, read_texts
         from traceformer.capture.pipeline import ShardSink
-        from traceformer.capture.tokenizing import BatchInputs, batches_by_length
+        from traceformer.sites import Selection
         from traceformer.store.buffer import ShardBuffer
+        from traceformer.store.place import Storage
 
-        self.bench, self.prepared = bench, bench.prepared
-        _, rows = self.prepared.shard(0)
-        self.inputs = BatchInputs(self.prepared.loaded)
-        self.batch = next(batches_by_length(rows, self.prepared.batch_size))
+        texts = read_texts(bench.texts, max_seq_len=bench.n_tokens)
+        self.bench, self.prepared = bench, prepare(bench.loaded, texts, Selection(EVERYTHING), Storage())
+        _, rows = self.prepared.rows.part(self.prepared.layout.shard_range(0))
+        self.inputs = BatchInputs(bench.loaded)
+        self.batch = next(batches_by_length(rows, bench.batch))
         self.rows = [rows[index] for index in self.batch]
         self.lengths = {stack: [row.length(stack) for row in rows] for stack in rows[0].ids}
         self.buffer = ShardBuffer(self.prepared.layout)
         self.buffer.begin(self.lengths)
-        self.sink = ShardSink(self.buffer, self.prepared.layout)
+        self.sink = ShardSink(self.buffer, self.prepared.layout, lambda _: None)
 
     def observed(self, sink: Any = None) -> None:
         from traceformer.capture.recorder import Recorder
 
-        with Recorder(self.prepared.loaded.model, self.prepared.plan.arrays, sink or Nowhere()) as recorder:
+        with Recorder(self.bench.loaded.model, self.prepared.plan.arrays, sink or Nowhere()) as recorder:
             for _ in range(N_BATCHES):
                 inputs, spans = self.inputs.to_run(self.rows)
                 if sink is not None:
@@ -64,28 +68,27 @@ class Stages:
         self.observed(self.sink)
 
     def whole(self) -> None:
-        from traceformer.capture.extract import record
-
-        record(self.prepared)
+        self.bench.recording(EVERYTHING)()
 
     def commits(self) -> tuple[float, float, float]:
         """Returns the seconds and core-seconds of a commit, and the seconds of a finish, with nothing beside them."""
-        from traceformer.capture.provenance import configuration, describe, token_table
+        from traceformer.capture.provenance import model_meta, text_meta, token_table
         from traceformer.store.writer import RunWriter
 
         folder = self.bench.folder / "commits"
         delete(folder)
-        meta = describe(self.prepared, folder.name)
+        plan, texts, layout = self.prepared
+        meta = model_meta(self.bench.loaded, plan) | text_meta(texts)
         walls: list[float] = []
         cores: list[float] = []
-        with RunWriter.create(folder, self.prepared.layout, meta, digest=configuration(self.prepared)) as writer:
+        with RunWriter.create(folder, layout, meta, digest={}) as writer:
             for shard in list(writer.pending):
-                examples, rows = self.prepared.shard(shard)
+                examples, rows = texts.part(layout.shard_range(shard))
                 buffer = writer.buffer()
                 buffer.begin({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
                 for key, array in buffer.arrays.items():
                     array[:] = self.buffer.arrays[key]
-                tokens = token_table(self.prepared, examples, rows)
+                tokens = token_table(texts, examples, rows)
                 cores.append(-time.process_time())
                 walls.append(seconds(lambda: writer.commit(shard, buffer, tokens)))  # noqa: B023
                 cores[-1] += time.process_time()
@@ -95,7 +98,6 @@ class Stages:
 
 def measure(folder: Path, turns: int) -> Iterator[Row]:
     bench = Bench(folder, make_model(folder / "gpt2-shape"), 8, 128, N_BATCHES)
-    assert bench.prepared.request.selection.capture == EVERYTHING
     stages = Stages(bench)
     shares: dict[str, list[float]] = {name: [] for name in ("observe", "pack", "rest", "commit", "cores", "finish")}
     n_shards = stages.prepared.layout.n_shards

@@ -11,7 +11,6 @@ its own, above that of one that only runs the model.
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from table import Row, delete, in_process, main, row, seconds
@@ -47,47 +46,37 @@ class Bench:
     def __init__(self, folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int) -> None:
         import torch
 
-        from traceformer import Selection
-        from traceformer.capture.prepare import ExtractRequest, prepare
+        from traceformer.models.load import load_model
 
         self.folder, self.n_batches = folder, n_batches
-        texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)
-        request = ExtractRequest(
-            Selection(EVERYTHING),
-            model=str(model),
-            dataset=str(texts),
-            limit=None,
-            max_seq_len=n_tokens,
-            batch_size=batch,
-            device="cpu",
-            out_dir=folder / "run",
-            overwrite=True,
-        )
-        self.prepared = prepare(request)
+        self.texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)
+        self.batch, self.n_tokens = batch, n_tokens
+        self.loaded = load_model(str(model), device="cpu")
         self.ids = torch.randint(0, 5000, (batch, n_tokens))
 
     def plain(self) -> None:
         import torch
 
-        model = self.prepared.loaded.model.base_model
+        model = self.loaded.model.base_model
         with torch.inference_mode():
             for _ in range(self.n_batches):
                 model(input_ids=self.ids, use_cache=False)
 
     def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
-        from traceformer import Selection
-        from traceformer.capture.extract import record
-        from traceformer.capture.prepare import prepare
+        from traceformer.capture.extract import extract, read_texts
+        from traceformer.sites import Selection
+        from traceformer.store.place import Place
 
         selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
-        prepared = prepare(replace(self.prepared.request, selection=selection), self.prepared.loaded)
-        return lambda: record(prepared)
+        texts = read_texts(self.texts, max_seq_len=self.n_tokens)
+        place = Place(folder=self.folder / "run", overwrite=True)
+        return lambda: extract(self.loaded, texts, selection, place, batch_size=self.batch)
 
     def output_attentions(self) -> None:
         """Hugging Face's own way: eager attention, everything returned, `torch.save`."""
         import torch
 
-        model = self.prepared.loaded.model.base_model
+        model = self.loaded.model.base_model
         model.set_attn_implementation("eager")
         with torch.inference_mode():
             for number in range(self.n_batches):

@@ -9,7 +9,6 @@ outputs. Every turn times all ways once, next to each other; each figure is the 
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +23,25 @@ class Bench:
     """One model, and ways to let it continue prompts."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        from traceformer import Selection
-        from traceformer.capture.generation.prepare import GenerateRequest
-        from traceformer.capture.generation.sampling import Sampling
         from traceformer.models.load import load_model
 
         self.folder = folder
         self.loaded = load_model(str(model), device="cpu", with_head=True)
-        self.request = GenerateRequest(
-            str(model),
-            prompts=make_texts(folder / "one.txt", 1, PROMPT_TOKENS),
-            selection=Selection(CAPTURE),
-            sampling=Sampling(max_tokens=64, temperature=0.0, more={"eos_token_id": None}),
-            out_dir=folder / "run",
-            overwrite=True,
-            device="cpu",
-        )
+        self.prompts = make_texts(folder / "one.txt", 1, PROMPT_TOKENS)
+        self.out = folder / "run"
 
-    def recording(self, **changes: Any) -> Callable[[], object]:
-        from traceformer.capture.generation.generate import record_generation
-        from traceformer.capture.generation.prepare import prepare_generation
+    def recording(self, tokens: int, prompts: Path | None = None, **how: Any) -> Callable[[], object]:
+        from traceformer.capture.generation.generate import generate
+        from traceformer.progress import quiet
 
-        prepared = prepare_generation(replace(self.request, **changes), self.loaded)
-        return lambda: record_generation(prepared)
+        settings = {"max_tokens": tokens, "temperature": 0.0, "more": {"eos_token_id": None}, "overwrite": True} | how
+        return lambda: generate(self.loaded, prompts or self.prompts, CAPTURE, out=self.out, progress=quiet, **settings)
 
     def plain(self, tokens: int, **more: Any) -> Any:
         import torch
         from transformers import GenerationConfig
 
-        ids = torch.tensor([self.loaded.tokenizer(self.request.prompts.read_text())["input_ids"]])
+        ids = torch.tensor([self.loaded.tokenizer(self.prompts.read_text())["input_ids"]])
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0, **more)
         return self.loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
@@ -66,12 +55,12 @@ class Bench:
         self._save({"attentions": _halves(out.attentions), "hidden_states": _halves(out.hidden_states)})
 
     def context_again(self, tokens: int) -> None:
-        """Document 5's way: no cache, the whole context anew for every token, and its square kept each time."""
+        """The Gemma capture's way: no cache, the whole context anew for every token, and its square kept each time."""
         import torch
 
         model = self.loaded.model
         model.set_attn_implementation("eager")
-        ids = torch.tensor([self.loaded.tokenizer(self.request.prompts.read_text())["input_ids"]])
+        ids = torch.tensor([self.loaded.tokenizer(self.prompts.read_text())["input_ids"]])
         steps: list[Any] = []
         with torch.inference_mode():
             for _ in range(tokens):
@@ -105,8 +94,8 @@ def bytes_of(folder: Path) -> int:
 
 def measure_one(bench: Bench, quick: bool) -> Iterator[Row]:
     works: dict[str, Callable[[], object]] = {
-        "recorded": bench.recording(),
-        "replayed": bench.recording(replay=True),
+        "recorded": bench.recording(64),
+        "replayed": bench.recording(64, replay=True),
         "output_attentions": lambda: bench.output_attentions(64),
         "context again": lambda: bench.context_again(64),
     }
@@ -127,7 +116,7 @@ def measure_one(bench: Bench, quick: bool) -> Iterator[Row]:
 def measure_growth(bench: Bench) -> Iterator[Row]:
     sizes: dict[int, int] = {}
     for tokens in (64, 256):
-        bench.recording(sampling=replace(bench.request.sampling, max_tokens=tokens))()
+        bench.recording(tokens)()
         sizes[tokens] = bytes_of(bench.folder / "run")
     grown = sizes[256] / sizes[64]
     # 287 tokens over 95: 3.0 times the rows; 9.1 times the triangle of all patterns; 26 times the sum of squares.
@@ -139,8 +128,7 @@ def measure_batches(bench: Bench, quick: bool) -> Iterator[Row]:
     path = bench.folder / "many.txt"
     lines = (" ".join(f"w{1 + (i * 7919 + j * 104729) % 4999}" for j in range(8 + i % 24)) for i in range(n))
     path.write_text("\n".join(lines), encoding="utf-8")
-    changes = {"prompts": path, "sampling": replace(bench.request.sampling, max_tokens=tokens)}
-    batched, single = bench.recording(**changes, batch_size=8), bench.recording(**changes, batch_size=1)
+    batched, single = (bench.recording(tokens, prompts=path, batch_size=size) for size in (8, 1))
     ratios: list[float] = []
     for _ in range(1 if quick else 3):
         took: list[float] = []

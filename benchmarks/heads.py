@@ -52,7 +52,7 @@ def write_run(folder: Path) -> TraceStore:
 
 
 def thesis_loop(store: TraceStore, example_id: str) -> None:
-    """Document 4's three metrics, matrix by matrix."""
+    """The byte-transformer thesis's three metrics, matrix by matrix."""
     for layer in range(LAYERS):
         for head in range(HEADS):
             a = store.attn(example_id, layer, head).astype(np.float32)
@@ -114,8 +114,9 @@ print(memory("VmHWM"))
 
 def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
-    from traceformer.capture.extract import extract
     from traceformer.capture.prepare import ExtractRequest
+
+    from traceformer.capture.extract import extract
     from traceformer.questions.live_heads import LiveRequest, live_heads
 
     model = make_model(folder / "gpt2-shape")

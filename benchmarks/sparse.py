@@ -2,10 +2,11 @@
 
     python benchmarks/sparse.py [--json FILE] [--quick] [--threads N]
 
-Eight heads with the patterns of document 4, d_head 64, forward and backward on the CPU. Dense attention is torch's
-scaled_dot_product_attention with whichever form of the mask, boolean or added, is the faster. The ways are timed turn
-by turn, and each figure is the median of the turns' ratios. Memory is the peak of a process of its own, above what it
-had before. Making the mask is not timed: the layers of a model share it, and so do the steps of training.
+Eight heads with the patterns of the byte-transformer thesis, d_head 64, forward and backward on the CPU. Dense
+attention is torch's scaled_dot_product_attention with whichever form of the mask, boolean or added, is the faster. The
+ways are timed turn by turn, and each figure is the median of the turns' ratios. Memory is the peak of a process of its
+own, above what it had before. Making the mask is not timed: the layers of a model share it, and so do the steps of
+training.
 
 With one thread the processor's time is taken, not the clock's: on a machine that is busy with something else, threads
 that wait for each other say nothing.

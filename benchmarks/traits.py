@@ -7,8 +7,8 @@
 2. `--project` while generating (GPT-2 small's shape, random weights, ten directions, all layers) against plain
    `generate`.
 3. The lens's memory: 32 layers of 512 positions, 32,000 words, against all logits in float32.
-4. Bytes of document 5's files over those of the run that they came from, 20 + 50 tokens of `byte`: as exported, and
-   with each square and row a tensor of its own, as the document's code saves them.
+4. Bytes of the Gemma capture's files over those of the run that they came from, 20 + 50 tokens of `byte`: as exported,
+   and with each square and row a tensor of its own, as the capture's code saves them.
 """
 
 import os
@@ -81,7 +81,7 @@ def measure_projection(folder: Path, quick: bool) -> Iterator[Row]:
 
 
 def measure_recording(folder: Path, quick: bool) -> Iterator[Row]:
-    from traceformer.capture.projecting import Traits
+    from traceformer.capture.derived import Traits
 
     bench = Bench(folder, make_model(folder / "gpt2-shape"))
     vectors = {f"trait {n}": {None: RANDOM.standard_normal(WIDTH).astype(np.float32)} for n in range(DIRECTIONS)}
@@ -112,8 +112,6 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     import torch
 
     from traceformer.capture.generation.generate import generate
-    from traceformer.capture.generation.prepare import GenerateRequest
-    from traceformer.capture.generation.sampling import Sampling
     from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
     from traceformer.formats.options import ExportOptions
 
@@ -125,24 +123,19 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
             return [alone(each) for each in value]
         return value.clone() if isinstance(value, torch.Tensor) else value
 
-    run = generate(
-        GenerateRequest(
-            "byte",
-            prompt="The function returns",
-            selection=Selection(("internals",)),
-            sampling=Sampling(max_tokens=5 if quick else 50),
-            out_dir=folder / "five",
-            device="cpu",
-        )
-    )
-    of_the_run = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    tokens = 5 if quick else 50
+    run = generate("byte", "The function returns", "internals", max_tokens=tokens, out=folder / "five")
+    of_the_run = sum(path.stat().st_size for path in (folder / "five").rglob("*") if path.is_file())
     for layout in sorted(LAYOUTS):
-        files = list(write_files(TraceStore(run), folder / layout, ExportOptions(layout=layout)))
+        files = list(write_files(run, folder / layout, ExportOptions(layout=layout)))
         exported = sum(path.stat().st_size for path in files)
         for path in files:
             torch.save(alone(torch.load(path, weights_only=True)), path)
         saved = sum(path.stat().st_size for path in files)
-        for what, size in ((f"document 5's {layout} files, as exported", exported), ("  each square a tensor", saved)):
+        for what, size in (
+            (f"the Gemma capture's {layout} files, as exported", exported),
+            ("  each square a tensor", saved),
+        ):
             yield row(f"{what}: bytes / the run", [size / of_the_run], None, note=f"{size:,} of {of_the_run:,}")
 
 

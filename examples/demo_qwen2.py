@@ -3,7 +3,7 @@
     python examples/demo_qwen2.py --text "The quick brown fox jumps over the lazy dog." --open-browser
     python examples/demo_qwen2.py --model Qwen/Qwen2-0.5B --layer 20 --target-pos -2
 
-The options are those of document 3's demo. Without --model it runs offline, on the built-in model.
+The options are those of reverse-attention's demo. Without --model it runs offline, on the built-in model.
 """
 
 import argparse

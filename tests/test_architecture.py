@@ -36,6 +36,21 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
     for path in ROOT.rglob("*.py")
 )
+LIBRARY = [module for module in MODULES if module.split(".")[0] != "cli"]
+FLAGS_OF_OTHER_PROGRAMS = {
+    "--upgrade": "pip's, where a newer traceformer is needed",
+    "--force-reinstall": "pip's, where the viewer's pages are missing",
+    "--no-deps": "pip's, where the viewer's pages are missing",
+    "--repo-type": "hf's, which downloads a data set where there is a network",
+    "--local-dir": "hf's, which downloads a data set where there is a network",
+}
+"""The library speaks of parameters, which the command line turns into flags; these are in commands to copy."""
+READ_BY_USERS = [
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*", "traceformer/**/*.py", "traceformer/**/*.md")
+    for path in sorted(ROOT.parent.glob(pattern))
+    if path.is_file() and path.suffix in (".md", ".py", ".txt")
+]
 STARTS_WITHOUT_TORCH = (
     *("traceformer", "traceformer.store.run", "traceformer.formats.registry", "traceformer.compat"),
     *("traceformer.cli", "traceformer.cli.inspect"),

@@ -40,11 +40,11 @@ def workplace(tmp_path: Path, hub: Path, tiny_folder: Callable[..., Path], monke
     return place
 
 
-def test_document_1_has_its_lines() -> None:
+def test_the_padded_store_has_its_lines() -> None:
     assert len(LINES) == 6
 
 
-@pytest.mark.filterwarnings("ignore:dropping layers 11")  # T5 small has six: document 1 says they are dropped
+@pytest.mark.filterwarnings("ignore:dropping layers 11")  # T5 small has six: the guide says they are dropped
 @pytest.mark.parametrize("line", LINES)
 def test_a_documented_extraction_works_as_it_stands(
     line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -79,13 +79,13 @@ def test_a_documented_extraction_works_as_it_stands(
         assert run.text(example).endswith("E: new york\nAnswer:")
 
 
-def test_document_5_has_its_lines() -> None:
+def test_the_gemma_capture_has_its_lines() -> None:
     assert len(CAPTURES) == 3
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("line", CAPTURES)
-def test_a_documented_capture_records_document_5_s_files(
+def test_a_documented_capture_records_the_gemma_captures_files(
     line: str, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,12 @@
 """Record what happens inside transformers, keep it in one compact store, ask it questions.
 
-`from traceformer import TraceStore` starts without torch; everything is loaded when first used.
+    import traceformer as tf
+
+    model = tf.load_model("byte")
+    run = tf.record(model, ["The Eiffel Tower is in Paris."])
+    tf.heads(run).to_frame()
+
+Verbs take a run, or a model with texts. Everything is loaded when it is first used: this import loads no torch.
 """
 
 from importlib import import_module
@@ -9,68 +15,95 @@ from typing import TYPE_CHECKING, Any
 from traceformer.presentation import bind
 
 if TYPE_CHECKING:
-    from traceformer.analysis.paths.beam import BeamState, beam_search_backward
-    from traceformer.analysis.paths.result import TraceResult
-    from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
-    from traceformer.compat.nanochat_engine import InterpretabilityEngine
-    from traceformer.compat.reverse_attention import ReverseAttentionTracer
-    from traceformer.compat.trace_storage import TraceStorage
+    from traceformer import compat, figures
+    from traceformer.analysis.directions import Direction
+    from traceformer.analysis.head_tally import HeadMetrics
+    from traceformer.analysis.lens import Lens
+    from traceformer.analysis.paths.result import Paths
+    from traceformer.capture.extract import record
+    from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError
-    from traceformer.formats.path_files import load_trace, save_trace
-    from traceformer.questions.paths import trace_stored
+    from traceformer.formats.registry import export, import_run
+    from traceformer.models.load import load_model
+    from traceformer.questions.check import check
+    from traceformer.questions.clusters import cluster
+    from traceformer.questions.heads import heads
+    from traceformer.questions.lens import lens
+    from traceformer.questions.paths import paths
+    from traceformer.questions.statistics import statistics
+    from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
-    from traceformer.store.run import TraceStore
-    from traceformer.viewer.export import paths_html
+    from traceformer.store.folders import open_run
+    from traceformer.store.run import Run, TraceStore
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "TraceStore": "traceformer.store.run",
-    "Selection": "traceformer.sites",
-    "TraceformerError": "traceformer.errors",
-    "InterpretabilityEngine": "traceformer.compat.nanochat_engine",
-    "TraceStorage": "traceformer.compat.trace_storage",
-    "ReverseAttentionTracer": "traceformer.compat.reverse_attention",
-    "trace_stored": "traceformer.questions.paths",
-    "save_trace": "traceformer.formats.path_files",
-    "load_trace": "traceformer.formats.path_files",
-    "paths_html": "traceformer.viewer.export",
-    "TraceResult": "traceformer.analysis.paths.result",
-    "BeamPath": "traceformer.analysis.paths.sankey",
-    "SankeyData": "traceformer.analysis.paths.sankey",
-    "SankeyLink": "traceformer.analysis.paths.sankey",
-    "SankeyNode": "traceformer.analysis.paths.sankey",
-    "BeamState": "traceformer.analysis.paths.beam",
-    "beam_search_backward": "traceformer.analysis.paths.beam",
-}
-
 __all__ = [
-    "BeamPath",
-    "BeamState",
-    "InterpretabilityEngine",
-    "ReverseAttentionTracer",
-    "SankeyData",
-    "SankeyLink",
-    "SankeyNode",
+    "Direction",
+    "HeadMetrics",
+    "Lens",
+    "Paths",
+    "Run",
     "Selection",
-    "TraceResult",
-    "TraceStorage",
     "TraceStore",
     "TraceformerError",
     "__version__",
-    "beam_search_backward",
-    "load_trace",
-    "paths_html",
-    "save_trace",
-    "trace_stored",
+    "check",
+    "cluster",
+    "compat",
+    "export",
+    "figures",
+    "fit_direction",
+    "generate",
+    "heads",
+    "import_run",
+    "lens",
+    "load_model",
+    "open_run",
+    "paths",
+    "project",
+    "record",
+    "statistics",
 ]
 
-bind("TraceStore", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
+_HOMES = {
+    "Direction": "traceformer.analysis.directions",
+    "HeadMetrics": "traceformer.analysis.head_tally",
+    "Lens": "traceformer.analysis.lens",
+    "Paths": "traceformer.analysis.paths.result",
+    "Run": "traceformer.store.run",
+    "Selection": "traceformer.sites",
+    "TraceStore": "traceformer.store.run",
+    "TraceformerError": "traceformer.errors",
+    "check": "traceformer.questions.check",
+    "cluster": "traceformer.questions.clusters",
+    "export": "traceformer.formats.registry",
+    "fit_direction": "traceformer.questions.traits",
+    "generate": "traceformer.capture.generation.generate",
+    "heads": "traceformer.questions.heads",
+    "import_run": "traceformer.formats.registry",
+    "lens": "traceformer.questions.lens",
+    "load_model": "traceformer.models.load",
+    "open_run": "traceformer.store.folders",
+    "paths": "traceformer.questions.paths",
+    "project": "traceformer.questions.traits",
+    "record": "traceformer.capture.extract",
+    "statistics": "traceformer.questions.statistics",
+}
+_MODULES = ("compat", "figures")
+
+bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"traceformer.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    # The names of older systems, whose home is `compat`, are found here, too.
+    compat = import_module("traceformer.compat")
+    if not name.startswith("_") and name in compat.__all__:
+        return getattr(compat, name)
     raise AttributeError(f"module 'traceformer' has no attribute {name!r}")
 
 

@@ -20,9 +20,11 @@ __all__ = [
     "ArrayKey",
     "ArraySpec",
     "Attention",
+    "Numbers",
     "Selection",
     "Site",
     "Stack",
+    "as_indices",
     "choose",
     "expand_sites",
     "parse_indices",
@@ -51,7 +53,7 @@ class Site:
 
     @property
     def is_derived(self) -> bool:
-        """True for what is computed from another site's rows while the model runs, and asked for by a flag of its own.
+        """True for what is computed from another site's rows while the model runs, and has a parameter of its own.
 
         No group has it.
         """
@@ -104,9 +106,9 @@ SITES: Mapping[str, Site] = {
         ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
         ("final_norm", ("position", "d_model"), "after the final norm"),
         ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
-        ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (--project): (a @ v) / |v|"),
-        ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (--lens-top-k)"),
-        ("lens_topk_prob", _TOP, "their probabilities: the softmax over all words"),
+        ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (`project`): (a @ v) / |v|"),
+        ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (`lens_top_k`)"),
+        ("lens_topk_prob", _TOP, "their probabilities: the softmax over the vocabulary"),
     )
 }  # fmt: skip
 
@@ -242,6 +244,24 @@ def parse_indices(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+Numbers: TypeAlias = int | Iterable[int] | str | None
+"""Layers, heads or positions as a person writes them: one, several, text such as `0,3,5-7`, or None for all."""
+
+
+def as_indices(numbers: Numbers) -> tuple[int, ...] | None:
+    """Returns the numbers that are meant, None for all."""
+    if numbers is None or isinstance(numbers, str):
+        return None if numbers is None else parse_indices(numbers)
+    return (numbers,) if isinstance(numbers, int) else tuple(int(number) for number in numbers)
+
+
+def _by_stack(numbers: Numbers | Mapping[Stack, Numbers]) -> dict[Stack, tuple[int, ...] | None]:
+    if isinstance(numbers, Mapping):
+        return {stack: as_indices(own) for stack, own in numbers.items()}
+    both: tuple[Stack, ...] = ("enc", "dec")
+    return dict.fromkeys(both, as_indices(numbers))
+
+
 def choose(wanted: tuple[int, ...] | None, available: int, what: str) -> tuple[int, ...]:
     """Returns those of `wanted` (all, for None) that lie in 0 .. available-1, in order, each once; warns of the others.
 
@@ -267,18 +287,50 @@ def _listed(numbers: Iterable[int]) -> str:
 class Selection:
     """What a user asks to record: sites or groups, and per stack the layers and heads (None = all).
 
-    `Selection(("attn", "resid_mid"), layers={"dec": (0, 5)})`.
+    `Selection(("attn", "resid_mid"), layers={"dec": (0, 5)})`. `derived` are what is to be computed from rows while the
+    model runs (`capture/derived.py`: `Traits`, `LensTopK`), beside the sites or alone.
     """
 
     capture: tuple[str, ...]
     layers: Mapping[Stack, tuple[int, ...] | None] = field(default_factory=dict[Stack, tuple[int, ...] | None])
     heads: Mapping[Stack, tuple[int, ...] | None] = field(default_factory=dict[Stack, tuple[int, ...] | None])
     hidden_layers: tuple[int, ...] | None = None
+    derived: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        capture: "str | Iterable[str] | Selection",
+        *,
+        layers: "Numbers | Mapping[Stack, Numbers]" = None,
+        heads: "Numbers | Mapping[Stack, Numbers]" = None,
+        hidden_layers: "Numbers" = None,
+        derived: Iterable[Any] = (),
+    ) -> "Selection":
+        """Returns the selection that is meant by `"attn resid"`, by a list of names, or by a selection itself.
+
+        Layers and heads are numbers, or text such as `0,3,5-7`, for both stacks or by stack (`{"dec": "0-3"}`).
+
+        Raises:
+            SelectionError: a name or a list that cannot be read.
+        """
+        if isinstance(capture, Selection):
+            return capture
+        names = [capture] if isinstance(capture, str) else list(capture)
+        sites = tuple(name for text in names for name in re.split(r"[,\s]+", text) if name)
+        selection = cls(sites, _by_stack(layers), _by_stack(heads), as_indices(hidden_layers), tuple(derived))
+        _ = selection.sites  # a misspelt one fails here, before a model is loaded
+        return selection
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites selected, in the table's order; none where only derived ones are to be recorded."""
         return expand_sites(self.capture) if self.capture else ()
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a language-model head is needed, which an encoder may be loaded without."""
+        return "logits" in self.sites or any(each.needs_head for each in self.derived)
 
     def is_named(self, name: str) -> bool:
         """Whether a site was asked for by its own name: then a model without it is an error, not an omission."""

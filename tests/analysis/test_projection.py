@@ -104,7 +104,7 @@ CURVES = st.lists(st.floats(-100, 100, width=16), max_size=20)
 
 @settings(deadline=None)
 @given(CURVES)
-def test_dynamics_are_document_5s(scores: list[float]) -> None:
+def test_dynamics_are_the_gemma_captures(scores: list[float]) -> None:
     found = dynamics(np.array(scores, np.float32))
     velocity = [after - before for before, after in itertools.pairwise(scores)]
     acceleration = [after - before for before, after in itertools.pairwise(velocity)]

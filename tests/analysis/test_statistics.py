@@ -1,4 +1,4 @@
-"""Statistics against torch's own arithmetic, brute force, and the formulas of document 2."""
+"""Statistics against torch's own arithmetic, brute force, and the formulas of the nanochat engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.capture.asked import Extraction, extracted
 from tests.capture.conftest import TEXTS, tiny_folder
 from traceformer import Selection, TraceStore
 from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ValueTally, logit_statistics
 from traceformer.analysis.visibility import Visibility, visibility_of
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import ExampleNotFound, UsageError
 from traceformer.models.tiny import TINY
 from traceformer.questions.statistics import ExampleLogits, run_statistics
@@ -30,7 +29,7 @@ def causal_patterns(seed: int, heads: int, length: int) -> np.ndarray:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1).float().numpy()
 
 
-def test_document_2s_convention_gives_what_its_formulas_give() -> None:
+def test_the_nanochat_convention_gives_what_its_formulas_give() -> None:
     pattern = causal_patterns(1, 3, 17)
     tally = AttentionTally(3, NANOCHAT, Visibility(causal=True))
     tally.add(pattern)
@@ -138,8 +137,8 @@ def test_logits_agree_with_torch() -> None:
     ranks = [int((order[i] == came[i]).nonzero()) + 1 for i in range(39)]
     assert found.came_rank.tolist() == [*ranks, 0]
     assert np.isnan(found.came_probability[-1])
-    document_2 = logit_statistics(logits.numpy(), came.numpy(), NANOCHAT)
-    assert document_2.entropy == pytest.approx(-(p * (p + 1e-8).log()).sum(-1).numpy(), rel=1e-6)
+    nanochat = logit_statistics(logits.numpy(), came.numpy(), NANOCHAT)
+    assert nanochat.entropy == pytest.approx(-(p * (p + 1e-8).log()).sum(-1).numpy(), rel=1e-6)
 
 
 def test_of_equally_likely_tokens_the_lower_id_comes_first() -> None:
@@ -165,7 +164,7 @@ def test_a_token_outside_the_vocabulary_is_refused() -> None:
 def record(folder: Path, texts: Path, out: Path, **options: object) -> TraceStore:
     request = {"selection": Selection(("attn", "resid_post", "logits")), "dataset": str(texts), "limit": 4}
     request |= {"model": str(folder), "dtype": "float32", "device": "cpu", "out_dir": out, **options}
-    return TraceStore(extract(ExtractRequest(**request)))  # pyright: ignore[reportArgumentType]
+    return TraceStore(extracted(Extraction(**request)))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture

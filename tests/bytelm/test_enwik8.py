@@ -130,7 +130,7 @@ def test_an_address_without_it_is_named(fetch: Callable[[str], Path]) -> None:
 def test_an_unreachable_server_is_not_found(fetch: Callable[[str], Path]) -> None:
     with server(b"", breaks_after=[]) as (address, _):
         pass
-    with pytest.raises(NotFound, match="pydoc needs no network"):
+    with pytest.raises(NotFound, match='`data="pydoc"` needs no network'):
         fetch(address)
 
 

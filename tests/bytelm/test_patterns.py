@@ -1,4 +1,4 @@
-"""Where heads may look: against loops over all pairs, and the figures of document 4's original."""
+"""Where heads may look: against loops over all pairs, and the figures of the byte-transformer thesis's code."""
 
 import json
 
@@ -15,7 +15,7 @@ def cells(pattern: HeadPattern, length: int) -> set[tuple[int, int]]:
 
 
 def reference(kind: str, length: int, n_ctx: int) -> set[tuple[int, int]]:
-    """What document 4 allows a kind of head, cut to the causal part, and each position itself."""
+    """What the byte-transformer thesis allows a kind of head, cut to the causal part, and each position itself."""
     anchors = {int(r * (n_ctx - 1)) for r in (0, 0.1, 0.2, 0.3, 0.382, 0.5, 0.618, 0.7, 0.8, 0.9, 1)}
     allowed = {
         "focused": lambda i, j: abs(i - j) <= 8,
@@ -30,7 +30,7 @@ KINDS = ("focused", "wider", "wider", "strided", "strided", "strided", "anchors"
 
 
 @pytest.mark.parametrize(("length", "n_ctx"), [(200, 200), (100, 1024), (128, 128), (40, 7)])
-def test_eight_heads_are_those_of_document_4(length: int, n_ctx: int) -> None:
+def test_eight_heads_are_those_of_the_byte_transformer_thesis(length: int, n_ctx: int) -> None:
     patterns = thesis_patterns(8, n_ctx)
     assert len(patterns) == 8
     for pattern, kind in zip(patterns, KINDS, strict=True):

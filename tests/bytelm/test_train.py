@@ -209,7 +209,7 @@ def test_only_the_settings_it_was_begun_with_go_on(trained: tuple[TrainSettings,
 
 def test_a_folder_that_is_not_empty_is_left_alone(trained: tuple[TrainSettings, Outcome]) -> None:
     settings, outcome = trained
-    with pytest.raises(RunExists, match="--resume goes on with it"):
+    with pytest.raises(RunExists, match="`resume=True` goes on with it"):
         train(settings, outcome.folder, device="cpu")
 
 
@@ -249,7 +249,7 @@ def test_training_can_begin_with_the_weights_of_a_model(
     assert first.train_curve[0][1] < 5 < trained[1].train_curve[0][1]
     with pytest.raises(ConfigurationChanged, match=r"of another shape: model\.embed_tokens\.weight"):
         train(replace(quick, preset="small", init=str(trained[1].folder)), tmp_path / "n", device="cpu")
-    with pytest.raises(NotFound, match="--init takes the folder of a trained model"):
+    with pytest.raises(NotFound, match="`init` takes the folder of a trained model"):
         train(replace(quick, init=str(tmp_path)), tmp_path / "o", device="cpu")
 
 
@@ -288,10 +288,10 @@ def test_adamw_decays_matrices_and_nothing_else(quick: TrainSettings, tmp_path: 
     ("changes", "words"),
     [
         ({"seq_length": 256}, "windows of 256 do not fit the preset 'tiny'; its context is 128"),
-        ({"num_epochs": 0}, "--num_epochs cannot be 0"),
-        ({"learning_rate": math.nan}, "--learning_rate cannot be nan"),
-        ({"batch_size": -1}, "--batch_size cannot be -1"),
-        ({"floor": 2.0}, "--floor cannot be 2.0"),
+        ({"num_epochs": 0}, "`num_epochs` cannot be 0"),
+        ({"learning_rate": math.nan}, "`learning_rate` cannot be nan"),
+        ({"batch_size": -1}, "`batch_size` cannot be -1"),
+        ({"floor": 2.0}, "`floor` cannot be 2.0"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(

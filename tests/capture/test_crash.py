@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.capture.asked import Extraction, extracted
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.store.commits import verify_run
 
 
@@ -25,14 +24,14 @@ def processes() -> ForkServerContext:
     return context
 
 
-def run_quietly(request: ExtractRequest) -> None:
+def run_quietly(request: Extraction) -> None:
     import warnings
 
     import torch
 
     torch.set_num_threads(1)  # on two, the model's own sums may be split otherwise when the machine is busy
     warnings.simplefilter("ignore")
-    extract(request)
+    extracted(request)
 
 
 def kill_after(process: BaseProcess, seconds: float) -> bool:
@@ -49,9 +48,9 @@ def array_files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("c.*")}
 
 
-def request_for(folder: Path, out: Path, **changes: object) -> ExtractRequest:
-    base = ExtractRequest(
-        Selection(("attn", "qkv", "hidden", "resid")),
+def request_for(folder: Path, out: Path, **changes: object) -> Extraction:
+    base = Extraction(
+        selection=Selection(("attn", "qkv", "hidden", "resid")),
         model=str(folder),
         dataset="demo",
         limit=None,
@@ -62,7 +61,7 @@ def request_for(folder: Path, out: Path, **changes: object) -> ExtractRequest:
     return replace(base, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def killed_runs(processes: ForkServerContext, request: ExtractRequest, kills: int, seconds: float) -> Iterator[Path]:
+def killed_runs(processes: ForkServerContext, request: Extraction, kills: int, seconds: float) -> Iterator[Path]:
     """Yields finished runs, each killed at random moments and resumed until it was done, `kills` times in all."""
     chance = random.Random(kills)
     number = hits = 0
@@ -78,7 +77,7 @@ def killed_runs(processes: ForkServerContext, request: ExtractRequest, kills: in
         yield asked.out_dir
 
 
-def measured(processes: ForkServerContext, request: ExtractRequest) -> float:
+def measured(processes: ForkServerContext, request: Extraction) -> float:
     started = time.perf_counter()
     process = processes.Process(target=run_quietly, args=(request,))
     process.start()

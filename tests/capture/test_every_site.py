@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Extraction, extracted
 from tests.capture.conftest import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.capture.attention import Span
-from traceformer.capture.extract import extract
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.capture.recorder import Recorder
-from traceformer.models.families import architecture_of
 from traceformer.models.load import load_model
 from traceformer.models.tiny import TINY
 from traceformer.sites import ArrayKey, ArraySpec
@@ -43,8 +41,8 @@ def test_every_site_of_a_family_is_stored_as_a_pass_over_the_single_text_shows_i
     loaded = load_model(str(folder), device="cpu", with_head=True)
     is_encdec = loaded.dims.arch == "encdec"
     run = TraceStore(
-        extract(
-            ExtractRequest(
+        extracted(
+            Extraction(
                 Selection(("all",)),
                 model=str(folder),
                 dataset=str(text_file),
@@ -57,7 +55,7 @@ def test_every_site_of_a_family_is_stored_as_a_pass_over_the_single_text_shows_i
             )
         )
     )
-    plan = plan_arrays(Selection(("all",)), architecture_of(loaded.config), loaded.dims)
+    plan = plan_arrays(Selection(("all",)), loaded.model)
     assert {str(spec.key) for spec in run.layout.arrays} == {str(spec.key) for spec in plan.arrays}
     compared = 0
     for _, row in run.tokens.iterrows():

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Extraction, estimated, extracted
 from tests.capture.conftest import TEXTS
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import Progress, estimate, extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import ConfigurationChanged, NumericError, RunExists, SelectionError, Unsupported, UsageError
+from traceformer.progress import Progress
 from traceformer.store.commits import verify_run
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "bert", "roberta", "t5")
@@ -40,8 +40,8 @@ VALUES: Mapping[str, str] = {
 }
 
 
-def request(folder: Path, texts: Path, out: Path, **changes: Any) -> ExtractRequest:
-    base = ExtractRequest(CAPTURE, model=str(folder), dataset=str(texts), out_dir=out, device="cpu", batch_size=4)
+def request(folder: Path, texts: Path, out: Path, **changes: Any) -> Extraction:
+    base = Extraction(selection=CAPTURE, model=str(folder), dataset=str(texts), out_dir=out, device="cpu", batch_size=4)
     return replace(base, **changes)
 
 
@@ -82,7 +82,7 @@ def test_every_stored_value_equals_an_eager_pass_of_the_single_text(
     family: str, dtype: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder(family)
-    run = TraceStore(extract(request(folder, text_file, tmp_path / "run", dtype=dtype)))
+    run = TraceStore(extracted(request(folder, text_file, tmp_path / "run", dtype=dtype)))
     eager = Eager(folder, family)
     n_layers = run.L
     for layer in range(n_layers):
@@ -107,7 +107,7 @@ def test_every_stored_value_equals_an_eager_pass_of_the_single_text(
 def test_patterns_follow_from_stored_queries_and_keys(
     family: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
-    run = TraceStore(extract(request(tiny_folder(family), text_file, tmp_path / "run", dtype="float32")))
+    run = TraceStore(extracted(request(tiny_folder(family), text_file, tmp_path / "run", dtype="float32")))
     example = run.tokens.example_id[2]
     q, k = run.qkv(example, "q", layer=1, head=3), run.qkv(example, "k", layer=1, head=3)
     scores = q @ k.T / np.sqrt(q.shape[1])
@@ -122,7 +122,7 @@ def test_t5_with_targets_stores_encoder_decoder_and_cross_attention(
     tiny_folder: Callable[..., Path], text_file: Path, target_file: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder("t5")
-    run = TraceStore(extract(request(folder, text_file, tmp_path / "run", dtype="float32", targets_file=target_file)))
+    run = TraceStore(extracted(request(folder, text_file, tmp_path / "run", dtype="float32", targets_file=target_file)))
     eager = Eager(folder, "t5")
     for _, row in run.tokens.iterrows():
         example, labels = row.example_id, list(row.dec_labels)
@@ -145,7 +145,7 @@ def test_t5_with_targets_stores_encoder_decoder_and_cross_attention(
 def test_t5_without_targets_stores_encoder_arrays_only(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
-    run = TraceStore(extract(request(tiny_folder("t5"), text_file, tmp_path / "run")))
+    run = TraceStore(extracted(request(tiny_folder("t5"), text_file, tmp_path / "run")))
     assert run.arrays()
     assert all(name.startswith("enc_") for name in run.arrays())
 
@@ -154,9 +154,9 @@ def test_selected_layers_and_heads_are_the_models_own_numbers(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder("llama")
-    everything = TraceStore(extract(request(folder, text_file, tmp_path / "all")))
+    everything = TraceStore(extracted(request(folder, text_file, tmp_path / "all")))
     selection = Selection(("attn", "qkv"), layers={"dec": (0, 2)}, heads={"dec": (3,)})
-    part = TraceStore(extract(request(folder, text_file, tmp_path / "part", selection=selection)))
+    part = TraceStore(extracted(request(folder, text_file, tmp_path / "part", selection=selection)))
     for example in everything.tokens.example_id:
         for layer in (0, 2):
             whole = everything.attn(example, layer=layer, head=3)
@@ -173,7 +173,7 @@ def test_indices_out_of_range_are_dropped_with_a_warning(
 ) -> None:
     selection = Selection(("attn",), layers={"dec": (0, 7)}, heads={"dec": (1, 99)})
     with pytest.warns(UserWarning, match="valid range") as caught:
-        run = TraceStore(extract(request(tiny_folder("gpt2"), text_file, tmp_path / "run", selection=selection)))
+        run = TraceStore(extracted(request(tiny_folder("gpt2"), text_file, tmp_path / "run", selection=selection)))
     assert [str(each.message) for each in caught] == [
         "dropping layers 7: valid range is 0-2",
         "dropping heads 99: valid range is 0-3",
@@ -181,7 +181,7 @@ def test_indices_out_of_range_are_dropped_with_a_warning(
     assert run.meta["layers_stored"] == {"dec": [0]}
     none_left = Selection(("attn",), layers={"dec": (7, 8)})
     with pytest.raises(SelectionError, match="only layers 0-2"):
-        extract(request(tiny_folder("gpt2"), text_file, tmp_path / "none", selection=none_left))
+        extracted(request(tiny_folder("gpt2"), text_file, tmp_path / "none", selection=none_left))
     assert not (tmp_path / "none").exists()
 
 
@@ -189,8 +189,8 @@ def test_order_and_values_do_not_depend_on_the_batch_size(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder("gpt2")
-    one = TraceStore(extract(request(folder, text_file, tmp_path / "one", batch_size=1, dtype="float32")))
-    many = TraceStore(extract(request(folder, text_file, tmp_path / "many", batch_size=5, dtype="float32")))
+    one = TraceStore(extracted(request(folder, text_file, tmp_path / "one", batch_size=1, dtype="float32")))
+    many = TraceStore(extracted(request(folder, text_file, tmp_path / "many", batch_size=5, dtype="float32")))
     assert list(one.tokens.example_id) == list(many.tokens.example_id)
     for example in one.tokens.example_id:
         np.testing.assert_allclose(one.attn(example), many.attn(example), atol=1e-5)
@@ -202,9 +202,9 @@ def test_texts_are_cut_with_a_warning_and_auto_takes_what_the_model_can_read(
 ) -> None:
     folder = tiny_folder("gpt2")
     with pytest.warns(UserWarning, match="texts are cut to 8 tokens"):
-        short = TraceStore(extract(request(folder, text_file, tmp_path / "short", max_seq_len=8)))
+        short = TraceStore(extracted(request(folder, text_file, tmp_path / "short", max_seq_len=8)))
     assert short.tokens.n_tokens.max() == 8
-    full = TraceStore(extract(request(folder, text_file, tmp_path / "full", max_seq_len="auto")))
+    full = TraceStore(extracted(request(folder, text_file, tmp_path / "full", max_seq_len="auto")))
     assert 8 < full.tokens.n_tokens.max() <= 64
     np.testing.assert_array_equal(full.tokens.input_ids[0][:8], short.tokens.input_ids[0])
 
@@ -212,7 +212,7 @@ def test_texts_are_cut_with_a_warning_and_auto_takes_what_the_model_can_read(
 def test_logits_are_the_models_own(tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path) -> None:
     folder = tiny_folder("gemma2")
     run = TraceStore(
-        extract(request(folder, text_file, tmp_path / "run", dtype="float32", selection=Selection(("logits",))))
+        extracted(request(folder, text_file, tmp_path / "run", dtype="float32", selection=Selection(("logits",))))
     )
     eager = Eager(folder, "gemma2")
     for example, ids in zip(run.tokens.example_id, run.tokens.input_ids, strict=True):
@@ -222,7 +222,7 @@ def test_logits_are_the_models_own(tiny_folder: Callable[..., Path], text_file: 
 @pytest.mark.filterwarnings("ignore:texts are cut")
 def test_an_interrupted_run_resumes_to_the_same_bytes(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny_folder("gpt2")
-    whole = extract(request(folder, Path("demo"), tmp_path / "whole", limit=64, shard_examples=16))
+    whole = extracted(request(folder, Path("demo"), tmp_path / "whole", limit=64, shard_examples=16))
     seen: list[Progress] = []
 
     def stop_after_40(progress: Progress) -> None:
@@ -232,15 +232,15 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tiny_folder: Callable[...,
 
     asked = request(folder, Path("demo"), tmp_path / "again", limit=64, shard_examples=16)
     with pytest.raises(KeyboardInterrupt):
-        extract(asked, stop_after_40)
+        extracted(asked, stop_after_40)
     kept = TraceStore(tmp_path / "_tmp_again")
     assert not kept.finished
     assert kept.n == 32
     with pytest.raises(ConfigurationChanged, match="batch_size"):
-        extract(replace(asked, resume=True, batch_size=3))
+        extracted(replace(asked, resume=True, batch_size=3))
     with pytest.raises(ConfigurationChanged, match="model weights"):
-        extract(replace(asked, resume=True, model=str(tiny_folder("gpt2", seed=1))))
-    resumed = extract(replace(asked, resume=True), seen.append)
+        extracted(replace(asked, resume=True, model=str(tiny_folder("gpt2", seed=1))))
+    resumed = extracted(replace(asked, resume=True), seen.append)
     assert seen[-1].examples_total == 32
     assert not verify_run(resumed)
     assert array_files(whole) == array_files(resumed)
@@ -255,13 +255,13 @@ def test_a_finished_run_is_not_touched_unless_told(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     asked = request(tiny_folder("gpt2"), text_file, tmp_path / "run", selection=Selection(("attn",)))
-    before = array_files(extract(asked))
+    before = array_files(extracted(asked))
     with pytest.raises(RunExists):
-        extract(replace(asked, selection=Selection(("hidden",))))
+        extracted(replace(asked, selection=Selection(("hidden",))))
     with pytest.raises(RunExists, match="is finished"):
-        extract(replace(asked, resume=True))
+        extracted(replace(asked, resume=True))
     assert array_files(tmp_path / "run") == before
-    after = TraceStore(extract(replace(asked, selection=Selection(("hidden",)), overwrite=True)))
+    after = TraceStore(extracted(replace(asked, selection=Selection(("hidden",)), overwrite=True)))
     assert list(after.arrays()) == ["dec_hidden"]
 
 
@@ -277,10 +277,10 @@ def test_float16_overflow_stops_the_run_and_names_the_way_out(
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(tiny_folder("gpt2")).save_pretrained(folder)
     asked = request(folder, text_file, tmp_path / "run", selection=Selection(("resid_post",)))
-    with pytest.raises(NumericError, match=r"layer 1 of dec\.resid_post does not fit into float16.*--dtype float32"):
-        extract(asked)
+    with pytest.raises(NumericError, match=r'layer 1 of dec\.resid_post does not fit into float16.*`dtype="float32"`'):
+        extracted(asked)
     assert not (tmp_path / "run").exists()
-    wide = TraceStore(extract(replace(asked, dtype="float32", out_dir=tmp_path / "wide")))
+    wide = TraceStore(extracted(replace(asked, dtype="float32", out_dir=tmp_path / "wide")))
     assert wide.resid(wide.tokens.example_id[0], "post_mlp", 1).max() > 65504
 
 
@@ -288,8 +288,8 @@ def test_bfloat16_keeps_the_range_and_eight_bits(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     asked = request(tiny_folder("gpt2"), text_file, tmp_path / "run", dtype="float32")
-    exact = TraceStore(extract(asked))
-    rough = TraceStore(extract(replace(asked, dtype="bfloat16", out_dir=tmp_path / "rough")))
+    exact = TraceStore(extracted(asked))
+    rough = TraceStore(extracted(replace(asked, dtype="bfloat16", out_dir=tmp_path / "rough")))
     for example in exact.tokens.example_id:
         expected = exact.hidden(example)
         np.testing.assert_allclose(rough.hidden(example).astype(np.float32), expected, rtol=2.0**-8)
@@ -299,8 +299,8 @@ def test_sqrt8_patterns_are_within_their_stated_error(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     asked = request(tiny_folder("gpt2"), text_file, tmp_path / "run", selection=Selection(("attn",)))
-    exact = TraceStore(extract(asked))
-    rough = TraceStore(extract(replace(asked, attn_codec="sqrt8", out_dir=tmp_path / "rough")))
+    exact = TraceStore(extracted(asked))
+    rough = TraceStore(extracted(replace(asked, attn_codec="sqrt8", out_dir=tmp_path / "rough")))
     for example in exact.tokens.example_id:
         np.testing.assert_allclose(rough.attn(example), exact.attn(example).astype(np.float32), atol=0.004)
 
@@ -310,9 +310,9 @@ def test_a_site_that_the_family_lacks_is_refused_by_name_and_left_out_of_a_group
 ) -> None:
     asked = request(tiny_folder("gpt_neox_parallel"), text_file, tmp_path / "run")
     with pytest.raises(Unsupported, match="no resid_mid; attention and MLP run in parallel"):
-        extract(replace(asked, selection=Selection(("resid_mid",))))
+        extracted(replace(asked, selection=Selection(("resid_mid",))))
     with pytest.warns(UserWarning, match="resid_mid: left out"):
-        run = TraceStore(extract(replace(asked, selection=Selection(("resid",)))))
+        run = TraceStore(extracted(replace(asked, selection=Selection(("resid",)))))
     assert run.meta["left_out"] == ["resid_mid"]
     assert "dec_res_post_attn" not in run.arrays()
 
@@ -321,17 +321,17 @@ def test_targets_are_for_encoder_decoders(
     tiny_folder: Callable[..., Path], text_file: Path, target_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="encoder-decoders"):
-        extract(request(tiny_folder("gpt2"), text_file, tmp_path / "run", targets_file=target_file))
+        extracted(request(tiny_folder("gpt2"), text_file, tmp_path / "run", targets_file=target_file))
 
 
 @pytest.mark.filterwarnings("ignore:texts are cut")
 def test_two_writers_make_the_run_that_one_makes(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     asked = request(tiny_folder("gpt2"), Path("demo"), tmp_path / "one", limit=64, shard_examples=16)
-    one = extract(asked)
+    one = extracted(asked)
     shared = replace(asked, out_dir=tmp_path / "two")
-    unfinished = extract(replace(shared, writer=(0, 2)))
+    unfinished = extracted(replace(shared, writer=(0, 2)))
     assert unfinished.name == "_tmp_two"
-    two = extract(replace(shared, writer=(1, 2)))
+    two = extracted(replace(shared, writer=(1, 2)))
     assert two == tmp_path / "two"
     assert array_files(one) == array_files(two)
     assert not verify_run(two)
@@ -340,9 +340,9 @@ def test_two_writers_make_the_run_that_one_makes(tiny_folder: Callable[..., Path
 @pytest.mark.filterwarnings("ignore:texts are cut")
 def test_estimate_is_near_what_is_written(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     asked = request(tiny_folder("bert"), Path("demo"), tmp_path / "run", limit=None)
-    expected = estimate(asked)
+    expected = estimated(asked)
     assert not (tmp_path / "run").exists()
-    run = extract(asked)
+    run = extracted(asked)
     arrays = sum(path.stat().st_size for path in run.rglob("c.*"))
     assert expected.examples == 64
     assert expected.tokens == TraceStore(run).tokens.n_tokens.sum()

@@ -13,8 +13,6 @@ from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported
-from traceformer.models.dims import ModelDims
-from traceformer.models.families import architecture_of
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
@@ -47,7 +45,7 @@ class Everything:
 
 def arrays_of(model: PreTrainedModel, *sites: str, **chosen: Any) -> tuple[ArraySpec, ...]:
     selection = Selection(sites or SITES, **chosen)
-    return plan_arrays(selection, architecture_of(model.config), ModelDims.from_config(model.config)).arrays
+    return plan_arrays(selection, model).arrays
 
 
 def prompt(seed: int = 0) -> Tensor:
@@ -179,7 +177,7 @@ def test_a_model_that_runs_its_context_again_is_refused() -> None:
         pytest.raises(Unsupported, match="whole context again") as caught,
     ):
         generated(model, prompt(), use_cache=False)
-    assert "--replay" in caught.value.hint
+    assert "`replay=True`" in caught.value.hint
 
 
 def test_a_recorder_still_runs_passes_of_its_own_after_a_growth_that_failed() -> None:

@@ -9,9 +9,8 @@ import transformers
 import xarray
 import zarr
 
+from tests.capture.asked import Extraction, extracted
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 
 MIDDLE = "encoder.layer.{}.attention.output"
 PROJECTIONS = {
@@ -23,8 +22,8 @@ PROJECTIONS = {
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
 def run(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
-    asked = ExtractRequest(
-        Selection(("attn", "qkv", "hidden", "resid")),
+    asked = Extraction(
+        selection=Selection(("attn", "qkv", "hidden", "resid")),
         model=str(minilm),
         dataset="demo",
         limit=None,
@@ -33,7 +32,7 @@ def run(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: pytest.T
         device="cpu",
         out_dir=tmp_path_factory.mktemp("minilm") / "run",
     )
-    return TraceStore(extract(asked))
+    return TraceStore(extracted(asked))
 
 
 def close(found: np.ndarray, expected: torch.Tensor, dtype: str) -> None:

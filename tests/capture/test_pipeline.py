@@ -108,11 +108,12 @@ def test_an_error_while_writing_stops_the_next_call() -> None:
 
     def record_on_and_on() -> None:
         nonlocal calls
-        with Pipeline(writer, layout) as pipeline:
+        with Pipeline(writer) as pipeline:
             pipeline.close_shard(0, run_through(pipeline), pa.table({}))
+            sink = pipeline.open_shard({"dec": [1, 1, 1]})
             writer.go.set()
             while (calls := calls + 1) < 1000:
-                pipeline.end_batch(sink_for(layout, {"dec": [1, 1, 1]}))
+                sink.end()
                 threading.Event().wait(0.01)
 
     with pytest.raises(OutOfSpace, match="disk is full"):
@@ -123,7 +124,7 @@ def test_an_error_while_writing_stops_the_next_call() -> None:
 def test_what_a_cpu_saw_is_compressed_before_its_next_pass() -> None:
     layout = layout_of()
     writer = FullDisk(layout)
-    pipeline = Pipeline(writer, layout)
+    pipeline = Pipeline(writer)
     sink = run_through(pipeline)
     pipeline.close_shard(0, sink, pa.table({}))
     assert list(sink.buffer.compressed) == [PATTERN.key]
@@ -136,13 +137,13 @@ def test_an_error_in_the_last_shard_is_raised_on_leaving() -> None:
     layout = layout_of()
     writer = FullDisk(layout)
     writer.go.set()
-    with pytest.raises(OutOfSpace), Pipeline(writer, layout) as pipeline:
+    with pytest.raises(OutOfSpace), Pipeline(writer) as pipeline:
         pipeline.close_shard(0, run_through(pipeline), pa.table({}))
 
 
 def test_a_shard_with_an_example_that_was_never_run_is_not_stored() -> None:
     layout = layout_of()
-    with Pipeline(FullDisk(layout), layout) as pipeline:
+    with Pipeline(FullDisk(layout)) as pipeline:
         sink = pipeline.open_shard({"dec": [1, 0, 1]})
         sink.begin([0], {"dec": [Span(0, 1)]})
         with pytest.raises(AssertionError, match=r"examples \[2\] of a shard were never run"):
@@ -159,7 +160,7 @@ def test_sqrt8_never_turns_nan_into_a_number() -> None:
 def test_shards_reach_the_store_in_order_with_two_buffers(tmp_path: Path) -> None:
     layout = layout_of(n_examples=8, shard_examples=2)
     with RunWriter.create(tmp_path / "run", layout, {}, digest={"test": 1}) as writer:
-        with Pipeline(writer, layout) as pipeline:
+        with Pipeline(writer) as pipeline:
             for shard in range(4):
                 sink = pipeline.open_shard({"dec": [1, 2]})
                 sink.begin([0, 1], {"dec": [Span(0, 1), Span(0, 2)]})
@@ -167,7 +168,7 @@ def test_shards_reach_the_store_in_order_with_two_buffers(tmp_path: Path) -> Non
                     shape = (2, 2, 2, 4) if spec.heads else (2, 2, 4)
                     for layer in spec.layers:
                         sink.rows(spec, layer, torch.full(shape, float(shard)))
-                pipeline.end_batch(sink)
+                sink.end()
                 ids = pa.table({"example_id": [f"{shard}-0", f"{shard}-1"], "n_tokens": [1, 2]})
                 pipeline.close_shard(shard, sink, ids)
         assert writer.pending == []

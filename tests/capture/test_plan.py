@@ -1,18 +1,18 @@
 """What a selection means for a given family."""
 
+from typing import Any
+
 import pytest
 
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
-from traceformer.models.dims import ModelDims
 from traceformer.models.families import ARCHITECTURES, architecture_of
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import SITES, ArraySpec, Selection
 
 
 def plan(family: str, selection: Selection, **options: object) -> Plan:
-    config = tiny_model(family).config
-    return plan_arrays(selection, architecture_of(config), ModelDims.from_config(config), **options)  # pyright: ignore[reportArgumentType]
+    return plan_arrays(selection, tiny_model(family), **options)  # pyright: ignore[reportArgumentType]
 
 
 def arrays(family: str, *capture: str, **options: object) -> dict[str, ArraySpec]:
@@ -113,10 +113,11 @@ def test_a_group_of_which_nothing_exists_is_an_error() -> None:
 
 
 def test_logits_need_a_head() -> None:
-    found = plan("bert", Selection(("all",)), has_head=False)
+    headless: Any = tiny_model("bert").base_model
+    found = plan_arrays(Selection(("all",)), headless)
     assert found.left_out == ("attn_norm", "mlp_norm", "final_norm", "logits")
     with pytest.raises(Unsupported, match="without a language-model head"):
-        plan("bert", Selection(("logits",)), has_head=False)
+        plan_arrays(Selection(("logits",)), headless)
 
 
 def test_an_encoder_decoder_without_targets_has_its_encoder_only() -> None:
@@ -154,7 +155,7 @@ def test_arrays_come_in_the_order_of_the_table_and_everything_is_recorded_or_lef
 def test_projections_need_vectors() -> None:
     with pytest.raises(Unsupported) as caught:
         plan("gpt2", Selection(("projection",)))
-    assert caught.value.why == "projections are recorded with --project"
+    assert caught.value.why == "projections are recorded with `project`"
 
 
 def test_every_architecture_has_a_tiny_model() -> None:

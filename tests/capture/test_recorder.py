@@ -65,7 +65,7 @@ def batch(model: nn.Module, *, seed: int = 0) -> tuple[dict[str, Tensor], dict[S
 
 def plan(model: Any, *capture: str, **selection: Any) -> tuple[ArraySpec, ...]:
     chosen = Selection(capture or ("all",), **selection)
-    return plan_arrays(chosen, architecture_of(model.config), ModelDims.from_config(model.config)).arrays
+    return plan_arrays(chosen, model).arrays
 
 
 def record(model: Any, arrays: Sequence[ArraySpec], *, seed: int = 0) -> Kept:
@@ -191,10 +191,7 @@ def test_examples_may_start_anywhere_in_their_rows() -> None:
 def test_the_encoder_of_an_encoder_decoder_can_be_recorded_without_decoder_inputs(family: str) -> None:
     model = tiny_model(family)
     everything = record(model, plan(model))
-    config = model.config
-    arrays = plan_arrays(
-        Selection(("all",)), architecture_of(config), ModelDims.from_config(config), stacks=("enc",)
-    ).arrays
+    arrays = plan_arrays(Selection(("all",)), model, stacks=("enc",)).arrays
     inputs, spans = batch(model)
     kept = Kept()
     with Recorder(model, arrays, kept) as recorder:

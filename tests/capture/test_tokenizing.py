@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.capture.conftest import TEXTS
-from traceformer.capture.tokenizing import Encoded, Encoder, batches_by_length, pad
+from traceformer.capture.batches import batches_by_length, pad
+from traceformer.capture.tokenizing import Encoded, Encoder
 from traceformer.errors import Unsupported
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel

@@ -1,40 +1,63 @@
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from traceformer.capture import extract as extraction
-from traceformer.capture.extract import Estimate, Progress
-from traceformer.capture.prepare import ExtractRequest
+from traceformer.capture.extract import Estimate
 from traceformer.cli import main
+from traceformer.cli.choices import Loading, TextChoice
+from traceformer.progress import OnProgress, Progress
 from traceformer.sites import Selection
+from traceformer.store.place import Place, Storage
 
 Capture = pytest.CaptureFixture[str]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line means: the values that reach the extraction."""
+
+    model: tuple[str, Loading]
+    texts: TextChoice
+    selection: Selection
+    place: Place
+    batch_size: int
+
+
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[ExtractRequest]:
-    """The requests that reach the extraction, which then pretends to have recorded two examples."""
-    seen: list[ExtractRequest] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """All that reaches the extraction, which then pretends to have recorded two examples."""
+    seen: list[Asked] = []
 
-    def pretend(request: ExtractRequest, progress: Callable[[Progress], None]) -> Path:
-        seen.append(request)
+    def pretend(
+        model: Any, texts: Any, selection: Selection, place: Place, *, batch_size: int, progress: OnProgress
+    ) -> Any:
+        seen.append(Asked(model, texts, selection, place, batch_size))
         progress(Progress(2, 2, 30, 4000, 1.5, "recording"))
-        return request.out_dir or Path("traces/made")
+        return SimpleNamespace(folder=place.folder or Path("traces/made"))
 
+    # No model is loaded and no text read: the flags themselves stand for them.
+    monkeypatch.setattr(Loading, "load", lambda self, name, with_head: (name, self))
+    monkeypatch.setattr(TextChoice, "read", lambda self: self)
     monkeypatch.setattr(extraction, "extract", pretend)
     return seen
 
 
-def test_the_defaults_are_document_1_s(requests: list[ExtractRequest], capsys: Capture) -> None:
+def test_the_defaults_are_the_padded_stores(asked: list[Asked]) -> None:
     assert main(["extract"]) == 0
-    (request,) = requests
-    selection = Selection(("attn", "qkv"), {"enc": None, "dec": None}, {"enc": None, "dec": None})
-    defaults = ExtractRequest(selection, command_line=request.command_line)
-    assert request == defaults
-    assert (request.model, request.dataset, request.limit, request.max_seq_len) == ("roberta-base", "ud_ewt", 32, 128)
-    assert (request.dec_max_len, request.batch_size, request.dtype) == (64, 8, "float16")
+    [own] = asked
+    assert own.model == ("roberta-base", Loading())
+    assert own.selection == Selection(("attn", "qkv"), {"enc": None, "dec": None}, {"enc": None, "dec": None})
+    assert own.place == Place(parent=Path("traces"), command_line=own.place.command_line)
+    assert own.place.storage == Storage("float16")
+    texts = own.texts
+    assert (texts.dataset, texts.limit, texts.max_seq_len, texts.dec_max_len) == ("ud_ewt", 32, 128, 64)
+    assert own.batch_size == 8
 
 
 FLAGS = (
@@ -46,35 +69,32 @@ FLAGS = (
 
 
 @pytest.mark.parametrize("flags", [FLAGS, FLAGS.replace("_", "-")], ids=["underscores", "hyphens"])
-def test_every_flag_reaches_the_request_in_both_spellings(flags: str, requests: list[ExtractRequest]) -> None:
+def test_every_flag_has_its_meaning_in_both_spellings(flags: str, asked: list[Asked]) -> None:
     assert main(["extract", *flags.split()]) == 0
-    (request,) = requests
-    assert request == ExtractRequest(
+    [own] = asked
+    assert own == Asked(
+        model=("m", Loading(device="cpu", model_dtype="bfloat16", revision="main", allow_pickle=True)),
+        texts=TextChoice(
+            dataset="csqa",
+            split="test",
+            text_column="body",
+            targets_file=Path("t.txt"),
+            limit=7,
+            max_seq_len="auto",
+            dec_max_len=5,
+        ),
         selection=Selection(
             ("attn", "qkv", "hidden"), {"enc": None, "dec": None}, {"enc": None, "dec": None}, hidden_layers=(0, 6)
         ),
-        model="gpt2",
-        model_path=Path("m"),
-        dataset="csqa",
-        split="test",
-        limit=7,
-        max_seq_len="auto",
-        dec_max_len=5,
+        place=Place(
+            folder=Path("traces/x"),
+            resume=True,
+            overwrite=True,
+            writer=(2, 4),
+            storage=Storage("float32", "zstd", "sqrt8"),
+            command_line=own.place.command_line,
+        ),
         batch_size=3,
-        dtype="float32",
-        targets_file=Path("t.txt"),
-        out_dir=Path("traces/x"),
-        device="cpu",
-        model_dtype="bfloat16",
-        revision="main",
-        codec="zstd",
-        attn_codec="sqrt8",
-        resume=True,
-        overwrite=True,
-        allow_pickle=True,
-        text_column="body",
-        writer=(2, 4),
-        command_line=request.command_line,
     )
 
 
@@ -88,25 +108,25 @@ def test_every_flag_reaches_the_request_in_both_spellings(flags: str, requests: 
     ],
 )
 def test_index_lists_of_a_stack_go_before_those_of_both(
-    flags: list[str], enc: object, dec: object, requests: list[ExtractRequest]
+    flags: list[str], enc: object, dec: object, asked: list[Asked]
 ) -> None:
     assert main(["extract", *flags]) == 0
-    assert requests[0].selection.layers == {"enc": enc, "dec": dec}
+    assert asked[0].selection.layers == {"enc": enc, "dec": dec}
     assert main(["extract", *(flag.replace("layers", "heads") for flag in flags)]) == 0
-    assert requests[1].selection.heads == {"enc": enc, "dec": dec}
+    assert asked[1].selection.heads == {"enc": enc, "dec": dec}
 
 
 @pytest.mark.parametrize(
     "arguments",
     ["--capture attn qkv resid_mid", "--capture attn,qkv,resid_mid", "--capture attn --capture qkv resid_mid"],
 )
-def test_several_sites_may_be_written_in_several_ways(arguments: str, requests: list[ExtractRequest]) -> None:
+def test_several_sites_may_be_written_in_several_ways(arguments: str, asked: list[Asked]) -> None:
     assert main(["extract", *arguments.split(), "--limit", "all"]) == 0
-    assert requests[0].selection.capture == ("attn", "qkv", "resid_mid")
-    assert requests[0].limit is None
+    assert asked[0].selection.capture == ("attn", "qkv", "resid_mid")
+    assert asked[0].texts.limit == "all"
 
 
-@pytest.mark.usefixtures("requests")
+@pytest.mark.usefixtures("asked")
 def test_it_ends_with_the_run_on_stdout_and_the_next_command_on_stderr(capsys: Capture) -> None:
     assert main(["extract"]) == 0
     shown = capsys.readouterr()
@@ -116,7 +136,7 @@ def test_it_ends_with_the_run_on_stdout_and_the_next_command_on_stderr(capsys: C
     )
 
 
-@pytest.mark.usefixtures("requests")
+@pytest.mark.usefixtures("asked")
 def test_json_is_the_outcome_and_nothing_else(capsys: Capture) -> None:
     assert main(["extract", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -129,21 +149,23 @@ def test_json_is_the_outcome_and_nothing_else(capsys: Capture) -> None:
 
 
 def test_a_dry_run_says_what_to_expect_and_extracts_nothing(
-    capsys: Capture, requests: list[ExtractRequest], monkeypatch: pytest.MonkeyPatch
+    capsys: Capture, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = Estimate(12, 340, 5_600_000, 9, 65.4, ("mlp_act",))
-    monkeypatch.setattr(extraction, "estimate", lambda request: expected)
+    monkeypatch.setattr(extraction, "estimate", lambda *_, **__: expected)
     assert main(["extract", "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "12 examples, 340 tokens: 5.60 MB in 9 files, about 1 min 05 s\n"
     assert shown.err == "not in this model: mlp_act\n"
     assert main(["extract", "--dry_run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] == 5_600_000
-    assert requests == []
+    assert asked == []
 
 
-def test_an_interruption_says_what_is_kept_and_how_to_go_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(request: ExtractRequest, progress: Callable[[Progress], None]) -> Path:
+def test_an_interruption_says_what_is_kept_and_how_to_go_on(
+    capsys: Capture, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, progress: Callable[[Progress], None], **__: Any) -> Any:
         progress(Progress(3, 9, 30, 4000, 1.5, "recording"))
         raise KeyboardInterrupt
 

@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
-from traceformer.capture.extract import Progress
 from traceformer.capture.generation import generate as generation
-from traceformer.capture.generation.prepare import DEFAULT_CAPTURE, GenerateRequest
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.cli import main
+from traceformer.cli.choices import Loading
+from traceformer.cli.generate import PromptChoice
+from traceformer.progress import OnProgress, Progress
 from traceformer.sites import Selection
+from traceformer.store.place import Place, Storage
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -24,47 +28,73 @@ NOTHING_CHOSEN = {"enc": None, "dec": None}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line means: the values that reach the generation."""
+
+    model: tuple[str, Loading]
+    prompts: PromptChoice
+    selection: Selection
+    place: Place
+    sampling: Sampling
+    batch_size: int
+    replay: bool
+    capture_steps: bool
+
+
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[GenerateRequest]:
-    """The requests that reach the generation, which then pretends to have recorded two responses."""
-    seen: list[GenerateRequest] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """All that reaches the generation, which then pretends to have recorded two responses."""
+    seen: list[Asked] = []
 
-    def pretend(request: GenerateRequest, progress: Callable[[Progress], None], **_: Any) -> Path:
-        seen.append(request)
+    def pretend(
+        model: Any, prompts: Any, selection: Selection, place: Place, *, progress: OnProgress, **how: Any
+    ) -> Any:
+        del how["on_text"], how["on_response"]
+        seen.append(Asked(model, prompts, selection, place, **how))
         progress(Progress(2, 2, 30, 4000, 1.5, "finishing"))
-        return request.out_dir or Path("traces/made")
+        return SimpleNamespace(folder=place.folder or Path("traces/made"))
 
-    monkeypatch.setattr(generation, "generate", pretend)
+    # No model is loaded and no prompt read: the flags themselves stand for them.
+    monkeypatch.setattr(Loading, "load", lambda self, name, with_head: (name, self))
+    monkeypatch.setattr(PromptChoice, "read", lambda self: self)
+    monkeypatch.setattr(generation, "answer", pretend)
     return seen
 
 
-def test_the_defaults_are_document_2_s(requests: list[GenerateRequest]) -> None:
+def test_the_defaults_are_the_nanochat_engines(asked: list[Asked]) -> None:
     assert main(["generate", "--model", "gpt2", "--prompt", "-x"]) == 0
-    (request,) = requests
-    selection = Selection(DEFAULT_CAPTURE, NOTHING_CHOSEN, NOTHING_CHOSEN)
-    command = request.command_line
-    assert request == GenerateRequest("gpt2", prompt="-x", selection=selection, command_line=command)
-    assert request.sampling == Sampling(max_tokens=50, temperature=0.6, top_k=50, top_p=None)
-    assert (request.seed, request.chat, request.batch_size, request.dtype) == (42, False, 8, "float16")
+    [own] = asked
+    sites = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
+    assert own == Asked(
+        model=("gpt2", Loading()),
+        prompts=PromptChoice(prompt="-x"),
+        selection=Selection(sites, NOTHING_CHOSEN, NOTHING_CHOSEN),
+        place=Place(parent=Path("traces"), command_line=own.place.command_line),
+        sampling=Sampling(max_tokens=50, temperature=0.6, top_k=50, top_p=None, seed=42),
+        batch_size=8,
+        replay=False,
+        capture_steps=False,
+    )
 
 
 @pytest.mark.parametrize("flags", ["--prompt-set dynamic", "--all-prompt-sets"])
-def test_of_prompt_sets_document_5_s_capture_is_recorded(flags: str, requests: list[GenerateRequest]) -> None:
+def test_of_prompt_sets_what_the_gemma_capture_keeps_is_recorded(flags: str, asked: list[Asked]) -> None:
     assert main(["generate", "--model", "gpt2", *flags.split()]) == 0
-    assert set(requests[0].selection.sites) >= {"resid_pre", "resid_mid", "resid_post", "attn_pattern"}
-    assert not {"logits", "attn_norm"} & set(requests[0].selection.sites)
+    assert set(asked[0].selection.sites) >= {"resid_pre", "resid_mid", "resid_post", "attn_pattern"}
+    assert not {"logits", "attn_norm"} & set(asked[0].selection.sites)
     assert main(["generate", "--model", "gpt2", *flags.split(), "--sites", "logits"]) == 0
-    assert requests[1].selection.sites == ("logits",)
+    assert asked[1].selection.sites == ("logits",)
 
 
 @pytest.mark.parametrize(
-    ("asked", "layers"), [("16", (16,)), ("0 2", (0, 2)), ("3 --layer-internals 5", (3, 5)), ("all", None)]
+    ("numbers", "layers"), [("16", (16,)), ("0 2", (0, 2)), ("3 --layer-internals 5", (3, 5)), ("all", None)]
 )
 def test_layer_internals_are_the_group_of_these_layers(
-    asked: str, layers: tuple[int, ...] | None, requests: list[GenerateRequest]
+    numbers: str, layers: tuple[int, ...] | None, asked: list[Asked]
 ) -> None:
-    assert main(["generate", "--model", "gpt2", "--prompt", "x", "--layer-internals", *asked.split()]) == 0
-    assert requests[0].selection == Selection(("internals",), {"enc": layers, "dec": layers}, NOTHING_CHOSEN)
+    assert main(["generate", "--model", "gpt2", "--prompt", "x", "--layer-internals", *numbers.split()]) == 0
+    assert asked[0].selection == Selection(("internals",), {"enc": layers, "dec": layers}, NOTHING_CHOSEN)
 
 
 FLAGS = (
@@ -80,30 +110,25 @@ FLAGS = (
     [FLAGS, FLAGS.replace("_", "-"), FLAGS.replace("--sites", "--capture")],
     ids=["underscores", "hyphens", "capture"],
 )
-def test_every_flag_reaches_the_request_in_every_spelling(flags: str, requests: list[GenerateRequest]) -> None:
+def test_every_flag_has_its_meaning_in_every_spelling(flags: str, asked: list[Asked]) -> None:
     assert main(["generate", *flags.split()]) == 0
-    (request,) = requests
+    [own] = asked
     layers, heads = {"enc": (0, 2, 3), "dec": (0, 2, 3)}, {"enc": (1,), "dec": (1,)}
-    assert request == GenerateRequest(
-        "m",
-        prompts=Path("p.txt"),
-        category="c",
-        chat=True,
-        revision="r",
-        allow_pickle=True,
-        sampling=Sampling(7, 0.0, 3, 0.9, 2, 4, ("a", "b")),
-        seed=1,
+    assert own == Asked(
+        model=("m", Loading(revision="r", allow_pickle=True, device="cpu", model_dtype="bfloat16")),
+        prompts=PromptChoice(prompts=Path("p.txt"), category="c", chat=True),
         selection=Selection(("attn", "logits"), layers, heads),
-        capture_steps=True,
-        replay=True,
-        experiment=Path("e"),
-        dtype="float32",
-        resume=True,
-        overwrite=True,
+        place=Place(
+            parent=Path("e"),
+            resume=True,
+            overwrite=True,
+            storage=Storage("float32"),
+            command_line=own.place.command_line,
+        ),
+        sampling=Sampling(7, 0.0, 3, 0.9, 2, 4, ("a", "b"), seed=1),
         batch_size=5,
-        device="cpu",
-        model_dtype="bfloat16",
-        command_line=request.command_line,
+        replay=True,
+        capture_steps=True,
     )
 
 
@@ -131,11 +156,12 @@ def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(
     assert not Path("traces").exists()
 
 
+@pytest.mark.usefixtures("asked")
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def interrupted(*_: Any, **__: Any) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation, "generate", interrupted)
+    monkeypatch.setattr(generation, "answer", interrupted)
     assert main(["generate", "--model", "m", "--prompt", "x"]) == 130
     assert "what was finished is kept" in capsys.readouterr().err
 

@@ -166,7 +166,7 @@ def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.
 def test_what_cannot_be_measured_is_refused(
     arguments: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("dense.pt").write_bytes(b"PK")  # what document 4's training saves: weights without a config
+    Path("dense.pt").write_bytes(b"PK")  # what the byte-transformer thesis's training saves: weights without a config
     assert main(arguments.split()) == code
     assert message in capsys.readouterr().err
     assert not Path("head_metrics.csv").exists()

@@ -43,7 +43,7 @@ def test_shows_the_paths_of_a_recorded_example(decoder_run: Path, capsys: pytest
     assert err.strip().endswith("--html paths.html, which draws it")
 
 
-def test_json_is_document_3s(decoder_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_reverse_attentions(decoder_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, str(decoder_run), "--example", "0", "--layer", "2", "--json", "--agg-heads", "max")
     result = TraceResult.from_json(json.loads(out))
     assert code == 0

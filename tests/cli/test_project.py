@@ -217,7 +217,7 @@ def test_what_was_projected_while_recording_is_shown_without_vectors(
     assert "holds layers 0, 2 of dec.projection" in capsys.readouterr().err
 
 
-def test_generate_has_internals_of_a_layer_as_document_5_names_them(
+def test_generate_has_internals_of_a_layer_as_the_gemma_capture_names_them(
     tiny_folder: Callable[..., Path], capsys: Capture
 ) -> None:
     asked = f"generate --model {tiny_folder('gemma2')} --prompt Yes --max-tokens 3 --device cpu"

@@ -66,7 +66,7 @@ THESIS = "--num_epochs 20 --batch_size 32 --seq_length 1024 --learning_rate 1e-4
         (f"--preset thesis {THESIS} --data missing", 3, "no data 'missing'"),
         (f"--preset small {THESIS} --data words.txt", 2, "windows of 1024 do not fit the preset 'small'"),
         ("--preset tiny --data empty", 3, "empty is empty"),
-        ("--preset tiny --data words.txt --learning_rate -1", 2, "--learning_rate cannot be -1.0"),
+        ("--preset tiny --data words.txt --learning_rate -1", 2, "--learning-rate cannot be -1.0"),
         ("--preset tiny --data words.txt --repeats 2", 2, "--repeats cannot be 2.0"),
         ("--preset tiny --data words.txt --out_dir .", 3, "is not empty"),
         ("--preset huge", 2, "it is one of tiny, small, thesis"),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.capture.conftest import tiny_folder
-from traceformer import Selection, TraceStore
+from traceformer import TraceStore
 from traceformer.capture.extract import record
-from traceformer.capture.prepare import ExtractRequest, prepare
 from traceformer.cli import main
+from traceformer.models.load import load_model
+from traceformer.store.run import Run
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -46,22 +46,18 @@ def texts(path: Path, seed: int, count: int = TEXTS) -> Path:
 
 def planted_runs(folder: Path) -> np.ndarray:
     """Records `traces/with` and `traces/without`, of different texts; returns what was added behind a block of one."""
-    request = ExtractRequest(
-        Selection(("resid_post",)),
-        model=str(folder),
-        dataset=str(texts(Path("without.txt"), seed=2)),
-        limit=None,
-        dtype="float32",
-        device="cpu",
-        out_dir=Path("traces/without"),
-    )
-    prepared = prepare(request)
-    without = TraceStore(record(prepared))
-    vector = np.random.default_rng(5).normal(size=WIDTH).astype(np.float32)
+    loaded = load_model(str(folder), device="cpu")
+
+    def recorded(kind: str, seed: int) -> Run:
+        return record(
+            loaded, texts(Path(f"{kind}.txt"), seed), "resid_post", dtype="float32", out=Path("traces") / kind
+        )
+
     # Twice as long as a row is there without it.
-    usual = np.linalg.norm(without.activations("resid_post", PLANTED_AT).astype(np.float64), axis=1).mean()
-    vector *= 2 * usual / np.linalg.norm(vector)
-    model: Any = prepared.loaded.model
+    before = recorded("without", seed=2).activations("resid_post", PLANTED_AT).astype(np.float64)
+    vector = np.random.default_rng(5).normal(size=WIDTH).astype(np.float32)
+    vector *= 2 * np.linalg.norm(before, axis=1).mean() / np.linalg.norm(vector)
+    model: Any = loaded.model
     blocks = model.base_model.h if hasattr(model.base_model, "h") else model.base_model.layers
 
     def add(_: Any, __: Any, output: Any) -> Any:
@@ -69,8 +65,7 @@ def planted_runs(folder: Path) -> np.ndarray:
         return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
 
     blocks[PLANTED_AT].register_forward_hook(add)
-    positive = replace(request, dataset=str(texts(Path("with.txt"), seed=1)), out_dir=Path("traces/with"))
-    record(prepare(positive, prepared.loaded))
+    recorded("with", seed=1)
     return vector
 
 

@@ -1,4 +1,4 @@
-"""InterpretabilityEngine against the models' own eager passes and document 2's formulas."""
+"""InterpretabilityEngine against the models' own eager passes and the nanochat engine's formulas."""
 
 import copy
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_a_trace_is_what_a_plain_pass_over_its_tokens_shows(tiny_folder: Folder,
         assert all(tensor["shape"] == [1, total, 32] for tensor in layer.values())
 
 
-def test_what_is_returned_has_document_2s_names(tiny_folder: Folder, tmp_path: Path) -> None:
+def test_what_is_returned_has_the_nanochat_engines_names(tiny_folder: Folder, tmp_path: Path) -> None:
     engine = engine_of(tiny_folder("gpt2"), tmp_path / "new/traces")
     result = engine.generate_and_capture(prompt=PROMPT, category="rivers", metadata={"note": "x"}, max_tokens=4, seed=3)
     assert list(result) == ["trace_id", "prompt", "response", "prompt_tokens", "response_tokens", "metadata"]
@@ -103,7 +103,7 @@ def test_captures_can_be_taken_as_tensors_and_cleared(tiny_folder: Folder, tmp_p
     assert str(engine.extract_model_captures()) == str(nothing)
 
 
-def test_an_analysis_has_document_2s_numbers(tiny_folder: Folder, tmp_path: Path) -> None:
+def test_an_analysis_has_the_nanochat_engines_numbers(tiny_folder: Folder, tmp_path: Path) -> None:
     engine = engine_of(tiny_folder("gpt2"), tmp_path)
     trace_id = engine.generate_and_capture(PROMPT, max_tokens=6)["trace_id"]
     captures = engine.extract_model_captures()
@@ -170,7 +170,7 @@ def test_the_run_behind_a_trace_can_be_read_and_the_trace_imported(tiny_folder: 
     assert np.array_equal(back.get(back.ids[0], "logits")[n - 1 : -1], run.get(run.ids[0], "logits")[n - 1 : -1])
 
 
-def test_document_2s_example_runs_on_a_nanochat_checkpoint(write_checkpoint: Writer, tmp_path: Path) -> None:
+def test_the_nanochat_engines_example_runs_on_a_nanochat_checkpoint(write_checkpoint: Writer, tmp_path: Path) -> None:
     write_checkpoint()
     model, tokenizer, _ = load_model("sft", "cpu", phase="eval", allow_pickle=True)
     engine = InterpretabilityEngine(model, tokenizer, tmp_path / "traces")

@@ -1,4 +1,4 @@
-"""TraceStorage as document 2 uses it."""
+"""TraceStorage as the nanochat engine uses it."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def captures(own: Any, rows: slice) -> dict[str, Any]:
     }
 
 
-def test_a_trace_made_by_hand_has_document_2s_structure(tmp_path: Path) -> None:
+def test_a_trace_made_by_hand_has_a_nanochat_traces_structure(tmp_path: Path) -> None:
     storage = TraceStorage(tmp_path / "deep/traces")
     trace_id = storage.create_trace("The capital of France is", " Paris.", "geography", {"model_source": "sft"})
     assert storage.load_trace(trace_id)["tokens"] == {"input_tokens": [], "output_tokens": []}

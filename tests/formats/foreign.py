@@ -1,4 +1,4 @@
-"""Writes traces as document 2 shows them and as its code wrote them, with json and numpy, nothing of this project.
+"""Writes nanochat traces as they are documented and as the engine wrote them, with nothing of this project.
 
 The numbers of a trace are a dense truth for every token; what a variant captured of it is cut out.
 """

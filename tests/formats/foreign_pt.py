@@ -1,4 +1,4 @@
-"""Writes .pt files as document 5 shows them and as its code wrote them, with torch and numpy, nothing of this project.
+"""Writes .pt files as the Gemma capture documents them and as its code wrote them, with nothing of this project.
 
 The numbers are a dense truth for every token of prompt and response; what a variant captured of it is cut out.
 """

@@ -1,4 +1,4 @@
-"""Runs as document 2's traces and back, and other people's traces as runs."""
+"""Runs as nanochat traces and back, and other people's traces as runs."""
 
 import json
 from pathlib import Path
@@ -110,7 +110,7 @@ def same(data: dict[str, Any], expected: dict[str, Any]) -> bool:
     )
 
 
-def test_an_export_is_document_2s_structure_member_by_member(generated: TraceStore, tmp_path: Path) -> None:
+def test_an_export_has_a_nanochat_traces_structure_member_by_member(generated: TraceStore, tmp_path: Path) -> None:
     files = exported(generated, tmp_path / "out")
     assert [path.name for path in files] == [
         "trace_20241102_143022_123456_set-1.json",
@@ -169,7 +169,7 @@ def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str) 
     assert "unknown_rows" not in new.meta
 
 
-def test_an_export_gives_back_all_that_document_2_holds(generated: TraceStore, tmp_path: Path) -> None:
+def test_an_export_gives_back_all_that_a_nanochat_trace_holds(generated: TraceStore, tmp_path: Path) -> None:
     new = imported(exported(generated, tmp_path / "out"), tmp_path / "back")
     assert new.meta["unknown_rows"] == "NaN"
     for eid in generated.ids:
@@ -303,7 +303,7 @@ def test_traces_of_different_models_are_not_mixed(tmp_path: Path) -> None:
         imported([first, write(tmp_path / "trace_2.json", other)], tmp_path / "run")
 
 
-def test_what_has_no_place_in_document_2_is_refused(tmp_path: Path, generated: TraceStore) -> None:
+def test_what_has_no_place_in_a_nanochat_trace_is_refused(tmp_path: Path, generated: TraceStore) -> None:
     none = TraceStore(runs.write(tmp_path / "a", runs.plan(arrays=[runs.spec("dec.resid_mid")])))
     with pytest.raises(NotRecorded):
         exported(none, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Document 2's trace files, against json itself and traces that another script wrote."""
+"""Files of nanochat traces, against json itself and traces that another script wrote."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Document 1's folders: read with zarr and pandas, and written as its own code did, with zarr."""
+"""Padded stores: read with zarr and pandas, and written as its own code did, with zarr."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def with_masks(folder: Path, arch: str, dtype: str) -> Path:
         return writer.finish()
 
 
-def test_zarr_and_pandas_read_what_document_1_shows(tmp_path: Path) -> None:
+def test_zarr_and_pandas_read_what_the_padded_stores_documentation_shows(tmp_path: Path) -> None:
     store = TraceStore(with_masks(tmp_path / "run", "dec", "float16"))
     folder = exported(store, tmp_path / "out")
     lengths = [store.length(eid) for eid in store.ids]
@@ -113,7 +113,7 @@ def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:
     assert np.array_equal(new.get(old.ids[1], "resid_mid"), old.get(old.ids[1], "resid_mid"))
 
 
-# Document 1's own code, by what it left on disk
+# The padded store's own code, by what it left on disk
 
 T, LENGTHS, D, D_HEAD = 9, (5, 9, 3), 6, 2
 LAYERS, HEADS = [0, 3, 5], [1, 2]
@@ -178,7 +178,7 @@ def original(folder: Path, *, left: bool, version: int = 2, **changes: np.ndarra
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("version", [2, 3])
-def test_what_document_1_s_code_left_becomes_a_run(tmp_path: Path, left: bool, version: int) -> None:
+def test_what_the_padded_stores_code_left_becomes_a_run(tmp_path: Path, left: bool, version: int) -> None:
     arrays = original(tmp_path / "old", left=left, version=version)
     store = imported(tmp_path / "old", tmp_path / "run")
     assert store.ids == ("e0", "e1", "e2")
@@ -218,7 +218,7 @@ def change_meta(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_what_is_not_as_document_1_has_it_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_padded_store_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "old"
     original(folder, left=False)
     for changes, message in (
@@ -261,7 +261,7 @@ def test_a_damaged_description_of_an_array_is_refused(tmp_path: Path, change: di
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     store = TraceStore(with_masks(tmp_path / "run", "dec", "float32"))
     folder = exported(store, tmp_path / "out")
-    with pytest.raises(RunExists, match="--overwrite"):
+    with pytest.raises(RunExists, match="`overwrite=True`"):
         exported(store, folder)
     exported(store, folder, overwrite=True)
     for other in (store.folder, tmp_path):

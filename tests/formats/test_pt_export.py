@@ -1,4 +1,4 @@
-"""Document 5's files of generated runs, against plain hooks on the real modules of the model that generated them."""
+"""The Gemma capture's files of generated runs, against plain hooks on the modules of the model that generated them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Answers, answered
 from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
-from traceformer.capture.generation.generate import generate
-from traceformer.capture.generation.prepare import GenerateRequest
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import NotRecorded, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
@@ -25,7 +24,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # a cached pass and a whole one sum in ano
 
 
 class Plain:
-    """A model of transformers with plain hooks on its modules: everything that document 5 captures, by its names."""
+    """A model of transformers with plain hooks on its modules: all that the Gemma capture keeps, by its names."""
 
     def __init__(self, folder: Path) -> None:
         import transformers
@@ -87,8 +86,8 @@ class Plain:
 def generated(folder: Path, out: Path, **changes: Any) -> TraceStore:
     options: dict[str, Any] = {"prompt": "Seven ships left the harbour", **changes}
     return TraceStore(
-        generate(
-            GenerateRequest(
+        answered(
+            Answers(
                 str(folder),
                 selection=Selection(LAYOUTS["internals"]),
                 sampling=Sampling(max_tokens=N_NEW),
@@ -211,10 +210,10 @@ def stored(folder: Path, *sites: str, arch: str = "dec") -> TraceStore:
 
 def test_what_was_not_recorded_is_named_with_what_to_record(tmp_path: Path) -> None:
     store = stored(tmp_path / "a", "resid_pre", "resid_post")
-    with pytest.raises(NotRecorded, match=r"needs resid_mid attn_pattern.*--capture resid_pre resid_mid resid_post"):
+    with pytest.raises(NotRecorded, match=r'needs resid_mid attn_pattern.*`capture="resid_pre resid_mid resid_post'):
         exported(store, tmp_path / "out", "residual")
     store = stored(tmp_path / "b", *LAYOUTS["residual"])
-    with pytest.raises(NotRecorded, match=r"all 4 heads of dec\.self\.attn_pattern.*0, 2, 3.*without --heads"):
+    with pytest.raises(NotRecorded, match=r"all 4 heads of dec\.self\.attn_pattern.*0, 2, 3.*without `heads`"):
         exported(store, tmp_path / "out", "residual")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="no layout 'other'"):
@@ -228,7 +227,7 @@ def test_layers_can_be_chosen_among_those_that_are_stored(tiny_folder: Callable[
     assert list(exported(store, tmp_path / "out", "internals", layers=(2, 0))) == ["adhoc/1_L2.pt", "adhoc/1_L0.pt"]
     with pytest.raises(SelectionError, match=r"layer 7 requested; this run holds layers 0, 1, 2 of dec\.self\.q_proj"):
         exported(store, tmp_path / "out", "internals", layers=(0, 7))
-    with pytest.raises(RunExists, match="--overwrite"):
+    with pytest.raises(RunExists, match="`overwrite=True`"):
         exported(store, tmp_path / "out", "internals", layers=(0,))
     exported(store, tmp_path / "out", "internals", layers=(0,), overwrite=True)
 

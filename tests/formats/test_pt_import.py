@@ -1,4 +1,4 @@
-"""Document 5's files as runs: the documented ones, those its code wrote, exports of ours, and files to refuse."""
+"""The Gemma capture's files as runs: as documented, as its code wrote them, exports of ours, and files to refuse."""
 
 import os
 import pickle
@@ -283,7 +283,7 @@ ROWS = torch.zeros(N, 6, dtype=torch.float16)
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (change(("response",), None), "none of document 5's files"),
+        (change(("response",), None), "none of the Gemma capture's files"),
         (change(("prompt",), [1]), "not dicts"),
         (change(("prompt", "tokens"), PROMPT[:-1]), "3 tokens and 4 token ids"),
         (change(("prompt", "token_ids"), ["x"] * N), "no whole numbers"),
@@ -322,5 +322,5 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         imported([tmp_path / "set" / "nothing.pt"], tmp_path / "run")
     torch.save({"blocks.0.hook_resid_pre": torch.zeros(1, 2, 3)}, tmp_path / "cache.pt")
-    with pytest.raises(Unreadable, match="none of document 5's files"):
+    with pytest.raises(Unreadable, match="none of the Gemma capture's files"):
         imported([tmp_path / "cache.pt"], tmp_path / "run")

@@ -88,7 +88,7 @@ def test_a_manifest_cannot_name_files_elsewhere(store: TraceStore, tmp_path: Pat
 
 def test_what_is_not_as_the_manifest_says_is_refused(store: TraceStore, tmp_path: Path) -> None:
     first, second, third, manifest = exported(store, tmp_path / "out")
-    with pytest.raises(RunExists, match="--overwrite"):
+    with pytest.raises(RunExists, match="`overwrite=True`"):
         exported(store, tmp_path / "out")
     content = first.read_bytes()
     first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.capture.asked import Extraction, extracted
 from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import NotRecorded, RunExists, Unsupported
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.transformer_lens.hooks import HOOKS
@@ -32,8 +31,8 @@ RECORDED = (
 def recorded(folder: Path, out: Path, sites: tuple[str, ...] = RECORDED, **changes: Any) -> TraceStore:
     texts = out.with_suffix(".txt")
     texts.write_text("Seven ships left the harbour at dawn.\nYes, why not\n", encoding="utf-8")
-    request = ExtractRequest(
-        Selection(sites, **changes),
+    request = Extraction(
+        selection=Selection(sites, **changes),
         model=str(folder),
         dataset=str(texts),
         limit=2,
@@ -42,7 +41,7 @@ def recorded(folder: Path, out: Path, sites: tuple[str, ...] = RECORDED, **chang
         device="cpu",
         out_dir=out,
     )
-    return TraceStore(extract(request))
+    return TraceStore(extracted(request))
 
 
 class Seen:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.capture.asked import Extraction, extracted
 from tests.models.conftest import SIZES, Writer, random_weights
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.load import load_model as load_any
 from traceformer.models.nanochat import find_checkpoint, load_model, load_nanochat
@@ -82,8 +81,8 @@ def test_rotation_qk_norm_and_all_else_are_nanochats_own(write_checkpoint: Write
 def test_what_is_recorded_is_what_nanochat_computes(write_checkpoint: Writer, tmp_path: Path) -> None:
     write_checkpoint()
     (tmp_path / "texts.txt").write_text("The capital of France is\nbanana bananas\n", encoding="utf-8")
-    request = ExtractRequest(
-        Selection(("attn", "logits")),
+    request = Extraction(
+        selection=Selection(("attn", "logits")),
         model="nanochat:sft",
         dataset=str(tmp_path / "texts.txt"),
         dtype="float32",
@@ -91,7 +90,7 @@ def test_what_is_recorded_is_what_nanochat_computes(write_checkpoint: Writer, tm
         allow_pickle=True,
         out_dir=tmp_path / "run",
     )
-    store = TraceStore(extract(request))
+    store = TraceStore(extracted(request))
     assert store.meta["model"] == "nanochat:sft:d3:650"
     for example_id in store.ids:
         ids = torch.tensor(list(store.encodings(example_id)["input_ids"]))

@@ -60,7 +60,7 @@ def test_a_json_tokenizer_is_taken_before_a_pickled_one(base_dir: Path) -> None:
 
 
 def test_a_pickle_is_opened_on_request_only(base_dir: Path) -> None:
-    with pytest.raises(Unsupported, match="allow-pickle"):
+    with pytest.raises(Unsupported, match="`allow_pickle=True`"):
         load_tokenizer(base_dir / "tokenizer", allow_pickle=False)
     (base_dir / "tokenizer/tokenizer.pkl").unlink()
     with pytest.raises(NotFound):

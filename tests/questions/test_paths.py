@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.capture.asked import Extraction, extracted
 from traceformer import ReverseAttentionTracer, TraceStore, trace_stored
 from traceformer.analysis.paths.trace import PathOptions
-from traceformer.capture.extract import extract
-from traceformer.capture.prepare import ExtractRequest
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import output_weights
@@ -39,7 +38,7 @@ def recorded(load: Load, tmp_path: Path) -> Callable[..., tuple[TraceStore, Load
         texts.write_text("\n".join(TEXTS), encoding="utf-8")
         answers.write_text("\n".join(TARGETS), encoding="utf-8")
         stacks = loaded.dims.stacks
-        request = ExtractRequest(
+        request = Extraction(
             model=loaded.source,
             dataset=str(texts),
             selection=Selection(
@@ -50,7 +49,7 @@ def recorded(load: Load, tmp_path: Path) -> Callable[..., tuple[TraceStore, Load
             out_dir=tmp_path / family,
             targets_file=answers if targets else None,
         )
-        return TraceStore(extract(request)), loaded
+        return TraceStore(extracted(request)), loaded
 
     return make
 

@@ -96,7 +96,7 @@ def test_overwrite_does_not_touch_a_run_that_is_being_written(tmp_path: Path) ->
 def test_a_finished_run_is_not_replaced_unless_told(tmp_path: Path) -> None:
     folder = runs.write(tmp_path / "run", runs.plan(arrays=runs.FEW))
     before = runs.contents(folder)
-    with pytest.raises(RunExists, match="--overwrite"):
+    with pytest.raises(RunExists, match="`overwrite=True`"):
         runs.begin(folder)
     with pytest.raises(RunExists):
         runs.complete(folder)
@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_replaced_unless_told(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_not_replaced_unless_told(tmp_path: Path) -> None:
     folder = runs.begin(tmp_path / "run", 1)
-    with pytest.raises(RunExists, match="--resume"):
+    with pytest.raises(RunExists, match="`resume=True`"):
         runs.begin(tmp_path / "run")
     assert committed_shards(folder) == [0]
     assert committed_shards(runs.begin(tmp_path / "run", overwrite=True)) == []

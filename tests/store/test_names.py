@@ -39,7 +39,7 @@ KEYS = [key for site in SITES for key in site_keys(site)]
         ("encdec", "dec.cross.z", "dec_cross_z.zarr/z"),
     ],
 )
-def test_array_lives_where_document_1_has_it(arch: Arch, key: str, path: str) -> None:
+def test_array_lives_where_the_padded_store_has_it(arch: Arch, key: str, path: str) -> None:
     assert array_path(ArrayKey.parse(key), arch) == path
     assert key_at(path, arch) == ArrayKey.parse(key)
 
@@ -51,7 +51,7 @@ def test_path_and_key_are_each_others_inverse(arch: Arch) -> None:
     assert len({array_path(key, arch) for key in keys}) == len(keys)
 
 
-def test_public_names_are_document_1s_and_distinct() -> None:
+def test_public_names_are_the_padded_stores_and_distinct() -> None:
     names = [public_name(key) for key in KEYS]
     assert len(set(names)) == len(KEYS)
     sides = ("enc", "dec")

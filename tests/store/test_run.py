@@ -27,10 +27,10 @@ def whole(store: TraceStore, key: str) -> list[np.ndarray]:
     return [runs.expected(store.layout, runs.spec(key), example) for example in range(store.layout.n_examples)]
 
 
-# Document 1's API
+# The padded store's API
 
 
-def test_api_of_document_1_on_a_decoder(decoder: TraceStore) -> None:
+def test_api_of_the_padded_store_on_a_decoder(decoder: TraceStore) -> None:
     eid = decoder.tokens.iloc[0]["example_id"]
     length = decoder.length(eid)
     assert decoder.meta["model"] == "tiny"
@@ -50,7 +50,7 @@ def test_api_of_document_1_on_a_decoder(decoder: TraceStore) -> None:
     assert decoder.encodings("example-5") == {"input_ids": list(range(decoder.length("example-5")))}
 
 
-def test_api_of_document_1_on_an_encoder_decoder(encoder_decoder: TraceStore) -> None:
+def test_api_of_the_padded_store_on_an_encoder_decoder(encoder_decoder: TraceStore) -> None:
     store, eid = encoder_decoder, "example-6"
     enc, dec = store.length(eid, "enc"), store.length(eid, "dec")
     assert store.attn(eid, side="enc", layer=1, head=0).shape == (enc, enc)
@@ -64,7 +64,7 @@ def test_api_of_document_1_on_an_encoder_decoder(encoder_decoder: TraceStore) ->
     assert np.array_equal(store.get(eid, "dec.cross.z", 4, 3), whole(store, "dec.cross.z")[6][1, 2])
 
 
-def test_arrays_have_document_1s_names_and_shapes(encoder_decoder: TraceStore) -> None:
+def test_arrays_have_the_padded_stores_names_and_shapes(encoder_decoder: TraceStore) -> None:
     arrays = encoder_decoder.arrays()
     assert arrays["enc_self_attn"] == (11, 2, 3, 128, 128)
     assert arrays["dec_cross_attn"] == (11, 2, 3, 64, 128)

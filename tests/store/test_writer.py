@@ -136,7 +136,7 @@ def test_files_per_example_are_those_of_the_rule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "value", "said", "hint"),
     [
-        ("float16", np.inf, "layer 4 of dec.resid_mid does not fit into float16", "--dtype float32"),
+        ("float16", np.inf, "layer 4 of dec.resid_mid does not fit into float16", '`dtype="float32"`'),
         ("float16", np.nan, "layer 4 of dec.resid_mid is NaN in example 2", "weights"),
         ("float32", np.inf, "layer 4 of dec.resid_mid is infinite in example 2", "weights"),
         ("bfloat16", -np.inf, "layer 4 of dec.resid_mid is infinite", "weights"),

@@ -119,7 +119,7 @@ def test_the_text_column_is_chosen_or_the_only_one(tmp_path: Path) -> None:
     two = write(tmp_path, "two.jsonl", '{"title": "T", "body": "B"}\n')
     assert load_texts(two, text_column="body").examples[0].extra == {"title": "T"}
     assert texts_of(load_texts(write(tmp_path, "one.csv", "sentence\nhello\n"))) == ["hello"]
-    with pytest.raises(UsageError, match=r"which column .* --text-column, one of: title, body"):
+    with pytest.raises(UsageError, match=r"which column .* `text_column`, one of: title, body"):
         load_texts(two)
     with pytest.raises(NotFound, match=r"no column 'boddy'.* it has: title, body"):
         load_texts(two, text_column="boddy")

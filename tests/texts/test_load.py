@@ -1,4 +1,4 @@
-"""From `--dataset`, `--split`, `--limit` and `--targets_file` to examples."""
+"""From a data set, its split, a limit and targets to examples."""
 
 import subprocess
 import sys

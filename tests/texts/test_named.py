@@ -105,7 +105,7 @@ def test_go_emotions_keeps_labels_as_numbers_names_and_flags() -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_csqa_has_the_prompt_id_and_columns_of_document_1() -> None:
+def test_csqa_has_the_prompt_id_and_columns_of_the_padded_store() -> None:
     example = load_texts("csqa").examples[0]
     question = CSQA_ROW["question"]
     assert example.text == (
@@ -144,5 +144,5 @@ def test_a_repository_that_lacks_a_column_is_refused_with_its_name(hub: Path) ->
 
 @pytest.mark.parametrize("name", ["demo", *NAMED_SETS])
 def test_a_text_column_is_refused_where_the_set_makes_its_own_text(name: str) -> None:
-    with pytest.raises(UsageError, match="text-column"):
+    with pytest.raises(UsageError, match="`text_column`"):
         load_texts(name, text_column="text")

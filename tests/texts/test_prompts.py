@@ -29,7 +29,7 @@ def set_of(*prompts: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": "single_trait", "description": "one trait each", "prompts": list(prompts), **more}
 
 
-def test_a_prompt_set_is_document_5_s(tmp_path: Path) -> None:
+def test_a_prompt_set_is_the_gemma_captures(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.json", set_of({"id": 1, "text": " Why? \n", "note": "curious"}, {"id": "b", "text": "x"})
     )
@@ -122,7 +122,7 @@ COUNTS = {"adversarial": 8, "baseline": 5, "dynamic": 8, "multi_trait": 10, "rea
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_document_5_s_sets_come_with_the_package(name: str) -> None:
+def test_the_gemma_captures_sets_come_with_the_package(name: str) -> None:
     data = json.loads((PROMPT_SETS / f"{name}.json").read_text(encoding="utf-8"))
     assert list(data) == ["name", "description", "prompts"]
     assert (data["name"], bool(data["description"])) == (name, True)
@@ -133,7 +133,7 @@ def test_document_5_s_sets_come_with_the_package(name: str) -> None:
     assert [each.text for each in load_prompt_set(name).prompts] == [each["text"] for each in data["prompts"]]
 
 
-def test_the_sets_that_come_are_document_5_s() -> None:
+def test_the_sets_that_come_are_the_gemma_captures() -> None:
     assert [each.name for each in all_prompt_sets()] == sorted(COUNTS)
 
 

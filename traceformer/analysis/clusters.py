@@ -1,8 +1,8 @@
 """Clusters of heads by their metrics, and how well they are apart.
 
 1. Every metric is standardised: mean 0, standard deviation 1 over the heads.
-2. For each k the heads are put into k clusters: by Ward's method, as document 4 does, by k-means, or by a mixture of
-   Gaussians.
+2. For each k the heads are put into k clusters: by Ward's method, as the byte-transformer thesis does, by k-means, or
+   by a mixture of Gaussians.
 3. Each head's silhouette (Rousseeuw 1987) says how much nearer it is to its own cluster than to the next, from -1 to
    1; their mean is the score of k, and the k with the highest one is the best.
 4. Clusters are numbered by their mean distance and named by their centroids.
@@ -14,7 +14,7 @@ The names say no more than on which side of the mean a cluster's centroid lies:
     higher entropy    Wider-Local      Strided
 
 A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns
-of document 4's sparse models, its pattern must show. Clusters on the same side are told apart by the metric in which
+of the thesis's sparse models, its pattern must show. Clusters on the same side are told apart by the metric in which
 they differ most: Strided (sparsity 0.86) and Strided (sparsity 0.92).
 """
 
@@ -131,7 +131,7 @@ def _labels(points: Float64[np.ndarray, "point feature"], k: int, method: Cluste
         model = GaussianMixture(k, n_init=5, random_state=0)
     labels = np.asarray(model.fit_predict(points), np.int64)
     if len(np.unique(labels)) < k:
-        raise UsageError(f"{method} leaves clusters empty at k = {k}", hint="--method ward, or a smaller k")
+        raise UsageError(f"{method} leaves clusters empty at k = {k}", hint='`method="ward"`, or a smaller k')
     return labels
 
 

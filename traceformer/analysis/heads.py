@@ -8,8 +8,8 @@
 3. `example_means` turns an example's sums into metrics; `measurement.py` adds up examples, layers and blocks.
 
 Two conventions. `valid`: cells that a query cannot see do not count, 0 ln 0 = 0, and every query of every example
-weighs the same. `thesis` is document 4's: rows are divided by their sum + 1e-9, logarithms are ln(A + 1e-9), the masked
-upper triangle counts as sparse, and every example weighs the same.
+weighs the same. `thesis` is that of the byte-transformer thesis: rows are divided by their sum + 1e-9, logarithms are
+ln(A + 1e-9), the masked upper triangle counts as sparse, and every example weighs the same.
 
 A block is a numpy array or a torch tensor: only functions are used that both have under the same name.
 """
@@ -49,7 +49,7 @@ METRICS: Mapping[str, str] = {
     "self": "attention to the query's own token",
     "duplicate_token": "attention to other places of the query's token, of queries that can see any",
     "induction": "attention to what follows other places of the query's token, of queries that can see any",
-    "local_mass": "attention within a window of 8 tokens (or --window) on either side",
+    "local_mass": "attention within a window of 8 tokens (or `window`) on either side",
     "effective_span": "within how many tokens 90 % of the attention lies",
 }
 """Every metric and its meaning. Each is a mean over queries, but sparsity (over cells) and the span (over all mass)."""

@@ -4,7 +4,7 @@
 2. Rows are widened to float32 in blocks that stay in the processor's cache, and each block is multiplied by all
    directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine.
 3. `project_run` does so for one layer of all examples, on several threads, while the next rows are read.
-4. `dynamics` puts a curve over tokens into a few numbers, as document 5 defines them.
+4. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def project_units(activations: Float[np.ndarray, "token d"], units: Float32[np.n
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """How a curve over tokens develops, by document 5's definitions; s is its value at a token.
+    """How a curve over tokens develops, by the definitions of the Gemma capture's analysis; s is its value at a token.
 
     Attributes:
         velocity: s[i+1] - s[i].
@@ -145,7 +145,7 @@ class TextCurves:
         return self.n_prompt or 0
 
     def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
-        """Returns a direction's curve averaged over the layers, as document 5 has it."""
+        """Returns a direction's curve averaged over the layers, as the Gemma capture has it."""
         return np.stack([own.values[:, direction] for own in self.by_layer.values()]).mean(axis=0)
 
     def dynamics(self, layer: int | None, direction: int) -> Dynamics:

@@ -5,8 +5,9 @@ examples. Entropies are in nats. Rows that are NaN throughout (positions that an
 over; everything else counts.
 
 Two conventions. `exact`: 0 log 0 = 0, cells that the mask hides do not count, and std is that of the numbers at hand.
-`nanochat` is document 2's: 1e-8 inside every logarithm, hidden cells count (their weight of 0 is sparse, the mean of
-a full square is 1 / its width, whatever the head does), std with n - 1. Thresholds are document 2's in both.
+`nanochat` is that of nanochat's interpretability engine: 1e-8 inside every logarithm, hidden cells count (their weight
+of 0 is sparse, the mean of a full square is 1 / its width, whatever the head does), std with n - 1. Thresholds are the
+engine's in both.
 """
 
 from collections.abc import Iterator, Mapping

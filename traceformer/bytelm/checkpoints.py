@@ -39,12 +39,14 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
             raise ConfigurationChanged(
                 f"{folder} was begun with other settings",
                 why="; ".join(f"{name} was {before.get(name)!r}, not {state[name]!r}" for name in changed),
-                hint="the settings that it was begun with, or another --out_dir",
+                hint="the settings that it was begun with, or another `out`",
             )
         return
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise RunExists(f"{folder} is not empty", hint="--resume goes on with it, --overwrite begins again")
+            raise RunExists(
+                f"{folder} is not empty", hint="`resume=True` goes on with it, `overwrite=True` begins again"
+            )
         shutil.rmtree(checkpoints, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -80,7 +82,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         ConfigurationChanged: what `refuse_other_weights` raises.
     """
     if not (folder / "model.safetensors").is_file():
-        raise NotFound(f"no model.safetensors in {folder}", hint="--init takes the folder of a trained model")
+        raise NotFound(f"no model.safetensors in {folder}", hint="`init` takes the folder of a trained model")
     refuse_other_weights(model, folder)
     load_model(model, folder / "model.safetensors", strict=False)  # tied weights are stored once
 

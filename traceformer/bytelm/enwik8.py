@@ -70,7 +70,7 @@ def _download(address: str, packed: Path) -> None:
         raise NotFound(
             f"enwik8 cannot be had from {address}",
             why=str(getattr(error, "reason", error)),
-            hint=f"--data pydoc needs no network; {ADDRESS_VARIABLE} names another address",
+            hint=f'`data="pydoc"` needs no network; {ADDRESS_VARIABLE} names another address',
         ) from error
     if expected >= 0 and received < expected:
         raise _broken(address)

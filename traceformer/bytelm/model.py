@@ -40,7 +40,7 @@ _FLEX = "byte_sparse_flex"
 class SparseByteConfig(LlamaConfig):
     """A Llama's config and `head_patterns`: each head's window and columns, the same in all layers.
 
-    Without `head_patterns` heads get those of document 4, for this number of heads and this context.
+    Without `head_patterns` heads get those of the byte-transformer thesis, for this number of heads and this context.
     """
 
     __no_type_check__ = True  # transformers has its __init__ take more than its signature says, and checks the fields

@@ -1,6 +1,6 @@
 """Where each head of a sparse model may look: the positions just before a query, and fixed columns.
 
-Four kinds, and their shares of eight heads, are those of document 4:
+Four kinds, and their shares of eight heads, are those of the byte-transformer thesis:
 
 1. focused local: the 8 positions before a query (one head);
 2. wider local: the 16 positions before it (two);
@@ -33,7 +33,7 @@ def thesis_patterns(n_heads: int, n_ctx: int) -> tuple[HeadPattern, ...]:
     """Returns the pattern of each head: the four kinds in the proportion 1:2:3:2, by Adams's method of apportionment.
 
     The next head always goes to the kind with the largest share per head that it has; those without one come first.
-    So 1, 2, 4, 6 and 8 heads get what document 4 gives them. The anchors are fractions of `n_ctx`, however long a text.
+    So 1, 2, 4, 6 and 8 heads get what the thesis gives them. The anchors are fractions of `n_ctx`, however long a text.
     """
     anchors = {int(fraction * (n_ctx - 1)) for fraction in _FRACTIONS}
     kinds = {

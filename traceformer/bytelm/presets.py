@@ -30,7 +30,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
         "num_hidden_layers": 12,
         "num_attention_heads": 8,
         "hidden_size": 512,
-        "intermediate_size": 1376,  # three matrices of this size count as many parameters as document 4's two of 2048
+        "intermediate_size": 1376,  # three matrices of this size count as many parameters as the thesis's two of 2048
         "max_position_embeddings": 1024,
     },
 }

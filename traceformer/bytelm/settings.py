@@ -52,7 +52,7 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf or (value == 0 and name not in above_zero)):
                 wanted = "above 0" if name in above_zero else "of at least 0"
-                raise UsageError(f"--{name} cannot be {value}", hint=f"give a number {wanted}")
+                raise UsageError(f"`{name}` cannot be {value}", hint=f"give a number {wanted}")
         for name in ("floor", "repeats"):
             if getattr(self, name) > 1:
-                raise UsageError(f"--{name} cannot be {getattr(self, name)}", why="it is a share", hint="0 to 1")
+                raise UsageError(f"`{name}` cannot be {getattr(self, name)}", why="it is a share", hint="0 to 1")

@@ -98,7 +98,7 @@ def train(
         raise UsageError(
             f"windows of {length} do not fit the preset {settings.preset!r}",
             why=f"its context is {config.max_position_embeddings}",
-            hint=f"--seq_length {config.max_position_embeddings}, or another --preset",
+            hint=f"`seq_length={config.max_position_embeddings}`, or another `preset`",
         )
     if report_to != "none" and find_spec(report_to) is None:
         raise UsageError(f"{report_to} is not installed", hint=f"pip install {report_to}")

@@ -40,7 +40,7 @@ class Windows(Dataset[Mapping[str, Tensor]]):
         if self._count < 1:
             raise UsageError(
                 f"{len(text)} bytes to train on are less than two windows of {length}",
-                hint="a smaller --seq_length, or more text",
+                hint="a smaller `seq_length`, or more text",
             )
 
     def move_to(self, epoch: int) -> None:

@@ -1,8 +1,10 @@
-"""Texts to a run: what `traceformer extract` does.
+"""Texts to a run.
 
-1. `prepare` finds texts and model and plans the run; nothing is written yet. `estimate` stops here.
-2. `extract` goes shard by shard: tokenise the shard, batch it by length, run each batch under a recorder whose
-   sink is the shard's memory, and hand the shard over to be written while the next one is filled.
+1. `record` takes what a person writes (names, lists, files) and makes values of it: a model, texts, a selection, a
+   place.
+2. `extract` plans the arrays and the run's layout, and goes shard by shard: the shard's texts are tokenised, batched by
+   length, and run under a recorder whose sink is the shard's memory, which is handed over to be written while the next
+   one is filled.
 3. When every shard is committed the run is finished: compacted, sealed by a manifest and renamed.
 
 The store keeps the data set's order, and batches are a pure function of the texts, the batch size and the shard
@@ -11,46 +13,194 @@ size, so that a run that was interrupted anywhere resumes to the same bytes.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from traceformer.capture.passes import Sink
+from traceformer.capture.batches import batches_by_length, run_batches
+from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.pipeline import Pipeline
-from traceformer.capture.prepare import ExtractRequest, Prepared, prepare
-from traceformer.capture.provenance import configuration, describe, token_table
-from traceformer.capture.recorder import Recorder
-from traceformer.capture.tokenizing import BatchInputs, batches_by_length
-from traceformer.errors import UsageError
-from traceformer.store.layout import RunLayout
-from traceformer.store.locks import (
-    final_folder,
-    find_unfinished,
-    refuse_existing,
-    timestamped_folder,
-    unfinished_folder,
+from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.provenance import (
+    model_configuration,
+    model_meta,
+    text_configuration,
+    text_meta,
+    token_table,
 )
-from traceformer.store.writer import RunWriter
+from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
+from traceformer.progress import Counting, OnProgress, quiet, watched
+from traceformer.sites import Numbers, Selection, Stack
+from traceformer.store.dtypes import Dtype
+from traceformer.store.layout import RunLayout
+from traceformer.store.place import Place, Storage, finished
+from traceformer.store.run import Run
+from traceformer.texts import load_targets, load_texts
 
-__all__ = ["RUNS", "Estimate", "ExtractRequest", "Progress", "estimate", "extract", "open_run", "record"]
-
-RUNS = Path("traces")
+__all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an extraction is; `seconds` and the counts are of this process, since it began to run."""
+def record(
+    model: str | Path | LoadedModel,
+    texts: str | Path | Sequence[str],
+    capture: str | Iterable[str] | Selection = "attn resid",
+    *,
+    layers: Numbers | Mapping[Stack, Numbers] = None,
+    heads: Numbers | Mapping[Stack, Numbers] = None,
+    hidden_layers: Numbers = None,
+    project: Traits | None = None,
+    lens_top_k: int | None = None,
+    targets: str | Path | Sequence[str] | None = None,
+    split: str | None = None,
+    text_column: str | None = None,
+    limit: int | None = None,
+    max_seq_len: int | Literal["auto"] = "auto",
+    dec_max_len: int = 64,
+    out: str | Path | None = None,
+    dtype: Dtype = "float16",
+    codec: Literal["none", "zstd", "lz4"] = "none",
+    attn_codec: Literal["exact", "sqrt8"] = "exact",
+    shard_examples: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 8,
+    progress: OnProgress | None = None,
+) -> Run:
+    """Returns a run of a model over texts: everything selected, exactly as the unmodified forward pass computed it.
 
-    examples_done: int
-    examples_total: int
-    tokens_done: int
-    bytes_written: int
-    seconds: float
-    message: str = ""
+        run = tf.record("byte", ["The Eiffel Tower is in Paris.", "Rome is in Italy."])
+        run.attn(0, layer=2, head=3)    # (query, key)
+
+    Without `out` the run lives in memory, and `run.save(path)` keeps it.
+
+    Args:
+        model: A model that `load_model` gave, or what it takes: a name or a folder.
+        texts: A list of strings; the name of a data set (`demo`, `ud_ewt`, `hf:NAME`); or a file or folder of texts.
+        capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
+        layers: The model's own numbers, for both stacks or by stack; all for None.
+        heads: Likewise.
+        hidden_layers: Which entries of `hidden`.
+        project: Trait vectors; what rows come to along them is recorded, too.
+        lens_top_k: The k likeliest next tokens after each layer are recorded, too.
+        targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
+        split: Which part of a data set.
+        text_column: The column that holds the text, where a data set does not say.
+        limit: The first texts only.
+        max_seq_len: Where texts are cut; "auto" is what the model can take.
+        dec_max_len: Where targets are cut.
+        out: The run's folder.
+        dtype: How values are stored.
+        codec: Compression of token arrays.
+        attn_codec: sqrt8 stores patterns in one byte per cell, with an error of up to 0.004.
+        shard_examples: Texts per shard; the store chooses for None.
+        resume: Go on with an interrupted run of the same configuration.
+        overwrite: Replace a finished run that is in the way.
+        batch_size: Texts per forward pass.
+        progress: Told how far it is; a bar is shown in a terminal or notebook for None.
+
+    Raises:
+        NotFound, Unreadable: a model, data set or file that is not there, or not what it should be.
+        UsageError, SelectionError, Unsupported: what is asked for makes no sense for this model.
+        RunExists, ConfigurationChanged: `out` is taken, or was begun differently.
+        NumericError: a value that the stored dtype cannot hold; what was committed stays.
+        OutOfSpace: the disk or the memory is too small; what was committed stays.
+    """
+    derived = (*([] if project is None else [project]), *([] if lens_top_k is None else [LensTopK(lens_top_k)]))
+    selection = Selection.of(
+        () if derived and capture == "attn resid" else capture,
+        layers=layers,
+        heads=heads,
+        hidden_layers=hidden_layers,
+        derived=derived,
+    )
+    place = Place(
+        folder=None if out is None else Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        storage=Storage(dtype, codec, attn_codec, shard_examples),
+    )
+    place.check()
+    asked = read_texts(
+        texts,
+        targets,
+        split=split,
+        text_column=text_column,
+        limit=limit,
+        max_seq_len=max_seq_len,
+        dec_max_len=dec_max_len,
+    )
+    if not isinstance(model, LoadedModel):
+        model = load_model(str(model), with_head=selection.needs_head)
+    with watched(progress) as shown:
+        return extract(model, asked, selection, place, batch_size=batch_size, progress=shown)
+
+
+def read_texts(
+    texts: str | Path | Sequence[str],
+    targets: str | Path | Sequence[str] | None = None,
+    *,
+    split: str | None = None,
+    text_column: str | None = None,
+    limit: int | None = None,
+    max_seq_len: int | Literal["auto"] = "auto",
+    dec_max_len: int = 64,
+) -> Texts:
+    """Returns the texts that are meant; arguments as of `record`. Of targets, the line of each text's row counts.
+
+    Raises:
+        NotFound, Unreadable, UsageError: no such texts, or fewer targets than texts.
+    """
+    source = load_texts(texts, split=split, limit=limit, text_column=text_column)
+    lines = None if targets is None else load_targets(targets, source.examples[-1].index + 1)
+    chosen = None if lines is None else [lines[example.index] for example in source.examples]
+    return Texts(source, chosen, max_seq_len, dec_max_len)
+
+
+def extract(
+    model: LoadedModel,
+    texts: Texts,
+    selection: Selection,
+    place: Place,
+    *,
+    batch_size: int = 8,
+    progress: OnProgress = quiet,
+) -> Run:
+    """Returns the run of a model over texts (the unfinished one while other writers are still at work).
+
+    Raises:
+        UsageError, SelectionError, Unsupported: as `plan_arrays` and `tokenize` raise them; nothing is written.
+        RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
+    """
+    plan, rows, layout = prepare(model, texts, selection, place.storage)
+    batch_size = min(batch_size, layout.shard_examples)  # a batch lies within one shard
+    name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
+    meta = model_meta(model, plan) | text_meta(rows) | {"capture": list(selection.capture), "batch_size": batch_size}
+    configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
+    with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
+        total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
+        counting = Counting(progress, total, lambda: writer.bytes_written)
+        with Pipeline(writer) as pipeline:
+            for shard in writer.pending:
+                examples, part = rows.part(layout.shard_range(shard))
+                sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
+                batches = batches_by_length(part, batch_size)
+                run_batches(model, plan, part, batches, sink, _counted(counting, part))
+                pipeline.close_shard(shard, sink, token_table(rows, examples, part))
+        counting.tell("finishing")
+        return finished(writer)
+
+
+class Prepared(NamedTuple):
+    """All that is known before the first byte is written: which arrays, of which tokens, and how both are laid out."""
+
+    plan: Plan
+    rows: Rows
+    layout: RunLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,99 +215,62 @@ class Estimate:
     left_out: tuple[str, ...]
 
 
-def extract(request: ExtractRequest, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Returns the folder of the finished run (of the unfinished one while other writers are still at work).
-
-    Raises:
-        NotFound, Unreadable, UsageError, Unsupported: as `prepare` raises them; nothing is written.
-        RunExists: a finished run is in the way.
-        ConfigurationChanged: the run to resume was begun with another model, selection, text or setting.
-        NumericError: a value that the stored dtype cannot hold; what was committed stays.
-        OutOfSpace: the disk is full; what was committed stays.
-    """
-    if request.writer[1] > 1 and request.out_dir is None:
-        raise UsageError("several writers need to know their common run", hint="give all of them the same --out_dir")
-    if request.out_dir is not None:
-        # Before the model is loaded, not after.
-        refuse_existing(final_folder(request.out_dir), request.overwrite, request.resume)
-    report = progress or (lambda _: None)
-    report(Progress(0, 0, 0, 0, 0.0, "loading"))
-    return record(prepare(request), report)
-
-
-def record(prepared: Prepared, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Returns the run's folder, like `extract`, when texts and model are already at hand."""
-    request, source = prepared.request, prepared.source
-    name = f"{prepared.loaded.name}_{source.name}_{source.split}_n{prepared.layout.n_examples}"
-    with open_run(
-        request.out_dir or timestamped_folder(RUNS, name),
-        prepared.layout,
-        partial(describe, prepared),
-        digest=configuration(prepared),
-        find=request.out_dir is None,
-        resume=request.resume,
-        overwrite=request.overwrite,
-        writer=request.writer,
-    ) as writer:
-        _record_shards(prepared, writer, progress or (lambda _: None))
-        return writer.finish()
-
-
-def estimate(request: ExtractRequest) -> Estimate:
+def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Place, *, batch_size: int = 8) -> Estimate:
     """Returns what the run would take; records one batch, writes nothing."""
-    prepared = prepare(request)
-    layout = prepared.layout
-    _, rows = prepared.shard(layout.n_shards // 2)
-    batches = list(batches_by_length(rows, prepared.batch_size))
-    batch = batches[len(batches) // 2] if batches else []
-    seconds = 0.0
-    if batch:
-        run = BatchInputs(prepared.loaded)
-        with _recorder(prepared, _Nowhere(layout.dtype)) as recorder:
-            for _ in range(2):  # the first pass is slower: memory and kernels are being set up
-                started = time.perf_counter()
-                inputs, spans = run.to_run([rows[index] for index in batch])
-                recorder.run(spans, **inputs)
-                seconds = time.perf_counter() - started
-        tokens = sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
-        seconds *= sum(prepared.lengths.total.values()) / tokens
+    plan, rows, layout = prepare(model, texts, selection, place.storage)
+    _, part = rows.part(layout.shard_range(layout.n_shards // 2))
+    batches = list(batches_by_length(part, min(batch_size, layout.shard_examples)))
+    tokens, seconds = sum(rows.lengths.total.values()), 0.0
+    if batches:
+        batch = batches[len(batches) // 2]
+        for _ in range(2):  # the first pass is slower: memory and kernels are being set up
+            started = time.perf_counter()
+            run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
+            seconds = time.perf_counter() - started
+        seconds *= tokens / _tokens_of(part, batch)
     return Estimate(
         layout.n_examples,
-        sum(prepared.lengths.total.values()),
-        layout.estimate_bytes(prepared.lengths.tokens),
+        tokens,
+        layout.estimate_bytes(rows.lengths.tokens),
         layout.estimate_files(),
         seconds,
-        prepared.plan.left_out,
+        plan.left_out,
     )
 
 
-def open_run(
-    folder: Path,
-    layout: RunLayout,
-    meta_of: Callable[[str], dict[str, Any]],
-    *,
-    digest: dict[str, Any],
-    find: bool,
-    resume: bool,
-    overwrite: bool,
-    writer: tuple[int, int] = (0, 1),
-) -> RunWriter:
-    """Returns the writer of a run that will be `folder`, begun or resumed.
-
-    With `find`, the run to resume is the newest unfinished one beside `folder` that has the same digest.
-    """
-    begin = partial(RunWriter.create, overwrite=overwrite)
-    if resume:
-        unfinished = find_unfinished(folder.parent, digest) if find else folder
-        if unfinished is not None and unfinished_folder(unfinished).exists():
-            folder, begin = unfinished, partial(RunWriter.resume, overwrite=overwrite)
-        else:
-            warnings.warn("nothing to resume: starting anew", stacklevel=2)
-    return begin(folder, layout, meta_of(folder.name), digest=digest, writer=writer)
+def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Storage) -> Prepared:
+    """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
+    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model))
+    if plan.left_out:
+        warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
+    rows = tokenize(model, texts)
+    layout = RunLayout.plan(
+        arch=model.dims.arch,
+        arrays=plan.arrays,
+        n_examples=len(texts.source.examples),
+        longest=rows.lengths.longest,
+        mean=rows.lengths.mean,
+        dtype=storage.dtype,
+        attn_codec=storage.attn_codec,
+        codec=storage.codec,
+        shard_examples=storage.shard_examples,
+    )
+    return Prepared(plan, rows, layout)
 
 
-def _recorder(prepared: Prepared, sink: Sink) -> Recorder:
-    return Recorder(prepared.loaded.model, prepared.plan.arrays, sink, derived=prepared.plan.derived)
+def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
+    """Returns what is called after each batch of these rows."""
+
+    def done(batch: Sequence[int]) -> None:
+        counting.examples += len(batch)
+        counting.tokens += _tokens_of(rows, batch)
+        counting.tell("recording")
+
+    return done
+
+
+def _tokens_of(rows: Sequence[Encoded], batch: Sequence[int]) -> int:
+    return sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
 
 
 class _Nowhere:
@@ -166,33 +279,14 @@ class _Nowhere:
     def __init__(self, dtype: str) -> None:
         self._dtype = getattr(torch, dtype)
 
+    def begin(self, batch: Any, spans: Any) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
     def rows(self, spec: Any, layer: int | None, rows: torch.Tensor) -> None:
         rows.to(torch.int32 if spec.site.holds_ids else self._dtype)
 
     def square(self, spec: Any, layer: int, example: int, queries: Any, keys: Any, block: torch.Tensor) -> None:
         block.to(self._dtype)
-
-
-def _record_shards(prepared: Prepared, writer: RunWriter, report: Callable[[Progress], None]) -> None:
-    batches = BatchInputs(prepared.loaded)
-    pending = list(writer.pending)
-    total = sum(len(prepared.layout.shard_range(shard)) for shard in pending)
-    started, examples_done, tokens_done = time.perf_counter(), 0, 0
-    with Pipeline(writer, prepared.layout) as pipeline:
-        for shard in pending:
-            examples, rows = prepared.shard(shard)
-            sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
-            # The recorder is made anew for each shard, since it belongs to one sink.
-            with _recorder(prepared, sink) as recorder:
-                for batch in batches_by_length(rows, prepared.batch_size):
-                    inputs, spans = batches.to_run([rows[index] for index in batch])
-                    sink.begin(batch, spans)
-                    recorder.run(spans, **inputs)
-                    pipeline.end_batch(sink)
-                    examples_done += len(batch)
-                    tokens_done += sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
-                    elapsed = time.perf_counter() - started
-                    report(Progress(examples_done, total, tokens_done, writer.bytes_written, elapsed, "recording"))
-            pipeline.close_shard(shard, sink, token_table(prepared, examples, rows))
-    elapsed = time.perf_counter() - started
-    report(Progress(total, total, tokens_done, writer.bytes_written, elapsed, "finishing"))

@@ -8,7 +8,7 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +80,11 @@ class Derived(Protocol):
         """The arrays that it gives."""
         ...
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a run states of it, and what must be equal to resume: name -> JSON value."""
+        ...
+
     def of(self, layer: int, rows: Tensor) -> Mapping[ArrayKey, Tensor]:
         """Returns all of them for one layer's rows, (batch, position, width)."""
         ...
@@ -112,7 +117,7 @@ class Growth:
             raise Unsupported(
                 "the model runs its whole context again for every token",
                 why=f"after {seen} tokens it was given {length} at once, so it has no cache",
-                hint="--replay records the finished text in one pass",
+                hint="`replay=True` records the finished text in one pass",
             )
         self.columns[stack] = Span(seen, seen + length)
         self.seen[stack] = seen + length

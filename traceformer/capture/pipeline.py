@@ -10,7 +10,7 @@
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from traceformer.errors import NumericError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.memory import MemoryWriter
 from traceformer.store.writer import RunWriter
 
 __all__ = ["Pipeline", "ShardSink"]
@@ -33,15 +34,16 @@ _BATCHES_IN_FLIGHT = 2
 
 
 class ShardSink:
-    """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds.
+    """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds, `end` ends it.
 
     Attributes:
         buffer: The shard's memory.
         from_device: Whether what was seen came from an accelerator.
     """
 
-    def __init__(self, buffer: ShardBuffer, layout: RunLayout) -> None:
+    def __init__(self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None]) -> None:
         self.buffer = buffer
+        self._end = end
         self._square_root = layout.attn_codec == "sqrt8"
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
         self._slots: Sequence[int] = ()
@@ -54,6 +56,10 @@ class ShardSink:
         """Says which example of the shard each row of the next batch is, and where its true tokens are."""
         self._slots, self._spans = slots, spans
         self._filled.update(slots)
+
+    def end(self) -> None:
+        """Says that the batch has been seen."""
+        self._end(self)
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
         stack = spec.key.token_stack
@@ -103,9 +109,8 @@ def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
 class Pipeline:
     """Joins a recorder to a run's writer. Leaving the `with` block waits for what was handed over, also on an error."""
 
-    def __init__(self, writer: RunWriter, layout: RunLayout) -> None:
+    def __init__(self, writer: RunWriter | MemoryWriter) -> None:
         self._writer = writer
-        self._layout = layout
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="place")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._placing: deque[Future[None]] = deque()
@@ -127,9 +132,9 @@ class Pipeline:
         self._raise_errors()
         buffer = self._writer.buffer()
         buffer.begin(lengths)
-        return ShardSink(buffer, self._layout)
+        return ShardSink(buffer, self._writer.layout, self._end_batch)
 
-    def end_batch(self, sink: ShardSink) -> None:
+    def _end_batch(self, sink: ShardSink) -> None:
         """Lets a batch's copies from the device finish beside the next batch."""
         self._raise_errors()
         arriving = sink.take_arriving()

@@ -1,16 +1,16 @@
 """From what a user asked for to the arrays that a given model can give."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from traceformer.capture.lensing import Lensing, plan_lens
+from traceformer.capture.derived import ModelPlace
 from traceformer.capture.passes import Derived
-from traceformer.capture.projecting import Projecting, Traits, plan_projection
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.families import Architecture
+from traceformer.models.families import Architecture, architecture_of
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]
@@ -22,40 +22,40 @@ class Plan:
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
-    projecting: Projecting | None = None
-    lensing: Lensing | None = None
+    derived: tuple[Derived, ...] = ()
 
     @property
-    def derived(self) -> tuple[Derived, ...]:
-        return tuple(each for each in (self.projecting, self.lensing) if each is not None)
+    def settings(self) -> dict[str, Any]:
+        """What a run states of what is computed; `projection` is None where nothing is projected."""
+        stated: dict[str, Any] = {"projection": None}
+        for each in self.derived:
+            stated |= each.settings
+        return stated
 
 
 def plan_arrays(
     selection: Selection,
-    architecture: Architecture,
-    dims: ModelDims,
+    model: PreTrainedModel,
     *,
     stacks: Sequence[Stack] | None = None,
-    has_head: bool = True,
-    traits: Traits | None = None,
-    lens_top_k: int | None = None,
-    model: PreTrainedModel | None = None,
+    architecture: Architecture | None = None,
 ) -> Plan:
     """Returns the arrays that the selection means for a model.
 
     Args:
         stacks: which stacks run (an encoder-decoder without targets runs its encoder only); None for all.
-        has_head: whether the model was loaded with a language-model head, which `logits` needs.
-        traits: what to project rows onto, beside what is selected.
-        lens_top_k: how many of the likeliest next tokens to record after each layer, beside what is selected.
-        model: the model itself, whose readout the lens needs.
+        architecture: another row than the family's own.
 
     Raises:
-        Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record.
+        Unsupported: a site asked for by its own name has no place in this family, or nothing is left to record; there
+            is no row for the family.
         SelectionError: none of the layers or heads asked for exists, or they are a stack's that the model lacks, or
             nothing is selected.
-        UsageError: traits that are no directions of the site, or more likeliest tokens than the model has words.
+        UsageError: traits that are no directions of the site, or more likeliest tokens than the vocabulary has.
     """
+    row = architecture or architecture_of(model.config)
+    dims = ModelDims.from_config(model.config)
+    has_head = model.get_output_embeddings() is not None
     _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
     # One warning per stack about dropped numbers, not one per site.
@@ -66,7 +66,7 @@ def plan_arrays(
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
     for site in selection.sites:
-        keys = [key for key in architecture.keys(site) if key.stack in stacks]
+        keys = [key for key in row.keys(site) if key.stack in stacks]
         if site == "logits" and not has_head:
             keys = []
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
@@ -74,25 +74,21 @@ def plan_arrays(
         for key in keys:
             arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
         if not keys and selection.is_named(site):
-            raise Unsupported(f"this model has no {site}", why=_why_not(site, architecture, has_head, stacks))
+            raise Unsupported(f"this model has no {site}", why=_why_not(site, row, has_head, stacks))
         if not keys:
             left_out.append(site)
-    projecting = None if traits is None else plan_projection(traits, selection, architecture, dims, stacks)
-    if projecting is not None:
-        arrays.append(projecting.spec)
-    lensing = None
-    if lens_top_k is not None:
-        assert model is not None
-        lensing = plan_lens(lens_top_k, layers, architecture, model)
-        arrays += lensing.specs
+    # Numbers that were dropped are told once.
+    told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
+    derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
+    arrays += [spec for each in derived for spec in each.specs]
     if not arrays and not selection.sites:
-        raise SelectionError("nothing to record", hint="--capture says what")
+        raise SelectionError("nothing to record", hint="`capture` says what")
     if not arrays:
         raise Unsupported(
             f"this model has none of {', '.join(selection.sites)}",
-            why=_why_not(selection.sites[0], architecture, has_head, stacks),
+            why=_why_not(selection.sites[0], row, has_head, stacks),
         )
-    return Plan(tuple(arrays), tuple(left_out), projecting, lensing)
+    return Plan(tuple(arrays), tuple(left_out), derived)
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -105,7 +101,7 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                 raise SelectionError(
                     f"{what} of the {name[stack]} requested",
                     why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
-                    hint=f"--{what}, or --{what}-{next(iter(dims.stacks))}",
+                    hint=f"`{what}`, or `{what}_{next(iter(dims.stacks))}`",
                 )
 
 
@@ -126,11 +122,11 @@ def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequ
     if site == "logits" and not has_head:
         return "it was loaded without a language-model head"
     if any(key.stack not in stacks for key in architecture.keys(site)):
-        return "it is in the decoder, which runs only with targets (--targets_file)"
+        return "it is in the decoder, which runs only with `targets`"
     if site == "projection":
-        return "projections are recorded with --project"
+        return "projections are recorded with `project`"
     if site in ("lens_topk", "lens_topk_prob"):
-        return "the likeliest tokens of each layer are recorded with --lens-top-k"
+        return "the likeliest tokens of each layer are recorded with `lens_top_k`"
     rows = architecture.stacks.values()
     if site in ("q", "k", "v", "z", "attn_scores", "attn_pattern") and not architecture.has_attention_function:
         return "its attention does not pass through transformers' attention function"

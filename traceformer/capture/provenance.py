@@ -12,45 +12,39 @@ import pyarrow as pa
 import torch
 
 from traceformer.capture.plan import Plan
-from traceformer.capture.prepare import Prepared
-from traceformer.capture.tokenizing import Encoded, Encoder
+from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.layout import RunLayout
 from traceformer.texts import Example
 
-__all__ = ["configuration", "describe", "describe_model", "model_configuration", "token_table"]
+__all__ = ["model_configuration", "model_meta", "text_configuration", "text_meta", "token_table"]
 
 
-def configuration(prepared: Prepared) -> dict[str, Any]:
-    """Returns everything that decides a run's bytes, by name: what must be equal for a run to be resumed."""
-    encoder, targets = prepared.encoder, prepared.targets
+def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """Returns what decides a run's bytes on the model's side, by name: it must be equal for a run to be resumed."""
     return {
-        **model_configuration(prepared.loaded, encoder, prepared.plan, prepared.layout),
-        "texts": prepared.source.digest,
-        "targets": None if targets is None else _sha256("\n".join(targets)),
-        "max_seq_len": encoder.max_tokens,
-        "dec_max_len": encoder.max_target_tokens,
-        "batch_size": prepared.batch_size,
+        "model weights": model.digest,
+        "model config": _sha256(model.config.to_json_string()),
+        "tokenizer": tokenizer_digest(model.tokenizer),
+        "selection": [_summary(spec) for spec in plan.arrays],
+        **plan.settings,
+        "attention implementation": _attention_implementation(model),
+        "device": _device(model),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
     }
 
 
-def model_configuration(loaded: LoadedModel, encoder: Encoder, plan: Plan, layout: RunLayout) -> dict[str, Any]:
-    """Returns the part of `configuration` that is the same whatever the model is run on."""
+def text_configuration(rows: Rows) -> dict[str, Any]:
+    """Returns what decides a run's bytes on the texts' side."""
+    targets = rows.texts.targets
     return {
-        "model weights": loaded.digest,
-        "model config": _sha256(loaded.config.to_json_string()),
-        "tokenizer": encoder.digest(),
-        "selection": [_summary(spec) for spec in layout.arrays],
-        "projection": plan.projecting and plan.projecting.to_json(),
-        **({} if plan.lensing is None else {"lens top k": plan.lensing.top_k}),
-        **{name: value for name, value in layout.to_json().items() if name != "arrays"},
-        "attention implementation": _attention_implementation(loaded),
-        "device": _device(loaded),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
+        "texts": rows.texts.source.digest,
+        "targets": None if targets is None else _sha256("\n".join(targets)),
+        "max_seq_len": rows.encoder.max_tokens,
+        "dec_max_len": rows.encoder.max_target_tokens,
     }
 
 
@@ -74,33 +68,29 @@ def _attention_implementation(loaded: LoadedModel) -> str:
     return getattr(loaded.config, "_attn_implementation", None) or "eager"
 
 
-def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
-    """Returns what `meta.json` states: document 1's keys, and all that is otherwise folklore."""
-    request, is_encdec = prepared.request, prepared.loaded.dims.arch == "encdec"
-    limits = {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens}
+def text_meta(rows: Rows) -> dict[str, Any]:
+    """Returns what `meta.json` states of the texts, and of how they became tokens."""
+    texts, encoder = rows.texts, rows.encoder
+    is_encdec, has_targets = encoder.arch == "encdec", texts.targets is not None
+    limits = {"enc": encoder.max_tokens, "dec": encoder.max_target_tokens}
     return {
-        "run_id": run_id,
-        **describe_model(prepared.loaded, prepared.plan, prepared.layout),
-        "dataset": request.dataset,
-        "split": prepared.source.split,
-        "max_seq_len": limits if is_encdec else prepared.encoder.max_tokens,
-        "capture": list(request.selection.capture),
-        "has_targets": prepared.targets is not None if is_encdec else None,
+        "dataset": texts.source.dataset,
+        "split": texts.source.split,
+        "max_seq_len": limits if is_encdec else encoder.max_tokens,
+        "has_targets": has_targets if is_encdec else None,
         "tokens": {
-            "total": dict(prepared.lengths.total),
-            "truncated_texts": prepared.lengths.truncated,
-            "truncated_targets": prepared.lengths.targets_truncated,
+            "total": dict(rows.lengths.total),
+            "truncated_texts": rows.lengths.truncated,
+            "truncated_targets": rows.lengths.targets_truncated,
         },
         "padding": "on the right within batches, never stored",
-        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
-        "batch_size": prepared.batch_size,
-        "command_line": request.command_line,
+        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if has_targets else None,
     }
 
 
-def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[str, Any]:
-    """Returns the part of `meta.json` that is the same whatever the model is run on."""
-    dims = loaded.dims
+def model_meta(model: LoadedModel, plan: Plan) -> dict[str, Any]:
+    """Returns what `meta.json` states of the model, whatever it is run on, and of what was recorded of it."""
+    dims = model.dims
     stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
     for spec in plan.arrays:
         if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
@@ -110,26 +100,24 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
     single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
     first = single or dims.stacks["enc"]
     return {
-        "model": loaded.source,
-        "model_name": loaded.name,
-        "model_type": loaded.config.model_type,
-        "revision": loaded.revision,
-        "model_files": digest_of_model(loaded.source, loaded.revision),
+        "model": model.source,
+        "model_name": model.name,
+        "model_type": model.config.model_type,
+        "revision": model.revision,
+        "model_files": digest_of_model(model.source, model.revision),
         "arch": dims.arch,
-        "n_examples": layout.n_examples,
         "num_layers": first.n_layers,
         "num_heads": first.n_heads,
         "head_dim": first.d_head,
         "layers_stored": stored["layers"].get("enc") if dims.arch == "enc" else stored["layers"],
         "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
-        "dtype": layout.dtype,
         "left_out": list(plan.left_out),
-        "projection": plan.projecting and plan.projecting.to_json(),
+        "projection": plan.settings["projection"],
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "dims": dims.to_json(),
-        "attention": _attention_meta(loaded),
-        "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": _device(loaded),
+        "attention": _attention_meta(model),
+        "model_dtype": str(model.model.dtype).removeprefix("torch."),
+        "device": _device(model),
         "versions": {
             name: version(name)
             for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
@@ -163,34 +151,34 @@ def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def token_table(prepared: Prepared, examples: Sequence[Example], rows: Sequence[Encoded]) -> pa.Table:
+def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:
     """Returns the rows of `tokens.parquet` for one shard; the writer adds where each example lies.
 
     A column of the data set that bears the name of one of ours is kept as `data_NAME`. One whose values are of
     several types is kept as JSON.
     """
-    stack: Stack = "dec" if prepared.loaded.dims.arch == "dec" else "enc"
+    stack: Stack = "dec" if rows.encoder.arch == "dec" else "enc"
     columns: dict[str, list[Any]] = {
         "example_id": [example.example_id for example in examples],
-        "split": [prepared.source.split] * len(examples),
+        "split": [rows.texts.source.split] * len(examples),
         "index": [example.index for example in examples],
         "text": [example.text for example in examples],
-        "input_ids": [row.ids[stack] for row in rows],
-        "attention_mask": [[1] * row.length(stack) for row in rows],
-        "offset_mapping": [row.offsets and [list(span) for span in row.offsets] for row in rows],
-        "tokens": [row.tokens[stack] for row in rows],
-        "n_tokens": [row.length(stack) for row in rows],
-        "truncated": [row.truncated for row in rows],
+        "input_ids": [row.ids[stack] for row in part],
+        "attention_mask": [[1] * row.length(stack) for row in part],
+        "offset_mapping": [row.offsets and [list(span) for span in row.offsets] for row in part],
+        "tokens": [row.tokens[stack] for row in part],
+        "n_tokens": [row.length(stack) for row in part],
+        "truncated": [row.truncated for row in part],
         "content_hash": [_sha256(example.text) for example in examples],
     }
-    if prepared.targets is not None:
+    if rows.texts.targets is not None:
         columns |= {
-            "dec_input_ids": [row.ids["dec"] for row in rows],
-            "dec_attention_mask": [[1] * row.length("dec") for row in rows],
-            "dec_tokens": [row.tokens["dec"] for row in rows],
-            "dec_labels": [row.labels for row in rows],
-            "dec_n_tokens": [row.length("dec") for row in rows],
-            "dec_truncated": [row.target_truncated for row in rows],
+            "dec_input_ids": [row.ids["dec"] for row in part],
+            "dec_attention_mask": [[1] * row.length("dec") for row in part],
+            "dec_tokens": [row.tokens["dec"] for row in part],
+            "dec_labels": [row.labels for row in part],
+            "dec_n_tokens": [row.length("dec") for row in part],
+            "dec_truncated": [row.target_truncated for row in part],
         }
     taken = {*columns, "shard", "slot", "dec_slot"}
     for name in examples[0].extra:

@@ -1,21 +1,23 @@
-"""Texts into token ids, as the model will read them, and batches of them into padded tensors."""
+"""Texts into token ids, as the model will read them.
+
+`tokenize` goes over all texts once, to learn their lengths; the tokens themselves are made again when they are asked
+for, so that a run over millions of texts keeps four bytes of each.
+"""
 
 import hashlib
-import inspect
+import warnings
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-import torch
-from torch import Tensor
-
-from traceformer.capture.attention import Span
 from traceformer.errors import Unreadable, Unsupported, UsageError
+from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
+from traceformer.texts import Example, TextSource
 
-__all__ = ["BatchInputs", "Encoded", "Encoder", "Lengths", "batches_by_length", "pad"]
+__all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
 
 _AT_ONCE = 1000  # texts tokenised in one call while measuring lengths
 
@@ -71,18 +73,18 @@ class Encoder:
 
     def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
         self._tokenizer = loaded.tokenizer
-        self._arch = loaded.dims.arch
-        self._input_stack: Stack = "dec" if self._arch == "dec" else "enc"
+        self.arch = loaded.dims.arch
+        self._input_stack: Stack = "dec" if self.arch == "dec" else "enc"
         n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
         limits = [limit for limit in (n_ctx, max_tokens) if limit and limit != "auto"]
         self.max_tokens = min(limits) if limits else None
-        n_ctx = loaded.dims.stacks["dec"].n_ctx if self._arch == "encdec" else 0
+        n_ctx = loaded.dims.stacks["dec"].n_ctx if self.arch == "encdec" else 0
         self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
         special = self._tokenizer.num_special_tokens_to_add()
-        for flag, limit in (("--max_seq_len", self.max_tokens), ("--dec_max_len", self.max_target_tokens)):
+        for name, limit in (("max_seq_len", self.max_tokens), ("dec_max_len", self.max_target_tokens)):
             if limit is not None and limit <= special:
                 raise UsageError(
-                    f"{flag} {limit} leaves no room for text", why=f"{special} special tokens are always added"
+                    f"`{name}={limit}` leaves no room for text", why=f"{special} special tokens are always added"
                 )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
@@ -165,78 +167,106 @@ class Encoder:
                     lengths.tokens.setdefault(stack, array("I")).append(row.length(stack))
         return lengths
 
-    def digest(self) -> str:
-        """Returns a SHA-256 of what decides the ids: the vocabulary, the special tokens and the tokenizer's rules."""
-        digest = hashlib.sha256()
-        if self._tokenizer.is_fast:
-            digest.update(self._tokenizer.backend_tokenizer.to_str().encode())
-        for token, index in sorted(self._tokenizer.get_vocab().items()):
-            digest.update(f"{token}\0{index}\0".encode("utf-8", "surrogatepass"))
-        digest.update(repr(sorted(self._tokenizer.special_tokens_map.items())).encode())
-        return digest.hexdigest()
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Returns a SHA-256 of what decides the ids: the vocabulary, the special tokens and the tokenizer's rules."""
+    digest = hashlib.sha256()
+    if tokenizer.is_fast:
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token}\0{index}\0".encode("utf-8", "surrogatepass"))
+    digest.update(repr(sorted(tokenizer.special_tokens_map.items())).encode())
+    return digest.hexdigest()
 
 
-def batches_by_length(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of `rows` in batches of similar length, shortest first; a pure function of the lengths.
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a model is to read: the examples, for an encoder-decoder what its decoder reads, and where both are cut.
 
-    Examples without a single token are left out: there is nothing to run.
+    Attributes:
+        source: The examples.
+        targets: A target for each example; None if there are none.
+        max_tokens: The longest text; "auto" for as much as the model can read.
+        max_target_tokens: The longest target, its end token included.
     """
-    order = sorted(range(len(rows)), key=lambda index: [len(ids) for ids in rows[index].ids.values()])
-    order = [index for index in order if all(rows[index].ids.values())]
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+
+    source: TextSource
+    targets: Sequence[str] | None = None
+    max_tokens: int | Literal["auto"] = "auto"
+    max_target_tokens: int = 64
+
+    def stacks(self, model: LoadedModel) -> tuple[Stack, ...]:
+        """Returns which stacks of a model run on them: an encoder-decoder's decoder with targets only.
+
+        Raises:
+            UsageError: there are targets, and the model is no encoder-decoder.
+        """
+        dims: ModelDims = model.dims
+        if self.targets is not None and dims.arch != "encdec":
+            raise UsageError(f"`targets` are for encoder-decoders, and {model.name} is none")
+        return ("enc",) if dims.arch == "encdec" and self.targets is None else tuple(dims.stacks)
 
 
-class BatchInputs:
-    """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The tokens of texts for one model: all lengths, and any part of the tokens when it is asked for."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._pad_id = loaded.tokenizer.pad_token_id
-        self.device = str(next(loaded.model.parameters()).device)
-        self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
-        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted
+    texts: Texts
+    encoder: Encoder
+    lengths: Lengths
 
-    def to_run(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Span]]]:
-        """Returns the inputs of one pass over whole rows, padded on the right, and where their true tokens are."""
-        inputs, spans = pad(rows, self._pad_id, self.device, with_positions=self._with_positions)
-        return inputs | ({"use_cache": False} if "use_cache" in self.accepted else {}), spans
-
-    def to_continue(self, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
-        """Returns the inputs of `generate`: a decoder's are padded on the left, where new tokens push nothing apart."""
-        return pad(rows, self._pad_id, self.device, with_positions=self._with_positions, side="left")
+    def part(self, numbers: range) -> tuple[list[Example], list[Encoded]]:
+        """Returns the examples of these numbers, and their tokens."""
+        examples = list(self.texts.source.examples[numbers.start : numbers.stop])
+        targets = None if self.texts.targets is None else self.texts.targets[numbers.start : numbers.stop]
+        return examples, self.encoder.encode([example.text for example in examples], targets)
 
 
-def pad(
-    rows: Sequence[Encoded],
-    pad_id: int,
-    device: str,
-    *,
-    with_positions: bool,
-    side: Literal["left", "right"] = "right",
-) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
-    """Returns a batch padded on one side, as a model's forward takes it, and where its true tokens are.
+def tokenize(model: LoadedModel, texts: Texts) -> Rows:
+    """Returns the tokens of all texts as one model reads them; warns of those that are cut or passed over.
 
-    `with_positions` adds explicit position ids (decoders), so that padding can never shift a position. Encoders are
-    padded on the right whatever `side` says: some count positions from the left without asking the mask.
+    Raises:
+        UsageError: a limit leaves no room beside the tokenizer's special tokens.
+        Unsupported: the tokenizer makes ids that the model has no embedding for.
+        Unreadable: a text or target without a token, in an encoder-decoder.
     """
-    inputs: dict[str, Tensor] = {}
-    spans: dict[Stack, list[Span]] = {}
-    stacks = list(rows[0].ids)
-    for stack in stacks:
-        longest = max(row.length(stack) for row in rows)
-        ids = torch.full((len(rows), longest), pad_id)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        spans[stack] = []
-        for index, row in enumerate(rows):
-            start = longest - row.length(stack) if side == "left" and stack == "dec" else 0
-            span = Span(start, start + row.length(stack))
-            ids[index, span.start : span.stop] = torch.tensor(row.ids[stack])
-            mask[index, span.start : span.stop] = 1
-            spans[stack].append(span)
-        prefix = "decoder_" if stack == "dec" and len(stacks) > 1 else ""
-        inputs[f"{prefix}input_ids"] = ids.to(device)
-        inputs[f"{prefix}attention_mask"] = mask.to(device)
-        if with_positions:
-            starts = torch.tensor([span.start for span in spans[stack]])[:, None]
-            inputs["position_ids"] = (torch.arange(longest) - starts).clamp(min=0).to(device)
-    return inputs, spans
+    encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens)
+    source = texts.source
+    lengths = encoder.measure(_TextsOf(source.examples), texts.targets)
+    if lengths.truncated:
+        can_read = model.dims.stacks[texts.stacks(model)[0]].n_ctx
+        why = "all that the model can read" if encoder.max_tokens == can_read else '`max_seq_len="auto"` takes more'
+        warnings.warn(
+            f"texts are cut to {encoder.max_tokens} tokens ({why}): {lengths.truncated} of {len(source.examples)}",
+            stacklevel=2,
+        )
+    if lengths.targets_truncated:
+        warnings.warn(
+            f"targets are cut to {encoder.max_target_tokens} tokens (`dec_max_len` takes more): "
+            f"{lengths.targets_truncated} of {len(source.examples)}",
+            stacklevel=2,
+        )
+    if source.skipped:
+        warnings.warn(f"blank texts are passed over: {source.skipped}", stacklevel=2)
+    return Rows(texts, encoder, lengths)
+
+
+class _TextsOf(Sequence[str]):
+    """The texts of some examples, made when they are looked at."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [example.text for example in self._examples[index]]
+        return self._examples[index].text

@@ -19,8 +19,8 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
     """Returns the first `count` windows of `length` tokens each of a file, one after the other.
 
     For a tokenizer whose tokens are bytes, the windows are the file's very bytes. Other tokenizers read it as UTF-8,
-    and put their special tokens into each window. `validation` is the last tenth of the file, as in document 4; where
-    that is too short, fewer windows are returned.
+    and put their special tokens into each window. `validation` is the last tenth of the file, as in the
+    byte-transformer thesis; where that is too short, fewer windows are returned.
 
     Raises:
         NotFound: no such file.
@@ -29,11 +29,11 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
         Unsupported: the model's tokenizer cannot cut windows.
     """
     if not path.is_file():
-        raise NotFound(f"no file {path}", hint="--data_path takes one file; --dataset takes folders and data sets")
+        raise NotFound(f"no file {path}", hint="`data_path` takes one file; `dataset` takes folders and data sets")
     stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
     n_ctx = loaded.dims.stacks[stack].n_ctx
     if n_ctx and length > n_ctx:
-        raise UsageError(f"--seq_length {length}", why=f"{loaded.name} reads {n_ctx} tokens", hint=f"{n_ctx} or less")
+        raise UsageError(f"`seq_length={length}`", why=f"{loaded.name} reads {n_ctx} tokens", hint=f"{n_ctx} or less")
     size = path.stat().st_size
     start, stop = {"validation": (size * 9 // 10, size), "train": (0, size * 9 // 10), "all": (0, size)}[part]
     with path.open("rb") as file:
@@ -53,7 +53,7 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
         raise Unreadable(
             f"{what}{path} has no {length} tokens",
             why=f"it holds {stop - start} bytes",
-            hint="a smaller --seq_length" + ("" if part == "all" else ", or --split all"),
+            hint="a smaller `seq_length`" + ("" if part == "all" else ', or `split="all"`'),
         )
     return [
         Encoded({stack: ids}, {stack: loaded.tokenizer.convert_ids_to_tokens(ids)}, offsets=None) for ids in windows
@@ -68,7 +68,7 @@ def _tokens_are_bytes(tokenizer: Any) -> bool:
 
 def _text_windows(tokenizer: Any, data: bytes, length: int) -> list[list[int]]:
     if not tokenizer.is_fast:
-        raise Unsupported("the model's tokenizer cannot cut windows", why="it is not a fast one", hint="--dataset")
+        raise Unsupported("the model's tokenizer cannot cut windows", why="it is not a fast one", hint="`dataset`")
     text = data.lstrip(bytes(range(0x80, 0xC0))).decode(errors="replace")
     windows = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)["input_ids"]
     return [window for window in windows if len(window) == length]

@@ -16,7 +16,7 @@ from typing import TextIO
 from cyclopts import App, CycloptsError, Parameter
 
 from traceformer import __version__
-from traceformer.cli.failures import INTERRUPTED, explain
+from traceformer.cli.failures import INTERRUPTED, explain, in_flags
 from traceformer.errors import TraceformerError
 
 __all__ = ["VERBS", "main"]
@@ -110,4 +110,4 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {in_flags(str(message))}", file=sys.stderr)

@@ -12,9 +12,9 @@ from cyclopts import Parameter
 
 from traceformer.analysis.statistics import ConventionName
 from traceformer.cli.arguments import count, find_example, find_runs
-from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
+from traceformer.progress import steps_shown
 from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.questions.vocabulary import token_names, tokens_of
 from traceformer.store.run import TraceStore
@@ -43,7 +43,7 @@ def analyze(
     --example these stand at every position, beside what was most likely there.
 
     Args:
-        run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json). Of a folder of
+        run: A folder, the name of a run in ./traces, `latest`, or a nanochat trace (.json). Of a folder of
             several runs (an experiment), one after the other.
         example: An example's id, or its row number; all examples by default.
         layer: Show the heads of this layer, one by one.

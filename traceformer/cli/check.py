@@ -1,32 +1,21 @@
 """`traceformer check`: what is proved of a model's sites, site by site."""
 
-import difflib
 import json as json_text
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from traceformer.cli.terminal import table
-from traceformer.errors import NotFound, Unsupported, UsageError
+from traceformer.errors import Unsupported
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from traceformer.capture.proofs.check import CheckResult, Example
+    from traceformer.capture.proofs.check import CheckResult
     from traceformer.capture.proofs.probe import Probe
 
 __all__ = ["check"]
-
-# Different lengths, so that there is padding; the last one is longer than the others together.
-_TEXTS = (
-    "The cat sat on the mat.",
-    "In 1969, two people walked on the Moon.",
-    "She said that the book, which her brother had left on the kitchen table, was not his but one that a friend of "
-    "theirs had lent them both in spring; neither of them had read it.",
-)
 
 
 def check(
@@ -53,44 +42,21 @@ def check(
         revision: The commit, tag or branch of the model on the Hub.
         json: Print a JSON object.
     """
-    import torch
+    from traceformer.capture.proofs.check import CheckResult
+    from traceformer.models.tiny import TINY
+    from traceformer.questions.check import check as prove
 
-    from traceformer.capture.proofs.check import check_model, random_examples
-    from traceformer.models.families import ARCHITECTURES
-    from traceformer.models.load import load_model, pick_device
-    from traceformer.models.tiny import TINY, tiny_model
-
-    if model in TINY:
-        if text:
-            raise UsageError("--text needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
-        tiny: Any = tiny_model(model)
-        checked = tiny.to(device=pick_device(device), dtype=getattr(torch, dtype))
-        name, examples = f"a tiny random {model}", random_examples(checked.config)
-    else:
-        try:
-            loaded = load_model(model, revision=revision, device=device, dtype=dtype, with_head=True)
-        except NotFound as error:
-            near = difflib.get_close_matches(model, TINY, n=1)
-            raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
-        checked, name, examples = loaded.model, loaded.name, _encode(loaded, text or _TEXTS)
-    if checked.config.model_type not in ARCHITECTURES:
-        return _report_unknown(checked, examples, name, json)
-    result = check_model(checked, examples, name=name)
+    result = prove(model, text or None, dtype=dtype, device=device, revision=revision)
+    supported = isinstance(result, CheckResult)
     if json:
-        print(json_text.dumps({"supported": True, **result.to_json()}, indent=2))
+        print(json_text.dumps({"supported": supported, **result.to_json()}, indent=2))
     else:
-        print("\n".join(_lines(result)))
-        if model not in TINY and result.ok:
+        print("\n".join(_lines(result) if isinstance(result, CheckResult) else _lines_of_unknown(result)))
+        if supported and result.ok and model not in TINY:
             print(f"next: traceformer extract --model {model} --dataset demo", file=sys.stderr)
+    if not supported:
+        return Unsupported.exit_code
     return 0 if result.ok else 1
-
-
-def _encode(loaded: Any, texts: Sequence[str]) -> "list[Example]":
-    """The texts' token ids; an encoder-decoder reads each and writes it down again."""
-    from traceformer.capture.tokenizing import Encoder
-
-    targets = texts if loaded.dims.arch == "encdec" else None
-    return [dict(row.ids) for row in Encoder(loaded, "auto", 64).encode(texts, targets)]
 
 
 def _lines(result: "CheckResult") -> Iterator[str]:
@@ -125,17 +91,6 @@ def _proofs(result: "CheckResult") -> str:
 
 def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.0e}" if math.isfinite(value) else "no match"
-
-
-def _report_unknown(model: "PreTrainedModel", examples: "Sequence[Example]", name: str, json: bool) -> int:
-    from traceformer.capture.proofs.probe import probe_model
-
-    probe = probe_model(model, examples, name=name)
-    if json:
-        print(json_text.dumps({"supported": False, **probe.to_json()}, indent=2))
-    else:
-        print("\n".join(_lines_of_unknown(probe)))
-    return Unsupported.exit_code
 
 
 def _lines_of_unknown(probe: "Probe") -> Iterator[str]:

@@ -19,7 +19,7 @@ __all__ = ["cluster"]
 
 _FEATURES = ("entropy", "sparsity", "distance")
 _LARGEST_K = 8
-_FIGURE_DPI = 300  # document 4's
+_FIGURE_DPI = 300  # the byte-transformer thesis's
 
 
 def cluster(

@@ -8,13 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_example, find_runs
-from traceformer.cli.progress import steps_shown
-from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
 from traceformer.formats.registry import READABLE
 from traceformer.formats.registry import export as write
+from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
 from traceformer.store.run import TraceStore
+from traceformer.units import amount_of_bytes
 
 __all__ = ["export"]
 
@@ -35,10 +35,10 @@ def export(
 ) -> None:
     """Write a run in another format.
 
-    pt: document 5's files for PyTorch, {set}/{id}.pt or {set}/{id}_L{layer}.pt. safetensors: a file per example with
-    every array, and a manifest. transformerlens: a .pt per example with TransformerLens's hook names. padded-zarr:
-    document 1's folder, every example padded to the longest. json: document 2's traces, one file per example, with
-    the attention of the whole sequence and the logits that predicted the response.
+    pt: the Gemma capture's files for PyTorch, {set}/{id}.pt or {set}/{id}_L{layer}.pt. safetensors: a file per example
+    with every array, and a manifest. transformerlens: a .pt per example with TransformerLens's hook names.
+    padded-zarr: the padded store, every example padded to the longest. json: nanochat traces, one file per example,
+    with the attention of the whole sequence and the logits that predicted the response.
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. The runs of a folder of several (an experiment) go
@@ -49,7 +49,7 @@ def export(
         layout: pt: the residual streams of all layers in one file (the default), or the internals of each layer.
         layers: pt: such as 0,3-5; all that are stored by default.
         steps: json: add what was captured at each step, as a run generated with --capture-steps does anyway.
-        lossless: json, pt: add every array and row that the document has no place for, so that an import gives the
+        lossless: json, pt: add every array and row that the format has no place for, so that an import gives the
             run back.
         overwrite: Replace files of the same names.
         json: Print the outcome as a JSON object.

@@ -1,85 +1,131 @@
 """`traceformer generate`: its flags, the text as it is made, and what was recorded of it."""
 
 import json as json_text
-import shlex
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import count
-from traceformer.cli.progress import Totals, progress_shown
-from traceformer.cli.units import amount_of_bytes, duration
+from traceformer.cli.arguments import TRACES, count
+from traceformer.cli.choices import HOW, RECORD, SEVERAL, WHAT, WHERE, DerivedChoice, Loading, PlaceChoice, sites_in
 from traceformer.errors import UsageError
-from traceformer.sites import Selection, Stack, parse_indices
+from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
+from traceformer.sites import Selection
 from traceformer.texts.shown import printable
+from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
-    from traceformer.capture.extract import Progress
     from traceformer.capture.generation.described import Generated
+    from traceformer.capture.generation.prompts import Prompts
+    from traceformer.capture.generation.sampling import Sampling
 
 __all__ = ["generate"]
 
-_WHAT = Group.create_ordered("What to answer")
 _CHOOSE = Group.create_ordered("How tokens are chosen")
-_RECORD = Group.create_ordered("What to record")
-_WHERE = Group.create_ordered("Where it goes")
-_HOW = Group.create_ordered("How it runs")
 
-_DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")
-_OF_PROMPT_SETS = ("attn", "resid")  # document 5's capture
-_Several = Parameter(consume_multiple=(1, None))
-_Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
+_DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")  # what a nanochat trace holds
+_OF_PROMPT_SETS = ("attn", "resid")  # what the Gemma capture keeps
+_Indices = Annotated[str | None, Parameter(group=RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
+
+
+@Parameter(name="*", group=WHAT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptChoice:
+    """What a model is to answer."""
+
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="TEXT")] = None
+    """The prompt."""
+    prompts: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """A file of prompts: .txt (one per line), .jsonl, or .json (a prompt set)."""
+    prompt_set: Annotated[str | None, Parameter(metavar="NAME|FILE")] = None
+    """A prompt set by its name, or in a .json file."""
+    all_prompt_sets: bool = False
+    """Every prompt set that has a name."""
+    category: Annotated[str | None, Parameter(metavar="LABEL")] = None
+    """A label for the run's responses, to filter by."""
+    chat: Annotated[bool, Parameter(negative="--no-chat")] = False
+    """Put each prompt into the model's chat template."""
+
+    def read(self) -> "Prompts":
+        """Returns the prompts that are meant.
+
+        Raises:
+            UsageError: none are named, or in several ways.
+            NotFound, Unreadable: a file or set that is not there, or malformed.
+        """
+        from traceformer.capture.generation.prompts import Prompts
+        from traceformer.texts.prompts import all_prompt_sets, load_prompt_set, load_prompts, one_prompt
+
+        ways = (self.prompt, self.prompts, self.prompt_set, self.all_prompt_sets or None)
+        if sum(way is not None for way in ways) != 1:
+            raise UsageError(
+                "no prompt" if not any(way is not None for way in ways) else "prompts are named in several ways",
+                hint="give one of --prompt, --prompts, --prompt-set and --all-prompt-sets",
+            )
+        if self.all_prompt_sets:
+            return Prompts(all_prompt_sets(), self.chat, self.category)
+        if self.prompt is not None:
+            return Prompts((one_prompt(self.prompt),), self.chat, self.category)
+        found = load_prompt_set(self.prompt_set or "") if self.prompts is None else load_prompts(self.prompts)
+        return Prompts((found,), self.chat, self.category)
+
+
+@Parameter(name="*", group=_CHOOSE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingChoice:
+    """How tokens are chosen."""
+
+    max_tokens: Annotated[int, count("N")] = 50
+    """The most tokens of a response."""
+    temperature: float = 0.6
+    """How freely to choose; 0 takes the most likely token."""
+    top_k: Annotated[int, count("K", least=0)] = 50
+    """Choose among the K most likely tokens; 0 for all."""
+    top_p: float | None = None
+    """Choose among the most likely tokens that have this probability together."""
+    seed: Annotated[int, count("N", least=0)] = 42
+    """Of the first batch; batch k has seed + k."""
+    stop: Annotated[tuple[str, ...], Parameter(metavar="TEXT...", show_default=False), SEVERAL] = ()
+    """End a response at any of these strings."""
+    num_return_sequences: Annotated[int, count("N")] = 1
+    """Responses per prompt."""
+    num_beams: Annotated[int, count("N")] = 1
+    """Search with this many beams."""
+
+    def sampling(self) -> "Sampling":
+        from traceformer.capture.generation.sampling import Sampling
+
+        return Sampling(**{name: getattr(self, name) for name in SamplingChoice.__slots__})
 
 
 def generate(
     *,
-    model: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=_WHAT)] = None,
-    model_tag: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    step: Annotated[int | None, Parameter(group=_WHAT), count("N", least=0)] = None,
-    prompt: Annotated[str | None, Parameter(group=_WHAT, allow_leading_hyphen=True, metavar="TEXT")] = None,
-    prompts: Annotated[Path | None, Parameter(group=_WHAT, metavar="FILE")] = None,
-    prompt_set: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME|FILE")] = None,
-    all_prompt_sets: Annotated[bool, Parameter(group=_WHAT)] = False,
-    category: Annotated[str | None, Parameter(group=_WHAT, metavar="LABEL")] = None,
-    chat: Annotated[bool, Parameter(group=_WHAT, negative="--no-chat")] = False,
-    revision: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    allow_pickle: Annotated[bool, Parameter(group=_WHAT)] = False,
-    max_tokens: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 50,
-    temperature: Annotated[float, Parameter(group=_CHOOSE)] = 0.6,
-    top_k: Annotated[int, Parameter(group=_CHOOSE), count("K", least=0)] = 50,
-    top_p: Annotated[float | None, Parameter(group=_CHOOSE)] = None,
-    seed: Annotated[int, Parameter(group=_CHOOSE), count("N", least=0)] = 42,
-    stop: Annotated[tuple[str, ...], Parameter(group=_CHOOSE, metavar="TEXT...", show_default=False), _Several] = (),
-    num_return_sequences: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 1,
-    num_beams: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 1,
+    model: Annotated[str | None, Parameter(group=WHAT)] = None,
+    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=WHAT)] = None,
+    model_tag: Annotated[str | None, Parameter(group=WHAT)] = None,
+    step: Annotated[int | None, Parameter(group=WHAT), count("N", least=0)] = None,
+    asked: PromptChoice = PromptChoice(),
+    loading: Loading = Loading(),  # noqa: B008
+    choosing: SamplingChoice = SamplingChoice(),
     sites: Annotated[
         tuple[str, ...],
-        Parameter(name=("--sites", "--capture"), group=_RECORD, metavar="SITE...", show_default=False),
-        _Several,
+        Parameter(name=("--sites", "--capture"), group=RECORD, metavar="SITE...", show_default=False),
+        SEVERAL,
     ] = (),
     layers: _Indices = None,
     heads: _Indices = None,
-    layer_internals: Annotated[tuple[str, ...], Parameter(group=_RECORD, metavar="I|all"), _Several] = (),
-    project: Annotated[tuple[Path, ...], Parameter(group=_RECORD, metavar="FILE..."), _Several] = (),
-    project_site: Annotated[str, Parameter(group=_RECORD, metavar="SITE")] = "resid_post",
-    lens_top_k: Annotated[int | None, Parameter(group=_RECORD), count("K")] = None,
-    capture_steps: Annotated[bool, Parameter(group=_RECORD)] = False,
-    replay: Annotated[bool, Parameter(group=_RECORD)] = False,
-    experiment: Annotated[Path | None, Parameter(group=_WHERE, metavar="DIR")] = None,
-    out_dir: Annotated[Path | None, Parameter(group=_WHERE, metavar="DIR")] = None,
-    dtype: Annotated[Literal["float16", "float32", "bfloat16"], Parameter(group=_WHERE)] = "float16",
-    resume: Annotated[bool, Parameter(group=_WHERE)] = False,
-    overwrite: Annotated[bool, Parameter(group=_WHERE)] = False,
-    batch_size: Annotated[int, Parameter(group=_HOW), count("N")] = 8,
-    device: Annotated[str | None, Parameter(group=_HOW)] = None,
-    model_dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_HOW)] = None,
-    json: Annotated[bool, Parameter(group=_HOW)] = False,
+    layer_internals: Annotated[tuple[str, ...], Parameter(group=RECORD, metavar="I|all"), SEVERAL] = (),
+    computed: DerivedChoice = DerivedChoice(),  # noqa: B008
+    capture_steps: Annotated[bool, Parameter(group=RECORD)] = False,
+    replay: Annotated[bool, Parameter(group=RECORD)] = False,
+    experiment: Annotated[Path | None, Parameter(group=WHERE, metavar="DIR")] = None,
+    where: PlaceChoice = PlaceChoice(),  # noqa: B008
+    batch_size: Annotated[int, Parameter(group=HOW), count("N")] = 8,
+    json: Annotated[bool, Parameter(group=HOW)] = False,
 ) -> None:
     """Let a model answer prompts, and record what happens inside it, token by token.
 
@@ -91,99 +137,39 @@ def generate(
         source: In place of --model, the stage of a nanochat checkpoint.
         model_tag: Which nanochat model, such as d20; the one with most layers by default.
         step: Which of its checkpoints; the last one by default.
-        prompt: The prompt.
-        prompts: A file of prompts: .txt (one per line), .jsonl, or .json (a prompt set).
-        prompt_set: A prompt set by its name, or in a .json file.
-        all_prompt_sets: Every prompt set that has a name.
-        category: A label for the run's responses, to filter by.
-        chat: Put each prompt into the model's chat template.
-        revision: The commit, tag or branch of the model on the Hub.
-        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
-        max_tokens: The most tokens of a response.
-        temperature: How freely to choose; 0 takes the most likely token.
-        top_k: Choose among the K most likely tokens; 0 for all.
-        top_p: Choose among the most likely tokens that have this probability together.
-        seed: Of the first batch; batch k has seed + k.
-        stop: End a response at any of these strings.
-        num_return_sequences: Responses per prompt.
-        num_beams: Search with this many beams.
         sites: Groups attn qkv hidden resid mlp norms internals logits all, or names of sites. By default attn
             token_embed norms attn_out mlp_out logits; of prompt sets attn resid.
         layers: Which layers; all of them by default.
         heads: Which heads; all of them by default.
         layer_internals: Record the group internals of these layers, in place of --sites and --layers.
-        project: Record projections onto the trait vectors in these files; alone, unless --sites asks for more.
-        project_site: What to project.
-        lens_top_k: Record the K likeliest next tokens of each layer (lens); alone, unless --sites asks for more.
         capture_steps: Have exports write every step's own view as well; it takes no space here.
         replay: Record one pass over each finished text instead. Beams and several responses always are.
         experiment: A folder of runs, to put this one into.
-        out_dir: The run's folder, in place of one named after time, model and prompts.
-        dtype: How values are stored; one that float16 cannot hold stops the run.
-        resume: Go on with an interrupted run of the same configuration.
-        overwrite: Replace a finished run that is in the way.
         batch_size: Prompts at a time.
-        device: cpu, cuda, cuda:1, mps; the fastest there is by default.
-        model_dtype: What the model computes in; what its weights are stored in by default.
         json: Print the outcome as a JSON object.
     """
-    asked = tuple(name for names in sites for name in names.split(",") if name)
+    names, derived = sites_in(sites), computed.derived()
     if layer_internals:
-        if asked or layers is not None:
+        if names or layers is not None:
             raise UsageError("--layer-internals says what to record", hint="leave --sites and --layers away")
-        asked, layers = ("internals",), None if "all" in layer_internals else ",".join(layer_internals)
-    if not asked and not project and not lens_top_k:
-        asked = _OF_PROMPT_SETS if prompt_set is not None or all_prompt_sets else _DEFAULT
-    both: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(layers))
-    both_heads: dict[Stack, tuple[int, ...] | None] = dict.fromkeys(("enc", "dec"), _indices(heads))
-    selection = Selection(asked, both, both_heads)
-    _ = selection.sites  # a misspelt site fails here, before torch is imported
+        names, layers = ("internals",), None if "all" in layer_internals else ",".join(layer_internals)
+    if not names and not derived:
+        names = _OF_PROMPT_SETS if asked.prompt_set is not None or asked.all_prompt_sets else _DEFAULT
+    selection = Selection.of(names, layers=layers, heads=heads, derived=derived)
 
     if (model is None) == (source is None):
         raise UsageError("no model" if model is None else "both --model and --source", hint="give --model or --source")
     if source is None and not (model_tag is None and step is None):
         raise UsageError("--model-tag and --step belong to --source")
-    if experiment is not None and out_dir is not None:
-        raise UsageError("both --experiment and --out-dir", hint=f"--out-dir {experiment / out_dir.name}")
+    if experiment is not None and where.out_dir is not None:
+        raise UsageError("both --experiment and --out-dir", hint=f"--out-dir {experiment / where.out_dir.name}")
+    place = where.place(experiment or TRACES)
 
-    from traceformer.cli.project import read_traits
+    from traceformer.capture.generation import generate as generation
 
-    traits = read_traits(project, project_site) if project else None
-
-    from traceformer.capture.generation.generate import generate as run_generation
-    from traceformer.capture.generation.prepare import GenerateRequest
-    from traceformer.capture.generation.sampling import Sampling
-
-    request = GenerateRequest(
-        model=model or _checkpoint(source, model_tag, step),
-        prompt=prompt,
-        prompts=prompts,
-        prompt_set=prompt_set,
-        all_prompt_sets=all_prompt_sets,
-        category=category,
-        sampling=Sampling(max_tokens, temperature, top_k, top_p, num_return_sequences, num_beams, stop),
-        seed=seed,
-        chat=chat,
-        selection=selection,
-        traits=traits,
-        lens_top_k=lens_top_k,
-        capture_steps=capture_steps,
-        replay=replay,
-        batch_size=batch_size,
-        dtype=dtype,
-        experiment=experiment,
-        out_dir=out_dir,
-        device=device,
-        model_dtype=model_dtype,
-        revision=revision,
-        allow_pickle=allow_pickle,
-        resume=resume,
-        overwrite=overwrite,
-        command_line=shlex.join(["traceformer", *sys.argv[1:]]),
-    )
-    totals = Totals()
+    sampling, totals = choosing.sampling(), Totals()
     responses: list[Generated] = []
-    streams = prompt is not None and not request.sampling.is_searched
+    streams = asked.prompt is not None and not sampling.is_searched
     try:
         with (_text_shown if streams else progress_shown)(totals) as progress:
 
@@ -192,20 +178,35 @@ def generate(
                 if not streams:
                     print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
 
-            folder = run_generation(request, progress, on_text=_stream if streams else None, on_response=keep)
-    except KeyboardInterrupt as stop_:
-        raise KeyboardInterrupt("interrupted; what was finished is kept", "the same command with --resume") from stop_
+            progress(LOADING)
+            prompts = asked.read()
+            loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
+            run = generation.answer(
+                loaded,
+                prompts,
+                selection,
+                place,
+                sampling=sampling,
+                batch_size=batch_size,
+                replay=replay,
+                capture_steps=capture_steps,
+                progress=progress,
+                on_text=_stream if streams else None,
+                on_response=keep,
+            )
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("interrupted; what was finished is kept", "the same command with --resume") from stop
     if json:
         told = [_told(response) for response in responses]
-        print(json_text.dumps({"run": str(folder), **asdict(totals), "responses": told}, indent=2))
+        print(json_text.dumps({"run": str(run.folder), **asdict(totals), "responses": told}, indent=2))
         return
     responses_made = f"{totals.examples} response{'' if totals.examples == 1 else 's'}"
     print(
         f"{responses_made}, {totals.tokens} tokens, {amount_of_bytes(totals.bytes)} written in "
-        f"{duration(totals.seconds)}; next: traceformer analyze {folder}",
+        f"{duration(totals.seconds)}; next: traceformer analyze {run.folder}",
         file=sys.stderr,
     )
-    print(folder)
+    print(run.folder)
 
 
 def _checkpoint(source: str | None, model_tag: str | None, step: int | None) -> str:
@@ -214,15 +215,11 @@ def _checkpoint(source: str | None, model_tag: str | None, step: int | None) -> 
     return str(find_checkpoint(source or "", model_tag, step))
 
 
-def _indices(text: str | None) -> tuple[int, ...] | None:
-    return None if text is None else parse_indices(text)
-
-
 @contextmanager
-def _text_shown(totals: Totals) -> "Generator[Callable[[Progress], None]]":
+def _text_shown(totals: Totals) -> Generator[OnProgress]:
     """Yields a callback that keeps `totals` and only says that the model is loading, so that the text stands alone."""
 
-    def note(progress: "Progress") -> None:
+    def note(progress: Progress) -> None:
         if progress.message == "loading":
             print("loading", file=sys.stderr, flush=True)
         totals.examples, totals.tokens = progress.examples_done, progress.tokens_done

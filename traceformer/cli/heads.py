@@ -14,14 +14,14 @@ from cyclopts import Group, Parameter
 from traceformer.analysis.head_tally import HeadMetrics
 from traceformer.analysis.heads import HeadConvention
 from traceformer.cli.arguments import count, find_run
-from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
-from traceformer.cli.units import duration
 from traceformer.errors import UsageError
 from traceformer.formats.head_tables import name_of, write_heads
+from traceformer.progress import steps_shown
 from traceformer.questions.heads import run_heads
 from traceformer.sites import ArrayKey
 from traceformer.store.run import TraceStore
+from traceformer.units import duration
 
 __all__ = ["heads"]
 
@@ -65,8 +65,8 @@ def heads(
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
-        convention: valid counts what a query can see; thesis is document 4's, which counts masked cells as sparse, adds
-            1e-9 in logarithms, and weighs examples, not queries.
+        convention: valid counts what a query can see; thesis, the byte-transformer thesis's, counts masked cells as
+            sparse, adds 1e-9 in logarithms, and weighs examples, not queries.
         window: How many tokens on either side `local_mass` counts.
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         model: A Hugging Face model name, or a folder that holds a model.

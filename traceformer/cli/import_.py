@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.progress import steps_shown
 from traceformer.formats.registry import files_of, import_run
+from traceformer.progress import steps_shown
 
 __all__ = ["import_"]
 
@@ -23,8 +23,8 @@ def import_(
 ) -> None:
     """Make a run of files in another format.
 
-    pt, json: document 5's files, document 2's traces, as documented, as their code wrote them, or as `traceformer
-    export` did. safetensors: what `traceformer export` wrote. padded-zarr: document 1's folder. Positions that the
+    pt, json: the Gemma capture's files, nanochat traces, as documented, as their code wrote them, or as `traceformer
+    export` did. safetensors: what `traceformer export` wrote. padded-zarr: the padded store. Positions that the
     files hold no values of are NaN in the run. No code in a file is ever run.
 
     Args:

@@ -104,7 +104,7 @@ def paths(
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
         dtype: What the model computes in; as it is stored by default.
         revision: The commit, tag or branch of the model on the Hub.
-        json: Print the result as JSON, in the layout of document 3's trace.json.
+        json: Print the result as JSON, in the layout of reverse-attention's trace.json.
     """
     if (run is None) == (model is None):
         raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -15,18 +15,15 @@ from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.cli.arguments import find_example, find_run
 from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table, to_json
-from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import DirectionFile, read_directions
+from traceformer.formats.directions import DirectionFile, read_all_directions
+from traceformer.progress import steps_shown
 from traceformer.questions.traits import project_run
 from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec, parse_indices
 from traceformer.store.run import TraceStore
 
-if TYPE_CHECKING:
-    from traceformer.capture.projecting import Traits
-
-__all__ = ["find_rows", "project", "read_traits"]
+__all__ = ["find_rows", "project"]
 
 _COLUMN = 9  # of a number in a table, with the space before it
 
@@ -62,7 +59,7 @@ def project(
     """
     folder = find_run(run)
     store = TraceStore(folder)
-    files = _read(vector)
+    files = read_all_directions(vector)
     if files:
         spec = find_rows(store, site)
         _check(files, spec, store)
@@ -124,29 +121,12 @@ def find_rows(store: TraceStore, site: str) -> ArraySpec:
     return found[0]
 
 
-def read_traits(paths: Sequence[Path], site: str) -> "Traits":
-    """Returns the trait vectors in some files, for a recording to project onto."""
-    from traceformer.capture.projecting import Traits
-
-    return Traits({name: file.by_layer for name, file in _read(paths).items()}, site)
-
-
 def _recorded(store: TraceStore) -> ArraySpec:
     """The array of the projections that were made when the run was recorded."""
     specs = [spec for spec in store.layout.arrays if spec.key.site == "projection"]
     if not specs:
         raise UsageError("project needs --vector", hint="traceformer vectors fit makes vectors")
     return specs[0]
-
-
-def _read(paths: Sequence[Path]) -> dict[str, DirectionFile]:
-    """The files by the names of their traits; where two are called the same, their paths tell them apart."""
-    files = [read_directions(path) for path in paths]
-    names = [file.name for file in files]
-    own = [str(path) if names.count(file.name) > 1 else file.name for path, file in zip(paths, files, strict=True)]
-    if len(set(own)) < len(own):
-        raise UsageError("a file of vectors is given twice", why=" ".join(map(str, paths)))
-    return dict(zip(own, files, strict=True))
 
 
 def _check(files: dict[str, DirectionFile], spec: ArraySpec, store: TraceStore) -> None:

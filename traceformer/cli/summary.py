@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from traceformer.cli.terminal import table
-from traceformer.cli.units import amount_of_bytes
 from traceformer.sites import ArraySpec
 from traceformer.store.run import TraceStore
+from traceformer.units import amount_of_bytes
 
 __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summarise_experiment"]
 

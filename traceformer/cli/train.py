@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import count
-from traceformer.cli.units import amount_of_bytes, duration
+from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
     from traceformer.bytelm.train import Progress

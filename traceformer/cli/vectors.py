@@ -14,12 +14,12 @@ from cyclopts import App, Parameter
 from traceformer.analysis.directions import Fit, Method
 from traceformer.analysis.directions import fit as fit_direction
 from traceformer.cli.arguments import find_run
-from traceformer.cli.progress import steps_shown
 from traceformer.cli.project import find_rows
 from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions, write_directions
+from traceformer.progress import steps_shown
 from traceformer.questions.traits import Position, example_rows
 from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
 from traceformer.store.run import TraceStore
@@ -154,7 +154,7 @@ def _two_runs(
 
     from traceformer.capture.extract import record
     from traceformer.capture.prepare import ExtractRequest, prepare
-    from traceformer.cli.progress import Totals, progress_shown
+    from traceformer.progress import Totals, progress_shown
 
     layers = None if layer == "all" else parse_indices(layer)
     both: dict[Stack, tuple[int, ...] | None] = {"enc": layers, "dec": layers}

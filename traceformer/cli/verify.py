@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_runs
-from traceformer.cli.units import amount_of_bytes
 from traceformer.store.layout import MANIFEST
+from traceformer.units import amount_of_bytes
 
 __all__ = ["verify"]
 

@@ -1,6 +1,6 @@
-"""InterpretabilityEngine: document 2's front end. A prompt is answered, all that happens is recorded, and analysed.
+"""InterpretabilityEngine, the front end that nanochat traces come from.
 
-Generation is recorded into a run (see `capture/generation/`), which is the truth; the trace, document 2's JSON file,
+Generation is recorded into a run (see `capture/generation/`), which is the truth; the trace, a JSON file,
 is exported from it.
 """
 
@@ -23,8 +23,9 @@ from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, re
 from traceformer.formats.nanochat_json.write import ACTIVATION_SITES, trace_of
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
-from traceformer.sites import ArrayKey, Stack
-from traceformer.store.run import TraceStore
+from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.store.place import Place, Storage
+from traceformer.texts.prompts import one_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["InterpretabilityEngine", "TraceStorage"]
 
 _TOP = 5
+_CAPTURE = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")  # what a nanochat trace holds
 
 
 class InterpretabilityEngine:
@@ -108,24 +110,21 @@ class InterpretabilityEngine:
             Unsupported: the model has no attention function to observe.
             NumericError: its logits are no numbers.
         """
-        from traceformer.capture.generation.generate import generate
-        from traceformer.capture.generation.prepare import GenerateRequest
+        from traceformer.capture.generation.generate import answer
+        from traceformer.capture.generation.prompts import Prompts
         from traceformer.capture.generation.sampling import Sampling
 
         trace_id, timestamp = new_trace_id(self.storage.base_dir)
         kind = str(self.model.dtype).removeprefix("torch.")
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k)
-        request = GenerateRequest(
-            model=self._loaded.source,
-            prompt=prompt,
-            category=category,
-            sampling=sampling,
-            seed=seed,
+        storage = Storage(kind if kind in ("float16", "bfloat16") else "float32")
+        store = answer(
+            self._loaded,
+            Prompts((one_prompt(prompt),), category=category),
+            Selection(_CAPTURE),
+            Place(folder=self.run_of(trace_id), storage=storage),
+            sampling=Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed),
             capture_steps=capture_intermediate_steps,
-            dtype=kind if kind in ("float16", "bfloat16") else "float32",  # pyright: ignore[reportArgumentType]
-            out_dir=self.run_of(trace_id),
         )
-        store = TraceStore(generate(request, loaded=self._loaded))
         trace = trace_of(store, store.ids[0], trace_id=trace_id, steps=capture_intermediate_steps)
         head = replace(trace.head, timestamp=timestamp, metadata={**trace.head.metadata, **(metadata or {})})
         trace = replace(trace, head=head)
@@ -165,7 +164,7 @@ class InterpretabilityEngine:
     def analyze_trace(self, trace_id: str, convention: ConventionName = "nanochat") -> dict[str, Any]:
         """Returns trace_id, metadata, and `analysis`: attention, activations and logits in numbers.
 
-        `layer_stats` are by layer ("0", "1", ...), means over heads; the convention is document 2's unless told
+        `layer_stats` are by layer ("0", "1", ...), means over heads; the convention is nanochat's unless told
         otherwise (see `analysis/statistics.py`).
         """
         trace = read_trace(self.storage.path(trace_id))

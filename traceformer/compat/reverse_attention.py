@@ -1,4 +1,4 @@
-"""ReverseAttentionTracer: which tokens of a text led a model to a token (document 3).
+"""ReverseAttentionTracer: which tokens of a text led a model to a token (as in the package reverse-attention).
 
     from traceformer.compat import ReverseAttentionTracer
 

@@ -1,4 +1,4 @@
-"""TraceStorage: document 2's folder of traces, one `{trace_id}.json` each."""
+"""TraceStorage: a folder of nanochat traces, one `{trace_id}.json` each."""
 
 import json
 import warnings
@@ -99,7 +99,7 @@ class TraceStorage:
     # Reading
 
     def load_trace(self, trace_id: str) -> dict[str, Any]:
-        """Returns the whole trace as document 2 has it: numbers in nested lists."""
+        """Returns the whole nanochat trace: numbers in nested lists."""
         path = self.path(trace_id)
         head = read_head(path)
         try:

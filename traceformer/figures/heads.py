@@ -53,7 +53,7 @@ def metric_maps(found: HeadMetrics, *, title: str) -> Figure:
 
 
 def score_figure(found: HeadClusters, *, title: str) -> Figure:
-    """Returns the silhouette score of every k, the best one circled; document 4's figure."""
+    """Returns the silhouette score of every k, the best one circled; the byte-transformer thesis's figure."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     ks = list(found.by_k)

@@ -3,7 +3,7 @@
 Written are .safetensors files with a tensor `layer_16` per layer and, as metadata, how they were found. Read are these;
 any other .safetensors with one vector, or vectors that are each named after their layer; .npy and .pt with one vector,
 or with one per layer, first to last; and .pt with a dict from layers to vectors. A lone vector belongs to the layer
-that the file's name ends in, as in document 5's `probe_layer16.pt`, or to none.
+that the file's name ends in, as in the Gemma capture's `probe_layer16.pt`, or to none.
 """
 
 import json
@@ -187,3 +187,18 @@ def _checked(values: Shaped[np.ndarray, "..."], where: str) -> Float32[np.ndarra
     if not np.isfinite(narrow).all():
         raise Unreadable(f"{where}: the vector holds numbers beyond float32")
     return narrow
+
+
+def read_all_directions(paths: Sequence[Path]) -> dict[str, DirectionFile]:
+    """Returns files by the names of their traits; where two are called the same, their paths tell them apart.
+
+    Raises:
+        NotFound, Unreadable: as `read_directions` raises them.
+        UsageError: a file is given twice.
+    """
+    files = [read_directions(path) for path in paths]
+    names = [file.name for file in files]
+    own = [str(path) if names.count(file.name) > 1 else file.name for path, file in zip(paths, files, strict=True)]
+    if len(set(own)) < len(own):
+        raise UsageError("a file of vectors is given twice", why=" ".join(map(str, paths)))
+    return dict(zip(own, files, strict=True))

@@ -1,4 +1,4 @@
-"""Tables of head metrics as CSV: a row per head, and document 4's `layer,head,entropy,sparsity,distance` in front."""
+"""Tables of head metrics as CSV: a row per head, and the thesis's `layer,head,entropy,sparsity,distance` in front."""
 
 import csv
 import math

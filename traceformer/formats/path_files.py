@@ -1,4 +1,4 @@
-"""Results of a trace as document 3's trace.json: a file to hand on, which names no place on the machine it is from."""
+"""Results of a trace as reverse-attention's trace.json: a file to hand on, which names no place on its machine."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def model_name(source: str) -> str:
 
 
 def save_trace(result: TraceResult, path: str | Path) -> None:
-    """Writes a result as JSON in document 3's layout, with the settings added."""
+    """Writes a result as JSON in reverse-attention's layout, with the settings added."""
     Path(path).write_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ format takes, and `write_files`; its `read.py`, where a run can be had back, has
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from traceformer.formats.padded_zarr import write as write_padded_zarr
 from traceformer.formats.safetensors_runs import read as read_safetensors
 from traceformer.formats.safetensors_runs import write as write_safetensors
 from traceformer.formats.transformer_lens import write as write_transformer_lens
+from traceformer.progress import OnStep, steps_watched
 from traceformer.store.run import TraceStore
 
 __all__ = ["FORMATS", "READABLE", "Format", "Reads", "Writes", "export", "files_of", "import_run", "named"]
@@ -59,13 +60,13 @@ class Format:
 
 
 _ROWS = (
-    Format("pt", "document 5's files: residual streams, or the internals of each layer", write_pt, read_pt),
+    Format("pt", "the Gemma capture's files: residual streams, or each layer's internals", write_pt, read_pt),
     Format("safetensors", "every array: a file per example, and a manifest", write_safetensors, read_safetensors),
     Format(
         "transformerlens", "a .pt per example, by the names of TransformerLens's hooks", write_transformer_lens, None
     ),
-    Format("padded-zarr", "document 1's folder: Zarr, padded to the longest", write_padded_zarr, read_padded_zarr),
-    Format("json", "document 2's traces: a JSON file per example", write_json, read_json),
+    Format("padded-zarr", "the padded store: Zarr, padded to the longest", write_padded_zarr, read_padded_zarr),
+    Format("json", "nanochat traces: a JSON file per example", write_json, read_json),
 )
 FORMATS: Mapping[str, Format] = {row.name: row for row in _ROWS}
 READABLE: Mapping[str, Reads] = {row.name: row.read for row in _ROWS if row.read is not None}
@@ -93,7 +94,7 @@ def export(
     steps: bool = False,
     lossless: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> list[Path]:
     """Returns the files that it writes of a run in another format (of `padded-zarr`, the folder).
 
@@ -109,7 +110,7 @@ def export(
         steps: json: add what was captured at each step, as a run that was recorded step by step does anyway.
         lossless: json, pt: add what the format has no place for, so that an import gives the run back.
         overwrite: Replace files of the same names.
-        progress: Told after every example how many of how many are done.
+        progress: Told after every example how many of how many are done; a bar where somebody watches, by default.
 
     Raises:
         UsageError: no such format, or it has no such option or layout.
@@ -121,17 +122,18 @@ def export(
     for option in given:
         if given[option] and option not in write.OPTIONS:
             takes = ", ".join(name for name in given if name in write.OPTIONS)
-            raise UsageError(f"the format {format} has no {option}", why=f"it takes {takes or 'none of these'}")
-    options = ExportOptions(
-        example_ids=None if examples is None else tuple(_example_id(run, example) for example in examples),
-        steps=steps or None,
-        lossless=lossless,
-        overwrite=overwrite,
-        progress=progress,
-        layout=layout,
-        layers=None if layers is None else tuple(layers),
-    )
-    return list(write.write_files(run, Path(folder), options))
+            raise UsageError(f'`format="{format}"` has no `{option}`', why=f"it takes {takes}" if takes else "")
+    with steps_watched("exporting", progress) as show:
+        options = ExportOptions(
+            example_ids=None if examples is None else tuple(_example_id(run, example) for example in examples),
+            steps=steps or None,
+            lossless=lossless,
+            overwrite=overwrite,
+            progress=show,
+            layout=layout,
+            layers=None if layers is None else tuple(layers),
+        )
+        return list(write.write_files(run, Path(folder), options))
 
 
 def _example_id(run: TraceStore, example: int | str) -> str:
@@ -144,7 +146,7 @@ def import_run(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> TraceStore:
     """Returns the run that files of another format make; no code in a file is ever run.
 
@@ -155,7 +157,7 @@ def import_run(
         format: The format's name; recognised from the files by default.
         out: The run's folder; by default one in ./traces, named after time and model.
         overwrite: Replace a run that is in the way.
-        progress: Told after every example how many of how many are done.
+        progress: Told after every example how many of how many are done; a bar where somebody watches, by default.
 
     Raises:
         NotFound: a file is not there, or a folder has none of a known format.
@@ -166,7 +168,9 @@ def import_run(
     readers = READABLE if format is None else {format: _reader(format)}
     found = files_of(files, readers)
     reader = _recognised(found) if format is None else readers[format]
-    return TraceStore(reader.read_files(found, ImportOptions(None if out is None else Path(out), overwrite, progress)))
+    with steps_watched("importing", progress) as show:
+        options = ImportOptions(None if out is None else Path(out), overwrite, show)
+        return TraceStore(reader.read_files(found, options))
 
 
 def _reader(name: str) -> Reads:

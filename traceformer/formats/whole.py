@@ -37,4 +37,4 @@ def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
         RunExists: something is there.
     """
     if path.exists() and not overwrite:
-        raise RunExists(f"{path} is there already", hint="--overwrite replaces it")
+        raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")

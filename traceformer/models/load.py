@@ -39,8 +39,8 @@ def pick_device(name: str | None) -> str:
     if name is None or name == "auto":
         return next(device for device, usable in there.items() if usable)
     if not there.get(name.split(":")[0], False):
-        usable = ", ".join(device for device, ok in there.items() if ok)
-        raise UsageError(f"no device {name!r} here", hint=f"--device {usable}")
+        choices = (f'`device="{device}"`' for device, usable in there.items() if usable)
+        raise UsageError(f"no device {name!r} here", hint=" or ".join(choices))
     return name
 
 
@@ -216,7 +216,7 @@ def _explained(name: str, local: bool) -> Generator[None]:
             raise Unreadable(
                 f"{name} has no safetensors weights",
                 why="pickled weights can run code when they are read",
-                hint="convert them to safetensors, or pass allow_pickle=True (--allow-pickle) if you trust them",
+                hint="convert them to safetensors, or pass `allow_pickle=True` if you trust them",
             ) from error
         if local:
             raise Unreadable(f"{name} cannot be loaded", why=first) from error

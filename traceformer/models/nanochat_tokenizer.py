@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
         raise Unsupported(
             f"the tokenizer in {folder} is pickled",
             why="pickles are opened on request only",
-            hint="allow_pickle=True (--allow-pickle), or put a tokenizer.json beside it",
+            hint="`allow_pickle=True`, or put a tokenizer.json beside it",
         )
     else:
         tokenizer = _from_byte_pairs(*_read_pickled_tokenizer(folder / "tokenizer.pkl"))

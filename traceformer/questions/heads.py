@@ -41,7 +41,7 @@ def run_heads(
     """
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs:
-        raise NotRecorded("this run holds no attention patterns", hint="traceformer extract --capture attn")
+        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
     ids = store.ids[:limit]
     done, total = 0, len(ids) * len(specs)
     found: dict[ArrayKey, HeadMetrics] = {}

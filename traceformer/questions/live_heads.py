@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveRequest", "live_heads"]
 
-_SEQ_LENGTH = 1024  # document 4's, where the model can read as much
+_SEQ_LENGTH = 1024  # the byte-transformer thesis's, where the model can read as much
 
 
 @dataclass(frozen=True, slots=True)

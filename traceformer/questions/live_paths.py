@@ -67,7 +67,6 @@ def record(
     """
     from traceformer.capture.plan import plan_arrays
     from traceformer.capture.recorder import Recorder
-    from traceformer.models.families import architecture_of
 
     n_layers = dims.stacks[stack].n_layers
     if layer != "all" and not -n_layers <= layer < n_layers:
@@ -77,7 +76,7 @@ def record(
     sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
     heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
     selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
-    plan = plan_arrays(selection, architecture_of(model.config), dims, stacks=(stack,))
+    plan = plan_arrays(selection, model, stacks=(stack,))
     arrays = [spec for spec in plan.arrays if source is not None or spec.key.attention == "self"]
     texts: dict[Attention, Text] = {"self": text}
     spans: dict[Stack, list[Span]] = {stack: [_span(text)]}

@@ -54,7 +54,7 @@ def trace_stored(
     spec = own or cross
     if spec is None:
         names = ", ".join(str(each.key) for each in store.layout.arrays)
-        raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint="extract with --capture attn")
+        raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint='record it with `capture="attn"`')
     numbers = _layers(spec, layer, int(store.meta["dims"][stack]["n_layers"]))
     options.check("all" if layer == "all" else numbers[0], has_source=cross is not None)
     tokens = _tokens(store, example_id, stack, bos_token_id)

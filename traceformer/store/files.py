@@ -208,7 +208,9 @@ def free_space(folder: Path, undo: Callable[[], None] = lambda: None) -> Generat
             raise
         undo()
         raise OutOfSpace(
-            f"the disk of {folder} is full", why="what was committed is kept", hint="free some space, then --resume"
+            f"the disk of {folder} is full",
+            why="what was committed is kept",
+            hint="free some space, then `resume=True`",
         ) from error
 
 
@@ -234,7 +236,7 @@ class FileLock:
                     self._file = file
             except BlockingIOError:
                 raise RunExists(
-                    f"another process is writing {self.path.parent}", hint="wait for it, or choose another --out_dir"
+                    f"another process is writing {self.path.parent}", hint="wait for it, or choose another `out`"
                 ) from None
             finally:
                 if self._file is None:

@@ -83,11 +83,13 @@ def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
     if not final.exists():
         return
     if resume and not overwrite and (final / META).exists():
-        raise RunExists(f"{final} is finished", why="there is nothing to resume", hint="--overwrite begins it anew")
+        raise RunExists(
+            f"{final} is finished", why="there is nothing to resume", hint="`overwrite=True` begins it anew"
+        )
     if not overwrite:
-        raise RunExists(f"{final} exists", hint="choose another --out_dir, or --overwrite it")
+        raise RunExists(f"{final} exists", hint="choose another `out`; `overwrite=True` replaces it")
     if not (final / META).exists() and (not final.is_dir() or any(final.iterdir())):
-        raise RunExists(f"{final} exists and is not a run", hint="choose another --out_dir")
+        raise RunExists(f"{final} exists and is not a run", hint="choose another `out`")
 
 
 def lock_writer(unfinished: Path, writer: tuple[int, int]) -> FileLock:

@@ -1,6 +1,6 @@
 """Where each array lives in a run's folder, and what `TraceStore` calls it. Nothing else decides names.
 
-The groups are document 1's: an encoder's have no prefix (`attn.zarr/attn`), a decoder's have `dec_`, an
+The groups are the padded store's: an encoder's have no prefix (`attn.zarr/attn`), a decoder's have `dec_`, an
 encoder-decoder's have `enc_`, `dec_` and `dec_cross_`. Groups that hold one kind of attention say which
 (`dec_self_qkv.zarr/k`); groups that mix it with the MLP say so for cross-attention only (`dec_norm.zarr/attn`,
 `dec_cross_norm.zarr/attn`).
@@ -65,7 +65,7 @@ def key_at(path: str, arch: Arch) -> ArrayKey:
 
 
 def public_name(key: ArrayKey) -> str:
-    """Returns document 1's name of the array: `dec_self_attn`, `enc_self_q`, `dec_res_pre_attn`, `enc_hidden`."""
+    """Returns the padded store's name of the array: `dec_self_attn`, `enc_self_q`, `dec_res_pre_attn`, `enc_hidden`."""
     group, _ = _PLACES[key.site]
     return _prefix(key, group, "encdec") + (key.site if group in _SEVERAL_ARRAYS else group)
 

@@ -64,7 +64,9 @@ class TraceStore:
         self.folder = Path(run_dir)
         unfinished = self.folder.with_name(f"_tmp_{self.folder.name}")
         if not (self.folder / META).exists() and (unfinished / META).exists():
-            raise NotFound(f"no run in {self.folder}", why="it is not finished", hint=f"open {unfinished}, or --resume")
+            raise NotFound(
+                f"no run in {self.folder}", why="it is not finished", hint=f"open {unfinished}, or `resume=True`"
+            )
         if not (self.folder / META).exists() and (runs := sorted(self.folder.glob(f"*/{META}"))):
             several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
             raise NotFound(f"no run in {self.folder}", why=several, hint=f"open {runs[-1].parent}")
@@ -133,7 +135,7 @@ class TraceStore:
         return dims[name]
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
-        """Returns what is recorded: document 1's name of each array and its shape (N[, L][, H], T, ...).
+        """Returns what is recorded: the padded store's name of each array and its shape (N[, L][, H], T, ...).
 
         On disk, and so in what `attn` and the others return, an example takes only its own tokens of these T.
         """
@@ -205,7 +207,7 @@ class TraceStore:
         """
         return self._arrays.example(self.spec(site, side, kind), self.row(example_id), layer, head)
 
-    # Document 1's names for it
+    # The padded store's names for it
 
     def attn(
         self,

@@ -148,7 +148,8 @@ class RunWriter:
                     head.write(unfinished)
                 else:
                     raise RunExists(
-                        f"an unfinished run is in {unfinished}", hint="--resume continues it, --overwrite starts anew"
+                        f"an unfinished run is in {unfinished}",
+                        hint="`resume=True` continues it, `overwrite=True` starts anew",
                     )
                 return cls(unfinished, head, writer, lock, overwrite)
             except BaseException:
@@ -177,7 +178,7 @@ class RunWriter:
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         if not (unfinished / META).exists():
             refuse_existing(final, overwrite=False)
-            raise NotFound(f"nothing to resume at {final}", hint="leave out --resume")
+            raise NotFound(f"nothing to resume at {final}", hint="leave out `resume=True`")
         with claiming(unfinished):
             refuse_existing(final, overwrite)
             head = begun_head(unfinished, RunHead(dict(meta), layout, _plain(digest)))
@@ -305,7 +306,7 @@ class RunWriter:
             raise OutOfSpace(
                 f"{free >> 20} MiB free for {self.folder}",
                 why=f"the next shard may need {needed >> 20} MiB; what was committed is kept",
-                hint="free some space, then --resume",
+                hint="free some space, then `resume=True`",
             )
 
     def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
@@ -347,7 +348,7 @@ class RunWriter:
                 raise NumericError(
                     f"{where} does not fit into float16",
                     why=f"a value of example {example} is beyond 65504",
-                    hint="--dtype float32, or --dtype bfloat16",
+                    hint='`dtype="float32"`, or `dtype="bfloat16"`',
                 )
             raise NumericError(
                 f"{where} is {'infinite' if found.kind == 'inf' else 'NaN'} in example {example}",

@@ -17,7 +17,7 @@ import numpy as np
 
 from traceformer.errors import NotFound, Unreadable, UsageError
 
-__all__ = ["Example", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
+__all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -44,8 +44,9 @@ class Example:
 class TextSource:
     """The examples that were selected, in the data set's order.
 
-    `name` is short and fit for a file name. `digest` is a SHA-256 over ids, row numbers, texts and extras: it
-    differs whenever anything selected differs. `skipped` counts the blank texts that were passed over.
+    `name` is short and fit for a file name, `dataset` is what was asked for. `digest` is a SHA-256 over ids, row
+    numbers, texts and extras: it differs whenever anything selected differs. `skipped` counts the blank texts that were
+    passed over.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TextSource:
     examples: Sequence[Example]
     digest: str
     skipped: int = 0
+    dataset: str = ""
 
 
 @runtime_checkable
@@ -76,6 +78,25 @@ class Rows(Protocol):
     def where(self, number: int) -> str:
         """Returns where a user finds the row: `texts.jsonl, line 7`."""
         ...
+
+
+class ListRows:
+    """A list of texts as rows."""
+
+    label = "the list of texts"
+    columns = ("text",)
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = tuple(texts)
+
+    def __iter__(self) -> Iterator[Row]:
+        return ({"text": text} for text in self._texts)
+
+    def __getitem__(self, number: int) -> Row:
+        return {"text": self._texts[number]}
+
+    def where(self, number: int) -> str:
+        return f"text {number} of the list"
 
 
 MakeExample: TypeAlias = Callable[[Row, int], Example]
@@ -162,7 +183,7 @@ def _only_text_column(rows: Rows) -> str:
         return rows.columns[0]
     raise UsageError(
         f"which column of {rows.label} holds the text?",
-        hint=f"give --text-column, one of: {', '.join(rows.columns)}",
+        hint=f"give `text_column`, one of: {', '.join(rows.columns)}",
     )
 
 

@@ -1,13 +1,14 @@
-"""From what a user writes after `--dataset` and `--split` to the examples that are meant."""
+"""From what a user names, or writes down as a list, to the examples that are meant."""
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
 from traceformer.texts import files, hub
-from traceformer.texts.examples import Rows, TextSource, example_maker, select
+from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
 from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
 
@@ -16,11 +17,11 @@ __all__ = ["DEFAULT_SPLIT", "load_targets", "load_texts"]
 DEFAULT_SPLIT = "validation"
 
 _NAMES = ("demo", *NAMED_SETS)
-_WHAT_TO_GIVE = f"give {', '.join(_NAMES)}, hf:NAME[:CONFIG], a file or a folder"
+_WHAT_TO_GIVE = f"give {', '.join(_NAMES)}, hf:NAME[:CONFIG], a file or a folder; in Python, a text goes into a list"
 
 
 def load_texts(
-    dataset: str,
+    dataset: str | Path | Sequence[str],
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -28,10 +29,12 @@ def load_texts(
 ) -> TextSource:
     """Returns the examples that a user means.
 
-    `load_texts("ud_ewt", split="test", limit=32)`, `load_texts("hf:fancyzhx/ag_news")`, `load_texts("my/texts.jsonl")`.
+    `load_texts("ud_ewt", split="test", limit=32)`, `load_texts("hf:fancyzhx/ag_news")`, `load_texts("my/texts.jsonl")`,
+    `load_texts(["One text.", "Another."])`.
 
     Args:
-        dataset: `demo`, a named set, `hf:NAME[:CONFIG]`, a file, or a folder of files or of `save_to_disk`.
+        dataset: `demo`, a named set, `hf:NAME[:CONFIG]`, a file, or a folder of files or of `save_to_disk`; or the
+            texts themselves.
         split: one of the data set's; without it, `validation`, or the only split there is. A file, or a folder whose
             files name no splits, takes any name here, and is `all` without one.
         limit: how many examples, from the beginning; blank texts do not count.
@@ -43,9 +46,12 @@ def load_texts(
         UsageError: the arguments contradict each other.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} selects nothing", hint="give 1 or more")
+        raise UsageError(f"`limit={limit}` selects nothing", hint="give 1 or more")
+    if not isinstance(dataset, str | Path):
+        return _load_list(dataset, split, limit, text_column)
+    dataset = str(dataset)
     try:
-        return _load(dataset, split, limit, text_column)
+        return replace(_load(dataset, split, limit, text_column), dataset=dataset)
     except TraceformerError:  # NotFound is an OSError too
         raise
     except OSError as error:
@@ -57,7 +63,7 @@ def _load(dataset: str, split: str | None, limit: int | None, text_column: str |
         return _load_hub(dataset, split, limit, text_column)
     if dataset in _NAMES:
         if text_column is not None:
-            raise UsageError(f"--text-column does not apply: {dataset} has its own text")
+            raise UsageError(f"`text_column` does not apply: {dataset} has its own text")
         return _load_demo(split, limit) if dataset == "demo" else _load_named(dataset, split, limit)
     if not dataset:
         raise UsageError("no data set was named", hint=_WHAT_TO_GIVE)
@@ -69,30 +75,34 @@ def _load(dataset: str, split: str | None, limit: int | None, text_column: str |
     return _load_files(path, split, limit, text_column)
 
 
-def load_targets(path: str | Path, n: int) -> list[str]:
-    """Returns the first `n` lines of a file, the targets of the rows 0 .. n-1; blank lines count, further ones are cut.
+def load_targets(targets: str | Path | Sequence[str], n: int) -> list[str]:
+    """Returns the targets of the rows 0 .. n-1: those of a list, or the lines of a file; blank ones count, too.
 
     Raises:
         NotFound: no such file.
-        Unreadable: fewer than `n` lines, or not UTF-8.
+        Unreadable: fewer than `n`, or not UTF-8.
     """
-    path = Path(path).expanduser()
+    if not isinstance(targets, str | Path):
+        if len(targets) < n:
+            raise Unreadable(f"{len(targets)} targets, but {n} texts need one each")
+        return list(targets[:n])
+    path = Path(targets).expanduser()
     if not path.is_file():
         raise NotFound(f"no targets file {path}")
     try:
         with path.open("rb") as stream:
-            targets = [
+            lines = [
                 line.removesuffix("\n").removesuffix("\r")
                 for line, _ in zip(Lines(stream, path), range(n), strict=False)
             ]
     except OSError as error:
         raise Unreadable(f"cannot read {path}", why=error.strerror or str(error)) from error
-    if len(targets) < n:
+    if len(lines) < n:
         raise Unreadable(
-            f"the targets file {path} has {len(targets)} lines, but {n} rows need one each",
-            hint=f"add the {n - len(targets)} missing lines, or give --limit {len(targets)}" if targets else "",
+            f"the targets file {path} has {len(lines)} lines, but {n} rows need one each",
+            hint=f"add the {n - len(lines)} missing lines, or give `limit={len(lines)}`" if lines else "",
         )
-    return targets
+    return lines
 
 
 def _choose_split(wanted: str | None, available: Collection[str], what: str) -> tuple[str, str]:
@@ -120,6 +130,15 @@ def _choose_or_name_split(wanted: str | None, available: Collection[str], what: 
     if wanted is not None and not re.fullmatch(r"\w[\w.-]*", wanted, re.ASCII):
         raise UsageError(f"{wanted!r} cannot name a split", hint="use letters, digits, dots and dashes")
     return "all", wanted or "all"
+
+
+def _load_list(texts: Sequence[str], wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+    for name, given in (("split", wanted), ("text_column", text_column)):
+        if given is not None:
+            raise UsageError(f"`{name}` does not apply to a list of texts")
+    rows = ListRows(texts)
+    make = example_maker(rows, "texts", "all", text_column="text", own_ids=False)
+    return replace(select(rows, make, name="texts", split="all", limit=limit), dataset="a list of texts")
 
 
 def _load_demo(wanted: str | None, limit: int | None) -> TextSource:

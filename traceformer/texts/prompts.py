@@ -1,16 +1,16 @@
 """Prompts to generate from: one on the command line, a file of them, or a prompt set that has a name.
 
-A prompt set is document 5's JSON, `{"name", "description", "prompts": [{"id", "text", "note"}]}`. A .txt file holds
-one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. Names and ids end up
-in file names, so both are letters, digits, dots, dashes and underscores.
+A prompt set is the Gemma capture's JSON, `{"name", "description", "prompts": [{"id", "text", "note"}]}`. A .txt file
+holds one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. Names and ids end
+up in file names, so both are letters, digits, dots, dashes and underscores.
 """
 
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "all_prompt_sets",
     "check_name",
     "digest_of_prompts",
+    "listed_prompts",
     "load_prompt_set",
     "load_prompts",
     "one_prompt",
@@ -73,6 +74,18 @@ def one_prompt(text: str) -> PromptSet:
     if _has_half_pair(text):
         raise UsageError("the prompt is no text", why="it has half a surrogate pair: bytes that are not UTF-8")
     return PromptSet(ADHOC, "", (Prompt("1", text),))
+
+
+def listed_prompts(texts: Sequence[str]) -> PromptSet:
+    """Returns the set of prompts in a list: `prompts`, with the ids 1, 2, ...
+
+    Raises:
+        UsageError: there is none, or one of them is empty.
+    """
+    if not texts:
+        raise UsageError("no prompt", hint="a list of one at least")
+    prompts = [one_prompt(text).prompts[0] for text in texts]
+    return PromptSet("prompts", "", tuple(replace(each, prompt_id=str(n)) for n, each in enumerate(prompts, start=1)))
 
 
 def load_prompts(path: str | Path) -> PromptSet:
@@ -126,7 +139,7 @@ def all_prompt_sets(folder: Path = PROMPT_SETS) -> tuple[PromptSet, ...]:
     """
     sets = tuple(load_prompts(path) for path in sorted(folder.glob("*.json")))
     if not sets:
-        raise NotFound("no prompt sets come with this version", hint="--prompts FILE, or --prompt-set FILE.json")
+        raise NotFound("no prompt sets come with this version", hint="`prompts` or `prompt_set` with a file")
     return sets
 
 

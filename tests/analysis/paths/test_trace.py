@@ -197,7 +197,7 @@ def test_json_gives_the_same_result_back() -> None:
         assert TraceResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
-def test_json_has_the_layout_of_document_3() -> None:
+def test_json_has_the_layout_of_reverse_attention() -> None:
     data = trace(EdgeWeights(matrices(14, 1, 5), 0, (0,))).to_json()
     assert {"seq_len", "target_pos", "layer", "top_beam", "top_k"} <= data["metadata"].keys()
     assert {"tokens", "beams", "sankey", "paths_text"} <= data.keys()

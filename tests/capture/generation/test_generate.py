@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Answers, answered
 from tests.capture.test_growing import FAMILIES
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import Progress
 from traceformer.capture.generation.described import Generated
-from traceformer.capture.generation.generate import generate
-from traceformer.capture.generation.prepare import GenerateRequest
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import (
     ConfigurationChanged,
@@ -25,6 +23,7 @@ from traceformer.errors import (
     Unsupported,
     UsageError,
 )
+from traceformer.progress import Progress
 from traceformer.store.commits import verify_run
 
 PROMPTS = ("Seven ships left the harbour", "Yes", "Why not?")
@@ -42,10 +41,17 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def request(model: Path, out: Path, **changes: Any) -> GenerateRequest:
+def request(model: Path, out: Path, **changes: Any) -> Answers:
     sampling = Sampling(max_tokens=N_NEW, **changes.pop("sampling", {}))
-    base = GenerateRequest(
-        str(model), selection=SITES, sampling=sampling, seed=3, batch_size=2, dtype="float32", out_dir=out, device="cpu"
+    base = Answers(
+        model=str(model),
+        selection=SITES,
+        sampling=sampling,
+        seed=3,
+        batch_size=2,
+        dtype="float32",
+        out_dir=out,
+        device="cpu",
     )
     return replace(base, **changes)
 
@@ -109,7 +115,7 @@ def test_every_stored_step_equals_a_fresh_pass_over_the_same_tokens(
     family: str, replay: bool, tiny_folder: Folder, prompts: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder(family)
-    out = generate(request(folder, tmp_path / "run", prompts=prompts, replay=replay, sampling=early_end(folder)))
+    out = answered(request(folder, tmp_path / "run", prompts=prompts, replay=replay, sampling=early_end(folder)))
     assert verify_run(out) == []
     run = TraceStore(out)
     assert list(run.tokens.prompt) == list(PROMPTS)
@@ -124,7 +130,7 @@ def test_a_static_cache_shows_the_same(family: str, tiny_folder: Folder, prompts
     folder = tiny_folder(family)
     sampling = early_end(folder)
     sampling["more"] |= {"cache_implementation": "static"}
-    run = TraceStore(generate(request(folder, tmp_path / "run", prompts=prompts, sampling=sampling)))
+    run = TraceStore(answered(request(folder, tmp_path / "run", prompts=prompts, sampling=sampling)))
     compare_with_eager(run, folder)
 
 
@@ -135,7 +141,7 @@ def test_a_batch_gives_the_tokens_and_numbers_of_each_prompt_alone(
     folder = tiny_folder(family)
     runs = [
         TraceStore(
-            generate(
+            answered(
                 request(
                     folder,
                     tmp_path / f"run{size}",
@@ -162,7 +168,7 @@ def test_a_batch_is_plain_generate_with_its_seed_and_leaves_random_numbers_alone
     torch.manual_seed(99)
     expected = torch.rand(3)
     torch.manual_seed(99)
-    run = TraceStore(generate(request(folder, tmp_path / "run", prompts=prompts)))
+    run = TraceStore(answered(request(folder, tmp_path / "run", prompts=prompts)))
     assert torch.equal(torch.rand(3), expected)
     assert list(run.tokens.seed) == [3, 3, 4]
     eager = Eager(folder)
@@ -191,7 +197,7 @@ def test_a_run_says_what_was_asked_and_how_tokens_were_chosen(tiny_folder: Folde
         sampling={"temperature": 0.5, "top_k": 7, "top_p": 0.9},
         capture_steps=True,
     )
-    run = TraceStore(generate(wanted))
+    run = TraceStore(answered(wanted))
     row = run.tokens.iloc[0]
     assert (row.example_id, row.prompt_set, row.prompt_id, row.category) == ("adhoc-1", "adhoc", "1", "questions")
     assert (row.temperature, row.top_k, row.top_p, row.seed, row.max_tokens) == (0.5, 7, 0.9, 3, N_NEW)
@@ -208,10 +214,10 @@ def test_a_run_says_what_was_asked_and_how_tokens_were_chosen(tiny_folder: Folde
 
 def test_the_response_ends_with_the_first_of_several_end_tokens(tiny_folder: Folder, tmp_path: Path) -> None:
     free = request(tiny_folder("gpt2"), tmp_path / "free", prompt="It rained.", sampling={"temperature": 0.0})
-    before = TraceStore(generate(free)).tokens.iloc[0]
+    before = TraceStore(answered(free)).tokens.iloc[0]
     whole = before.input_ids[before.n_prompt :].tolist()
     ends = {"more": {"eos_token_id": [whole[6], whole[3]]}, "temperature": 0.0}
-    row = TraceStore(generate(replace(free, out_dir=tmp_path / "ended", sampling=Sampling(N_NEW, **ends)))).tokens.iloc[
+    row = TraceStore(answered(replace(free, out_dir=tmp_path / "ended", sampling=Sampling(N_NEW, **ends)))).tokens.iloc[
         0
     ]
     cut = min(whole.index(whole[3]), whole.index(whole[6])) + 1
@@ -220,10 +226,10 @@ def test_the_response_ends_with_the_first_of_several_end_tokens(tiny_folder: Fol
 
 def test_a_stop_string_ends_the_rows_that_have_it(tiny_folder: Folder, prompts: Path, tmp_path: Path) -> None:
     free = request(tiny_folder("gpt2"), tmp_path / "free", prompts=prompts, batch_size=3)
-    before = TraceStore(generate(free)).tokens
+    before = TraceStore(answered(free)).tokens
     stop = before.response[0].split()[3]
     again = replace(free, out_dir=tmp_path / "stopped", sampling=replace(free.sampling, stop=(stop,)))
-    after = TraceStore(generate(again)).tokens
+    after = TraceStore(answered(again)).tokens
     assert after.response[0].endswith(stop)
     assert len(after.response[0]) < len(before.response[0])
     for found, whole in zip(after.response, before.response, strict=True):
@@ -236,7 +242,7 @@ def test_beams_and_several_responses_are_replayed_over_the_final_sequences(
     sampling: dict[str, Any], tiny_folder: Folder, prompts: Path, tmp_path: Path
 ) -> None:
     folder = tiny_folder("gemma2")
-    run = TraceStore(generate(request(folder, tmp_path / "run", prompts=prompts, sampling=sampling)))
+    run = TraceStore(answered(request(folder, tmp_path / "run", prompts=prompts, sampling=sampling)))
     assert set(run.tokens.replayed) == {True}
     compare_with_eager(run, folder)
     each = sampling.get("num_return_sequences", 1)
@@ -255,7 +261,7 @@ def test_beams_and_several_responses_are_replayed_over_the_final_sequences(
 def test_scores_include_keys_to_come_and_so_are_replayed(tiny_folder: Folder, tmp_path: Path) -> None:
     folder = tiny_folder("gpt2")
     asked = request(folder, tmp_path / "run", prompt="Yes", selection=Selection(("attn_scores", "attn_pattern", "qkv")))
-    run = TraceStore(generate(asked))
+    run = TraceStore(answered(asked))
     assert run.tokens.replayed[0]
     key = next(spec.key for spec in run.layout.arrays if spec.key.site == "attn_scores")
     q, k = (run.qkv("adhoc-1", which, layer=1, head=2) for which in "qk")
@@ -274,21 +280,21 @@ def test_what_is_finished_is_kept_and_resumes_to_the_same_numbers(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(asked, on_response=interrupt)
+        answered(asked, on_response=interrupt)
     kept = TraceStore(tmp_path / "_tmp_run")
     assert not kept.finished
     assert list(kept.ids) == ["three-1", "three-2"]
     with pytest.raises(ConfigurationChanged, match="seed"):
-        generate(replace(asked, resume=True, seed=4))
-    resumed = TraceStore(generate(replace(asked, resume=True)))
-    whole = TraceStore(generate(replace(asked, out_dir=tmp_path / "whole")))
+        answered(replace(asked, resume=True, seed=4))
+    resumed = TraceStore(answered(replace(asked, resume=True)))
+    whole = TraceStore(answered(replace(asked, out_dir=tmp_path / "whole")))
     assert list(resumed.tokens.response) == list(whole.tokens.response)
     for example in whole.ids:
         for spec in whole.layout.arrays:
             for layer in spec.layers or (None,):
                 assert np.array_equal(resumed.get(example, spec.key, layer), whole.get(example, spec.key, layer))
     with pytest.raises(RunExists):
-        generate(asked)
+        answered(asked)
 
 
 def test_an_interruption_in_the_middle_of_a_batch_leaves_the_model_as_it_was(
@@ -304,7 +310,7 @@ def test_an_interruption_in_the_middle_of_a_batch_leaves_the_model_as_it_was(
 
     asked = request(tiny_folder("gpt2"), tmp_path / "run", prompt="Yes")
     with pytest.raises(KeyboardInterrupt):
-        generate(asked, interrupt, loaded=loaded)
+        answered(asked, interrupt, loaded=loaded)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
     assert loaded.config._attn_implementation == "sdpa"
     assert TraceStore(tmp_path / "_tmp_run").n == 0
@@ -312,7 +318,7 @@ def test_an_interruption_in_the_middle_of_a_batch_leaves_the_model_as_it_was(
 
 def test_one_prompt_streams_its_text(tiny_folder: Folder, tmp_path: Path) -> None:
     pieces: list[str] = []
-    run = TraceStore(generate(request(tiny_folder("gpt2"), tmp_path / "run", prompt="Yes"), on_text=pieces.append))
+    run = TraceStore(answered(request(tiny_folder("gpt2"), tmp_path / "run", prompt="Yes"), on_text=pieces.append))
     assert len(pieces) > 3
     assert "".join(pieces).strip() == run.tokens.response[0].strip()
 
@@ -321,7 +327,7 @@ def test_an_experiment_is_a_folder_of_runs(tiny_folder: Folder, tmp_path: Path) 
     for text in ("Yes", "Why not?"):
         asked = request(tiny_folder("gpt2"), tmp_path, prompt=text, out_dir=None, experiment=tmp_path / "experiment")
         asked = replace(asked, model=asked.model, batch_size=1 + len(text) % 2)
-        folder = generate(asked)
+        folder = answered(asked)
         assert folder.parent == tmp_path / "experiment"
         assert folder.name.endswith("_tiny-gpt2_adhoc_generated_n1")
 
@@ -335,9 +341,9 @@ def test_chat_puts_the_prompt_into_the_template_and_adds_nothing_else(tiny_folde
     loaded = load_model(str(tiny_folder("gpt2")), device="cpu")
     asked = request(tiny_folder("gpt2"), tmp_path / "run", prompt="Yes", chat=True)
     with pytest.raises(UsageError, match="chat template"):
-        generate(asked, loaded=loaded)
+        answered(asked, loaded=loaded)
     loaded.tokenizer.chat_template = TEMPLATE
-    row = TraceStore(generate(asked, loaded=loaded)).tokens.iloc[0]
+    row = TraceStore(answered(asked, loaded=loaded)).tokens.iloc[0]
     expected = loaded.tokenizer("<s>Yes</s>ask:", add_special_tokens=False)["input_ids"]
     assert list(row.input_ids[: row.n_prompt]) == expected
     assert row.prompt == "Yes"
@@ -349,19 +355,19 @@ def test_nothing_is_written_for_prompts_that_do_not_fit(tiny_folder: Folder, tmp
     long = "Yes " * 70
     for text, message in ((long, "140 tokens"), ("Yes " * 30, "may have 68 tokens"), (" \n", "empty")):
         with pytest.raises(UsageError, match=message) as caught:
-            generate(request(folder, tmp_path / "run", prompt=text))
+            answered(request(folder, tmp_path / "run", prompt=text))
     with pytest.raises(UsageError, match="context of 64") as caught:
-        generate(request(folder, tmp_path / "run", prompt="Yes " * 30))
-    assert caught.value.hint == "--max-tokens 4"
+        answered(request(folder, tmp_path / "run", prompt="Yes " * 30))
+    assert caught.value.hint == "`max_tokens=4`"
     with pytest.raises(UsageError, match="no prompt"):
-        generate(request(folder, tmp_path / "run"))
+        answered(request(folder, tmp_path / "run"))
     with pytest.raises(UsageError, match="several ways"):
-        generate(request(folder, tmp_path / "run", prompt="Yes", all_prompt_sets=True))
+        answered(request(folder, tmp_path / "run", prompt="Yes", all_prompt_sets=True))
     with pytest.raises(Unsupported, match="generates no text"):
-        generate(request(tiny_folder("bert"), tmp_path / "run", prompt="Yes"))
+        answered(request(tiny_folder("bert"), tmp_path / "run", prompt="Yes"))
     (tmp_path / "bad.json").write_text("[1, 2")
     with pytest.raises(Unreadable, match="not JSON"):
-        generate(request(folder, tmp_path / "run", prompts=tmp_path / "bad.json"))
+        answered(request(folder, tmp_path / "run", prompts=tmp_path / "bad.json"))
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
@@ -377,7 +383,7 @@ def test_logits_that_are_no_numbers_stop_the_run(
         loaded.model.transformer.ln_f.weight[3] = torch.nan
     asked = request(tiny_folder("gpt2"), tmp_path / "run", prompt="Yes", sampling={"temperature": temperature})
     with pytest.raises(NumericError, match="logits are NaN"):
-        generate(replace(asked, replay=replay), loaded=loaded)
+        answered(replace(asked, replay=replay), loaded=loaded)
 
 
 def test_values_beyond_float16_stop_the_run(tiny_folder: Folder, tmp_path: Path) -> None:
@@ -390,18 +396,18 @@ def test_values_beyond_float16_stop_the_run(tiny_folder: Folder, tmp_path: Path)
         tiny_folder("gpt2"), tmp_path / "run", prompt="Yes", selection=Selection(("resid",)), dtype="float16"
     )
     with pytest.raises(NumericError, match="does not fit into float16"):
-        generate(asked, loaded=loaded)
+        answered(asked, loaded=loaded)
 
 
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"max_tokens": 0}, "--max-tokens 0"),
-        ({"temperature": -0.1}, "--temperature -0.1"),
-        ({"temperature": float("nan")}, "--temperature nan"),
-        ({"top_k": -1}, "--top-k -1"),
-        ({"top_p": 1.5}, "--top-p 1.5"),
-        ({"stop": ("",)}, "--stop"),
+        ({"max_tokens": 0}, "`max_tokens=0`"),
+        ({"temperature": -0.1}, "`temperature=-0.1`"),
+        ({"temperature": float("nan")}, "`temperature=nan`"),
+        ({"top_k": -1}, "`top_k=-1`"),
+        ({"top_p": 1.5}, "`top_p=1.5`"),
+        ({"stop": ("",)}, "`stop=''`"),
         ({"num_beams": 2, "num_return_sequences": 3}, "a beam is one sequence"),
         ({"temperature": 0.0, "num_return_sequences": 2}, "would be the same"),
         ({"more": {"use_cache": False}}, "use_cache"),

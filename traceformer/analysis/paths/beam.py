@@ -83,7 +83,9 @@ def beam_search_backward(
     bos_positions: Iterable[int] | None = None,
     attention_mask: Any = None,
 ) -> list[BeamState]:
-    """Returns the best paths backward from a target through one causal layer, best first (document 3's function).
+    """Returns the best paths backward from a target through one causal layer, best first.
+
+    The function of reverse-attention, with its defaults.
 
     Args:
         attn: Weights (query, key) as an array or tensor; what lies on and above the diagonal is not looked at.

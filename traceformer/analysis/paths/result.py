@@ -68,7 +68,7 @@ class TraceResult:
     source_bytes: list[str | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result as document 3's `trace.json` has it, with everything that it lacks beside it."""
+        """Returns the result as reverse-attention's `trace.json` has it, with everything that it lacks beside it."""
         whole = asdict(replace(self, heads=[]))
         metadata = {name: whole.pop(name) for name in _METADATA}
         return {"metadata": metadata, **whole, "heads": [head.to_json() for head in self.heads]}

@@ -9,18 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from traceformer.capture.generation.prepare import PreparedGeneration
-from traceformer.capture.generation.prompts import ReadPrompt
-from traceformer.capture.provenance import describe_model, model_configuration
+from traceformer.capture.generation.prompts import Prompts, ReadPrompt
+from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.tokenizing import Encoded
+from traceformer.models.loaded import LoadedModel
 from traceformer.texts.prompts import digest_of_prompts
 
-__all__ = ["Generated", "describe_generation", "generation_configuration", "generation_table", "source_name"]
+__all__ = ["Generated", "generation_configuration", "generation_meta", "generation_table"]
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One response: its prompt, which of the prompt's responses it is, its tokens and text, its batch's seed."""
+    """One response: its prompt, which of the prompt's responses it is, tokens and text, its batch's seed, a label."""
 
     prompt: ReadPrompt
     sequence: int
@@ -28,55 +28,43 @@ class Generated:
     text: str
     seed: int
     example_id: str
+    category: str | None = None
 
 
-def source_name(prepared: PreparedGeneration) -> str:
-    """Returns what stands for the prompts in a run's name."""
-    return prepared.sets[0].name if len(prepared.sets) == 1 else "all-prompt-sets"
-
-
-def generation_configuration(prepared: PreparedGeneration) -> dict[str, Any]:
-    """Returns everything that decides a generation's responses and bytes, by name."""
-    request = prepared.request
+def generation_configuration(
+    model: LoadedModel, prompts: Prompts, sampling: Sampling, *, replay: bool
+) -> dict[str, Any]:
+    """Returns what decides a generation's responses and bytes, beside the model, by name."""
     return {
-        **model_configuration(prepared.loaded, prepared.encoder, prepared.plan, prepared.layout),
-        "prompts": digest_of_prompts(prepared.sets),
-        "category": request.category,
-        "sampling": _plain(request.sampling.to_json()),
-        "generation config": _plain(prepared.loaded.model.generation_config.to_dict()),  # pyright: ignore
-        "seed": request.seed,
-        "chat": request.chat,
-        "replay": prepared.is_replay,
+        "prompts": digest_of_prompts(prompts.sets),
+        "category": prompts.category,
+        "sampling": _plain(sampling.to_json()),
+        "generation config": _plain(model.model.generation_config.to_dict()),  # pyright: ignore
+        "chat": prompts.chat,
+        "replay": replay,
     }
 
 
-def describe_generation(prepared: PreparedGeneration, run_id: str) -> dict[str, Any]:
-    """Returns what `meta.json` states of a generation."""
-    request = prepared.request
-    n_ctx = {stack: dims.n_ctx or None for stack, dims in prepared.loaded.dims.stacks.items()}
+def generation_meta(model: LoadedModel, prompts: Prompts, sampling: Sampling, *, replay: bool) -> dict[str, Any]:
+    """Returns what `meta.json` states of a generation, beside the model."""
+    n_ctx = {stack: dims.n_ctx or None for stack, dims in model.dims.stacks.items()}
+    is_encdec = model.dims.arch == "encdec"
     return {
-        "run_id": run_id,
         "kind": "generation",
-        **describe_model(prepared.loaded, prepared.plan, prepared.layout),
-        "dataset": source_name(prepared),
+        "dataset": prompts.name,
         "split": "generated",
-        "max_seq_len": n_ctx if prepared.loaded.dims.arch == "encdec" else n_ctx["dec"],
-        "capture": list(request.selection.capture),
+        "max_seq_len": n_ctx if is_encdec else n_ctx["dec"],
         "generation": {
-            **_plain(request.sampling.to_json()),
-            "seed": request.seed,
+            **_plain(sampling.to_json()),
             "seed_of_batch": "seed + shard",
-            "chat": request.chat,
-            "recorded": "in one pass over each finished text" if prepared.is_replay else "token by token",
-            "capture_steps": request.capture_steps,
-            "prompt_sets": [prompt_set.name for prompt_set in prepared.sets],
-            "model_config": _plain(prepared.loaded.model.generation_config.to_dict()),  # pyright: ignore
+            "chat": prompts.chat,
+            "recorded": "in one pass over each finished text" if replay else "token by token",
+            "prompt_sets": [prompt_set.name for prompt_set in prompts.sets],
+            "model_config": _plain(model.model.generation_config.to_dict()),  # pyright: ignore
         },
-        "category": request.category,
+        "category": prompts.category,
         "padding": "a decoder's on the left within batches, with explicit positions; never stored",
-        "decoder_inputs": "[start, y0 .. y(n-1)]" if prepared.loaded.dims.arch == "encdec" else None,
-        "batch_size": len(prepared.batch(0)),
-        "command_line": request.command_line,
+        "decoder_inputs": "[start, y0 .. y(n-1)]" if is_encdec else None,
     }
 
 
@@ -86,22 +74,28 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def generation_table(
-    prepared: PreparedGeneration, shard: int, responses: Sequence[Generated], rows: Sequence[Encoded]
+    responses: Sequence[Generated], rows: Sequence[Encoded], numbers: range, sampling: Sampling, *, replay: bool
 ) -> pa.Table:
     """Returns the rows of `tokens.parquet` for one batch; the writer adds where each example lies.
 
     Token i of a response is at the decoder's position `n_prompt` + i: after the prompt, or after an
     encoder-decoder's start token.
+
+    Args:
+        responses: What came of the prompts.
+        rows: Prompts and responses as the model reads them.
+        numbers: The examples' numbers in the run.
+        sampling: How tokens were chosen.
+        replay: Whether each finished text was recorded in one pass.
     """
-    request = prepared.request
-    sampling, is_decoder = request.sampling, prepared.loaded.dims.arch == "dec"
+    is_decoder = "enc" not in rows[0].ids
     stack = "dec" if is_decoder else "enc"
     n, now = len(rows), datetime.now().isoformat(timespec="microseconds")
     texts = [each.prompt.text + (each.text if is_decoder else "") for each in responses]
     columns: dict[str, Any] = {
         "example_id": [each.example_id for each in responses],
         "split": ["generated"] * n,
-        "index": [*prepared.layout.shard_range(shard)],
+        "index": [*numbers],
         "text": texts,
         "input_ids": [row.ids[stack] for row in rows],
         "attention_mask": [[1] * row.length(stack) for row in rows],
@@ -120,7 +114,7 @@ def generation_table(
         "n_prompt": [row.length("dec") - len(each.tokens) for each, row in zip(responses, rows, strict=True)],
         "prompt": [each.prompt.prompt.text for each in responses],
         "response": [each.text for each in responses],
-        "category": pa.array([request.category] * n, pa.string()),
+        "category": pa.array([each.category for each in responses], pa.string()),
         "prompt_set": [each.prompt.prompt_set for each in responses],
         "prompt_id": [each.prompt.prompt.prompt_id for each in responses],
         "prompt_note": pa.array([each.prompt.prompt.note for each in responses], pa.string()),
@@ -132,6 +126,6 @@ def generation_table(
         "top_k": [sampling.top_k] * n,
         "top_p": pa.array([sampling.top_p] * n, pa.float64()),
         "num_beams": [sampling.num_beams] * n,
-        "replayed": [prepared.is_replay] * n,
+        "replayed": [replay] * n,
     }
     return pa.table(columns)

@@ -40,7 +40,7 @@ class BatchMemory:
         self._layers: dict[ArrayKey, dict[int | None, Tensor]] = {}
         for spec in arrays:
             if spec.key.site == "attn_scores":
-                raise Unsupported("attn_scores cannot be recorded token by token", hint="--replay")
+                raise Unsupported("attn_scores cannot be recorded token by token", hint="`replay=True`")
             heads = (len(spec.heads),) * bool(spec.heads)
             width = columns[spec.key.key_stack] if spec.site.is_matrix else spec.width
             shape = (max(1, len(spec.layers)), batch, *heads, columns[spec.key.token_stack], width)

@@ -9,7 +9,21 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
 from traceformer.texts.prompts import Prompt, PromptSet
 
-__all__ = ["ReadPrompt", "complete", "read_prompts"]
+__all__ = ["Prompts", "ReadPrompt", "complete", "read_prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What a model is to answer: prompts in sets, whether in its chat template, and a label for the responses."""
+
+    sets: tuple[PromptSet, ...]
+    chat: bool = False
+    category: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What stands for the prompts in a run's name."""
+        return self.sets[0].name if len(self.sets) == 1 else "all-prompt-sets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +40,7 @@ class ReadPrompt:
         return f"{self.prompt_set}-{self.prompt.prompt_id}"
 
 
-def read_prompts(
-    loaded: LoadedModel, encoder: Encoder, sets: Sequence[PromptSet], *, chat: bool, max_tokens: int
-) -> list[ReadPrompt]:
+def read_prompts(model: LoadedModel, prompts: Prompts, *, max_tokens: int) -> list[ReadPrompt]:
     """Returns the prompts of all sets, tokenised, in order.
 
     Raises:
@@ -36,18 +48,19 @@ def read_prompts(
             chat template is asked for, and there is none.
         Unsupported: the tokenizer belongs to another model.
     """
-    if chat and not getattr(loaded.tokenizer, "chat_template", None):
-        raise UsageError(f"--chat needs a chat template, and {loaded.name} has none", hint="--no-chat")
-    named = [(each.name, prompt) for each in sets for prompt in each.prompts]
-    texts = [_in_template(loaded, prompt.text) if chat else prompt.text for _, prompt in named]
+    if prompts.chat and not getattr(model.tokenizer, "chat_template", None):
+        raise UsageError(f"`chat` needs a chat template, and {model.name} has none", hint="`chat=False`")
+    named = [(each.name, prompt) for each in prompts.sets for prompt in each.prompts]
+    texts = [_in_template(model, prompt.text) if prompts.chat else prompt.text for _, prompt in named]
     # A template brings its own special tokens.
-    inputs = loaded.tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)
+    inputs = model.tokenizer(texts, add_special_tokens=not prompts.chat, return_attention_mask=False, verbose=False)
+    encoder = Encoder(model, "auto", max_target_tokens=64)  # there are no targets
     found: dict[str, ReadPrompt] = {}
     for (name, prompt), text, ids in zip(named, texts, inputs["input_ids"], strict=True):
         encoder.check(ids)
-        _check_room(loaded, f"prompt {prompt.prompt_id} of {name}", len(ids), max_tokens)
-        stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
-        row = Encoded({stack: ids}, {stack: loaded.tokenizer.convert_ids_to_tokens(ids)}, None)
+        _check_room(model, f"prompt {prompt.prompt_id} of {name}", len(ids), max_tokens)
+        stack: Stack = "dec" if model.dims.arch == "dec" else "enc"
+        row = Encoded({stack: ids}, {stack: model.tokenizer.convert_ids_to_tokens(ids)}, None)
         read = ReadPrompt(name, prompt, text, row)
         if read.example_id in found:
             raise UsageError(f"two prompts would be called {read.example_id}", hint="rename a prompt set or an id")
@@ -72,8 +85,8 @@ def _check_room(loaded: LoadedModel, what: str, length: int, max_tokens: int) ->
     if limit and taken + max_tokens > limit:
         raise UsageError(
             f"{what} and its response may have {taken + max_tokens} tokens",
-            why=f"{taken} of the prompt and --max-tokens {max_tokens}, but {loaded.name} has a context of {limit}",
-            hint=f"--max-tokens {limit - taken}" if limit > taken else "a shorter prompt",
+            why=f"{taken} of the prompt and `max_tokens={max_tokens}`, but {loaded.name} has a context of {limit}",
+            hint=f"`max_tokens={limit - taken}`" if limit > taken else "a shorter prompt",
         )
 
 

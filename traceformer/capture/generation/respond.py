@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
 
 from traceformer.capture.attention import Span
+from traceformer.capture.batches import BatchInputs
 from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.generation.sampling import Sampling, generation_config
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tokenizing import BatchInputs, Encoded
+from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NumericError
 from traceformer.models.load import quiet
 from traceformer.models.loaded import LoadedModel
@@ -181,7 +182,7 @@ class _Finite(LogitsProcessor):
             raise NumericError(
                 f"the model's logits are {'NaN' if bool(scores.isnan().any()) else 'infinite'}",
                 why=f"after {input_ids.shape[1]} tokens",
-                hint="check its weights, and the dtype it runs in (--model-dtype float32)",
+                hint='check its weights, and the dtype it runs in (`dtype="float32"` of `load_model`)',
             )
         return scores
 

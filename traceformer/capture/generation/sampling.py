@@ -1,4 +1,4 @@
-"""How the next token is chosen: from the flags of `traceformer generate` to transformers' settings."""
+"""How the next token is chosen, in transformers' settings."""
 
 import copy
 import math
@@ -28,8 +28,9 @@ _REFUSED = (
 class Sampling:
     """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` None leave every token in.
 
-    `more` are further settings of transformers' GenerationConfig, such as repetition_penalty. What is not set here
-    stays as the model's own generation_config.json says.
+    `seed` is that of the first batch of prompts; batch k has `seed` + k. `more` are further settings of
+    transformers' GenerationConfig, such as repetition_penalty. What is not set here stays as the model's own
+    generation_config.json says.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -42,29 +43,30 @@ class Sampling:
     num_return_sequences: int = 1
     num_beams: int = 1
     stop: tuple[str, ...] = ()
+    seed: int = 42
     more: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_return_sequences", "num_beams"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)}", hint="give 1 or more")
+                raise UsageError(f"`{name}={getattr(self, name)}`", hint="give 1 or more")
         if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"--temperature {self.temperature}", hint="give 0 (greedy) or a positive number")
+            raise UsageError(f"`temperature={self.temperature}`", hint="give 0 (greedy) or a positive number")
         if self.top_k < 0:
-            raise UsageError(f"--top-k {self.top_k}", hint="give 0 for no limit, or how many tokens to choose from")
+            raise UsageError(f"`top_k={self.top_k}`", hint="give 0 for no limit, or how many tokens to choose from")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p {self.top_p}", hint="give a probability above 0, and 1 at most")
+            raise UsageError(f"`top_p={self.top_p}`", hint="give a probability above 0, and 1 at most")
         if "" in self.stop:
-            raise UsageError("--stop '' would stop before the first token")
+            raise UsageError("`stop=''` would stop before the first token")
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
             raise UsageError(
-                f"--num-return-sequences {self.num_return_sequences} of --num-beams {self.num_beams}",
+                f"`num_return_sequences={self.num_return_sequences}` of `num_beams={self.num_beams}`",
                 why="a beam is one sequence",
             )
         if self.num_beams == 1 and self.num_return_sequences > 1 and not self.temperature:
             raise UsageError(
                 "several greedy responses to one prompt would be the same",
-                hint="--temperature above 0, --num-beams above 1, or --num-return-sequences 1",
+                hint="`temperature` above 0, `num_beams` above 1, or `num_return_sequences=1`",
             )
         for name in self.more:
             if name in _REFUSED or not hasattr(GenerationConfig(), name):
@@ -77,10 +79,6 @@ class Sampling:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def generation_config(loaded: LoadedModel, sampling: Sampling) -> tuple[GenerationConfig, list[str]]:

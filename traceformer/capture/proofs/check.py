@@ -10,23 +10,27 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from traceformer.capture.attention import Span
+from traceformer.capture.batches import pad
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tokenizing import Encoded, pad
+from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import Architecture, architecture_of
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ALONE",
@@ -89,7 +93,7 @@ class Proof:
         return self.error <= self.tolerance
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CheckResult:
     """What was proved of a model, the sites that it has no place for and why, and facts that could not be tested."""
 
@@ -104,6 +108,17 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         return all(proof.ok for proof in self.proofs)
+
+    def __repr__(self) -> str:
+        failed = [proof for proof in self.proofs if not proof.ok]
+        held = f"all {len(self.proofs)} facts hold" if self.ok else f"{len(failed)} of {len(self.proofs)} facts FAIL"
+        return f"CheckResult({self.model}: {held}; {self.dtype} on {self.device}, {self.attention} attention)"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns a row per fact: key, fact, error, tolerance, ok."""
+        import pandas as pd
+
+        return pd.DataFrame([{**asdict(proof), "ok": proof.ok} for proof in self.proofs])
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as JSON has it: an error beyond all bounds is the string "inf"."""
@@ -149,8 +164,7 @@ def check_model(
         raise UsageError("nothing to check the model on", hint="give texts of at least one token")
     row = architecture or architecture_of(model.config)
     dims = ModelDims.from_config(model.config)
-    head = model.get_output_embeddings() is not None
-    plan = plan_arrays(selection, row, dims, has_head=head)
+    plan = plan_arrays(selection, model, architecture=row)
     with torch.inference_mode(), _evaluating(model):
         scenes = list(_scenes(model, row, dims, plan.arrays, examples))
         largest_score = max((each.abs().max().item() for each in _scores_of(scenes[0])), default=1.0)
@@ -171,7 +185,7 @@ def check_model(
         str(model.device),
         implementation_of(model),
         proofs,
-        _refused(row, dims, plan.arrays, head) if selection is _EVERYTHING else {},
+        _refused(model, row, plan.arrays) if selection is _EVERYTHING else {},
         untested,
     )
 
@@ -351,14 +365,14 @@ def _prove_padding(
     return {}
 
 
-def _refused(row: Architecture, dims: ModelDims, specs: Sequence[ArraySpec], head: bool) -> dict[str, str]:
+def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpec]) -> dict[str, str]:
     """The sites that this model has no place for, and why, in the words that selecting one of them would get."""
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
         if site not in recorded:
             try:
-                plan_arrays(Selection((site,)), row, dims, has_head=head)
+                plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:
                 refused[site] = error.why
     return refused

@@ -39,7 +39,7 @@ class Nearest:
     result: CheckResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Probe:
     """What was found out about a model without a row.
 
@@ -58,6 +58,11 @@ class Probe:
     nearest: Nearest | None
 
     @property
+    def ok(self) -> bool:
+        """False: without a row nothing vouches for the sites."""
+        return False
+
+    @property
     def advice(self) -> str:
         """How to add the family."""
         if self.nearest is not None and self.nearest.result.ok:
@@ -70,6 +75,9 @@ class Probe:
             f"{start} in traceformer/models/families.py under {self.model_type!r}, a tiny model in tiny.py, and "
             f"run `traceformer check {self.model_type}` until every proof passes"
         )
+
+    def __repr__(self) -> str:
+        return f"Probe({self.model}: no row for model type {self.model_type!r}; {self.advice})"
 
     def to_json(self) -> dict[str, Any]:
         nearest = self.nearest and {"families": self.nearest.families, "result": self.nearest.result.to_json()}

@@ -1,4 +1,4 @@
-"""One of document 5's .pt files, in any of its variants, as arrays of an example."""
+"""One of the Gemma capture's .pt files, in any of its variants, as arrays of an example."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class PtFile:
         self.path = path
         if not isinstance(data, dict) or not {"prompt", "response"} <= data.keys():
             raise Unreadable(
-                f"{path} is none of document 5's files", why="these hold 'prompt' and 'response', a dict of each"
+                f"{path} is none of the Gemma capture's files", why="these hold 'prompt' and 'response', a dict of each"
             )
         self._prompt, self._response = data["prompt"], data["response"]
         if not isinstance(self._prompt, dict) or not isinstance(self._response, dict):

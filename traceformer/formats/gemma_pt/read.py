@@ -1,4 +1,4 @@
-"""Document 5's .pt files as a run: those it documents, those its code wrote, and those exported here.
+"""The Gemma capture's .pt files as a run: those it documents, those its code wrote, and those exported here.
 
 1. A file is one example (`residual`), or one layer of one (`internals`; its name ends in `_L{layer}`). Layers have
    string or integer keys; a response's rows are a list or stacked, with or without an extra dimension; its patterns
@@ -42,8 +42,8 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the files make: an example for each prompt, in the files' order.
 
     Raises:
-        NotFound, Unreadable: a file is not there, holds more than tensors, is none of document 5's, or not of the
-            others' arrays.
+        NotFound, Unreadable: a file is not there, holds more than tensors, is none of the Gemma capture's, or not
+            of the others' arrays.
         RunExists: a run is at the folder asked for.
     """
     grouped: dict[tuple[Path, str], list[Path]] = {}

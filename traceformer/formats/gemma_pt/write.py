@@ -1,4 +1,4 @@
-"""A run's examples as document 5's .pt files, in either of its layouts.
+"""A run's examples as the Gemma capture's .pt files, in either of its layouts.
 
 `residual` is one file per example, `{set}/{id}.pt`: the residual stream of all layers, and patterns averaged over
 heads. `internals` is one file per example and layer, `{set}/{id}_L{layer}.pt`: projections, each head's pattern, MLP
@@ -6,7 +6,7 @@ and residual stream. With N tokens of prompt, entry i of a response is what belo
 Its pattern is the context that produced that token, A[:, :N+i, :N+i], a corner of the one square A that the run holds:
 a file keeps A once, and its corners are views of it.
 
-Beyond the document a member `traceformer` says what the file holds, for an import to give the run back.
+Beyond what the capture has, a member `traceformer` says what the file holds, for an import to give the run back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ INTERNALS: Mapping[str, Mapping[str, str]] = {
     "mlp": {"up_proj": "mlp_up", "gelu": "mlp_act", "down_proj": "mlp_down"},
     "residual": {"input": "resid_pre", "after_attn": "resid_mid", "output": "resid_post"},
 }
-"""Document 5's names in a file of one layer, and the sites that they are."""
+"""The Gemma capture's names in a file of one layer, and the sites that they are."""
 RESIDUAL: Mapping[str, str] = {"residual_in": "resid_pre", "after_attn": "resid_mid", "residual_out": "resid_post"}
 """Its names in a file of all layers."""
 LAYOUTS: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     """
     layout = options.layout or next(iter(LAYOUTS))
     if layout not in LAYOUTS:
-        raise UsageError(f"no layout {layout!r}", hint=f"--layout {'|'.join(LAYOUTS)}")
+        raise UsageError(f"no layout {layout!r}", hint=" or ".join(f'`layout="{name}"`' for name in LAYOUTS))
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         example = _Example.of(store, example_id, layout, options)
@@ -72,7 +72,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """One example of a run, in document 5's words."""
+    """One example of a run, in the Gemma capture's words."""
 
     store: TraceStore
     passage: Passage
@@ -83,7 +83,7 @@ class _Example:
 
     @classmethod
     def of(cls, store: TraceStore, example_id: str, layout: str, options: ExportOptions) -> "_Example":
-        passage = Passage.of(store, example_id, "document 5's files")
+        passage = Passage.of(store, example_id, "the Gemma capture's files")
         specs = _recorded(store, passage, layout)
         return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless)
 
@@ -174,7 +174,7 @@ class _Example:
         return [spec for spec in self._all() if spec.key not in kept] if self.lossless else []
 
     def _all(self) -> tuple[ArraySpec, ...]:
-        return lossless_arrays(self.store, "document 5's files")
+        return lossless_arrays(self.store, "the Gemma capture's files")
 
     def _whole(self, spec: ArraySpec, layer: int | None = None) -> Part:
         return Part(self.store.get(self.passage.example_id, spec.key, layer))
@@ -208,9 +208,9 @@ def _recorded(store: TraceStore, passage: Passage, layout: str) -> dict[str, Arr
     missing = [site for site, spec in found.items() if spec is None]
     if missing:
         raise NotRecorded(
-            f"--layout {layout} needs {' '.join(missing)}, which this run does not hold",
+            f'`layout="{layout}"` needs {" ".join(missing)}, which this run does not hold',
             why=f"it holds {' '.join(str(spec.key) for spec in store.layout.arrays)}",
-            hint=f"record with --capture {' '.join(LAYOUTS[layout])}",
+            hint=f'record with `capture="{" ".join(LAYOUTS[layout])}"`',
         )
     specs = {site: spec for site, spec in found.items() if spec is not None}
     dims: Mapping[str, int] = store.meta.get("dims", {}).get(passage.stack, {})
@@ -218,9 +218,9 @@ def _recorded(store: TraceStore, passage: Passage, layout: str) -> dict[str, Arr
         of_all = dims.get("n_kv_heads" if "kv_head" in spec.site.axes else "n_heads", len(spec.heads))
         if spec.heads and len(spec.heads) < of_all:
             raise NotRecorded(
-                f"--layout {layout} needs all {of_all} heads of {spec.key}",
+                f'`layout="{layout}"` needs all {of_all} heads of {spec.key}',
                 why=f"this run holds heads {', '.join(map(str, spec.heads))}",
-                hint="record without --heads",
+                hint="record without `heads`",
             )
     return specs
 
@@ -237,7 +237,7 @@ def _layers(specs: Mapping[str, ArraySpec], wanted: Sequence[int] | None) -> tup
             raise SelectionError(
                 f"layer {', '.join(map(str, lacking))} requested",
                 why=f"this run holds layers {', '.join(map(str, spec.layers))} of {spec.key}",
-                hint="record with --layers that name it",
+                hint="record with `layers` that name it",
             )
     if wanted is not None:
         return tuple(wanted)

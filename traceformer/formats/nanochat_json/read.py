@@ -1,4 +1,4 @@
-"""Document 2's traces as a run: those of its documentation, those its code wrote, and those exported here.
+"""Nanochat traces as a run: those of their documentation, those the engine wrote, and those exported here.
 
 1. A tensor has fewer rows than the sequence has tokens where less was captured: the last step only, each step, the
    response's logits. Attention tells where they belong, since its keys end at its last query; logits of as many rows
@@ -30,7 +30,7 @@ _OURS_ALONE = ("input_ids", "attention_mask", "tokens", "n_tokens", "shard", "sl
 
 
 def recognises(path: Path) -> bool:
-    """Returns whether a file is a trace of document 2, by its beginning; the original's second files are none."""
+    """Returns whether a file is a nanochat trace, by its beginning; the original's second files are none."""
     beside = path.name.endswith(SIDE_FILE) and path.with_name(path.name.replace(SIDE_FILE, ".json")).is_file()
     if path.suffix != ".json" or beside:
         return False

@@ -1,4 +1,4 @@
-"""Writes document 2's trace files: streaming, and whole or not at all.
+"""Writes files of nanochat traces: streaming, and whole or not at all.
 
 It goes tensor by tensor, a block of rows at a time, into a file of another name that is renamed at the end. Every
 number has the fewest digits that give it back; a tensor that came from a file is copied as it stood there.

@@ -1,4 +1,4 @@
-"""Document 2's trace files: one JSON object per prompt and response, `{trace_id}.json`.
+"""Files of nanochat traces: one JSON object per prompt and response, `{trace_id}.json`.
 
     trace = read_trace("traces/trace_20241102_143022_123456.json")
     trace.model_data.attention[0].array()    # (1, head, query, key)
@@ -42,7 +42,7 @@ _HEAD_BYTES = 4096
 class Tensor:
     """Numbers of a known shape, as the text of a file or in blocks that come one after the other, flat.
 
-    `dtype` is what document 2 calls it: `torch.float32`.
+    `dtype` is what a nanochat trace calls it: `torch.float32`.
     """
 
     shape: tuple[int, ...]
@@ -107,7 +107,7 @@ class TraceHead:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A whole trace. `further` is what document 2 has no place for, by the name of an array: `dec.self.q`."""
+    """A whole trace. `further` is what a nanochat trace has no place for, by the name of an array: `dec.self.q`."""
 
     head: TraceHead
     input_tokens: tuple[int, ...] = ()

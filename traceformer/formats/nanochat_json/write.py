@@ -1,7 +1,7 @@
-"""A run's examples as document 2's traces.
+"""A run's examples as nanochat traces.
 
-Everything is in document 2's own shapes: attention of the whole sequence, prompt and response; of the logits the rows
-that predicted the response (all rows, where there is no response). What it has no place for is said in
+Everything is in a nanochat trace's own shapes: attention of the whole sequence, prompt and response; of the logits the
+rows that predicted the response (all rows, where there is no response). What it has no place for is said in
 `metadata["traceformer"]`, so that an import gives the run back; arrays of it are added on request only.
 """
 
@@ -32,7 +32,7 @@ ACTIVATION_SITES: Mapping[str, str] = {
     "pre_mlp_norm": "mlp_norm",
     "post_mlp": "mlp_out",
 }
-"""Document 2's names for what it captures in a block, and the sites that they are."""
+"""A nanochat trace's names for what is captured in a block, and the sites that they are."""
 _OF_TOKENS = ("input_ids", "attention_mask", "tokens")
 _SETTINGS = ("temperature", "top_k", "top_p", "max_tokens", "seed")
 
@@ -71,10 +71,10 @@ def trace_of(
 
 
 class _Example:
-    """One example of a run, in document 2's words."""
+    """One example of a run, in a nanochat trace's words."""
 
     def __init__(self, store: TraceStore, example_id: str) -> None:
-        passage = Passage.of(store, example_id, "document 2's traces")
+        passage = Passage.of(store, example_id, "nanochat traces")
         self._store, self._id, self._passage = store, example_id, passage
         self._ids, self._n_prompt = passage.ids, passage.n_prompt
         self._is_partial = store.meta.get("unknown_rows") == "NaN"
@@ -85,12 +85,12 @@ class _Example:
         specs = [spec for spec in wanted if spec is not None]
         if not specs:
             raise NotRecorded(
-                "this run holds nothing that document 2's traces have",
+                "this run holds nothing that nanochat traces have",
                 why="they have attn_pattern, token_embed, logits, attn_norm, attn_out, mlp_norm and mlp_out",
             )
         if steps is None:
             steps = bool((self._store.meta.get("generation") or {}).get("capture_steps"))
-        further = lossless_arrays(self._store, "document 2's traces") if lossless else ()
+        further = lossless_arrays(self._store, "nanochat traces") if lossless else ()
         extra = {str(spec.key): self._whole(spec) for spec in further if spec not in specs or spec.key.site == "logits"}
         listed = [*specs, *(spec for spec in further if spec not in specs)]
         return Trace(
@@ -222,7 +222,7 @@ def _known(rows: Float[np.ndarray, "row value"]) -> slice:
 
 
 def _trace_id(example_id: str, timestamp: str) -> str:
-    """Returns document 2's `trace_{time}`, and the example's name, since a batch has one time."""
+    """Returns the engine's `trace_{time}`, and the example's name, since a batch has one time."""
     name = file_name(example_id)
     if name.startswith("trace_"):
         return name

@@ -1,9 +1,9 @@
-"""Document 1's folder as a run, as its own code wrote it or as exported here.
+"""A padded store as a run, as its own code wrote it or as exported here.
 
 1. `attention_mask` says where each example's tokens lie, with padding on either side; only these are kept.
 2. `layers_stored` and `heads_stored` say which of the model's layers and heads the arrays hold, all where they do not.
-3. What document 1's code calls `res_embed` is the token embedding alone, or what enters block 0: it is `embed` where
-   it equals that, else `token_embed`.
+3. What its code calls `res_embed` is the token embedding alone, or what enters block 0: it is `embed` where it equals
+   that, else `token_embed`.
 4. That code left arrays that it could not capture full of zeros: patterns with rows of zeros are refused.
 """
 
@@ -53,11 +53,11 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the folder of a `meta.json` makes.
 
     Raises:
-        Unreadable: it is not as document 1 has it, or holds patterns of zeros.
+        Unreadable: it is no padded store, or holds patterns of zeros.
         RunExists: a run is at the folder asked for.
     """
     if len(files) > 1:
-        raise Unreadable("several folders of document 1", hint="import them apart")
+        raise Unreadable("several padded stores", hint="import them apart")
     source = _Folder.of(files[0].parent)
     partial = UNKNOWN in source.run
 
@@ -84,7 +84,7 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """Document 1's folder, opened.
+    """A padded store, opened.
 
     Attributes:
         spans: Per stack where the tokens of each example lie among its T.
@@ -149,7 +149,7 @@ class _Folder:
         if spec.key.site == "attn_pattern" and not self.is_ours and not values.any(axis=-1).all():
             raise Unreadable(
                 f"{self.path}: {spec.key} holds rows of zeros",
-                why="document 1's code leaves what it could not capture zero",
+                why="the padded store's code leaves what it could not capture zero",
                 hint=f"remove {array_path(spec.key, self.arch)} to import the rest",
             )
         return values
@@ -192,7 +192,7 @@ def _places(path: Path, arch: Arch) -> Iterator[tuple[ArrayKey, str]]:
         try:
             yield key_at(place, arch), place
         except KeyError:
-            raise Unreadable(f"{path} holds {place}", why="document 1 has no such array") from None
+            raise Unreadable(f"{path} holds {place}", why="the padded store has no such array") from None
 
 
 def _open(path: Path, holds_ids: bool) -> ts.TensorStore:
@@ -218,7 +218,7 @@ def _told(ours: Any, path: Path) -> tuple[tuple[ArraySpec, ...], Mapping[str, An
 
 
 def _spec(key: ArrayKey, array: ts.TensorStore, meta: Mapping[str, Any]) -> ArraySpec:
-    """What an array of document 1's own code is, by its shape and the layers and heads that `meta.json` names."""
+    """What an array of the padded store's own code is, by its shape and the layers and heads that `meta.json` names."""
     axes = ArraySpec(key).site.axes
     shape = dict(zip(axes, array.shape[1:], strict=True)) if len(axes) == array.rank - 1 else {}
     if not shape:

@@ -1,9 +1,9 @@
-"""Document 1's folder: `meta.json`, `tokens.parquet` and Zarr groups in which every example has T tokens.
+"""The padded store: `meta.json`, `tokens.parquet` and Zarr groups in which every example has T tokens.
 
 Arrays are Zarr v2, zstd level 3, one chunk per example, layer and head: `dec_self_attn.zarr/attn` is (N, L, H, T, T),
 `dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d).
 T is the longest example, `attention_mask` says which positions are its own, and the others are zero. Groups that
-document 1 does not have (MLP, norms, logits ...) follow the same pattern.
+the original does not have (MLP, norms, logits ...) follow the same pattern.
 """
 
 import json
@@ -53,7 +53,7 @@ def _refuse_existing(folder: Path, options: ExportOptions) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not recognises(folder / META):
-        raise RunExists(f"{folder} is there already, and is something else", hint="--output names another folder")
+        raise RunExists(f"{folder} is there already, and is something else", hint="`folder` names another folder")
     refuse_to_replace(folder, overwrite=options.overwrite)
 
 

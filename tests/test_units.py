@@ -1,6 +1,6 @@
 import pytest
 
-from traceformer.cli.units import amount_of_bytes, duration
+from traceformer.units import amount_of_bytes, duration
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from traceformer.cli.progress import Totals, progress_shown, steps_shown
+from traceformer.progress import Totals, progress_shown, steps_shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.capture.asked import Answers, Extraction, answered, extracted
 from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
-from traceformer.capture.extract import extract
-from traceformer.capture.generation.generate import generate
-from traceformer.capture.generation.prepare import GenerateRequest
+from traceformer.capture.derived import Traits
 from traceformer.capture.generation.sampling import Sampling
-from traceformer.capture.prepare import ExtractRequest
-from traceformer.capture.projecting import Traits
 from traceformer.errors import ConfigurationChanged, SelectionError, UsageError
 
 Folder = Callable[..., Path]
@@ -43,7 +40,7 @@ def along(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("replay", [False, True], ids=["live", "replay"])
 def test_a_generation_holds_projections_only(family: str, replay: bool, tiny_folder: Folder, tmp_path: Path) -> None:
     folder = tiny_folder(family)
-    asked = GenerateRequest(
+    asked = Answers(
         str(folder),
         prompt=TEXTS[2],
         sampling=Sampling(max_tokens=6),
@@ -54,7 +51,7 @@ def test_a_generation_holds_projections_only(family: str, replay: bool, tiny_fol
         out_dir=tmp_path / "run",
         device="cpu",
     )
-    run = TraceStore(generate(asked))
+    run = TraceStore(answered(asked))
     assert [str(spec.key) for spec in run.layout.arrays] == ["dec.projection"]
     assert run.meta["projection"]["names"] == ["joy", "fear"]
     row = run.tokens.iloc[0]
@@ -67,8 +64,8 @@ def test_a_generation_holds_projections_only(family: str, replay: bool, tiny_fol
 
 def test_an_extraction_holds_them_beside_what_is_selected(tiny_folder: Folder, text_file: Path, tmp_path: Path) -> None:
     folder = tiny_folder("llama")
-    asked = ExtractRequest(
-        Selection(("resid_post",)),
+    asked = Extraction(
+        selection=Selection(("resid_post",)),
         model=str(folder),
         dataset=str(text_file),
         traits=Traits({"joy": ONE_EACH}),
@@ -77,7 +74,7 @@ def test_an_extraction_holds_them_beside_what_is_selected(tiny_folder: Folder, t
         device="cpu",
         batch_size=4,
     )
-    run = TraceStore(extract(asked))
+    run = TraceStore(extracted(asked))
     projection, residual = (run.spec(site) for site in ("projection", "resid_post"))
     assert (projection.layers, residual.layers) == ((0, 2), (0, 1, 2))
     for example in run.ids:
@@ -89,8 +86,8 @@ def test_an_extraction_holds_them_beside_what_is_selected(tiny_folder: Folder, t
 def test_a_run_goes_on_with_the_vectors_it_was_begun_with_only(
     tiny_folder: Folder, text_file: Path, tmp_path: Path
 ) -> None:
-    def asked(vector: np.ndarray, **changes: Any) -> ExtractRequest:
-        return ExtractRequest(
+    def asked(vector: np.ndarray, **changes: Any) -> Extraction:
+        return Extraction(
             Selection(()),
             model=str(tiny_folder("llama")),
             dataset=str(text_file),
@@ -102,10 +99,10 @@ def test_a_run_goes_on_with_the_vectors_it_was_begun_with_only(
         )
 
     with pytest.raises(Stopped):
-        extract(asked(JOY), stop_after(4))
+        extracted(asked(JOY), stop_after(4))
     with pytest.raises(ConfigurationChanged, match="projection"):
-        extract(asked(FEAR, resume=True))
-    assert TraceStore(extract(asked(JOY, resume=True))).spec("projection").width == 1
+        extracted(asked(FEAR, resume=True))
+    assert TraceStore(extracted(asked(JOY, resume=True))).spec("projection").width == 1
 
 
 @pytest.mark.parametrize(
@@ -133,8 +130,8 @@ def test_what_cannot_be_projected_is_refused_before_anything_is_written(
     selection = Selection((), layers={"dec": layers})
     out = tmp_path / "run"
     with pytest.raises(error, match=message):
-        extract(
-            ExtractRequest(
+        extracted(
+            Extraction(
                 selection,
                 model=str(tiny_folder("llama")),
                 dataset=str(text_file),

@@ -9,19 +9,15 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from tests.capture.asked import Answers, Extraction, answered, estimated, extracted
 from tests.capture.conftest import TEXTS, Stopped, stop_after
 from traceformer import Selection, TraceStore
 from traceformer.analysis.lens import normed, read_out
-from traceformer.capture import lensing
-from traceformer.capture.extract import estimate, extract
-from traceformer.capture.generation.generate import generate
-from traceformer.capture.generation.prepare import GenerateRequest
+from traceformer.capture import derived
+from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.prepare import ExtractRequest
-from traceformer.capture.projecting import Traits
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
-from traceformer.models.dims import ModelDims
 from traceformer.models.families import architecture_of
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import TINY, tiny_model
@@ -54,7 +50,7 @@ def readout_of(folder: Path) -> Readout:
     return open_readout(folder, read_config(folder), final_norm=row.final_norm, token_embed=row.token_embed)
 
 
-def asked(folder: Path, texts: Path, **changes: Any) -> ExtractRequest:
+def asked(folder: Path, texts: Path, **changes: Any) -> Extraction:
     given: dict[str, Any] = {
         "selection": Selection(()),
         "model": str(folder),
@@ -64,7 +60,7 @@ def asked(folder: Path, texts: Path, **changes: Any) -> ExtractRequest:
         "device": "cpu",
         "batch_size": 4,
     }
-    return ExtractRequest(**given | changes)
+    return Extraction(**given | changes)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -73,7 +69,7 @@ def test_layers_say_what_their_stored_streams_and_the_last_one_what_the_model_pr
 ) -> None:
     folder = tiny_folder(family)
     selection = Selection(("resid_post", "logits"))
-    run = TraceStore(extract(asked(folder, text_file, selection=selection, out_dir=tmp_path / "run")))
+    run = TraceStore(extracted(asked(folder, text_file, selection=selection, out_dir=tmp_path / "run")))
     ids, probabilities = run.spec("lens_topk"), run.spec("lens_topk_prob")
     assert (ids.layers, ids.width, probabilities.layers, probabilities.width) == ((0, 1, 2), 4, (0, 1, 2), 4)
     readout = readout_of(folder)
@@ -99,7 +95,7 @@ def test_a_decoder_beside_an_encoder_says_what_it_predicts(
         targets_file=target_file,
         out_dir=tmp_path / "run",
     )
-    run = TraceStore(extract(request))
+    run = TraceStore(extracted(request))
     for example in run.ids:
         found, likely = (run.get(example, site, layer=2) for site in ("lens_topk", "lens_topk_prob"))
         assert_likeliest(found, likely, softmax(run.get(example, "logits")))
@@ -107,9 +103,11 @@ def test_a_decoder_beside_an_encoder_says_what_it_predicts(
 
 def test_projections_of_the_same_stream_stand_beside_it(tiny_folder: Folder, text_file: Path, tmp_path: Path) -> None:
     folder, joy = tiny_folder("llama"), np.eye(32, dtype=np.float32)[5]
-    alone = TraceStore(extract(asked(folder, text_file, out_dir=tmp_path / "alone")))
+    alone = TraceStore(extracted(asked(folder, text_file, out_dir=tmp_path / "alone")))
     traits, selection = Traits({"joy": {None: joy}}), Selection(("resid_post",))
-    both = TraceStore(extract(asked(folder, text_file, selection=selection, traits=traits, out_dir=tmp_path / "both")))
+    both = TraceStore(
+        extracted(asked(folder, text_file, selection=selection, traits=traits, out_dir=tmp_path / "both"))
+    )
     for example in both.ids:
         for site in ("lens_topk", "lens_topk_prob"):
             assert np.array_equal(both.get(example, site), alone.get(example, site))
@@ -122,10 +120,9 @@ def test_the_readout_of_every_family_is_its_own(
     family: str, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, size in zip(("_WORDS", "_ROWS"), blocks, strict=True):
-        monkeypatch.setattr(lensing, name, size)
+        monkeypatch.setattr(derived, name, size)
     model, row = tiny_model(family), architecture_of(tiny_model(family).config)
-    plan = plan_arrays(Selection(()), row, ModelDims.from_config(model.config), lens_top_k=9, model=model)
-    assert plan.lensing is not None
+    plan = plan_arrays(Selection((), derived=(LensTopK(9),)), model)
     own_blocks: Any = model.base_model.get_submodule(row.stacks["dec"].blocks)
     seen: list[Any] = []
     own_blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))
@@ -134,7 +131,7 @@ def test_the_readout_of_every_family_is_its_own(
     with torch.inference_mode():
         logits = model(tokens, **more, use_cache=False).logits.numpy()
         rows = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        ids, likely = plan.lensing.of(2, rows).values()
+        ids, likely = plan.derived[0].of(2, rows).values()
     assert_likeliest(ids.numpy(), likely.numpy(), softmax(logits))
 
 
@@ -143,11 +140,9 @@ def test_a_model_in_bfloat16_is_read_out_in_float32(tiny_folder: Folder, text_fi
     request = asked(
         folder, text_file, selection=Selection(("resid_post",)), dtype=half, model_dtype=half, out_dir=tmp_path / "run"
     )
-    run = TraceStore(extract(request))
+    run = TraceStore(extracted(request))
     model = tiny_model("gemma2").bfloat16().float()  # the weights that it ran with; its stream is stored as it is
-    architecture, dims = architecture_of(model.config), ModelDims.from_config(model.config)
-    lens = plan_arrays(Selection(()), architecture, dims, lens_top_k=99, model=model).lensing
-    assert lens is not None
+    [lens] = plan_arrays(Selection((), derived=(LensTopK(99),)), model).derived
     example = run.ids[2]
     for layer in range(3):
         ids, likely = lens.of(layer, torch.from_numpy(run.get(example, "resid_post", layer)[None])).values()
@@ -167,8 +162,8 @@ def test_live_and_replayed_generations_hold_the_same(family: str, tiny_folder: F
 
     def run(replay: bool) -> TraceStore:
         return TraceStore(
-            generate(
-                GenerateRequest(
+            answered(
+                Answers(
                     str(tiny_folder(family)),
                     prompts=prompts,
                     sampling=Sampling(max_tokens=5, temperature=0.0),
@@ -195,23 +190,23 @@ def test_live_and_replayed_generations_hold_the_same(family: str, tiny_folder: F
 def test_a_run_goes_on_with_as_many_tokens_as_it_was_begun_with_only(
     tiny_folder: Folder, text_file: Path, tmp_path: Path
 ) -> None:
-    def one(top_k: int, **changes: Any) -> ExtractRequest:
+    def one(top_k: int, **changes: Any) -> Extraction:
         own = {"lens_top_k": top_k, "shard_examples": 2, "out_dir": tmp_path / "run"}
         return asked(tiny_folder("llama"), text_file, **own | changes)
 
     with pytest.raises(Stopped):
-        extract(one(3), stop_after(4))
+        extracted(one(3), stop_after(4))
     with pytest.raises(ConfigurationChanged, match="lens top k was 3, is 5"):
-        extract(one(5, resume=True))
-    whole = extract(one(3, out_dir=tmp_path / "whole"))
-    resumed = extract(one(3, resume=True))
+        extracted(one(5, resume=True))
+    whole = extracted(one(3, out_dir=tmp_path / "whole"))
+    resumed = extracted(one(3, resume=True))
     files = sorted(path.relative_to(whole) for path in whole.glob("*.zarr/**/*") if path.is_file())
     assert files
     assert all((whole / path).read_bytes() == (resumed / path).read_bytes() for path in files)
 
 
 def test_an_estimate_counts_ids_at_four_bytes(tiny_folder: Folder, text_file: Path) -> None:
-    expected = estimate(asked(tiny_folder("llama"), text_file, dtype="float16"))
+    expected = estimated(asked(tiny_folder("llama"), text_file, dtype="float16"))
     assert expected.bytes == expected.tokens * 3 * 4 * (4 + 2)  # layers, likeliest tokens, id and probability
 
 
@@ -222,7 +217,7 @@ def test_an_estimate_counts_ids_at_four_bytes(tiny_folder: Folder, text_file: Pa
         ("llama", 0, UsageError, "the 0 likeliest words"),
         ("llama", -1, UsageError, "the -1 likeliest words"),
         ("bert", 3, Unsupported, "lens of an encoder; it predicts no next token"),
-        ("t5", 3, Unsupported, "the decoder runs only with --targets_file"),
+        ("t5", 3, Unsupported, "the decoder runs only with `targets`"),
     ],
 )
 def test_what_cannot_be_read_out_is_refused_before_anything_is_written(
@@ -235,22 +230,18 @@ def test_what_cannot_be_read_out_is_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(error, match=message):
-        extract(asked(tiny_folder(family), text_file, lens_top_k=top_k, out_dir=tmp_path / "run"))
+        extracted(asked(tiny_folder(family), text_file, lens_top_k=top_k, out_dir=tmp_path / "run"))
     assert not list(tmp_path.glob("*run*"))
 
 
 def test_a_decoder_without_its_head_is_refused() -> None:
     model: Any = tiny_model("llama").base_model
     with pytest.raises(Unsupported, match="without an unembedding"):
-        plan_arrays(
-            Selection(()), architecture_of(model.config), ModelDims.from_config(model.config), lens_top_k=3, model=model
-        )
+        plan_arrays(Selection((), derived=(LensTopK(3),)), model)
 
 
 def test_the_flag_records_it_not_the_name() -> None:
     model = tiny_model("gpt2")
     with pytest.raises(Unsupported) as caught:
-        plan_arrays(
-            Selection(("lens_topk",)), architecture_of(model.config), ModelDims.from_config(model.config), model=model
-        )
-    assert caught.value.why == "the likeliest tokens of each layer are recorded with --lens-top-k"
+        plan_arrays(Selection(("lens_topk",)), model)
+    assert caught.value.why == "the likeliest tokens of each layer are recorded with `lens_top_k`"

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from traceformer.capture.attention import Span
+from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.reduce import reduce_squares
 from traceformer.capture.tokenizing import Encoded
-from traceformer.models.families import architecture_of
 from traceformer.models.load import load_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 
@@ -28,17 +27,17 @@ def test_blocks_put_together_are_the_patterns_of_the_model(family: str, tiny_fol
         if family == "t5":
             ids["dec"] = random.integers(3, 99, length and 12 - length).tolist()
         rows.append(Encoded(ids, {}, None))
-    plan = plan_arrays(Selection(("attn",)), architecture_of(loaded.config), loaded.dims)
+    plan = plan_arrays(Selection(("attn",)), loaded.model)
     seen: defaultdict[tuple[ArrayKey, int], dict[int, torch.Tensor]] = defaultdict(dict)
-    steps: list[tuple[int, int]] = []
+    ran: list[list[int]] = []
 
     def take(spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: torch.Tensor) -> None:
         lengths = (len(rows[example].ids[stack]) for stack in (spec.key.stack, spec.key.key_stack))
         whole = seen[spec.key, example].setdefault(layer, torch.zeros(len(spec.heads), *lengths))
         whole[:, queries.start : queries.stop, keys.start : keys.stop] = block
 
-    reduce_squares(loaded, plan.arrays, rows, take, batch_size=2, progress=lambda done, of: steps.append((done, of)))
-    assert steps == [(2, 4), (3, 4)]  # the row without tokens is passed over
+    run_batches(loaded, plan, rows, batches_by_length(rows, 2), SquareSink(take), lambda batch: ran.append([*batch]))
+    assert ran == [[3, 0], [2]]  # shortest first; the row without tokens is passed over
     for example in (0, 2, 3):
         inputs = {"input_ids": rows[example].ids.get("enc", rows[example].ids.get("dec"))}
         if family == "t5":

@@ -1,0 +1,156 @@
+"""Batches of rows, and the one loop that runs them: every pass that is not `generate`'s own goes through here.
+
+A sink is told which rows a batch holds before its arrays come (`begin`), and when they all have come (`end`).
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from traceformer.capture.attention import Span
+from traceformer.capture.passes import Sink, Spans
+from traceformer.capture.plan import Plan
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tokenizing import Encoded
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import ArraySpec, Stack
+
+__all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "batches_by_length", "pad", "run_batches"]
+
+
+class BatchSink(Sink, Protocol):
+    """A recorder's sink that is told of each batch."""
+
+    def begin(self, batch: Sequence[int], spans: Spans) -> None:
+        """Says which row each line of the next pass is, and where its true tokens are."""
+        ...
+
+    def end(self) -> None:
+        """Says that the pass is over."""
+        ...
+
+
+def run_batches(
+    model: LoadedModel,
+    plan: Plan,
+    rows: Sequence[Encoded],
+    batches: Iterable[Sequence[int]],
+    sink: BatchSink,
+    done: Callable[[Sequence[int]], None] = lambda _: None,
+) -> None:
+    """Runs a model over rows, batch by batch, and hands what was planned to a sink.
+
+    Args:
+        model: The model.
+        plan: What to record.
+        rows: The tokens.
+        batches: The numbers of the rows that share a pass.
+        sink: Where arrays go.
+        done: Told of each batch when it is over.
+
+    Raises:
+        Unsupported: the model never shows what is asked for.
+    """
+    inputs_of = BatchInputs(model)
+    with Recorder(model.model, plan.arrays, sink, derived=plan.derived) as recorder:
+        for batch in batches:
+            inputs, spans = inputs_of.to_run([rows[index] for index in batch])
+            sink.begin(batch, spans)
+            recorder.run(spans, **inputs)
+            sink.end()
+            done(batch)
+
+
+class TakeSquare(Protocol):
+    """What is handed each block of a matrix: see `Sink.square`; `example` is a row's number. Keep copies, not views."""
+
+    def __call__(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None: ...
+
+
+class SquareSink:
+    """A sink of matrices that are reduced as they come, and never stored: blocks of an example and layer, in order."""
+
+    def __init__(self, take: TakeSquare) -> None:
+        self._take = take
+        self._batch: Sequence[int] = ()
+
+    def begin(self, batch: Sequence[int], spans: Spans) -> None:
+        self._batch = batch
+
+    def end(self) -> None:
+        pass
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        raise AssertionError(f"{spec.key} is no matrix")
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        self._take(spec, layer, self._batch[example], queries, keys, block)
+
+
+def batches_by_length(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+    """Yields the indices of `rows` in batches of similar length, shortest first; a pure function of the lengths.
+
+    Examples without a single token are left out: there is nothing to run.
+    """
+    order = sorted(range(len(rows)), key=lambda index: [len(ids) for ids in rows[index].ids.values()])
+    order = [index for index in order if all(rows[index].ids.values())]
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+class BatchInputs:
+    """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._pad_id = loaded.tokenizer.pad_token_id
+        self.device = str(next(loaded.model.parameters()).device)
+        self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
+        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted
+
+    def to_run(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Span]]]:
+        """Returns the inputs of one pass over whole rows, padded on the right, and where their true tokens are."""
+        inputs, spans = pad(rows, self._pad_id, self.device, with_positions=self._with_positions)
+        return inputs | ({"use_cache": False} if "use_cache" in self.accepted else {}), spans
+
+    def to_continue(self, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
+        """Returns the inputs of `generate`: a decoder's are padded on the left, where new tokens push nothing apart."""
+        return pad(rows, self._pad_id, self.device, with_positions=self._with_positions, side="left")
+
+
+def pad(
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: str,
+    *,
+    with_positions: bool,
+    side: Literal["left", "right"] = "right",
+) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
+    """Returns a batch padded on one side, as a model's forward takes it, and where its true tokens are.
+
+    `with_positions` adds explicit position ids (decoders), so that padding can never shift a position. Encoders are
+    padded on the right whatever `side` says: some count positions from the left without asking the mask.
+    """
+    inputs: dict[str, Tensor] = {}
+    spans: dict[Stack, list[Span]] = {}
+    stacks = list(rows[0].ids)
+    for stack in stacks:
+        longest = max(row.length(stack) for row in rows)
+        ids = torch.full((len(rows), longest), pad_id)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        spans[stack] = []
+        for index, row in enumerate(rows):
+            start = longest - row.length(stack) if side == "left" and stack == "dec" else 0
+            span = Span(start, start + row.length(stack))
+            ids[index, span.start : span.stop] = torch.tensor(row.ids[stack])
+            mask[index, span.start : span.stop] = 1
+            spans[stack].append(span)
+        prefix = "decoder_" if stack == "dec" and len(stacks) > 1 else ""
+        inputs[f"{prefix}input_ids"] = ids.to(device)
+        inputs[f"{prefix}attention_mask"] = mask.to(device)
+        if with_positions:
+            starts = torch.tensor([span.start for span in spans[stack]])[:, None]
+            inputs["position_ids"] = (torch.arange(longest) - starts).clamp(min=0).to(device)
+    return inputs, spans

@@ -1,0 +1,198 @@
+"""Flags that several verbs share, said once: frozen dataclasses that the command line fills in, and what they mean.
+
+The string under a field is its line in the help. Nothing below the command line sees one of these.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from traceformer.cli.arguments import TRACES, count
+from traceformer.sites import Selection, Stack, parse_indices
+
+if TYPE_CHECKING:
+    from traceformer.capture.derived import LensTopK, Traits
+    from traceformer.capture.tokenizing import Texts
+    from traceformer.models.loaded import LoadedModel
+    from traceformer.store.place import Place
+
+__all__ = ["DerivedChoice", "Loading", "PlaceChoice", "SelectionChoice", "TextChoice", "numbers_of", "sites_in"]
+
+WHAT = Group.create_ordered("What to run")
+RECORD = Group.create_ordered("What to record")
+WHERE = Group.create_ordered("Where it goes")
+HOW = Group.create_ordered("How it runs")
+
+SEVERAL = Parameter(consume_multiple=(1, None))
+# A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
+_Indices = Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="I,J-K")]
+
+
+def sites_in(capture: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the names in a list whose entries may hold several, with commas."""
+    return tuple(name for names in capture for name in names.split(",") if name)
+
+
+def numbers_of(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else parse_indices(text)
+
+
+@Parameter(name="*", group=HOW)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a model is loaded."""
+
+    revision: Annotated[str | None, Parameter(group=WHAT)] = None
+    """The commit, tag or branch of the model on the Hub."""
+    allow_pickle: Annotated[bool, Parameter(group=WHAT)] = False
+    """Load weights from pickle files, which can run code of whoever made them."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the fastest there is by default."""
+    model_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the model computes in; what its weights are stored in by default."""
+
+    def load(self, name: str, *, with_head: bool) -> "LoadedModel":
+        from traceformer.models.load import load_model
+
+        return load_model(
+            name,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.model_dtype,
+            with_head=with_head,
+            allow_pickle=self.allow_pickle,
+        )
+
+
+@Parameter(name="*", group=WHAT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextChoice:
+    """Which texts a model reads, and where they are cut."""
+
+    dataset: str = "ud_ewt"
+    """demo, ud_ewt, go_emotions, csqa, wikitext; hf:NAME[:CONFIG]; or a file or folder of .txt, .jsonl, .csv, .parquet
+    or .conllu."""
+    split: Annotated[str | None, Parameter(show_default="validation")] = None
+    """Which part of the data set."""
+    text_column: str | None = None
+    """The column that holds the text, where the data set does not say."""
+    targets_file: Path | None = None
+    """One target per line, for the decoder of an encoder-decoder; without it only the encoder runs."""
+    limit: Annotated[int | Literal["all"], count("N|all")] = 32
+    """The first N texts."""
+    max_seq_len: Annotated[int | Literal["auto"], count("N|auto")] = 128
+    """Cut texts after N tokens; `auto` is the longest text, up to what the model can take."""
+    dec_max_len: Annotated[int, count("N")] = 64
+    """Cut targets after N tokens."""
+
+    def read(self) -> "Texts":
+        from traceformer.capture.extract import read_texts
+
+        return read_texts(
+            self.dataset,
+            self.targets_file,
+            split=self.split,
+            text_column=self.text_column,
+            limit=None if self.limit == "all" else self.limit,
+            max_seq_len=self.max_seq_len,
+            dec_max_len=self.dec_max_len,
+        )
+
+
+@Parameter(name="*", group=RECORD)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedChoice:
+    """What is computed from rows while the model runs."""
+
+    project: Annotated[tuple[Path, ...], Parameter(metavar="FILE..."), SEVERAL] = ()
+    """Record projections onto the trait vectors in these files; alone, unless more is asked for."""
+    project_site: Annotated[str, Parameter(metavar="SITE")] = "resid_post"
+    """What to project."""
+    lens_top_k: Annotated[int | None, count("K")] = None
+    """Record the K likeliest next tokens of each layer (lens); alone, unless more is asked for."""
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self.project) or self.lens_top_k is not None
+
+    def derived(self) -> "tuple[Traits | LensTopK, ...]":
+        if not self.is_asked:
+            return ()
+        from traceformer.capture.derived import LensTopK, Traits
+        from traceformer.formats.directions import read_all_directions
+
+        made: list[Traits | LensTopK] = []
+        if self.project:
+            files = read_all_directions(self.project)
+            made.append(Traits({name: file.by_layer for name, file in files.items()}, self.project_site))
+        if self.lens_top_k is not None:
+            made.append(LensTopK(self.lens_top_k))
+        return tuple(made)
+
+
+@Parameter(name="*", group=RECORD)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionChoice:
+    """Which sites, layers and heads are recorded."""
+
+    capture: Annotated[tuple[str, ...], Parameter(metavar="SITE...", show_default="attn qkv"), SEVERAL] = ()
+    """Groups attn qkv hidden resid mlp norms internals logits all, or names of sites."""
+    layers: _Indices = None
+    """Which layers, in both stacks; all of them by default."""
+    heads: _Indices = None
+    """Which heads, in both stacks; all of them by default."""
+    layers_enc: _Indices = None
+    """Which layers of the encoder."""
+    heads_enc: _Indices = None
+    """Which heads of the encoder."""
+    layers_dec: _Indices = None
+    """Which layers of the decoder."""
+    heads_dec: _Indices = None
+    """Which heads of the decoder."""
+    hidden_layers: _Indices = None
+    """Which entries of `hidden`; all layers and the embedding by default."""
+
+    def selection(self, derived: tuple[Any, ...]) -> Selection:
+        sites = sites_in(self.capture) or (() if derived else ("attn", "qkv"))
+        layers: dict[Stack, str | None] = {
+            "enc": self.layers_enc or self.layers,
+            "dec": self.layers_dec or self.layers,
+        }
+        heads: dict[Stack, str | None] = {"enc": self.heads_enc or self.heads, "dec": self.heads_dec or self.heads}
+        return Selection.of(sites, layers=layers, heads=heads, hidden_layers=self.hidden_layers, derived=derived)
+
+
+@Parameter(name="*", group=WHERE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceChoice:
+    """Where a run goes."""
+
+    out_dir: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    """The run's folder, in place of one in ./traces that is named after time, model and texts."""
+    dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    """How values are stored; one that float16 cannot hold stops the run."""
+    resume: bool = False
+    """Go on with an interrupted run of the same configuration."""
+    overwrite: bool = False
+    """Replace a finished run that is in the way."""
+
+    def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
+        """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""
+        import shlex
+        import sys
+
+        from traceformer.store.place import Place, Storage
+
+        place = Place(
+            folder=self.out_dir,
+            parent=None if self.out_dir is not None else parent,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            writer=storage.pop("writer", (0, 1)),
+            storage=Storage(self.dtype, **storage),
+            command_line=shlex.join(["traceformer", *sys.argv[1:]]),
+        )
+        place.check()
+        return place

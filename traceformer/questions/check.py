@@ -1,0 +1,84 @@
+"""Proofs on a model: does every site mean what it says?"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from traceformer.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from traceformer.capture.proofs.check import CheckResult, Example
+    from traceformer.capture.proofs.probe import Probe
+    from traceformer.models.loaded import LoadedModel
+
+__all__ = ["check"]
+
+# Different lengths, so that there is padding; the last one is longer than the others together.
+_TEXTS = (
+    "The cat sat on the mat.",
+    "In 1969, two people walked on the Moon.",
+    "She said that the book, which her brother had left on the kitchen table, was not his but one that a friend of "
+    "theirs had lent them both in spring; neither of them had read it.",
+)
+
+
+def check(
+    model: "str | Path | LoadedModel",
+    texts: Sequence[str] | None = None,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+) -> "CheckResult | Probe":
+    """Returns what is proved of a model: everything is recorded, and compared with what the model itself computes.
+
+        tf.check("gpt2").ok
+
+    Of a family without a row it returns a `Probe`: what can be proved all the same, and how to add the family.
+
+    Args:
+        model: A loaded model, a folder, a Hub name, or the name of a family, for a tiny random model of it.
+        texts: Texts of different lengths; three sentences for None.
+        dtype: What a model that is loaded here computes in; float32 proves most.
+        device: Where such a model runs.
+        revision: The commit, tag or branch of a model on the Hub.
+
+    Raises:
+        NotFound, Unreadable, Unsupported: as `load_model` raises them.
+        UsageError: texts for a tiny random model, which has no tokenizer.
+    """
+    import torch
+
+    from traceformer.capture.proofs.check import check_model, random_examples
+    from traceformer.capture.proofs.probe import probe_model
+    from traceformer.models.families import ARCHITECTURES
+    from traceformer.models.load import load_model, pick_device
+    from traceformer.models.loaded import LoadedModel
+    from traceformer.models.tiny import TINY, tiny_model
+
+    checked: Any
+    if not isinstance(model, LoadedModel) and str(model) in TINY:
+        if texts:
+            raise UsageError("`text` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
+        checked = tiny_model(str(model)).to(device=pick_device(device), dtype=getattr(torch, dtype))
+        name, examples = f"a tiny random {model}", random_examples(checked.config)
+    else:
+        if not isinstance(model, LoadedModel):
+            try:
+                model = load_model(str(model), revision=revision, device=device, dtype=dtype, with_head=True)
+            except NotFound as error:
+                near = difflib.get_close_matches(str(model), TINY, n=1)
+                raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
+        checked, name, examples = model.model, model.name, _encode(model, texts or _TEXTS)
+    if checked.config.model_type not in ARCHITECTURES:
+        return probe_model(checked, examples, name=name)
+    return check_model(checked, examples, name=name)
+
+
+def _encode(model: "LoadedModel", texts: Sequence[str]) -> "list[Example]":
+    """The texts' token ids; an encoder-decoder reads each and writes it down again."""
+    from traceformer.capture.tokenizing import Encoder
+
+    targets = texts if model.dims.arch == "encdec" else None
+    return [dict(row.ids) for row in Encoder(model, "auto", 64).encode(texts, targets)]

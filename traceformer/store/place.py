@@ -1,0 +1,118 @@
+"""Where a run goes, and how its values are stored there: a folder of its own, a folder of runs, or memory."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from traceformer.errors import UsageError
+from traceformer.sites import Stack
+from traceformer.store.dtypes import Dtype
+from traceformer.store.layout import RunLayout
+from traceformer.store.locks import (
+    final_folder,
+    find_unfinished,
+    refuse_existing,
+    timestamped_folder,
+    unfinished_folder,
+)
+from traceformer.store.memory import MemoryWriter, check_memory
+from traceformer.store.run import Run
+from traceformer.store.writer import RunWriter
+
+__all__ = ["Place", "Storage", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How values are stored; the choices are `docs/runs.md`'s. `shard_examples` None lets the store choose."""
+
+    dtype: Dtype = "float16"
+    codec: Literal["none", "zstd", "lz4"] = "none"
+    attn_codec: Literal["exact", "sqrt8"] = "exact"
+    shard_examples: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run goes: to `folder`; under `parent`, by a name that says when and what; or, with neither, to memory.
+
+    Attributes:
+        folder: The run's own folder.
+        parent: A folder of runs.
+        resume: Go on with an unfinished run of the same configuration.
+        overwrite: Replace a finished run that is in the way.
+        writer: (w, W) when W processes share one run.
+        storage: How values are stored.
+        command_line: What is stated of how the run came about.
+    """
+
+    folder: Path | None = None
+    parent: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    writer: tuple[int, int] = (0, 1)
+    storage: Storage = field(default_factory=Storage)
+    command_line: str = ""
+
+    def check(self) -> None:
+        """Finds out what cannot work before a model is loaded, not after.
+
+        Raises:
+            RunExists: a finished run is in the way.
+            UsageError: writers that share a run must know its folder.
+        """
+        if self.writer[1] > 1 and self.folder is None:
+            raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
+        if self.folder is not None:
+            refuse_existing(final_folder(self.folder), self.overwrite, self.resume)
+
+    def open(
+        self,
+        name: str,
+        layout: RunLayout,
+        meta: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+        lengths: Mapping[Stack, Sequence[int]],
+    ) -> RunWriter | MemoryWriter:
+        """Returns the writer of the run, begun or resumed.
+
+        Args:
+            name: What the run is called, behind its time, where it has no folder of its own.
+            layout: What goes into it.
+            meta: What `meta.json` says of model and texts.
+            configuration: What must be equal to resume, but for the layout.
+            lengths: Tokens of each example, or the most that it can have.
+
+        Raises:
+            OutOfSpace: there is not so much memory.
+            RunExists: something is in the way.
+            ConfigurationChanged: the run to resume was begun with another model, selection, text or setting.
+        """
+        configuration = {**configuration, **{key: of for key, of in layout.to_json().items() if key != "arrays"}}
+        if self.folder is None and self.parent is None:
+            check_memory(layout, lengths)
+            return MemoryWriter(layout, self._complete(name, meta, layout), digest=configuration)
+        folder = self.folder or timestamped_folder(self.parent or Path(), name)
+        begin = partial(RunWriter.create, overwrite=self.overwrite)
+        if self.resume:
+            unfinished = folder if self.folder is not None else find_unfinished(folder.parent, configuration)
+            if unfinished is not None and unfinished_folder(unfinished).exists():
+                folder, begin = unfinished, partial(RunWriter.resume, overwrite=self.overwrite)
+            else:
+                warnings.warn("nothing to resume: starting anew", stacklevel=2)
+        stated = self._complete(folder.name, meta, layout)
+        return begin(folder, layout, stated, digest=configuration, writer=self.writer)
+
+    def _complete(self, run_id: str, meta: Mapping[str, Any], layout: RunLayout) -> dict[str, Any]:
+        """What `meta.json` says, with what is known of the place and its layout."""
+        place = {"run_id": run_id, "n_examples": layout.n_examples, "dtype": layout.dtype}
+        return {**place, **meta, "command_line": self.command_line}
+
+
+def finished(writer: RunWriter | MemoryWriter) -> Run:
+    """Returns the run that a writer has finished (the unfinished one while other writers are still at work)."""
+    made = writer.finish()
+    return made if isinstance(made, Run) else Run(made)
