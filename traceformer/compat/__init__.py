@@ -7,9 +7,9 @@
 
 Nothing in it computes what a question, a recording or a format does not.
 
-- nanochat_engine: a prompt answered and recorded, as nanochat's engine does it; statistics by its conventions.
-- trace_storage: a folder of its traces, listed and filtered without reading their numbers.
-- reverse_attention: the tracer of the reverse-attention package, on a live model.
+nanochat_engine    a prompt answered and recorded as nanochat's engine does it, by its conventions
+trace_storage      a folder of its traces, listed without reading their numbers
+reverse_attention  the tracer of the package reverse-attention, on a live model
 
 From elsewhere come nanochat's `load_model`; `trace_stored`, `save_trace`, `load_trace` and `TraceResult`; `BeamState`
 and `beam_search_backward`; the diagram's `BeamPath`, `SankeyData`, `SankeyLink` and `SankeyNode`; and `paths_html`.
