@@ -17,10 +17,10 @@ from reverse_attention import ReverseAttentionTracer as ForeignTracer
 from reverse_attention.beam import beam_search_backward as foreign_search
 from table import Row, in_process, main, memory, row, seconds
 
-from traceformer import ReverseAttentionTracer
 from traceformer.analysis.paths.beam import LengthNorm, beam_search
 from traceformer.analysis.paths.exact import best_paths
 from traceformer.analysis.paths.graph import Graph
+from traceformer.compat import ReverseAttentionTracer
 
 REPEATS = 3
 TOP_BEAM, TOP_K = 50, 20

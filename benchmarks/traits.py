@@ -112,8 +112,8 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     import torch
 
     from traceformer.capture.generation.generate import generate
+    from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
     from traceformer.formats.options import ExportOptions
-    from traceformer.formats.pt_export import LAYOUTS, export_pt
 
     def alone(value: Any) -> Any:
         """The same containers, and each tensor with a memory of its own."""
@@ -127,7 +127,7 @@ def measure_files(folder: Path, quick: bool) -> Iterator[Row]:
     run = generate("byte", "The function returns", "internals", max_tokens=tokens, out=folder / "five")
     of_the_run = sum(path.stat().st_size for path in (folder / "five").rglob("*") if path.is_file())
     for layout in sorted(LAYOUTS):
-        files = list(export_pt(run, folder / layout, ExportOptions(layout=layout)))
+        files = list(write_files(run, folder / layout, ExportOptions(layout=layout)))
         exported = sum(path.stat().st_size for path in files)
         for path in files:
             torch.save(alone(torch.load(path, weights_only=True)), path)

@@ -36,6 +36,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
     for path in ROOT.rglob("*.py")
 )
+ROOMS = sorted(".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("*/**/__init__.py"))
 LIBRARY = [module for module in MODULES if module.split(".")[0] != "cli"]
 FLAGS_OF_OTHER_PROGRAMS = {
     "--upgrade": "pip's, where a newer traceformer is needed",
@@ -51,7 +52,10 @@ READ_BY_USERS = [
     for path in sorted(ROOT.parent.glob(pattern))
     if path.is_file() and path.suffix in (".md", ".py", ".txt")
 ]
-STARTS_WITHOUT_TORCH = ("traceformer", "traceformer.store.run", "traceformer.cli", "traceformer.cli.inspect")
+STARTS_WITHOUT_TORCH = (
+    *("traceformer", "traceformer.store.run", "traceformer.formats.registry", "traceformer.compat"),
+    *("traceformer.cli", "traceformer.cli.inspect"),
+)
 
 
 class Import(NamedTuple):
@@ -183,3 +187,23 @@ def test_the_tree_in_the_readme_names_every_room() -> None:
     tree = readme.partition("\ntraceformer/\n")[2].partition("\ntests/")[0]
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert set(re.findall(r"^  (\w+)/", tree, re.MULTILINE)) == rooms
+
+
+def plate_of(docstring: str) -> list[str]:
+    """Returns the names on a room's plate: `name  what it hides`, a line each."""
+    return re.findall(r"^(\w+)  +\S", docstring, re.MULTILINE)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_plate_of_a_room_names_every_file_in_it_once(room: str) -> None:
+    folder = ROOT.joinpath(*room.split("."))
+    inside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert sorted(plate_of(ast.get_docstring(ast.parse(source_of(room))) or "")) == sorted(inside - {"__init__"})
+
+
+def test_a_name_on_a_plate_that_is_missing_or_twice_is_seen() -> None:
+    assert plate_of("Arithmetic.\n\n    heads(run)\n\nlens   one\nheads  two\nlens   again\n") == [
+        "lens",
+        "heads",
+        "lens",
+    ]

@@ -92,7 +92,7 @@ _HOMES = {
 }
 _MODULES = ("compat", "figures")
 
-bind("Run", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Direction", "file", "traceformer.formats.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")

@@ -1,12 +1,16 @@
-"""Two small runs with known numbers: a decoder's, and an encoder-decoder's that is not finished."""
+"""Two small runs with known numbers, a decoder's, and an encoder-decoder's that is not finished; and a terminal."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from traceformer.cli import main
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter
@@ -28,6 +32,7 @@ DIMS = {
     "d_vocab": 99,
     "n_ctx": 64,
 }
+_WIDTH = 256  # of the built-in model
 SENTENCES = (["The", "Ġcat", "Ġsat"], ["Hello", ",", "Ġ\nworld", "!"], ["one"])
 
 
@@ -99,3 +104,63 @@ def token_table(sentences: Sequence[Sequence[str]], **columns: Sequence[Sequence
 
 def as_lists(columns: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[list[str]]]:
     return {name: [list(tokens) for tokens in column] for name, column in columns.items()}
+
+
+# What is asked of every verb alike: one recorded run, and one line for each verb that works on it
+
+COMMANDS = {
+    "check": "check gpt2 --device cpu",
+    "extract": "extract --model byte --dataset texts.txt --capture attn --device cpu --out_dir made --overwrite",
+    "generate": "generate --model byte --prompt The --max-tokens 3 --device cpu --out_dir said --overwrite",
+    "inspect": "inspect run",
+    "analyze": "analyze run",
+    "heads": "heads run --output heads.csv",
+    "cluster": "cluster heads.csv --k 2 --output clusters.csv",
+    "paths": "paths run",
+    "project": "project run --vector trait.npy --layer 1",
+    "vectors": "vectors fit --positive several.txt --negative others.txt --model byte --device cpu --layer 1"
+    " --method mean_diff --output found",
+    "lens": "lens run --example 0",
+    "export": "export run --format safetensors --output files --overwrite",
+    "import": "import files --out_dir back --overwrite",
+    "verify": "verify run",
+    "train": "train --preset tiny --num_epochs 0.1 --batch-size 4 --evaluations 1 --device cpu --data words.txt"
+    " --out_dir trained --overwrite",
+}
+"""A line for every verb that reports, each of which succeeds in the folder of `Terminal`, in this order or alone."""
+
+
+class Typed(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Terminal:
+    """A folder with texts, a direction and a run of the built-in model; no line is run twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._typed: dict[str, Typed] = {}
+        (folder / "texts.txt").write_text("The function returns.\nA name is an error.\n")
+        (folder / "words.txt").write_text("a few short words again\n" * 300)
+        np.save(folder / "trait.npy", np.random.default_rng(0).normal(size=_WIDTH).astype(np.float32))
+        np.save(folder / "short.npy", np.ones(3, np.float32))
+        for name, text in (("several", "The name of argument {} is a list."), ("others", "Error {} was not raised.")):
+            (folder / f"{name}.txt").write_text("".join(text.format(i) + "\n" for i in range(6)))
+        record = "extract --model byte --dataset several.txt --capture attn resid_post --device cpu --out_dir run"
+        assert self.type(record).code == 0
+        for verb in ("heads", "export"):  # what cluster and import read
+            assert self.type(COMMANDS[verb]).code == 0
+
+    def type(self, line: str) -> Typed:
+        if line not in self._typed:
+            with chdir(self.folder), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+                code = main(line.split())
+            self._typed[line] = Typed(code, out.getvalue(), err.getvalue())
+        return self._typed[line]
+
+
+@pytest.fixture(scope="session")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Terminal:
+    return Terminal(tmp_path_factory.mktemp("terminal"))

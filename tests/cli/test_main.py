@@ -231,12 +231,6 @@ def test_characters_that_the_terminal_cannot_show_are_escaped() -> None:
     assert process.communicate(timeout=20) == ("\\u732b\n", "")
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_every_verb_that_reports_takes_json(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main([name, "--help"])
-    assert name == "demo" or "--json" in capsys.readouterr().out
-
-
 def test_goldens_are_all_in_use() -> None:
     names = {f"error-{name}.txt" for name in ERRORS} | {"help.txt"} | {f"help-{name}.txt" for name in VERBS}
     assert {path.name for path in GOLDENS.iterdir()} == names

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.capture.conftest import tiny_folder
 from tests.models.conftest import Writer, base_dir, random_weights, write_checkpoint
-from traceformer import InterpretabilityEngine, TraceStorage, TraceStore
+from traceformer import TraceStore
+from traceformer.compat import InterpretabilityEngine, TraceStorage, load_model
 from traceformer.errors import Unsupported, UsageError
-from traceformer.formats.json_import import import_json
+from traceformer.formats.nanochat_json.read import read_files
 from traceformer.formats.options import ImportOptions
-from traceformer.models.nanochat import load_model
 
 __all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
 
@@ -162,7 +162,7 @@ def test_the_run_behind_a_trace_can_be_read_and_the_trace_imported(tiny_folder: 
     engine = engine_of(tiny_folder("gpt2"), tmp_path / "traces")
     trace_id = engine.generate_and_capture(PROMPT, max_tokens=4)["trace_id"]
     run = TraceStore(engine.run_of(trace_id))
-    back = TraceStore(import_json([engine.storage.path(trace_id)], ImportOptions(tmp_path / "back")))
+    back = TraceStore(read_files([engine.storage.path(trace_id)], ImportOptions(tmp_path / "back")))
     for spec in run.layout.arrays:
         if spec.key.site not in ("logits", "final_norm"):
             assert np.array_equal(back.get(back.ids[0], spec.key), run.get(run.ids[0], spec.key))

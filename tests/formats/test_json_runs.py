@@ -27,8 +27,8 @@ from tests.formats.foreign import original as write_original
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotRecorded, RunExists, Unreadable, Unsupported
-from traceformer.formats.json_export import export_json, trace_of
-from traceformer.formats.json_import import import_json, is_json_trace
+from traceformer.formats.nanochat_json.read import read_files, recognises
+from traceformer.formats.nanochat_json.write import trace_of, write_files
 from traceformer.formats.options import ExportOptions, ImportOptions
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
@@ -83,11 +83,11 @@ def generated(tmp_path: Path) -> TraceStore:
 
 
 def exported(store: TraceStore, folder: Path, **options: Any) -> list[Path]:
-    return list(export_json(store, folder, ExportOptions(**options)))
+    return list(write_files(store, folder, ExportOptions(**options)))
 
 
 def imported(files: list[Path], folder: Path) -> TraceStore:
-    return TraceStore(import_json(files, ImportOptions(folder)))
+    return TraceStore(read_files(files, ImportOptions(folder)))
 
 
 def array(data: dict[str, Any]) -> np.ndarray:
@@ -220,8 +220,8 @@ def test_the_documentations_own_example_has_squares_over_the_prompt(tmp_path: Pa
 @pytest.mark.parametrize("steps", [False, True])
 def test_what_the_original_code_wrote_is_put_in_its_place(tmp_path: Path, steps: bool) -> None:
     path = write_original(tmp_path / "traces", steps=steps)
-    assert is_json_trace(path)
-    assert not is_json_trace(path.with_name(f"{path.stem}_metadata.json").with_suffix(".txt"))
+    assert recognises(path)
+    assert not recognises(path.with_name(f"{path.stem}_metadata.json").with_suffix(".txt"))
     store = imported([path], tmp_path / "run")
     rows = range(T - 1) if steps else range(T - 2, T - 1)
     for each in ALL:
@@ -352,7 +352,7 @@ def test_what_a_file_says_of_a_run_cannot_lead_out_of_the_folder(
     ours["run"] |= {"model_name": "../../../elsewhere", "run_id": "/etc/x", "arch": "encdec"}
     ours["row"] |= {"input_ids": [9], "shard": 7, "slot": -1}
     monkeypatch.chdir(tmp_path)
-    store = TraceStore(import_json([write(tmp_path / "trace_x.json", data)], ImportOptions()))
+    store = TraceStore(read_files([write(tmp_path / "trace_x.json", data)], ImportOptions()))
     assert store.folder.parent == Path("traces")
     assert store.arch == "dec"
     assert list(store.tokens.input_ids[0]) == PROMPT + RESPONSE

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from tests.formats.foreign import LAYERS, PROMPT, RESPONSE, N, T, documented, original, tensor, truth, write
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead, read_head, read_trace
-from traceformer.formats.json_writer import write_trace
+from traceformer.formats.nanochat_json.trace_writer import write_trace
+from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead, read_head, read_trace
 
 HEAD = TraceHead("trace_a", "2024-11-02T14:30:22", 'a "data": [1, 2], prompt', "röd 🙂\n", None, {})
 

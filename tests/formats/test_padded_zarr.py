@@ -14,18 +14,18 @@ from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import RunExists, Unreadable
 from traceformer.formats.options import ExportOptions, ImportOptions
-from traceformer.formats.padded_zarr import export_padded_zarr, is_padded_zarr
-from traceformer.formats.padded_zarr_import import import_padded_zarr
+from traceformer.formats.padded_zarr.read import read_files, recognises
+from traceformer.formats.padded_zarr.write import write_files
 
 
 def exported(store: TraceStore, folder: Path, **options: Any) -> Path:
-    [path] = export_padded_zarr(store, folder, ExportOptions(**options))
+    [path] = write_files(store, folder, ExportOptions(**options))
     return path
 
 
 def imported(folder: Path, out: Path) -> TraceStore:
-    assert is_padded_zarr(folder / "meta.json")
-    return TraceStore(import_padded_zarr([folder / "meta.json"], ImportOptions(out)))
+    assert recognises(folder / "meta.json")
+    return TraceStore(read_files([folder / "meta.json"], ImportOptions(out)))
 
 
 def array(folder: Path, path: str) -> Any:
@@ -268,5 +268,5 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(RunExists, match="something else"):
             exported(store, other, overwrite=True)
     assert TraceStore(store.folder).n == 3
-    assert not is_padded_zarr(store.folder / "meta.json")
+    assert not recognises(store.folder / "meta.json")
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -14,8 +14,8 @@ from tests.store import runs
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import NotRecorded, RunExists, SelectionError, Unsupported, UsageError
+from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.pt_export import LAYOUTS, export_pt
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -102,7 +102,7 @@ def generated(folder: Path, out: Path, **changes: Any) -> TraceStore:
 
 
 def exported(store: TraceStore, folder: Path, layout: str, **options: Any) -> dict[str, Any]:
-    files = list(export_pt(store, folder, ExportOptions(layout=layout, **options)))
+    files = list(write_files(store, folder, ExportOptions(layout=layout, **options)))
     return {str(path.relative_to(folder)): torch.load(path, weights_only=True) for path in files}
 
 

@@ -18,10 +18,10 @@ from tests.formats.foreign_pt import D_HEAD, HEADS, KV_HEADS, PROMPT, RESPONSE, 
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotFound, Unreadable
+from traceformer.formats.gemma_pt.files import PtFile
+from traceformer.formats.gemma_pt.read import read_files
+from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
 from traceformer.formats.options import ExportOptions, ImportOptions
-from traceformer.formats.pt_export import LAYOUTS, export_pt
-from traceformer.formats.pt_files import PtFile
-from traceformer.formats.pt_import import import_pt
 from traceformer.formats.torch_files import read_torch_file
 from traceformer.sites import ArrayKey, ArraySpec
 
@@ -40,7 +40,7 @@ HEADS_OF = {"q_proj": HEADS, "k_proj": KV_HEADS, "v_proj": KV_HEADS}
 
 
 def imported(files: list[Path], folder: Path) -> TraceStore:
-    return TraceStore(import_pt(files, ImportOptions(folder)))
+    return TraceStore(read_files(files, ImportOptions(folder)))
 
 
 def as_stored(name: str, rows: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str, 
     sites = (*INTERNALS, "embed", "hidden", "logits", "z", "attn_out")
     planned = runs.plan(arrays=[spec(site) for site in sites], n_examples=3, shard_examples=2, dtype=dtype)
     old = TraceStore(runs.write(tmp_path / "run", planned))
-    files = list(export_pt(old, tmp_path / "out", ExportOptions(layout=layout, lossless=True)))
+    files = list(write_files(old, tmp_path / "out", ExportOptions(layout=layout, lossless=True)))
     assert len(files) == 3 * (2 if layout == "internals" else 1)
     new = imported(files, tmp_path / "back")
     assert new.ids == old.ids
@@ -158,7 +158,7 @@ def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str, 
 def test_patterns_that_were_stored_as_bytes_come_back_as_float32(tmp_path: Path) -> None:
     planned = runs.plan(arrays=[spec(site) for site in INTERNALS], n_examples=2, attn_codec="sqrt8")
     old = TraceStore(runs.write(tmp_path / "run", planned))
-    new = imported(list(export_pt(old, tmp_path / "out", ExportOptions(layout="internals"))), tmp_path / "back")
+    new = imported(list(write_files(old, tmp_path / "out", ExportOptions(layout="internals"))), tmp_path / "back")
     assert new.dtype == "float32"
     assert all(np.array_equal(new.get(eid, site), old.get(eid, site)) for eid in old.ids for site in INTERNALS)
 
@@ -167,7 +167,7 @@ def test_patterns_that_were_stored_as_bytes_come_back_as_float32(tmp_path: Path)
 def test_an_export_gives_back_all_that_its_layout_holds(tmp_path: Path, layout: str) -> None:
     planned = runs.plan(arrays=[spec(site) for site in INTERNALS], n_examples=3, dtype="float32")
     old = TraceStore(runs.write(tmp_path / "run", planned))
-    files = list(export_pt(old, tmp_path / "out", ExportOptions(layout=layout)))
+    files = list(write_files(old, tmp_path / "out", ExportOptions(layout=layout)))
     new = imported(files, tmp_path / "back")
     for site in LAYOUTS[layout]:
         for eid in old.ids:
@@ -176,7 +176,7 @@ def test_an_export_gives_back_all_that_its_layout_holds(tmp_path: Path, layout: 
                 np.testing.assert_allclose(found[:, 0], expected.mean(1), atol=1e-6)
             else:
                 assert np.array_equal(found, expected)
-    again = list(export_pt(new, tmp_path / "again", ExportOptions(layout=layout)))
+    again = list(write_files(new, tmp_path / "again", ExportOptions(layout=layout)))
     for one, other in zip(files, again, strict=True):
         first, second = (torch.load(path, weights_only=True)["prompt"] for path in (one, other))
         assert str(first) == str(second)

@@ -12,15 +12,16 @@ from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotFound, RunExists, Unreadable
 from traceformer.formats.options import ExportOptions, ImportOptions
-from traceformer.formats.safetensors_runs import export_safetensors, import_safetensors, is_safetensors_run
+from traceformer.formats.safetensors_runs.read import read_files, recognises
+from traceformer.formats.safetensors_runs.write import write_files
 
 
 def exported(store: TraceStore, folder: Path, **options: object) -> list[Path]:
-    return list(export_safetensors(store, folder, ExportOptions(**options)))  # pyright: ignore[reportArgumentType]
+    return list(write_files(store, folder, ExportOptions(**options)))  # pyright: ignore[reportArgumentType]
 
 
 def imported(files: list[Path], folder: Path) -> TraceStore:
-    return TraceStore(import_safetensors(files, ImportOptions(folder)))
+    return TraceStore(read_files(files, ImportOptions(folder)))
 
 
 @pytest.fixture
@@ -67,12 +68,12 @@ def test_bytes_of_rounded_patterns_come_back_as_float32(tmp_path: Path) -> None:
 
 def test_some_files_of_a_manifest_can_be_imported(store: TraceStore, tmp_path: Path) -> None:
     files = exported(store, tmp_path / "out")
-    assert all(is_safetensors_run(path) for path in files)
+    assert all(recognises(path) for path in files)
     assert imported([files[2]], tmp_path / "one").ids == ("example-2",)
     assert imported([files[3]], tmp_path / "all").ids == store.ids
     assert exported(store, tmp_path / "less", example_ids=("example-1",))[0].name == "example-1.safetensors"
     (tmp_path / "manifest.json").write_text("{}")
-    assert not is_safetensors_run(tmp_path / "manifest.json")
+    assert not recognises(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("name", ["../example-0.safetensors", "/etc/passwd", "..", "a/b.safetensors", "", 3])

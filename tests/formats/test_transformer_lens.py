@@ -14,9 +14,9 @@ from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
 from traceformer.errors import NotRecorded, RunExists, Unsupported
-from traceformer.formats.hook_names import HOOKS
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.transformer_lens import export_transformer_lens
+from traceformer.formats.transformer_lens.hooks import HOOKS
+from traceformer.formats.transformer_lens.write import write_files
 from traceformer.sites import SITES
 
 __all__ = ["tiny_folder"]  # a fixture
@@ -196,14 +196,14 @@ def test_heads_that_were_not_recorded_are_nan_at_their_own_numbers(
 def test_files_of_caches_load_without_pickles(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     store = recorded(tiny_folder("gpt2"), tmp_path / "run")
     options = ExportOptions()
-    files = list(export_transformer_lens(store, tmp_path / "out", options))
+    files = list(write_files(store, tmp_path / "out", options))
     for path, eid in zip(files, store.ids, strict=True):
         data = torch.load(path, weights_only=True)
         cache = store.cache(eid)
         assert list(data) == list(cache)
         assert all(np.array_equal(data[name].numpy(), cache[name]) for name in cache)
     with pytest.raises(RunExists):
-        list(export_transformer_lens(store, tmp_path / "out", options))
+        list(write_files(store, tmp_path / "out", options))
 
 
 def test_a_run_without_any_hook_says_what_has_one(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""Forward passes observed: the recording of texts and of generations, and the proof that it is right.
+
+What is kept goes to `store`; what it means is asked in `questions`. A recording changes no result of the model.
+
+extract     texts to a run
+generation  prompts to a run
+proofs      proofs on a given model that every site means what it says
+attention   the registered attention function: patterns beside a pass, never in its place
+recorder    the `with` block that observes forward passes, and leaves no hook behind
+passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
+batches     batches of rows, and the one loop that runs them
+plan        from what was asked for to the arrays that a given model can give
+tokenizing  texts to token ids, as the model will read them
+windows     consecutive windows of one long file
+derived     what is kept in place of rows: projections onto directions, and the logit lens
+pipeline    from the device to the store: bounded, asynchronous, in order
+provenance  what must be equal to resume a run, and what it says of where it came from
+"""

@@ -1,7 +1,34 @@
 """The command line: one short function per verb, imported when it is used.
 
-stdout is data, stderr is words and progress. A failure is told in up to three lines (`error:`, `why:`, `try:`)
-and an exit code; `--debug` anywhere on the line adds the traceback.
+A verb parses, asks the library and prints: nothing is computed here. stdout is data, stderr is words and progress. A
+failure is told in up to three lines (`error:`, `why:`, `try:`) and an exit code; `--debug` anywhere on the line adds
+the traceback.
+
+failures      errors to three lines and an exit code; parameters' names to flags
+arguments     what RUN, --example, --head and numbers may be
+choices       flags that several verbs share, said once
+demo          the whole way from a model to pictures, each step a command
+check         what is proved of a model's sites
+extract       texts to a run
+generate      prompts to a run, the text shown as it is made
+inspect       what a run holds, an example, a head
+summary       what a run holds, as text and JSON
+verify        is everything as it was written?
+analyze       statistics of a run
+statistics    these as text and JSON
+heads         the metrics of every head
+cluster       heads in clusters
+clustered     these as text, JSON and CSV
+paths         which tokens led to a token
+paths_report  these in lines of text
+lens          what the model would say after each layer
+project       how far every token lies along trait vectors
+curves        these as tables and JSON
+vectors       trait vectors fitted, and looked at
+export        a run in another format
+import_       files of another format as a run
+train         a byte-level model trained
+terminal      pictures and tables out of characters
 """
 
 import keyword

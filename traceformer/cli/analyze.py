@@ -14,7 +14,6 @@ from traceformer.analysis.statistics import ConventionName
 from traceformer.cli.arguments import count, find_example, find_runs
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.options import ImportOptions
 from traceformer.progress import steps_shown
 from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.questions.vocabulary import token_names
@@ -92,10 +91,10 @@ def _find(run: str, stack: ExitStack) -> list[Path]:
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
     if not run.endswith(_TRACE):
         return find_runs(run)
-    from traceformer.formats.json_import import import_json
+    from traceformer.formats.registry import import_run
 
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    return [import_json([Path(run)], ImportOptions(folder / Path(run).stem))]
+    return [import_run(run, "json", folder / Path(run).stem).folder]
 
 
 def _analyze(

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_example, find_runs
 from traceformer.errors import UsageError
-from traceformer.formats.options import ExportOptions
-from traceformer.formats.registry import named
+from traceformer.formats.registry import READABLE
+from traceformer.formats.registry import export as write
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
 from traceformer.store.run import TraceStore
@@ -54,22 +54,26 @@ def export(
         overwrite: Replace files of the same names.
         json: Print the outcome as a JSON object.
     """
-    chosen = named(format)
     folders = find_runs(run)
-    given = {"layout": layout, "layers": layers, "steps": steps, "lossless": lossless}
-    for option, value in given.items():
-        if value and option not in chosen.options:
-            raise UsageError(f"--format {format} has no --{option}")
     if example and len(folders) > 1:
         raise UsageError(f"--example, and {run} holds {len(folders)} runs", hint=f"one of them, such as {folders[0]}")
     numbers = None if layers is None else parse_indices(layers)
     files: list[Path] = []
     for folder in folders:
         store = TraceStore(folder)
-        ids = tuple(find_example(store, name) for name in example) or None
         with steps_shown("exporting") as progress:
-            options = ExportOptions(ids, steps or None, lossless, overwrite, progress, layout, numbers)
-            files += chosen.write(store, output if len(folders) == 1 else output / folder.name, options)
+            files += write(
+                store,
+                format,
+                output if len(folders) == 1 else output / folder.name,
+                examples=[find_example(store, name) for name in example] or None,
+                layout=layout,
+                layers=numbers,
+                steps=steps,
+                lossless=lossless,
+                overwrite=overwrite,
+                progress=progress,
+            )
     inside = [each for path in files for each in ((path,) if path.is_file() else path.rglob("*")) if each.is_file()]
     size = sum(path.stat().st_size for path in inside)
     if json:
@@ -83,5 +87,5 @@ def export(
         return
     for path in files:
         print(path)
-    back = f"; back into a run: traceformer import {output}" if chosen.read and len(folders) == 1 else ""
+    back = f"; back into a run: traceformer import {output}" if format in READABLE and len(folders) == 1 else ""
     print(f"{len(inside)} file{'s' if len(inside) != 1 else ''}, {amount_of_bytes(size)}{back}", file=sys.stderr)

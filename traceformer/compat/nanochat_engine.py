@@ -18,9 +18,9 @@ from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, Convent
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.compat.trace_storage import TraceStorage, new_trace_id
 from traceformer.errors import Unsupported
-from traceformer.formats.json_export import ACTIVATION_SITES, trace_of
-from traceformer.formats.json_traces import Captures, Tensor, Trace, read_trace
-from traceformer.formats.json_writer import write_trace
+from traceformer.formats.nanochat_json.trace_writer import write_trace
+from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, read_trace
+from traceformer.formats.nanochat_json.write import ACTIVATION_SITES, trace_of
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
 from traceformer.sites import ArrayKey, Selection, Stack

@@ -1,6 +1,6 @@
 """ReverseAttentionTracer: which tokens of a text led a model to a token (as in the package reverse-attention).
 
-    from traceformer import ReverseAttentionTracer
+    from traceformer.compat import ReverseAttentionTracer
 
     tracer = ReverseAttentionTracer(model, tokenizer)
     result = tracer.trace_text("The quick brown fox jumps over the lazy dog.")

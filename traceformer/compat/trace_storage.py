@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.formats.json_traces import (
+from traceformer.formats.nanochat_json.trace_writer import check_trace_id, write_trace
+from traceformer.formats.nanochat_json.traces import (
     SIDE_FILE,
     Captures,
     Tensor,
@@ -21,7 +22,6 @@ from traceformer.formats.json_traces import (
     read_skeleton,
     read_trace,
 )
-from traceformer.formats.json_writer import check_trace_id, write_trace
 
 __all__ = ["TraceStorage", "new_trace_id"]
 

@@ -1,8 +1,9 @@
 """What can be said of an export or an import, whatever the format."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from traceformer.progress import OnStep, quiet
 
 __all__ = ["ExportOptions", "ImportOptions"]
 
@@ -25,7 +26,7 @@ class ExportOptions:
     steps: bool | None = None
     lossless: bool = False
     overwrite: bool = False
-    progress: Callable[[int, int], None] = lambda _, __: None
+    progress: OnStep = quiet
     layout: str | None = None
     layers: tuple[int, ...] | None = None
 
@@ -36,4 +37,4 @@ class ImportOptions:
 
     out_dir: Path | None = None
     overwrite: bool = False
-    progress: Callable[[int, int], None] = lambda _, __: None
+    progress: OnStep = quiet

@@ -1,6 +1,5 @@
 """What torch saved, as numpy arrays, and arrays as torch saves them: plain containers of tensors, never code."""
 
-import os
 import pickle
 import struct
 import warnings
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotFound, Unreadable
+from traceformer.formats.whole import appearing_whole
 
 __all__ = ["Part", "read_torch_file", "write_torch_file"]
 
@@ -49,13 +49,8 @@ def write_torch_file(path: Path, value: Any, dtype: str) -> None:
             return [as_torch(each) for each in value]
         return value
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(as_torch(value), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing_whole(path) as part:
+        torch.save(as_torch(value), part)
 
 
 def read_torch_file(path: Path) -> Any:

@@ -1,0 +1,14 @@
+"""Models: what each family looks like inside, how one is loaded, its sizes and its weights.
+
+Nothing here watches a forward pass; that is `capture`.
+
+families            a row for each family: all that has to be known of it, as data
+dims                the sizes of a model in this project's words, whatever its config calls them
+load                from a name or a folder to a model and its tokenizer, without running anybody's code
+loaded              a model at hand: its tokenizer, its sizes, and where both came from
+weights             a model folder's weights, tensor by tensor, without torch
+readout             what stands behind the last block, read without torch
+tiny                tiny random models of each family's real class
+nanochat            nanochat's checkpoints in transformers' class, to the last rounding
+nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle
+"""

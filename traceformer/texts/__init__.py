@@ -1,6 +1,18 @@
-"""Which texts a run reads: named data sets, Hugging Face data sets, files, folders, and the built-in demo.
+"""Texts: which ones a run reads, which prompts are answered, and what a reader is shown for a token.
 
-`load_texts("demo", limit=8).examples[0].text`. Importing this loads neither datasets nor pyarrow.
+    load_texts("demo", limit=8).examples[0].text
+
+No token ids: how a model reads a text is in `capture`. Importing this loads neither datasets nor pyarrow.
+
+load      from what a user names, or writes down as a list, to the examples that are meant
+named     data sets that have a name of their own, and how their rows become examples
+hub       data sets that the `datasets` library holds, where there may be no network
+files     a user's own files, one or a folder of them, in five formats
+conllu    sentences in CoNLL-U, and the text that their words stand for
+lines     the lines of a UTF-8 file, counted while they are read
+prompts   prompts: one, a file of them, or a set that has a name
+examples  what every data set becomes: examples that are made when they are asked for
+shown     a token as text; as bytes, where it is only a part of a character
 """
 
 from traceformer.texts.examples import Example, TextSource

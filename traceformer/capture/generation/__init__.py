@@ -1,0 +1,11 @@
+"""Prompts to a run of responses, recorded token by token while the model's own `generate` runs.
+
+How a pass is observed is in the rest of `capture`.
+
+generate   the whole way, batch by batch
+prompts    prompts as one model reads them, checked against its context
+sampling   how the next token is chosen, in transformers' settings
+respond    one batch to its responses, observed as it grows, or replayed where it is searched
+grow       the memory of sequences whose lengths are not known yet
+described  what a run says of a generation
+"""

@@ -1,0 +1,10 @@
+"""Proofs on a given model that every recorded array means what its site says.
+
+Nothing is recorded for keeping.
+
+check      runs the model with and without recording, and gathers what holds
+place      what a claim is, and where it is tested
+attention  claims about attention, from its input to what it adds to the stream
+stream     claims about the residual stream, the MLP and the logits
+probe      what can be found out about a family that has no row
+"""

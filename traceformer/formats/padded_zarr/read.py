@@ -24,19 +24,32 @@ from jaxtyping import Num
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
-from traceformer.formats.padded_zarr import PADDED, PADDED_ZARR_FORMAT
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import Arch, array_path, key_at
 
-__all__ = ["import_padded_zarr"]
+__all__ = ["PADDED", "PADDED_ZARR_FORMAT", "read_files", "recognises"]
 
+PADDED_ZARR_FORMAT = "traceformer padded-zarr 1"
+PADDED: Mapping[str, Any] = {"input_ids": 0, "attention_mask": 0, "tokens": "", "offset_mapping": [0, 0]}
+"""The columns of `tokens.parquet` that have T entries, and what fills them up; `dec_input_ids` and so on likewise."""
 _FIRST = ("hidden", "resid_pre")  # whose first entry is what enters block 0
 _STACKS: Mapping[Arch, tuple[Stack, ...]] = {"enc": ("enc",), "dec": ("dec",), "encdec": ("enc", "dec")}
 
 
-def import_padded_zarr(files: Sequence[Path], options: ImportOptions) -> Path:
+def recognises(path: Path) -> bool:
+    """Returns whether a file is the `meta.json` of such a folder, and not of a run."""
+    if path.name != META or not path.with_name(TOKENS).is_file():
+        return False
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(meta, dict) and "arch" in meta and "layout" not in meta
+
+
+def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the folder of a `meta.json` makes.
 
     Raises:

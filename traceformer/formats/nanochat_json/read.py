@@ -17,19 +17,19 @@ import numpy as np
 
 from traceformer.errors import Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, encoded, token_row, write_run
-from traceformer.formats.json_export import ACTIVATION_SITES
-from traceformer.formats.json_traces import SIDE_FILE, Captures, Tensor, Trace, read_head, read_trace
+from traceformer.formats.nanochat_json.traces import SIDE_FILE, Captures, Tensor, Trace, read_head, read_trace
+from traceformer.formats.nanochat_json.write import ACTIVATION_SITES
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.outgoing import key_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 
-__all__ = ["import_json", "is_json_trace"]
+__all__ = ["read_files", "recognises"]
 
 _OURS_ALONE = ("input_ids", "attention_mask", "tokens", "n_tokens", "shard", "slot", "dec_slot")
 
 
-def is_json_trace(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Returns whether a file is a nanochat trace, by its beginning; the original's second files are none."""
     beside = path.name.endswith(SIDE_FILE) and path.with_name(path.name.replace(SIDE_FILE, ".json")).is_file()
     if path.suffix != ".json" or beside:
@@ -41,7 +41,7 @@ def is_json_trace(path: Path) -> bool:
     return True
 
 
-def import_json(files: Sequence[Path], options: ImportOptions) -> Path:
+def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the traces make, one example each, in their order.
 
     Raises:

@@ -6,16 +6,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from traceformer.errors import RunExists
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import file_name, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.store.run import TraceStore
 
-__all__ = ["export_transformer_lens"]
+__all__ = ["OPTIONS", "write_files"]
+
+OPTIONS: frozenset[str] = frozenset()
 
 
-def export_transformer_lens(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields each example's file, once it is written.
 
     Raises:
@@ -26,8 +28,7 @@ def export_transformer_lens(store: TraceStore, folder: Path, options: ExportOpti
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         path = folder / f"{file_name(example_id)}.pt"
-        if path.exists() and not options.overwrite:
-            raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")
+        refuse_to_replace(path, overwrite=options.overwrite)
         cache = {name: Part(values) for name, values in store.cache(example_id).items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from traceformer.errors import NotRecorded, RunExists, SelectionError, UsageError
+from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.sites import ArraySpec
 from traceformer.store.run import TraceStore
 
-__all__ = ["INTERNALS", "LAYOUTS", "PT_FORMAT", "RESIDUAL", "export_pt"]
+__all__ = ["INTERNALS", "LAYOUTS", "OPTIONS", "PT_FORMAT", "RESIDUAL", "write_files"]
 
+OPTIONS = frozenset(("layout", "layers", "lossless"))
 PT_FORMAT = "traceformer pt 1"
 INTERNALS: Mapping[str, Mapping[str, str]] = {
     "attention": {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "attn_weights": "attn_pattern"},
@@ -44,7 +46,7 @@ _ROWS = "entry i of a response belongs to its token i, at position N+i (N tokens
 _PATTERNS = "entry i of a response is the context that produced token i: A[:, :N+i, :N+i] of the whole pattern A"
 
 
-def export_pt(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields each file, once it is written.
 
     Raises:
@@ -62,8 +64,7 @@ def export_pt(store: TraceStore, folder: Path, options: ExportOptions) -> Iterat
         example = _Example.of(store, example_id, layout, options)
         for path, data in example.files():
             target = folder / path
-            if target.exists() and not options.overwrite:
-                raise RunExists(f"{target} is there already", hint="`overwrite=True` replaces it")
+            refuse_to_replace(target, overwrite=options.overwrite)
             write_torch_file(target, data, written_dtype(store))
             yield target
         options.progress(done, len(ids))

@@ -20,7 +20,8 @@ import pyarrow.compute
 from jaxtyping import Float
 
 from traceformer.errors import UsageError
-from traceformer.formats.json_traces import Captures, Tensor, Trace
+from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace
+from traceformer.formats.whole import appearing_whole
 
 __all__ = ["check_trace_id", "write_trace"]
 
@@ -46,16 +47,10 @@ def write_trace(path: Path, trace: Trace) -> None:
         UsageError: the trace id is no plain name.
     """
     check_trace_id(trace.head.trace_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            _Writer(file).trace(trace)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing_whole(path) as part, part.open("wb") as file:
+        _Writer(file).trace(trace)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _Writer:

@@ -21,24 +21,24 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import Unreadable
+from traceformer.formats.gemma_pt.files import PtFile
 from traceformer.formats.incoming import common_dtype, put, token_row, write_run
 from traceformer.formats.options import ImportOptions
-from traceformer.formats.pt_files import PtFile
 from traceformer.formats.torch_files import read_torch_file
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 
-__all__ = ["import_pt", "is_pt"]
+__all__ = ["read_files", "recognises"]
 
 _ROW_OF_OURS = ("input_ids", "attention_mask", "n_tokens", "shard", "slot")
 
 
-def is_pt(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Returns whether a file's name is that of such a file; what it holds is seen when it is read."""
     return path.suffix == ".pt"
 
 
-def import_pt(files: Sequence[Path], options: ImportOptions) -> Path:
+def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the files make: an example for each prompt, in the files' order.
 
     Raises:

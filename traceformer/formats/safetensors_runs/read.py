@@ -1,95 +1,30 @@
-"""A run as safetensors: `{id}.safetensors` for each example, with every array, and `manifest.json` beside them.
+"""A manifest and its safetensors as a run, as they are exported here.
 
-A tensor is named as its array is (`dec.self.q`) and has the example's own axes: (layer, head, token, d_head), or
-(layer, head, query, key). The manifest says which layers and heads these are, which model and texts, and the SHA-256
-of every file; an import checks it and gives the run back bit for bit. bfloat16 stays bfloat16, token ids are int32.
+Every file is the one whose SHA-256 the manifest lists, and lies beside it; the run comes back bit for bit.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-import tensorstore as ts
-from jaxtyping import Shaped
-
-from traceformer.errors import NotFound, RunExists, Unreadable
+from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
-from traceformer.formats.options import ExportOptions, ImportOptions
-from traceformer.formats.outgoing import described_run, file_name, plain_row
+from traceformer.formats.options import ImportOptions
+from traceformer.formats.safetensors_runs.write import MANIFEST, SAFETENSORS_FORMAT
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.dtypes import Dtype
-from traceformer.store.files import checksum, durable_write
+from traceformer.store.files import checksum
 from traceformer.store.names import Arch
-from traceformer.store.run import TraceStore
 
-__all__ = ["export_safetensors", "import_safetensors", "is_safetensors_run"]
+__all__ = ["read_files", "recognises"]
 
-MANIFEST = "manifest.json"
-_FORMAT = "traceformer safetensors 1"
 _NAMES: Mapping[str, Dtype] = {"F16": "float16", "F32": "float32", "BF16": "bfloat16"}
 
 
-def export_safetensors(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
-    """Yields each example's file, once it is written, and at the end the manifest.
-
-    Raises:
-        RunExists: a file is in the way.
-    """
-    ids = store.ids if options.example_ids is None else options.example_ids
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / MANIFEST
-    _keep(manifest, options)
-    examples: list[dict[str, Any]] = []
-    for done, example_id in enumerate(ids, start=1):
-        path = folder / f"{file_name(example_id)}.safetensors"
-        _keep(path, options)
-        _write(path, store, example_id)
-        lengths = {stack: store.length(example_id, stack) for stack in store.layout.stacks}
-        found = checksum(path, "sha256")
-        told = {"file": path.name, "bytes": found.bytes, "sha256": found.digest, "lengths": lengths}
-        examples.append({**told, "row": plain_row(store, example_id)})
-        options.progress(done, len(ids))
-        yield path
-    described = {
-        "format": _FORMAT,
-        "arch": store.arch,
-        "arrays": [spec.to_json() for spec in store.layout.arrays],
-        "run": described_run(store),
-        "examples": examples,
-    }
-    durable_write(manifest, json.dumps(described, indent=2).encode())
-    yield manifest
-
-
-def _keep(path: Path, options: ExportOptions) -> None:
-    if path.exists() and not options.overwrite:
-        raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")
-
-
-def _write(path: Path, store: TraceStore, example_id: str) -> None:
-    from safetensors.numpy import save_file
-
-    arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
-    for spec in store.layout.arrays:
-        values = store.get(example_id, spec.key)
-        if store.layout.stored(spec) == "bfloat16":
-            values = values.astype(ts.bfloat16.numpy_dtype)
-        arrays[str(spec.key)] = np.ascontiguousarray(values)
-    told = {"format": _FORMAT, "example_id": example_id}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(arrays, temporary, metadata=told)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_safetensors_run(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Returns whether a file is such a manifest, or one of the files beside it."""
     if path.suffix == ".safetensors":
         path = path.with_name(MANIFEST)
@@ -99,7 +34,7 @@ def is_safetensors_run(path: Path) -> bool:
         data = json.loads(path.read_bytes())
     except ValueError:
         return False
-    return isinstance(data, dict) and data.get("format") == _FORMAT
+    return isinstance(data, dict) and data.get("format") == SAFETENSORS_FORMAT
 
 
 class _Listed(NamedTuple):
@@ -118,7 +53,7 @@ class _Manifest(NamedTuple):
     examples: tuple[_Listed, ...]
 
 
-def import_safetensors(files: Sequence[Path], options: ImportOptions) -> Path:
+def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """Returns the folder of the run that the files make: all of a manifest's, or those of them that are given.
 
     Raises:

@@ -7,7 +7,7 @@
    and the small rest parsed. A tensor is parsed when its `array` is asked for; what is written again is copied.
 2. Of a trace that is only listed, no more is read than what stands before its numbers.
 
-`json_writer.py` writes them.
+`trace_writer.py` writes them.
 
 A reader takes what the documentation shows and what the original code wrote: a timestamp that is not ISO, a response in
 a second file `{trace_id}_metadata.json`, steps without model data.

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from traceformer.errors import NotRecorded, RunExists
-from traceformer.formats.json_traces import Captures, Tensor, Trace, TraceHead
-from traceformer.formats.json_writer import write_trace
+from traceformer.errors import NotRecorded
+from traceformer.formats.nanochat_json.trace_writer import write_trace
+from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
-__all__ = ["ACTIVATION_SITES", "export_json", "trace_of"]
+__all__ = ["ACTIVATION_SITES", "OPTIONS", "trace_of", "write_files"]
 
+OPTIONS = frozenset(("steps", "lossless"))
 ACTIVATION_SITES: Mapping[str, str] = {
     "pre_attn_norm": "attn_norm",
     "post_attn": "attn_out",
@@ -35,7 +37,7 @@ _OF_TOKENS = ("input_ids", "attention_mask", "tokens")
 _SETTINGS = ("temperature", "top_k", "top_p", "max_tokens", "seed")
 
 
-def export_json(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields `{trace_id}.json` for each example, once it is written.
 
     Raises:
@@ -47,8 +49,7 @@ def export_json(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     for done, example_id in enumerate(ids, start=1):
         trace = trace_of(store, example_id, steps=options.steps, lossless=options.lossless)
         path = folder / f"{trace.head.trace_id}.json"
-        if path.exists() and not options.overwrite:
-            raise RunExists(f"{path} is there already", hint="`overwrite=True` replaces it")
+        refuse_to_replace(path, overwrite=options.overwrite)
         write_trace(path, trace)
         options.progress(done, len(ids))
         yield path
@@ -64,7 +65,7 @@ def trace_of(
 ) -> Trace:
     """Returns an example as a trace, whose arrays are read when they are written.
 
-    Raises as `export_json` does.
+    Raises as `write_files` does.
     """
     return _Example(store, example_id).trace(trace_id, steps, lossless)
 

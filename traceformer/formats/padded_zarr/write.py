@@ -7,8 +7,6 @@ the original does not have (MLP, norms, logits ...) follow the same pattern.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,35 +19,24 @@ import tensorstore as ts
 from traceformer.errors import RunExists
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, plain_row
+from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
+from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
 from traceformer.store.run import TraceStore
 
-__all__ = ["PADDED", "PADDED_ZARR_FORMAT", "export_padded_zarr", "is_padded_zarr"]
+__all__ = ["OPTIONS", "write_files"]
 
-PADDED_ZARR_FORMAT = "traceformer padded-zarr 1"
-PADDED: Mapping[str, Any] = {"input_ids": 0, "attention_mask": 0, "tokens": "", "offset_mapping": [0, 0]}
-"""The columns of `tokens.parquet` that have T entries, and what fills them up; `dec_input_ids` and so on likewise."""
+OPTIONS: frozenset[str] = frozenset()
 _DOCUMENTED = (
     *("run_id", "model", "dataset", "split", "num_layers", "num_heads", "head_dim"),
     *("layers_stored", "heads_stored", "capture", "has_targets", "time"),
 )
 
 
-def is_padded_zarr(path: Path) -> bool:
-    """Returns whether a file is the `meta.json` of such a folder, and not of a run."""
-    if path.name != META or not path.with_name(TOKENS).is_file():
-        return False
-    try:
-        meta = json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return isinstance(meta, dict) and "arch" in meta and "layout" not in meta
-
-
-def export_padded_zarr(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields the folder, once all of it is there.
 
     Raises:
@@ -57,23 +44,17 @@ def export_padded_zarr(store: TraceStore, folder: Path, options: ExportOptions) 
     """
     ids = store.ids if options.example_ids is None else options.example_ids
     _refuse_existing(folder, options)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
+    with appearing_whole(folder) as part:
         _write(store, ids, part, options)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     yield folder
 
 
 def _refuse_existing(folder: Path, options: ExportOptions) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not is_padded_zarr(folder / META):
-        raise RunExists(f"{folder} is there already, and is something else", hint="`output` names another folder")
-    if not options.overwrite:
-        raise RunExists(f"{folder} is there already", hint="`overwrite=True` replaces it")
+    if not recognises(folder / META):
+        raise RunExists(f"{folder} is there already, and is something else", hint="`folder` names another folder")
+    refuse_to_replace(folder, overwrite=options.overwrite)
 
 
 def _write(store: TraceStore, ids: Sequence[str], folder: Path, options: ExportOptions) -> None:

@@ -1,0 +1,34 @@
+"""What is next: the last line on stderr names a command, and that can be typed."""
+
+import shlex
+
+import pytest
+from cyclopts import App
+
+from tests.cli.conftest import COMMANDS, Terminal
+from traceformer import cli
+
+SAYS_NOTHING_MORE = {
+    "check": "of a tiny model, which is nothing to record",
+    "inspect": "it is where one looks",
+    "verify": "its exit code is the answer",
+    "export": "the files are for other programs; it says how they come back",
+    "paths": "its next is an option more, then a page in the browser",
+}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in SAYS_NOTHING_MORE])
+def test_the_last_line_names_a_command_that_can_be_typed(verb: str, terminal: Terminal) -> None:
+    typed = terminal.type(COMMANDS[verb])
+    assert typed.code == 0, typed.err
+    _, found, command = typed.err.splitlines()[-1].rpartition("next: traceformer ")
+    assert found, typed.err
+    application: App = cli._application()  # pyright: ignore[reportPrivateUsage]
+    application.parse_args(shlex.split(command), print_error=False, exit_on_error=False)
+
+
+@pytest.mark.parametrize("verb", SAYS_NOTHING_MORE)
+def test_a_verb_that_names_no_command_is_done(verb: str, terminal: Terminal) -> None:
+    typed = terminal.type(COMMANDS[verb])
+    assert typed.code == 0, typed.err
+    assert "next: traceformer" not in typed.err

@@ -1,0 +1,46 @@
+"""What is refused: one bad input for every verb, with its exit code and the lines that say why and what would do."""
+
+import pytest
+
+from tests.cli.conftest import Terminal
+from traceformer.cli import VERBS
+
+USAGE, INPUT, MODEL = 2, 3, 4
+
+REFUSED: dict[str, tuple[str, int, str, str]] = {
+    "demo": ("demo --frobnicate", USAGE, "demo has no option '--frobnicate'", "traceformer demo --help"),
+    "check": ("check gptt2 --device cpu", INPUT, "gptt2", "gpt2"),
+    "extract": ("extract --model byte --dataset demoo", INPUT, "demoo", "demo"),
+    "generate": ("generate --model byte --prompt The --max-tokens 0", USAGE, "--max-tokens cannot be '0'", "--help"),
+    "inspect": ("inspect run --site resid_middle", INPUT, "no site 'resid_middle'", ""),
+    "analyze": ("analyze rum", INPUT, "no run 'rum'", ""),
+    "heads": ("heads", USAGE, "", ""),
+    "cluster": ("cluster nothing.csv", INPUT, "nothing.csv", ""),
+    "paths": ("paths run --example 99", INPUT, "no example '99'", ""),
+    "project": ("project run --vector short.npy", USAGE, "the vectors of short are 3 wide", ""),
+    "vectors": ("vectors show texts.txt", INPUT, "texts.txt is no file of directions", ""),
+    "lens": ("lens run --position 999", USAGE, "999", ""),
+    "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),
+    "import": ("import texts.txt", INPUT, "texts.txt is of no known format", "safetensors"),
+    "verify": ("verify nowhere", INPUT, "no run 'nowhere'", ""),
+    "train": ("train --data nothing.txt --preset tiny", INPUT, "nothing.txt", ""),
+}
+"""For each verb a line, the exit code, and what `error:` and `try:` name."""
+
+
+def test_every_verb_is_asked() -> None:
+    assert REFUSED.keys() == VERBS.keys()
+
+
+@pytest.mark.parametrize("verb", REFUSED)
+def test_what_cannot_be_is_refused_in_three_lines(verb: str, terminal: Terminal) -> None:
+    line, code, error, hint = REFUSED[verb]
+    before = sorted(terminal.folder.rglob("*"))
+    typed = terminal.type(line)
+    assert (typed.code, typed.out) == (code, ""), typed.err
+    said = dict(line.split(":", 1) for line in typed.err.splitlines() if line.startswith(("error:", "why:", "try:")))
+    assert error in said["error"]
+    assert {"why", "try"} & said.keys(), typed.err
+    assert hint in said.get("try", "")
+    assert "Traceback" not in typed.err
+    assert sorted(terminal.folder.rglob("*")) == before
