@@ -66,6 +66,10 @@ __all__ = [
 ]
 
 bind("TraceStore", "transformer_lens", "traceformer.formats.hook_names", "cached")
+bind("HeadMetrics", "csv", "traceformer.formats.head_tables", "write_heads")
+bind("HeadMetrics", "html", "traceformer.figures.head_maps", "heads_html")
+bind("HeadClusters", "csv", "traceformer.formats.head_tables", "write_clusters")
+bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Clusters of heads by their metrics, and how well they are apart.
 
 1. Every metric is standardised: mean 0, standard deviation 1 over the heads.
-2. For each k the heads are put into k clusters: by Ward's method, as document 4 does, by k-means, or by a mixture of
-   Gaussians.
+2. For each k the heads are put into k clusters: by Ward's method, as the byte-transformer thesis does, by k-means, or
+   by a mixture of Gaussians.
 3. Each head's silhouette (Rousseeuw 1987) says how much nearer it is to its own cluster than to the next, from -1 to
    1; their mean is the score of k, and the k with the highest one is the best.
 4. Clusters are numbered by their mean distance and named by their centroids.
@@ -14,7 +14,7 @@ The names say no more than on which side of the mean a cluster's centroid lies:
     higher entropy    Wider-Local      Strided
 
 A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns
-of document 4's sparse models, its pattern must show. Clusters on the same side are told apart by the metric in which
+of the thesis's sparse models, its pattern must show. Clusters on the same side are told apart by the metric in which
 they differ most: Strided (sparsity 0.86) and Strided (sparsity 0.92).
 """
 
@@ -27,7 +27,7 @@ from jaxtyping import Float64, Int64
 
 from traceformer.errors import UsageError
 
-__all__ = ["ClusterMethod", "Clustering", "HeadClusters", "cluster_heads", "cluster_shares", "principal_map"]
+__all__ = ["ClusterMethod", "Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
 
 ClusterMethod: TypeAlias = Literal["ward", "kmeans", "gmm"]
 
@@ -69,7 +69,7 @@ class Clustering:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadClusters:
+class Clusterings:
     """The heads in each number of clusters that was tried; `points` are their standardised metrics."""
 
     features: tuple[str, ...]
@@ -92,7 +92,7 @@ def cluster_heads(
     *,
     method: ClusterMethod = "ward",
     ks: Iterable[int] = range(2, 9),
-) -> HeadClusters:
+) -> Clusterings:
     """Returns the heads in k clusters for every k of `ks`.
 
     Raises:
@@ -112,7 +112,7 @@ def cluster_heads(
             hint = f"k from 2 to {most}" if most >= 2 else "a silhouette needs at least 3 heads that are not all alike"
             raise UsageError(f"{k} clusters of {heads}{alike}", hint=hint)
     points = StandardScaler().fit_transform(values)
-    return HeadClusters(
+    return Clusterings(
         tuple(features), points, {k: _clustering(values, points, _labels(points, k, method), features) for k in ks}
     )
 
@@ -131,7 +131,7 @@ def _labels(points: Float64[np.ndarray, "point feature"], k: int, method: Cluste
         model = GaussianMixture(k, n_init=5, random_state=0)
     labels = np.asarray(model.fit_predict(points), np.int64)
     if len(np.unique(labels)) < k:
-        raise UsageError(f"{method} leaves clusters empty at k = {k}", hint="--method ward, or a smaller k")
+        raise UsageError(f"{method} leaves clusters empty at k = {k}", hint='`method="ward"`, or a smaller k')
     return labels
 
 

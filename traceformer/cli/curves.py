@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from traceformer.analysis.projection import Dynamics, TextCurves, dynamics
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
+from traceformer.presentation import plain
 from traceformer.texts.shown import printable
 
 __all__ = ["TextCurves", "curve_table", "dynamics_table", "example_table", "layer_table", "to_json"]

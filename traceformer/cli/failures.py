@@ -1,5 +1,6 @@
 """What is printed, and returned to the shell, when a command fails."""
 
+import ast
 import difflib
 import errno
 import re
@@ -18,11 +19,29 @@ from cyclopts.exceptions import (
 
 from traceformer.errors import OutOfSpace, TraceformerError, UsageError
 
-__all__ = ["INTERRUPTED", "Failure", "explain"]
+__all__ = ["FLAGS", "INTERRUPTED", "Failure", "explain", "in_flags"]
 
 INTERRUPTED = 130
 _NOT_READABLE = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_NAMED_ALIKE = (
+    "accumulation all_prompt_sets allow_pickle batch_size capture chat data dataset device dtype evaluations floor "
+    "grad_clip heads heads_dec heads_enc init layers layers_dec layers_enc layout learning_rate lens_top_k limit "
+    "max_tokens method model_dtype num_beams num_epochs num_return_sequences output overwrite patience position preset "
+    "project project_site prompt prompt_set prompts repeats replay resume split stop temperature text_column top_k "
+    "top_p warmup weight_decay window "
+    "attention convention features k"
+)
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
+    "data_path": "--data_path",
+    "dec_max_len": "--dec_max_len",
+    "max_seq_len": "--max_seq_len",
+    "out": "--out_dir",
+    "seq_length": "--seq_length",
+    "targets": "--targets_file",
+}
+"""The flag of every parameter that a message of the library names. What is not here is no flag: `with`, `use_cache`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +61,7 @@ class Failure:
 def explain(error: BaseException) -> Failure | None:
     """Returns what to print for an error that has a cause outside of the program, None for a fault of the program."""
     if isinstance(error, TraceformerError):
-        return Failure(error.exit_code, error.message, error.why, error.hint)
+        return Failure(error.exit_code, *map(in_flags, (error.message, error.why, error.hint)))
     if isinstance(error, CycloptsError):
         return _unreadable_command(error)
     if isinstance(error, KeyboardInterrupt):
@@ -61,6 +80,45 @@ def explain(error: BaseException) -> Failure | None:
             )
         return Failure(_NOT_READABLE, f"{where}{error.strerror or error}")
     return None
+
+
+def in_flags(text: str) -> str:
+    """Returns a message of the library as the command line says it.
+
+    The library names parameters, as a call would have them: `overwrite=True`, `limit=5`, `capture="attn resid"`,
+    `layers=[0, 3]`, `chat=False`, `out`. They become --overwrite, --limit 5, --capture attn resid, --layers 0,3,
+    --no-chat and --out_dir. Whatever else stands in backquotes is left as it is.
+    """
+    return re.sub(r"`([^`]+)`", lambda quoted: _flags_of(quoted[1]) or quoted[0], text)
+
+
+def _flags_of(arguments: str) -> str:
+    """Returns `name` or `name=value, name=value` as flags, nothing for what is neither or names no flag."""
+    try:
+        call = ast.parse(f"call({arguments})", mode="eval").body
+    except SyntaxError:
+        return ""
+    match call:
+        case ast.Call(args=[ast.Name(name)], keywords=[]):
+            return FLAGS.get(name, "")
+        case ast.Call(args=[], keywords=[_, *_] as keywords) if all(keyword.arg in FLAGS for keyword in keywords):
+            return " ".join(_flag(str(keyword.arg), keyword.value) for keyword in keywords)
+        case _:
+            return ""
+
+
+def _flag(name: str, value: ast.expr) -> str:
+    match value:
+        case ast.Constant(True):
+            return FLAGS[name]
+        case ast.Constant(False):
+            return FLAGS[name].replace("--", "--no-", 1)
+        case ast.Constant(str(text)):
+            return f"{FLAGS[name]} {text or repr(text)}"
+        case ast.List(items):
+            return f"{FLAGS[name]} {','.join(map(ast.unparse, items))}"
+        case _:
+            return f"{FLAGS[name]} {ast.unparse(value)}"
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:

@@ -15,11 +15,11 @@ from rich.cells import cell_len, set_cell_size
 from traceformer.analysis.lens import Lens
 from traceformer.cli.arguments import count, find_example, find_run
 from traceformer.cli.progress import steps_shown
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
 from traceformer.models.families import architecture_of
 from traceformer.models.weights import files_digest, find_model_folder, read_config
+from traceformer.presentation import plain
 from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
 from traceformer.questions.vocabulary import token_names, tokens_of
 from traceformer.sites import parse_indices

@@ -16,10 +16,10 @@ from traceformer.analysis.directions import fit as fit_direction
 from traceformer.cli.arguments import find_run
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.project import find_rows
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions, write_directions
+from traceformer.presentation import plain
 from traceformer.questions.traits import Position, example_rows
 from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
 from traceformer.store.run import TraceStore

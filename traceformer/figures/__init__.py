@@ -1,0 +1,40 @@
+"""Figures: what verbs return, as matplotlib figures, one value in and one figure out.
+
+    traceformer.figures.heads(heads(run)).savefig("heads.png")
+
+No numbers are made here. Functions are loaded when they are used, and matplotlib with them; no file here is called as
+one of them is.
+
+head_maps       a map of layers and heads for every metric
+cluster_charts  heads in clusters
+entropy_maps    the entropy of every head of a run
+attention       one pattern with its tokens, or all patterns side by side
+style           colours, tokens, how a figure is saved
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.entropy_maps import entropy_figure as entropy
+    from traceformer.figures.head_maps import heads_figure as heads
+
+__all__ = ["clusters", "entropy", "heads"]
+
+_HOMES = {
+    "heads": ("traceformer.figures.head_maps", "heads_figure"),
+    "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
+    "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        module, function = _HOMES[name]
+        return getattr(import_module(module), function)
+    raise AttributeError(f"module 'traceformer.figures' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
