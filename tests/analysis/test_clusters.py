@@ -17,7 +17,7 @@ METHODS: tuple[ClusterMethod, ...] = ("ward", "kmeans", "gmm")
 
 
 def thesis() -> np.ndarray:
-    """The table that document 4 publishes: 12 layers of 8 heads."""
+    """The table that the thesis publishes: 12 layers of 8 heads."""
     with THESIS.open(newline="") as file:
         return np.array([[float(row[name]) for name in FEATURES] for row in csv.DictReader(file)])
 

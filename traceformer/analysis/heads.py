@@ -179,7 +179,7 @@ def block_sums(
             if geometry.aligned:
                 longest = geometry.queries - stop
                 profile[heads, longest : longest + mass.shape[1]] += mass[:, : profile.shape[1] - longest]
-    direct[direct < NOTHING] = profile[profile < NOTHING] = 0
+    direct[np.abs(direct) < NOTHING] = profile[profile < NOTHING] = 0
     if geometry.sight.causal and profile[:, geometry.queries :].any():
         raise Unsupported("a decoder's query looks at a later token", why="which cells it can see is then not known")
     return BlockSums(direct, repeating, profile)

@@ -46,7 +46,7 @@ def row_entropies(
         p = weights / divisors[..., None]
         bits = -xp.linalg.vecdot(p, xp.log2(p + convention.in_logarithm))
     else:  # divided after it is summed up: dividing cells would be one more pass over them
-        bits = xp.log2(divisors) - xp.linalg.vecdot(weights, xp.log2(weights)) / divisors
+        bits = (xp.log2(divisors) - xp.linalg.vecdot(weights, xp.log2(weights)) / divisors).clip(0)
     return bits * math.log(2)
 
 
