@@ -41,7 +41,7 @@ def along(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
 def test_a_generation_holds_projections_only(family: str, replay: bool, tiny_folder: Folder, tmp_path: Path) -> None:
     folder = tiny_folder(family)
     asked = Answers(
-        str(folder),
+        model=str(folder),
         prompt=TEXTS[2],
         sampling=Sampling(max_tokens=6),
         selection=Selection((), layers={"dec": (0, 1)}),
