@@ -88,7 +88,7 @@ def test_a_run_goes_on_with_the_vectors_it_was_begun_with_only(
 ) -> None:
     def asked(vector: np.ndarray, **changes: Any) -> Extraction:
         return Extraction(
-            Selection(()),
+            selection=Selection(()),
             model=str(tiny_folder("llama")),
             dataset=str(text_file),
             traits=Traits({"joy": {None: vector}}),
