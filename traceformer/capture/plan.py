@@ -10,7 +10,7 @@ from traceformer.capture.passes import Derived
 from traceformer.capture.projecting import Projecting, Traits, plan_projection
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.families import Architecture
+from traceformer.models.family import Architecture
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]

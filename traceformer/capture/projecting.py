@@ -12,7 +12,7 @@ from torch import Tensor
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import Architecture
+from traceformer.models.family import Architecture
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Projecting", "Traits", "plan_projection"]

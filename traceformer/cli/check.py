@@ -56,7 +56,7 @@ def check(
     import torch
 
     from traceformer.capture.proofs.check import check_model, random_examples
-    from traceformer.models.families import ARCHITECTURES
+    from traceformer.models.families import FAMILIES
     from traceformer.models.load import load_model, pick_device
     from traceformer.models.tiny import TINY, tiny_model
 
@@ -73,7 +73,7 @@ def check(
             near = difflib.get_close_matches(model, TINY, n=1)
             raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         checked, name, examples = loaded.model, loaded.name, _encode(loaded, text or _TEXTS)
-    if checked.config.model_type not in ARCHITECTURES:
+    if checked.config.model_type not in FAMILIES:
         return _report_unknown(checked, examples, name, json)
     result = check_model(checked, examples, name=name)
     if json:

@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
-from traceformer.models.families import architecture_of
 from traceformer.models.weights import files_digest, find_model_folder, read_config
 from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
 from traceformer.questions.vocabulary import token_names, tokens_of
@@ -34,8 +32,6 @@ __all__ = ["lens", "open_readout_of"]
 _TOP = 3
 _CELLS = 11  # of a token's text in the grid, at most
 _Indices = Annotated[str | None, Parameter(metavar="I,J-K")]
-# What transformers takes where an older config leaves it out, and an architecture row asks for it.
-_LEFT_OUT = {"use_parallel_residual": True, "do_layer_norm_before": True, "is_gated_act": False}
 
 
 def lens(
@@ -130,9 +126,7 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
         hint = "" if moved_to else "--model FOLDER says where it is now"
         raise NotFound(error.message, why=error.why, hint=hint) from error
     _check_unchanged(store, folder)
-    config = read_config(folder)
-    row = architecture_of(SimpleNamespace(**_LEFT_OUT | config)).stacks["dec"]
-    return open_readout(folder, config, final_norm=row.final_norm, token_embed=row.token_embed)
+    return open_readout(folder, read_config(folder))
 
 
 def _check_unchanged(store: TraceStore, folder: Path) -> None:
