@@ -14,7 +14,7 @@ import torch
 from traceformer.capture.plan import Plan
 from traceformer.capture.prepare import Prepared
 from traceformer.capture.tokenizing import Encoded, Encoder
-from traceformer.models.families import architecture_of
+from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -114,7 +114,7 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
         "model_name": loaded.name,
         "model_type": loaded.config.model_type,
         "revision": loaded.revision,
-        "model_files": digest_of_model(loaded.source, loaded.revision),
+        "model_files": None if loaded.held else digest_of_model(loaded.source, loaded.revision),
         "arch": dims.arch,
         "n_examples": layout.n_examples,
         "num_layers": first.n_layers,
@@ -140,7 +140,7 @@ def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[s
 
 def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
     """How scores become patterns in this model, as far as its config says; None where that is not recordable."""
-    config = loaded.config
+    config, family = loaded.config, family_of(loaded.config)
     own = {
         "implementation": _attention_implementation(loaded),
         "gqa": {
@@ -153,10 +153,10 @@ def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
     return own | {
         "q_k": "as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         "pattern": "softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        "rotary": bool(getattr(config, "rope_parameters", None)),
-        "relative_position_bias": config.model_type in ("t5", "mt5"),
+        "rotary": family.positions.kind == "rotary",
+        "relative_position_bias": family.positions.kind == "relative bias",
         "softcap": getattr(config, "attn_logit_softcapping", None),
-        "sinks": config.model_type == "gpt_oss",
+        "sinks": family.sinks,
         "sliding_window": None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
         "local_attention": getattr(config, "local_attention", None),
         "layer_types": getattr(config, "layer_types", None),

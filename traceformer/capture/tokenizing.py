@@ -65,12 +65,12 @@ class Encoder:
         max_target_tokens: the longest target of an encoder-decoder, its end token included.
 
     Raises:
-        UsageError: a limit leaves no room beside the tokenizer's special tokens.
+        UsageError: there is no tokenizer, or a limit leaves no room beside its special tokens.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
     """
 
     def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
-        self._tokenizer = loaded.tokenizer
+        self._tokenizer = loaded.reader()
         self._arch = loaded.dims.arch
         self._input_stack: Stack = "dec" if self._arch == "dec" else "enc"
         n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
@@ -191,7 +191,7 @@ class BatchInputs:
     """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._pad_id = loaded.tokenizer.pad_token_id
+        self._pad_id = loaded.pad_id
         self.device = str(next(loaded.model.parameters()).device)
         self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
         self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted

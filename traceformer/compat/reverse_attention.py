@@ -29,7 +29,7 @@ from traceformer.sites import Stack
 from traceformer.texts.shown import pieces_decoded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 __all__ = ["ReverseAttentionTracer"]
 
@@ -40,23 +40,25 @@ class ReverseAttentionTracer:
     """Traces attention backward through one model: any whose attention patterns can be recorded.
 
     Args:
-        model: A Hugging Face model, in whatever attention implementation it was loaded with.
+        model: A Hugging Face model, in whatever attention implementation it was loaded with. In train mode it stays so,
+            and is traced in eval mode.
         tokenizer: Its tokenizer.
         device: Where to run; the model is moved there. Where it is, by default.
         dtype: What to compute in; the model is converted. What it is in, by default.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Any, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, model: "nn.Module", tokenizer: Any, device: Any = None, dtype: Any = None) -> None:
         from traceformer.models.dims import ModelDims
+        from traceformer.models.held import underneath
 
+        self.model = underneath(model)
         wanted = {"device": device, "dtype": dtype}
         if any(value is not None for value in wanted.values()):
-            model.to(**{name: value for name, value in wanted.items() if value is not None})
-        self.model = model.eval()
+            self.model.to(**{name: value for name, value in wanted.items() if value is not None})
         self.tokenizer = tokenizer
-        self.device = model.device
-        self.dtype = model.dtype
-        self._dims = ModelDims.from_config(model.config)
+        self.device = self.model.device
+        self.dtype = self.model.dtype
+        self._dims = ModelDims.from_config(self.model.config)
 
     def trace_text(
         self, text: str, target_pos: int | None = None, *, target_text: str | None = None, **options: Any
