@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
 
 from tests.capture.asked import Answers, Extraction, answered, estimated, extracted
 from tests.capture.conftest import TEXTS, Stopped, stop_after
@@ -46,8 +45,7 @@ def assert_likeliest(ids: np.ndarray, probabilities: np.ndarray, of_all: np.ndar
 
 
 def readout_of(folder: Path) -> Readout:
-    row = architecture_of(AutoConfig.from_pretrained(folder)).stacks["dec"]
-    return open_readout(folder, read_config(folder), final_norm=row.final_norm, token_embed=row.token_embed)
+    return open_readout(folder, read_config(folder))
 
 
 def asked(folder: Path, texts: Path, **changes: Any) -> Extraction:

@@ -148,6 +148,17 @@ def test_a_model_in_bfloat16_is_traced_in_bfloat16(tiny_folder: Folder, tmp_path
     assert engine.extract_model_captures()["output_logits"].dtype == torch.bfloat16
 
 
+def test_a_model_in_train_mode_answers_without_dropout_and_stays_in_it(tiny_folder: Folder, tmp_path: Path) -> None:
+    engine = engine_of(tiny_folder("gpt2"), tmp_path / "eval")
+    expected = engine.generate_and_capture(PROMPT, max_tokens=5)
+    training = torch.nn.DataParallel(copy.deepcopy(engine.model).train())
+    result = InterpretabilityEngine(training, engine.tokenizer, tmp_path / "train").generate_and_capture(
+        PROMPT, max_tokens=5
+    )
+    assert all(module.training for module in training.modules())
+    assert result["response_tokens"] == expected["response_tokens"]
+
+
 def test_steps_are_the_passes_of_a_cached_generation(tiny_folder: Folder, tmp_path: Path) -> None:
     engine = engine_of(tiny_folder("gpt2"), tmp_path)
     result = engine.generate_and_capture(PROMPT, max_tokens=4, capture_intermediate_steps=True)

@@ -1,3 +1,4 @@
+import copy
 import gc
 import json
 import tracemalloc
@@ -258,6 +259,16 @@ def test_device_and_dtype_are_honoured(load: Load) -> None:
     tracer = ReverseAttentionTracer(loaded.model, loaded.tokenizer, device="cpu", dtype=torch.bfloat16)
     assert (tracer.dtype, loaded.model.dtype, str(tracer.device)) == (torch.bfloat16, torch.bfloat16, "cpu")
     assert tracer.trace([5, 6, 7]).beams
+
+
+def test_a_model_in_train_mode_is_traced_without_dropout_and_stays_in_it(load: Load) -> None:
+    loaded = load("gpt2")
+    model = torch.nn.DataParallel(copy.deepcopy(loaded.model).train())
+    result = ReverseAttentionTracer(model, loaded.tokenizer).trace_text(TEXT)
+    assert all(module.training for module in model.modules())
+    assert [path.edge_attns for path in result.beams] == [
+        path.edge_attns for path in tracer_of(loaded).trace_text(TEXT).beams
+    ]
 
 
 def test_tokens_of_a_byte_model_are_shown_as_characters_or_bytes() -> None:

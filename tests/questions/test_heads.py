@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from traceformer.capture.prepare import ExtractRequest
 
 from tests.analysis.plain_heads import causal, everything, plain_metrics, random_patterns
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
-from traceformer.capture.extract import extract
+from traceformer.capture.extract import record
 from traceformer.errors import NotFound, NotRecorded, UsageError
 from traceformer.models.load import load_model
 from traceformer.questions import heads as module
 from traceformer.questions.heads import heads
 from traceformer.questions.statistics import statistics
 from traceformer.questions.training_texts import training_texts
-from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
@@ -141,8 +140,7 @@ def test_a_run_without_patterns_is_an_error(tmp_path: Path) -> None:
 def byte_run(tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
     """Patterns and the residual stream of the built-in model on ten texts of the demo."""
     folder = tmp_path_factory.mktemp("runs") / "byte"
-    request = ExtractRequest(Selection(("attn", "resid_post")), model="byte", dataset="demo", limit=10, device="cpu")
-    return TraceStore(extract(replace(request, out_dir=folder)))
+    return record("byte", "demo", "attn resid_post", limit=10, max_seq_len=128, out=folder)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -35,7 +35,7 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
     start, stop = {"validation": (size * 9 // 10, size), "train": (0, size * 9 // 10), "all": (0, size)}[part]
     with path.open("rb") as file:
         file.seek(start)
-        if _tokens_are_bytes(loaded.tokenizer):
+        if _tokens_are_bytes(loaded.reader()):
             data = file.read(min(count * length, stop - start))
             windows = [list(data[first : first + length]) for first in range(0, len(data) - length + 1, length)]
         else:

@@ -4,7 +4,6 @@ A run's patterns are read once, in parts of bounded size. A model's are reduced 
 in memory is one batch's forward pass and a few blocks. Both give the same numbers.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
@@ -24,14 +23,14 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.run import TraceStore
-from traceformer.texts import load_targets
 from traceformer.texts.windows import FileWindows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from traceformer.capture.attention import Span
-    from traceformer.capture.tokenizing import Encoded
+    from traceformer.capture.plan import Plan
+    from traceformer.capture.tokenizing import Encoded, Texts
 
 __all__ = ["attention_name", "heads"]
 
@@ -99,13 +98,20 @@ def heads(
             if given is not None:
                 raise UsageError(f"`{name}` goes with a data set", why="a file in windows is one long text")
         reading = _windows(of, texts, seq_length, limit or _LIMIT)
-    elif isinstance(texts, str):
-        options = {"split": split, "text_column": text_column, "targets_file": targets}
-        reading = _rows_of_texts(of, texts, length, limit or _LIMIT, dtype, options)
     else:
-        if not texts:
-            raise UsageError("no texts", why="the list is empty")
-        reading = _rows_of_list(of, list(texts[:limit]), length, targets)
+        from traceformer.capture.extract import read_texts
+
+        is_list = not isinstance(texts, str | Path)
+        asked = read_texts(
+            texts,
+            targets,
+            split=split,
+            text_column=text_column,
+            limit=limit or (None if is_list else _LIMIT),
+            max_seq_len=length,
+            dec_max_len=length,
+        )
+        reading = _texts(of, asked)
     return _of_model(of, reading, rules, window, batch_size, dtype, progress)
 
 
@@ -167,7 +173,7 @@ def _tokens(store: TraceStore, key: ArrayKey) -> list[Int32[np.ndarray, "positio
 class _Reading(NamedTuple):
     """The patterns to measure, the tokens to read, what `meta.json` would say of the model, what the texts are."""
 
-    arrays: Sequence[ArraySpec]
+    plan: "Plan"
     rows: "Sequence[Encoded]"
     meta: Mapping[str, Any]
     source: str
@@ -184,7 +190,7 @@ def _of_model(
 ) -> HeadMetrics:
     import torch
 
-    from traceformer.capture.reduce import reduce_squares
+    from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
 
     @lru_cache(maxsize=3 * batch_size)  # those of the batch at hand, which all of its layers share
     def geometry(key: ArrayKey, sight: Visibility, example: int) -> Geometry:
@@ -197,7 +203,7 @@ def _of_model(
             spec.key: stack.enter_context(
                 Measurement(attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window)
             )
-            for spec in reading.arrays
+            for spec in reading.plan.arrays
         }
 
         def take(spec: ArraySpec, layer: int, example: int, queries: "Span", keys: "Span", block: "Tensor") -> None:
@@ -210,37 +216,26 @@ def _of_model(
                 stop=queries.stop,
             )
 
-        reduce_squares(loaded, reading.arrays, reading.rows, take, batch_size=batch_size, progress=progress)
+        done = 0
+
+        def told(batch: Sequence[int]) -> None:
+            nonlocal done
+            done += len(batch)
+            progress(done, len(reading.rows))
+
+        batches = batches_by_length(reading.rows, batch_size)
+        run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
     return join_heads(tables, source=reading.source, model=loaded.source)
 
 
-def _rows_of_texts(
-    loaded: LoadedModel, dataset: str, length: int, limit: int, dtype: str, options: Mapping[str, Any]
-) -> _Reading:
-    """The texts of a data set, prepared as an extraction prepares them."""
-    from traceformer.capture.prepare import ExtractRequest, prepare
-    from traceformer.capture.provenance import describe_model
+def _texts(loaded: LoadedModel, texts: "Texts") -> _Reading:
+    """The texts as an extraction reads them."""
+    from traceformer.capture.tokenizing import tokenize
 
-    request: dict[str, Any] = {"max_seq_len": length, "dec_max_len": length, "dtype": dtype, **options}
-    selection = Selection(("attn_pattern",))
-    prepared = prepare(ExtractRequest(selection=selection, dataset=dataset, limit=limit, **request), loaded)
-    rows = [row for shard in range(prepared.layout.n_shards) for row in prepared.shard(shard)[1]]
-    meta = describe_model(loaded, prepared.plan, prepared.layout)
-    return _Reading(prepared.plan.arrays, rows, meta, f"{dataset} {prepared.source.split}")
-
-
-def _rows_of_list(loaded: LoadedModel, texts: list[str], length: int, targets: Path | None) -> _Reading:
-    """Texts that are at hand, with their targets where these are given."""
-    from traceformer.capture.tokenizing import Encoder
-
-    if targets is not None and loaded.dims.arch != "encdec":
-        raise UsageError(f"`targets` is for encoder-decoders, and {loaded.name} is none")
-    encoder = Encoder(loaded, length, length)
-    rows = encoder.encode(texts, None if targets is None else load_targets(targets, len(texts)))
-    if cut := sum(row.truncated for row in rows):
-        warnings.warn(f"texts are cut to {encoder.max_tokens} tokens: {cut} of {len(rows)}", stacklevel=3)
-    return _reading(loaded, rows, tuple(rows[0].ids), f"{len(texts)} text{'' if len(texts) == 1 else 's'}")
+    stacks, source = texts.stacks(loaded), texts.source
+    _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
+    return _reading(loaded, rows, stacks, f"{source.dataset} {source.split}")
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
@@ -265,13 +260,7 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
 def _reading(loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str) -> _Reading:
     """All patterns of these stacks."""
     from traceformer.capture.plan import plan_arrays
-    from traceformer.capture.provenance import describe_model
-    from traceformer.models.families import architecture_of
-    from traceformer.store.layout import RunLayout
+    from traceformer.capture.provenance import model_meta
 
-    plan = plan_arrays(Selection(("attn_pattern",)), architecture_of(loaded.config), loaded.dims, stacks=stacks)
-    longest = {stack: max((row.length(stack) for row in rows), default=1) for stack in stacks}
-    layout = RunLayout.plan(
-        arch=loaded.dims.arch, arrays=plan.arrays, n_examples=len(rows), longest=longest, dtype="float16"
-    )
-    return _Reading(plan.arrays, rows, describe_model(loaded, plan, layout), source)
+    plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks)
+    return _Reading(plan, rows, model_meta(loaded, plan), source)
