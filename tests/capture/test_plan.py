@@ -6,7 +6,7 @@ import pytest
 
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
-from traceformer.models.families import architecture_of
+from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import SITES, ArraySpec, Selection
 
