@@ -34,6 +34,7 @@ from traceformer.store.locks import (
     timestamped_folder,
     unfinished_folder,
 )
+from traceformer.store.meta import RunMeta
 from traceformer.store.writer import RunWriter
 
 __all__ = ["RUNS", "Estimate", "ExtractRequest", "Progress", "estimate", "extract", "open_run", "record"]
@@ -134,7 +135,7 @@ def estimate(request: ExtractRequest) -> Estimate:
 def open_run(
     folder: Path,
     layout: RunLayout,
-    meta_of: Callable[[str], dict[str, Any]],
+    meta_of: Callable[[str], RunMeta],
     *,
     digest: dict[str, Any],
     find: bool,

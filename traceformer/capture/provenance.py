@@ -5,6 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import AttentionFacts, Dims, RunMeta
 from traceformer.texts import Example
 
 __all__ = ["configuration", "describe", "describe_model", "model_configuration", "token_table"]
@@ -74,93 +76,92 @@ def _attention_implementation(loaded: LoadedModel) -> str:
     return getattr(loaded.config, "_attn_implementation", None) or "eager"
 
 
-def describe(prepared: Prepared, run_id: str) -> dict[str, Any]:
-    """Returns what `meta.json` states: document 1's keys, and all that is otherwise folklore."""
+def describe(prepared: Prepared, run_id: str) -> RunMeta:
+    """Returns what `meta.json` states: of the model, and all that is otherwise folklore."""
     request, is_encdec = prepared.request, prepared.loaded.dims.arch == "encdec"
     limits = {"enc": prepared.encoder.max_tokens, "dec": prepared.encoder.max_target_tokens}
-    return {
-        "run_id": run_id,
-        **describe_model(prepared.loaded, prepared.plan, prepared.layout),
-        "dataset": request.dataset,
-        "split": prepared.source.split,
-        "max_seq_len": limits if is_encdec else prepared.encoder.max_tokens,
-        "capture": list(request.selection.capture),
-        "has_targets": prepared.targets is not None if is_encdec else None,
-        "tokens": {
+    return replace(
+        describe_model(prepared.loaded, prepared.plan, prepared.layout),
+        run_id=run_id,
+        dataset=request.dataset,
+        split=prepared.source.split,
+        max_seq_len=limits if is_encdec else prepared.encoder.max_tokens,
+        capture=tuple(request.selection.capture),
+        has_targets=prepared.targets is not None if is_encdec else None,
+        tokens={
             "total": dict(prepared.lengths.total),
             "truncated_texts": prepared.lengths.truncated,
             "truncated_targets": prepared.lengths.targets_truncated,
         },
-        "padding": "on the right within batches, never stored",
-        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
-        "batch_size": prepared.batch_size,
-        "command_line": request.command_line,
-    }
+        padding="on the right within batches, never stored",
+        decoder_inputs="labels shifted right: [start, y0 .. y(n-2)]" if prepared.targets is not None else None,
+        batch_size=prepared.batch_size,
+        command_line=request.command_line,
+    )
 
 
-def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> dict[str, Any]:
+def describe_model(loaded: LoadedModel, plan: Plan, layout: RunLayout) -> RunMeta:
     """Returns the part of `meta.json` that is the same whatever the model is run on."""
     dims = loaded.dims
-    stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
+    layers: dict[Stack, tuple[int, ...]] = {}
+    heads: dict[Stack, tuple[int, ...]] = {}
     for spec in plan.arrays:
         if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
-            stored["layers"].setdefault(spec.key.stack, list(spec.layers))
+            layers.setdefault(spec.key.stack, tuple(spec.layers))
             if "head" in spec.site.axes:
-                stored["heads"].setdefault(spec.key.stack, list(spec.heads))
+                heads.setdefault(spec.key.stack, tuple(spec.heads))
     single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
     first = single or dims.stacks["enc"]
-    return {
-        "model": loaded.source,
-        "model_name": loaded.name,
-        "model_type": loaded.config.model_type,
-        "revision": loaded.revision,
-        "model_files": digest_of_model(loaded.source, loaded.revision),
-        "arch": dims.arch,
-        "n_examples": layout.n_examples,
-        "num_layers": first.n_layers,
-        "num_heads": first.n_heads,
-        "head_dim": first.d_head,
-        "layers_stored": stored["layers"].get("enc") if dims.arch == "enc" else stored["layers"],
-        "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
-        "dtype": layout.dtype,
-        "left_out": list(plan.left_out),
-        "projection": plan.projecting and plan.projecting.to_json(),
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "dims": dims.to_json(),
-        "attention": _attention_meta(loaded),
-        "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": _device(loaded),
-        "versions": {
+    return RunMeta(
+        model=loaded.source,
+        model_name=loaded.name,
+        model_type=loaded.config.model_type,
+        revision=loaded.revision,
+        model_files=digest_of_model(loaded.source, loaded.revision),
+        arch=dims.arch,
+        n_examples=layout.n_examples,
+        num_layers=first.n_layers,
+        num_heads=first.n_heads,
+        head_dim=first.d_head,
+        layers_stored=layers.get("enc") if dims.arch == "enc" else layers,
+        heads_stored=heads.get("enc") if dims.arch == "enc" else heads,
+        dtype=layout.dtype,
+        left_out=tuple(plan.left_out),
+        projection=plan.projecting and plan.projecting.to_json(),
+        time=time.strftime("%Y-%m-%d %H:%M:%S"),
+        dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
+        attention=_attention_facts(loaded),
+        model_dtype=str(loaded.model.dtype).removeprefix("torch."),
+        device=_device(loaded),
+        versions={
             name: version(name)
             for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
         },
-        "python": platform.python_version(),
-    }
+        python=platform.python_version(),
+    )
 
 
-def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
-    """How scores become patterns in this model, as far as its config says; None where that is not recordable."""
+def _attention_facts(loaded: LoadedModel) -> AttentionFacts:
+    """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
     config = loaded.config
-    own = {
-        "implementation": _attention_implementation(loaded),
-        "gqa": {
-            stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads}
-            for stack, dims in loaded.dims.stacks.items()
-        },
+    gqa = {
+        stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in loaded.dims.stacks.items()
     }
     if not architecture_of(config).has_attention_function:
-        return own
-    return own | {
-        "q_k": "as the dot product sees them: after QK-norm and rotary embedding where the family has them",
-        "pattern": "softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        "rotary": bool(getattr(config, "rope_parameters", None)),
-        "relative_position_bias": config.model_type in ("t5", "mt5"),
-        "softcap": getattr(config, "attn_logit_softcapping", None),
-        "sinks": config.model_type == "gpt_oss",
-        "sliding_window": None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
-        "local_attention": getattr(config, "local_attention", None),
-        "layer_types": getattr(config, "layer_types", None),
-    }
+        return AttentionFacts(_attention_implementation(loaded), gqa)
+    return AttentionFacts(
+        _attention_implementation(loaded),
+        gqa,
+        q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
+        pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
+        rotary=bool(getattr(config, "rope_parameters", None)),
+        relative_position_bias=config.model_type in ("t5", "mt5"),
+        softcap=getattr(config, "attn_logit_softcapping", None),
+        sinks=config.model_type == "gpt_oss",
+        sliding_window=None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
+        local_attention=getattr(config, "local_attention", None),
+        layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),
+    )
 
 
 def token_table(prepared: Prepared, examples: Sequence[Example], rows: Sequence[Encoded]) -> pa.Table:

@@ -123,9 +123,9 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
 
     if store.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
-    source = str(store.meta.get("model"))
+    source = str(store.about.model)
     try:
-        folder = find_model_folder(str(moved_to or source), None if moved_to else store.meta.get("revision"))
+        folder = find_model_folder(str(moved_to or source), None if moved_to else store.about.revision)
     except NotFound as error:
         hint = "" if moved_to else "--model FOLDER says where it is now"
         raise NotFound(error.message, why=error.why, hint=hint) from error
@@ -136,18 +136,18 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
 
 
 def _check_unchanged(store: TraceStore, folder: Path) -> None:
-    recorded: str | None = store.meta.get("model_files")
+    recorded = store.about.model_files
     what, now = "files", ""
     if recorded is not None:
         now = files_digest(folder)
     else:  # an older run, which knows the digest of the loaded weights only
         from traceformer.models.load import load_model
 
-        what, recorded = "weights", store.meta["configuration"].get("model weights")
+        what, recorded = "weights", store.about.model_weights
         if recorded is None:
             raise NotRecorded("this run does not say what weights its model had", hint="record it again")
         print("loading the model, to see whether it is the run's", file=sys.stderr)
-        now = load_model(str(folder), dtype=store.meta.get("model_dtype")).digest
+        now = load_model(str(folder), dtype=store.about.model_dtype).digest
     if now != recorded:
         raise ConfigurationChanged(
             f"the model in {folder} is not the one that this run was recorded with",

@@ -183,9 +183,9 @@ def _output_weights(store: TraceStore, device: str | None) -> "OutputWeights":
     from traceformer.models.load import load_model
     from traceformer.questions.live_paths import output_weights
 
-    loaded = load_model(store.meta["model"], revision=store.meta.get("revision"), device=device or "cpu")
-    if loaded.digest != store.meta["configuration"].get("model weights"):
-        raise UsageError(f"{store.meta['model']} is not what it was", why="its weights have changed since the run")
+    loaded = load_model(str(store.about.model), revision=store.about.revision, device=device or "cpu")
+    if loaded.digest != store.about.model_weights:
+        raise UsageError(f"{store.about.model} is not what it was", why="its weights have changed since the run")
 
     def read(stack: Stack, attention: Attention, layer: int) -> Any:
         return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)

@@ -150,7 +150,7 @@ def _read(paths: Sequence[Path]) -> dict[str, DirectionFile]:
 
 def _check(files: dict[str, DirectionFile], spec: ArraySpec, store: TraceStore) -> None:
     """Refuses vectors of another width, and warns of those that were found somewhere else."""
-    weights = store.meta.get("configuration", {}).get("model weights")
+    weights = store.about.model_weights
     for name, file in files.items():
         if file.width != spec.width:
             raise UsageError(f"the vectors of {name} are {file.width} wide", why=f"{spec.key} is {spec.width} wide")
@@ -204,7 +204,7 @@ def _curves(
 ) -> list[TextCurves]:
     """All examples' projections, or one's. In memory are the projections only, 4 bytes per token, layer and vector."""
     stack, by_layer = spec.key.token_stack, dict[int | None, Projections]()
-    names = tuple(files) or tuple(store.meta["projection"]["names"])
+    names = tuple(files) or tuple((store.about.projection or {})["names"])
     for number, layer in enumerate(layers):
         if not files:
             of_all = example_id is None
@@ -256,7 +256,7 @@ def _print_example(own: TextCurves, spec: ArraySpec, layers: Sequence[int | None
 
 def _about(folder: Path, spec: ArraySpec, files: dict[str, DirectionFile], store: TraceStore) -> dict[str, Any]:
     if not files:
-        recorded = store.meta["projection"]
+        recorded = store.about.projection or {}
         vectors = [{"name": name, "layers": list(spec.layers)} for name in recorded["names"]]
         return {"run": str(folder), "array": recorded["site"], "vectors": vectors}
     about = [{what: value for what, value in file.about.items() if what != "quality"} for file in files.values()]

@@ -76,8 +76,8 @@ def fit(
         about: dict[str, Any] = {
             "site": specs[0].key.site,
             "position": position,
-            "model": model or runs[0].meta.get("model"),
-            "model_weights": runs[0].meta["configuration"].get("model weights"),
+            "model": model or runs[0].about.model,
+            "model_weights": runs[0].about.model_weights,
             "positive": positive,
             "negative": negative,
             "examples": [store.n for store in runs],
@@ -144,7 +144,7 @@ def _two_runs(
     """The runs of both kinds of texts; recorded now, and thrown away afterwards, where a model is given."""
     if model is None:
         runs = (_run(positive), _run(negative))
-        weights = [store.meta.get("configuration", {}).get("model weights") for store in runs]
+        weights = [store.about.model_weights for store in runs]
         if weights[0] != weights[1]:
             raise UsageError(
                 "the two runs are of different models", why=f"their weights are {weights[0]} and {weights[1]}"

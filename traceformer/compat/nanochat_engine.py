@@ -24,6 +24,7 @@ from traceformer.formats.json_writer import write_trace
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
 from traceformer.sites import ArrayKey, Stack
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:
@@ -206,9 +207,9 @@ def _analysis(trace: Trace, convention: ConventionName) -> dict[str, Any]:
 def _sight(trace: Trace, layer: int) -> Visibility:
     """Which keys a query can see, by what the trace says of its run: a decoder's, if it says nothing."""
     stated = trace.head.metadata.get("traceformer") or {}
-    meta: Mapping[str, Any] = stated.get("run") or {}
-    stack: Stack = "enc" if meta.get("arch") == "enc" else "dec"
-    return visibility_of(meta, ArrayKey(stack, "self", "attn_pattern"), layer)
+    about = RunMeta.from_json(stated.get("run") or {})
+    stack: Stack = "enc" if about.arch == "enc" else "dec"
+    return visibility_of(about.attention, ArrayKey(stack, "self", "attn_pattern"), layer)
 
 
 def _attention(

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from traceformer.errors import NotRecorded, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import TraceStore
 
 __all__ = ["HOOKS", "Hook", "cached"]
@@ -81,17 +82,17 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
         NotRecorded: the run holds no site that has a hook.
         Unsupported: TransformerLens has no names for such a model.
     """
-    layout, meta = run.layout, run.meta
-    if layout.arch == "encdec" and meta.get("model_type") not in _BOTH_STACKS:
+    layout, about = run.layout, run.about
+    if layout.arch == "encdec" and about.model_type not in _BOTH_STACKS:
         raise Unsupported(
-            f"TransformerLens has no names for {meta.get('model_type')}", why="of encoder-decoders it has T5 alone"
+            f"TransformerLens has no names for {about.model_type}", why="of encoder-decoders it has T5 alone"
         )
     found: dict[str, Float[np.ndarray, "batch ..."]] = {}
     for spec in layout.arrays:
         for layer in spec.layers or (None,):
-            names = [name for name in _names(spec.key, layer, meta, layout) if name not in found]
+            names = [name for name in _names(spec.key, layer, about, layout) if name not in found]
             if names:
-                values = _as_cached(spec, run.get(example_id, spec.key, layer), meta)
+                values = _as_cached(spec, run.get(example_id, spec.key, layer), about)
                 found |= dict.fromkeys(names, values)
     if not found:
         raise NotRecorded(
@@ -102,8 +103,8 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
     return found
 
 
-def _names(key: ArrayKey, layer: int | None, meta: Mapping[str, Any], layout: RunLayout) -> Iterator[str]:
-    family, site = meta.get("model_type"), key.site
+def _names(key: ArrayKey, layer: int | None, about: RunMeta, layout: RunLayout) -> Iterator[str]:
+    family, site = about.model_type, key.site
     blocks = {"enc": "encoder", "dec": "decoder"}[key.stack] if layout.arch == "encdec" else "blocks"
     attn = "cross_attn" if key.attention == "cross" else "attn"
     name = HOOKS[site].name if site in HOOKS else None
@@ -114,7 +115,7 @@ def _names(key: ArrayKey, layer: int | None, meta: Mapping[str, Any], layout: Ru
     elif site == "embed" and layout.spec(key._replace(site="resid_pre")) is not None:
         name = None
     elif site in ("q", "k"):
-        rotary: bool | None = (meta.get("attention") or {}).get("rotary")
+        rotary = about.attention.rotary
         name = None if rotary is None else name if rotary else f"{{block}}.{{attn}}.hook_{site}"
     elif site == "mlp_up":
         plain = _is_plain(family)
@@ -140,13 +141,11 @@ def _is_plain(family: Any) -> bool | None:
     return True if family in _PLAIN_MLP else False if family in _GATED_MLP else None
 
 
-def _as_cached(
-    spec: ArraySpec, values: Float[np.ndarray, "..."], meta: Mapping[str, Any]
-) -> Float[np.ndarray, "batch ..."]:
+def _as_cached(spec: ArraySpec, values: Float[np.ndarray, "..."], about: RunMeta) -> Float[np.ndarray, "batch ..."]:
     """An array of one layer with a batch axis, all heads, and these after positions."""
     if spec.heads:
-        dims: Mapping[str, int] = (meta.get("dims") or {}).get(spec.key.token_stack, {})
-        count = dims.get("n_kv_heads" if "kv_head" in spec.site.axes else "n_heads", len(spec.heads))
+        dims = about.dims_of(spec.key.token_stack)
+        count = (dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads) or len(spec.heads)
         if len(spec.heads) < count:
             whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)
             whole[list(spec.heads)] = values

@@ -48,7 +48,7 @@ def run_heads(
     for spec in specs:
         aligned = spec.key.attention == "self"
         tokens = _tokens(store, spec.key) if aligned else None
-        sights = {layer: visibility_of(store.meta, spec.key, layer) for layer in spec.layers}
+        sights = {layer: visibility_of(store.about.attention, spec.key, layer) for layer in spec.layers}
         with Measurement(spec.layers, spec.heads, convention=convention, window=window) as measurement:
             for example_id in ids:
                 queries, keys = (store.length(example_id, stack) for stack in (spec.key.stack, spec.key.key_stack))

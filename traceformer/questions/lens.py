@@ -54,7 +54,7 @@ def run_lens(
     first = 1 if spec.key.site == "hidden" else 0
     stored = tuple(number - first for number in spec.layers if number >= first)
     chosen, where, came = _part_of(store, example_id, spec, stored, layers, positions)
-    last = store.meta["dims"]["dec"]["n_layers"] - 1
+    last = (store.about.dims_of("dec").n_layers or 0) - 1
 
     def residual(number: int, places: Int64[np.ndarray, "place"]) -> Float32[np.ndarray, "place d_embed"]:
         layer = chosen[number]

@@ -14,6 +14,7 @@ from traceformer.analysis.heads import Geometry, HeadConvention
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.store.meta import RunMeta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class _Reading(NamedTuple):
     loaded: "LoadedModel"
     arrays: Sequence[ArraySpec]
     rows: "Sequence[Encoded]"
-    meta: dict[str, Any]
+    about: RunMeta
 
 
 def live_heads(
@@ -73,7 +74,7 @@ def live_heads(
 
     from traceformer.capture.reduce import reduce_squares
 
-    loaded, arrays, rows, meta = _windows(request) if request.data_path is not None else _texts(request)
+    loaded, arrays, rows, about = _windows(request) if request.data_path is not None else _texts(request)
 
     @lru_cache(maxsize=3 * request.batch_size)  # those of the batch at hand, which all of its layers share
     def geometry(key: ArrayKey, sight: Visibility, example: int) -> Geometry:
@@ -91,7 +92,7 @@ def live_heads(
             copy: Any = block.to(getattr(torch, request.dtype), copy=True)
             measurements[spec.key].add(
                 copy.numpy() if copy.device.type == "cpu" else copy,
-                geometry(spec.key, visibility_of(meta, spec.key, layer), example),
+                geometry(spec.key, visibility_of(about.attention, spec.key, layer), example),
                 layer=layer,
                 first=queries.start,
                 stop=queries.stop,
@@ -126,8 +127,8 @@ def _texts(request: LiveRequest) -> _Reading:
         )
     )
     rows = [row for shard in range(prepared.layout.n_shards) for row in prepared.shard(shard)[1]]
-    meta = describe_model(prepared.loaded, prepared.plan, prepared.layout)
-    return _Reading(prepared.loaded, prepared.plan.arrays, rows, meta)
+    about = describe_model(prepared.loaded, prepared.plan, prepared.layout)
+    return _Reading(prepared.loaded, prepared.plan.arrays, rows, about)
 
 
 def _windows(request: LiveRequest) -> _Reading:

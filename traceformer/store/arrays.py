@@ -1,9 +1,8 @@
 """The arrays of a run: which one a site means, and reading the parts that a layer, a head, an example need."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -14,6 +13,7 @@ from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import decode
 from traceformer.store.layout import RunLayout, head_index, layer_index
+from traceformer.store.meta import RunMeta
 from traceformer.store.source import Lead, Source
 from traceformer.store.zarr3 import read_ahead, reading
 
@@ -58,11 +58,11 @@ def find_spec(
 class RunArrays:
     """The arrays of a run, opened. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
 
-    def __init__(self, source: Source, dims: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, about: RunMeta) -> None:
         self._source = source
         self._layout = source.head.layout
         self._index = source.index
-        self._dims = dims
+        self._about = about
 
     def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
@@ -133,8 +133,8 @@ class RunArrays:
 
     def _stored_head(self, spec: ArraySpec, head: int) -> int:
         """Returns the kv_head that an attention head reads, for keys and values."""
-        dims: Mapping[str, int] = self._dims.get(spec.key.stack, {})
-        n_heads, n_kv_heads = dims.get("n_heads", 0), dims.get("n_kv_heads", 0)
+        dims = self._about.dims_of(spec.key.stack)
+        n_heads, n_kv_heads = dims.n_heads or 0, dims.n_kv_heads
         if "kv_head" not in spec.site.axes or not n_kv_heads:
             return head
         if not 0 <= head < n_heads:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from traceformer.capture.generation.prepare import PreparedGeneration
 from traceformer.capture.generation.prompts import ReadPrompt
 from traceformer.capture.provenance import describe_model, model_configuration
 from traceformer.capture.tokenizing import Encoded
+from traceformer.store.meta import RunMeta
 from traceformer.texts.prompts import digest_of_prompts
 
 __all__ = ["Generated", "describe_generation", "generation_configuration", "generation_table", "source_name"]
@@ -50,19 +51,19 @@ def generation_configuration(prepared: PreparedGeneration) -> dict[str, Any]:
     }
 
 
-def describe_generation(prepared: PreparedGeneration, run_id: str) -> dict[str, Any]:
+def describe_generation(prepared: PreparedGeneration, run_id: str) -> RunMeta:
     """Returns what `meta.json` states of a generation."""
     request = prepared.request
     n_ctx = {stack: dims.n_ctx or None for stack, dims in prepared.loaded.dims.stacks.items()}
-    return {
-        "run_id": run_id,
-        "kind": "generation",
-        **describe_model(prepared.loaded, prepared.plan, prepared.layout),
-        "dataset": source_name(prepared),
-        "split": "generated",
-        "max_seq_len": n_ctx if prepared.loaded.dims.arch == "encdec" else n_ctx["dec"],
-        "capture": list(request.selection.capture),
-        "generation": {
+    return replace(
+        describe_model(prepared.loaded, prepared.plan, prepared.layout),
+        run_id=run_id,
+        kind="generation",
+        dataset=source_name(prepared),
+        split="generated",
+        max_seq_len=n_ctx if prepared.loaded.dims.arch == "encdec" else n_ctx["dec"],
+        capture=tuple(request.selection.capture),
+        generation={
             **_plain(request.sampling.to_json()),
             "seed": request.seed,
             "seed_of_batch": "seed + shard",
@@ -72,12 +73,12 @@ def describe_generation(prepared: PreparedGeneration, run_id: str) -> dict[str, 
             "prompt_sets": [prompt_set.name for prompt_set in prepared.sets],
             "model_config": _plain(prepared.loaded.model.generation_config.to_dict()),  # pyright: ignore
         },
-        "category": request.category,
-        "padding": "a decoder's on the left within batches, with explicit positions; never stored",
-        "decoder_inputs": "[start, y0 .. y(n-1)]" if prepared.loaded.dims.arch == "encdec" else None,
-        "batch_size": len(prepared.batch(0)),
-        "command_line": request.command_line,
-    }
+        category=request.category,
+        padding="a decoder's on the left within batches, with explicit positions; never stored",
+        decoder_inputs="[start, y0 .. y(n-1)]" if prepared.loaded.dims.arch == "encdec" else None,
+        batch_size=len(prepared.batch(0)),
+        command_line=request.command_line,
+    )
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
