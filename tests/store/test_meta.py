@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
@@ -112,6 +112,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(stated=st.dictionaries(st.sampled_from([*RECORDED, "kind", "imported", "generation"]) | st.text(), json_values))
 def test_whatever_a_file_states_can_be_read_and_written_again(stated: dict[str, Any]) -> None:
     found = RunMeta.from_json(stated)

@@ -18,7 +18,7 @@ from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Uns
 from traceformer.presentation import present
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
-from traceformer.store.arrays import RunArrays, find_spec
+from traceformer.store.arrays import RunArrays, Shape, find_array
 from traceformer.store.dtypes import Dtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import RunLayout
@@ -143,17 +143,25 @@ class Run:
         return (self.n, *shape[:-2], self.layout.max_tokens[spec.key.token_stack], shape[-1])
 
     def spec(
-        self, site: str | ArrayKey, side: str | None = None, kind: str | None = None, *, prefer: Stack | None = None
+        self,
+        site: str | ArrayKey,
+        side: str | None = None,
+        kind: str | None = None,
+        *,
+        prefer: Stack | None = None,
+        shape: Shape = "any",
     ) -> ArraySpec:
         """Returns the array that a site's name (`resid_mid`), a group's of one site (`attn`) or a key means.
 
-        A key is written `dec.cross.q`. `kind` is `self` unless only cross-attention is recorded.
+        A key is written `dec.cross.q`. `kind` is `self` unless only cross-attention is recorded. `shape` is `rows` for
+        an activation with one row per token, `matrix` for (query, key).
 
         Raises:
-            SelectionError: there is no such site, or two stacks have it, and neither `side` nor `prefer` says which.
+            SelectionError: there is no such site, two stacks have it and neither `side` nor `prefer` says which, or it
+                has another shape.
             NotRecorded: this run does not hold it.
         """
-        return find_spec(self.layout, site, side, kind, prefer)
+        return find_array(self.layout, site, side, kind, prefer=prefer, shape=shape)
 
     # One example
 
