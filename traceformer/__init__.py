@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from traceformer.formats.path_files import load_trace, save_trace
     from traceformer.questions.paths import trace_stored
     from traceformer.sites import Selection
+    from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.viewer.export import paths_html
 
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Run": "traceformer.store.run",
     "TraceStore": "traceformer.store.run",
+    "open_run": "traceformer.store.folders",
     "Selection": "traceformer.sites",
     "TraceformerError": "traceformer.errors",
     "InterpretabilityEngine": "traceformer.compat.nanochat_engine",
@@ -62,6 +64,7 @@ __all__ = [
     "__version__",
     "beam_search_backward",
     "load_trace",
+    "open_run",
     "paths_html",
     "save_trace",
     "trace_stored",

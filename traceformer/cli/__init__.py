@@ -4,6 +4,7 @@ stdout is data, stderr is words and progress. A failure is told in up to three l
 and an exit code; `--debug` anywhere on the line adds the traceback.
 """
 
+import builtins
 import keyword
 import os
 import sys
@@ -26,6 +27,7 @@ VERBS = {
     "check": "Prove on a model that every site means what it says.",
     "extract": "Record a model's internals over a data set into a run.",
     "generate": "Let a model answer prompts, and record it token by token.",
+    "list": "List the runs of a folder, the newest first.",
     "inspect": "Show what a run holds: its arrays, an example, a head.",
     "analyze": "Statistics of attention, activations and logits.",
     "heads": "Measure every attention head, of a run or of a model.",
@@ -39,7 +41,7 @@ VERBS = {
     "verify": "Check every file of a run against its records.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }
-"""Every verb and its line in the help; its function lives in the module of the same name (`import_` for `import`)."""
+"""Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
@@ -84,7 +86,7 @@ def _application() -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        module = f"{verb}_" if keyword.iskeyword(verb) else verb
+        module = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
         app.command(f"traceformer.cli.{module}:{module}", name=verb, help=help_line)
     return app
 

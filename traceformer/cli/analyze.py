@@ -11,13 +11,14 @@ import numpy as np
 from cyclopts import Parameter
 
 from traceformer.analysis.statistics import ConventionName
-from traceformer.cli.arguments import count, find_example, find_runs
+from traceformer.cli.arguments import count, find_example
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ImportOptions
 from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
 from traceformer.questions.vocabulary import token_names
+from traceformer.store.folders import find_runs
 from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]

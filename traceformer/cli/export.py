@@ -7,13 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_example, find_runs
+from traceformer.cli.arguments import find_example
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.registry import named
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_runs
 from traceformer.store.run import TraceStore
 
 __all__ = ["export"]

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from traceformer.analysis.head_tally import HeadMetrics
 from traceformer.analysis.heads import HeadConvention
-from traceformer.cli.arguments import count, find_run
+from traceformer.cli.arguments import count
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
 from traceformer.cli.units import duration
@@ -21,6 +21,7 @@ from traceformer.errors import UsageError
 from traceformer.formats.head_tables import name_of, write_heads
 from traceformer.questions.heads import run_heads
 from traceformer.sites import ArrayKey
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 
 __all__ = ["heads"]

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from traceformer.analysis.lens import Lens
-from traceformer.cli.arguments import count, find_example, find_run
+from traceformer.cli.arguments import count, find_example
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
@@ -23,6 +23,7 @@ from traceformer.models.weights import files_digest, find_model_folder, read_con
 from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
 from traceformer.questions.vocabulary import token_names
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
 

@@ -11,12 +11,13 @@ from cyclopts import Parameter, Token
 
 from traceformer.analysis.paths.result import TraceResult
 from traceformer.analysis.paths.trace import PathOptions
-from traceformer.cli.arguments import count, find_example, find_run, parse_head
+from traceformer.cli.arguments import count, find_example, parse_head
 from traceformer.cli.paths_report import report
 from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import UsageError
 from traceformer.questions.paths import trace_stored
 from traceformer.sites import Attention, Stack
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from cyclopts import Parameter
 
 from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
-from traceformer.cli.arguments import find_example, find_run
+from traceformer.cli.arguments import find_example
 from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table, to_json
 from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions
 from traceformer.questions.traits import project_run
 from traceformer.sites import SITES, ArraySpec, parse_indices
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:

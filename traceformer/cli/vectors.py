@@ -13,7 +13,6 @@ from cyclopts import App, Parameter
 
 from traceformer.analysis.directions import Fit, Method
 from traceformer.analysis.directions import fit as fit_direction
-from traceformer.cli.arguments import find_run
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.project import find_rows
 from traceformer.cli.statistics import plain
@@ -22,6 +21,7 @@ from traceformer.errors import NotFound, SelectionError, UsageError
 from traceformer.formats.directions import DirectionFile, read_directions, write_directions
 from traceformer.questions.traits import Position, example_rows
 from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 
 __all__ = ["fit", "show", "vectors"]

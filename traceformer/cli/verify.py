@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_runs
 from traceformer.cli.units import amount_of_bytes
+from traceformer.store.folders import find_runs
 
 if TYPE_CHECKING:
     from traceformer.store.verification import Verification
