@@ -149,6 +149,55 @@ def test_a_right_import_is_left_alone(module: str, source: str) -> None:
     assert wrong_imports(module, source) == []
 
 
+META = "store.meta"
+"""The one module that reads `meta.json` by its keys: the others read `RunMeta`'s attributes."""
+
+
+def keys_of_meta(source: str) -> list[str]:
+    """Returns where a module takes `meta["key"]` or `meta.get("key")` of a name or an attribute `meta`."""
+
+    def is_meta(node: ast.AST) -> bool:
+        return getattr(node, "id", None) == "meta" or getattr(node, "attr", None) == "meta"
+
+    def key(node: ast.AST) -> ast.AST | None:
+        if isinstance(node, ast.Subscript) and is_meta(node.value):
+            return node.slice
+        reads = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_meta(node.func.value)
+        return node.args[0] if reads and node.args else None
+
+    keys = [(node, key(node)) for node in ast.walk(ast.parse(source))]
+    texts = [node for node, of in keys if isinstance(of, ast.Constant) and isinstance(of.value, str)]
+    return [f"line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}" for node in texts]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != META])
+def test_meta_json_is_read_by_its_keys_in_one_module(module: str) -> None:
+    assert keys_of_meta(source_of(module)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "meta['dims']",
+        "run.meta['dims']['enc']",
+        "self._store.meta.get('model')",
+        "name = meta.get('model', '')",
+        "meta['dims'] = {}",
+        "meta.pop('run_id')",
+        "(meta.get('attention') or {}).get('sinks')",
+    ],
+)
+def test_a_key_of_meta_json_is_found(source: str) -> None:
+    assert len(keys_of_meta(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["run.about.model", "{name: run.meta[name] for name in names}", "stated['model']", "checkpoint.meta"]
+)
+def test_what_reads_no_key_of_meta_json_is_left_alone(source: str) -> None:
+    assert keys_of_meta(source) == []
+
+
 def test_annotations_are_checked_in_tests_shapes_included() -> None:
     from traceformer.cli.terminal import draw_matrix
 

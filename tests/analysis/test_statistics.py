@@ -189,7 +189,7 @@ def test_no_weight_lies_where_a_query_is_said_to_see_nothing(
     for spec in store.layout.arrays:
         for layer in spec.layers:
             pattern = store.get(longest, spec.key, layer)
-            seen = visibility_of(store.meta, spec.key, layer).count(*pattern.shape[1:])
+            seen = visibility_of(store.about.attention, spec.key, layer).count(*pattern.shape[1:])
             # Softmax weights of these models are small but never 0, so the cells in sight are those above 0.
             assert np.array_equal(np.count_nonzero(pattern, axis=2), np.broadcast_to(seen, pattern.shape[:2]))
 

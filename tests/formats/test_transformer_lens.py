@@ -1,6 +1,7 @@
 """What a run holds under TransformerLens's names, against plain hooks on the modules of the same meaning."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from traceformer.formats.options import ExportOptions
 from traceformer.formats.transformer_lens.hooks import HOOKS
 from traceformer.formats.transformer_lens.write import write_files
 from traceformer.sites import SITES
+from traceformer.store.meta import AttentionFacts
 
 __all__ = ["tiny_folder"]  # a fixture
 
@@ -173,7 +175,7 @@ def test_t5_has_the_names_of_both_stacks_and_other_pairs_have_none(
     store = TraceStore(runs.write(tmp_path / "run", runs.plan("encdec", arrays=arrays, n_examples=1)))
     with pytest.raises(Unsupported, match="T5 alone"):
         store.cache(store.ids[0])
-    store.meta |= {"model_type": "t5", "attention": {"rotary": False}}
+    store.about = replace(store.about, model_type="t5", attention=AttentionFacts(rotary=False))
     assert sorted(name for name in store.cache(store.ids[0]) if ".4." in name) == [
         "decoder.4.cross_attn.hook_pattern",
         "decoder.4.hook_cross_attn_out",

@@ -1,13 +1,12 @@
 """Which keys a query can see, by the kind of attention and the window of its layer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from traceformer.sites import ArrayKey
+from traceformer.store.meta import AttentionFacts
 
 __all__ = ["Visibility", "visibility_of"]
 
@@ -35,15 +34,14 @@ class Visibility:
         return last - first + 1
 
 
-def visibility_of(meta: Mapping[str, Any], key: ArrayKey, layer: int) -> Visibility:
-    """Returns which keys a query of this attention and layer can see, by what the run says of its model."""
+def visibility_of(attention: AttentionFacts, key: ArrayKey, layer: int) -> Visibility:
+    """Returns which keys a query of this attention and layer can see, by what a run says of its model's attention."""
     if key.attention == "cross":
         return Visibility(causal=False)
-    stated: Mapping[str, Any] = meta.get("attention", {})
     causal = key.stack == "dec"
-    if stated.get("layer_types") is not None and stated["layer_types"][layer] != "sliding_attention":
+    if attention.layer_types is not None and attention.layer_types[layer] != "sliding_attention":
         return Visibility(causal)
     if causal:
-        return Visibility(causal, stated.get("sliding_window"))
-    width = stated.get("local_attention")
+        return Visibility(causal, attention.sliding_window)
+    width = attention.local_attention
     return Visibility(causal, None if width is None else width // 2)

@@ -14,7 +14,7 @@ size, so that a run that was interrupted anywhere resumes to the same bytes.
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,8 +28,8 @@ from traceformer.capture.provenance import (
     model_configuration,
     model_meta,
     text_configuration,
-    text_meta,
     token_table,
+    with_texts,
 )
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
 from traceformer.models.load import load_model
@@ -179,7 +179,7 @@ def extract(
     plan, rows, layout = prepare(model, texts, selection, place.storage)
     batch_size = min(batch_size, layout.shard_examples)  # a batch lies within one shard
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
-    meta = model_meta(model, plan) | text_meta(rows) | {"capture": list(selection.capture), "batch_size": batch_size}
+    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
     configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)

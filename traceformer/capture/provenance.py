@@ -5,6 +5,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,9 +18,10 @@ from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.meta import AttentionFacts, Dims, RunMeta
 from traceformer.texts import Example
 
-__all__ = ["model_configuration", "model_meta", "text_configuration", "text_meta", "token_table"]
+__all__ = ["model_configuration", "model_meta", "text_configuration", "token_table", "with_texts"]
 
 
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
@@ -68,87 +70,85 @@ def _attention_implementation(loaded: LoadedModel) -> str:
     return getattr(loaded.config, "_attn_implementation", None) or "eager"
 
 
-def text_meta(rows: Rows) -> dict[str, Any]:
-    """Returns what `meta.json` states of the texts, and of how they became tokens."""
+def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
+    """Returns what a run states of its model, whatever it is run on, and of what was recorded of it."""
+    dims = model.dims
+    layers: dict[Stack, tuple[int, ...]] = {}
+    heads: dict[Stack, tuple[int, ...]] = {}
+    for spec in plan.arrays:
+        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
+            layers.setdefault(spec.key.stack, tuple(spec.layers))
+            if "head" in spec.site.axes:
+                heads.setdefault(spec.key.stack, tuple(spec.heads))
+    single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
+    first = single or dims.stacks["enc"]
+    return RunMeta(
+        model=model.source,
+        model_name=model.name,
+        model_type=model.config.model_type,
+        revision=model.revision,
+        model_files=None if model.held else digest_of_model(model.source, model.revision),
+        arch=dims.arch,
+        num_layers=first.n_layers,
+        num_heads=first.n_heads,
+        head_dim=first.d_head,
+        layers_stored=layers.get("enc") if dims.arch == "enc" else layers,
+        heads_stored=heads.get("enc") if dims.arch == "enc" else heads,
+        left_out=tuple(plan.left_out),
+        projection=plan.settings["projection"],
+        time=time.strftime("%Y-%m-%d %H:%M:%S"),
+        dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
+        attention=_attention_facts(model),
+        model_dtype=str(model.model.dtype).removeprefix("torch."),
+        device=_device(model),
+        versions={
+            name: version(name)
+            for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
+        },
+        python=platform.python_version(),
+    )
+
+
+def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
+    """Returns what a run states of its model and, added to it, of its texts and of how they became tokens."""
     texts, encoder = rows.texts, rows.encoder
     is_encdec, has_targets = encoder.arch == "encdec", texts.targets is not None
-    limits = {"enc": encoder.max_tokens, "dec": encoder.max_target_tokens}
-    return {
-        "dataset": texts.source.dataset,
-        "split": texts.source.split,
-        "max_seq_len": limits if is_encdec else encoder.max_tokens,
-        "has_targets": has_targets if is_encdec else None,
-        "tokens": {
+    limits: dict[Stack, int | None] = {"enc": encoder.max_tokens, "dec": encoder.max_target_tokens}
+    return replace(
+        meta,
+        dataset=texts.source.dataset,
+        split=texts.source.split,
+        max_seq_len=limits if is_encdec else encoder.max_tokens,
+        has_targets=has_targets if is_encdec else None,
+        tokens={
             "total": dict(rows.lengths.total),
             "truncated_texts": rows.lengths.truncated,
             "truncated_targets": rows.lengths.targets_truncated,
         },
-        "padding": "on the right within batches, never stored",
-        "decoder_inputs": "labels shifted right: [start, y0 .. y(n-2)]" if has_targets else None,
-    }
+        padding="on the right within batches, never stored",
+        decoder_inputs="labels shifted right: [start, y0 .. y(n-2)]" if has_targets else None,
+    )
 
 
-def model_meta(model: LoadedModel, plan: Plan) -> dict[str, Any]:
-    """Returns what `meta.json` states of the model, whatever it is run on, and of what was recorded of it."""
-    dims = model.dims
-    stored: dict[str, dict[str, list[int]]] = {"layers": {}, "heads": {}}
-    for spec in plan.arrays:
-        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
-            stored["layers"].setdefault(spec.key.stack, list(spec.layers))
-            if "head" in spec.site.axes:
-                stored["heads"].setdefault(spec.key.stack, list(spec.heads))
-    single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
-    first = single or dims.stacks["enc"]
-    return {
-        "model": model.source,
-        "model_name": model.name,
-        "model_type": model.config.model_type,
-        "revision": model.revision,
-        "model_files": None if model.held else digest_of_model(model.source, model.revision),
-        "arch": dims.arch,
-        "num_layers": first.n_layers,
-        "num_heads": first.n_heads,
-        "head_dim": first.d_head,
-        "layers_stored": stored["layers"].get("enc") if dims.arch == "enc" else stored["layers"],
-        "heads_stored": stored["heads"].get("enc") if dims.arch == "enc" else stored["heads"],
-        "left_out": list(plan.left_out),
-        "projection": plan.settings["projection"],
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "dims": dims.to_json(),
-        "attention": _attention_meta(model),
-        "model_dtype": str(model.model.dtype).removeprefix("torch."),
-        "device": _device(model),
-        "versions": {
-            name: version(name)
-            for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
-        },
-        "python": platform.python_version(),
-    }
-
-
-def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
-    """How scores become patterns in this model, as far as its config says; None where that is not recordable."""
-    config, family = loaded.config, family_of(loaded.config)
-    own = {
-        "implementation": _attention_implementation(loaded),
-        "gqa": {
-            stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads}
-            for stack, dims in loaded.dims.stacks.items()
-        },
-    }
+def _attention_facts(model: LoadedModel) -> AttentionFacts:
+    """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
+    config, family = model.config, family_of(model.config)
+    gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
     if not architecture_of(config).has_attention_function:
-        return own
-    return own | {
-        "q_k": "as the dot product sees them: after QK-norm and rotary embedding where the family has them",
-        "pattern": "softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        "rotary": family.positions.kind == "rotary",
-        "relative_position_bias": family.positions.kind == "relative bias",
-        "softcap": getattr(config, "attn_logit_softcapping", None),
-        "sinks": family.sinks,
-        "sliding_window": None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
-        "local_attention": getattr(config, "local_attention", None),
-        "layer_types": getattr(config, "layer_types", None),
-    }
+        return AttentionFacts(_attention_implementation(model), gqa)
+    return AttentionFacts(
+        _attention_implementation(model),
+        gqa,
+        q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
+        pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
+        rotary=family.positions.kind == "rotary",
+        relative_position_bias=family.positions.kind == "relative bias",
+        softcap=getattr(config, "attn_logit_softcapping", None),
+        sinks=family.sinks,
+        sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),
+        local_attention=getattr(config, "local_attention", None),
+        layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),
+    )
 
 
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:

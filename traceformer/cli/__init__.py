@@ -31,6 +31,7 @@ train         a byte-level model trained
 terminal      pictures and tables out of characters
 """
 
+import builtins
 import keyword
 import os
 import sys
@@ -53,6 +54,7 @@ VERBS = {
     "check": "Prove on a model that every site means what it says.",
     "extract": "Record a model's internals over a data set into a run.",
     "generate": "Let a model answer prompts, and record it token by token.",
+    "list": "List the runs of a folder, the newest first.",
     "inspect": "Show what a run holds: its arrays, an example, a head.",
     "analyze": "Statistics of attention, activations and logits.",
     "heads": "Measure every attention head, of a run or of a model.",
@@ -66,7 +68,7 @@ VERBS = {
     "verify": "Check every file of a run against its records.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }
-"""Every verb and its line in the help; its function lives in the module of the same name (`import_` for `import`)."""
+"""Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
@@ -111,7 +113,7 @@ def _application() -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        module = f"{verb}_" if keyword.iskeyword(verb) else verb
+        module = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
         app.command(f"traceformer.cli.{module}:{module}", name=verb, help=help_line)
     return app
 

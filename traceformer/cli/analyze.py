@@ -12,12 +12,13 @@ from cyclopts import Parameter
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
-from traceformer.cli.arguments import count, find_example, find_runs
+from traceformer.cli.arguments import count, find_example
 from traceformer.cli.statistics import as_text, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
 from traceformer.questions.statistics import statistics
 from traceformer.questions.vocabulary import token_names
+from traceformer.store.folders import find_runs
 from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]

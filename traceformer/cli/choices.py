@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import TRACES, count
+from traceformer.cli.arguments import count
 from traceformer.sites import Selection, Stack, parse_indices
+from traceformer.store.folders import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_example, find_runs
+from traceformer.cli.arguments import find_example
 from traceformer.errors import UsageError
 from traceformer.formats.registry import READABLE
 from traceformer.formats.registry import export as write
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_runs
 from traceformer.store.run import TraceStore
 from traceformer.units import amount_of_bytes
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import TRACES, count
+from traceformer.cli.arguments import count
 from traceformer.cli.choices import HOW, RECORD, SEVERAL, WHAT, WHERE, DerivedChoice, Loading, PlaceChoice, sites_in
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
 from traceformer.sites import Selection
+from traceformer.store.folders import TRACES
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes, duration
 

@@ -12,13 +12,14 @@ from cyclopts import Group, Parameter
 
 from traceformer.analysis.conventions import SPARSITY, ConventionName
 from traceformer.analysis.head_metrics import HeadMetrics
-from traceformer.cli.arguments import count, find_run
+from traceformer.cli.arguments import count
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.models.weights import find_model_folder
 from traceformer.progress import steps_shown
 from traceformer.questions import heads as questions
 from traceformer.questions.training_texts import TrainingTexts, training_texts
+from traceformer.store.folders import find_run
 from traceformer.store.run import TraceStore
 from traceformer.texts.windows import FileWindows, Part
 from traceformer.units import duration

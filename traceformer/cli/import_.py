@@ -39,8 +39,10 @@ def import_(
     if json:
         print(json_text.dumps({"run": str(store.folder), "examples": store.n, "files": len(found)}, indent=2))
         return
-    notes = [f"{what}: {text}" for what, text in store.meta["imported"].items() if what in ("attention", "token_ids")]
-    notes += ["positions that the files do not hold are NaN"] * bool(store.meta.get("unknown_rows"))
+    notes = [
+        f"{what}: {text}" for what, text in (store.about.imported or {}).items() if what in ("attention", "token_ids")
+    ]
+    notes += ["positions that the files do not hold are NaN"] * bool(store.about.unknown_rows)
     count = f"{store.n} example{'s' if store.n != 1 else ''}"
     print("; ".join((count, *notes, f"next: traceformer analyze {store.folder}")), file=sys.stderr)
     print(store.folder)

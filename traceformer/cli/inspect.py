@@ -11,11 +11,12 @@ import numpy as np
 from cyclopts import Parameter
 from jaxtyping import Num
 
-from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
+from traceformer.cli.arguments import count, find_example, parse_head
 from traceformer.cli.summary import summarise, summarise_experiment
 from traceformer.cli.terminal import draw_matrix, table
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.sites import SITES, ArraySpec
+from traceformer.sites import ArraySpec
+from traceformer.store.folders import find_run, runs_in
 from traceformer.store.layout import META
 from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
@@ -142,21 +143,13 @@ def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
     Raises:
         NotRecorded: the run has no such array, or SelectionError: it has several.
     """
-    specs = store.layout.arrays
-    stored = f"it has {' '.join(str(spec.key) for spec in specs)}"
-    if site is None:
-        patterns = [spec for spec in specs if spec.key.site == "attn_pattern"]
-        if not patterns:
-            raise NotRecorded("this run holds no attention patterns", why=stored, hint="--site SITE")
-        return patterns[0]
-    found = [spec for spec in specs if site in (spec.key.site, str(spec.key))]
-    if not found:
-        known = site in SITES or "." in site
-        raise NotRecorded(f"this run holds no {site}" if known else f"no site {site!r}", why=stored)
-    if len(found) > 1:
-        keys = [str(spec.key) for spec in found]
-        raise SelectionError(f"{site} is there {len(keys)} times", hint=" or ".join(f"--site {key}" for key in keys))
-    return found[0]
+    if site is not None:
+        return store.spec(site)
+    patterns = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
+    if not patterns:
+        stored = f"it has {' '.join(str(spec.key) for spec in store.layout.arrays)}"
+        raise NotRecorded("this run holds no attention patterns", why=stored, hint="--site SITE")
+    return patterns[0]
 
 
 def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:

@@ -11,11 +11,12 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from traceformer.analysis.lens import Lens
-from traceformer.cli.arguments import count, find_example, find_run
+from traceformer.cli.arguments import count, find_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.questions.lens import lens as read_lens
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_run
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
 

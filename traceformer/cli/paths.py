@@ -11,11 +11,12 @@ from cyclopts import Parameter, Token
 
 from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import PathOptions
-from traceformer.cli.arguments import count, find_example, find_run, parse_head
+from traceformer.cli.arguments import count, find_example, parse_head
 from traceformer.cli.paths_report import report
 from traceformer.errors import UsageError
 from traceformer.presentation import present
 from traceformer.questions.paths import paths as find_paths
+from traceformer.store.folders import find_run
 from traceformer.store.run import Run
 
 if TYPE_CHECKING:

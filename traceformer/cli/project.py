@@ -10,12 +10,13 @@ import numpy as np
 from cyclopts import Parameter
 
 from traceformer.analysis.projection import Projections
-from traceformer.cli.arguments import find_example, find_runs
+from traceformer.cli.arguments import find_example
 from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.questions.traits import project as project_run
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_runs
 from traceformer.store.run import Run
 
 __all__ = ["project"]

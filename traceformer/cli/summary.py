@@ -7,6 +7,7 @@ from typing import Any
 
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
+from traceformer.store.meta import Dims
 from traceformer.store.run import TraceStore
 from traceformer.units import amount_of_bytes
 
@@ -115,7 +116,7 @@ _ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder
 
 def summarise(store: TraceStore, folder: Path) -> RunSummary:
     """Returns what the run in `folder` holds."""
-    meta, layout = store.meta, store.layout
+    about, layout = store.about, store.layout
     lengths = {stack: [store.length(example_id, stack) for example_id in store.ids] for stack in layout.stacks}
     totals = {stack: sum(of_stack) for stack, of_stack in lengths.items()}
     arrays: list[ArraySummary] = []
@@ -124,19 +125,19 @@ def summarise(store: TraceStore, folder: Path) -> RunSummary:
         size = _size(folder / path)
         per_token = size / max(totals[spec.key.token_stack], 1)
         arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
-    parts = (line for spec in layout.arrays for line in _parts(spec, meta["dims"][spec.key.token_stack]))
+    parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
     return RunSummary(
         run=str(folder),
-        kind=meta.get("kind", "extraction"),
+        kind=about.kind or "extraction",
         finished=store.finished,
-        model=meta["model"],
-        arch=meta["arch"],
-        dataset=meta["dataset"],
-        split=meta["split"],
-        dtype=meta["dtype"],
+        model=about.model or "unknown",
+        arch=layout.arch,
+        dataset=about.dataset or "unknown",
+        split=about.split or "unknown",
+        dtype=layout.dtype,
         codec=store.layout.codec,
         attn_codec=store.layout.attn_codec,
-        time=meta["time"],
+        time=about.time or "unknown",
         n_examples=store.n,
         n_tokens=dict[str, int](totals),
         longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
@@ -153,12 +154,12 @@ def _dims(spec: ArraySpec) -> dict[str, int | None]:
     return {axis: None if axis in ragged else sizes.get(axis, spec.width) for axis in spec.site.axes}
 
 
-def _parts(spec: ArraySpec, dims: Mapping[str, int]) -> Iterator[str]:
+def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     """Yields a line for each axis on which only some of the model's layers or heads are stored."""
-    totals = {"layer": dims["n_layers"], "hidden_layer": dims["n_layers"] + 1}
-    totals |= {"head": dims["n_heads"], "kv_head": dims["n_kv_heads"]}
+    totals = {"layer": dims.n_layers, "head": dims.n_heads, "kv_head": dims.n_kv_heads}
+    totals["hidden_layer"] = None if dims.n_layers is None else dims.n_layers + 1
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
-        if len(numbers) < totals[axis]:
+        if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
 
 

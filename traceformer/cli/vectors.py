@@ -10,7 +10,6 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from traceformer.analysis.directions import Direction, Method
-from traceformer.cli.arguments import find_run
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.formats.directions import read_direction
@@ -18,6 +17,7 @@ from traceformer.progress import Totals, progress_shown, steps_shown
 from traceformer.questions.trait_rows import Position
 from traceformer.questions.traits import fit_directions
 from traceformer.sites import parse_indices
+from traceformer.store.folders import find_run
 from traceformer.store.run import Run
 
 __all__ = ["fit", "show", "vectors"]

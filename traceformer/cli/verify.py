@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_runs
+from traceformer.store.folders import find_runs
 from traceformer.units import amount_of_bytes
 
 if TYPE_CHECKING:

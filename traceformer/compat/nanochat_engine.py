@@ -25,6 +25,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage
 from traceformer.texts.prompts import one_prompt
 
@@ -199,9 +200,9 @@ def _analysis(trace: Trace, convention: ConventionName) -> dict[str, Any]:
 def _sight(trace: Trace, layer: int) -> Visibility:
     """Which keys a query can see, by what the trace says of its run: a decoder's, if it says nothing."""
     stated = trace.head.metadata.get("traceformer") or {}
-    meta: Mapping[str, Any] = stated.get("run") or {}
-    stack: Stack = "enc" if meta.get("arch") == "enc" else "dec"
-    return visibility_of(meta, ArrayKey(stack, "self", "attn_pattern"), layer)
+    about = RunMeta.from_json(stated.get("run") or {})
+    stack: Stack = "enc" if about.arch == "enc" else "dec"
+    return visibility_of(about.attention, ArrayKey(stack, "self", "attn_pattern"), layer)
 
 
 def _attention(

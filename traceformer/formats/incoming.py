@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch
 from traceformer.store.writer import RunWriter
 from traceformer.texts.shown import unnamed
@@ -74,7 +76,7 @@ def write_run(
     )
     meta = _meta(layout, source, stated, {**(imported or {})}, partial=partial)
     digest = {"files": [_sha256(path) for path in files]}
-    folder = destination(options, meta["run_id"])
+    folder = destination(options, str(meta.run_id))
     with RunWriter.create(folder, layout, meta, digest=digest, overwrite=options.overwrite) as writer:
         for shard in writer.pending:
             buffer, rows = writer.buffer(), layout.shard_range(shard)
@@ -168,24 +170,26 @@ def common_dtype(dtypes: set[str]) -> Dtype:
 
 def _meta(
     layout: RunLayout, source: str, stated: Mapping[str, Any], imported: Mapping[str, Any], *, partial: bool
-) -> dict[str, Any]:
+) -> RunMeta:
     """Returns what `meta.json` states: what the files said, or else what the arrays show."""
     now, model = time.strftime("%Y%m%d-%H%M%S"), str(stated.get("model_name", "unknown"))
     what = "traces" if source == "json" else source
-    meta: dict[str, Any] = {
+    shown = {
         "model": "unknown",
-        "arch": layout.arch,
         "dataset": what,
         "split": "imported",
         "dims": {stack: _dims(layout.arrays, stack) for stack in layout.stacks},
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{name: value for name, value in stated.items() if name not in ("run_id", "arch", UNKNOWN)},
-        "run_id": f"{now}_{short_name(model)}_{what}_imported_n{layout.n_examples}",
-        "n_examples": layout.n_examples,
-        "dtype": layout.dtype,
-        "imported": {"format": source, "from_run": stated.get("run_id"), **imported},
     }
-    return {**meta, UNKNOWN: "NaN"} if partial else meta
+    return replace(
+        RunMeta.from_json(shown | {name: value for name, value in stated.items() if value is not None}),
+        run_id=f"{now}_{short_name(model)}_{what}_imported_n{layout.n_examples}",
+        arch=layout.arch,
+        n_examples=layout.n_examples,
+        dtype=layout.dtype,
+        imported={"format": source, "from_run": stated.get("run_id"), **imported},
+        unknown_rows="NaN" if partial else None,
+    )
 
 
 def _dims(arrays: Sequence[ArraySpec], stack: Stack) -> dict[str, int]:

@@ -205,18 +205,18 @@ def _round_as_nanochat(_: Any, __: Any, cos_sin: "tuple[torch.Tensor, torch.Tens
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        stated = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"no file {path}", why="nanochat writes it beside the weights") from None
     except ValueError as error:
         raise Unreadable(f"{path} is no JSON", why=str(error)) from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("model_config"), dict):
+    if not isinstance(stated, dict) or not isinstance(stated.get("model_config"), dict):
         raise Unreadable(f"{path} states no model_config")
-    return meta
+    return stated
 
 
-def _sizes(meta: Mapping[str, Any], path: Path) -> dict[str, int]:
-    config = dict(meta["model_config"])
+def _sizes(stated: Mapping[str, Any], path: Path) -> dict[str, int]:
+    config = dict(stated["model_config"])
     sizes = {
         name: config.pop(name, None)
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")

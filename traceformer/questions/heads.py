@@ -4,7 +4,7 @@ A run's patterns are read once, in parts of bounded size. A model's are reduced 
 in memory is one batch's forward pass and a few blocks. Both give the same numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import TraceStore
 from traceformer.texts.windows import FileWindows
 
@@ -131,7 +132,7 @@ def _of_run(
     for spec in specs:
         aligned = spec.key.attention == "self"
         tokens = _tokens(store, spec.key) if aligned else None
-        sights = {layer: visibility_of(store.meta, spec.key, layer) for layer in spec.layers}
+        sights = {layer: visibility_of(store.about.attention, spec.key, layer) for layer in spec.layers}
         with Measurement(
             attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
         ) as measurement:
@@ -150,7 +151,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder), model=store.meta.get("model"))
+    return join_heads(measured, source=str(store.folder), model=store.about.model)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -175,7 +176,7 @@ class _Reading(NamedTuple):
 
     plan: "Plan"
     rows: "Sequence[Encoded]"
-    meta: Mapping[str, Any]
+    meta: "RunMeta"
     source: str
 
 
@@ -210,7 +211,7 @@ def _of_model(
             copy: Any = block.to(getattr(torch, dtype), copy=True)
             measurements[spec.key].add(
                 copy.numpy() if copy.device.type == "cpu" else copy,
-                geometry(spec.key, visibility_of(reading.meta, spec.key, layer), example),
+                geometry(spec.key, visibility_of(reading.meta.attention, spec.key, layer), example),
                 layer=layer,
                 first=queries.start,
                 stop=queries.stop,

@@ -90,7 +90,7 @@ def run_lens(
     first = 1 if spec.key.site == "hidden" else 0
     stored = tuple(number - first for number in spec.layers if number >= first)
     chosen, where, targets = _part_of(run, example, spec, stored, layers, positions)
-    last = run.meta["dims"]["dec"]["n_layers"] - 1
+    last = (run.about.dims_of("dec").n_layers or 0) - 1
 
     def residual(number: int, places: Int64[np.ndarray, "place"]) -> Float32[np.ndarray, "place d_embed"]:
         layer = chosen[number]

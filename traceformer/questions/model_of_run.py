@@ -42,9 +42,9 @@ def load_model_of(run: Run, *, device: str | None = None) -> "LoadedModel":
     """
     from traceformer.models.load import load_model
 
-    source = str(run.meta["model"])
-    loaded = load_model(source, revision=run.meta.get("revision"), device=device or "cpu")
-    recorded = run.meta["configuration"].get("model weights")
+    source = str(run.about.model)
+    loaded = load_model(source, revision=run.about.revision, device=device or "cpu")
+    recorded = run.about.model_weights
     if loaded.digest != recorded:
         raise _changed(source, "weights", loaded.digest, recorded)
     return loaded
@@ -54,23 +54,23 @@ def _folder_of(run: Run, moved_to: str | Path | None) -> Path:
     try:
         if moved_to is not None:
             return find_model_folder(str(moved_to))
-        return find_model_folder(str(run.meta.get("model")), run.meta.get("revision"))
+        return find_model_folder(str(run.about.model), run.about.revision)
     except NotFound as error:
         hint = "" if moved_to is not None else "`model=FOLDER` says where it is now"
         raise NotFound(error.message, why=error.why, hint=hint) from error
 
 
 def _check_unchanged(run: Run, folder: Path) -> None:
-    recorded: str | None = run.meta.get("model_files")
+    recorded: str | None = run.about.model_files
     if recorded is not None:
         what, now = "files", files_digest(folder)
     else:  # an older run, which knows the digest of the loaded weights only
         from traceformer.models.load import load_model
 
-        recorded = run.meta["configuration"].get("model weights")
+        recorded = run.about.model_weights
         if recorded is None:
             raise NotRecorded("this run does not say what weights its model had", hint="record it again")
-        what, now = "weights", load_model(str(folder), dtype=run.meta.get("model_dtype")).digest
+        what, now = "weights", load_model(str(folder), dtype=run.about.model_dtype).digest
     if now != recorded:
         raise _changed(str(folder), what, now, recorded)
 

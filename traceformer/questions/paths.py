@@ -126,7 +126,7 @@ def trace_stored(
     if spec is None:
         names = ", ".join(str(each.key) for each in store.layout.arrays)
         raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint='record it with `capture="attn"`')
-    numbers = _layers(spec, layer, int(store.meta["dims"][stack]["n_layers"]))
+    numbers = _layers(spec, layer, store.about.dims_of(stack).n_layers or 0)
     options.check("all" if layer == "all" else numbers[0], has_source=cross is not None)
     tokens = _tokens(store, example_id, stack, bos_token_id)
     source = None if cross is None else _tokens(store, example_id, "enc", None)
@@ -139,15 +139,15 @@ def trace_stored(
         layers=len(numbers),
         queries=len(tokens),
         keys=lengths,
-        has_sinks=bool(store.meta.get("attention", {}).get("sinks")),
+        has_sinks=bool(store.about.attention.sinks),
     )
     for each in filter(None, (own, cross)):
         _read(store, example_id, each, numbers, options, combiner, output_weights)
     weights = combiner.edge_weights("all" if layer == "all" else numbers[0], looks_ahead=stack == "enc")
     settings = {
-        "model": model_name(str(store.meta.get("model", ""))),
+        "model": model_name(store.about.model or ""),
         "stack": stack,
-        "run": store.meta.get("run_id"),
+        "run": store.about.run_id,
         "example_id": example_id,
         "stored_as": "sqrt8" if store.layout.attn_codec == "sqrt8" else store.dtype,
     }

@@ -90,7 +90,7 @@ def statistics(
         if spec.key.site == "attn_pattern":
             heads: list[HeadStatistics] = []
             for layer in spec.layers:
-                tally = AttentionTally(len(spec.heads), rules, visibility_of(store.meta, spec.key, layer))
+                tally = AttentionTally(len(spec.heads), rules, visibility_of(store.about.attention, spec.key, layer))
                 for _, pattern in part(spec, layer):
                     tally.add(pattern)
                 heads.append(tally.result())

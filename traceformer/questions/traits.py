@@ -71,7 +71,7 @@ def fit_directions(
 ) -> dict[Method, Direction]:
     """Returns the same by several methods, for which each layer is read once; `progress` is told of layers."""
     runs = (positive, negative)
-    digests = [run.meta.get("configuration", {}).get("model weights") for run in runs]
+    digests = [run.about.model_weights for run in runs]
     if digests[0] != digests[1]:
         raise UsageError("the two runs are of different models", why=f"their weights are {digests[0]} and {digests[1]}")
     specs = [_find_rows(run, site) for run in runs]
@@ -85,7 +85,7 @@ def fit_directions(
     about = {
         "site": specs[0].key.site,
         "position": position,
-        "model": positive.meta.get("model"),
+        "model": positive.about.model,
         "model_weights": digests[0],
         "examples": [run.n for run in runs],
     }
@@ -186,7 +186,7 @@ def _project(
         layers, names = _layers(directions, spec, asked), tuple(directions)
     else:
         spec = _recorded(run)
-        layers, names = _stored_layers(spec, asked), tuple(run.meta["projection"]["names"])
+        layers, names = _stored_layers(spec, asked), tuple((run.about.projection or {})["names"])
     by_layer: dict[int | None, ProjectedRows] = {}
     for number, layer in enumerate(layers):
 
@@ -197,7 +197,7 @@ def _project(
     return Projections(
         str(run.folder),
         spec.key,
-        str(spec.key) if directions else run.meta["projection"]["site"],
+        str(spec.key) if directions else (run.about.projection or {})["site"],
         names,
         layers,
         tuple(_curves(run, spec, names, by_layer, example)),
@@ -285,7 +285,7 @@ def _recorded(run: Run) -> ArraySpec:
 
 def _check(directions: Mapping[str, Direction], spec: ArraySpec, run: Run) -> None:
     """Refuses vectors of another width, and warns of those that were found somewhere else."""
-    weights = run.meta.get("configuration", {}).get("model weights")
+    weights = run.about.model_weights
     for name, own in directions.items():
         if own.width != spec.width:
             raise UsageError(f"the vectors of {name} are {own.width} wide", why=f"{spec.key} is {spec.width} wide")

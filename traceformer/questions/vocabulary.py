@@ -22,7 +22,7 @@ def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], 
         if ids in table and tokens in table:
             for own_ids, own_tokens in zip(table[ids], table[tokens], strict=True):
                 names.update(zip(own_ids, own_tokens, strict=True))
-    vocabulary = _vocabulary(model or str(store.meta.get("model")), store.meta.get("revision"))
+    vocabulary = _vocabulary(model or str(store.about.model), store.about.revision)
     if all(vocabulary.get(token_id, token) == token for token_id, token in names.items()):
         names = vocabulary | names
     return lambda token_id: names.get(token_id, unnamed(token_id))

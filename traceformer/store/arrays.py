@@ -1,34 +1,45 @@
-"""The arrays of a run: which one a site means, and reading the parts that a layer, a head, an example need."""
+"""The arrays of a run: which one a site means, which of its layers and heads, and reading what these need."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Num
 
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites
+from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import decode
 from traceformer.store.layout import RunLayout, head_index, layer_index
+from traceformer.store.meta import RunMeta
 from traceformer.store.source import Lead, Source
 from traceformer.store.zarr3 import read_ahead, reading
 
-__all__ = ["RunArrays", "find_spec"]
+__all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
+
+Shape: TypeAlias = Literal["any", "rows", "matrix"]
 
 
-def find_spec(
-    layout: RunLayout, site: str | ArrayKey, side: str | None, kind: str | None, prefer: Stack | None = None
+def find_array(
+    layout: RunLayout,
+    site: str | ArrayKey,
+    side: str | None = None,
+    kind: str | None = None,
+    *,
+    prefer: Stack | None = None,
+    shape: Shape = "any",
 ) -> ArraySpec:
     """Returns the array that a site (`resid_mid`), a group of one site (`attn`) or a key (`dec.cross.q`) means.
 
-    `kind` is `self` unless only cross-attention is recorded; `prefer` decides between two stacks.
+    `kind` is `self` unless only cross-attention is recorded; `prefer` decides between two stacks. `shape` says what is
+    wanted of it: `rows` for one row per token that is an activation, `matrix` for (query, key).
 
     Raises:
-        SelectionError: there is no such site, or two stacks have it, and neither `side` nor `prefer` says which.
+        SelectionError: there is no such site; or two stacks have it, and neither `side` nor `prefer` says which; or it
+            has another shape.
         NotRecorded: this run does not hold it.
     """
     if isinstance(site, str) and "." in site:
@@ -48,21 +59,68 @@ def find_spec(
         what = " ".join(filter(None, (side, kind, site)))
         names = " ".join(str(spec.key) for spec in layout.arrays)
         raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}")
-    if len(found) > 1:
-        found = [spec for spec in found if spec.key.stack == prefer]
-    if not found:
-        raise SelectionError(f"both stacks have {site}", hint="say side='enc' or side='dec'")
-    return found[0]
+    preferred = found if len(found) == 1 else [spec for spec in found if spec.key.stack == prefer]
+    if not preferred:
+        keys = " or ".join(str(spec.key) for spec in found)
+        raise SelectionError(f"both stacks have {site}", hint=f"{keys}; or side='enc' or side='dec'")
+    _check_shape(preferred[0], shape)
+    return preferred[0]
+
+
+def _check_shape(spec: ArraySpec, shape: Shape) -> None:
+    if shape == "matrix" and not spec.site.is_matrix:
+        raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="attn_pattern is one")
+    if shape == "rows" and spec.site.is_derived:
+        raise SelectionError(f"{spec.key} is no activation", why=spec.site.meaning, hint="resid_post is one")
+    if shape == "rows" and (spec.site.is_matrix or spec.heads):
+        raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")
+
+
+def find_numbers(
+    what: str, wanted: str | int | Iterable[int] | None, stored: Sequence[int], *, of: str
+) -> tuple[int, ...]:
+    """Returns which layers, heads or positions are meant, in the order asked for.
+
+        find_numbers("layer", "0,3-5", spec.layers, of=str(spec.key))
+
+    Args:
+        what: `layer`, `head` or `position`, for messages.
+        wanted: None or `all` for all that are stored; a number; numbers; or a text such as `0,3-5`.
+        stored: Those that there are.
+        of: Of what, for messages.
+
+    Raises:
+        SelectionError: one is not stored, or none is asked for; the message names what is stored.
+    """
+    if wanted is None or wanted == "all":
+        chosen = tuple(stored)
+    elif isinstance(wanted, str):
+        chosen = parse_indices(wanted)
+    else:
+        chosen = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    missing = [number for number in chosen if number not in stored]
+    if missing or not chosen:
+        asked = ", ".join(map(str, missing)) or "nothing"
+        there = f"{what}s {shortened(stored)}" if stored else f"no {what}s"
+        raise SelectionError(f"{what} {asked} requested", why=f"there are {there} of {of}")
+    return chosen
+
+
+def shortened(numbers: Sequence[int]) -> str:
+    """Returns numbers in the form that `parse_indices` reads: 0-3,7."""
+    starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]
+    parts = [(numbers[i], numbers[j - 1]) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 class RunArrays:
     """The arrays of a run, opened. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
 
-    def __init__(self, source: Source, dims: Mapping[str, Any]) -> None:
+    def __init__(self, source: Source, about: RunMeta) -> None:
         self._source = source
         self._layout = source.head.layout
         self._index = source.index
-        self._dims = dims
+        self._about = about
 
     def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
@@ -133,8 +191,8 @@ class RunArrays:
 
     def _stored_head(self, spec: ArraySpec, head: int) -> int:
         """Returns the kv_head that an attention head reads, for keys and values."""
-        dims: Mapping[str, int] = self._dims.get(spec.key.stack, {})
-        n_heads, n_kv_heads = dims.get("n_heads", 0), dims.get("n_kv_heads", 0)
+        dims = self._about.dims_of(spec.key.stack)
+        n_heads, n_kv_heads = dims.n_heads or 0, dims.n_kv_heads
         if "kv_head" not in spec.site.axes or not n_kv_heads:
             return head
         if not 0 <= head < n_heads:

@@ -7,6 +7,7 @@
 Each of the three is sealed with its own SHA-256 and lists the checksums of the files that came before it.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from traceformer.store.files import (
     unseal,
 )
 from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, RunLayout
+from traceformer.store.meta import RunMeta
 
 __all__ = [
     "CommitRecord",
@@ -56,6 +58,16 @@ class RunHead:
     meta: Mapping[str, Any]
     layout: RunLayout
     configuration: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, meta: RunMeta | Mapping[str, Any], layout: RunLayout, configuration: Mapping[str, Any]) -> "RunHead":
+        """Returns a new run's head, as its file will give it back: tuples are lists there."""
+        stated = meta.to_json() if isinstance(meta, RunMeta) else meta
+        return cls.from_json(json.loads(json.dumps(cls(stated, layout, configuration).to_json())))
+
+    @property
+    def about(self) -> RunMeta:
+        return RunMeta.from_json(self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> "RunHead":

@@ -4,7 +4,6 @@ Each example's matrices are kept at their true size, each shard's token rows bac
 them, so that the same code reads them and `Run.save` writes the same bytes.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from traceformer.store.commits import CommitRecord, RunHead, configuration_diges
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
 from traceformer.store.source import Lead
 from traceformer.store.zarr3 import Array
@@ -103,11 +103,11 @@ class MemoryWriter:
         bytes_written: The memory that is taken so far.
     """
 
-    def __init__(self, layout: RunLayout, meta: Mapping[str, Any], *, digest: Mapping[str, Any]) -> None:
+    def __init__(self, layout: RunLayout, meta: RunMeta | Mapping[str, Any], *, digest: Mapping[str, Any]) -> None:
         self.layout = layout
         self.bytes_written = 0
-        # As a file would give it back: tuples are lists there.
-        self._head = RunHead.from_json(json.loads(json.dumps(RunHead(meta, layout, digest).to_json())))
+        self._head = RunHead.of(meta, layout, digest)
+        self._nan_is_unknown = self._head.about.unknown_rows == "NaN"
         self._records: dict[int, CommitRecord] = {}
         self._tables: dict[int, pa.Table] = {}
         self._matrices: dict[ArrayKey, dict[int, list[Values]]] = {}
@@ -145,7 +145,7 @@ class MemoryWriter:
                 raise UsageError(f"shard {shard} is not pending", why="it is committed, or out of range")
             ids = example_ids(shard, buffer, tokens)
             for spec in self.layout.arrays:
-                check_finite(shard, spec, buffer, nan_is_unknown=self._head.meta.get("unknown_rows") == "NaN")
+                check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
                 self._keep(shard, spec, buffer)
             self._tables[shard] = encodable(tokens)
             self._records[shard] = CommitRecord(

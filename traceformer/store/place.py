@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from traceformer.store.locks import (
     unfinished_folder,
 )
 from traceformer.store.memory import MemoryWriter, check_memory
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 
@@ -73,7 +74,7 @@ class Place:
         self,
         name: str,
         layout: RunLayout,
-        meta: Mapping[str, Any],
+        meta: RunMeta,
         configuration: Mapping[str, Any],
         lengths: Mapping[Stack, Sequence[int]],
     ) -> RunWriter | MemoryWriter:
@@ -82,7 +83,7 @@ class Place:
         Args:
             name: What the run is called, behind its time, where it has no folder of its own.
             layout: What goes into it.
-            meta: What `meta.json` says of model and texts.
+            meta: What the run states of model and texts.
             configuration: What must be equal to resume, but for the layout.
             lengths: Tokens of each example, or the most that it can have.
 
@@ -106,10 +107,10 @@ class Place:
         stated = self._complete(folder.name, meta, layout)
         return begin(folder, layout, stated, digest=configuration, writer=self.writer)
 
-    def _complete(self, run_id: str, meta: Mapping[str, Any], layout: RunLayout) -> dict[str, Any]:
+    def _complete(self, run_id: str, meta: RunMeta, layout: RunLayout) -> dict[str, Any]:
         """What `meta.json` says, with what is known of the place and its layout."""
-        place = {"run_id": run_id, "n_examples": layout.n_examples, "dtype": layout.dtype}
-        return {**place, **meta, "command_line": self.command_line}
+        place = {"n_examples": layout.n_examples, "dtype": layout.dtype, "command_line": self.command_line}
+        return replace(meta, run_id=run_id, **place).to_json()
 
 
 def finished(writer: RunWriter | MemoryWriter) -> Run:

@@ -18,10 +18,11 @@ from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Uns
 from traceformer.presentation import present
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
-from traceformer.store.arrays import RunArrays, find_spec
+from traceformer.store.arrays import RunArrays, Shape, find_array
 from traceformer.store.dtypes import Dtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, public_name
 from traceformer.store.source import Source
 from traceformer.store.verification import Verification, verify_folder
@@ -53,7 +54,8 @@ class Run:
     Attributes:
         folder: Where the run lies; None in memory.
         layout: Its arrays and sizes.
-        meta: All of `meta.json`.
+        about: What it says of its model, texts and settings.
+        meta: All of `meta.json`, as it is written.
         finished: False for a run that is being written or was interrupted.
     """
 
@@ -70,10 +72,11 @@ class Run:
         self.folder: Path | None = source.folder
         self.layout: RunLayout = source.head.layout
         self.meta: dict[str, Any] = source.head.to_json()
+        self.about: RunMeta = RunMeta.from_json(self.meta)
         self.finished: bool = source.finished
         self._index = source.index
         self._rows = {name: row for row, name in enumerate(self._index.ids)}
-        self._arrays = RunArrays(source, self.meta.get("dims", {}))
+        self._arrays = RunArrays(source, self.about)
 
     def __repr__(self) -> str:
         place = "in memory" if self.folder is None else repr(str(self.folder))
@@ -121,10 +124,10 @@ class Run:
         return self._dimension("d_head")
 
     def _dimension(self, name: str) -> int:
-        dims = self.meta.get("dims", {}).get(self.layout.stacks[0], {})
-        if name not in dims:
+        size: int | None = getattr(self.about.dims_of(self.layout.stacks[0]), name)
+        if size is None:
             raise NotRecorded(f"this run does not say its model's {name}")
-        return dims[name]
+        return size
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """Returns what is recorded: the padded store's name of each array and its shape (N[, L][, H], T, ...).
@@ -140,17 +143,25 @@ class Run:
         return (self.n, *shape[:-2], self.layout.max_tokens[spec.key.token_stack], shape[-1])
 
     def spec(
-        self, site: str | ArrayKey, side: str | None = None, kind: str | None = None, *, prefer: Stack | None = None
+        self,
+        site: str | ArrayKey,
+        side: str | None = None,
+        kind: str | None = None,
+        *,
+        prefer: Stack | None = None,
+        shape: Shape = "any",
     ) -> ArraySpec:
         """Returns the array that a site's name (`resid_mid`), a group's of one site (`attn`) or a key means.
 
-        A key is written `dec.cross.q`. `kind` is `self` unless only cross-attention is recorded.
+        A key is written `dec.cross.q`. `kind` is `self` unless only cross-attention is recorded. `shape` is `rows` for
+        an activation with one row per token, `matrix` for (query, key).
 
         Raises:
-            SelectionError: there is no such site, or two stacks have it, and neither `side` nor `prefer` says which.
+            SelectionError: there is no such site, two stacks have it and neither `side` nor `prefer` says which, or it
+                has another shape.
             NotRecorded: this run does not hold it.
         """
-        return find_spec(self.layout, site, side, kind, prefer)
+        return find_array(self.layout, site, side, kind, prefer=prefer, shape=shape)
 
     # One example
 

@@ -48,6 +48,7 @@ from traceformer.store.locks import (
     refuse_other_writers,
     unfinished_folder,
 )
+from traceformer.store.meta import RunMeta
 from traceformer.store.shards import is_written_directly, write_shard
 from traceformer.store.tables import encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
@@ -86,6 +87,7 @@ class RunWriter:
         self._writer = writer
         self._lock = lock
         self._overwrite = overwrite
+        self._nan_is_unknown = head.about.unknown_rows == "NaN"
         # Nothing is cached: a shard is written once and whole.
         self._context = ts.Context(
             {
@@ -107,7 +109,7 @@ class RunWriter:
         cls,
         folder: Path,
         layout: RunLayout,
-        meta: Mapping[str, Any],
+        meta: RunMeta | Mapping[str, Any],
         *,
         digest: Mapping[str, Any],
         writer: tuple[int, int] = (0, 1),
@@ -137,7 +139,7 @@ class RunWriter:
             unfinished.mkdir(exist_ok=True)
             lock = lock_writer(unfinished, writer)
             try:
-                head = RunHead(dict(meta), layout, _plain(digest))
+                head = RunHead.of(meta, layout, digest)
                 if not (unfinished / META).exists():
                     head.write(unfinished)
                 elif writer[1] > 1:  # never started anew: it may hold what another writer has committed
@@ -161,7 +163,7 @@ class RunWriter:
         cls,
         folder: Path,
         layout: RunLayout,
-        meta: Mapping[str, Any],
+        meta: RunMeta | Mapping[str, Any],
         *,
         digest: Mapping[str, Any],
         writer: tuple[int, int] = (0, 1),
@@ -181,7 +183,7 @@ class RunWriter:
             raise NotFound(f"nothing to resume at {final}", hint="leave out `resume=True`")
         with claiming(unfinished):
             refuse_existing(final, overwrite)
-            head = begun_head(unfinished, RunHead(dict(meta), layout, _plain(digest)))
+            head = begun_head(unfinished, RunHead.of(meta, layout, digest))
             lock = lock_writer(unfinished, writer)
             try:
                 return cls(unfinished, head, writer, lock, overwrite)
@@ -311,7 +313,7 @@ class RunWriter:
             pool.shutdown(cancel_futures=True)
 
     def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
-        check_finite(shard, spec, buffer, nan_is_unknown=self._head.meta.get("unknown_rows") == "NaN")
+        check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
         layout = self.layout
         files = layout.shard_files(spec, shard)
         if is_written_directly(layout.codec_of(spec)):
@@ -341,11 +343,6 @@ def _parquet(tokens: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(tokens, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-def _plain(digest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy that JSON gives back equal: tuples are lists there."""
-    return {name: [*value] if isinstance(value, tuple) else value for name, value in digest.items()}
 
 
 def _check_writer(writer: tuple[int, int]) -> None:

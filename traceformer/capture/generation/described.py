@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,9 +13,11 @@ from traceformer.capture.generation.prompts import Prompts, ReadPrompt
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.tokenizing import Encoded
 from traceformer.models.loaded import LoadedModel
+from traceformer.sites import Stack
+from traceformer.store.meta import RunMeta
 from traceformer.texts.prompts import digest_of_prompts
 
-__all__ = ["Generated", "generation_configuration", "generation_meta", "generation_table"]
+__all__ = ["Generated", "generation_configuration", "generation_table", "with_generation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +47,31 @@ def generation_configuration(
     }
 
 
-def generation_meta(model: LoadedModel, prompts: Prompts, sampling: Sampling, *, replay: bool) -> dict[str, Any]:
-    """Returns what `meta.json` states of a generation, beside the model."""
-    n_ctx = {stack: dims.n_ctx or None for stack, dims in model.dims.stacks.items()}
+def with_generation(
+    meta: RunMeta, model: LoadedModel, prompts: Prompts, sampling: Sampling, *, replay: bool, capture_steps: bool
+) -> RunMeta:
+    """Returns what a run states of its model and, added to it, of its prompts and of how they were answered."""
+    n_ctx: dict[Stack, int | None] = {stack: dims.n_ctx or None for stack, dims in model.dims.stacks.items()}
     is_encdec = model.dims.arch == "encdec"
-    return {
-        "kind": "generation",
-        "dataset": prompts.name,
-        "split": "generated",
-        "max_seq_len": n_ctx if is_encdec else n_ctx["dec"],
-        "generation": {
+    return replace(
+        meta,
+        kind="generation",
+        dataset=prompts.name,
+        split="generated",
+        max_seq_len=n_ctx if is_encdec else n_ctx["dec"],
+        generation={
             **_plain(sampling.to_json()),
             "seed_of_batch": "seed + shard",
             "chat": prompts.chat,
             "recorded": "in one pass over each finished text" if replay else "token by token",
+            "capture_steps": capture_steps,
             "prompt_sets": [prompt_set.name for prompt_set in prompts.sets],
             "model_config": _plain(model.model.generation_config.to_dict()),  # pyright: ignore
         },
-        "category": prompts.category,
-        "padding": "a decoder's on the left within batches, with explicit positions; never stored",
-        "decoder_inputs": "[start, y0 .. y(n-1)]" if is_encdec else None,
-    }
+        category=prompts.category,
+        padding="a decoder's on the left within batches, with explicit positions; never stored",
+        decoder_inputs="[start, y0 .. y(n-1)]" if is_encdec else None,
+    )
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

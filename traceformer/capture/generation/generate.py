@@ -13,6 +13,7 @@ the same responses.
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,8 +25,8 @@ from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
-    generation_meta,
     generation_table,
+    with_generation,
 )
 from traceformer.capture.generation.prompts import Prompts, ReadPrompt, complete, read_prompts
 from traceformer.capture.generation.respond import Responder, Responses
@@ -208,9 +209,8 @@ def answer(
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
     )
     name = f"{model.name}_{prompts.name}_generated_n{layout.n_examples}"
-    meta = model_meta(model, plan) | generation_meta(model, prompts, sampling, replay=replay)
-    meta["generation"]["capture_steps"] = capture_steps
-    meta |= {"capture": list(selection.capture), "batch_size": min(batch_size, len(read))}
+    meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
+    meta = with_generation(meta, model, prompts, sampling, replay=replay, capture_steps=capture_steps)
     configuration = model_configuration(model, plan) | generation_configuration(model, prompts, sampling, replay=replay)
     with place.open(name, layout, meta, configuration, most) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)

@@ -101,7 +101,7 @@ class _Example:
         of_set, name = self.passage.row.get("prompt_set"), self.passage.example_id
         if of_set and name.startswith(f"{of_set}-"):
             name = name.removeprefix(f"{of_set}-")
-        return file_name(str(of_set or self.store.meta.get("dataset") or "run")), file_name(name)
+        return file_name(str(of_set or self.store.about.dataset or "run")), file_name(name)
 
     def _internals(self, layer: int) -> dict[str, Any]:
         prompt, response = self._texts()
@@ -213,10 +213,10 @@ def _recorded(store: TraceStore, passage: Passage, layout: str) -> dict[str, Arr
             hint=f'record with `capture="{" ".join(LAYOUTS[layout])}"`',
         )
     specs = {site: spec for site, spec in found.items() if spec is not None}
-    dims: Mapping[str, int] = store.meta.get("dims", {}).get(passage.stack, {})
+    dims = store.about.dims_of(passage.stack)
     for spec in specs.values():
-        of_all = dims.get("n_kv_heads" if "kv_head" in spec.site.axes else "n_heads", len(spec.heads))
-        if spec.heads and len(spec.heads) < of_all:
+        of_all = dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads
+        if spec.heads and of_all is not None and len(spec.heads) < of_all:
             raise NotRecorded(
                 f'`layout="{layout}"` needs all {of_all} heads of {spec.key}',
                 why=f"this run holds heads {', '.join(map(str, spec.heads))}",

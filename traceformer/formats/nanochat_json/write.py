@@ -77,7 +77,7 @@ class _Example:
         passage = Passage.of(store, example_id, "nanochat traces")
         self._store, self._id, self._passage = store, example_id, passage
         self._ids, self._n_prompt = passage.ids, passage.n_prompt
-        self._is_partial = store.meta.get("unknown_rows") == "NaN"
+        self._is_partial = store.about.unknown_rows == "NaN"
         self._blocks: dict[ArrayKey, Float[np.ndarray, "..."]] = {}
 
     def trace(self, trace_id: str | None, steps: bool | None, lossless: bool) -> Trace:
@@ -89,7 +89,7 @@ class _Example:
                 why="they have attn_pattern, token_embed, logits, attn_norm, attn_out, mlp_norm and mlp_out",
             )
         if steps is None:
-            steps = bool((self._store.meta.get("generation") or {}).get("capture_steps"))
+            steps = bool((self._store.about.generation or {}).get("capture_steps"))
         further = lossless_arrays(self._store, "nanochat traces") if lossless else ()
         extra = {str(spec.key): self._whole(spec) for spec in further if spec not in specs or spec.key.site == "logits"}
         listed = [*specs, *(spec for spec in further if spec not in specs)]
@@ -192,8 +192,8 @@ class _Example:
         return Tensor.of(values[None], f"torch.{self._store.dtype}")
 
     def _head(self, trace_id: str | None, specs: list[ArraySpec]) -> TraceHead:
-        row, meta = self._passage.row, self._store.meta
-        model = str(meta.get("model"))
+        row, about = self._passage.row, self._store.about
+        model = str(about.model)
         own = json.loads(row.get("metadata") or "{}")
         stated = {name: row[name] for name in _SETTINGS if row.get(name) is not None}
         ours = {
@@ -204,7 +204,7 @@ class _Example:
             "run": described_run(self._store),
         }
         source = model.split(":")[1] if model.startswith("nanochat:") else model
-        timestamp = str(row.get("timestamp") or str(meta.get("time", "")).replace(" ", "T"))
+        timestamp = str(row.get("timestamp") or (about.time or "").replace(" ", "T"))
         return TraceHead(
             trace_id or _trace_id(self._id, timestamp),
             timestamp,

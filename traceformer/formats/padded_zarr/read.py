@@ -104,8 +104,8 @@ class _Folder:
 
     @classmethod
     def of(cls, path: Path) -> "_Folder":
-        meta = json.loads((path / META).read_bytes())
-        arch: Arch = meta.get("arch")
+        stated = json.loads((path / META).read_bytes())
+        arch: Arch = stated.get("arch")
         if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
@@ -120,13 +120,13 @@ class _Folder:
             if (column := _column_of("attention_mask", stack, arch)) in table[0] or stack == _STACKS[arch][0]
         }
         found = {key: _open(path / place, SITES[key.site].holds_ids) for key, place in _places(path, arch)}
-        ours = meta.get("traceformer")
+        ours = stated.get("traceformer")
         if ours is not None:
             arrays, run = _told(ours, path)
         else:
-            found = _with_true_embedding(found, meta)
-            arrays = tuple(_spec(key, array, meta) for key, array in found.items())
-            run = {name: value for name, value in meta.items() if name not in ("n_examples", "dtype", "max_seq_len")}
+            found = _with_true_embedding(found, stated)
+            arrays = tuple(_spec(key, array, stated) for key, array in found.items())
+            run = {name: value for name, value in stated.items() if name not in ("n_examples", "dtype", "max_seq_len")}
         for spec in arrays:
             if spec.key not in found or found[spec.key].shape[0] != len(table) or spec.key.stack not in spans:
                 raise Unreadable(f"{path} has no {spec.key} of its {len(table)} examples")
@@ -223,13 +223,13 @@ def _spec(key: ArrayKey, array: ts.TensorStore, meta: Mapping[str, Any]) -> Arra
     shape = dict(zip(axes, array.shape[1:], strict=True)) if len(axes) == array.rank - 1 else {}
     if not shape:
         raise Unreadable(f"{key} has shape {list(array.shape)}", why=f"its axes are example, {', '.join(axes)}")
-    layers = tuple(range(shape.get("hidden_layer", 0))) or _numbers(meta, "layers", key, shape.get("layer", 0))
-    heads = _numbers(meta, "heads", key, shape.get("head", shape.get("kv_head", 0)))
+    layers = tuple(range(shape.get("hidden_layer", 0))) or _numbers(stated, "layers", key, shape.get("layer", 0))
+    heads = _numbers(stated, "heads", key, shape.get("head", shape.get("kv_head", 0)))
     return ArraySpec(key, layers, heads, 0 if axes[-1] == "key" else shape[axes[-1]])
 
 
-def _numbers(meta: Mapping[str, Any], what: str, key: ArrayKey, count: int) -> tuple[int, ...]:
-    stored = meta.get(f"{what}_stored")
+def _numbers(stated: Mapping[str, Any], what: str, key: ArrayKey, count: int) -> tuple[int, ...]:
+    stored = stated.get(f"{what}_stored")
     own = stored.get(key.stack) if isinstance(stored, dict) else stored
     if own is not None and (not isinstance(own, list) or not all(type(number) is int for number in own)):
         raise Unreadable(f"{what}_stored is {own!r}", why="it lists whole numbers")
@@ -240,13 +240,13 @@ def _numbers(meta: Mapping[str, Any], what: str, key: ArrayKey, count: int) -> t
 
 
 def _with_true_embedding(
-    found: Mapping[ArrayKey, ts.TensorStore], meta: Mapping[str, Any]
+    found: Mapping[ArrayKey, ts.TensorStore], stated: Mapping[str, Any]
 ) -> dict[ArrayKey, ts.TensorStore]:
     """Returns the arrays with `res_embed` under the name of what it holds; without it where nothing shows that."""
     arrays = dict(found)
     for key in [key for key in found if key.site == "embed"]:
         embed, hidden, entering = arrays.pop(key), *(found.get(key._replace(site=name)) for name in _FIRST)
-        if hidden is None and (entering is None or _numbers(meta, "layers", key, entering.shape[1])[0] != 0):
+        if hidden is None and (entering is None or _numbers(stated, "layers", key, entering.shape[1])[0] != 0):
             warnings.warn("res_embed is left out: nothing shows whether it has the positions in it", stacklevel=2)
             continue
         first = hidden if hidden is not None else entering

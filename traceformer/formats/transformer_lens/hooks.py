@@ -12,7 +12,7 @@ and of HookedEncoderDecoder for T5. Values equal TransformerLens's where it runs
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from traceformer.models.families import FAMILIES
 from traceformer.models.family import Family
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
+from traceformer.store.meta import RunMeta
 from traceformer.store.run import TraceStore
 
 __all__ = ["HOOKS", "Hook", "cached"]
@@ -75,19 +76,19 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
         NotRecorded: the run holds no site that has a hook.
         Unsupported: TransformerLens has no names for such a model.
     """
-    layout, meta = run.layout, run.meta
-    family = FAMILIES.get(meta.get("model_type", ""))
+    layout, about = run.layout, run.about
+    family = FAMILIES.get(about.model_type or "")
     # The blocks of HookedEncoderDecoder are T5's: what tells them from other pairs of stacks is their relative bias.
     if layout.arch == "encdec" and (family is None or family.positions.kind != "relative bias"):
         raise Unsupported(
-            f"TransformerLens has no names for {meta.get('model_type')}", why="of encoder-decoders it has T5 alone"
+            f"TransformerLens has no names for {about.model_type}", why="of encoder-decoders it has T5 alone"
         )
     found: dict[str, Float[np.ndarray, "batch ..."]] = {}
     for spec in layout.arrays:
         for layer in spec.layers or (None,):
-            names = [name for name in _names(spec.key, layer, family, meta, layout) if name not in found]
+            names = [name for name in _names(spec.key, layer, family, about, layout) if name not in found]
             if names:
-                values = _as_cached(spec, run.get(example_id, spec.key, layer), meta)
+                values = _as_cached(spec, run.get(example_id, spec.key, layer), about)
                 found |= dict.fromkeys(names, values)
     if not found:
         raise NotRecorded(
@@ -98,9 +99,7 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
     return found
 
 
-def _names(
-    key: ArrayKey, layer: int | None, family: Family | None, meta: Mapping[str, Any], layout: RunLayout
-) -> Iterator[str]:
+def _names(key: ArrayKey, layer: int | None, family: Family | None, about: RunMeta, layout: RunLayout) -> Iterator[str]:
     site, has_scaled_embedding = key.site, family is not None and family.scaled_embedding
     mlp_kind = None if family is None else family.mlp_kind
     is_post_norm = layout.arch == "enc" and family is not None and family.is_post_norm
@@ -114,7 +113,7 @@ def _names(
     elif site == "embed" and layout.spec(key._replace(site="resid_pre")) is not None:
         name = None
     elif site in ("q", "k"):
-        rotary: bool | None = (meta.get("attention") or {}).get("rotary")
+        rotary = about.attention.rotary
         name = None if rotary is None else name if rotary else f"{{block}}.{{attn}}.hook_{site}"
     elif site == "mlp_up":
         name = {"plain": name, "gated": "{block}.mlp.hook_pre_linear"}.get(mlp_kind or "")
@@ -134,13 +133,11 @@ def _names(
         yield "hook_embed"
 
 
-def _as_cached(
-    spec: ArraySpec, values: Float[np.ndarray, "..."], meta: Mapping[str, Any]
-) -> Float[np.ndarray, "batch ..."]:
+def _as_cached(spec: ArraySpec, values: Float[np.ndarray, "..."], about: RunMeta) -> Float[np.ndarray, "batch ..."]:
     """An array of one layer with a batch axis, all heads, and these after positions."""
     if spec.heads:
-        dims: Mapping[str, int] = (meta.get("dims") or {}).get(spec.key.token_stack, {})
-        count = dims.get("n_kv_heads" if "kv_head" in spec.site.axes else "n_heads", len(spec.heads))
+        dims = about.dims_of(spec.key.token_stack)
+        count = (dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads) or len(spec.heads)
         if len(spec.heads) < count:
             whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)
             whole[list(spec.heads)] = values

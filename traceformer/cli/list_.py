@@ -1,0 +1,43 @@
+"""`traceformer list`: the runs of a folder."""
+
+import json as json_text
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from traceformer.cli.terminal import table
+from traceformer.store.folders import TRACES, list_runs
+from traceformer.units import amount_of_bytes
+
+__all__ = ["list_"]
+
+
+def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json: bool = False) -> None:
+    """List the runs of a folder, the newest first: model, data set, examples, size.
+
+    Args:
+        folder: Where they lie; ./traces by default.
+        json: Print a JSON object.
+    """
+    found = list_runs(folder)
+    if json:
+        print(json_text.dumps(found.to_json(), indent=2))
+        return
+    if not found.runs:
+        print(f"{folder} holds no runs; next: traceformer extract MODEL --dataset demo", file=sys.stderr)
+        return
+    rows = [
+        (
+            run.run,
+            run.model or "unreadable",
+            run.dataset or "",
+            str(run.n_examples),
+            amount_of_bytes(run.bytes),
+            "" if run.finished else "unfinished",
+        )
+        for run in found.runs
+    ]
+    print(table(("run", "model", "data set", "examples", "on disk", ""), rows, numeric=(3, 4)))
+    print(f"next: traceformer inspect {folder / found.runs[0].run}", file=sys.stderr)
