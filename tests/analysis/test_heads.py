@@ -55,8 +55,8 @@ def previous(n: int) -> np.ndarray:
 
 
 def tolerance(convention: ConventionName, dtype: type) -> float:
-    # float16 holds 1 / n rounded. Rows are divided by their sums, so that its metrics are as exact as float32's, but for
-    # nanochat's, whose rows stay as they are; its 1e-8 in logarithms takes up to 1e-5 off an entropy over 1024 keys.
+    # float16 holds 1 / n rounded. Rows are divided by their sums, so that its metrics are as exact as float32's, but
+    # for nanochat's, whose rows stay as they are; its 1e-8 in logarithms takes up to 1e-5 off an entropy of 1024 keys.
     return 1e-6 if convention != "nanochat" else 1e-3 if dtype is np.float16 else 2e-6
 
 
