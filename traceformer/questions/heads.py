@@ -270,7 +270,7 @@ def _reading(loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack
     from traceformer.store.layout import RunLayout
 
     plan = plan_arrays(Selection(("attn_pattern",)), architecture_of(loaded.config), loaded.dims, stacks=stacks)
-    longest = {stack: max((row.length(stack) for row in rows), default=1) for stack in stacks}
+    longest: dict[Stack, int] = {stack: max((row.length(stack) for row in rows), default=1) for stack in stacks}
     layout = RunLayout.plan(
         arch=loaded.dims.arch, arrays=plan.arrays, n_examples=len(rows), longest=longest, dtype="float16"
     )
