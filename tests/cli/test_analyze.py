@@ -82,7 +82,9 @@ def test_json_has_the_numbers_of_every_head(capsys: Capture, decoder_run: Path) 
     [residual] = told["activations"]
     values = np.concatenate([np.outer(np.arange(len(tokens)), [3, -4, *[0] * 6]) for tokens in SENTENCES])
     assert residual["layers"][0]["std"] == pytest.approx(values.std(ddof=1))
-    assert residual["layers"][0]["sparsity"] == np.mean(values == 0)
+    assert residual["layers"][0]["sparsity_1e-06"] == np.mean(values == 0)
+    sparsity = np.mean(np.concatenate([(row < 0.01).ravel() for row in rows]))
+    assert patterns["layers"][0]["sparsity_0.01"][2] == pytest.approx(sparsity)
 
 
 def test_an_example_shows_what_was_expected_at_each_position(capsys: Capture, logits_run: Path) -> None:
@@ -144,7 +146,7 @@ def test_an_unfinished_run_is_analyzed_as_far_as_it_goes(capsys: Capture, unfini
     [
         ("--example ex9", 3, "error: no example 'ex9'"),
         ("--layer 3", 2, "why:   this run holds layers 2, 5"),
-        ("--convention thesis", 2, "exact, nanochat"),
+        ("--convention valid", 2, "exact, thesis, nanochat"),
         ("--png x.txt", 2, "no picture format 'txt'"),
         ("--top 0", 2, "a whole number from 1"),
     ],
@@ -156,6 +158,25 @@ def test_what_cannot_be_analyzed_is_refused(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert message in shown.err
+
+
+@pytest.mark.filterwarnings("always:the thesis convention says nothing")
+def test_the_thesis_says_nothing_about_activations_and_logits(
+    capsys: Capture, decoder_run: Path, logits_run: Path
+) -> None:
+    assert main(["analyze", "dec", "--convention", "thesis", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "says nothing about activations and logits: dec.resid_post left out" in shown.err
+    told = json.loads(shown.out)
+    assert (told["activations"], told["left_out"]) == ([], ["dec.resid_post"])
+    each = [causal_pattern(example, 2, 3, len(tokens)).astype(np.float64) for example, tokens in enumerate(SENTENCES)]
+    rows = [own / (own.sum(axis=1, keepdims=True) + 1e-9) for own in each]
+    layer = told["attention"][0]["layers"][0]
+    entropy = np.mean([-(own * np.log(own + 1e-9)).sum(axis=1).mean() for own in rows])
+    assert layer["entropy"][2] == pytest.approx(entropy, rel=1e-5)
+    assert layer["sparsity"][2] == pytest.approx(np.mean([(own < 1e-4).mean() for own in rows]))
+    assert main(["analyze", "lm", "--convention", "thesis"]) == 4
+    assert "this run holds no attention patterns" in capsys.readouterr().err
 
 
 def test_a_picture_needs_patterns(capsys: Capture, logits_run: Path) -> None:

@@ -159,6 +159,23 @@ def test_bad_tables_and_options_are_refused(
     assert not Path("head_clusters.csv").exists()
 
 
+def test_tables_whose_numbers_mean_different_things_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    one = table("one.csv", GOOD, "layer,head,entropy,sparsity_0.01,distance\n")
+    other = table("other.csv", GOOD, "layer,head,entropy,sparsity_0.0001,distance\n")
+    assert main(["cluster", "--compare", one, other]) == 2
+    assert "one.csv has sparsity_0.01, and other.csv has sparsity_0.0001" in capsys.readouterr().err
+    assert main(["cluster", "--compare", one, other, "--features", "entropy", "distance", "--k", "3"]) == 0
+    assert main(["cluster", one, "--json"]) == 0
+    capsys.readouterr()
+    header = "layer,head,sparsity_0.01,entropy,distance,sparsity_1e-05\n"
+    assert main(["cluster", table("both.csv", [f"{row},0.1" for row in GOOD], header)]) == 2
+    assert "sparsity_0.01 or sparsity_1e-05" in capsys.readouterr().err
+    header = "layer,head,entropy,max,distance,convention\n"
+    paths = [table(f"{name}.csv", [f"{row},{name}" for row in GOOD], header) for name in ("exact", "nanochat")]
+    assert main(["cluster", "--compare", *paths, "--features", "entropy", "distance"]) == 2
+    assert "tables of the conventions exact and nanochat" in capsys.readouterr().err
+
+
 def test_what_is_no_table_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster", "nowhere.csv"]) == 3
     assert main(["cluster"]) == 2

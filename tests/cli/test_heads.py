@@ -10,12 +10,17 @@ import pytest
 
 from tests.analysis.plain_heads import causal, plain_metrics
 from tests.capture.conftest import target_file, text_file, tiny_folder
+from traceformer.analysis.conventions import CONVENTIONS
 from traceformer.analysis.heads import METRICS
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.cli import main
+from traceformer.models.tiny import tiny_model
 from traceformer.store.run import TraceStore
 
 __all__ = ["target_file", "text_file", "tiny_folder"]  # fixtures
+
+
+EXACT = tuple(map(CONVENTIONS["exact"].column, METRICS))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -28,7 +33,10 @@ def same(one: Path, other: Path, tolerance: float = 1e-6) -> bool:
     rows = list(zip(rows_of(one), rows_of(other), strict=True))
     assert rows
     for a, b in rows:
-        for name in METRICS:
+        assert a.keys() == b.keys()
+        metrics = a.keys() & {*METRICS, *EXACT}
+        assert len(metrics) == len(METRICS)
+        for name in metrics:
             assert (a[name] == "") == (b[name] == "")
             if a[name]:
                 assert float(a[name]) == pytest.approx(float(b[name]), rel=tolerance, abs=tolerance), (a, b)
@@ -80,6 +88,7 @@ def test_the_table_begins_like_the_thesis_and_holds_every_head(
     assert main(["heads", "traces/dec", "--convention", "thesis"]) == 0
     lines = Path("head_metrics.csv").read_text().splitlines()
     assert lines[0].startswith("layer,head,entropy,sparsity,distance,")
+    assert lines[1].endswith(",dec.self,thesis,8,traces/dec,tiny,3,8")
     store = TraceStore(decoder_run)
     rows = rows_of(Path("head_metrics.csv"))
     assert [(row["layer"], row["head"]) for row in rows] == [(str(i), str(j)) for i in (2, 5) for j in (0, 1, 3)]
@@ -104,7 +113,8 @@ def test_json_and_pictures_say_the_same(decoder_run: Path, capsys: pytest.Captur
     assert Path("out/metrics.png").read_bytes().startswith(b"\x89PNG")
     own = found["attention"]["dec.self"]
     assert (own["layers"], own["heads"], own["examples"]) == ([2, 5], [0, 1, 3], 2)
-    assert own["metrics"].keys() == METRICS.keys()
+    assert tuple(own["metrics"]) == EXACT
+    assert (found["source"], found["model"], found["convention"]) == ("traces/dec", "tiny", "exact")
     assert own["metrics"]["induction"] == [[None] * 3] * 2
     rows = rows_of(Path("out/metrics.csv"))
     assert [float(row["entropy"]) for row in rows] == [value for layer in own["metrics"]["entropy"] for value in layer]
@@ -118,8 +128,6 @@ def test_a_run_whose_decoder_looks_ahead_is_refused(unfinished_run: Path, capsys
 
 def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
-
-    from traceformer.models.tiny import tiny_model
 
     model = tiny_model("llama", vocab_size=258)
     model.save_pretrained("byte-model")
@@ -147,6 +155,34 @@ def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.
     assert "reads 64 tokens" in capsys.readouterr().err
 
 
+def test_a_model_alone_reads_what_it_was_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    model = "trained"
+    tiny_model("llama", vocab_size=258).save_pretrained(model)
+    ByteTokenizer().save_pretrained(model)
+    Path("data.txt").write_text("".join(f"line {number} of the text\n" for number in range(400)))
+    Path("trained/training.json").write_text(json.dumps({"settings": {"data": "data.txt", "split": "thesis"}}))
+    assert main(f"heads --model_path {model} --output head_metrics.csv --device cpu".split()) == 0
+    assert "reading data.txt validation: training.json names this data" in capsys.readouterr().err
+    assert {row["source"] for row in rows_of(Path("head_metrics.csv"))} == {"data.txt validation"}
+    assert main(f"heads --model_path {model} --data_path data.txt --output named.csv --device cpu".split()) == 0
+    assert same(Path("head_metrics.csv"), Path("named.csv"))
+    assert main(["cluster", "head_metrics.csv", "--k", "2"]) == 0
+
+
+def test_a_model_alone_that_names_no_data_reads_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    model = "other"
+    tiny_model("llama", vocab_size=258, max_position_embeddings=512).save_pretrained(model)
+    ByteTokenizer().save_pretrained(model)
+    command = f"heads --model_path {model} --num_seqs 2 --device cpu"
+    assert main(command.split()) == 0
+    assert "reading the demo: no training.json beside the model names its data" in capsys.readouterr().err
+    Path("other/training.json").write_text('{"settings": {"data": "gone.txt", "split": "standard"}}')
+    assert main(f"{command} --output again.csv".split()) == 0
+    shown = capsys.readouterr().err
+    assert "reading the demo: other/training.json names data that are not there: gone.txt" in shown
+    assert same(Path("head_metrics.csv"), Path("again.csv"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -154,12 +190,12 @@ def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.
         ("heads --dataset demo", 2, "neither a run nor a model"),
         ("heads latest --model gpt2", 2, "a run and --model"),
         ("heads latest --dataset demo", 2, "a run and --dataset"),
-        ("heads --model gpt2", 2, "what shall the model read?"),
         ("heads --model gpt2 --dataset demo --data_path x", 2, "either --dataset or --data_path"),
         ("heads nowhere", 3, "no run 'nowhere'"),
         ("heads --model ./nowhere --dataset demo", 3, "no model folder"),
         ("heads --model_path dense.pt --data_path dense.pt", 3, "dense.pt is a file"),
-        ("heads latest --convention paper", 2, "one of valid, thesis"),
+        ("heads latest --convention paper", 2, "one of exact, thesis, nanochat"),
+        ("heads latest --convention valid", 2, "one of exact, thesis, nanochat"),
         ("heads latest --window -1", 2, "whole number from 0"),
     ],
 )
@@ -179,9 +215,9 @@ def test_the_blank_cells_of_cross_attention_are_those_without_a_meaning(
     command = f"heads --model {model} --dataset {text_file} --targets_file {target_file} --plot --device cpu"
     assert main(command.split()) == 0
     for row in rows_of(Path("head_metrics.csv")):
-        filled = {name for name in METRICS if row[name]}
-        across = {"entropy", "sparsity", "max_weight", "first_token"}
-        assert filled == (across if row["attention"] == "dec.cross" else METRICS.keys())
+        filled = {name for name in EXACT if row[name]}
+        across = {"entropy", "sparsity_0.0001", "max_weight", "first_token"}
+        assert filled == (across if row["attention"] == "dec.cross" else set(EXACT))
     names = sorted(path.name for path in Path().glob("*.png"))
     assert names == [f"head_metrics-{attention}.png" for attention in ("dec.cross", "dec.self", "enc.self")]
 

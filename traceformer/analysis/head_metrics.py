@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -215,11 +215,15 @@ class HeadMetrics:
 
 def join_heads(tables: Sequence[HeadMetrics], *, source: str, model: str | None) -> HeadMetrics:
     """Returns the heads of several attentions, measured in the same way, as one table."""
-    about = {field.name: getattr(tables[0].about, field.name) for field in fields(Measured)}
-    for counts in ("examples", "queries"):
-        about[counts] = {name: count for table in tables for name, count in getattr(table.about, counts).items()}
+    about = replace(
+        tables[0].about,
+        source=source,
+        model=model,
+        examples={name: count for table in tables for name, count in table.about.examples.items()},
+        queries={name: count for table in tables for name, count in table.about.queries.items()},
+    )
     return HeadMetrics(
         tuple(row for table in tables for row in table.rows),
         {name: np.concatenate([table.values[name] for table in tables]) for name in tables[0].values},
-        Measured(**(about | {"source": source, "model": model})),
+        about,
     )

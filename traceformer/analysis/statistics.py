@@ -98,9 +98,8 @@ class AttentionTally:
         divisors = row_divisors(weights.sum(axis=2), self._convention)
         entropy = row_entropies(weights, divisors, self._convention).sum(axis=1, dtype=np.float64)
         sparse = np.count_nonzero(sparse_cells(weights, divisors, self._convention), axis=(1, 2)) - hidden
-        return np.stack(
-            [block.sum(axis=(1, 2), dtype=np.float64), sparse, np.where(np.abs(entropy) < NOTHING, 0, entropy)]
-        )
+        entropy[np.abs(entropy) < NOTHING] = 0
+        return np.stack([block.sum(axis=(1, 2), dtype=np.float64), sparse, entropy])
 
     def result(self) -> HeadStatistics:
         """Returns the statistics of all that was added; NaN if that was nothing."""

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def inline(figure: Figure, *, alternative: str, dpi: int = 100) -> str:
 
 
 @contextmanager
-def _whatever_the_script() -> Iterator[None]:
+def _whatever_the_script() -> Generator[None]:
     """Tokens occur in every script; a box in place of a letter is all that happens."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)

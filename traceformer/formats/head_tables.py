@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import NotFound, Unreadable
@@ -80,7 +80,7 @@ def _about(path: Path, rows: "Sequence[tuple[int, _Row]]") -> Measured:
         return {row.get("attention") or "": _whole(path, line, row, name) for line, row in rows if row.get(name)}
 
     convention, window = only("convention"), only("window")
-    known = next((name for name in CONVENTIONS if name == convention), None)
+    known: ConventionName | None = next((name for name in CONVENTIONS if name == convention), None)
     if convention is not None and known is None:
         raise Unreadable(f"{path}: no convention {convention!r}", hint=f"one of {', '.join(CONVENTIONS)}")
     return Measured(

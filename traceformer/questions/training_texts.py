@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from traceformer.errors import NotFound
 
 if TYPE_CHECKING:
-    from traceformer.bytelm.corpus import Corpus
+    from traceformer.bytelm.corpus import Corpus, Split
 
 __all__ = ["TrainingTexts", "training_texts"]
 
@@ -39,7 +39,7 @@ def training_texts(folder: Path) -> TrainingTexts | None:
         data, split = str(settings["data"]), str(settings["split"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    known = next((name for name in SPLITS if name == split), None)
+    known: Split | None = next((name for name in SPLITS if name == split), None)
     if known is None:
         return None
     try:
