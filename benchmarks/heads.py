@@ -115,9 +115,9 @@ print(memory("VmHWM"))
 def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
     from traceformer.capture.prepare import ExtractRequest
+    from traceformer.questions.live_heads import LiveRequest, live_heads
 
     from traceformer.capture.extract import extract
-    from traceformer.questions.live_heads import LiveRequest, live_heads
 
     model = make_model(folder / "gpt2-shape")
     texts = make_texts(folder / "texts.txt", 4, 512)

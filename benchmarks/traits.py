@@ -28,7 +28,7 @@ from table import Row, main, row, seconds
 from traceformer.analysis.lens import normed, read_out
 from traceformer.models.readout import Readout
 from traceformer.models.weights import StoredTensor
-from traceformer.questions.traits import project_run
+from traceformer.questions.trait_rows import project_run
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore

@@ -13,7 +13,9 @@ from tests.models.conftest import Writer, base_dir, write_checkpoint
 __all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
 
 ROOT = Path(__file__).parents[1]
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()]
+PAGES = [
+    path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
+]
 
 
 def blocks(page: Path) -> list[str]:
@@ -27,9 +29,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..
     (place / "gpt2").symlink_to(tiny_folder("gpt2", n_positions=256), target_is_directory=True)
     model = tf.load_model("byte", device="cpu")
     tf.record(model, "demo", "attn qkv hidden resid mlp", limit=8, out=place / "traces/demo")
-    tf.generate(
-        model, "The function returns", "attn qkv resid logits", max_tokens=12, out=place / "traces/answer"
-    )
+    tf.generate(model, "The function returns", "attn qkv resid logits", max_tokens=12, out=place / "traces/answer")
     return place
 
 

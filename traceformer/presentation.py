@@ -4,10 +4,11 @@ No noun imports what draws it. The package's face binds `Run`'s page to a functi
 name; the noun asks for "html" and knows no more.
 """
 
+import math
 from importlib import import_module
 from typing import Any
 
-__all__ = ["bind", "present"]
+__all__ = ["bind", "plain", "present"]
 
 _HOMES: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -25,3 +26,14 @@ def present(value: object, way: str, *arguments: Any) -> Any:
     """
     module, function = _HOMES[type(value).__name__, way]
     return getattr(import_module(module), function)(value, *arguments)
+
+
+def plain(value: Any) -> Any:
+    """Returns numbers, arrays, lists and dicts as JSON has them, which knows no NaN and no infinity: None."""
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -71,20 +71,22 @@ def test_a_layer_says_what_the_model_would_that_ends_there(variant: str, tiny_fo
     family, changes = VARIANTS[variant]
     folder = tiny_folder(family, **changes)
     readout, model = readout_of(folder, family, **changes), tiny_model(family, **changes)
-    came = np.array([17, 42, 8, 93, 61, 30, -1])
+    targets = np.array([17, 42, 8, 93, 61, 30, -1])
     for layers in (3, 1):
         residual, logits = ending_after(layers, model)
-        said = read_out(normed(residual, readout), readout, came=came, top=5)
+        said = read_out(normed(residual, readout), readout, targets=targets, top=5)
         expected = softmax(logits)
         order = likeliest(logits, 5)
         assert said.top_ids.tolist() == order.tolist()
         # float32 throughout; the logits of these models reach some tens.
         np.testing.assert_allclose(said.top_probabilities, np.take_along_axis(expected, order, 1), rtol=2e-4)
-        own = expected[np.arange(6), came[:6]]
-        np.testing.assert_allclose(said.came_probability[:6], own, rtol=2e-4, atol=1e-12)
-        assert said.came_rank[:6].tolist() == [1 + int((row > p).sum()) for row, p in zip(expected, own, strict=False)]
-        assert np.isnan(said.came_probability[6])
-        assert said.came_rank[6] == 0
+        own = expected[np.arange(6), targets[:6]]
+        np.testing.assert_allclose(said.target_probability[:6], own, rtol=2e-4, atol=1e-12)
+        assert said.target_rank[:6].tolist() == [
+            1 + int((row > p).sum()) for row, p in zip(expected, own, strict=False)
+        ]
+        assert np.isnan(said.target_probability[6])
+        assert said.target_rank[6] == 0
         entropy = -(expected * np.log(np.maximum(expected, 1e-300))).sum(axis=1)
         np.testing.assert_allclose(said.entropy, entropy, rtol=1e-3, atol=1e-5)
 
@@ -107,13 +109,15 @@ def wide(tmp_path: Path) -> Readout:
 
 def test_blocks_of_words_make_no_difference(wide: Readout) -> None:
     rows = np.random.default_rng(1).normal(size=(300, 16)).astype(np.float32)
-    came = np.arange(300) * 30
-    said = read_out(rows, wide, came=came, top=7)
+    targets = np.arange(300) * 30
+    said = read_out(rows, wide, targets=targets, top=7)
     logits = 15 * np.tanh(rows @ wide.unembedding.read().T / 15)
     expected = softmax(logits)
     assert said.top_ids.tolist() == likeliest(logits, 7).tolist()
-    np.testing.assert_allclose(said.came_probability, expected[np.arange(300), came], rtol=1e-4)
-    assert said.came_rank.tolist() == [1 + int((row > row[own]).sum()) for row, own in zip(logits, came, strict=True)]
+    np.testing.assert_allclose(said.target_probability, expected[np.arange(300), targets], rtol=1e-4)
+    assert said.target_rank.tolist() == [
+        1 + int((row > row[own]).sum()) for row, own in zip(logits, targets, strict=True)
+    ]
     np.testing.assert_allclose(said.entropy, -(expected * np.log(expected)).sum(axis=1), rtol=1e-5)
 
 
@@ -149,7 +153,7 @@ def test_memory_is_bounded_by_a_block_of_words(tmp_path: Path) -> None:
 
 def test_what_is_no_word_of_the_model_is_refused(wide: Readout) -> None:
     rows = np.zeros((1, 16), np.float32)
-    for more in ({"top": 9002}, {"top": 0}, {"came": np.array([9001])}):
+    for more in ({"top": 9002}, {"top": 0}, {"targets": np.array([9001])}):
         with pytest.raises(UsageError, match="9001 words"):
             read_out(rows, wide, **more)
 

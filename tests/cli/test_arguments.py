@@ -1,12 +1,16 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.store import runs
 from traceformer.cli.arguments import find_example, find_run, parse_head
 from traceformer.errors import ExampleNotFound, NotFound, SelectionError
+from traceformer.store.run import Run
+from traceformer.store.writer import RunWriter
 
 HOUR_NS = 3600 * 10**9
 
@@ -18,6 +22,16 @@ def make_run(folder: Path, hours_old: float) -> Path:
     made = meta.stat().st_mtime_ns - round(hours_old * HOUR_NS)
     os.utime(meta, ns=(made, made))
     return folder
+
+
+def run_of(folder: Path, *ids: str) -> Run:
+    """Returns a run whose examples have these ids."""
+    layout = runs.plan(arrays=runs.FEW[-1:], n_examples=len(ids))
+    with RunWriter.create(folder / "run", layout, runs.META, digest=runs.DIGEST) as writer:
+        buffer = writer.buffer()
+        table = runs.fill(layout, 0, buffer)
+        writer.commit(0, buffer, table.set_column(0, "example_id", pa.array(ids)))
+        return Run(writer.finish())
 
 
 @pytest.fixture
@@ -82,14 +96,16 @@ def test_latest_of_nothing_says_how_to_make_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "found"), [("cc", "cc"), ("1", "bb"), (None, "aa"), ("2", "2")])
-def test_an_example_is_found_by_id_then_by_row_and_is_the_first_by_default(name: str | None, found: str) -> None:
-    assert find_example(name, ["aa", "bb", "2", "cc"]) == found
+def test_an_example_is_found_by_id_then_by_number_and_is_the_first_by_default(
+    tmp_path: Path, name: str | None, found: str
+) -> None:
+    assert find_example(run_of(tmp_path, "aa", "bb", "2", "cc"), name) == found
 
 
-def test_an_example_that_is_not_there_says_what_is() -> None:
+def test_an_example_that_is_not_there_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(ExampleNotFound) as caught:
-        find_example("7", ["aa", "bb"])
-    assert (caught.value.why, caught.value.hint) == ("the run holds 2 examples", "a row number from 0 to 1")
+        find_example(run_of(tmp_path, "aa", "bb"), "7")
+    assert (caught.value.why, caught.value.hint) == ("this run holds 2", "a number from 0 to 1, or an id")
 
 
 @given(layer=st.integers(0, 200), head=st.integers(0, 200))

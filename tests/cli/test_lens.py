@@ -62,10 +62,10 @@ def test_the_last_layer_says_what_the_model_predicts(
         assert told["top_ids"][-1] == ids.tolist()
         np.testing.assert_allclose(told["top_probabilities"][-1], np.take_along_axis(probabilities, ids, 1), rtol=1e-3)
         came = store.encodings(example_id)["input_ids"][1:]
-        assert [each["id"] for each in told["came"][:-1]] == came
-        assert told["came"][-1] is told["came_rank"][-1][-1] is None
+        assert [each["id"] for each in told["targets"][:-1]] == came
+        assert told["targets"][-1] is told["target_rank"][-1][-1] is None
         own = probabilities[np.arange(len(came)), came]
-        np.testing.assert_allclose(told["came_probability"][-1][:-1], own, rtol=1e-3)
+        np.testing.assert_allclose(told["target_probability"][-1][:-1], own, rtol=1e-3)
 
 
 def test_hidden_states_serve_as_well(capsys: Capture, record: Callable[..., TraceStore]) -> None:
@@ -187,9 +187,9 @@ def test_what_was_read_out_while_recording_is_shown_without_the_model(
     assert [told[name] for name in ("layers", "top_ids")] == [whole[name] for name in ("layers", "top_ids")]
     np.testing.assert_allclose(told["top_probabilities"], whole["top_probabilities"], atol=1e-5)
     for layer in range(3):  # what came is known where it is among the likeliest
-        for rank, known in zip(whole["came_rank"][layer], told["came_rank"][layer], strict=True):
+        for rank, known in zip(whole["target_rank"][layer], told["target_rank"][layer], strict=True):
             assert known == (rank if rank is not None and rank <= 4 else None)
-        for known, own in zip(told["came_probability"][layer], told["came_rank"][layer], strict=True):
+        for known, own in zip(told["target_probability"][layer], told["target_rank"][layer], strict=True):
             assert (known is None) == (own is None)
         assert set(told["entropy"][layer]) == {None}
     shown = lens(capsys, "gemma2 --example 2 --position 3").splitlines()
@@ -198,7 +198,7 @@ def test_what_was_read_out_while_recording_is_shown_without_the_model(
     part = json.loads(lens(capsys, "gemma2 --example 2 --layers 1 --position 2,3 --top-k 2 --json"))
     assert part["top_ids"] == [[row[:2] for row in whole["top_ids"][1][2:4]]]
     assert (part["layers"], part["positions"]) == ([1], [2, 3])
-    assert part["came_rank"] == [told["came_rank"][1][2:4]]
+    assert part["target_rank"] == [told["target_rank"][1][2:4]]
     lens(capsys, "gemma2 --example 2 --png made/lens.png")
     assert main(["lens", "gemma2", "--top-k", "5"]) == 3
     assert "holds 4 of each layer" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from traceformer.analysis.paths.result import TraceResult, chain
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.cli import main
 from traceformer.cli.paths_report import report
-from traceformer.figures.paths import paths_figure
+from traceformer.figures.path_ribbons import paths_figure
 from traceformer.figures.style import save
 from traceformer.viewer.payloads import paths_payload
 

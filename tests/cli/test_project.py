@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import DIMS, META, SENTENCES, token_table
+from traceformer.analysis.directions import Direction
 from traceformer.cli import main
-from traceformer.formats.directions import DirectionFile, write_directions
+from traceformer.formats.directions import write_direction
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
@@ -42,7 +43,7 @@ def vectors(tmp_path: Path) -> Path:
     folder.mkdir()
     np.save(folder / "along.npy", ALONG)
     torch.save(torch.from_numpy(ACROSS), folder / "across_layer5.pt")
-    write_directions(folder / "both.safetensors", DirectionFile("both", {2: ACROSS, 5: ALONG}, {"site": "resid_post"}))
+    write_direction(Direction("both", {2: ACROSS, 5: ALONG}, {"site": "resid_post"}), folder / "both.safetensors")
     return folder
 
 
@@ -161,7 +162,7 @@ def test_vectors_of_one_name_are_told_apart_by_their_files(capsys: Capture, deco
 @pytest.mark.filterwarnings("always")
 def test_a_vector_of_another_model_or_site_is_warned_of(capsys: Capture, decoder_run: Path) -> None:
     about = {"site": "resid_mid", "model": "other", "model_weights": "abc"}
-    write_directions(Path("v.safetensors"), DirectionFile("odd", {5: ALONG}, about))
+    write_direction(Direction("odd", {5: ALONG}, about), Path("v.safetensors"))
     _, err = run(capsys, "project dec --vector v.safetensors --example 0")
     assert "warning: odd was found at resid_mid, and is used at resid_post" in err
 

@@ -15,9 +15,10 @@ from reverse_attention import ReverseAttentionTracer as ForeignTracer
 from reverse_attention import TraceResult as ForeignResult
 from reverse_attention.sankey import trace_result_to_json
 
+from traceformer.analysis.paths.result import TraceResult
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.capture.recorder import Recorder
-from traceformer.compat import ReverseAttentionTracer, TraceResult
+from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import NumericError, SelectionError, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
@@ -343,7 +344,7 @@ def test_html_tokens_are_only_text() -> None:
 def test_a_page_and_its_data_are_written_side_by_side(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from traceformer.compat import load_trace
+    from traceformer.formats.path_files import load_trace
 
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)

@@ -11,32 +11,33 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, TraceformerError, Unreadable
-from traceformer.formats.directions import DirectionFile, read_directions, write_directions
+from traceformer.formats.directions import read_direction, write_direction
 
 V = np.arange(1, 7, dtype=np.float32)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    about = {"method": "probe", "examples": [3, 4], "quality": {"2": {"held_out_accuracy": 0.9}}, "model": None}
-    written = DirectionFile("kindness", {2: V, 10: -V}, about)
-    write_directions(tmp_path / "new/probe.safetensors", written)
-    found = read_directions(tmp_path / "new/probe.safetensors")
+    about, quality = {"method": "probe", "examples": [3, 4], "model": None}, {2: {"held_out_accuracy": 0.9}}
+    written = Direction("kindness", {2: V, 10: -V}, about, quality)
+    write_direction(written, tmp_path / "new/probe.safetensors")
+    found = read_direction(tmp_path / "new/probe.safetensors")
     assert (found.name, found.layers, found.width) == ("kindness", (2, 10), 6)
     assert np.array_equal(found.by_layer[10], -V)
-    assert {name: found.about[name] for name in about} == about
+    assert (found.about, found.quality) == (about, quality)
     assert found.at(3) is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["probe.safetensors"]
 
 
 def test_it_is_plain_safetensors_to_others(tmp_path: Path) -> None:
-    write_directions(tmp_path / "v.safetensors", DirectionFile("x", {3: V}, {}))
+    write_direction(Direction("x", {3: V}, {}), tmp_path / "v.safetensors")
     assert np.array_equal(safetensors.numpy.load_file(tmp_path / "v.safetensors")["layer_3"], V)
 
 
 def test_a_site_without_layers_has_a_vector_without_one(tmp_path: Path) -> None:
-    write_directions(tmp_path / "v.safetensors", DirectionFile("x", {None: V}, {}))
-    found = read_directions(tmp_path / "v.safetensors")
+    write_direction(Direction("x", {None: V}, {}), tmp_path / "v.safetensors")
+    found = read_direction(tmp_path / "v.safetensors")
     assert found.layers == ()
     assert np.array_equal(found.at(None), V)
 
@@ -54,7 +55,7 @@ def test_a_lone_vector_belongs_to_the_layer_in_the_files_name(
         torch.save(torch.from_numpy(V), path)
     else:
         np.save(path, V)
-    found = read_directions(path)
+    found = read_direction(path)
     assert found.layers == (() if layer is None else (layer,))
     assert np.array_equal(found.at(5), V)  # it serves for any layer
 
@@ -67,7 +68,7 @@ def test_any_floating_point_dtype_is_read_as_float32(kind: str, dtype: torch.dty
         torch.save(tensor, path)
     else:
         safetensors.torch.save_file({"anything": tensor}, path)
-    found = read_directions(path).at(None)
+    found = read_direction(path).at(None)
     assert found.dtype == np.float32
     assert np.array_equal(found, V)
 
@@ -81,16 +82,16 @@ def test_vectors_are_told_apart_by_the_layers_in_their_names(keys: list[str | in
         safetensors.torch.save_file(vectors, tmp_path / "v.safetensors")
         paths.append(tmp_path / "v.safetensors")
     for path in paths:
-        found = read_directions(path)
+        found = read_direction(path)
         assert found.layers == (3, 12)
         assert np.array_equal(found.by_layer[12], -V)
 
 
 def test_rows_of_a_matrix_are_the_layers_from_the_first_on(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.stack([V, 2 * V]))
-    assert read_directions(tmp_path / "v.npy").layers == (0, 1)
+    assert read_direction(tmp_path / "v.npy").layers == (0, 1)
     np.save(tmp_path / "one.npy", V[None])
-    assert read_directions(tmp_path / "one.npy").layers == ()
+    assert read_direction(tmp_path / "one.npy").layers == ()
 
 
 BAD = {
@@ -113,7 +114,7 @@ def test_what_is_no_vector_is_refused(name: str, tmp_path: Path) -> None:
     values, message = BAD[name]
     np.save(tmp_path / "v.npy", values, allow_pickle=True)
     with pytest.raises(Unreadable, match=message):
-        read_directions(tmp_path / "v.npy")
+        read_direction(tmp_path / "v.npy")
 
 
 def test_vectors_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_vectors_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         "words": "str",
     }.items():
         with pytest.raises(Unreadable, match=message):
-            read_directions(tmp_path / f"{name}.pt")
+            read_direction(tmp_path / f"{name}.pt")
 
 
 class Malicious:
@@ -144,20 +145,20 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
     for name in ("v.pt", "bare.pt"):
         with pytest.raises(Unreadable, match="more than tensors"):
-            read_directions(tmp_path / name)
+            read_direction(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["v.pt", "v.npy", "v.safetensors"])
 def test_a_file_of_something_else_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        read_directions(tmp_path / name)
+        read_direction(tmp_path / name)
     (tmp_path / name).write_bytes(b"nothing of the kind")
     with pytest.raises(TraceformerError):
-        read_directions(tmp_path / name)
+        read_direction(tmp_path / name)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(TraceformerError):
-        read_directions(tmp_path / name)
+        read_direction(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["v.npy", "../../v.npy"])
@@ -167,7 +168,7 @@ def test_an_archive_is_no_vector(name: str, tmp_path: Path) -> None:
         archive.write(tmp_path / "own.npy", name)
     before = set(tmp_path.parent.parent.rglob("v.npy"))
     with pytest.raises(Unreadable, match=r"no \.npy file of numbers"):
-        read_directions(tmp_path / "v.npy")
+        read_direction(tmp_path / "v.npy")
     assert set(tmp_path.parent.parent.rglob("v.npy")) == before
 
 
@@ -178,7 +179,7 @@ def test_tensors_that_are_no_plain_arrays_are_refused(tmp_path: Path) -> None:
     for tensor in odd:
         torch.save(tensor, tmp_path / "v.pt")
         with pytest.raises(Unreadable, match="no plain array"):
-            read_directions(tmp_path / "v.pt")
+            read_direction(tmp_path / "v.pt")
 
 
 @pytest.mark.parametrize("metadata", [{"name": "{"}, {"quality": "[1]"}, {"quality": '{"1": 2}'}])
@@ -186,9 +187,9 @@ def test_damaged_metadata_is_refused(metadata: dict[str, str], tmp_path: Path) -
     told = {"format": "traceformer directions 1", **metadata}
     safetensors.numpy.save_file({"layer_1": V}, tmp_path / "v.safetensors", told)
     with pytest.raises(Unreadable, match=r"metadata|quality"):
-        read_directions(tmp_path / "v.safetensors")
+        read_direction(tmp_path / "v.safetensors")
 
 
 def test_a_name_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match=r"\.npy"):
-        read_directions(tmp_path / "v.csv")
+        read_direction(tmp_path / "v.csv")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store import runs
-from traceformer import TraceStore
+from traceformer import Run, TraceStore
 from traceformer.errors import CorruptRun, ExampleNotFound, NotFound, NotRecorded, SelectionError
 from traceformer.sites import ArrayKey
 from traceformer.store.writer import RunWriter
@@ -345,3 +345,49 @@ def test_an_id_that_two_examples_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="several examples have the id 'twin'"):
         store.get("twin", "embed")
     assert [example for example, _ in store.head("embed")] == ["twin", "twin"]
+
+
+# Naming an example, and what a run says of itself
+
+
+@pytest.mark.parametrize("example", [5, -6, "5", "example-5"])
+def test_an_example_is_named_by_its_number_or_its_id(decoder: Run, example: int | str) -> None:
+    assert decoder.example_id(example) == "example-5"
+    assert decoder.row(example) == 5
+    assert decoder.text(example) == "text 5"
+    assert np.array_equal(decoder.attn(example, layer=4, head=2), decoder.attn("example-5", layer=4, head=2))
+
+
+@pytest.mark.parametrize("example", [11, -12, "11", "-1", "example-11"])
+def test_a_number_beyond_the_run_is_no_example(decoder: Run, example: int | str) -> None:
+    assert not decoder.has(example)
+    with pytest.raises(ExampleNotFound, match="this run holds 11"):
+        decoder.row(example)
+
+
+def test_digits_that_are_an_id_are_the_id(tmp_path: Path) -> None:
+    layout = runs.plan(arrays=runs.FEW, n_examples=3)
+    with RunWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST) as writer:
+        buffer = writer.buffer()
+        table = runs.fill(layout, 0, buffer).set_column(0, "example_id", [["2", "1", "0"]])
+        writer.commit(0, buffer, table)
+        run = Run(writer.finish())
+    assert [run.row("0"), run.row(0), run.row("2"), run.row(-1)] == [2, 0, 0, 2]
+
+
+def test_a_run_says_what_it_is_in_one_line(decoder: Run, tmp_path: Path) -> None:
+    assert TraceStore is Run
+    assert repr(decoder) == f"Run('{decoder.folder}': 11 examples, {len(decoder.layout.arrays)} arrays)"
+    unfinished = Run(runs.begin(tmp_path / "run", shards=1))
+    assert repr(unfinished) == f"Run('{unfinished.folder}': 4 examples, 5 arrays, unfinished)"
+
+
+def test_a_run_is_verified_from_python(run: Path) -> None:
+    found = Run(run).verify()
+    assert found.ok
+    assert (found.finished, len(found.to_frame()), found.to_json()["problems"]) == (True, 0, [])
+    assert repr(found) == f"Verification('{run}': as written, {found.n_files} files)"
+    (run / "tokens.parquet").write_bytes(b"")
+    damaged = Run(run).verify()
+    assert not damaged.ok
+    assert damaged.to_frame()["path"].tolist() == ["tokens.parquet"]

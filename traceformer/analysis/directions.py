@@ -12,19 +12,26 @@
 3. Held out, fold by fold: a direction of the other folds' rows, and the midpoint between their class means along it,
    classify the fold's rows. Rows i, i + folds, ... of both classes are fold i, so that pairs stay together.
 4. The same with shuffled labels shows what that number would be if there were nothing to find.
+
+`Direction` is what that gives for some layers, with what is known of how it was found.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from threadpoolctl import threadpool_limits
 
 from traceformer.errors import UsageError
+from traceformer.presentation import plain, present
 
-__all__ = ["FEWEST", "METHODS", "Fit", "Method", "Quality", "fit", "quality"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FEWEST", "METHODS", "Direction", "Fit", "Method", "Quality", "fit", "quality"]
 
 Method: TypeAlias = Literal["mean_diff", "probe", "pca"]
 
@@ -68,6 +75,93 @@ class Fit:
     held_out: Quality
     shuffled: float
     shuffled_highest: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """How well it does, by names."""
+        return {
+            "held_out_accuracy": self.held_out.accuracy,
+            "effect_size": self.held_out.effect_size,
+            "shuffled_accuracy": self.shuffled,
+            "shuffled_highest": self.shuffled_highest,
+            "separation": self.separation,
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """A trait's direction: a vector for each layer, and how it was found.
+
+    Attributes:
+        name: The trait's.
+        by_layer: A vector for each layer; the only key is None where it is not said which layer it is for.
+        about: How it was found, as far as that is known: method, site, position, model, model_weights, examples.
+        quality: For each layer how well it does, by the names of `Fit.numbers`; empty where that is not known.
+    """
+
+    name: str
+    by_layer: Mapping[int | None, Float32[np.ndarray, "d"]]
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    quality: Mapping[int | None, Mapping[str, float | None]] = field(
+        default_factory=dict[int | None, Mapping[str, float | None]]
+    )
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(map(str, self.layers))
+        layers = f"layer{'s' * (len(self.layers) > 1)} {numbers}" if numbers else "any layer"
+        found = " at ".join(str(self.about[what]) for what in ("method", "site") if what in self.about)
+        return f"Direction({self.name!r}: {f'{found}, ' if found else ''}{layers}, {self.width} wide)"
+
+    def _repr_html_(self) -> str | None:
+        return present(self, "html") if self.quality else None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a .safetensors file with a tensor per layer, and how they were found; `project` reads it."""
+        present(self, "file", path)
+
+    @property
+    def width(self) -> int:
+        return len(next(iter(self.by_layer.values())))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the vectors were made for, none where that is not said."""
+        return tuple(sorted(layer for layer in self.by_layer if layer is not None))
+
+    @property
+    def best_layer(self) -> int | None:
+        """The layer at which it does best on examples that it was not fitted on; None where that is not known."""
+        known = [layer for layer in self.layers if self.quality.get(layer)]
+
+        def merit(layer: int) -> tuple[float, float]:
+            own = self.quality[layer]
+            return own.get("held_out_accuracy") or 0.0, own.get("effect_size") or 0.0
+
+        return max(known, key=merit, default=None)
+
+    def at(self, layer: int | None) -> Float32[np.ndarray, "d"] | None:
+        """Returns the vector to use at a layer: its own, or the only one there is, or None."""
+        if len(self.by_layer) == 1:
+            return next(iter(self.by_layer.values()))
+        return self.by_layer.get(layer)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns a row per layer: the vector's norm, and how well it does."""
+        import pandas as pd
+
+        rows = [
+            {"direction": self.name, "layer": layer, "norm": float(np.linalg.norm(vector))}
+            | dict(self.quality.get(layer, {}))
+            for layer, vector in self.by_layer.items()
+        ]
+        return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all but the vectors, of which it has the norms."""
+        norms = {str(layer): float(np.linalg.norm(vector)) for layer, vector in self.by_layer.items()}
+        quality = {str(layer): plain(dict(own)) for layer, own in self.quality.items()}
+        return {**plain(dict(self.about)), "name": self.name, "width": self.width, "norms": norms, "quality": quality}
 
 
 def fit(

@@ -3,19 +3,25 @@
 1. Directions are divided by their norms once, in float64.
 2. Rows are widened to float32 in blocks that stay in the processor's cache, and each block is multiplied by all
    directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine.
-3. `project_run` does so for one layer of all examples, on several threads, while the next rows are read.
-4. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
+3. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from traceformer.errors import UsageError
+from traceformer.presentation import plain, present
+from traceformer.sites import ArrayKey
 
-__all__ = ["Dynamics", "Projections", "dynamics", "project", "unit"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Dynamics", "ProjectedRows", "Projections", "TextCurves", "dynamics", "project", "project_units", "unit"]
 
 _CACHE_BYTES = 1 << 20  # of widened rows: half of a core's second cache
 _SETTLED = 0.1
@@ -23,7 +29,7 @@ _PERSISTING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Projections:
+class ProjectedRows:
     """Rows projected onto directions.
 
     Attributes:
@@ -57,7 +63,7 @@ def unit(directions: Float[np.ndarray, "direction d"]) -> Float32[np.ndarray, "d
     return (wide / norms).astype(np.float32)
 
 
-def project(activations: Float[np.ndarray, "token d"], directions: Float[np.ndarray, "direction d"]) -> Projections:
+def project(activations: Float[np.ndarray, "token d"], directions: Float[np.ndarray, "direction d"]) -> ProjectedRows:
     """Returns the projection of each row onto each direction, computed in float32.
 
     Raises:
@@ -66,7 +72,10 @@ def project(activations: Float[np.ndarray, "token d"], directions: Float[np.ndar
     return project_units(activations, unit(directions))
 
 
-def project_units(activations: Float[np.ndarray, "token d"], units: Float32[np.ndarray, "direction d"]) -> Projections:
+def project_units(
+    activations: Float[np.ndarray, "token d"], units: Float32[np.ndarray, "direction d"]
+) -> ProjectedRows:
+    """Returns the projection of each row onto each direction, which `unit` made of norm 1."""
     n_tokens, width = activations.shape
     values = np.empty((n_tokens, len(units)), np.float32)
     norms = np.empty(n_tokens, np.float32)
@@ -76,7 +85,7 @@ def project_units(activations: Float[np.ndarray, "token d"], units: Float32[np.n
         block = activations[here].astype(np.float32)
         np.matmul(block, units.T, out=values[here])
         np.einsum("td,td->t", block, block, out=norms[here])
-    return Projections(values, np.sqrt(norms, out=norms))
+    return ProjectedRows(values, np.sqrt(norms, out=norms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +146,19 @@ class TextCurves:
     tokens: Sequence[str]
     n_prompt: int | None
     names: Sequence[str]
-    by_layer: Mapping[int | None, Projections]
+    by_layer: Mapping[int | None, ProjectedRows]
 
     @property
     def begins(self) -> int:
         """The first token of what dynamics are about: of the response, if there is one."""
         return self.n_prompt or 0
+
+    @property
+    def parts(self) -> list[str | None]:
+        """For each token whether it is of the prompt or the response; None where there is no response."""
+        if self.n_prompt is None:
+            return [None] * len(self.tokens)
+        return ["prompt" if position < self.n_prompt else "response" for position in range(len(self.tokens))]
 
     def mean(self, direction: int) -> Float32[np.ndarray, "token"]:
         """Returns a direction's curve averaged over the layers, as the Gemma capture has it."""
@@ -150,3 +166,87 @@ class TextCurves:
 
     def dynamics(self, layer: int | None, direction: int) -> Dynamics:
         return dynamics(self.by_layer[layer].values[self.begins :, direction])
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all curves of the example, with their dynamics; lists run over its tokens."""
+        return {
+            "example_id": self.example_id,
+            "tokens": list(self.tokens),
+            "n_prompt": self.n_prompt,
+            "curves": [
+                {
+                    "vector": name,
+                    "layer": layer,
+                    "projection": plain(rows.values[:, i]),
+                    "cosine": plain(rows.cosines[:, i]),
+                    "dynamics": plain(asdict(dynamics(rows.values[:, i]))),
+                    **({} if self.n_prompt is None else {"response_dynamics": plain(asdict(self.dynamics(layer, i)))}),
+                }
+                for i, name in enumerate(self.names)
+                for layer, rows in self.by_layer.items()
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projections:
+    """The tokens of some examples of a run, projected onto directions.
+
+    Attributes:
+        run: Where the run lies.
+        key: The array that was read: what was projected, or the projections that were recorded.
+        array: What was projected: `dec.resid_post`.
+        names: The directions'.
+        layers: The layers that were projected; one None for a site without layers.
+        examples: A curve per layer and direction, for each of the examples.
+        vectors: What is known of each direction, with its name and its layers.
+    """
+
+    run: str
+    key: ArrayKey
+    array: str
+    names: tuple[str, ...]
+    layers: tuple[int | None, ...]
+    examples: tuple[TextCurves, ...]
+    vectors: tuple[Mapping[str, Any], ...]
+
+    def __repr__(self) -> str:
+        several = f"{len(self.examples)} examples" if len(self.examples) != 1 else f"{self.examples[0].example_id!r}"
+        numbers = ", ".join(str(layer) for layer in self.layers if layer is not None)
+        layers = f" layer{'s' * (len(self.layers) > 1)} {numbers}" if numbers else ""
+        return f"Projections({several} of {PurePath(self.run).name}, {self.array}{layers}: {', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        return present(self, "html")
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns a row per example, position, direction and layer; `part` says prompt or response of a generation."""
+        import pandas as pd
+
+        frames = [
+            pd.DataFrame(
+                {
+                    "example_id": own.example_id,
+                    "position": range(len(own.tokens)),
+                    "token": list(own.tokens),
+                    "part": own.parts,
+                    "direction": name,
+                    "layer": pd.Series([layer] * len(own.tokens), dtype="Int64"),
+                    "projection": rows.values[:, i],
+                    "cosine": rows.cosines[:, i],
+                }
+            )
+            for own in self.examples
+            for i, name in enumerate(self.names)
+            for layer, rows in own.by_layer.items()
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything: what was projected onto what, and all curves of every example."""
+        return {
+            "run": self.run,
+            "array": self.array,
+            "vectors": [dict(vector) for vector in self.vectors],
+            "examples": [own.to_json() for own in self.examples],
+        }

@@ -2,14 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter, Token
 
-from traceformer.errors import ExampleNotFound, NotFound, SelectionError, UsageError
+from traceformer.errors import NotFound, SelectionError, UsageError
 from traceformer.store import layout
 from traceformer.store.locks import unfinished_folder
+
+if TYPE_CHECKING:
+    from traceformer.store.run import Run
 
 __all__ = ["TRACES", "count", "find_example", "find_run", "find_runs", "parse_head", "runs_in"]
 
@@ -88,25 +92,13 @@ def _nearest(name: str, runs: list[Path]) -> str:
     return near[0] if near else f"{LATEST}, which is {runs[0].name}"
 
 
-def find_example(name: str | None, example_ids: Iterable[str]) -> str:
-    """Returns the id of an example given by its id or by its row number, the first one for None.
+def find_example(run: "Run", name: str | None) -> str:
+    """Returns the id of the example that `--example` names by id or by number, the first one for None.
 
     Raises:
-        ExampleNotFound: neither an id nor a row of this run.
+        ExampleNotFound: neither an id nor a number of this run's.
     """
-    ids = list(example_ids)
-    if name in ids:
-        return name
-    if name is None and ids:
-        return ids[0]
-    if name is not None and re.fullmatch(r"\d+", name) and int(name) < len(ids):
-        return ids[int(name)]
-    near = difflib.get_close_matches(name or "", ids, n=1)
-    raise ExampleNotFound(
-        f"no example {name!r}" if name else "no example",
-        why=f"the run holds {len(ids)} examples",
-        hint=near[0] if near else f"a row number from 0 to {len(ids) - 1}" if ids else "",
-    )
+    return run.example_id(0 if name is None else name)
 
 
 def parse_head(layer: int | None, head: str | None) -> tuple[int | None, int | None]:

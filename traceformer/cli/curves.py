@@ -1,17 +1,15 @@
-"""Projections of texts onto directions: as tables, and as JSON."""
+"""Projections of texts onto directions, as tables."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from traceformer.analysis.projection import Dynamics, TextCurves, dynamics
-from traceformer.cli.statistics import plain
+from traceformer.analysis.projection import TextCurves, dynamics
 from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable
 
-__all__ = ["TextCurves", "curve_table", "dynamics_table", "example_table", "layer_table", "to_json"]
+__all__ = ["curve_table", "dynamics_table", "example_table", "layer_table"]
 
 
 def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]) -> str:
@@ -25,18 +23,14 @@ def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]
             columns.append(cosines)
             headers.append("cosine")
     rows = [
-        (str(position), _part(curves, position), printable(token), *(f"{column[position]:.4g}" for column in columns))
-        for position, token in enumerate(curves.tokens)
+        (str(position), part or "", printable(token), *(f"{column[position]:.4g}" for column in columns))
+        for position, (part, token) in enumerate(zip(curves.parts, curves.tokens, strict=True))
     ]
     headers = ["position", "", "token", *headers]
     if curves.n_prompt is None:
         headers, rows = [headers[0], *headers[2:]], [(row[0], *row[2:]) for row in rows]
     numeric = [0, *range(len(headers) - len(columns), len(headers))]
     return table(headers, rows, numeric=numeric)
-
-
-def _part(curves: TextCurves, position: int) -> str:
-    return "prompt" if position < curves.begins else "response"
 
 
 def dynamics_table(curves: TextCurves) -> str:
@@ -116,31 +110,6 @@ def _without_empty(headers: Sequence[str], rows: Sequence[tuple[str, ...]]) -> s
     kept = [i for i, header in enumerate(headers) if header not in _MEANS[1:] or any(row[i] for row in rows)]
     shown = [tuple(row[i] for i in kept) for row in rows]
     return table([headers[i] for i in kept], shown, numeric=range(2, len(kept)))
-
-
-def to_json(own: TextCurves) -> dict[str, Any]:
-    """Returns all curves of an example; lists run over its tokens."""
-    return {
-        "example_id": own.example_id,
-        "tokens": list(own.tokens),
-        "n_prompt": own.n_prompt,
-        "curves": [
-            {
-                "vector": name,
-                "layer": layer,
-                "projection": plain(projections.values[:, i]),
-                "cosine": plain(projections.cosines[:, i]),
-                "dynamics": _dynamics_to_json(dynamics(projections.values[:, i])),
-                **({} if own.n_prompt is None else {"response_dynamics": _dynamics_to_json(own.dynamics(layer, i))}),
-            }
-            for i, name in enumerate(own.names)
-            for layer, projections in own.by_layer.items()
-        ],
-    }
-
-
-def _dynamics_to_json(found: Dynamics) -> dict[str, Any]:
-    return {name: plain(getattr(found, name)) for name in Dynamics.__slots__}
 
 
 def _layer_name(layer: int | None) -> str:

@@ -66,7 +66,7 @@ def export(
                 store,
                 format,
                 output if len(folders) == 1 else output / folder.name,
-                examples=[find_example(name, store.ids) for name in example] or None,
+                examples=[find_example(store, name) for name in example] or None,
                 layout=layout,
                 layers=numbers,
                 steps=steps,

@@ -15,7 +15,6 @@ from traceformer.cli.arguments import count, find_example, find_run, parse_head,
 from traceformer.cli.summary import summarise, summarise_experiment
 from traceformer.cli.terminal import draw_matrix, table
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.layout import META
 from traceformer.store.run import TraceStore
@@ -85,7 +84,7 @@ def inspect(
         return
 
     spec = _find_array(store, site)
-    example_id = find_example(example, store.ids)
+    example_id = find_example(store, example)
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -131,8 +130,8 @@ class _Example:
 
 
 def _example(store: TraceStore, name: str) -> _Example:
-    example_id = find_example(name, store.ids)
-    tokens = {stack: tokens_of(store, example_id, stack) for stack in store.layout.stacks}
+    example_id = find_example(store, name)
+    tokens = {stack: store.tokens_of(example_id, stack) for stack in store.layout.stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
 
@@ -174,8 +173,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
         spec.layers[0] if layer is None and spec.layers else layer,
         spec.heads[0] if head is None and spec.heads else head,
         values.reshape(values.shape[-2:]),  # without the axis of a layer or head that is the only one
-        tokens_of(store, example_id, spec.key.token_stack),
-        tokens_of(store, example_id, spec.key.key_stack) if spec.site.is_matrix else [],
+        store.tokens_of(example_id, spec.key.token_stack),
+        store.tokens_of(example_id, spec.key.key_stack) if spec.site.is_matrix else [],
     )
 
 
@@ -211,7 +210,8 @@ def _slice_to_json(found: _Slice, folder: Path, png: Path | None) -> dict[str, A
 
 
 def _save_head(found: _Slice, png: Path) -> None:
-    from traceformer.figures.style import head_figure, save
+    from traceformer.figures.attention import head_figure
+    from traceformer.figures.style import save
 
     if not found.spec.site.is_matrix:
         raise SelectionError(f"{found.spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")
@@ -219,7 +219,8 @@ def _save_head(found: _Slice, png: Path) -> None:
 
 
 def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
-    from traceformer.figures.style import atlas_figure, save, tile
+    from traceformer.figures.attention import atlas_figure, tile
+    from traceformer.figures.style import save
 
     if not spec.site.is_matrix:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")

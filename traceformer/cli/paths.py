@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
 
-from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import PathOptions
 from traceformer.cli.arguments import count, find_example, find_run, parse_head
 from traceformer.cli.paths_report import report
-from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import UsageError
-from traceformer.questions.paths import trace_stored
-from traceformer.sites import Attention, Stack
-from traceformer.store.run import TraceStore
+from traceformer.presentation import present
+from traceformer.questions.paths import paths as find_paths
+from traceformer.store.run import Run
 
 if TYPE_CHECKING:
-    from traceformer.questions.paths import OutputWeights
+    from traceformer.models.loaded import LoadedModel
 
 __all__ = ["paths"]
 
@@ -120,120 +119,64 @@ def paths(
         layer = number
     else:
         one = None
-    options = PathOptions(
-        top_beam=top_beam,
-        top_k=top_k,
-        min_attn=min_attn,
-        agg_heads=agg_heads if one is None else one,
-        length_norm=length_norm,
-        stop_at_bos=not pass_bos,
-        search=search,
-        weighting=weighting,
-        exclude_self=exclude_self,
-        exclude_sink=exclude_sink,
-        certify=True,
-        max_flow=max_flow,
-    )
+    options: dict[str, Any] = {
+        "top_beam": top_beam,
+        "top_k": top_k,
+        "min_attn": min_attn,
+        "agg_heads": agg_heads if one is None else one,
+        "length_norm": length_norm,
+        "stop_at_bos": not pass_bos,
+        "search": search,
+        "weighting": weighting,
+        "exclude_self": exclude_self,
+        "exclude_sink": exclude_sink,
+        "max_flow": max_flow,
+    }
+    PathOptions(**options)  # what is out of its range is refused before anything is loaded
     if run is not None:
-        result = _of_run(run, example, text, target_pos, layer, options, stack, bos_token_id, device)
+        if text is not None:
+            raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
+        store = Run(find_run(run))
+        source, given = store, find_example(store, example)
     else:
         assert model is not None
         if text is None:
             raise UsageError("--model needs --text", hint='--text "The quick brown fox"')
-        load = {"device": device, "dtype": dtype, "revision": revision}
-        result = _of_model(model, text, target_text, target_pos, layer, options, bos_token_id, load)
+        source, given = _loaded(model, device, dtype, revision), text
+    result = find_paths(
+        source,
+        given,
+        to=target_pos,
+        layer=layer,
+        stack=stack,
+        target_text=target_text,
+        bos_token_id=bos_token_id,
+        device=device,
+        **options,
+    )
     print(json_text.dumps(result.to_json(), indent=2, ensure_ascii=False) if json else report(result))
     _save(result, html, png, open_browser)
 
 
-def _of_run(
-    name: str,
-    example: str | None,
-    text: str | None,
-    target_pos: int,
-    layer: LayerChoice | None,
-    options: PathOptions,
-    stack: Stack | None,
-    bos_token_id: int | None,
-    device: str | None,
-) -> TraceResult:
-    if text is not None:
-        raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
-    store = TraceStore(find_run(name))
-    example_id = find_example(example, store.ids)
-    weights = _output_weights(store, device) if options.weighting == "value-norm" else None
-    return trace_stored(
-        store,
-        example_id,
-        [target_pos],
-        layer,
-        options,
-        stack=stack,
-        bos_token_id=bos_token_id,
-        output_weights=weights,
-    )[0]
-
-
-def _output_weights(store: TraceStore, device: str | None) -> "OutputWeights":
-    """W_O of the model that a run was made with, found where it was found then.
-
-    Raises:
-        UsageError: it is there, but its weights are not those of the run.
-    """
-    from traceformer.models.load import load_model
-    from traceformer.questions.live_paths import output_weights
-
-    loaded = load_model(store.meta["model"], revision=store.meta.get("revision"), device=device or "cpu")
-    if loaded.digest != store.meta["configuration"].get("model weights"):
-        raise UsageError(f"{store.meta['model']} is not what it was", why="its weights have changed since the run")
-
-    def read(stack: Stack, attention: Attention, layer: int) -> Any:
-        return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)
-
-    return read
-
-
-def _of_model(
-    model: str,
-    text: str,
-    target_text: str | None,
-    target_pos: int,
-    layer: LayerChoice | None,
-    options: PathOptions,
-    bos_token_id: int | None,
-    load: dict[str, Any],
-) -> TraceResult:
-    from dataclasses import asdict
-
+def _loaded(model: str, device: str | None, dtype: str | None, revision: str | None) -> "LoadedModel":
     from traceformer.models.load import load_model
 
     print("loading", file=sys.stderr)
-    loaded = load_model(model, **load)
-    tracer = ReverseAttentionTracer(loaded.model, loaded.tokenizer)
-    return tracer.trace_text(
-        text,
-        target_pos,
-        target_text=target_text,
-        layer=-1 if layer is None else layer,
-        bos_token_id=bos_token_id,
-        **asdict(options),
-    )
+    return load_model(model, device=device, dtype=dtype, revision=revision)
 
 
-def _save(result: TraceResult, html: Path | None, png: Path | None, open_browser: bool) -> None:
+def _save(result: Paths, html: Path | None, png: Path | None, open_browser: bool) -> None:
     if png is not None:
-        from traceformer.figures.paths import paths_figure
+        from traceformer import figures
         from traceformer.figures.style import save
 
-        save(paths_figure(result), png)
+        save(figures.paths(result), png)
         print(f"wrote {png}", file=sys.stderr)
     if open_browser and html is None:
         html = Path("paths.html")
     if html is not None:
-        from traceformer import paths_html
-
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(paths_html(result), encoding="utf-8")
+        html.write_text(present(result, "page"), encoding="utf-8")
         print(f"wrote {html}; next: open it in a browser, or send it to someone", file=sys.stderr)
         if open_browser:
             webbrowser.open(html.resolve().as_uri())

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 
-from traceformer.analysis.paths.result import TraceResult, chain
+from traceformer.analysis.paths.result import Paths, chain
 from traceformer.analysis.paths.sankey import BeamPath
 from traceformer.cli.terminal import table
-from traceformer.texts.shown import shown_token
+from traceformer.texts.shown import visible
 
-__all__ = ["report", "shown_token"]
+__all__ = ["report"]
 
 _INDENT = "      "
 _MOST_SHARES = 5
 
 
-def report(result: TraceResult) -> str:
+def report(result: Paths) -> str:
     """Returns the paths as chains of tokens, the earliest first, with weights and scores; and how good they are."""
     lines = [f"which tokens led to {_named(result.tokens, result.target_pos)}?", _where(result), ""]
     if result.heads:
@@ -29,7 +29,7 @@ def report(result: TraceResult) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _where(result: TraceResult) -> str:
+def _where(result: Paths) -> str:
     settings = result.settings
     heads = settings["heads"]
     n_heads = f"{len(heads)} heads"
@@ -47,16 +47,16 @@ def _where(result: TraceResult) -> str:
 
 
 def _named(tokens: Sequence[str], position: int) -> str:
-    return f"{position} {shown_token(tokens[position])}"
+    return f"{position} {visible(tokens[position])}"
 
 
-def _path(rank: int, beam: BeamPath, result: TraceResult) -> Iterator[str]:
+def _path(rank: int, beam: BeamPath, result: Paths) -> Iterator[str]:
     n_edges = len(beam.edge_attns)
     yield f"{rank:>3}   score {beam.score_norm:.4f}, {n_edges} edge{'s' * (n_edges != 1)}"
     yield from _wrapped(_links(beam, result))
 
 
-def _links(beam: BeamPath, result: TraceResult) -> Iterator[str]:
+def _links(beam: BeamPath, result: Paths) -> Iterator[str]:
     """The tokens from the earliest on, each with the weight of the edge to the next; stays are counted."""
     steps = range(len(beam.positions) - 1, -1, -1)
     stayed: list[float] = []
@@ -95,7 +95,7 @@ def _wrapped(links: Iterator[str]) -> Iterator[str]:
     yield line
 
 
-def _by_head(result: TraceResult) -> list[str]:
+def _by_head(result: Paths) -> list[str]:
     rows = [
         (f"L{head.layer}H{head.settings['heads'][0]}", f"{head.beams[0].score_norm:.4f}", chain(head.beams[0]))
         for head in result.heads
@@ -103,7 +103,7 @@ def _by_head(result: TraceResult) -> list[str]:
     return table(("head", "score", "its best path"), rows, numeric=(1,)).splitlines()
 
 
-def _verdict(result: TraceResult) -> Iterator[str]:
+def _verdict(result: Paths) -> Iterator[str]:
     certificate, count = result.certificate, len(result.beams)
     if result.settings["search"] == "exact":
         yield f"these are the {count} best of all paths" if count != 1 else "this is the best of all paths"
@@ -127,7 +127,7 @@ def _verdict(result: TraceResult) -> Iterator[str]:
         )
 
 
-def _shares(name: str, shares: Sequence[float], result: TraceResult) -> str:
+def _shares(name: str, shares: Sequence[float], result: Paths) -> str:
     order = sorted(range(len(shares)), key=lambda position: (-shares[position], position))[:_MOST_SHARES]
     shown = [f"{_named(result.tokens, position)} {shares[position]:.3f}" for position in order]
     return f"{name} over all paths: {', '.join(shown)}"

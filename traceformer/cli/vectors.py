@@ -2,27 +2,23 @@
 
 import json as json_text
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import App, Parameter
 
-from traceformer.analysis.directions import Fit, Method
-from traceformer.analysis.directions import fit as fit_direction
+from traceformer.analysis.directions import Direction, Method
 from traceformer.cli.arguments import find_run
-from traceformer.cli.project import find_rows
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
-from traceformer.errors import NotFound, SelectionError, UsageError
-from traceformer.formats.directions import DirectionFile, read_directions, write_directions
-from traceformer.progress import steps_shown
-from traceformer.questions.traits import Position, example_rows
-from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
-from traceformer.store.run import TraceStore
+from traceformer.errors import NotFound, UsageError
+from traceformer.formats.directions import read_direction
+from traceformer.progress import Totals, progress_shown, steps_shown
+from traceformer.questions.trait_rows import Position
+from traceformer.questions.traits import fit_directions
+from traceformer.sites import parse_indices
+from traceformer.store.run import Run
 
 __all__ = ["fit", "show", "vectors"]
 
@@ -38,7 +34,7 @@ def fit(
     model: str | None = None,
     method: Annotated[tuple[Method, ...], Parameter(consume_multiple=(1, None), metavar="METHOD...")] = ("mean_diff",),
     site: str = "resid_post",
-    layer: Annotated[str, Parameter(metavar="I,J-K|all")] = "all",
+    layer: Annotated[str, Parameter(name=("--layer", "--layers"), metavar="I,J-K|all")] = "all",
     position: Position = "mean",
     name: str | None = None,
     device: str | None = None,
@@ -69,42 +65,37 @@ def fit(
 
         check_format(png)
     trait = name or output.resolve().name
-    with _two_runs(positive, negative, model, site, layer, device) as runs:
-        specs = [find_rows(store, site) for store in runs]
-        layers = _layers(runs, specs, layer)
-        found = _fit_all(runs, specs, layers, method, position)
-        about: dict[str, Any] = {
-            "site": specs[0].key.site,
-            "position": position,
-            "model": model or runs[0].meta.get("model"),
-            "model_weights": runs[0].meta["configuration"].get("model weights"),
-            "positive": positive,
-            "negative": negative,
-            "examples": [store.n for store in runs],
-        }
-    files: dict[Path, DirectionFile] = {}
-    for own_method, fits in found.items():
-        quality = {str(layer): _quality(own) for layer, own in fits.items()}
-        directions = {layer: own.direction for layer, own in fits.items()}
-        called = trait if len(found) == 1 else f"{trait} {own_method}"
-        path = output / f"{own_method}.safetensors"
-        files[path] = DirectionFile(called, directions, {"method": own_method, **about, "quality": quality})
-        write_directions(path, files[path])
+    layers = None if layer == "all" else parse_indices(layer)
+    runs = _two_runs(positive, negative, model, site, layers, device)
+    with steps_shown("fitting") as progress:
+        fitted = fit_directions(
+            *runs, method, site=site, layers=layers, position=position, name=trait, progress=progress
+        )
+    texts = {"positive": positive, "negative": negative}
+    files = {
+        output / f"{own_method}.safetensors": replace(own, about={**own.about, **texts})
+        for own_method, own in fitted.items()
+    }
+    for path, own in files.items():
+        own.save(path)
     if png is not None:
+        from traceformer import figures
         from traceformer.figures.style import save
-        from traceformer.figures.traits import quality_figure
 
-        save(quality_figure(found, title=f"{trait}  {specs[0].key}"), png)
+        save(figures.direction(*files.values(), title=f"{trait}  {site}"), png)
     if json:
-        told = [{"file": str(path), "name": file.name, **file.about} for path, file in files.items()]
-        print(json_text.dumps({"vectors": plain(told)}, indent=2))
+        print(
+            json_text.dumps(
+                {"vectors": [{"file": str(path), **own.to_json()} for path, own in files.items()]}, indent=2
+            )
+        )
         return
-    print(f"{trait}: {about['examples'][0]} positive and {about['examples'][1]} negative examples, {site}", end="\n\n")
-    for file in files.values():
-        print(_table(file), end="\n\n")
-    fits = found[method[0]]
-    best = max(fits, key=lambda layer: (fits[layer].held_out.accuracy, fits[layer].held_out.effect_size))
-    then = "" if best is None else f" --layer {best}"
+    first = next(iter(files.values()))
+    n_positive, n_negative = first.about["examples"]
+    print(f"{trait}: {n_positive} positive and {n_negative} negative examples, {site}", end="\n\n")
+    for own in files.values():
+        print(_table(own), end="\n\n")
+    then = "" if first.best_layer is None else f" --layer {first.best_layer}"
     made = [str(path) for path in files]
     print(f"wrote {' and '.join(made)}; next: traceformer project RUN --vector {' '.join(made)}{then}", file=sys.stderr)
 
@@ -122,66 +113,48 @@ def show(
         file: A .safetensors, .pt or .npy file.
         json: Print a JSON object.
     """
-    found = read_directions(file)
+    found = read_direction(file)
     if json:
-        norms = {str(layer): float(np.linalg.norm(values)) for layer, values in found.by_layer.items()}
-        told = {"file": str(file), "name": found.name, "width": found.width, "norms": norms, **found.about}
-        print(json_text.dumps(plain(told), indent=2))
+        print(json_text.dumps({"file": str(file), **found.to_json()}, indent=2))
         return
     print(f"{found.name}: {len(found.by_layer)} vectors, {found.width} wide")
     for what, value in sorted(found.about.items()):
-        if what not in ("quality", "name"):
-            print(f"{what.replace('_', ' ')}: {' and '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"{what.replace('_', ' ')}: {' and '.join(map(str, value)) if isinstance(value, list) else value}")
     print()
     print(_table(found))
     print(f"next: traceformer project RUN --vector {file}", file=sys.stderr)
 
 
-@contextmanager
 def _two_runs(
-    positive: str, negative: str, model: str | None, site: str, layer: str, device: str | None
-) -> Generator[tuple[TraceStore, TraceStore]]:
-    """The runs of both kinds of texts; recorded now, and thrown away afterwards, where a model is given."""
+    positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
+) -> list[Run]:
+    """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
-        runs = (_run(positive), _run(negative))
-        weights = [store.meta.get("configuration", {}).get("model weights") for store in runs]
-        if weights[0] != weights[1]:
-            raise UsageError(
-                "the two runs are of different models", why=f"their weights are {weights[0]} and {weights[1]}"
-            )
-        yield runs
-        return
+        return [_run(positive), _run(negative)]
 
     from traceformer.capture.extract import record
-    from traceformer.capture.prepare import ExtractRequest, prepare
-    from traceformer.progress import Totals, progress_shown
+    from traceformer.models.load import load_model
 
-    layers = None if layer == "all" else parse_indices(layer)
-    both: dict[Stack, tuple[int, ...] | None] = {"enc": layers, "dec": layers}
-    selection = Selection((site.rpartition(".")[2],), both, hidden_layers=layers)
-    with TemporaryDirectory(prefix="traceformer-vectors-") as folder:
-        loaded, stores = None, list[TraceStore]()
-        for kind, texts in (("positive", positive), ("negative", negative)):
-            request = ExtractRequest(
-                selection,
-                model=model,
-                dataset=_texts(texts, Path(folder) / f"{kind}.jsonl"),
-                limit=None,
-                max_seq_len="auto",
-                dtype="float32",
-                out_dir=Path(folder) / kind,
-                device=device,
+    loaded, runs = load_model(model, device=device), list[Run]()
+    for texts in (positive, negative):
+        with progress_shown(Totals()) as progress:
+            runs.append(
+                record(
+                    loaded,
+                    _texts(texts),
+                    site.rpartition(".")[2],
+                    layers=layers,
+                    hidden_layers=layers,
+                    dtype="float32",
+                    progress=progress,
+                )
             )
-            prepared = prepare(request, loaded)
-            loaded = prepared.loaded
-            with progress_shown(Totals()) as progress:
-                stores.append(TraceStore(record(prepared, progress)))
-        yield stores[0], stores[1]
+    return runs
 
 
-def _run(name: str) -> TraceStore:
+def _run(name: str) -> Run:
     try:
-        return TraceStore(find_run(name))
+        return Run(find_run(name))
     except NotFound as error:
         if Path(name).is_file():
             hint = "--model MODEL, to record the texts"
@@ -189,75 +162,30 @@ def _run(name: str) -> TraceStore:
         raise
 
 
-def _texts(name: str, jsonl: Path) -> str:
-    """What `extract` calls a data set; a prompt set is written down as one."""
+def _texts(name: str) -> str | list[str]:
+    """The texts of a prompt set, or what `record` calls them."""
     from traceformer.texts.prompts import PROMPT_SETS, load_prompt_set
 
     if Path(name).suffix.lower() != ".json" and not (PROMPT_SETS / f"{name}.json").is_file():
         return name
-    prompts = load_prompt_set(name).prompts
-    jsonl.write_text("".join(json_text.dumps({"id": each.prompt_id, "text": each.text}) + "\n" for each in prompts))
-    return str(jsonl)
+    return [prompt.text for prompt in load_prompt_set(name).prompts]
 
 
-def _layers(runs: Sequence[TraceStore], specs: Sequence[ArraySpec], asked: str) -> tuple[int | None, ...]:
-    if specs[0].key != specs[1].key or specs[0].width != specs[1].width:
-        raise UsageError("the two runs hold different arrays", why=f"{specs[0].key} and {specs[1].key}")
-    if not specs[0].layers:
-        return (None,)
-    common = [layer for layer in specs[0].layers if layer in specs[1].layers]
-    stored = f"both runs hold layers {', '.join(map(str, common)) or 'none'} of {specs[0].key}"
-    wanted = common if asked == "all" else parse_indices(asked)
-    missing = [layer for layer in wanted if layer not in common]
-    if missing or not wanted:
-        raise SelectionError(f"layer {missing[0] if missing else asked} requested", why=stored)
-    return tuple(wanted)
-
-
-def _fit_all(
-    runs: Sequence[TraceStore],
-    specs: Sequence[ArraySpec],
-    layers: Sequence[int | None],
-    methods: Sequence[Method],
-    position: Position,
-) -> dict[Method, dict[int | None, Fit]]:
-    found: dict[Method, dict[int | None, Fit]] = {method: {} for method in methods}
-    with steps_shown("fitting") as progress:
-        for number, layer in enumerate(layers):
-            rows = [example_rows(store, spec, layer, position) for store, spec in zip(runs, specs, strict=True)]
-            for method in found:
-                found[method][layer] = fit_direction(rows[0], rows[1], method)
-            progress(number + 1, len(layers))
-    return found
-
-
-def _quality(own: Fit) -> dict[str, float | None]:
-    return {
-        "held_out_accuracy": own.held_out.accuracy,
-        "effect_size": own.held_out.effect_size,
-        "shuffled_accuracy": own.shuffled,
-        "shuffled_highest": own.shuffled_highest,
-        "separation": own.separation,
-        "threshold": own.threshold,
-    }
-
-
-def _table(file: DirectionFile) -> str:
-    """A line per layer; the quality of vectors that were found here."""
-    quality: dict[str, dict[str, float | None]] = file.about.get("quality", {})
-    columns = list(next(iter(quality.values()), {}))
+def _table(direction: Direction) -> str:
+    """A line per layer; how well it does, where that is known."""
+    columns = list(next(iter(direction.quality.values()), {}))
     rows = [
         (
             "" if layer is None else f"L{layer}",
             f"{np.linalg.norm(values):.4g}",
             *(
-                "" if (value := quality.get(str(layer), {}).get(column)) is None else f"{value:.3g}"
+                "" if (value := direction.quality.get(layer, {}).get(column)) is None else f"{value:.3g}"
                 for column in columns
             ),
         )
-        for layer, values in file.by_layer.items()
+        for layer, values in direction.by_layer.items()
     ]
     headers = ("layer", "norm", *(column.replace("_", " ") for column in columns))
-    return (f"{file.about['method']}\n" if "method" in file.about else "") + table(
+    return (f"{direction.about['method']}\n" if "method" in direction.about else "") + table(
         headers, rows, numeric=range(1, len(headers))
     )

@@ -1,14 +1,15 @@
 """`traceformer verify`: is everything there, and as it was written?"""
 
 import json as json_text
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_runs
-from traceformer.store.layout import MANIFEST
 from traceformer.units import amount_of_bytes
+
+if TYPE_CHECKING:
+    from traceformer.store.verification import Verification
 
 __all__ = ["verify"]
 
@@ -23,34 +24,24 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
         run: A folder, the name of a run in ./traces, or `latest`; of a folder of runs (an experiment) all are checked.
         json: Print a JSON object.
     """
-    folders = find_runs(run)
-    if not json:
-        return max([_verify(folder) for folder in folders])
-    found = [_as_json(folder) for folder in folders]
-    all_ok = all(each["ok"] for each in found)
-    print(json_text.dumps(found[0] if len(found) == 1 else {"ok": all_ok, "runs": found}, indent=2))
+    from traceformer.store.verification import verify_folder
+
+    found = [verify_folder(folder) for folder in find_runs(run)]
+    all_ok = all(each.ok for each in found)
+    if json:
+        shown = [each.to_json() for each in found]
+        print(json_text.dumps(shown[0] if len(shown) == 1 else {"ok": all_ok, "runs": shown}, indent=2))
+    else:
+        print("\n".join(map(_in_words, found)))
     return 0 if all_ok else 1
 
 
-def _as_json(folder: Path) -> dict[str, Any]:
-    from traceformer.store.commits import verify_run
-
-    found = [{"path": str(problem.path), "what": problem.what} for problem in verify_run(folder)]
-    return {"run": str(folder), "ok": not found, "problems": found}
-
-
-def _verify(folder: Path) -> int:
-    """Prints what is wrong with one run, or that nothing is; returns the exit code."""
-    from traceformer.store.commits import verify_run
-
-    problems = verify_run(folder)
-    for problem in problems:
-        print(f"{problem.path}: {problem.what}")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    size = amount_of_bytes(sum(path.stat().st_size for path in files))
-    if problems:
-        print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {len(files)} files ({size})")
-        return 1
-    so_far = "" if (folder / MANIFEST).exists() else "; the run is not finished, this is what was committed so far"
-    print(f"{folder}: all {len(files)} files ({size}) are as they were written{so_far}")
-    return 0
+def _in_words(found: "Verification") -> str:
+    """Returns what is wrong with one run, a line each, or that nothing is."""
+    files = f"{found.n_files} files ({amount_of_bytes(found.n_bytes)})"
+    if found.problems:
+        lines = [f"{problem.path}: {problem.what}" for problem in found.problems]
+        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+        return "\n".join([*lines, f"{found.folder}: {count} in {files}"])
+    so_far = "" if found.finished else "; the run is not finished, this is what was committed so far"
+    return f"{found.folder}: all {files} are as they were written{so_far}"

@@ -8,55 +8,25 @@ that the file's name ends in, as in the Gemma capture's `probe_layer16.pt`, or t
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from traceformer.errors import NotFound, Unreadable
+from traceformer.analysis.directions import Direction
+from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.weights import open_file
 
-__all__ = ["DirectionFile", "read_directions", "write_directions"]
+__all__ = ["read_all_directions", "read_direction", "write_direction"]
 
 _FORMAT = "traceformer directions 1"
 _OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d+)|(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class DirectionFile:
-    """The directions of one trait.
-
-    Attributes:
-        name: The trait's; the file's, unless the file says another.
-        by_layer: A vector for each layer; the only key is None where the file does not say which layer it is for.
-        about: What the file says of them besides: method, site, model, weights digest, and each layer's quality.
-    """
-
-    name: str
-    by_layer: Mapping[int | None, Float32[np.ndarray, "d"]]
-    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    @property
-    def width(self) -> int:
-        return len(next(iter(self.by_layer.values())))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that the vectors were made for, none where the file does not say."""
-        return tuple(sorted(layer for layer in self.by_layer if layer is not None))
-
-    def at(self, layer: int | None) -> Float32[np.ndarray, "d"] | None:
-        """Returns the vector to use at a layer: its own, or the only one there is, or None."""
-        if len(self.by_layer) == 1:
-            return next(iter(self.by_layer.values()))
-        return self.by_layer.get(layer)
-
-
-def read_directions(path: Path) -> DirectionFile:
-    """Returns the directions in a .safetensors, .npy or .pt file.
+def read_direction(path: Path) -> Direction:
+    """Returns the trait's direction in a .safetensors, .npy or .pt file.
 
     Raises:
         NotFound: no such file.
@@ -79,18 +49,21 @@ def read_directions(path: Path) -> DirectionFile:
     widths = sorted({len(values) for values in by_layer.values()})
     if len(widths) > 1:
         raise Unreadable(f"{path} holds vectors of several widths", why=", ".join(map(str, widths)))
-    name = about.get("name")
-    return DirectionFile(name if isinstance(name, str) else path.stem, by_layer, about)
+    name, quality = about.pop("name", None), about.pop("quality", {})
+    return Direction(name if isinstance(name, str) else path.stem, by_layer, about, quality)
 
 
-def write_directions(path: Path, directions: DirectionFile) -> None:
+def write_direction(direction: Direction, path: str | Path) -> None:
     """Writes a .safetensors file."""
     from safetensors.numpy import save_file
 
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in directions.by_layer}
-    tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in directions.by_layer.items()}
-    about = {name: json.dumps(value) for name, value in {**directions.about, "name": directions.name}.items()}
+    names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in direction.by_layer}
+    tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in direction.by_layer.items()}
+    quality = {str(layer): dict(own) for layer, own in direction.quality.items()}
+    told = {**direction.about, "name": direction.name, **({"quality": quality} if quality else {})}
+    about = {name: json.dumps(value) for name, value in told.items()}
     part = path.with_name(f".{path.name}.part")
     save_file(tensors, part, metadata={"format": _FORMAT, **about})
     part.replace(path)
@@ -101,9 +74,10 @@ _Found = tuple[dict[int | None, Shaped[np.ndarray, "..."]], dict[str, Any]]
 
 def _read_safetensors(path: Path) -> _Found:
     tensors, metadata = open_file(path)
-    about: dict[str, Any] = dict(metadata)
     if metadata.get("format") == _FORMAT:
         about = _about(metadata, path)
+    else:  # what others call quality is another thing
+        about = {name: value for name, value in metadata.items() if name != "quality"}
     values = {name: tensor.read() for name, tensor in tensors.items()}
     return _by_layer(values, path), about
 
@@ -117,7 +91,8 @@ def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     quality = about.get("quality", {})
     if not isinstance(quality, dict) or not all(isinstance(own, dict) for own in quality.values()):
         raise Unreadable(f"{path}: its quality is no dict of each layer's")
-    return about
+    # JSON has no numbers for keys.
+    return {**about, "quality": {int(name) if name.isdecimal() else None: own for name, own in quality.items()}}
 
 
 def _read_npy(path: Path) -> _Found:
@@ -189,16 +164,19 @@ def _checked(values: Shaped[np.ndarray, "..."], where: str) -> Float32[np.ndarra
     return narrow
 
 
-def read_all_directions(paths: Sequence[Path]) -> dict[str, DirectionFile]:
-    """Returns files by the names of their traits; where two are called the same, their paths tell them apart.
+def read_all_directions(given: Sequence[Direction | str | Path]) -> dict[str, Direction]:
+    """Returns directions, or those in files, by their names; where two have the same, their paths tell them apart.
 
     Raises:
-        NotFound, Unreadable: as `read_directions` raises them.
-        UsageError: a file is given twice.
+        NotFound, Unreadable: as `read_direction` raises them.
+        UsageError: one is given twice.
     """
-    files = [read_directions(path) for path in paths]
-    names = [file.name for file in files]
-    own = [str(path) if names.count(file.name) > 1 else file.name for path, file in zip(paths, files, strict=True)]
-    if len(set(own)) < len(own):
-        raise UsageError("a file of vectors is given twice", why=" ".join(map(str, paths)))
-    return dict(zip(own, files, strict=True))
+    read = [own if isinstance(own, Direction) else read_direction(Path(own)) for own in given]
+    names = [own.name for own in read]
+    named: dict[str, Direction] = {}
+    for source, own in zip(given, read, strict=True):
+        name = own.name if names.count(own.name) == 1 or isinstance(source, Direction) else str(source)
+        if name in named:
+            raise UsageError(f"the direction {name} is given twice", hint="give each a name of its own")
+        named[name] = own
+    return named

@@ -20,6 +20,7 @@ from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Arch
 from traceformer.store.writer import RunWriter
+from traceformer.texts.shown import unnamed
 
 __all__ = ["UNKNOWN", "Fill", "common_dtype", "destination", "encoded", "put", "token_row", "write_run"]
 
@@ -109,7 +110,7 @@ def token_row(
         "text": text,
         "input_ids": list(ids),
         "attention_mask": [1] * len(ids),
-        "tokens": list(tokens or (f"#{token}" for token in ids)),
+        "tokens": list(tokens or map(unnamed, ids)),
         "n_tokens": len(ids),
         "content_hash": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         "n_prompt": n_prompt,

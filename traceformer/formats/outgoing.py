@@ -14,6 +14,7 @@ from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.dtypes import Dtype
 from traceformer.store.run import TraceStore
+from traceformer.texts.shown import unnamed
 
 __all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
 
@@ -114,4 +115,4 @@ class Passage:
     @property
     def tokens(self) -> list[str]:
         """Each token as the tokenizer writes it, or `#id` where the run does not say."""
-        return [str(token) for token in self.row.get("tokens") or (f"#{token}" for token in self.ids)]
+        return [str(token) for token in self.row.get("tokens") or map(unnamed, self.ids)]

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound, Unreadable, UsageError
 
 __all__ = ["load_trace", "model_name", "save_trace"]
@@ -19,12 +19,12 @@ def model_name(source: str) -> str:
     return source if _HUB_NAME.fullmatch(source) else re.split(r"[/\\]", source.rstrip("/\\"))[-1]
 
 
-def save_trace(result: TraceResult, path: str | Path) -> None:
+def save_trace(result: Paths, path: str | Path) -> None:
     """Writes a result as JSON in reverse-attention's layout, with the settings added."""
     Path(path).write_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_trace(path: str | Path) -> TraceResult:
+def load_trace(path: str | Path) -> Paths:
     """Returns the result that `save_trace`, or the reverse-attention package, wrote.
 
     Raises:
@@ -35,7 +35,7 @@ def load_trace(path: str | Path) -> TraceResult:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise UsageError("it holds no JSON object")
-        return TraceResult.from_json(data)
+        return Paths.from_json(data)
     except FileNotFoundError as error:
         raise NotFound(f"no file {path}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, UsageError) as error:

@@ -1,6 +1,8 @@
 """The logit lens of a recorded example: what was read out while recording, or its residual stream read out now."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -8,57 +10,91 @@ from jaxtyping import Float32, Int64
 from traceformer.analysis.lens import Lens, LensRows, normed, read_out
 from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
 from traceformer.models.readout import Readout
+from traceformer.progress import OnStep, quiet, steps_watched
+from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.statistics import tokens_that_came
+from traceformer.questions.vocabulary import token_names
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
-__all__ = ["is_read_out", "recorded_lens", "run_lens"]
+__all__ = ["lens", "recorded_lens", "run_lens"]
 
 _RESIDUAL = ("resid_post", "hidden")
-
-
+_TOP = 3
 _ROWS_BYTES = 256 << 20  # of the normed rows at hand
 
 
+def lens(
+    run: Run,
+    example: int | str = 0,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    top_k: int | None = None,
+    model: str | Path | None = None,
+    progress: OnStep | None = None,
+) -> Lens:
+    """Returns the next token of a recorded example as each layer would have it (logit lens).
+
+        lens(run, 0, positions=[12]).to_frame()
+
+    What every layer left in the residual stream is put through the model's own final norm and unembedding, which are
+    read from its folder; the model is not run. Of a run that holds what was read out while it was recorded
+    (`lens_top_k`), and no residual stream, that is shown, and no model is needed.
+
+    Args:
+        run: A run of a decoder, or of an encoder-decoder with targets.
+        example: One of its examples, by number or id.
+        layers: The model's numbers; all that are stored by default.
+        positions: Positions of the example; all by default.
+        top_k: How many of the likeliest tokens to keep: 3 by default, or all that were read out while recording.
+        model: Where the model's folder is now, if it was moved.
+        progress: Told how many of how many words are done, each counted once for every group of rows; a bar is shown in
+            a terminal or notebook for None.
+
+    Raises:
+        NotRecorded: the run holds no residual stream, or fewer of the likeliest tokens.
+        NotFound: the model's folder is not there.
+        ConfigurationChanged: what lies there is another model than the run's.
+        SelectionError: a layer is not stored, or a position is not in the example.
+        Unsupported: an encoder, which predicts no next token; a family whose readout is not known.
+    """
+    if _is_read_out(run):
+        return recorded_lens(run, example, layers=layers, positions=positions, top=top_k, model=model)
+    readout = open_readout_of(run, model)
+    top = _TOP if top_k is None else top_k
+    with steps_watched("reading out", progress) as told:
+        return run_lens(run, example, readout, layers=layers, positions=positions, top=top, model=model, progress=told)
+
+
 def run_lens(
-    store: TraceStore,
-    example_id: str,
+    run: Run,
+    example: int | str,
     readout: Readout,
     *,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
-    top: int = 3,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    top: int = _TOP,
+    model: str | Path | None = None,
+    progress: OnStep = quiet,
 ) -> Lens:
-    """Returns what the layers of a recorded example say.
-
-    Args:
-        store: A run of a decoder, or of an encoder-decoder with targets.
-        example_id: An example of it.
-        readout: The run's model's.
-        layers: The model's numbers; all that are stored for None.
-        positions: Positions of the example; all for None.
-        top: How many of the likeliest words to keep.
-        progress: Told how many of how many words are done, each counted once for every group of rows.
+    """Returns what the layers of a recorded example say, given the readout of the run's model; else as `lens`.
 
     Raises:
-        NotRecorded: the run holds no residual stream.
-        SelectionError: a layer is not stored, or a position is not in the example.
-        Unsupported: an encoder, which predicts no next token.
         UsageError: the readout is another model's.
     """
-    spec = _residual_of(store)
+    spec = _residual_of(run)
     if spec.width != readout.d_model:
         raise UsageError(f"a readout of width {readout.d_model}", why=f"{spec.key} is {spec.width} wide")
     # `hidden` begins with the embedding: entry i + 1 is what layer i left, and the last one is behind the final norm.
     first = 1 if spec.key.site == "hidden" else 0
     stored = tuple(number - first for number in spec.layers if number >= first)
-    chosen, where, came = _part_of(store, example_id, spec, stored, layers, positions)
-    last = store.meta["dims"]["dec"]["n_layers"] - 1
+    chosen, where, targets = _part_of(run, example, spec, stored, layers, positions)
+    last = run.meta["dims"]["dec"]["n_layers"] - 1
 
     def residual(number: int, places: Int64[np.ndarray, "place"]) -> Float32[np.ndarray, "place d_embed"]:
         layer = chosen[number]
-        stream = store.get(example_id, spec.key, layer + first)[places]
+        stream = run.get(example, spec.key, layer + first)[places]
         return normed(stream, readout, skip_norm=first == 1 and layer == last)
 
     total, at_once = len(chosen) * len(where), max(1, _ROWS_BYTES // (4 * spec.width))
@@ -72,98 +108,117 @@ def run_lens(
             read_out(
                 np.concatenate([residual(n, where[piece]) for n, piece in zip(numbers, pieces, strict=True)]),
                 readout,
-                came=np.concatenate([came[piece] for piece in pieces]),
+                targets=np.concatenate([targets[piece] for piece in pieces]),
                 top=top,
                 progress=lambda done, of: progress(len(parts) * of + done, -(-total // at_once) * of),
             )
         )
-    found = {name: np.concatenate([getattr(part, name) for part in parts]) for name in LensRows.__slots__}
     shape = (len(chosen), len(where))
-    return Lens(
-        spec.key,
-        chosen,
-        tuple(where.tolist()),
-        came,
-        **{name: values.reshape(*shape, *values.shape[1:]) for name, values in found.items()},
+    rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in LensRows.__slots__}
+    return _lens(
+        run,
+        example,
+        model,
+        key=spec.key,
+        layers=chosen,
+        positions=where,
+        targets=targets,
+        **{name: values.reshape(*shape, *values.shape[1:]) for name, values in rows.items()},
     )
 
 
-def is_read_out(store: TraceStore) -> bool:
-    """Returns whether a run holds the likeliest tokens of each layer, and no residual stream to read all from."""
-    return _first_of(store, _RESIDUAL) is None and _first_of(store, ("lens_topk",)) is not None
-
-
 def recorded_lens(
-    store: TraceStore,
-    example_id: str,
+    run: Run,
+    example: int | str = 0,
     *,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top: int | None = None,
+    model: str | Path | None = None,
 ) -> Lens:
-    """Returns what the layers of an example said while it was recorded; arguments as of `run_lens`.
+    """Returns what the layers of an example said while it was recorded; arguments as of `lens`.
 
     Raises:
         NotRecorded: the run holds no likeliest tokens, or fewer than `top` of them.
         SelectionError: a layer is not stored, or a position is not in the example.
     """
-    ids = store.spec("lens_topk")
+    ids = run.spec("lens_topk")
     if top is not None and not 1 <= top <= ids.width:
-        raise NotRecorded(
-            f"the {top} likeliest tokens",
-            why=f"this run holds {ids.width} of each layer",
-            hint="--lens-top-k to record",
-        )
-    chosen, where, came = _part_of(store, example_id, ids, ids.layers, layers, positions)
+        why = f"this run holds {ids.width} of each layer"
+        raise NotRecorded(f"the {top} likeliest tokens", why=why, hint="`lens_top_k` when it is recorded")
+    chosen, where, targets = _part_of(run, example, ids, ids.layers, layers, positions)
     place = np.ix_([ids.layers.index(layer) for layer in chosen], where.tolist())
-    all_ids = store.get(example_id, ids.key)[place].astype(np.int64)
-    probabilities = store.get(example_id, ids.key._replace(site="lens_topk_prob"))[place].astype(np.float32)
-    is_came = (all_ids == came[:, None]) & (came >= 0)[:, None]
-    there = is_came.any(axis=-1)
-    return Lens(
-        ids.key,
-        chosen,
-        tuple(where.tolist()),
-        came,
-        all_ids[..., :top],
-        probabilities[..., :top],
-        np.full(there.shape, np.nan, np.float32),
-        np.where(there, (probabilities * is_came).sum(axis=-1), np.float32(np.nan)),
-        np.where(there, is_came.argmax(axis=-1) + 1, 0),
+    all_ids = run.get(example, ids.key)[place].astype(np.int64)
+    probabilities = run.get(example, ids.key._replace(site="lens_topk_prob"))[place].astype(np.float32)
+    is_target = (all_ids == targets[:, None]) & (targets >= 0)[:, None]
+    there = is_target.any(axis=-1)
+    return _lens(
+        run,
+        example,
+        model,
+        key=ids.key,
+        layers=chosen,
+        positions=where,
+        targets=targets,
+        top_ids=all_ids[..., :top],
+        top_probabilities=probabilities[..., :top],
+        entropy=np.full(there.shape, np.nan, np.float32),
+        target_probability=np.where(there, (probabilities * is_target).sum(axis=-1), np.float32(np.nan)),
+        target_rank=np.where(there, is_target.argmax(axis=-1) + 1, 0),
     )
 
 
+def _lens(
+    run: Run, example: int | str, model: str | Path | None, *, positions: Int64[np.ndarray, "position"], **found: Any
+) -> Lens:
+    """What was found, with the texts of its tokens."""
+    tokens, name = run.tokens_of(example, "dec"), token_names(run, None if model is None else str(model))
+    ids = {*found["top_ids"].flat, *found["targets"][found["targets"] >= 0]}
+    return Lens(
+        run.example_id(example),
+        positions=tuple(positions.tolist()),
+        tokens=tuple(tokens[position] for position in positions),
+        names={int(token_id): name(int(token_id)) for token_id in ids},
+        **found,
+    )
+
+
+def _is_read_out(run: Run) -> bool:
+    """Whether a run holds the likeliest tokens of each layer, and no residual stream to read all from."""
+    return _first_of(run, _RESIDUAL) is None and _first_of(run, ("lens_topk",)) is not None
+
+
 def _part_of(
-    store: TraceStore,
-    example_id: str,
+    run: Run,
+    example: int | str,
     spec: ArraySpec,
     stored: Sequence[int],
     layers: Sequence[int] | None,
     positions: Sequence[int] | None,
 ) -> tuple[tuple[int, ...], Int64[np.ndarray, "position"], Int64[np.ndarray, "position"]]:
-    """Returns the layers and positions that are meant, and what came after these."""
+    """Returns the layers and positions that are meant, and the targets of these."""
     chosen = _chosen("layer", layers, stored, f"this run holds layers {_listed(stored)} of {spec.key}")
-    length = store.length(example_id, "dec")
+    length = run.length(example, "dec")
     places = _chosen("position", positions, range(length), f"this example has positions 0-{length - 1}")
     where = np.asarray(places, np.int64)
-    return chosen, where, tokens_that_came(store)(example_id)[where]
+    return chosen, where, tokens_that_came(run)(run.example_id(example))[where]
 
 
-def _first_of(store: TraceStore, sites: Sequence[str]) -> ArraySpec | None:
-    found = (store.layout.spec(ArrayKey("dec", None, site)) for site in sites)
+def _first_of(run: Run, sites: Sequence[str]) -> ArraySpec | None:
+    found = (run.layout.spec(ArrayKey("dec", None, site)) for site in sites)
     return next((spec for spec in found if spec is not None), None)
 
 
-def _residual_of(store: TraceStore) -> ArraySpec:
-    if store.arch == "enc":
+def _residual_of(run: Run) -> ArraySpec:
+    if run.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
-    found = _first_of(store, _RESIDUAL)
+    found = _first_of(run, _RESIDUAL)
     if found is not None:
         return found
     raise NotRecorded(
         "this run holds no residual stream of a decoder",
-        why=f"it holds {' '.join(str(spec.key) for spec in store.layout.arrays)}",
-        hint="record it with --capture resid_post",
+        why=f"it holds {' '.join(str(spec.key) for spec in run.layout.arrays)}",
+        hint='record it with `capture="resid_post"`',
     )
 
 

@@ -1,11 +1,15 @@
-"""One text through a model, as far as the attention that is asked for; heads are combined while they are recorded.
+"""Paths in a model and a text, which is run as far as the attention that is asked for.
 
-Patterns come from the recorder in blocks of queries, and each block's heads become rows of one matrix at once: no more
-than one (query, key) matrix per layer is kept, except where each head is traced by itself.
+1. `TracedModel` makes tokens of the text, and of a target text what a decoder reads.
+2. `record` runs them, and combines heads while they are recorded. Patterns come from the recorder in blocks of
+   queries, and each block's heads become rows of one matrix at once: no more than one (query, key) matrix per layer is
+   kept, except where each head is traced by itself.
+3. Combined heads and tokens go to `analysis.paths`, which searches and knows nothing of models.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +17,12 @@ from jaxtyping import Bool, Float, Int
 
 from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
-from traceformer.analysis.paths.trace import EdgeWeights, PathOptions
+from traceformer.analysis.paths.result import Paths
+from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import UsageError
+from traceformer.formats.path_files import model_name
 from traceformer.sites import ArraySpec, Attention, Selection, Stack
+from traceformer.texts.shown import pieces_decoded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     from traceformer.capture.attention import Span
     from traceformer.models.dims import ModelDims, StackDims
 
-__all__ = ["Text", "output_weights", "record"]
+__all__ = ["Text", "TracedModel", "output_weights", "record"]
 
 
 class Text(NamedTuple):
@@ -38,6 +45,110 @@ class Text(NamedTuple):
         """What is run: padding before and after is left out, so that it can shift no position."""
         true = np.flatnonzero(self.allowed)
         return slice(int(true[0]), int(true[-1]) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TracedModel:
+    """A model through which attention is followed backward, with its tokenizer and its sizes."""
+
+    model: "PreTrainedModel"
+    tokenizer: Any
+    dims: "ModelDims"
+
+    def ids_of(self, text: str) -> list[int]:
+        """Returns a text's tokens as the model reads them."""
+        return self.tokenizer(text)["input_ids"]
+
+    def decoder_ids_of(self, target_text: str) -> list[int]:
+        """Returns a target's tokens as a decoder reads them: shifted right, behind its start token.
+
+        Raises:
+            UsageError: the model has no decoder beside an encoder.
+        """
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        if start is None:
+            raise UsageError("this model has no decoder beside an encoder", hint="leave the target text out")
+        return [start, *self.tokenizer(text_target=target_text)["input_ids"]][:-1]
+
+    def trace(
+        self,
+        input_ids: Any,
+        targets: Sequence[int],
+        layer: int | Literal["all"],
+        options: PathOptions,
+        *,
+        attention_mask: Any = None,
+        bos_token_id: int | None = None,
+        decoder_input_ids: Any = None,
+    ) -> list[Paths]:
+        """Returns the paths that lead to each of some tokens of a text, from one pass of the model.
+
+        Args:
+            input_ids: Token ids, (1, token) or (token).
+            targets: Where the paths begin; negative ones count from the end.
+            layer: A layer's number, negative counting from the last; or "all".
+            options: How paths are searched.
+            attention_mask: One number per token, 0 for padding; else padding is known by its token, if that means
+                nothing else.
+            bos_token_id: At which tokens paths end; by default at the tokenizer's.
+            decoder_input_ids: What the decoder of an encoder-decoder reads; paths then lead from there into the source.
+
+        Raises:
+            UsageError: an argument out of range, or shapes that do not fit.
+            Unsupported: this model's attention cannot be recorded, or not searched in this way.
+        """
+        text, source = self._read(input_ids, attention_mask), None
+        stack: Stack = "dec" if self.dims.arch == "dec" else "enc"
+        if decoder_input_ids is not None:
+            if self.dims.arch != "encdec":
+                raise UsageError("this model has no decoder beside an encoder", hint="leave the target text out")
+            source, stack = text, "dec"
+            # Never padded: T5's start token is its padding token.
+            text = self._read(decoder_input_ids, np.ones_like(_as_row(decoder_input_ids, "decoder_input_ids")))
+        tokens = self._tokens(text, stack, bos_token_id)
+        weights = record(self.model, self.dims, text, layer, options, stack=stack, source=source)
+        name = model_name(self.model.config.name_or_path or type(self.model).__name__)
+        settings = {"model": name, "stack": stack}
+        origin = None if source is None else self._tokens(source, "enc", None)
+        return trace_paths(weights, tokens, targets, options, source=origin, settings=settings)
+
+    def _read(self, ids: Any, mask: Any) -> Text:
+        """The token ids and which of them are true tokens.
+
+        Raises:
+            UsageError: a shape that does not fit, no token at all, an id without an embedding, or too many tokens.
+        """
+        numbers = _as_row(ids, "input_ids")
+        if not len(numbers):
+            raise UsageError("there is no token to trace", hint="give a text that is not empty")
+        n_embeddings = int(self.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+        if not 0 <= numbers.min() <= numbers.max() < n_embeddings:
+            raise UsageError("a token id has no embedding", why=f"the model knows ids 0-{n_embeddings - 1}")
+        if mask is None:
+            names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+            pad = self.tokenizer.pad_token_id
+            # A padding token that means something else as well is no sign of padding.
+            means_more = pad is None or pad in {getattr(self.tokenizer, name, None) for name in names}
+            allowed = np.ones(len(numbers), bool) if means_more else numbers != pad
+        else:
+            allowed = _as_row(mask, "attention_mask") != 0
+        if len(allowed) != len(numbers):
+            raise UsageError(f"a mask of {len(allowed)} for {len(numbers)} tokens")
+        if not allowed.any():
+            raise UsageError("all tokens are padding")
+        n_ctx = max(dims.n_ctx for dims in self.dims.stacks.values())
+        if 0 < n_ctx < len(numbers):
+            raise UsageError(f"{len(numbers)} tokens are more than the model's {n_ctx}", hint="trace a shorter text")
+        return Text(numbers, allowed)
+
+    def _tokens(self, text: Text, stack: Stack, bos_token_id: int | None) -> TokenRow:
+        ids, tokenizer = text.ids.tolist(), self.tokenizer
+        pieces = pieces_decoded(tokenizer.convert_ids_to_tokens(ids), [tokenizer.decode([each]) for each in ids])
+        ends = {tokenizer.bos_token_id if bos_token_id is None else bos_token_id}
+        if stack == "enc":
+            ends |= {getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id", "eos_token_id")}
+        is_end = np.array([each in ends for each in ids])
+        return TokenRow(ids, [piece.text for piece in pieces], [piece.hex for piece in pieces], is_end, text.allowed)
 
 
 def record(
@@ -180,3 +291,19 @@ def output_weights(
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     array = weight.detach().float().cpu().numpy()
     return array.reshape(n_heads, -1, array.shape[1])
+
+
+def _as_row(values: Any, name: str) -> Int[np.ndarray, "token"]:
+    """One text's numbers, from (1, token) or (token).
+
+    Raises:
+        UsageError: another shape, or no whole numbers.
+    """
+    array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if array.ndim == 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 1:
+        raise UsageError(f"{name} of shape {array.shape}", hint="one text at a time: (1, token) or (token)")
+    if array.size and array.dtype.kind not in "iub":
+        raise UsageError(f"{name} are {array.dtype}, not whole numbers")
+    return array.astype(np.int64)

@@ -1,30 +1,100 @@
-"""Reverse attention on a recorded run: no model, no torch."""
+"""Which tokens led to a token: paths backward through the attention of a recorded run, or of a model and a text.
+
+A recorded run needs no model and no torch, but for the weighting by value norms.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
-from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.path_files import model_name
+from traceformer.models.loaded import LoadedModel
+from traceformer.questions.live_paths import TracedModel, output_weights
+from traceformer.questions.model_of_run import load_model_of
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 from traceformer.texts.shown import pieces_of_text
 
-__all__ = ["OutputWeights", "trace_stored"]
+__all__ = ["OutputWeights", "paths", "trace_stored"]
 
 OutputWeights: TypeAlias = Callable[[Stack, Attention, int], Float[np.ndarray, "head d_head d_model"]]
 """W_O of an attention in a layer, which no run holds."""
 
 
+def paths(
+    source: Run | LoadedModel,
+    example: int | str = 0,
+    *,
+    to: int = -1,
+    layer: int | Literal["all"] | None = "all",
+    stack: Stack | None = None,
+    target_text: str | None = None,
+    bos_token_id: int | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Paths:
+    """Returns the paths that lead to a token, best first: which tokens the model looked at, and which these looked at.
+
+        paths(run, 0, to=-1)
+        paths(load_model("byte"), "return the name of the na", layer=2, agg_heads=6)
+
+    Args:
+        source: A run that holds attention patterns, or a model.
+        example: Of a run one of its examples, by number or id; of a model the text that it reads.
+        to: Where the paths begin; negative counts from the end.
+        layer: "all", for paths that go down one layer with every edge; a layer's number, negative counting from the
+            last; or None for the last one, of a run the last one recorded.
+        stack: Which stack of a recorded encoder-decoder; its decoder, if that was recorded.
+        target_text: What an encoder-decoder's decoder reads: paths lead from there into the text.
+        bos_token_id: At which tokens paths end; by default those that begin a text.
+        device: Where a run's model is loaded, for value norms; the processor by default.
+        options: Fields of `PathOptions`: `top_beam`, `top_k`, `min_attn`, `agg_heads` ("mean", "max", "none", or a
+            head's number), `length_norm`, `stop_at_bos`, `search` ("beam", "exact"), `weighting` ("attention",
+            "rollout", "value-norm"), `exclude_self`, `exclude_sink`, `max_flow`; and `certify`, which is True here:
+            what was found is compared with the best paths there are.
+
+    Raises:
+        NotRecorded: the run lacks patterns, a layer or values that are needed.
+        UsageError: a token or a layer that is not there, or options out of their range or that exclude each other.
+        Unsupported: this model's attention cannot be recorded, or not searched in this way.
+    """
+    chosen = PathOptions(**{"certify": True, **options})
+    if isinstance(source, LoadedModel):
+        if not isinstance(example, str):
+            raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
+        traced = TracedModel(source.model, source.tokenizer, source.dims)
+        decoder_ids = None if target_text is None else traced.decoder_ids_of(target_text)
+        number = -1 if layer is None else layer
+        ids = traced.ids_of(example)
+        return traced.trace(ids, [to], number, chosen, bos_token_id=bos_token_id, decoder_input_ids=decoder_ids)[0]
+    if target_text is not None:
+        raise UsageError("a target text goes with a model", why="a run has texts of its own")
+    weights = _output_weights(source, device) if chosen.weighting == "value-norm" else None
+    return trace_stored(
+        source, example, [to], layer, chosen, stack=stack, bos_token_id=bos_token_id, output_weights=weights
+    )[0]
+
+
+def _output_weights(run: Run, device: str | None) -> OutputWeights:
+    """W_O of the model that a run was made with, found where it was found then."""
+    loaded = load_model_of(run, device=device)
+
+    def read(stack: Stack, attention: Attention, layer: int) -> Float[np.ndarray, "head d_head d_model"]:
+        return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)
+
+    return read
+
+
 def trace_stored(
-    store: TraceStore,
-    example_id: str,
+    store: Run,
+    example: int | str,
     targets: Sequence[int],
     layer: int | Literal["all"] | None,
     options: PathOptions,
@@ -32,12 +102,12 @@ def trace_stored(
     stack: Stack | None = None,
     bos_token_id: int | None = None,
     output_weights: OutputWeights | None = None,
-) -> list[TraceResult]:
+) -> list[Paths]:
     """Returns the paths that lead to each target in a recorded example.
 
     Args:
         store: A run that holds attention patterns.
-        example_id: One of its examples.
+        example: One of its examples, by number or id.
         targets: Where the paths begin; negative ones count from the end.
         layer: A layer's number in the model (negative: from the last), "all", or None for the last one recorded.
         options: How paths are searched.
@@ -49,6 +119,7 @@ def trace_stored(
         NotRecorded: the run lacks patterns, a layer or values that are needed.
         UsageError, Unsupported: as in `trace_paths`.
     """
+    example_id = store.example_id(example)
     stack = stack or ("dec" if any(_pattern(store, "dec", kind) for kind in ("self", "cross")) else "enc")
     own, cross = _pattern(store, stack, "self"), _pattern(store, stack, "cross")
     spec = own or cross
@@ -83,7 +154,7 @@ def trace_stored(
     return trace_paths(weights, tokens, targets, options, source=source, settings=settings)
 
 
-def _pattern(store: TraceStore, stack: Stack, kind: Attention) -> ArraySpec | None:
+def _pattern(store: Run, stack: Stack, kind: Attention) -> ArraySpec | None:
     key = ArrayKey(stack, kind, "attn_pattern")
     return next((spec for spec in store.layout.arrays if spec.key == key), None)
 
@@ -108,7 +179,7 @@ def _layers(spec: ArraySpec, layer: int | Literal["all"] | None, n_layers: int) 
     return (layer % n_layers,)
 
 
-def _tokens(store: TraceStore, example_id: str, stack: Stack, bos_token_id: int | None) -> TokenRow:
+def _tokens(store: Run, example_id: str, stack: Stack, bos_token_id: int | None) -> TokenRow:
     encodings = store.encodings(example_id)
     prefix = "dec_" if stack == "dec" and store.arch == "encdec" else ""
     tokens = [str(each) for each in encodings[f"{prefix}tokens"]]
@@ -124,7 +195,7 @@ def _tokens(store: TraceStore, example_id: str, stack: Stack, bos_token_id: int 
 
 
 def _read(
-    store: TraceStore,
+    store: Run,
     example_id: str,
     spec: ArraySpec,
     numbers: Sequence[int],

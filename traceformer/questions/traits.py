@@ -1,103 +1,337 @@
-"""Trait directions of runs: a row per example to fit them on, and all tokens projected onto them."""
+"""Traits of runs: the direction that tells two kinds of texts apart, and how far every token lies along directions."""
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
-from jaxtyping import Float, Float32
-from threadpoolctl import threadpool_limits
 
-from traceformer.analysis.projection import Projections, project_units, unit
-from traceformer.errors import NotRecorded, UsageError
-from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.run import TraceStore
+from traceformer.analysis.directions import Direction, Fit, Method, fit
+from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
+from traceformer.analysis.projection import project as project_rows
+from traceformer.errors import NotRecorded, SelectionError, UsageError
+from traceformer.formats.directions import read_all_directions
+from traceformer.progress import OnStep, quiet, steps_watched
+from traceformer.questions.trait_rows import Position, example_rows, project_run
+from traceformer.sites import SITES, ArraySpec
+from traceformer.store.run import Run
 
-__all__ = ["Position", "example_rows", "project_run"]
+__all__ = ["fit_direction", "fit_directions", "project"]
 
-_TASK_TOKENS = 8192
+Layers: TypeAlias = Sequence[int] | Literal["all"] | None
 
 
-def project_run(
-    store: TraceStore,
-    site: str | ArrayKey,
-    layer: int | None,
-    directions: Float[np.ndarray, "direction d"],
+def fit_direction(
+    positive: Run,
+    negative: Run,
     *,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    method: Method = "mean_diff",
+    site: str = "resid_post",
+    layer: int | Sequence[int] | None = None,
+    position: Position = "mean",
+    name: str | None = None,
+) -> Direction:
+    """Returns the direction from one kind of texts to another, and how well it tells others of them apart.
+
+        fit_direction(errors, returns, layer=2, name="errors")
+
+    Args:
+        positive: A run of the texts that have the trait.
+        negative: A run of texts that lack it, of the same model.
+        method: `mean_diff`, `probe` (logistic regression) or `pca` (first component of the differences of pairs).
+        site: Where to look for it.
+        layer: The layer to find it at, or several; every one that both runs hold by default.
+        position: What stands for an example: the mean over its tokens, its last token, or the mean over its response.
+        name: What to call the trait; the method's name by default.
+
+    Raises:
+        UsageError: runs of two models, fewer than two examples of a kind, or no difference between them.
+        NotRecorded: a run does not hold the site, or no responses.
+        SelectionError: a layer that a run does not hold.
+    """
+    layers = (layer,) if isinstance(layer, int) else layer
+    with steps_watched("fitting", None) as told:
+        found = fit_directions(
+            positive, negative, (method,), site=site, layers=layers, position=position, name=name, progress=told
+        )
+    return found[method]
+
+
+def fit_directions(
+    positive: Run,
+    negative: Run,
+    methods: Sequence[Method],
+    *,
+    site: str = "resid_post",
+    layers: Layers = None,
+    position: Position = "mean",
+    name: str | None = None,
+    progress: OnStep = quiet,
+) -> dict[Method, Direction]:
+    """Returns the same by several methods, for which each layer is read once; `progress` is told of layers."""
+    runs = (positive, negative)
+    digests = [run.meta.get("configuration", {}).get("model weights") for run in runs]
+    if digests[0] != digests[1]:
+        raise UsageError("the two runs are of different models", why=f"their weights are {digests[0]} and {digests[1]}")
+    specs = [_find_rows(run, site) for run in runs]
+    chosen = _common_layers(specs, layers)
+    fits: dict[Method, dict[int | None, Fit]] = {method: {} for method in methods}
+    for number, layer in enumerate(chosen):
+        rows = [example_rows(run, spec, layer, position) for run, spec in zip(runs, specs, strict=True)]
+        for method, own in fits.items():
+            own[layer] = fit(rows[0], rows[1], method)
+        progress(number + 1, len(chosen))
+    about = {
+        "site": specs[0].key.site,
+        "position": position,
+        "model": positive.meta.get("model"),
+        "model_weights": digests[0],
+        "examples": [run.n for run in runs],
+    }
+    return {
+        method: Direction(
+            method if name is None else name if len(fits) == 1 else f"{name} {method}",
+            {layer: own.direction for layer, own in by_layer.items()},
+            {"method": method, **about},
+            {layer: own.numbers for layer, own in by_layer.items()},
+        )
+        for method, by_layer in fits.items()
+    }
+
+
+def _common_layers(specs: Sequence[ArraySpec], asked: Layers) -> tuple[int | None, ...]:
+    if specs[0].key != specs[1].key or specs[0].width != specs[1].width:
+        raise UsageError("the two runs hold different arrays", why=f"{specs[0].key} and {specs[1].key}")
+    if not specs[0].layers:
+        return (None,)
+    common = [layer for layer in specs[0].layers if layer in specs[1].layers]
+    wanted = common if asked in (None, "all") else list(asked)
+    missing = [layer for layer in wanted if layer not in common]
+    if missing or not wanted:
+        stored = f"both runs hold layers {_listed(common) or 'none'} of {specs[0].key}"
+        raise SelectionError(f"layer {missing[0] if missing else asked} requested", why=stored)
+    return tuple(wanted)
+
+
+@overload
+def project(
+    run: Run,
+    *directions: Direction | str | Path,
+    layers: Layers = None,
+    site: str | None = None,
+    example: int | str | None = None,
+    progress: OnStep | None = None,
+) -> Projections: ...
+
+
+@overload
+def project(
+    run: Sequence[Run],
+    *directions: Direction | str | Path,
+    layers: Layers = None,
+    site: str | None = None,
+    example: int | str | None = None,
+    progress: OnStep | None = None,
+) -> list[Projections]: ...
+
+
+def project(
+    run: Run | Sequence[Run],
+    *directions: Direction | str | Path,
+    layers: Layers = None,
+    site: str | None = None,
+    example: int | str | None = None,
+    progress: OnStep | None = None,
+) -> Projections | list[Projections]:
+    """Returns how far every token of a run lies along directions; of several runs, a list of that.
+
+        project(answer, trait, example=0).to_frame()
+
+    The projection of an activation a onto a vector v is (a @ v) / |v|, computed in float32. Without directions, the
+    projections that the run was recorded with are returned; the cosines of these are not known.
+
+    Args:
+        run: A run, or several.
+        directions: Traits, or files of them: .safetensors, .pt or .npy.
+        layers: Which layers, or "all"; those that the directions are for by default. An only vector serves for any.
+        site: What to project, a site whose rows are as wide as the vectors; `resid_post` by default.
+        example: One of the examples, by number or id; all by default.
+        progress: Told how many of how many tokens are done, each counted once for every layer; a bar is shown in a
+            terminal or notebook for None.
+
+    Raises:
+        UsageError: no directions, one that is given twice, or of another width.
+        NotRecorded: the run does not hold the site.
+        SelectionError: a layer is not stored, or a direction has no vector for it.
+    """
+    named = read_all_directions(directions)
+    runs = [run] if isinstance(run, Run) else run
+    with steps_watched("projecting", progress) as told:
+        found = [_project(each, named, layers, site, example, told) for each in runs]
+    return found[0] if isinstance(run, Run) else found
+
+
+def _project(
+    run: Run,
+    directions: Mapping[str, Direction],
+    asked: Layers,
+    site: str | None,
+    example: int | str | None,
+    progress: OnStep,
 ) -> Projections:
-    """Returns the projections of one layer of all tokens of all examples, in the order of `store.token_examples`.
+    if directions:
+        spec = _find_rows(run, site or "resid_post")
+        _check(directions, spec, run)
+        layers, names = _layers(directions, spec, asked), tuple(directions)
+    else:
+        spec = _recorded(run)
+        layers, names = _stored_layers(spec, asked), tuple(run.meta["projection"]["names"])
+    by_layer: dict[int | None, ProjectedRows] = {}
+    for number, layer in enumerate(layers):
 
-    Args:
-        store: The run.
-        site: A token array of it.
-        layer: The model's number of the layer; None where the site has none.
-        directions: As wide as the array's rows.
-        progress: Told how many of how many tokens are done.
+        def told(done: int, of: int, number: int = number) -> None:
+            progress(number * of + done, len(layers) * of)
+
+        by_layer[layer] = _rows(run, spec, layer, directions, example, told)
+    return Projections(
+        str(run.folder),
+        spec.key,
+        str(spec.key) if directions else run.meta["projection"]["site"],
+        names,
+        layers,
+        tuple(_curves(run, spec, names, by_layer, example)),
+        tuple({**own.about, "name": name, "layers": list(own.layers)} for name, own in directions.items())
+        or tuple({"name": name, "layers": list(spec.layers)} for name in names),
+    )
+
+
+def _rows(
+    run: Run,
+    spec: ArraySpec,
+    layer: int | None,
+    directions: Mapping[str, Direction],
+    example: int | str | None,
+    progress: OnStep,
+) -> ProjectedRows:
+    """One layer of all examples, or of one. In memory are the projections only, 4 bytes per token and direction."""
+    if not directions:
+        all_rows = run.activations(spec.key, layer) if example is None else run.get(example, spec.key, layer)
+        return ProjectedRows(all_rows.astype(np.float32), np.full(len(all_rows), np.nan, np.float32))
+    vectors = np.stack([vector for own in directions.values() if (vector := own.at(layer)) is not None])
+    if example is not None:
+        return project_rows(run.get(example, spec.key, layer), vectors)
+    return project_run(run, spec.key, layer, vectors, progress=progress)
+
+
+def _curves(
+    run: Run,
+    spec: ArraySpec,
+    names: tuple[str, ...],
+    by_layer: Mapping[int | None, ProjectedRows],
+    example: int | str | None,
+) -> list[TextCurves]:
+    """The rows of each example, with its tokens and where its response begins."""
+    stack = spec.key.token_stack
+    prompts = run.tokens.get("n_prompt") if stack == "dec" else None
+    start, curves = 0, list[TextCurves]()
+    for own_id in run.ids if example is None else (run.example_id(example),):
+        here = slice(start, start + run.length(own_id, stack))
+        start = here.stop
+        begins = None if prompts is None else prompts.iloc[run.row(own_id)]
+        curves.append(
+            TextCurves(
+                own_id,
+                run.tokens_of(own_id, stack),
+                None if begins is None or np.isnan(begins) else int(begins),
+                names,
+                {layer: ProjectedRows(rows.values[here], rows.norms[here]) for layer, rows in by_layer.items()},
+            )
+        )
+    return curves
+
+
+def _find_rows(run: Run, site: str) -> ArraySpec:
+    """Returns the array that a site or a key names, one with a row per token.
 
     Raises:
-        UsageError: a direction is zero, infinite, NaN or of another width.
-        NotRecorded, SelectionError: the run does not hold the site or the layer.
+        NotRecorded: the run does not hold it.
+        SelectionError: it holds several, or this one is made of heads or matrices.
     """
-    units = unit(directions)
-    spec = store.spec(site)
-    width = spec.width * max(1, len(spec.heads))
-    if units.shape[1] != width:
-        raise UsageError(f"directions of width {units.shape[1]}", why=f"{spec.key} is {width} wide")
-    total = len(store.token_examples(spec.key.token_stack))
-    values, norms = np.empty((total, len(units)), np.float32), np.empty(total, np.float32)
-    done = 0
-    for part in _in_order(store.stream(spec.key, layer, _TASK_TOKENS), lambda block: project_units(block, units)):
-        here = slice(done, done + len(part.norms))
-        values[here], norms[here] = part.values, part.norms
-        done = here.stop
-        progress(done, total)
-    return Projections(values, norms)
+    specs = run.layout.arrays
+    found = [spec for spec in specs if site in (spec.key.site, str(spec.key))]
+    if not found:
+        known = site in SITES or "." in site
+        stored = f"it has {' '.join(str(spec.key) for spec in specs)}"
+        hint = f'`capture="{site}"` when it is recorded' if site in SITES else ""
+        raise NotRecorded(f"this run holds no {site}" if known else f"no site {site!r}", why=stored, hint=hint)
+    if len(found) > 1:
+        choices = " or ".join(f'`site="{spec.key}"`' for spec in found)
+        raise SelectionError(f"{site} is there {len(found)} times", hint=choices)
+    if found[0].site.is_derived:
+        raise SelectionError(f"{found[0].key} is no activation", why=found[0].site.meaning, hint='`site="resid_post"`')
+    if found[0].site.is_matrix or found[0].heads:
+        raise SelectionError(f"{found[0].key} has no single row per token", hint='`site="resid_post"`')
+    return found[0]
 
 
-def _in_order(
-    blocks: Iterator[Float[np.ndarray, "token d"]], work: Callable[[Float[np.ndarray, "token d"]], Projections]
-) -> Iterator[Projections]:
-    threads = os.cpu_count() or 1
-    ahead: deque[Future[Projections]] = deque()
-    # Each thread multiplies for itself: those that the library would add to each of them only wait for one another.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads, thread_name_prefix="project") as pool:
-        for block in blocks:
-            ahead.append(pool.submit(work, block))
-            if len(ahead) > threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+def _recorded(run: Run) -> ArraySpec:
+    """The array of the projections that were made when the run was recorded."""
+    for spec in run.layout.arrays:
+        if spec.key.site == "projection":
+            return spec
+    raise UsageError("project needs `directions`", why="this run was not recorded with any")
 
 
-Position: TypeAlias = Literal["mean", "last", "response"]
+def _check(directions: Mapping[str, Direction], spec: ArraySpec, run: Run) -> None:
+    """Refuses vectors of another width, and warns of those that were found somewhere else."""
+    weights = run.meta.get("configuration", {}).get("model weights")
+    for name, own in directions.items():
+        if own.width != spec.width:
+            raise UsageError(f"the vectors of {name} are {own.width} wide", why=f"{spec.key} is {spec.width} wide")
+        site, model = own.about.get("site"), own.about.get("model_weights")
+        if site is not None and site != spec.key.site:
+            warnings.warn(f"{name} was found at {site}, and is used at {spec.key.site}", stacklevel=4)
+        if model is not None and weights is not None and model != weights:
+            found_in = f"in another model ({own.about.get('model')}, weights {model})"
+            warnings.warn(f"{name} was found {found_in} than this run's (weights {weights})", stacklevel=4)
 
 
-def example_rows(
-    store: TraceStore, spec: ArraySpec, layer: int | None, position: Position
-) -> Float32[np.ndarray, "example d"]:
-    """Returns one row for each example of a run.
+def _layers(directions: Mapping[str, Direction], spec: ArraySpec, asked: Layers) -> tuple[int | None, ...]:
+    if not spec.layers:
+        if asked not in (None, "all"):
+            raise SelectionError(f"layers {_listed(asked)} requested", why=f"{spec.key} has no layers")
+        return (None,)
+    named = sorted({layer for own in directions.values() for layer in own.layers})
+    if asked is None and named:
+        fitting = [
+            layer
+            for layer in named
+            if layer in spec.layers and all(own.at(layer) is not None for own in directions.values())
+        ]
+        if not fitting:
+            raise SelectionError(f"the vectors are for layers {_listed(named)}", why=_stored(spec))
+        return tuple(fitting)
+    wanted = _stored_layers(spec, asked)
+    for layer in wanted:
+        for name, own in directions.items():
+            if own.at(layer) is None:
+                hint = f"`layers={list(own.layers)}`, which it has"
+                raise SelectionError(f"{name} has no vector for layer {layer}", hint=hint)
+    return wanted
 
-    Args:
-        store: The run.
-        spec: A token array of it, without heads.
-        layer: The model's number of the layer; None where the site has none.
-        position: The mean over all tokens, the last token, or the mean over the response.
 
-    Raises:
-        NotRecorded: `response` of a run that is no generation.
-        UsageError: an example has no tokens there.
-    """
-    prompts = store.tokens.get("n_prompt")
-    if position == "response" and (prompts is None or prompts.isna().any() or spec.key.token_stack != "dec"):
-        raise NotRecorded("this run holds no responses", hint="--position mean, or a run that generate made")
-    rows = np.empty((store.n, spec.width), np.float32)
-    for row, (example_id, values) in enumerate(store.head(spec.key, layer)):
-        first = 0 if prompts is None or position != "response" else int(prompts.iloc[row])
-        chosen = values[-1:] if position == "last" else values[first:]
-        if not len(chosen):
-            raise UsageError(f"example {example_id} has no tokens", why=f"--position {position}", hint="leave it out")
-        chosen.mean(axis=0, dtype=np.float32, out=rows[row])
-    return rows
+def _stored_layers(spec: ArraySpec, asked: Layers) -> tuple[int, ...]:
+    wanted = spec.layers if asked in (None, "all") else tuple(asked)
+    for layer in wanted:
+        if layer not in spec.layers:
+            raise SelectionError(f"layer {layer} requested", why=_stored(spec))
+    return wanted
+
+
+def _stored(spec: ArraySpec) -> str:
+    return f"this run holds layers {_listed(spec.layers)} of {spec.key}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,19 +1,13 @@
-"""What tokens are called: those of an example, and those that a run names by id only."""
+"""What tokens are called that a run names by id only."""
 
 from collections.abc import Callable
 
 from traceformer.errors import NotFound
 from traceformer.models.weights import find_model_folder
-from traceformer.sites import Stack
 from traceformer.store.run import TraceStore
+from traceformer.texts.shown import unnamed
 
-__all__ = ["token_names", "tokens_of"]
-
-
-def tokens_of(store: TraceStore, example_id: str, stack: Stack) -> list[str]:
-    """Returns an example's tokens in one stack of the model."""
-    column = "dec_tokens" if stack == "dec" and store.arch == "encdec" else "tokens"
-    return [str(token) for token in store.encodings(example_id)[column]]
+__all__ = ["token_names"]
 
 
 def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], str]:
@@ -31,7 +25,7 @@ def token_names(store: TraceStore, model: str | None = None) -> Callable[[int], 
     vocabulary = _vocabulary(model or str(store.meta.get("model")), store.meta.get("revision"))
     if all(vocabulary.get(token_id, token) == token for token_id, token in names.items()):
         names = vocabulary | names
-    return lambda token_id: names.get(token_id, f"#{token_id}")
+    return lambda token_id: names.get(token_id, unnamed(token_id))
 
 
 def _vocabulary(model: str, revision: str | None) -> dict[int, str]:

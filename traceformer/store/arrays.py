@@ -1,25 +1,23 @@
-"""The arrays of a run on disk: which one a site means, and reading the parts that a layer, a head, an example need."""
+"""The arrays of a run: which one a site means, and reading the parts that a layer, a head, an example need."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Num
 
-from traceformer.errors import CorruptRun, NotRecorded, SelectionError
+from traceformer.errors import NotRecorded, SelectionError
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import decode
-from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout, head_index, layer_index
-from traceformer.store.zarr3 import Array, open_array, read_ahead, reading
+from traceformer.store.source import Lead, Source
+from traceformer.store.zarr3 import read_ahead, reading
 
 __all__ = ["RunArrays", "find_spec"]
-
-_CACHE_BYTES = 32 << 20
 
 
 def find_spec(
@@ -58,49 +56,20 @@ def find_spec(
 
 
 class RunArrays:
-    """The open arrays of a run. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
+    """The arrays of a run, opened. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
 
-    def __init__(self, folder: Path, layout: RunLayout, index: RunIndex, dims: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._layout = layout
-        self._index = index
+    def __init__(self, source: Source, dims: Mapping[str, Any]) -> None:
+        self._source = source
+        self._layout = source.head.layout
+        self._index = source.index
         self._dims = dims
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        self._open: dict[ArrayKey, Array] = {}
-        self._seen: set[tuple[ArrayKey, int]] = set()
-
-    def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
-        """Returns the array on disk, once the files of the shards to be read are known to be there.
-
-        A file that is not there would read as zeros.
-
-        Raises:
-            CorruptRun: one is missing.
-        """
-        for shard in shards:
-            if (spec.key, shard) not in self._seen:
-                for path in self._layout.shard_files(spec, shard):
-                    if not (self._folder / path).exists():
-                        raise CorruptRun(
-                            f"{self._folder / path} is missing", hint="traceformer verify lists the damage"
-                        )
-                self._seen.add((spec.key, shard))
-        if spec.key not in self._open:
-            self._open[spec.key] = open_array(self._folder, self._layout.array_path(spec.key), self._context)
-        return self._open[spec.key]
 
     def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
-        index, lead = self._index, self._lead(spec, layer, head)
-        if spec.site.is_matrix:
-            queries, keys = index.lengths[spec.key.stack][row], index.lengths[spec.key.key_stack][row]
-            region = (int(index.examples[row]), *lead, slice(0, int(queries)), slice(0, int(keys)))
-        else:
-            first = int(index.slots[spec.key.token_stack][row])
-            region = (*lead, slice(first, first + int(index.lengths[spec.key.token_stack][row])))
-        array = self.array(spec, (int(index.shard_of[row]),))
-        with reading(self._folder / self._layout.array_path(spec.key)):
-            return decode(array[region].read().result(), self._layout.stored(spec))
+        view = self._source.part(spec, range(row, row + 1), self._lead(spec, layer, head))
+        with self._reading(spec):
+            values = decode(view.read().result(), self._layout.stored(spec))
+        return values[0] if spec.site.is_matrix else values
 
     def column(self, spec: ArraySpec, layer: int | None, head: int | None) -> Column:
         """Returns one layer of a token array over all examples.
@@ -112,7 +81,8 @@ class RunArrays:
             raise SelectionError(f"{spec.key} is a matrix", hint="head() goes through all examples' matrices")
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
-        array, lead = self.array(spec, self._index.shards), self._lead(spec, layer, head)
+        lead = self._lead(spec, layer, head)
+        array = self._source.tokens(spec)
         return Column(
             view=array[lead] if lead else array,
             stored=self._layout.stored(spec),
@@ -123,32 +93,21 @@ class RunArrays:
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        """Yields each row and its part, as views of one block per shard, reading one shard ahead."""
+        """Yields each row and its part, as views of one block per step of the source, reading one step ahead."""
         lead = self._lead(spec, layer, head)
-        array = self.array(spec, self._index.shards)
-        ahead: deque[tuple[int, np.ndarray, ts.WriteFutures]] = deque()
-        for shard in self._index.shards:
-            ahead.append((shard, *read_ahead(array[self._shard_region(spec, shard, lead)])))
+        ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
+        for rows in self._source.steps(spec):
+            ahead.append((rows, *read_ahead(self._source.part(spec, rows, lead))))
             if len(ahead) > 1:
                 yield from self._rows_of(spec, *ahead.popleft())
         while ahead:
             yield from self._rows_of(spec, *ahead.popleft())
 
-    def _shard_region(self, spec: ArraySpec, shard: int, lead: tuple[int | slice, ...]) -> tuple[int | slice, ...]:
-        rows, index = self._index.rows_of(shard), self._index
-        own = slice(rows.start, rows.stop)
-        if spec.site.is_matrix:
-            first = int(index.examples[rows.start])
-            queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
-            return (slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))
-        first = int(index.slots[spec.key.token_stack][rows.start])
-        return (*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))
-
     def _rows_of(
-        self, spec: ArraySpec, shard: int, block: np.ndarray, read: ts.WriteFutures
+        self, spec: ArraySpec, rows: range, block: np.ndarray, read: ts.WriteFutures
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        index, rows = self._index, self._index.rows_of(shard)
-        with reading(self._folder / self._layout.array_path(spec.key)):
+        index = self._index
+        with self._reading(spec):
             read.result()
         values = decode(block, self._layout.stored(spec))
         for row in rows:
@@ -160,7 +119,10 @@ class RunArrays:
                 first = index.slots[stack][row] - index.slots[stack][rows.start]
                 yield row, values[..., first : first + index.lengths[stack][row], :]
 
-    def _lead(self, spec: ArraySpec, layer: int | None, head: int | None) -> tuple[int | slice, ...]:
+    def _reading(self, spec: ArraySpec) -> AbstractContextManager[None]:
+        return reading(f"{self._source.name}/{self._layout.array_path(spec.key)}")
+
+    def _lead(self, spec: ArraySpec, layer: int | None, head: int | None) -> Lead:
         """Returns the index of the axes before queries or tokens, without the example's."""
         lead: list[int | slice] = []
         if spec.layers or layer is not None:

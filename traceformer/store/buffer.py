@@ -33,8 +33,10 @@ class ShardBuffer:
         compressed: What `compress` made: for each file of an array its chunks.
     """
 
-    def __init__(self, layout: RunLayout) -> None:
+    def __init__(self, layout: RunLayout, *, compresses: bool = True) -> None:
+        """Takes the memory; a buffer that does not compress is for runs that stay in memory."""
         self.layout = layout
+        self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
             spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.arrays
         }
@@ -104,7 +106,7 @@ class ShardBuffer:
         the CPU it is cheaper to do this between two passes, which then have all cores.
         """
         for spec in self.layout.arrays:
-            if self.layout.codec_of(spec) == "zstd" and spec.key not in self.compressed:
+            if self._compresses and self.layout.codec_of(spec) == "zstd" and spec.key not in self.compressed:
                 self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
 
     def chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:

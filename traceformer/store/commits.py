@@ -81,18 +81,25 @@ class RunHead:
                 why=f"this version of traceformer reads up to {FORMAT_VERSION}",
                 hint="pip install --upgrade traceformer",
             )
+        return cls.from_json(data)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunHead":
         return cls(
             meta={name: value for name, value in data.items() if name not in ("layout", "configuration")},
             layout=RunLayout.from_json(data["layout"]),
             configuration=data["configuration"],
         )
 
-    def write(self, folder: Path) -> None:
-        """Writes `meta.json`."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of `meta.json`."""
         meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
         head = {"format": FORMAT, "format_version": FORMAT_VERSION, **meta}
-        data = {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
-        durable_write(folder / META, seal(data))
+        return {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
+
+    def write(self, folder: Path) -> None:
+        """Writes `meta.json`."""
+        durable_write(folder / META, seal(self.to_json()))
 
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""TraceStore: everything a run holds, by example, site, the model's own layer, and head.
+"""Run: everything that was recorded, by example, site, the model's own layer, and head.
 
 What is returned has true lengths: no padding, no gaps. float16 and float32 runs give their own dtype, bfloat16 and
 sqrt8 runs give float32. Only the chunks that are needed are read.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,80 +14,71 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from traceformer.errors import CorruptRun, ExampleNotFound, NotFound, NotRecorded, SelectionError, Unsupported
+from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import present
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, find_spec
-from traceformer.store.commits import RunHead, read_commits, token_path
 from traceformer.store.dtypes import Dtype
-from traceformer.store.index import RunIndex
-from traceformer.store.layout import MANIFEST, META, TOKENS, RunLayout
+from traceformer.store.folder import RunFolder
+from traceformer.store.layout import RunLayout
 from traceformer.store.names import Arch, public_name
+from traceformer.store.source import Source
+from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
     import xarray as xr
 
-__all__ = ["TraceStore"]
+__all__ = ["Run", "TraceStore"]
 
 _STAGES: Mapping[str, str] = {"pre_attn": "resid_pre", "post_attn": "resid_mid", "post_mlp": "resid_post"}
 _ENCODINGS = ("input_ids", "attention_mask", "offset_mapping", "tokens", "dec_labels", "n_prompt")
 
 
-class TraceStore:
-    """A run, opened for reading. An unfinished one can be opened too: it shows its committed shards only.
+class Run:
+    """A run, opened for reading, on disk or in memory. Of an unfinished one its committed shards can be read.
 
-        store = TraceStore("traces/20250101-120000_gpt2_demo_train_n64")
-        store.attn(store.ids[0], layer=5, head=3)    # (query, key)
+        run = Run("traces/20250101-120000_gpt2_demo_train_n64")
+        run.attn(0, layer=5, head=3)    # (query, key)
+
+    An example is named by its number, which counts from the end where it is negative, or by its id; digits that are
+    no example's id are a number.
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
     Damage in the files that are read raises CorruptRun.
 
     Attributes:
-        folder: Where the run lies.
+        folder: Where the run lies; None in memory.
         layout: Its arrays and sizes.
         meta: All of `meta.json`.
         finished: False for a run that is being written or was interrupted.
     """
 
-    def __init__(self, run_dir: str | Path) -> None:
-        """Opens the run in a folder.
+    def __init__(self, run_dir: str | Path | Source) -> None:
+        """Opens the run in a folder, or in what a `MemoryWriter` kept.
 
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
             Unreadable: a later version wrote it, or something else did.
             CorruptRun: its head or a commit record was changed or is missing.
         """
-        self.folder = Path(run_dir)
-        unfinished = self.folder.with_name(f"_tmp_{self.folder.name}")
-        if not (self.folder / META).exists() and (unfinished / META).exists():
-            raise NotFound(
-                f"no run in {self.folder}", why="it is not finished", hint=f"open {unfinished}, or `resume=True`"
-            )
-        if not (self.folder / META).exists() and (runs := sorted(self.folder.glob(f"*/{META}"))):
-            several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
-            raise NotFound(f"no run in {self.folder}", why=several, hint=f"open {runs[-1].parent}")
-        head = RunHead.read(self.folder)
-        self.layout: RunLayout = head.layout
-        self.meta: dict[str, Any] = {
-            **head.meta,
-            "layout": head.layout.to_json(),
-            "configuration": dict(head.configuration),
-        }
-        self.finished: bool = (self.folder / MANIFEST).exists()
-        self._index = RunIndex.build(head.layout, read_commits(self.folder, head))
-        if self.finished and len(self._index.shards) < head.layout.n_shards:
-            raise CorruptRun(f"{self.folder} has lost commit records", hint="traceformer verify lists the damage")
+        source = RunFolder.open(Path(run_dir)) if isinstance(run_dir, str | Path) else run_dir
+        self._source: Source = source
+        self.folder: Path | None = source.folder
+        self.layout: RunLayout = source.head.layout
+        self.meta: dict[str, Any] = source.head.to_json()
+        self.finished: bool = source.finished
+        self._index = source.index
         self._rows = {name: row for row, name in enumerate(self._index.ids)}
-        self._arrays = RunArrays(self.folder, head.layout, self._index, self.meta.get("dims", {}))
+        self._arrays = RunArrays(source, self.meta.get("dims", {}))
 
     def __repr__(self) -> str:
+        place = "in memory" if self.folder is None else repr(str(self.folder))
         state = "" if self.finished else ", unfinished"
-        return f"TraceStore({str(self.folder)!r}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
+        return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
 
     # What the run is
 
@@ -162,34 +154,52 @@ class TraceStore:
 
     # One example
 
-    def has(self, example_id: str) -> bool:
-        return example_id in self._rows
+    def has(self, example: int | str) -> bool:
+        try:
+            self.row(example)
+        except ExampleNotFound:
+            return False
+        return True
 
-    def row(self, example_id: str) -> int:
-        """Returns the example's row in `tokens`.
+    def row(self, example: int | str) -> int:
+        """Returns the example's row in `tokens`, which is its number.
 
         Raises:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id.
         """
-        if len(self._rows) < self.n and self._index.ids.count(example_id) > 1:
-            raise SelectionError(f"several examples have the id {example_id!r}")
-        if example_id not in self._rows:
-            near = difflib.get_close_matches(str(example_id), self._index.ids[:10_000], n=1)
-            raise ExampleNotFound(
-                f"no example {example_id!r}",
-                why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
-                hint=f"did you mean {near[0]!r}?" if near else "store.ids lists them",
-            )
-        return self._rows[example_id]
+        if isinstance(example, str) and example in self._rows:
+            if len(self._rows) < self.n and self.ids.count(example) > 1:
+                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
+            return self._rows[example]
+        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
+        number = int(example) if is_number else None
+        if number is not None and -self.n <= number < self.n:
+            return number % self.n
+        near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
+        known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
+        raise ExampleNotFound(
+            f"no example {example!r}",
+            why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
+            hint=f"did you mean {near[0]!r}?" if near else known,
+        )
 
-    def length(self, example_id: str, side: Stack | None = None) -> int:
+    def example_id(self, example: int | str) -> str:
+        """Returns the id of an example that is named by its number or its id.
+
+        Raises:
+            ExampleNotFound: there is no such example.
+            SelectionError: two examples have this id.
+        """
+        return self.ids[self.row(example)]
+
+    def length(self, example: int | str, side: Stack | None = None) -> int:
         """Returns the example's number of tokens: of the encoder, if there is one and `side` does not say."""
-        return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example_id)])
+        return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example)])
 
     def get(
         self,
-        example_id: str,
+        example: int | str,
         site: str | ArrayKey,
         layer: int | None = None,
         head: int | None = None,
@@ -205,13 +215,13 @@ class TraceStore:
             ExampleNotFound, NotRecorded: it is not in this run.
             SelectionError: nor is that layer or head; the message names the stored ones.
         """
-        return self._arrays.example(self.spec(site, side, kind), self.row(example_id), layer, head)
+        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head)
 
     # The padded store's names for it
 
     def attn(
         self,
-        example_id: str,
+        example: int | str,
         layer: int | None = None,
         head: int | None = None,
         side: str | None = None,
@@ -221,11 +231,11 @@ class TraceStore:
 
         With two stacks that have them, `side` is `enc`.
         """
-        return self.get(example_id, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head)
+        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head)
 
     def qkv(
         self,
-        example_id: str,
+        example: int | str,
         which: str = "q",
         layer: int | None = None,
         head: int | None = None,
@@ -235,85 +245,69 @@ class TraceStore:
         """Returns queries, keys or values ([layer,] [head,] token, d_head); see `attn` for `side`."""
         if which not in ("q", "k", "v"):
             raise SelectionError(f"no {which!r} in qkv", hint="q, k or v")
-        return self.get(example_id, self.spec(which, side, kind, prefer="enc").key, layer, head)
+        return self.get(example, self.spec(which, side, kind, prefer="enc").key, layer, head)
 
     def hidden(
-        self, example_id: str, side: str | None = None, layer: int | None = None
+        self, example: int | str, side: str | None = None, layer: int | None = None
     ) -> Float[np.ndarray, "*entry token d_model"]:
         """Returns Hugging Face's hidden states ([L+1,] token, d_model), entry `layer` or all; see `attn` for `side`."""
-        return self.get(example_id, self.spec("hidden", side, prefer="enc").key, layer)
+        return self.get(example, self.spec("hidden", side, prefer="enc").key, layer)
 
-    def resid_embed(self, example_id: str, side: str | None = None) -> Float[np.ndarray, "token d_model"]:
+    def resid_embed(self, example: int | str, side: str | None = None) -> Float[np.ndarray, "token d_model"]:
         """Returns what enters block 0; see `attn` for `side`."""
-        return self.get(example_id, self.spec("embed", side, prefer="enc").key)
+        return self.get(example, self.spec("embed", side, prefer="enc").key)
 
     def resid(
-        self, example_id: str, stage: str, layer: int | None = None, side: str | None = None
+        self, example: int | str, stage: str, layer: int | None = None, side: str | None = None
     ) -> Float[np.ndarray, "*layer token d_model"]:
         """Returns the residual stream at `pre_attn`, `post_attn` or `post_mlp` ([layer,] token, d_model)."""
         site = _STAGES.get(stage, stage)
         if site not in _STAGES.values():
             raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join((*_STAGES, *_STAGES.values()))}")
-        return self.get(example_id, self.spec(site, side, prefer="enc").key, layer)
+        return self.get(example, self.spec(site, side, prefer="enc").key, layer)
 
     # TransformerLens's names for it
 
-    def cache(self, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
+    def cache(self, example: int | str) -> dict[str, Float[np.ndarray, "batch ..."]]:
         """Returns what is recorded of an example as TransformerLens caches it: arrays by the names of its hooks.
 
-        `store.cache(eid)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
+        `run.cache(0)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
         the table is in `docs/formats.md`.
 
         Raises:
             NotRecorded: the run holds no site that has a hook.
             Unsupported: TransformerLens has no names for such a model.
         """
-        return present(self, "transformer_lens", example_id)
+        return present(self, "transformer_lens", self.example_id(example))
 
     # Text and tokens
 
     @cached_property
     def tokens(self) -> "pd.DataFrame":
         """One row per example: example_id, text, input_ids, tokens, and what the data set adds."""
-        return self._token_table().to_pandas()
+        return self._source.token_table().to_pandas()
 
-    def _token_table(self) -> "pa.Table":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def text(self, example: int | str) -> str:
+        return self._token_row(example)["text"]
 
-        from traceformer.store.tables import common_schema, with_schema
-
-        with reading(self.folder / TOKENS):
-            if self.finished:
-                return pq.read_table(self.folder / TOKENS)
-            tables = [pq.read_table(self.folder / token_path(shard)) for shard in self._index.shards]
-        if not tables:
-            return pa.table({"example_id": []})
-        schema = common_schema([table.schema for table in tables])
-        return pa.concat_tables([with_schema(table, schema) for table in tables])
-
-    def text(self, example_id: str) -> str:
-        return self._token_row(example_id)["text"]
-
-    def encodings(self, example_id: str) -> dict[str, Any]:
+    def encodings(self, example: int | str) -> dict[str, Any]:
         """Returns the tokenizer's output for the example: input_ids, tokens, offsets, and the same as `dec_*`.
 
         Of a generation also `n_prompt`: where the response begins, in the decoder.
         """
         return {
             name: value
-            for name, value in self._token_row(example_id).items()
+            for name, value in self._token_row(example).items()
             if name in _ENCODINGS or name.removeprefix("dec_") in _ENCODINGS
         }
 
-    def _token_row(self, example_id: str) -> dict[str, Any]:
-        import pyarrow.parquet as pq
+    def tokens_of(self, example: int | str, side: Stack | None = None) -> list[str]:
+        """Returns an example's tokens as the tokenizer writes them; without `side`, the encoder's if there is one."""
+        column = "dec_tokens" if side == "dec" and self.arch == "encdec" else "tokens"
+        return [str(token) for token in self.encodings(example)[column]]
 
-        row = self.row(example_id)
-        shard = int(self._index.shard_of[row])
-        path = self.folder / token_path(shard)
-        with reading(path):
-            return pq.read_table(path).slice(row - self._index.rows_of(shard).start, 1).to_pylist()[0]
+    def _token_row(self, example: int | str) -> dict[str, Any]:
+        return self._source.token_row(self.row(example))
 
     # All examples
 
@@ -335,7 +329,7 @@ class TraceStore:
             SelectionError: the site has layers and none is named, or is a matrix.
         """
         column = self._arrays.column(self.spec(site, side, kind), layer, head)
-        with reading(self.folder):
+        with reading(self._source.name):
             return columns.gather(column)
 
     def stream(
@@ -365,7 +359,7 @@ class TraceStore:
 
     def _checked(self, arrays: Iterator[Num[np.ndarray, "..."]]) -> Iterator[Num[np.ndarray, "..."]]:
         while True:
-            with reading(self.folder):
+            with reading(self._source.name):
                 array = next(arrays, None)
             if array is None:
                 return
@@ -391,14 +385,40 @@ class TraceStore:
         spec = self.spec(site, side, kind)
         return ((self._index.ids[row], values) for row, values in self._arrays.by_example(spec, layer, head))
 
+    def verify(self) -> Verification:
+        """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""
+        return verify_folder(self._on_disk().folder)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> "Run":
+        """Returns this run in the folder `path`, where it is written durably: from memory, or as a copy.
+
+        Raises:
+            RunExists: something is at `path`, and `overwrite` is False or it is no run.
+            UsageError: this run is not finished.
+            OutOfSpace: the disk is full.
+        """
+        from traceformer.store.saving import save_run
+
+        return Run(save_run(self._source, Path(path), overwrite=overwrite))
+
+    def _on_disk(self) -> RunFolder:
+        if not isinstance(self._source, RunFolder):
+            raise Unsupported("this run is in memory, which only a run on disk can do", hint="run.save(path) first")
+        return self._source
+
     def to_xarray(self) -> "xr.DataTree":
         """Returns the run as named-dimension data sets, one per zarr group, read when used.
 
         Token axes have no gaps and carry `token_example` (a row of `tokens`) and `token_position`; `layer` and
         `head` are the model's numbers. Matrices keep their padding of zeros, beside `n_query` and `n_key`.
         """
+        source = self._on_disk()
         try:
             from traceformer.store.xarrays import data_tree
         except ModuleNotFoundError as error:
             raise Unsupported(f"{error.name} is not installed", hint="pip install 'traceformer[zarr]'") from error
-        return data_tree(self.folder, self.layout, self._index, self._arrays)
+        return data_tree(source)
+
+
+TraceStore = Run
+"""Its other name."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["common_schema", "encodable", "with_schema"]
+__all__ = ["common_schema", "encodable", "joined", "with_schema"]
 
 
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -30,6 +30,12 @@ def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
     # Whole numbers beyond 2^53 are not floats.
     mixes = pa.types.is_floating(unified.field(0).type) and any(pa.types.is_integer(each) for each in known)
     return pa.string() if mixes else unified.field(0).type
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables in one."""
+    schema = common_schema([table.schema for table in tables])
+    return pa.concat_tables([with_schema(table, schema) for table in tables])
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

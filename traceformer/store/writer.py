@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from traceformer.errors import NotFound, NumericError, OutOfSpace, RunExists, UsageError
+from traceformer.errors import NotFound, OutOfSpace, RunExists, UsageError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
@@ -33,8 +33,8 @@ from traceformer.store.commits import (
     record_path,
     token_path,
 )
-from traceformer.store.dtypes import first_nonfinite
 from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
+from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.finishing import finish_run
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.locks import (
@@ -280,16 +280,7 @@ class RunWriter:
         mine = shard % of == w and 0 <= shard < self.layout.n_shards
         if not mine or record_path(self.folder, shard).exists():
             raise UsageError(f"shard {shard} is not pending", why="it is committed, another writer's, or out of range")
-        expected = len(self.layout.shard_range(shard))
-        if not expected == buffer.n_examples == tokens.num_rows:
-            raise UsageError(
-                f"shard {shard} has {expected} examples",
-                why=f"the buffer was begun for {buffer.n_examples}, the table has {tokens.num_rows} rows",
-            )
-        ids: list[str] = tokens.column("example_id").to_pylist()
-        if len(set(ids)) < len(ids):
-            raise UsageError(f"an example id occurs twice in shard {shard}")
-        return ids
+        return example_ids(shard, buffer, tokens)
 
     def _remove_leftovers(self, shard: int) -> None:
         """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
@@ -320,7 +311,7 @@ class RunWriter:
             pool.shutdown(cancel_futures=True)
 
     def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
-        self._check_finite(shard, spec, buffer)
+        check_finite(shard, spec, buffer, nan_is_unknown=self._head.meta.get("unknown_rows") == "NaN")
         layout = self.layout
         files = layout.shard_files(spec, shard)
         if is_written_directly(layout.codec_of(spec)):
@@ -334,27 +325,6 @@ class RunWriter:
         # The buffer is not touched before the write is done, so tensorstore need not copy it first.
         region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
         return [(file, checksum(self.folder / file, "xxh3_128")) for file in files]
-
-    def _check_finite(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> None:
-        stored = self.layout.stored(spec)
-        for b in range(buffer.n_examples):
-            part = buffer.rectangle(spec.key, b) if spec.site.is_matrix else buffer.rows(spec.key, b)
-            found = first_nonfinite(part, stored)
-            if found is None or (found.kind == "nan" and self._head.meta.get("unknown_rows") == "NaN"):
-                continue  # an imported run may lack rows; its importer has looked for any other NaN
-            where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)
-            example = self.layout.shard_range(shard)[b]
-            if found.kind == "inf" and stored == "float16":
-                raise NumericError(
-                    f"{where} does not fit into float16",
-                    why=f"a value of example {example} is beyond 65504",
-                    hint='`dtype="float32"`, or `dtype="bfloat16"`',
-                )
-            raise NumericError(
-                f"{where} is {'infinite' if found.kind == 'inf' else 'NaN'} in example {example}",
-                why="the model itself produced it",
-                hint="check its weights and the dtype it runs in",
-            )
 
     def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:
         """Returns the table with where each example lies: `shard`, `slot`, and `dec_slot` beside an encoder's."""

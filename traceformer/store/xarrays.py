@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,8 +11,8 @@ from xarray.backends import BackendArray
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
 from traceformer.sites import ArraySpec
-from traceformer.store.arrays import RunArrays
 from traceformer.store.dtypes import IN_MEMORY, decode
+from traceformer.store.folder import RunFolder
 from traceformer.store.index import RunIndex, Spans
 from traceformer.store.layout import RunLayout
 from traceformer.store.zarr3 import reading
@@ -30,13 +29,14 @@ _MOST_STRETCHES = 64
 class _Source:
     """An array of the run, of which `axis` is seen through `spans`."""
 
-    folder: Path
-    arrays: RunArrays
-    index: RunIndex
-    layout: RunLayout
+    run: RunFolder
     spec: ArraySpec
     axis: int
     spans: Spans
+
+    @property
+    def layout(self) -> RunLayout:
+        return self.run.head.layout
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,11 +46,11 @@ class _Source:
 
     def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
         """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
-        array = self.arrays.array(self.spec, self.index.shards)
+        array = self.run.array(self.spec, self.run.index.shards)
         along = key[self.axis]
         wanted = np.arange(len(self.spans))[along]
         stretches = [int(self.spans.places(wanted.reshape(1))[0])] if wanted.ndim == 0 else self._stretches(wanted)
-        with reading(self.folder):
+        with reading(self.run.folder):
             ahead = [array.oindex[(*key[: self.axis], part, *key[self.axis + 1 :])].read() for part in stretches]
             # An axis before this one that an integer takes away moves this one to the left.
             axis = self.axis - sum(isinstance(part, int) for part in key[: self.axis])
@@ -93,8 +93,9 @@ def _plain(part: Any, size: int) -> AxisIndex:
     return np.asarray(part) % size
 
 
-def data_tree(folder: Path, layout: RunLayout, index: RunIndex, arrays: RunArrays) -> xr.DataTree:
+def data_tree(run: RunFolder) -> xr.DataTree:
     """Returns the run as a tree of data sets, one per zarr group: `tree["dec_res_post_mlp"]["x"]`."""
+    layout, index = run.head.layout, run.index
     groups: dict[str, dict[str, xr.Variable]] = {}
     coordinates: dict[str, dict[str, xr.Variable]] = {}
     for spec in layout.arrays:
@@ -103,7 +104,7 @@ def data_tree(folder: Path, layout: RunLayout, index: RunIndex, arrays: RunArray
         matrix = spec.site.is_matrix
         spans = index.example_spans if matrix else index.token_spans(spec.key.token_stack)
         axis = 0 if matrix else len(layout.buffer_shape(spec)) - 2
-        source = _Source(folder, arrays, index, layout, spec, axis, spans)
+        source = _Source(run, spec, axis, spans)
         attributes = {"key": str(spec.key), "meaning": spec.site.meaning, "stored_dtype": layout.stored(spec)}
         axes = layout.axes(spec)
         groups.setdefault(name, {})[leaf] = xr.Variable(axes, LazilyIndexedArray(_LazyArray(source)), attributes)

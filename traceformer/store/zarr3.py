@@ -185,7 +185,7 @@ def read_ahead(view: Array) -> tuple[np.ndarray, ts.WriteFutures]:
 
 
 @contextmanager
-def reading(path: Path) -> Generator[None]:
+def reading(path: Path | str) -> Generator[None]:
     """Turns what tensorstore and pyarrow say of damaged files into CorruptRun.
 
     Raises:

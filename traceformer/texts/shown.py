@@ -1,14 +1,20 @@
-r"""What a reader is shown for a token: its text; its bytes, where it is only a part of a character.
+r"""What a reader is shown for a token, in a terminal, in a figure and on a page.
 
-Byte-level vocabularies write a byte as a printable character (`Ġ` for a space) or as `<0xE2>`. A token that is no
-whole number of characters has no text of its own, and its bytes are shown as `\xe2\x82`.
+Its text is what the tokenizer makes of it (`pieces_decoded`, `pieces_of_text`). Byte-level vocabularies write a byte as
+a printable character (`Ġ` for a space) or as `<0xE2>`. A token that is no whole number of characters has no text of
+its own, and its bytes are shown as `\xe2\x82`. One that is known by number only is called `#475` (`unnamed`).
+
+How that text is written depends on where it stands: `printable` in a line of a terminal, `visible` where it is a word
+among others and nothing may be invisible (chains of tokens, pages), `label` in a figure.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
-__all__ = ["Piece", "pieces_decoded", "pieces_of_text"]
+__all__ = ["Piece", "label", "part_notes", "pieces_decoded", "pieces_of_text", "printable", "unnamed", "visible"]
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACES = ("Ġ", "▁")  # how vocabularies write the space before a word
@@ -88,11 +94,72 @@ def _alphabet() -> dict[str, int]:
 _BYTE_OF = _alphabet()
 
 
+def unnamed(token_id: int) -> str:
+    """Returns what a token is called of which only its number in the vocabulary is known: `#475`."""
+    return f"#{token_id}"
+
+
 def printable(text: str) -> str:
     """Returns the text with line breaks and control characters escaped, so that no token can steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def shown_token(token: str) -> str:
-    """Returns a token as one word: spaces as dots, line breaks as arrows."""
-    return printable(token.replace(" ", "·").replace("\n", "↵").replace("\t", "→")) or "''"
+def label(text: str) -> str:
+    """Returns the text as matplotlib prints it, which reads what stands between dollar signs as mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
+_NAMED = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """Returns a token as one word: every character that would not be seen, or that would move others, made visible."""
+    return "".join(_NAMED.get(character) or _visible(character) for character in text) or "∅"
+
+
+def _visible(character: str) -> str:
+    category = unicodedata.category(character)
+    if category[0] == "C" or category in ("Zs", "Zl", "Zp"):  # control, direction, surrogate, private, spaces
+        return f"⟨{ord(character):04X}⟩"
+    return f"◌{character}" if category[0] == "M" else character
+
+
+def part_notes(hexes: Sequence[str | None]) -> list[str]:
+    """Returns for each token what its bytes are a part of; empty for tokens that are whole characters.
+
+    Args:
+        hexes: For each token its bytes as hexadecimal digits, or None if they are whole characters.
+    """
+    notes: list[str] = []
+    for is_part, group in groupby(hexes, lambda digits: digits is not None):
+        own = list(group)
+        notes += _notes([bytes.fromhex(digits or "") for digits in own]) if is_part else [""] * len(own)
+    return notes
+
+
+def _notes(parts: Sequence[bytes]) -> list[str]:
+    """The notes of neighbouring tokens of which none is a whole number of characters."""
+    whole = b"".join(parts)
+    # Where each byte's character begins, as the decoder sees it: it replaces what is no character byte by byte.
+    owner: list[str] = []
+    place = 0
+    while place < len(whole):
+        length = next((n for n in range(1, 5) if _decodes(whole[place : place + n])), 1)
+        character = whole[place : place + length]
+        owner += [character.decode() if _decodes(character) else ""] * length
+        place += length
+    notes: list[str] = []
+    place = 0
+    for part in parts:
+        characters = dict.fromkeys(character for character in owner[place : place + len(part)] if character)
+        of = f", part of {' and '.join(visible(character) for character in characters)}" if characters else ""
+        notes.append(f"{'byte' if len(part) == 1 else 'bytes'} {part.hex(' ').upper()}{of}")
+        place += len(part)
+    return notes
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        return len(data.decode("utf-8")) == 1
+    except UnicodeDecodeError:
+        return False

@@ -9,16 +9,19 @@ import base64
 import gzip
 import hashlib
 import json
+import tempfile
+import webbrowser
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from traceformer.analysis.paths.result import TraceResult
+from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound
 from traceformer.viewer.payloads import paths_payload
 
-__all__ = ["export_paths_html", "paths_html"]
+__all__ = ["export_paths_html", "open_paths", "paths_html"]
 
 _PAGE = """\
 <!doctype html>
@@ -40,13 +43,20 @@ _PAGE = """\
 """
 
 
-def paths_html(result: TraceResult) -> str:
+def paths_html(result: Paths) -> str:
     """Returns the page of a trace: one HTML file that works anywhere, without a network.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
     return export_paths_html(paths_payload(result.to_json()))
+
+
+def open_paths(result: Paths) -> None:
+    """Opens the page of a trace in a browser, from a file among the system's temporary ones."""
+    page = Path(tempfile.mkdtemp(prefix="traceformer-paths-")) / "paths.html"
+    page.write_text(paths_html(result), encoding="utf-8")
+    webbrowser.open(page.as_uri())
 
 
 def export_paths_html(payload: Mapping[str, Any]) -> str:

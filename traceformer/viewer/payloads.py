@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from traceformer.analysis.paths.beam import LengthNorm
 from traceformer.analysis.paths.sankey import BeamPath, path_weights
-from traceformer.viewer.labels import part_notes, visible
+from traceformer.texts.shown import part_notes, visible
 
 __all__ = ["paths_payload"]
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def paths_payload(result: Mapping[str, Any]) -> Json:
-    """Returns what the paths screen shows of a trace, from `TraceResult.to_json()` or a `trace.json`.
+    """Returns what the paths screen shows of a trace, from `Paths.to_json()` or a `trace.json`.
 
     With one result per head, each head is a trace of its own behind that of all heads.
     """

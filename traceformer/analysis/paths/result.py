@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
 
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
-from traceformer.texts.shown import shown_token
+from traceformer.presentation import present
+from traceformer.texts.shown import visible
 
-__all__ = ["Certificate", "TraceResult", "format_path"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Certificate", "Paths", "TraceResult", "chain", "format_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceResult:
+class Paths:
     """The paths that lead to a target, and how they were found.
 
     Attributes:
@@ -62,7 +67,7 @@ class TraceResult:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     certificate: Certificate | None = None
     attribution: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    heads: list["TraceResult"] = field(default_factory=list["TraceResult"])
+    heads: list["Paths"] = field(default_factory=list["Paths"])
     token_bytes: list[str | None] = field(default_factory=list[str | None])
     source_tokens: list[str] | None = None
     source_bytes: list[str | None] | None = None
@@ -74,7 +79,7 @@ class TraceResult:
         return {"metadata": metadata, **whole, "heads": [head.to_json() for head in self.heads]}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "TraceResult":
+    def from_json(cls, data: Mapping[str, Any]) -> "Paths":
         """Returns the result that `to_json` wrote; files of the reverse-attention package are read as well.
 
         Raises:
@@ -96,16 +101,58 @@ class TraceResult:
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError("this is no trace.json", why=f"{type(error).__name__}: {error}") from error
 
+    def __repr__(self) -> str:
+        where = "all layers" if self.layer == "all" else f"layer {self.layer}"
+        model = f" of {self.settings['model']}" if self.settings.get("model") else ""
+        best = f", best score {self.beams[0].score_norm:.4f}" if self.beams else ""
+        target = f"{self.target_pos} {visible(self.tokens[self.target_pos])}"
+        return f"Paths({len(self.beams)} to {target} through {where}{model}{best})"
+
     def _repr_html_(self) -> str:
         """Shows the page in a notebook: the whole of it in a frame of its own."""
-        from html import escape
-
-        from traceformer import paths_html
-
-        page = escape(paths_html(self), quote=True)
+        page = escape(present(self, "page"), quote=True)
         return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0" sandbox="allow-scripts"></iframe>'
 
+    def show(self) -> None:
+        """Opens the page in a browser."""
+        present(self, "browser")
 
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns a row per edge of each path: from the token that looked, the query, to the one it looked at, the key.
+
+        Paths are counted from 1, the best first, and the edges of each from the target on. A path without edges has no
+        row. `stays` marks an edge across layers from a token to itself; `head` is known where it was chosen per edge.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                "path": rank,
+                "score": beam.score_norm,
+                "edge": edge + 1,
+                "layer": self.layer if beam.states is None else beam.states[edge] - 1,
+                "head": None if beam.heads is None else beam.heads[edge],
+                "query": beam.positions[edge],
+                "query_token": beam.tokens[edge],
+                "key": beam.positions[edge + 1],
+                "key_token": beam.tokens[edge + 1],
+                "key_stack": None if beam.stacks is None else beam.stacks[edge + 1],
+                "weight": weight,
+                "stays": beam.states is not None and beam.positions[edge] == beam.positions[edge + 1],
+            }
+            for rank, beam in enumerate(self.beams, start=1)
+            for edge, weight in enumerate(beam.edge_attns)
+        ]
+        return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"layer": "int64", "head": "Int64"})
+
+
+TraceResult = Paths
+"""Its name in the reverse-attention package."""
+
+_COLUMNS = (
+    *("path", "score", "edge", "layer", "head", "query", "query_token", "key", "key_token", "key_stack"),
+    *("weight", "stays"),
+)
 _METADATA = ("seq_len", "target_pos", "layer", "top_beam", "top_k", "settings", "certificate")
 
 
@@ -129,7 +176,7 @@ def chain(beam: BeamPath, *, most: int = 8) -> str:
     """Returns a path's tokens from the earliest on, those that only stay left out, and the middle of a long path."""
     places = list(zip(beam.positions, beam.stacks or [None] * len(beam.positions), strict=True))
     moves = [i for i in range(len(places)) if i == 0 or places[i] != places[i - 1]]
-    tokens = [shown_token(beam.tokens[i]) for i in reversed(moves)]
+    tokens = [visible(beam.tokens[i]) for i in reversed(moves)]
     half = most // 2
     shown = tokens if len(tokens) <= most else [*tokens[:half], f"({len(tokens) - 2 * half} more)", *tokens[-half:]]
     return " → ".join(shown)

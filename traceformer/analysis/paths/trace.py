@@ -3,7 +3,7 @@
 1. A layer's heads, or all layers', have become matrices of edge weights (`EdgeWeights`; see `flow`).
 2. Self-attention and sinks are taken out if asked for, and the residual stream is put in across layers.
 3. Paths are searched backward from each target: with beams, or exactly.
-4. What a beam found is compared with the best paths there are, and everything is put together as a `TraceResult`.
+4. What a beam found is compared with the best paths there are, and everything is put together as a `Paths`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from traceformer.analysis.paths.beam import BeamState, LengthNorm, beam_search
 from traceformer.analysis.paths.exact import best_paths
 from traceformer.analysis.paths.flow import exclude, max_flow, rollout, with_residual
 from traceformer.analysis.paths.graph import Graph, Kind
-from traceformer.analysis.paths.result import Certificate, TraceResult, format_path
+from traceformer.analysis.paths.result import Certificate, Paths, format_path
 from traceformer.analysis.paths.sankey import BeamPath, beams_to_sankey
 from traceformer.errors import Unsupported, UsageError
 
@@ -150,7 +150,7 @@ def trace_paths(
     *,
     source: TokenRow | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> list[TraceResult]:
+) -> list[Paths]:
     """Returns the paths that lead to each target (a position), all targets searched at once.
 
     Args:
@@ -186,7 +186,7 @@ def _trace(
     options: PathOptions,
     source: TokenRow | None,
     settings: Mapping[str, Any],
-) -> list[TraceResult]:
+) -> list[Paths]:
     scene = _Scene.of(weights, tokens, source, options)
     nodes = [scene.node_of(target) for target in targets]
     norm = LengthNorm.parse(options.length_norm)
@@ -203,7 +203,7 @@ def _trace(
     ]
 
 
-def _best_of_heads(heads: Sequence[TraceResult], options: PathOptions) -> TraceResult:
+def _best_of_heads(heads: Sequence[Paths], options: PathOptions) -> Paths:
     """One result of the best paths of all heads, with each head's own result in `heads`."""
     numbers = [one.settings["heads"][0] for one in heads]
     every = [
@@ -299,7 +299,7 @@ class _Scene:
 
     def result(
         self, target: int, paths: Sequence[BeamState], best: Sequence[BeamState] | None, settings: Mapping[str, Any]
-    ) -> TraceResult:
+    ) -> Paths:
         norm = LengthNorm.parse(self.options.length_norm)
         beams = [self._path(path, norm) for path in paths]
         layer = self.weights.layer if isinstance(self.weights.layer, int) else 0
@@ -308,7 +308,7 @@ class _Scene:
             attribution["rollout"] = rollout(self.matrices, target).tolist()
             if self.options.max_flow:
                 attribution["max_flow"] = max_flow(self.matrices, target).tolist()
-        return TraceResult(
+        return Paths(
             len(self.tokens),
             target,
             self.weights.layer,

@@ -8,6 +8,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
 from traceformer.texts.prompts import Prompt, PromptSet
+from traceformer.texts.shown import unnamed
 
 __all__ = ["Prompts", "ReadPrompt", "complete", "read_prompts"]
 
@@ -103,7 +104,7 @@ def complete(loaded: LoadedModel, prompt: ReadPrompt, tokens: Sequence[int]) -> 
     stack_ids["dec"] = [*before, *tokens]
     # A model may have embeddings that its tokenizer has no token for.
     names: dict[Stack, list[str]] = {
-        stack: [name or f"<{i}>" for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
+        stack: [name or unnamed(i) for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
         for stack, ids in stack_ids.items()
     }
     whole = tokenizer.decode(stack_ids["dec"], skip_special_tokens=True, clean_up_tokenization_spaces=False)

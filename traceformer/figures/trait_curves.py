@@ -1,7 +1,7 @@
 """Trait curves over tokens, and the quality of vectors layer by layer, as matplotlib figures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from traceformer.analysis.directions import Fit, Method
-from traceformer.analysis.projection import TextCurves
-from traceformer.figures.style import label
+from traceformer.analysis.directions import Direction
+from traceformer.analysis.projection import Projections, TextCurves
+from traceformer.errors import UsageError
+from traceformer.figures.style import inline
+from traceformer.texts.shown import label
 
-__all__ = ["curves_figure", "quality_figure"]
+__all__ = ["direction_figure", "direction_html", "traits_figure", "traits_html"]
 
 _LINES = colormaps["tab10"]
 _LAYERS = colormaps["viridis"]
@@ -22,12 +24,14 @@ _MOST_PANELS = 12
 _MOST_TICKS = 116
 
 
-def curves_figure(found: Sequence[TextCurves], *, title: str) -> Figure:
+def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
     """Returns one panel per direction for one example, else one per example with all directions in it.
 
     A dashed line is where the response begins. Of several layers each has a line, or, beyond six, a row of a map; where
     there are several examples, the mean over layers is drawn. Beyond 12 examples the first 12 are shown.
     """
+    found = value.examples
+    title = f"{PurePath(value.run).name}  {value.key}" if title is None else title
     if len(found) == 1:
         return _of_one(found[0], f"{title}{_layer(found[0])}  example {found[0].example_id}")
     shown = found[:_MOST_PANELS]
@@ -49,6 +53,11 @@ def curves_figure(found: Sequence[TextCurves], *, title: str) -> Figure:
     first = f", the first {len(shown)} of {len(found)} examples" if len(shown) < len(found) else ""
     figure.suptitle(f"{title}{_layer(found[0])}: projection of every token{layers}{first}", fontsize=10)
     return figure
+
+
+def traits_html(value: Projections) -> str:
+    """Returns the same for a notebook."""
+    return inline(traits_figure(value), alternative=repr(value))
 
 
 def _layer(own: TextCurves) -> str:
@@ -101,17 +110,23 @@ def _decorate(axes: Axes, own: TextCurves, as_map: bool = False) -> None:
         )  # fmt: skip
 
 
-def quality_figure(found: Mapping[Method, Mapping[int | None, Fit]], *, title: str) -> Figure:
-    """Returns how well each method's direction does at each layer, on examples that it was not fitted on."""
+def direction_figure(*values: Direction, title: str | None = None) -> Figure:
+    """Returns how well a direction does at each layer, on examples that it was not fitted on; or several directions.
+
+    Raises:
+        UsageError: it is not known of one.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, effect = figure.subplots(1, 2)
-    for number, (method, fits) in enumerate(found.items()):
-        layers = [0 if layer is None else layer for layer in fits]
-        style = {"color": _LINES(number % 10), "marker": "."}
-        accuracy.plot(layers, [own.held_out.accuracy for own in fits.values()], label=method, **style)
-        highest = [own.shuffled_highest for own in fits.values()]
-        accuracy.plot(layers, highest, linestyle=":", label=f"{method}, shuffled, highest of 10", **style)
-        effect.plot(layers, [own.held_out.effect_size for own in fits.values()], label=method, **style)
+    for number, value in enumerate(values):
+        if not value.quality:
+            raise UsageError(f"how well {value.name} does is not known", why="it was not fitted here")
+        layers = [0 if layer is None else layer for layer in value.quality]
+        name, style = str(value.about.get("method", value.name)), {"color": _LINES(number % 10), "marker": "."}
+        accuracy.plot(layers, _numbers(value, "held_out_accuracy"), label=name, **style)
+        shuffled = f"{name}, shuffled, highest of 10"
+        accuracy.plot(layers, _numbers(value, "shuffled_highest"), linestyle=":", label=shuffled, **style)
+        effect.plot(layers, _numbers(value, "effect_size"), label=name, **style)
     accuracy.axhline(0.5, color="0.8", zorder=0)
     accuracy.set(ylim=(0, 1.03), title="held-out accuracy")
     effect.set(title="effect size (Cohen's d, held out)")
@@ -120,5 +135,14 @@ def quality_figure(found: Mapping[Method, Mapping[int | None, Fit]], *, title: s
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(label(title or values[0].name), fontsize=10)
     return figure
+
+
+def direction_html(value: Direction) -> str:
+    """Returns the same for a notebook."""
+    return inline(direction_figure(value), alternative=repr(value))
+
+
+def _numbers(value: Direction, name: str) -> list[float]:
+    return [math.nan if (number := own.get(name)) is None else number for own in value.quality.values()]

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
-from traceformer.analysis.paths.result import TraceResult, chain
+from traceformer.analysis.paths.result import Paths, chain
 from traceformer.analysis.paths.sankey import SankeyNode, path_weights
-from traceformer.texts.shown import shown_token
+from traceformer.texts.shown import label, visible
 
 __all__ = ["paths_figure"]
 
@@ -49,7 +49,7 @@ class _Box(NamedTuple):
     height: float
 
 
-def paths_figure(result: TraceResult) -> Figure:
+def paths_figure(result: Paths) -> Figure:
     """Returns the paths of a result as ribbons."""
     nodes = {node.id: node for node in result.sankey.nodes}
     lanes = list(_lanes(result))
@@ -75,15 +75,13 @@ def paths_figure(result: TraceResult) -> Figure:
             axes.text(number * column + _NODE_WIDTH / 2, -height + _GAP, name, ha="center", va="bottom", fontsize=7)
     figure.text(0.02, 0.99, _title(result), fontsize=9, va="top")
     handles = [Line2D([], [], color=_colour(rank), lw=5) for rank in range(len(result.beams))]
-    labels = [
-        f"{i + 1}   {beam.score_norm:.3f}   {_plain(chain(beam, most=10))}" for i, beam in enumerate(result.beams)
-    ]
+    labels = [f"{i + 1}   {beam.score_norm:.3f}   {label(chain(beam, most=10))}" for i, beam in enumerate(result.beams)]
     legend = {"title": "path, score", "alignment": "left", "frameon": False, "fontsize": 7, "title_fontsize": 7}
     figure.legend(handles, labels, loc="lower left", **legend)
     return figure
 
 
-def _lanes(result: TraceResult) -> Iterator[_Lane]:
+def _lanes(result: Paths) -> Iterator[_Lane]:
     shares = path_weights(result.beams)
     for link in result.sankey.links:
         for beam in link.beam_indices:
@@ -177,22 +175,18 @@ def _colour(rank: int) -> str:
 
 
 def _name(node: SankeyNode) -> str:
-    token = shown_token(node.name)
+    token = visible(node.name)
     token = token if len(token) <= _LONGEST_NAME else f"{token[: _LONGEST_NAME - 1]}…"
-    return _plain(f"{token}\n{'source ' if node.stack == 'enc' else ''}{node.position}")
+    return f"{label(token)}\n{'source ' if node.stack == 'enc' else ''}{node.position}"
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads text between dollar signs as mathematics
-
-
-def _title(result: TraceResult) -> str:
+def _title(result: Paths) -> str:
     settings = result.settings
     how = {"mean": "mean of heads", "max": "strongest head of each edge", "none": "each head by itself"}
     heads = how.get(settings.get("agg_heads", ""), f"head {settings.get('agg_heads')}")
     layer = "all layers" if result.layer == "all" else f"layer {result.layer}"
     parts = [
-        f"What led to {_plain(shown_token(result.tokens[result.target_pos]))} ({result.target_pos})",
+        f"What led to {label(visible(result.tokens[result.target_pos]))} ({result.target_pos})",
         str(settings.get("model", "")),
         layer,
         heads,

@@ -1,0 +1,90 @@
+"""The model that a run was recorded with, once it is known to be the same as then."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
+from traceformer.models.families import architecture_of
+from traceformer.models.readout import Readout, open_readout
+from traceformer.models.weights import files_digest, find_model_folder, read_config
+from traceformer.store.run import Run
+
+if TYPE_CHECKING:
+    from traceformer.models.loaded import LoadedModel
+
+__all__ = ["load_model_of", "open_readout_of"]
+
+# What transformers takes where an older config leaves it out, and an architecture row asks for it.
+_LEFT_OUT = {"use_parallel_residual": True, "do_layer_norm_before": True, "is_gated_act": False}
+
+
+def open_readout_of(run: Run, moved_to: str | Path | None = None) -> Readout:
+    """Returns the final norm and unembedding of a run's model, read from its folder without torch.
+
+    Args:
+        run: A run of a model that predicts a next token.
+        moved_to: Where the model's folder is now; where the run says by default.
+
+    Raises:
+        NotFound: its folder is not there.
+        ConfigurationChanged: it is another model than when the run was recorded; both digests are named.
+        Unsupported: an encoder, or a family whose readout is not known.
+    """
+    if run.arch == "enc":
+        raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
+    folder = _folder_of(run, moved_to)
+    _check_unchanged(run, folder)
+    config = read_config(folder)
+    row = architecture_of(SimpleNamespace(**_LEFT_OUT | config)).stacks["dec"]
+    return open_readout(folder, config, final_norm=row.final_norm, token_embed=row.token_embed)
+
+
+def load_model_of(run: Run, *, device: str | None = None) -> "LoadedModel":
+    """Returns a run's model, loaded; on the processor by default.
+
+    Raises:
+        NotFound: it is not where it was.
+        ConfigurationChanged: its weights have changed since the run.
+    """
+    from traceformer.models.load import load_model
+
+    source = str(run.meta["model"])
+    loaded = load_model(source, revision=run.meta.get("revision"), device=device or "cpu")
+    recorded = run.meta["configuration"].get("model weights")
+    if loaded.digest != recorded:
+        raise _changed(source, "weights", loaded.digest, recorded)
+    return loaded
+
+
+def _folder_of(run: Run, moved_to: str | Path | None) -> Path:
+    try:
+        if moved_to is not None:
+            return find_model_folder(str(moved_to))
+        return find_model_folder(str(run.meta.get("model")), run.meta.get("revision"))
+    except NotFound as error:
+        hint = "" if moved_to is not None else "`model=FOLDER` says where it is now"
+        raise NotFound(error.message, why=error.why, hint=hint) from error
+
+
+def _check_unchanged(run: Run, folder: Path) -> None:
+    recorded: str | None = run.meta.get("model_files")
+    if recorded is not None:
+        what, now = "files", files_digest(folder)
+    else:  # an older run, which knows the digest of the loaded weights only
+        from traceformer.models.load import load_model
+
+        recorded = run.meta["configuration"].get("model weights")
+        if recorded is None:
+            raise NotRecorded("this run does not say what weights its model had", hint="record it again")
+        what, now = "weights", load_model(str(folder), dtype=run.meta.get("model_dtype")).digest
+    if now != recorded:
+        raise _changed(str(folder), what, now, recorded)
+
+
+def _changed(where: str, what: str, now: str, recorded: str | None) -> ConfigurationChanged:
+    return ConfigurationChanged(
+        f"the model in {where} is not the one that this run was recorded with",
+        why=f"its {what} have digest {now}, the run's had {recorded}",
+        hint="`model=FOLDER`, with the model as it was; or record the run again",
+    )

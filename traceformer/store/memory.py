@@ -1,0 +1,229 @@
+"""A run in memory: a writer with `RunWriter`'s interface whose run is never on disk, until it is saved.
+
+Each example's matrices are kept at their true size, each shard's token rows back to back, all as a file would store
+them, so that the same code reads them and `Run.save` writes the same bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Shaped
+
+from traceformer.errors import OutOfSpace, UsageError
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.buffer import ShardBuffer
+from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
+from traceformer.store.filled import check_finite, example_ids
+from traceformer.store.index import RunIndex
+from traceformer.store.layout import RunLayout
+from traceformer.store.run import Run
+from traceformer.store.source import Lead
+from traceformer.store.zarr3 import Array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["MemoryWriter", "RunMemory", "available_memory", "check_memory"]
+
+_BUFFERS = 2
+_MEMINFO = Path("/proc/meminfo")
+
+Values = Shaped[np.ndarray, "..."]
+
+
+@dataclass(frozen=True, slots=True)
+class RunMemory:
+    """The source of a run in memory; see `Source`.
+
+    Attributes:
+        matrices: For each matrix array, every example's (layer, head, query, key), as stored.
+        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps.
+        table: One row per example.
+    """
+
+    head: RunHead
+    index: RunIndex
+    matrices: Mapping[ArrayKey, Sequence[Values]]
+    rows: Mapping[ArrayKey, Array]
+    table: "pa.Table"
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    @property
+    def folder(self) -> None:
+        return None
+
+    @property
+    def finished(self) -> bool:
+        return True
+
+    def steps(self, spec: ArraySpec) -> Iterable[range]:
+        if spec.site.is_matrix:  # each has its own size
+            return [range(row, row + 1) for row in range(len(self.index.ids))]
+        return [self.index.rows_of(shard) for shard in self.index.shards]
+
+    def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
+        if spec.site.is_matrix:
+            return ts.array(self.matrices[spec.key][rows.start][(None, *lead)], copy=False)
+        stack = spec.key.token_stack
+        first = int(self.index.slots[stack][rows.start])
+        count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
+        return self.rows[spec.key][(*lead, slice(first, first + count))]
+
+    def tokens(self, spec: ArraySpec) -> Array:
+        return self.rows[spec.key]
+
+    def token_table(self) -> "pa.Table":
+        return self.table
+
+    def token_row(self, row: int) -> dict[str, Any]:
+        return self.table.slice(row, 1).to_pylist()[0]
+
+
+class MemoryWriter:
+    """The writer of a run that stays in memory: as `RunWriter`, but `finish` returns the run.
+
+        check_memory(layout, lengths)
+        with MemoryWriter(layout, meta, digest=configuration) as writer:
+            for shard in writer.pending:
+                ...
+            run = writer.finish()
+
+    Attributes:
+        layout: What goes into the run.
+        bytes_written: The memory that is taken so far.
+    """
+
+    def __init__(self, layout: RunLayout, meta: Mapping[str, Any], *, digest: Mapping[str, Any]) -> None:
+        self.layout = layout
+        self.bytes_written = 0
+        # As a file would give it back: tuples are lists there.
+        self._head = RunHead.from_json(json.loads(json.dumps(RunHead(meta, layout, digest).to_json())))
+        self._records: dict[int, CommitRecord] = {}
+        self._tables: dict[int, pa.Table] = {}
+        self._matrices: dict[ArrayKey, dict[int, list[Values]]] = {}
+        self._rows: dict[ArrayKey, dict[int, Values]] = {}
+        self._free: list[ShardBuffer] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._free.clear()
+
+    @property
+    def pending(self) -> list[int]:
+        """The shards that are not written yet, in order."""
+        return [shard for shard in range(self.layout.n_shards) if shard not in self._records]
+
+    def buffer(self) -> ShardBuffer:
+        """Returns a buffer to fill."""
+        return self._free.pop() if self._free else ShardBuffer(self.layout, compresses=False)
+
+    def commit(self, shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> None:
+        """Keeps a shard and takes the buffer back, also when it fails; the arguments are `RunWriter.commit`'s.
+
+        Raises:
+            NumericError: a value is inf or NaN.
+            UsageError: the rows are not the shard's.
+        """
+        from traceformer.store.tables import encodable
+
+        try:
+            if shard not in self.pending:
+                raise UsageError(f"shard {shard} is not pending", why="it is committed, or out of range")
+            ids = example_ids(shard, buffer, tokens)
+            for spec in self.layout.arrays:
+                check_finite(shard, spec, buffer, nan_is_unknown=self._head.meta.get("unknown_rows") == "NaN")
+                self._keep(shard, spec, buffer)
+            self._tables[shard] = encodable(tokens)
+            self._records[shard] = CommitRecord(
+                shard=shard,
+                writer=(0, 1),
+                configuration=configuration_digest(self._head.configuration),
+                examples=tuple(ids),
+                lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
+                files={},
+            )
+        finally:
+            self._free = [*self._free, buffer][-_BUFFERS:]
+
+    def _keep(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> None:
+        if spec.site.is_matrix:
+            kept = [buffer.rectangle(spec.key, b).copy() for b in range(buffer.n_examples)]
+            self._matrices.setdefault(spec.key, {})[shard] = kept
+            self.bytes_written += sum(matrix.nbytes for matrix in kept)
+        else:
+            used = int(buffer.offsets[spec.key.token_stack][-1])
+            rows = buffer.arrays[spec.key][..., :used, :].copy()
+            self._rows.setdefault(spec.key, {})[shard] = rows
+            self.bytes_written += rows.nbytes
+
+    def finish(self) -> Run:
+        """Returns the run.
+
+        Raises:
+            UsageError: shards are still pending.
+        """
+        from traceformer.store.tables import joined
+
+        if self.pending:
+            raise UsageError(f"{len(self.pending)} of {self.layout.n_shards} shards are not written yet")
+        shards = sorted(self._records)
+        index = RunIndex.build(self.layout, [self._records[shard] for shard in shards])
+        slots: dict[Stack, Any] = {stack: np.cumsum(own) - own for stack, own in index.lengths.items()}
+        return Run(
+            RunMemory(
+                head=self._head,
+                index=replace(index, slots=slots),
+                matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
+                rows={
+                    key: ts.concat([ts.array(kept[shard], copy=False) for shard in shards], axis=-2)
+                    for key, kept in self._rows.items()
+                },
+                table=joined([self._tables[shard] for shard in shards]),
+            )
+        )
+
+
+def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> None:
+    """Makes sure that a run over examples of these lengths (at most: of a generation nobody knows) fits into memory.
+
+    Raises:
+        OutOfSpace: it does not; the message says what it takes and what there is.
+    """
+    filled = layout.filled_bytes(lengths)
+    needed = filled + min(filled, _BUFFERS * layout.bytes_per_shard())
+    free = available_memory()
+    if free is not None and needed > free:
+        raise OutOfSpace(
+            f"the run takes up to {_amount(needed)} of memory, {_amount(free)} are free",
+            why=f"{layout.n_examples} examples, {len(layout.arrays)} arrays",
+            hint="with `out` it goes to disk; or record fewer sites, layers or examples",
+        )
+
+
+def available_memory() -> int | None:
+    """Returns the bytes of memory that can be had now, or else all that the machine has; None if nobody says."""
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _amount(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"

@@ -1,0 +1,40 @@
+"""Writes a run that can be read already to a folder, shard by shard: from memory to disk, or a copy."""
+
+from pathlib import Path
+
+from traceformer.errors import UsageError
+from traceformer.store.source import Source
+from traceformer.store.writer import RunWriter
+
+__all__ = ["save_run"]
+
+_PLACES = ("shard", "slot", "dec_slot")
+
+
+def save_run(source: Source, folder: Path, *, overwrite: bool) -> Path:
+    """Returns the folder of the run that was written there; its array files are those of a run recorded there.
+
+    Raises:
+        UsageError: the run is not finished.
+        RunExists: something is at `folder` and may not be replaced.
+        OutOfSpace: the disk is full.
+    """
+    if not source.finished:
+        raise UsageError(f"{source.name} is not finished", why="a part of a run is not saved as a whole one")
+    index, layout, table = source.index, source.head.layout, source.token_table()
+    table = table.drop_columns([name for name in _PLACES if name in table.column_names])
+    meta = {**source.head.meta, "run_id": folder.name}
+    with RunWriter.create(folder, layout, meta, digest=source.head.configuration, overwrite=overwrite) as writer:
+        for shard in writer.pending:
+            rows, buffer = index.rows_of(shard), writer.buffer()
+            buffer.begin({stack: own[rows.start : rows.stop].tolist() for stack, own in index.lengths.items()})
+            for spec in layout.arrays:
+                lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
+                for b, row in enumerate(rows):
+                    values = source.part(spec, range(row, row + 1), lead).read().result()
+                    if spec.site.is_matrix:
+                        buffer.rectangle(spec.key, b)[...] = values[0]
+                    else:
+                        buffer.rows(spec.key, b)[...] = values
+            writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
+        return writer.finish()

@@ -1,0 +1,65 @@
+"""Where a run's numbers and tokens come from: a folder or memory. Reading is the same for both from here on."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from traceformer.sites import ArraySpec
+from traceformer.store.commits import RunHead
+from traceformer.store.index import RunIndex
+from traceformer.store.zarr3 import Array
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Lead", "Source"]
+
+Lead: TypeAlias = tuple[int | slice, ...]
+"""The index of the axes before queries or tokens, without the example's: of layers, of heads, or of none."""
+
+
+class Source(Protocol):
+    """What a run is read from. A row is an example's place among those that can be read."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies on disk; None in memory."""
+        ...
+
+    @property
+    def head(self) -> RunHead: ...
+
+    @property
+    def index(self) -> RunIndex: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def steps(self, spec: ArraySpec) -> Iterable[range]:
+        """Returns all rows in order, those together that `part` gives in one piece."""
+        ...
+
+    def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
+        """Returns the rows of one step, or of one example, as they are stored.
+
+        Matrices (example, *lead, query, key) are as large as the largest of them, token arrays (*lead, token, d)
+        hold the examples' tokens back to back.
+        """
+        ...
+
+    def tokens(self, spec: ArraySpec) -> Array:
+        """Returns a whole token array, (layer[, head], slot, d), whose slots are those of `index`."""
+        ...
+
+    def token_table(self) -> "pa.Table":
+        """Returns one row per example."""
+        ...
+
+    def token_row(self, row: int) -> dict[str, Any]:
+        """Returns an example's row of the token table."""
+        ...

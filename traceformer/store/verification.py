@@ -1,0 +1,63 @@
+"""What became of a run's files since they were written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traceformer.store.commits import Problem, verify_run
+from traceformer.store.layout import MANIFEST
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Verification", "verify_folder"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification:
+    """Every file of a run held against its records.
+
+    Attributes:
+        folder: The run's.
+        problems: What is not as it was written, by path; none for an intact run.
+        n_files: The files that lie there.
+        n_bytes: Their size.
+        finished: False for an unfinished run, of which the committed shards were looked at.
+    """
+
+    folder: Path
+    problems: tuple[Problem, ...]
+    n_files: int
+    n_bytes: int
+    finished: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __repr__(self) -> str:
+        what = "as written" if self.ok else f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        state = "" if self.finished else ", unfinished"
+        return f"Verification({str(self.folder)!r}: {what}, {self.n_files} files{state})"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Returns one row per problem."""
+        import pandas as pd
+
+        return pd.DataFrame([(str(each.path), each.what) for each in self.problems], columns=["path", "what"])
+
+    def to_json(self) -> dict[str, Any]:
+        problems = [{"path": str(problem.path), "what": problem.what} for problem in self.problems]
+        return {"run": str(self.folder), "ok": self.ok, "problems": problems}
+
+
+def verify_folder(folder: Path) -> Verification:
+    """Returns whether every file of the run in `folder` is there and as it was written; reads all of them.
+
+    Raises:
+        NotFound: there is no run.
+        Unreadable: it is not a run of this package, or a later version of it wrote the run.
+    """
+    problems = tuple(verify_run(folder))
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Verification(folder, problems, len(sizes), sum(sizes), (folder / MANIFEST).exists())
