@@ -18,7 +18,7 @@ from tests.write_docs import DOCS, PAGES
 ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
-    1: ("sites", "errors", "presentation"),
+    1: ("sites", "errors", "presentation", "progress", "units"),
     2: ("store", "models", "texts", "analysis"),
     3: ("capture", "formats", "figures", "bytelm"),
     4: ("questions", "compat"),
