@@ -1,8 +1,8 @@
 """Every format in one shape; a run goes out and comes back by the two verbs."""
 
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import pytest
 import traceformer.formats
 from tests.store import runs
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.formats.registry import FORMATS, READABLE, export, import_run
+from traceformer.formats.registry import FORMATS, READABLE, Format, export, import_run
 from traceformer.store.run import TraceStore
 
 FOLDERS = [path.parent.name for path in Path(traceformer.formats.__path__[0]).glob("*/write.py")]
@@ -22,16 +22,21 @@ def store(tmp_path: Path) -> TraceStore:
     return TraceStore(runs.write(tmp_path / "run", layout))
 
 
+def homes_of(format: Format) -> list[str]:
+    """Returns the dotted names of a format's modules."""
+    modules: list[Any] = [format.write, format.read]
+    return [module.__name__ for module in modules if module is not None]
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_format_is_a_folder_in_one_shape_and_a_row(folder: str) -> None:
     home = f"traceformer.formats.{folder}"
-    [row] = [row for row in FORMATS.values() if row.write is import_module(f"{home}.write")]
+    [row] = [row for row in FORMATS.values() if f"{home}.write" in homes_of(row)]
     assert isinstance(row.write.OPTIONS, frozenset)
     assert callable(row.write.write_files)
-    if find_spec(f"{home}.read") is None:
-        assert row.read is None
-    else:
-        assert row.read is import_module(f"{home}.read")
+    assert (row.read is None) == (find_spec(f"{home}.read") is None)
+    if row.read is not None:
+        assert f"{home}.read" in homes_of(row)
         assert callable(row.read.recognises)
         assert callable(row.read.read_files)
 

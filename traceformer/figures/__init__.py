@@ -2,17 +2,17 @@
 
     traceformer.figures.lens(lens(run, 0)).savefig("lens.png")
 
-No numbers are made here. Functions are loaded when they are used, and matplotlib with them; no file here is called as
-one of them is.
+No numbers are made here, and no pages for the browser, which are in `viewer`. Functions are loaded when they are used,
+and matplotlib with them; no file here is called as one of them is.
 
+style           one look for all of them, and how a figure is saved
 head_maps       a map of layers and heads for every metric
 cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
 attention       one pattern with its tokens, or all patterns side by side
-lens_map        the likeliest next token at every layer and position
-trait_curves    projections along a text, and how well a direction does layer by layer
-path_ribbons    the paths to a token
-style           colours, tokens, how a figure is saved
+lens_map        the logit lens
+path_ribbons    paths for papers: one ribbon lane per path
+trait_curves    curves of a trait over tokens, and the quality of vectors by layer
 """
 
 from importlib import import_module

@@ -125,7 +125,7 @@ def export(
             raise UsageError(f'`format="{format}"` has no `{option}`', why=f"it takes {takes}" if takes else "")
     with steps_watched("exporting", progress) as show:
         options = ExportOptions(
-            example_ids=None if examples is None else tuple(_example_id(run, example) for example in examples),
+            example_ids=None if examples is None else tuple(run.example_id(example) for example in examples),
             steps=steps or None,
             lossless=lossless,
             overwrite=overwrite,
@@ -134,10 +134,6 @@ def export(
             layers=None if layers is None else tuple(layers),
         )
         return list(write.write_files(run, Path(folder), options))
-
-
-def _example_id(run: TraceStore, example: int | str) -> str:
-    return example if isinstance(example, str) else run.ids[example]
 
 
 def import_run(

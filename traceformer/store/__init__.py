@@ -2,23 +2,29 @@
 
 What the numbers mean is in `sites`; who records them, in `capture`; what is asked of them, in `questions`.
 
-run        `Run`: everything a run holds, by example, site, the model's own layer, and head
-place      where a run goes: a folder of its own, a folder of runs, or memory
-arrays     which array a site means, and which parts of it a layer, a head and an example need
-columns    one layer over all examples, in batches, or shuffled without reading twice
-index      which examples a run holds and where their tokens lie
-tables     token tables of several shards, joined though their columns differ
-xarrays    a run as xarray sees it, lazy and without gaps
-layout     names, shapes, chunks and sizes of a run: writer and reader both ask here
-names      where each array lies, and what `Run` calls it; nothing else decides names
-zarr3      metadata that every zarr reader understands, and tensorstore's handles
-dtypes     how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
-writer     shard by shard, killed at any moment and resumed to the same bytes
-buffer     the memory of one open shard, allocated once and used again
-shards     a shard straight from memory, in zarr's sharding format
-commits    records of committed shards, the manifest, and what they promise
-finishing  from the shards of all writers to a finished run; each step can be done again
-locks      who may write a run, and whether it was begun with the same configuration
-files      durable files, sealed JSON, checksums, and locks that die with their process
-direct     large files past the operating system's page cache
+run           `Run`: everything a run holds, by example, site, the model's own layer, and head
+place         where a run goes: a folder of its own, a folder of runs, or memory
+folder        a run in a folder, opened
+memory        a run in memory, with the same interface as one on disk
+source        where a run's numbers and tokens come from; reading is the same from here on
+saving        from memory to disk, or a copy, shard by shard
+arrays        which array a site means, and which parts of it a layer, a head and an example need
+columns       one layer over all examples, in batches, or shuffled without reading twice
+index         which examples a run holds and where their tokens lie
+tables        token tables of several shards, joined though their columns differ
+xarrays       a run as xarray sees it, lazy and without gaps
+layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
+names         where each array lies, and what `Run` calls it; nothing else decides names
+zarr3         metadata that every zarr reader understands, and tensorstore's handles
+dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
+writer        shard by shard, killed at any moment and resumed to the same bytes
+buffer        the memory of one open shard, allocated once and used again
+filled        what a shard's memory must be before it is kept
+shards        a shard straight from memory, in zarr's sharding format
+commits       records of committed shards, the manifest, and what they promise
+verification  what became of a run's files since they were written
+finishing     from the shards of all writers to a finished run; each step can be done again
+locks         who may write a run, and whether it was begun with the same configuration
+files         durable files, sealed JSON, checksums, and locks that die with their process
+direct        large files past the operating system's page cache
 """

@@ -11,6 +11,7 @@ files     a user's own files, one or a folder of them, in five formats
 conllu    sentences in CoNLL-U, and the text that their words stand for
 lines     the lines of a UTF-8 file, counted while they are read
 prompts   prompts: one, a file of them, or a set that has a name
+windows   one long file in consecutive windows of tokens
 examples  what every data set becomes: examples that are made when they are asked for
 shown     a token as text; as bytes, where it is only a part of a character
 """

@@ -3,6 +3,5 @@
 Everything that is shown is worked out in Python; the pages' source is in `web/`, pictures for papers in `figures`.
 
 payloads  what pages are sent, in the shapes that `web/src/payload.ts` states
-labels    how tokens are written, where nothing is invisible
 export    a page as one file that asks nothing of any network
 """

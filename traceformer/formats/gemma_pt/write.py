@@ -27,7 +27,7 @@ from traceformer.store.run import TraceStore
 
 __all__ = ["INTERNALS", "LAYOUTS", "OPTIONS", "PT_FORMAT", "RESIDUAL", "write_files"]
 
-OPTIONS = frozenset(("layout", "layers", "lossless"))
+OPTIONS: frozenset[str] = frozenset(("layout", "layers", "lossless"))
 PT_FORMAT = "traceformer pt 1"
 INTERNALS: Mapping[str, Mapping[str, str]] = {
     "attention": {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "attn_weights": "attn_pattern"},

@@ -25,7 +25,7 @@ from traceformer.store.run import TraceStore
 
 __all__ = ["ACTIVATION_SITES", "OPTIONS", "trace_of", "write_files"]
 
-OPTIONS = frozenset(("steps", "lossless"))
+OPTIONS: frozenset[str] = frozenset(("steps", "lossless"))
 ACTIVATION_SITES: Mapping[str, str] = {
     "pre_attn_norm": "attn_norm",
     "post_attn": "attn_out",
