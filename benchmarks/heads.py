@@ -15,8 +15,8 @@ import pyarrow as pa
 from extract import make_model, make_texts
 from table import Row, delete, in_process, main, row, seconds
 
-from traceformer.questions.heads import run_heads
-from traceformer.sites import ArrayKey, ArraySpec, Selection
+from traceformer.questions.heads import heads
+from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
@@ -91,7 +91,7 @@ def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
             "thesis": SEQUENCES * seconds(lambda e=example_id: thesis_loop(store, e)),
             "full": SEQUENCES * seconds(lambda e=example_id: full_loop(store, e)),
         }
-        own = seconds(lambda: run_heads(store))
+        own = seconds(lambda: heads(store))
         if turn:  # the first one warms up
             took.append(own)
             for name, loop in loops.items():
@@ -105,41 +105,35 @@ def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
 
 PEAK = """
 from table import memory
-from traceformer.questions.heads import run_heads
+from traceformer.questions.heads import heads
 from traceformer.store.run import TraceStore
-run_heads(TraceStore({run!r}))
+heads(TraceStore({run!r}))
 print(memory("VmHWM"))
 """
 
 
 def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
-    from traceformer.capture.prepare import ExtractRequest
-
-    from traceformer.capture.extract import extract
-    from traceformer.questions.live_heads import LiveRequest, live_heads
+    from traceformer.capture.extract import record
+    from traceformer.models.load import load_model
 
     model = make_model(folder / "gpt2-shape")
     texts = make_texts(folder / "texts.txt", 4, 512)
-    request = ExtractRequest(
-        Selection(("attn",)),
-        model=str(model),
-        dataset=str(texts),
-        limit=None,
-        max_seq_len=512,
-        batch_size=4,
-        device="cpu",
-        out_dir=folder / "live-run",
-        overwrite=True,
-    )
-    live = LiveRequest(str(model), dataset=str(texts), num_seqs=4, seq_length=512, batch_size=4, device="cpu")
+    how = {"limit": 4, "batch_size": 4}
+
+    def stored() -> object:
+        loaded = load_model(str(model), device="cpu")
+        return heads(record(loaded, texts, "attn", max_seq_len=512, out=folder / "live-run", overwrite=True, **how))
+
+    def live() -> object:
+        return heads(load_model(str(model), device="cpu"), str(texts), seq_length=512, **how)
+
     ratios: list[float] = []
     for turn in range(2 if quick else REPEATS + 1):
         delete(folder / "live-run")
-        stored = seconds(lambda: run_heads(TraceStore(extract(request))))
-        own = seconds(lambda: live_heads(live))
+        took = seconds(stored)
         if turn:
-            ratios.append(own / stored)
+            ratios.append(seconds(live) / took)
     yield row("live over extract and read, 12 layers, 4 x 512 tokens", ratios, 1.0)
 
 

@@ -20,7 +20,7 @@ from table import Row, in_process, main, memory, row, seconds
 from traceformer.analysis.paths.beam import LengthNorm, beam_search
 from traceformer.analysis.paths.exact import best_paths
 from traceformer.analysis.paths.graph import Graph
-from traceformer.compat import ReverseAttentionTracer
+from traceformer.compat.reverse_attention import ReverseAttentionTracer
 
 REPEATS = 3
 TOP_BEAM, TOP_K = 50, 20

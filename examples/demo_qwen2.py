@@ -8,7 +8,7 @@ The options are those of reverse-attention's demo. Without --model it runs offli
 
 import argparse
 
-from traceformer.compat import ReverseAttentionTracer
+from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.models.load import load_model
 
 

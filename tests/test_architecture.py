@@ -14,6 +14,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from tests.write_docs import DOCS, PAGES
+from traceformer.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent / "traceformer"
 
@@ -54,6 +55,7 @@ READ_BY_USERS = [
 ]
 STARTS_WITHOUT_TORCH = (
     *("traceformer", "traceformer.store.run", "traceformer.formats.registry", "traceformer.compat"),
+    *("traceformer.models.families", "traceformer.models.readout"),
     *("traceformer.cli", "traceformer.cli.inspect"),
 )
 
@@ -207,3 +209,52 @@ def test_a_name_on_a_plate_that_is_missing_or_twice_is_seen() -> None:
         "heads",
         "lens",
     ]
+
+
+# Model types that are names of systems as well, whose files and conventions are called after them.
+NAMES_OF_SYSTEMS = frozenset(("nanochat",))
+OWN_MODEL_TYPES = {"bytelm": frozenset(("byte_sparse",))}
+"""What registers a class of its own with transformers says under what name."""
+
+
+def families_named(module: str, source: str) -> list[str]:
+    """Returns the strings of a module that are model types, with their lines: such facts belong in a family's row."""
+    part = module.split(".")[0]
+    allowed = frozenset(FAMILIES) if part == "models" else NAMES_OF_SYSTEMS | OWN_MODEL_TYPES.get(part, frozenset())
+    return [
+        f"line {node.lineno}: {module} names the family {node.value!r}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and node.value in FAMILIES.keys() - allowed
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_outside_models_names_a_family(module: str) -> None:
+    assert families_named(module, source_of(module)) == [], "ask the row: traceformer/models/families.py"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("capture.provenance", 'sinks = config.model_type == "gpt_oss"'),
+        ("formats.hook_names", '_SCALED = frozenset(("gemma",))'),
+        ("cli.check", 'def f(name):\n    match name:\n        case "xlm-roberta":\n            return 1'),
+        ("viewer.labels", 'KINDS = {"byte_sparse": "sparse"}'),
+        ("bytelm.model", 'like = "llama"'),
+    ],
+)
+def test_a_family_that_is_named_is_found(module: str, source: str) -> None:
+    assert len(families_named(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("models.families", 'FAMILIES = {"gpt2": 1}'),
+        ("bytelm.model", '_NAME = "byte_sparse"'),
+        ("cli.import_", 'FORMATS = ("nanochat", "pt")'),
+        ("cli.check", 'hint = "a Hub name such as gpt2"'),
+    ],
+)
+def test_other_strings_are_left_alone(module: str, source: str) -> None:
+    assert families_named(module, source) == []

@@ -17,7 +17,7 @@ from traceformer.presentation import bind
 if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.directions import Direction
-    from traceformer.analysis.head_tally import HeadMetrics
+    from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.capture.extract import record
@@ -68,7 +68,7 @@ __all__ = [
 
 _HOMES = {
     "Direction": "traceformer.analysis.directions",
-    "HeadMetrics": "traceformer.analysis.head_tally",
+    "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
     "Run": "traceformer.store.run",
@@ -95,6 +95,10 @@ _MODULES = ("compat", "figures")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Direction", "file", "traceformer.formats.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("HeadClusters", "csv", "traceformer.formats.head_tables", "write_clusters")
+bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
+bind("HeadMetrics", "csv", "traceformer.formats.head_tables", "write_heads")
+bind("HeadMetrics", "html", "traceformer.figures.head_maps", "heads_html")
 bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
 bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
 bind("Paths", "page", "traceformer.viewer.export", "paths_html")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from traceformer.analysis.heads import HeadConvention
+from traceformer.analysis.conventions import ConventionName
 
 Sees = Callable[[int, int], bool]
 
@@ -18,19 +18,21 @@ def everything(query: int, key: int) -> bool:
 
 
 def plain_metrics(
-    pattern: np.ndarray, tokens: Sequence[int] | None, sees: Sees, convention: HeadConvention = "valid", window: int = 8
+    pattern: np.ndarray, tokens: Sequence[int] | None, sees: Sees, convention: ConventionName = "exact", window: int = 8
 ) -> dict[str, float]:
     """Returns every metric of one (query, key) matrix; without tokens those that need no common positions."""
-    thesis = convention == "thesis"
     a = pattern.astype(np.float64)
-    a = a / (a.sum(axis=1, keepdims=True) + (1e-9 if thesis else 0))
+    if convention != "nanochat":
+        a = a / (a.sum(axis=1, keepdims=True) + (1e-9 if convention == "thesis" else 0))
+    epsilon = {"exact": 0, "thesis": 1e-9, "nanochat": 1e-8}[convention]
+    threshold = {"exact": 1e-4, "thesis": 1e-4, "nanochat": 0.01}[convention]
     queries, keys = a.shape
     cells = [(i, j) for i in range(queries) for j in range(keys)]
     seen = [(i, j) for i, j in cells if sees(i, j)]
-    logs = {(i, j): np.log(a[i, j] + 1e-9) if thesis else np.log(a[i, j]) if a[i, j] else 0.0 for i, j in cells}
+    logs = {(i, j): np.log(a[i, j] + epsilon) if a[i, j] + epsilon else 0.0 for i, j in cells}
     found = {
         "entropy": -sum(a[cell] * logs[cell] for cell in cells) / queries,
-        "sparsity": float(np.mean([a[cell] < 1e-4 for cell in (cells if thesis else seen)])),
+        "sparsity": float(np.mean([a[cell] < threshold for cell in (seen if convention == "exact" else cells)])),
         "max_weight": float(np.mean([row.max() for row in a])),
         "first_token": _mean([row[0] for row in a]),
     }

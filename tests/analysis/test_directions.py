@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from traceformer.analysis.directions import METHODS, Method, fit, quality
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.tiny import tiny_model
-from traceformer.questions.traits import example_rows
+from traceformer.questions.trait_rows import example_rows
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore

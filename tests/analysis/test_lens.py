@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tests.capture.conftest import tiny_folder
 from traceformer.analysis.lens import normed, read_out
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
-from traceformer.models.families import architecture_of
-from traceformer.models.readout import READOUTS, Readout, open_readout
+from traceformer.models.families import FAMILIES, architecture_of
+from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.models.weights import StoredTensor, files_digest, open_folder, read_config
 
@@ -37,9 +37,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def readout_of(folder: Path, family: str, **changes: Any) -> Readout:
-    row = architecture_of(tiny_model(family, **changes).config).stacks["dec"]
-    return open_readout(folder, read_config(folder), final_norm=row.final_norm, token_embed=row.token_embed)
+def readout_of(folder: Path) -> Readout:
+    return open_readout(folder, read_config(folder))
 
 
 def ending_after(layers: int, model: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -91,11 +90,9 @@ def test_a_layer_says_what_the_model_would_that_ends_there(variant: str, tiny_fo
         np.testing.assert_allclose(said.entropy, entropy, rtol=1e-3, atol=1e-5)
 
 
-def test_every_decoder_with_an_architecture_row_has_a_readout() -> None:
-    from traceformer.models.families import ARCHITECTURES
-
-    with_head = {family for family, row in ARCHITECTURES.items() if "dec" in getattr(row, "when_true", row).stacks}
-    assert READOUTS.keys() == with_head
+def test_every_family_with_a_decoder_has_a_readout_and_no_encoder_has() -> None:
+    with_head = {family for family, row in FAMILIES.items() if "dec" in row.stacks}
+    assert {family for family, row in FAMILIES.items() if row.readout is not None} == with_head
 
 
 @pytest.fixture
@@ -104,7 +101,7 @@ def wide(tmp_path: Path) -> Readout:
     random = torch.Generator().manual_seed(0)
     save_file({"lm_head.weight": torch.randn(9001, 16, generator=random)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "nanochat"}', encoding="utf-8")
-    return open_readout(tmp_path, read_config(tmp_path), final_norm="norm", token_embed="embed")
+    return open_readout(tmp_path, read_config(tmp_path))
 
 
 def test_blocks_of_words_make_no_difference(wide: Readout) -> None:
@@ -194,7 +191,7 @@ def sharded(folder: Path, target: Path) -> Path:
 
 def test_weights_in_several_files_are_the_same(tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     whole, parts = tiny_folder("llama"), sharded(tiny_folder("llama"), tmp_path / "sharded")
-    assert np.array_equal(readout_of(whole, "llama").unembedding.read(), readout_of(parts, "llama").unembedding.read())
+    assert np.array_equal(readout_of(whole).unembedding.read(), readout_of(parts).unembedding.read())
     (parts / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(NotFound, match="00002"):
         open_folder(parts)
@@ -209,7 +206,7 @@ def test_a_checkpoint_of_the_base_model_alone_is_read_by_its_shorter_names(
     save_file(
         {name.removeprefix("transformer."): value for name, value in tensors.items()}, tmp_path / "model.safetensors"
     )
-    shorter, longer = readout_of(tmp_path, "gpt2"), readout_of(folder, "gpt2")
+    shorter, longer = readout_of(tmp_path), readout_of(folder)
     assert shorter.unembedding.name == "wte.weight"
     assert np.array_equal(shorter.norm_weight, longer.norm_weight)
     assert np.array_equal(shorter.unembedding.read(), longer.unembedding.read())
@@ -217,15 +214,17 @@ def test_a_checkpoint_of_the_base_model_alone_is_read_by_its_shorter_names(
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="'rwkv'"):
-        open_readout(tmp_path, {"model_type": "rwkv"}, final_norm=None, token_embed="embed")
+        open_readout(tmp_path, {"model_type": "rwkv"})
+    with pytest.raises(Unsupported, match="predicts no next token"):
+        open_readout(tmp_path, {"model_type": "bert"})
 
 
 def test_a_folder_without_the_final_norm_is_refused(tmp_path: Path) -> None:
     save_file({"lm_head.weight": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(Unreadable, match=r"no norm\.weight"):
-        open_readout(tmp_path, {"model_type": "llama"}, final_norm="norm", token_embed="embed_tokens")
+        open_readout(tmp_path, {"model_type": "llama"})
     with pytest.raises(NotFound, match="safetensors"):
-        open_readout(tmp_path / "elsewhere", {"model_type": "llama"}, final_norm="norm", token_embed="embed_tokens")
+        open_readout(tmp_path / "elsewhere", {"model_type": "llama"})
 
 
 def test_the_digest_of_the_files_changes_with_any_byte(tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:

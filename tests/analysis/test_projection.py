@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.store import runs
 from traceformer.analysis.projection import dynamics, project
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.questions.traits import project_run
+from traceformer.questions.trait_rows import project_run
 from traceformer.sites import ArrayKey
 from traceformer.store.run import TraceStore
 

@@ -24,7 +24,7 @@ __all__ = ["Answers", "Extraction", "answered", "estimated", "extracted"]
 class _Recording:
     model: str
     selection: Selection
-    out_dir: Path
+    out_dir: Path | None = None
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     device: str = "cpu"
     model_dtype: str | None = None
@@ -36,7 +36,10 @@ class _Recording:
     overwrite: bool = False
 
     def chosen(self) -> Selection:
-        derived = (*([self.traits] if self.traits else []), *([LensTopK(self.lens_top_k)] if self.lens_top_k else []))
+        derived = (
+            *([self.traits] if self.traits else []),
+            *([LensTopK(self.lens_top_k)] if self.lens_top_k is not None else []),
+        )
         own = self.selection
         return Selection(own.capture, own.layers, own.heads, own.hidden_layers, derived)
 
@@ -88,7 +91,9 @@ class Extraction(_Recording):
 
 def extracted(asked: Extraction, progress: OnProgress = quiet) -> Path:
     """Returns the folder of the run."""
-    return extract(*asked.values(), batch_size=asked.batch_size, progress=progress).folder
+    folder = extract(*asked.values(), batch_size=asked.batch_size, progress=progress).folder
+    assert folder is not None
+    return folder
 
 
 def estimated(asked: Extraction) -> Estimate:
@@ -129,7 +134,7 @@ def answered(
     """Returns the folder of the run."""
     place = Place(folder=asked.out_dir, resume=asked.resume, overwrite=asked.overwrite, storage=Storage(asked.dtype))
     place.check()
-    return answer(
+    run = answer(
         loaded or asked.load(with_head=True),
         asked.read(),
         asked.chosen(),
@@ -141,4 +146,6 @@ def answered(
         progress=progress,
         on_text=on_text,
         on_response=on_response,
-    ).folder
+    )
+    assert run.folder is not None
+    return run.folder

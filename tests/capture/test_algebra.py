@@ -26,7 +26,7 @@ from traceformer.capture.proofs.check import (
 from traceformer.capture.proofs.place import Rounding, error_between
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models import families as rows
-from traceformer.models.families import Architecture, AttentionRow, Tap, into
+from traceformer.models.family import Architecture, AttentionRow, Tap, into
 from traceformer.models.load import load_model
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import Selection

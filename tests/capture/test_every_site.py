@@ -43,7 +43,7 @@ def test_every_site_of_a_family_is_stored_as_a_pass_over_the_single_text_shows_i
     run = TraceStore(
         extracted(
             Extraction(
-                Selection(("all",)),
+                selection=Selection(("all",)),
                 model=str(folder),
                 dataset=str(text_file),
                 targets_file=target_file if is_encdec else None,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
 
 from tests.capture.asked import Answers, Extraction, answered, estimated, extracted
 from tests.capture.conftest import TEXTS, Stopped, stop_after
@@ -46,8 +45,7 @@ def assert_likeliest(ids: np.ndarray, probabilities: np.ndarray, of_all: np.ndar
 
 
 def readout_of(folder: Path) -> Readout:
-    row = architecture_of(AutoConfig.from_pretrained(folder)).stacks["dec"]
-    return open_readout(folder, read_config(folder), final_norm=row.final_norm, token_embed=row.token_embed)
+    return open_readout(folder, read_config(folder))
 
 
 def asked(folder: Path, texts: Path, **changes: Any) -> Extraction:
@@ -164,7 +162,7 @@ def test_live_and_replayed_generations_hold_the_same(family: str, tiny_folder: F
         return TraceStore(
             answered(
                 Answers(
-                    str(tiny_folder(family)),
+                    model=str(tiny_folder(family)),
                     prompts=prompts,
                     sampling=Sampling(max_tokens=5, temperature=0.0),
                     selection=Selection((), layers={"dec": (0, 2)}),
@@ -213,9 +211,9 @@ def test_an_estimate_counts_ids_at_four_bytes(tiny_folder: Folder, text_file: Pa
 @pytest.mark.parametrize(
     ("family", "top_k", "error", "message"),
     [
-        ("llama", 100, UsageError, "the 100 likeliest words; the model has 99"),
-        ("llama", 0, UsageError, "the 0 likeliest words"),
-        ("llama", -1, UsageError, "the -1 likeliest words"),
+        ("llama", 100, UsageError, "the 100 likeliest tokens; the model has 99"),
+        ("llama", 0, UsageError, "the 0 likeliest tokens"),
+        ("llama", -1, UsageError, "the -1 likeliest tokens"),
         ("bert", 3, Unsupported, "lens of an encoder; it predicts no next token"),
         ("t5", 3, Unsupported, "the decoder runs only with `targets`"),
     ],

@@ -36,7 +36,7 @@ def layout_of(n_examples: int = 3, shard_examples: int = 4, **changes: str) -> R
 def sink_for(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> ShardSink:
     buffer = ShardBuffer(layout)
     buffer.begin(lengths)
-    return ShardSink(buffer, layout)
+    return ShardSink(buffer, layout, lambda _: None)
 
 
 def test_rows_are_packed_without_padding_in_the_order_of_the_data_set() -> None:

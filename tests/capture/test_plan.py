@@ -6,7 +6,7 @@ import pytest
 
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
-from traceformer.models.families import ARCHITECTURES, architecture_of
+from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import SITES, ArraySpec, Selection
 
@@ -159,7 +159,7 @@ def test_projections_need_vectors() -> None:
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
-    assert {tiny_model(family).config.model_type for family in TINY} == ARCHITECTURES.keys()
+    assert {tiny_model(family).config.model_type for family in TINY} == FAMILIES.keys()
 
 
 def test_a_family_without_a_row_is_refused_with_those_that_have_one() -> None:

@@ -17,7 +17,8 @@ from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import Architecture, architecture_of
+from traceformer.models.families import architecture_of
+from traceformer.models.family import Architecture
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 

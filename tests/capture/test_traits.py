@@ -41,7 +41,7 @@ def along(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
 def test_a_generation_holds_projections_only(family: str, replay: bool, tiny_folder: Folder, tmp_path: Path) -> None:
     folder = tiny_folder(family)
     asked = Answers(
-        str(folder),
+        model=str(folder),
         prompt=TEXTS[2],
         sampling=Sampling(max_tokens=6),
         selection=Selection((), layers={"dec": (0, 1)}),
@@ -88,7 +88,7 @@ def test_a_run_goes_on_with_the_vectors_it_was_begun_with_only(
 ) -> None:
     def asked(vector: np.ndarray, **changes: Any) -> Extraction:
         return Extraction(
-            Selection(()),
+            selection=Selection(()),
             model=str(tiny_folder("llama")),
             dataset=str(text_file),
             traits=Traits({"joy": {None: vector}}),

@@ -1,14 +1,14 @@
 """`traceformer check` as a user meets it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from traceformer.cli import main
-from traceformer.models import families as architectures
-from traceformer.models.families import ARCHITECTURES
+from traceformer.models.families import FAMILIES
 from traceformer.models.tiny import TINY
 
 
@@ -56,7 +56,8 @@ def test_a_real_model_is_checked_on_texts(minilm: Path, capsys: pytest.CaptureFi
 def test_a_fact_that_fails_is_shown_and_makes_the_exit_code_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "gemma2", architectures.LLAMA)  # pyright: ignore[reportArgumentType]
+    wrong = replace(FAMILIES["gemma2"], blocks=FAMILIES["llama"].blocks)
+    monkeypatch.setitem(FAMILIES, "gemma2", wrong)  # pyright: ignore[reportArgumentType]
     assert main(["check", "gemma2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == "3 of 53 facts FAIL: dec.resid_mid, dec.mlp_up, dec.resid_post"
@@ -91,7 +92,7 @@ def test_a_family_without_a_row_is_told_what_fits_and_how_to_add_it(
     assert "attention       layers.*.self_attn\n" in shown
     assert "without a row:\n" in shown
     assert "with the row of byte_sparse, gemma, llama, mistral, qwen2, qwen3: 53 of 53 facts hold\n" in shown
-    assert shown.splitlines()[-1].startswith("to add it: the row of byte_sparse, gemma, llama")
+    assert shown.splitlines()[-1].startswith("to add it: the blocks of byte_sparse, gemma, llama")
     assert main(["check", "stablelm", "--device", "cpu", "--json"]) == 4
     data = json.loads(capsys.readouterr().out)
     assert (data["supported"], data["nearest"]["result"]["ok"]) == (False, True)

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.capture.conftest import tiny_folder
 from tests.models.conftest import Writer, base_dir, random_weights, write_checkpoint
 from traceformer import TraceStore
-from traceformer.compat import InterpretabilityEngine, TraceStorage, load_model
+from traceformer.compat.nanochat_engine import InterpretabilityEngine
+from traceformer.compat.trace_storage import TraceStorage
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.nanochat_json.read import read_files
 from traceformer.formats.options import ImportOptions
+from traceformer.models.load import load_model
 
 __all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
 
@@ -144,6 +146,17 @@ def test_a_model_in_bfloat16_is_traced_in_bfloat16(tiny_folder: Folder, tmp_path
     embedded = engine.model.get_input_embeddings()(ids)
     assert torch.equal(torch.tensor(data["token_embeddings"]["data"][0]).bfloat16(), embedded)
     assert engine.extract_model_captures()["output_logits"].dtype == torch.bfloat16
+
+
+def test_a_model_in_train_mode_answers_without_dropout_and_stays_in_it(tiny_folder: Folder, tmp_path: Path) -> None:
+    engine = engine_of(tiny_folder("gpt2"), tmp_path / "eval")
+    expected = engine.generate_and_capture(PROMPT, max_tokens=5)
+    training = torch.nn.DataParallel(copy.deepcopy(engine.model).train())
+    result = InterpretabilityEngine(training, engine.tokenizer, tmp_path / "train").generate_and_capture(
+        PROMPT, max_tokens=5
+    )
+    assert all(module.training for module in training.modules())
+    assert result["response_tokens"] == expected["response_tokens"]
 
 
 def test_steps_are_the_passes_of_a_cached_generation(tiny_folder: Folder, tmp_path: Path) -> None:

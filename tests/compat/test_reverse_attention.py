@@ -1,3 +1,4 @@
+import copy
 import gc
 import json
 import tracemalloc
@@ -15,9 +16,10 @@ from reverse_attention import ReverseAttentionTracer as ForeignTracer
 from reverse_attention import TraceResult as ForeignResult
 from reverse_attention.sankey import trace_result_to_json
 
+from traceformer.analysis.paths.result import TraceResult
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.capture.recorder import Recorder
-from traceformer.compat import ReverseAttentionTracer, TraceResult
+from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import NumericError, SelectionError, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
@@ -259,6 +261,16 @@ def test_device_and_dtype_are_honoured(load: Load) -> None:
     assert tracer.trace([5, 6, 7]).beams
 
 
+def test_a_model_in_train_mode_is_traced_without_dropout_and_stays_in_it(load: Load) -> None:
+    loaded = load("gpt2")
+    model = torch.nn.DataParallel(copy.deepcopy(loaded.model).train())
+    result = ReverseAttentionTracer(model, loaded.tokenizer).trace_text(TEXT)
+    assert all(module.training for module in model.modules())
+    assert [path.edge_attns for path in result.beams] == [
+        path.edge_attns for path in tracer_of(loaded).trace_text(TEXT).beams
+    ]
+
+
 def test_tokens_of_a_byte_model_are_shown_as_characters_or_bytes() -> None:
     tracer = ReverseAttentionTracer(tiny_model("gpt2", vocab_size=258), ByteTokenizer())
     result = tracer.trace_text("a<b>€")
@@ -343,7 +355,7 @@ def test_html_tokens_are_only_text() -> None:
 def test_a_page_and_its_data_are_written_side_by_side(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from traceformer.compat import load_trace
+    from traceformer.formats.path_files import load_trace
 
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.formats.foreign import ACTIVATIONS, RESPONSE, N, T, documented, original, truth, write
-from traceformer.compat import TraceStorage
+from traceformer.compat.trace_storage import TraceStorage
 from traceformer.errors import NotFound, UsageError
 
 

@@ -88,7 +88,7 @@ def generated(folder: Path, out: Path, **changes: Any) -> TraceStore:
     return TraceStore(
         answered(
             Answers(
-                str(folder),
+                model=str(folder),
                 selection=Selection(LAYOUTS["internals"]),
                 sampling=Sampling(max_tokens=N_NEW),
                 seed=3,

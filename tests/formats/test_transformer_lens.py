@@ -153,8 +153,11 @@ def test_gemma_s_embedding_is_the_scaled_one(tiny_folder: Callable[..., Path], t
     np.testing.assert_allclose(store.cache(eid)["hook_embed"][0], scaled, rtol=1e-5)
 
 
-def test_encoders_have_the_names_of_a_hooked_encoder(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tiny_folder("bert")
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_encoders_have_the_names_of_a_hooked_encoder(
+    family: str, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_folder(family)
     store = recorded(folder, tmp_path / "run", ("resid_mid", "resid_post", "q", "mlp_up", "token_embed"))
     cache = store.cache(store.ids[0])
     assert {name.replace("blocks.2.", "") for name in cache if "blocks.0" not in name and "blocks.1" not in name} == {

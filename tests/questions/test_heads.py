@@ -1,5 +1,7 @@
 """Head metrics of runs on disk, against their definitions on the very numbers that were stored."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,19 @@ import pyarrow as pa
 import pytest
 
 from tests.analysis.plain_heads import causal, everything, plain_metrics, random_patterns
-from traceformer.errors import NotRecorded
+from traceformer.analysis.conventions import CONVENTIONS, ConventionName
+from traceformer.capture.extract import record
+from traceformer.errors import NotFound, NotRecorded, UsageError
+from traceformer.models.load import load_model
 from traceformer.questions import heads as module
-from traceformer.questions.heads import run_heads
+from traceformer.questions.heads import heads
+from traceformer.questions.statistics import statistics
+from traceformer.questions.training_texts import training_texts
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
+from traceformer.texts.windows import FileWindows
 
 LENGTHS: dict[Stack, tuple[int, ...]] = {"enc": (11, 30, 1, 24), "dec": (17, 5, 9, 12)}
 KEYS = {name: ArrayKey.parse(f"{name}.attn_pattern") for name in ("enc.self", "dec.self", "dec.cross")}
@@ -72,48 +80,50 @@ def expected(key: ArrayKey, examples: range, layer: int, head: int) -> dict[str,
 def test_a_run_gives_the_metrics_of_what_it_stores(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", part)  # head by head, layer by layer, all at once
     store = TraceStore(write(tmp_path / "run", "dec", ("dec.self",)))
-    (found,) = run_heads(store).values()
-    assert (found.layers, found.heads, found.examples, found.queries) == ((1, 4), HEADS, 4, 43)
+    found = heads(store)
+    assert (found.layers, found.heads, found.attentions) == ((1, 4), HEADS, ("dec.self",))
+    assert (found.about.examples, found.about.queries) == ({"dec.self": 4}, {"dec.self": 43})
     for layer in range(2):
         for head in range(len(HEADS)):
             own = expected(KEYS["dec.self"], range(4), layer, head)
-            got = {name: found.values[name][layer, head] for name in own}
+            got = {name: found.grid(name)[layer, head] for name in own}
             assert got == pytest.approx(own, rel=2e-6)
 
 
 def test_repeated_tokens_are_those_of_the_run(tmp_path: Path) -> None:
     store = TraceStore(write(tmp_path / "run", "dec", ("dec.self",)))
-    (found,) = run_heads(store, limit=1).values()
+    found = heads(store, limit=1)
     own = plain_metrics(pattern_of(KEYS["dec.self"], 0)[1, 2], tokens_of("dec", 0), causal)
-    got = {name: values[1, 2] for name, values in found.values.items()}
+    got = {name: found.grid(name)[1, 2] for name in own}
+    assert len(got) == len(found.values)
     assert got == pytest.approx(own, rel=2e-6, abs=1e-6)
     store = TraceStore(write(tmp_path / "other", "dec", ("dec.self",), with_tokens=False))
-    (found,) = run_heads(store, limit=1).values()
+    found = heads(store, limit=1)
     assert np.isnan(found.values["induction"]).all()
-    assert found.values["entropy"][1, 2] == pytest.approx(own["entropy"], rel=2e-6)
+    assert found.grid("entropy")[1, 2] == pytest.approx(own["entropy"], rel=2e-6)
 
 
 def test_every_attention_of_an_encoder_decoder_is_measured(tmp_path: Path) -> None:
     store = TraceStore(write(tmp_path / "run", "encdec", tuple(KEYS)))
     steps: list[tuple[int, int]] = []
-    found = run_heads(store, progress=lambda done, of: steps.append((done, of)))
-    assert list(found) == list(KEYS.values())
+    found = heads(store, progress=lambda done, of: steps.append((done, of)))
+    assert found.attentions == tuple(KEYS)
     assert steps == [(done, 12) for done in range(1, 13)]
-    for key, own in found.items():
-        assert np.isnan(own.values["distance"]).all() == (key.attention == "cross")
+    for name, key in KEYS.items():
+        assert np.isnan(found.grid("distance", name)).all() == (key.attention == "cross")
         means = expected(key, range(4), 1, 0)
-        assert {name: own.values[name][1, 0] for name in means} == pytest.approx(means, rel=2e-6)
-    one = run_heads(store, limit=1)
+        assert {metric: found.grid(metric, name)[1, 0] for metric in means} == pytest.approx(means, rel=2e-6)
+    one = heads(store, limit=1)
     for name, stack, sees in (("enc.self", "enc", everything), ("dec.self", "dec", causal)):
         own = plain_metrics(pattern_of(KEYS[name], 0)[0, 1], tokens_of(stack, 0), sees)
-        assert {each: values[0, 1] for each, values in one[KEYS[name]].values.items()} == pytest.approx(own, rel=2e-6)
+        assert {metric: one.grid(metric, name)[0, 1] for metric in own} == pytest.approx(own, rel=2e-6)
 
 
 def test_an_unfinished_run_is_measured_as_far_as_it_is(tmp_path: Path) -> None:
-    (found,) = run_heads(TraceStore(write(tmp_path / "run", "enc", ("enc.self",), shards=1))).values()
-    assert found.examples == 2
+    found = heads(TraceStore(write(tmp_path / "run", "enc", ("enc.self",), shards=1)))
+    assert found.about.examples == {"enc.self": 2}
     own = expected(KEYS["enc.self"], range(2), 0, 0)
-    assert {name: found.values[name][0, 0] for name in own} == pytest.approx(own, rel=2e-6)
+    assert {name: found.grid(name)[0, 0] for name in own} == pytest.approx(own, rel=2e-6)
 
 
 def test_a_run_without_patterns_is_an_error(tmp_path: Path) -> None:
@@ -123,4 +133,86 @@ def test_a_run_without_patterns_is_an_error(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path / "run", layout, {}, digest={}) as writer:
         folder = writer.folder
     with pytest.raises(NotRecorded, match="no attention patterns"):
-        run_heads(TraceStore(folder))
+        heads(TraceStore(folder))
+
+
+@pytest.fixture(scope="module")
+def byte_run(tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
+    """Patterns and the residual stream of the built-in model on ten texts of the demo."""
+    folder = tmp_path_factory.mktemp("runs") / "byte"
+    return record("byte", "demo", "attn resid_post", limit=10, max_seq_len=128, out=folder)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.filterwarnings("ignore:the thesis convention says nothing about activations")
+def test_heads_and_statistics_give_the_same_number_for_the_same_name(
+    byte_run: TraceStore, convention: ConventionName
+) -> None:
+    of_heads, of_run = heads(byte_run, convention=convention).to_frame(), statistics(byte_run, convention=convention)
+    of_patterns = of_run.to_frame().query("array == 'dec.self.attn_pattern'")
+    assert len(of_heads) == len(of_patterns) == 32
+    assert of_heads[["layer", "head"]].to_numpy().tolist() == of_patterns[["layer", "head"]].to_numpy().tolist()
+    shared = [name for name in of_heads if name.startswith("sparsity") and name in of_patterns] + ["entropy"]
+    assert shared == [CONVENTIONS[convention].sparsity, "entropy"]
+    for name in shared:
+        # Both sum float32 numbers, in different order.
+        assert of_heads[name].to_numpy() == pytest.approx(of_patterns[name].to_numpy(float), rel=1e-6), name
+    patterns = [byte_run.attn(example_id, 2, 5) for example_id in byte_run.ids]
+    plain = [plain_metrics(pattern, None, causal, convention) for pattern in patterns]
+    by_query = [len(pattern) for pattern in patterns]
+    by_cell = [n * (n + 1) / 2 if convention == "exact" else n * n for n in by_query]
+    for metric, weights in (("entropy", by_query), ("sparsity", by_cell)):
+        weights = [1] * len(patterns) if convention == "thesis" else weights
+        expected = np.average([own[metric] for own in plain], weights=weights)
+        column = CONVENTIONS[convention].column(metric)
+        assert of_heads[column][2 * 8 + 5] == pytest.approx(expected, rel=2e-6)
+
+
+def test_a_model_reads_a_list_of_texts_as_a_run_of_them_has_it(byte_run: TraceStore) -> None:
+    model = load_model("byte", device="cpu")
+    texts = [byte_run.text(example_id) for example_id in byte_run.ids]
+    live = heads(model, [text.encode()[:128].decode(errors="ignore") for text in texts])
+    assert live.about == replace(heads(byte_run).about, source="10 texts")
+    for name, values in heads(byte_run).values.items():
+        assert live.values[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
+    of_set = heads(model, "demo", seq_length=128)
+    assert of_set.about.source == "demo validation"
+    assert of_set.values["entropy"] == pytest.approx(live.values["entropy"], rel=1e-6)
+    assert heads(model, texts, limit=2, seq_length=9999).about.examples == {"dec.self": 2}
+
+
+def test_what_a_model_was_trained_on_is_read_in_windows(tmp_path: Path) -> None:
+    text = "".join(f"line {number} of the text\n" for number in range(400)).encode()
+    (tmp_path / "data.txt").write_bytes(text)
+    settings = {"data": str(tmp_path / "data.txt"), "split": "thesis"}
+    (tmp_path / "training.json").write_text(json.dumps({"settings": settings}))
+    texts = training_texts(tmp_path)
+    assert str(texts) == "data.txt validation"
+    model = load_model("byte", device="cpu")
+    of_training = heads(model, texts, seq_length=64, limit=3)
+    of_file = heads(model, FileWindows(tmp_path / "data.txt"), seq_length=64, limit=3)
+    assert of_training.about == replace(of_file.about, source="data.txt validation")
+    for name, values in of_file.values.items():
+        assert of_training.values[name] == pytest.approx(values, rel=1e-6), name
+    with pytest.raises(UsageError, match="reads 512 tokens"):
+        heads(model, texts, seq_length=513)
+    (tmp_path / "data.txt").unlink()
+    with pytest.raises(NotFound, match="names data that are not there"):
+        training_texts(tmp_path)
+    (tmp_path / "training.json").write_text('{"settings": {"other": 1}}')
+    assert training_texts(tmp_path) is None
+    assert training_texts(tmp_path / "nowhere") is None
+
+
+def test_what_does_not_go_together_is_refused(byte_run: TraceStore, tmp_path: Path) -> None:
+    model = load_model("byte", device="cpu")
+    with pytest.raises(UsageError, match="a run has its texts"):
+        heads(byte_run, "demo")
+    with pytest.raises(UsageError, match="what shall the model read"):
+        heads(model)
+    with pytest.raises(UsageError, match="the list is empty"):
+        heads(model, [])
+    with pytest.raises(UsageError, match="`targets` is for encoder-decoders"):
+        heads(model, ["a"], targets=tmp_path / "targets")
+    with pytest.raises(UsageError, match="`split` goes with a data set"):
+        heads(model, FileWindows(tmp_path / "data"), split="train")

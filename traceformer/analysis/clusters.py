@@ -27,7 +27,7 @@ from jaxtyping import Float64, Int64
 
 from traceformer.errors import UsageError
 
-__all__ = ["ClusterMethod", "Clustering", "HeadClusters", "cluster_heads", "cluster_shares", "principal_map"]
+__all__ = ["ClusterMethod", "Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
 
 ClusterMethod: TypeAlias = Literal["ward", "kmeans", "gmm"]
 
@@ -69,7 +69,7 @@ class Clustering:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadClusters:
+class Clusterings:
     """The heads in each number of clusters that was tried; `points` are their standardised metrics."""
 
     features: tuple[str, ...]
@@ -92,7 +92,7 @@ def cluster_heads(
     *,
     method: ClusterMethod = "ward",
     ks: Iterable[int] = range(2, 9),
-) -> HeadClusters:
+) -> Clusterings:
     """Returns the heads in k clusters for every k of `ks`.
 
     Raises:
@@ -112,7 +112,7 @@ def cluster_heads(
             hint = f"k from 2 to {most}" if most >= 2 else "a silhouette needs at least 3 heads that are not all alike"
             raise UsageError(f"{k} clusters of {heads}{alike}", hint=hint)
     points = StandardScaler().fit_transform(values)
-    return HeadClusters(
+    return Clusterings(
         tuple(features), points, {k: _clustering(values, points, _labels(points, k, method), features) for k in ks}
     )
 

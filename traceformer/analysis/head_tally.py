@@ -1,6 +1,6 @@
 """Head metrics of many examples: sums of blocks, on several threads, added up in the order in which they came.
 
-    with Measurement(layers, heads) as measurement:
+    with Measurement("dec.self", layers, heads) as measurement:
         measurement.add(pattern, geometry, layer=3)    # (head, query, key), whole or some rows after the other
         ...
         metrics = measurement.metrics()
@@ -10,45 +10,27 @@ Memory grows with the number of heads and the longest example, never with the nu
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 
+from traceformer.analysis.conventions import CONVENTIONS, Convention
+from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.analysis.heads import (
     METRICS,
     BlockSums,
     Geometry,
-    HeadConvention,
     block_sums,
     effective_span,
     example_means,
 )
 from traceformer.errors import UsageError
 
-__all__ = ["HeadMetrics", "Measurement"]
-
-
-@dataclass(frozen=True, slots=True)
-class HeadMetrics:
-    """The metrics of every head of one attention, (layer, head) each; NaN where a metric has no meaning.
-
-    Attributes:
-        layers: The model's numbers of the layers measured.
-        heads: The model's numbers of the heads measured.
-        values: Name of each metric in `METRICS` -> its values.
-        examples: How many examples they are means over.
-        queries: How many queries these have together.
-    """
-
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    values: Mapping[str, Float64[np.ndarray, "layer head"]]
-    examples: int
-    queries: int
+__all__ = ["Measurement"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +44,31 @@ class _Block:
 
 
 class Measurement:
-    """Adds up the head metrics of one attention (`enc.self`, `dec.self` or `dec.cross`) over examples.
+    """Adds up the head metrics of one attention over examples.
 
     Args:
+        attention: Which one: `enc.self`, `dec.self` or `dec.cross`.
         layers: The model's numbers of the layers to come.
         heads: The model's numbers of the heads to come.
-        convention: `valid` or `thesis`, as in `heads.py`.
+        convention: What entropy and sparsity mean.
         window: How far `local_mass` reaches on either side.
         threads: How many blocks are reduced at a time; as many as there are processors by default.
     """
 
     def __init__(
         self,
+        attention: str,
         layers: Sequence[int],
         heads: Sequence[int],
         *,
-        convention: HeadConvention = "valid",
+        convention: Convention = CONVENTIONS["exact"],
         window: int = 8,
         threads: int | None = None,
     ) -> None:
         if window < 0:
             raise UsageError(f"a window of {window} tokens", hint="0 or more")
-        self._layers, self._heads = tuple(layers), tuple(heads)
-        self._convention: HeadConvention = convention
+        self._attention, self._layers, self._heads = attention, tuple(layers), tuple(heads)
+        self._convention = convention
         self._window = window
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="heads")
         self._most_pending = 2 * (threads or os.cpu_count() or 1)
@@ -149,7 +133,7 @@ class Measurement:
             return
         means = example_means(sums, geometry, convention=self._convention, window=self._window)
         profile = sums.profile
-        if self._convention == "thesis":
+        if self._convention.weighs == "examples":
             known = means.counts > 0
             self._totals[place] += np.divide(means.sums, means.counts, out=np.zeros_like(means.sums), where=known)
             self._counts[place] += known
@@ -187,13 +171,15 @@ class Measurement:
         span = np.full(len(means), np.nan)
         if self._profile.any():
             span = effective_span(self._profile, self._centre)
-        shape = (len(self._layers), len(self._heads))
         columns = dict(zip((name for name in METRICS if name != "effective_span"), means.T, strict=True))
         columns["effective_span"] = span
         return HeadMetrics(
-            self._layers,
-            self._heads,
-            {name: columns[name].reshape(shape).copy() for name in METRICS},
-            int(self._examples.max()),
-            int(self._queries.max()),
+            tuple(HeadName(self._attention, layer, head) for layer in self._layers for head in self._heads),
+            {self._convention.column(name): columns[name].copy() for name in METRICS},
+            Measured(
+                convention=self._convention.name,
+                window=self._window,
+                examples={self._attention: int(self._examples.max())},
+                queries={self._attention: int(self._queries.max())},
+            ),
         )

@@ -1,47 +1,43 @@
 """Head metrics: what a head's attention looks like, in a dozen numbers.
 
 1. `block_sums` takes some query rows of an example's patterns and cuts them into tiles that stay in the processor's
-   cache. Each row is divided by its sum, so that the rounding of stored numbers leaves it a distribution.
+   cache. A row is divided by its sum, so that the rounding of stored numbers leaves it a distribution (in the nanochat
+   convention it is left as it is).
 2. What depends on the distance between query and key only (mean distance, mass nearby, the query itself, the token
    before it) comes from one array, the mass at each distance. Read in rows that are one cell longer than they were
    written, a tile has its diagonals as columns, and a sum over rows gives that array.
-3. `example_means` turns an example's sums into metrics; `measurement.py` adds up examples, layers and blocks.
+3. `example_means` turns an example's sums into metrics; `head_tally.py` adds up examples, layers and blocks.
 
-Two conventions. `valid`: cells that a query cannot see do not count, 0 ln 0 = 0, and every query of every example
-weighs the same. `thesis` is that of the byte-transformer thesis: rows are divided by their sum + 1e-9, logarithms are
-ln(A + 1e-9), the masked upper triangle counts as sparse, and every example weighs the same.
+What a row is divided by, what its entropy is and which of its cells are sparse, `conventions.py` says.
 
 A block is a numpy array or a torch tensor: only functions are used that both have under the same name.
 """
 
-import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
+from traceformer.analysis.conventions import CONVENTIONS, SPARSITY, Convention
+from traceformer.analysis.rows import NOTHING, TINY, namespace, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
-from traceformer.errors import NumericError, Unsupported
+from traceformer.errors import Unsupported
 
 __all__ = [
     "METRICS",
     "BlockSums",
     "Geometry",
-    "HeadConvention",
     "Means",
     "block_sums",
     "effective_span",
     "example_means",
 ]
 
-HeadConvention: TypeAlias = Literal["valid", "thesis"]
-
 METRICS: Mapping[str, str] = {
     "entropy": "entropy of where a query looks, in nats",
-    "sparsity": "share of cells below 1e-4",
+    SPARSITY: "share of sparse cells; its name in a table says below what a cell is sparse",
     "distance": "mean distance between query and key, in tokens",
     "max_weight": "largest weight of a query",
     "previous_token": "attention to the token before",
@@ -54,15 +50,11 @@ METRICS: Mapping[str, str] = {
 }
 """Every metric and its meaning. Each is a mean over queries, but sparsity (over cells) and the span (over all mass)."""
 
-_FAINT = 1e-4
 _SPAN_SHARE = 0.9
-_EPSILON = 1e-9  # the thesis's
-_TINY = 1e-37  # stands for 0, since 0 log 0 is 0 but a processor says NaN
-_NOTHING = 1e-20  # a sum below this is one of such zeros
 _TILE_CELLS = 1 << 17
 _TILE_ROWS = 32
 _KEPT_BYTES = 16 << 20  # of an example's masks
-_DIRECT = ("entropy", "faint", "max_weight", "first_token", "duplicate_token", "induction")
+_DIRECT = ("entropy", "sparse", "max_weight", "first_token", "duplicate_token", "induction")
 _MEANS = tuple(name for name in METRICS if name != "effective_span")
 
 
@@ -142,7 +134,7 @@ class BlockSums:
     """Sums over some queries of one example, head by head.
 
     Attributes:
-        direct: Of entropy, faint cells, largest weight, attention to the first token, duplicates and what follows them.
+        direct: Of entropy, sparse cells, largest weight, attention to the first token, to duplicates and what follows.
         repeating: How many of the queries can see duplicates, and what follows one.
         profile: Attention at each value of key - query.
     """
@@ -160,7 +152,7 @@ def block_sums(
     geometry: Geometry,
     first: int = 0,
     *,
-    convention: HeadConvention = "valid",
+    convention: Convention = CONVENTIONS["exact"],
 ) -> BlockSums:
     """Returns the sums of the query rows `first`, `first` + 1, ...; keys that come after all of these may be left out.
 
@@ -187,7 +179,7 @@ def block_sums(
             if geometry.aligned:
                 longest = geometry.queries - stop
                 profile[heads, longest : longest + mass.shape[1]] += mass[:, : profile.shape[1] - longest]
-    direct[direct < _NOTHING] = profile[profile < _NOTHING] = 0
+    direct[np.abs(direct) < NOTHING] = profile[profile < NOTHING] = 0
     if geometry.sight.causal and profile[:, geometry.queries :].any():
         raise Unsupported("a decoder's query looks at a later token", why="which cells it can see is then not known")
     return BlockSums(direct, repeating, profile)
@@ -202,39 +194,31 @@ def _tile_sums(
     unseen: int,
     pitch: int,
     masks: Float32[np.ndarray, "query 3 pitch"],
-    convention: HeadConvention,
+    convention: Convention,
 ) -> tuple[Float64[np.ndarray, "head sum"], Float64[np.ndarray, "head offset"]]:
     """The sums of one tile, and its mass at each offset, from that of the last query and the first key on.
 
     `unseen` keys are left out of the tile, since none of its queries can see them.
     """
-    xp = _namespace(tile)
+    xp = namespace(tile)
     n_heads, n_queries, n_keys = tile.shape
     largest = _largest(tile)  # first, while the tile is in the cache
     cells = _decoded(_written(tile, pitch))
     weights = _rows(cells, n_queries, pitch)
     masks = xp.asarray(masks, dtype=cells.dtype, device=cells.device)
     totals, duplicates, follow = (weights.swapaxes(0, 1) @ masks.swapaxes(1, 2)).swapaxes(0, 2)
-    if not bool((totals > _NOTHING).all()):
-        raise NumericError("a query's attention adds up to nothing", why="its row of the pattern is zero, or NaN")
-    # Rows are divided by their sums after they are summed up: dividing cells would be one more pass over the tile.
-    if convention == "thesis":
-        totals = totals + _EPSILON
-        normed = weights / totals[..., None]
-        entropy = -xp.linalg.vecdot(normed, xp.log2(normed + _EPSILON))
-    else:
-        entropy = xp.log2(totals) - xp.linalg.vecdot(weights, xp.log2(weights)) / totals
+    divisors = row_divisors(totals, convention)
     columns = (
-        _over_queries(entropy) * math.log(2),
-        # All of what is left out is faint, the zeros between rows are no cells.
-        _count(weights < _FAINT * totals[..., None]) + n_queries * (unseen - (pitch - n_keys)),
-        _over_queries(largest / totals),
-        _over_queries(weights[..., 0] / totals),
-        _over_queries(duplicates / totals),
-        _over_queries(follow / totals),
+        _over_queries(row_entropies(weights, divisors, convention)),
+        # All of what is left out is sparse, the zeros between rows are no cells.
+        _count(sparse_cells(weights, divisors, convention)) + n_queries * (unseen - (pitch - n_keys)),
+        _over_queries(largest / divisors),
+        _over_queries(weights[..., 0] / divisors),
+        _over_queries(duplicates / divisors),
+        _over_queries(follow / divisors),
     )
     diagonals = cells.reshape(n_heads, n_queries, pitch + 1)
-    return np.stack(columns, axis=1), _on_host(((1 / totals)[:, None] @ diagonals)[:, 0])
+    return np.stack(columns, axis=1), _on_host(((1 / divisors)[:, None] @ diagonals)[:, 0])
 
 
 def _written(tile: Float[Any, "head query key"], pitch: int) -> Any:
@@ -244,7 +228,7 @@ def _written(tile: Float[Any, "head query key"], pitch: int) -> Any:
     each other.
     """
     n_heads, n_queries, n_keys = tile.shape
-    cells = _namespace(tile).zeros((n_heads, n_queries * (pitch + 1)), dtype=tile.dtype, device=tile.device)
+    cells = namespace(tile).zeros((n_heads, n_queries * (pitch + 1)), dtype=tile.dtype, device=tile.device)
     _rows(cells, n_queries, pitch)[..., :n_keys] = tile
     return cells
 
@@ -256,25 +240,21 @@ def _rows(cells: Any, n_queries: int, pitch: int) -> Any:
 
 
 # numpy converts float16 one number at a time, and numbers below 6e-5, of which patterns are full, ten times slower.
-_OF_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32).clip(_TINY)
+_OF_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32).clip(TINY)
 
 
 def _decoded(cells: Any) -> Any:
-    """The cells in float32, or float64 where they come in it, and `_TINY` in place of 0."""
+    """The cells in float32, or float64 where they come in it, and `TINY` in place of 0."""
     if cells.dtype == np.float16:
         return np.take(_OF_HALF, cells.view(np.uint16), mode="wrap")
-    return (cells.float() if cells.itemsize < 4 else cells).clip(_TINY)
+    return (cells.float() if cells.itemsize < 4 else cells).clip(TINY)
 
 
 def _largest(part: Any) -> Any:
     """The largest weight of each query."""
     if part.dtype == np.float16:  # in the order of their bits, but for -0.0, whose bits are a negative number
         return _OF_HALF[part.view(np.int16).max(axis=-1).view(np.uint16)]
-    return _namespace(part).amax(part, axis=-1)
-
-
-def _namespace(array: Any) -> Any:
-    return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
+    return namespace(part).amax(part, axis=-1)
 
 
 def _on_host(array: Any) -> Float64[np.ndarray, "..."]:
@@ -300,17 +280,17 @@ class Means:
 
 
 def example_means(
-    sums: BlockSums, geometry: Geometry, *, convention: HeadConvention = "valid", window: int = 8
+    sums: BlockSums, geometry: Geometry, *, convention: Convention = CONVENTIONS["exact"], window: int = 8
 ) -> Means:
     """Returns an example's metrics from the sums over all its queries; counts are 0 where a metric has no meaning."""
     profile, centre = sums.profile, geometry.queries - 1
     cells = geometry.queries * geometry.keys
-    hidden = geometry.hidden() if convention == "valid" else 0
+    hidden = 0 if convention.hidden_cells else geometry.hidden()
     direct = dict(zip(_DIRECT, sums.direct.T, strict=True))
     every = np.full(len(profile), geometry.queries, np.float64)
     found: dict[str, tuple[Any, Any]] = {
         "entropy": (direct["entropy"], every),
-        "sparsity": (direct["faint"] - hidden, every / geometry.queries * (cells - hidden)),
+        SPARSITY: (direct["sparse"] - hidden, every / geometry.queries * (cells - hidden)),
         "max_weight": (direct["max_weight"], every),
         "first_token": (direct["first_token"], every),
     }
@@ -318,7 +298,10 @@ def example_means(
         distance = np.abs(np.arange(geometry.offsets) - centre)
         near = slice(max(0, centre - window), centre + window + 1)
         found |= {
-            "distance": (profile @ distance, profile.sum(axis=1)),  # which is the number of queries, but for rounding
+            "distance": (
+                profile @ distance,
+                profile.sum(axis=1),
+            ),  # the number of queries, but for rounding and sinks
             "self": (profile[:, centre], every),
             "previous_token": (profile[:, centre - 1] if centre else 0 * every, every - 1),
             "local_mass": (profile[:, near].sum(axis=1), every),

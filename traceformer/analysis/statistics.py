@@ -4,63 +4,30 @@ A tally takes arrays piece by piece and keeps sums only, in float64, so its memo
 examples. Entropies are in nats. Rows that are NaN throughout (positions that an imported file does not have) are passed
 over; everything else counts.
 
-Two conventions. `exact`: 0 log 0 = 0, cells that the mask hides do not count, and std is that of the numbers at hand.
-`nanochat` is that of nanochat's interpretability engine: 1e-8 inside every logarithm, hidden cells count (their weight
-of 0 is sparse, the mean of a full square is 1 / its width, whatever the head does), std with n - 1. Thresholds are the
-engine's in both.
+What entropy, sparsity and std mean, `conventions.py` says.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from traceformer.analysis.conventions import Convention
+from traceformer.analysis.rows import NOTHING, TINY, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
-from traceformer.errors import UsageError
+from traceformer.errors import Unsupported, UsageError
 
 __all__ = [
-    "CONVENTIONS",
     "AttentionTally",
-    "Convention",
-    "ConventionName",
     "HeadStatistics",
     "LogitStatistics",
     "ValueStatistics",
     "ValueTally",
-    "Visibility",
     "logit_statistics",
 ]
 
-ConventionName: TypeAlias = Literal["exact", "nanochat"]
-
 _AT_ONCE = 1 << 20  # elements that are looked at together
-
-
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """How entropy, mean, sparsity and std are meant.
-
-    Attributes:
-        in_logarithm: Added to every probability inside a logarithm; 0 means 0 log 0 = 0.
-        hidden_cells: Whether cells that the mask hides count in the mean and the sparsity of attention.
-        lost_degrees: What std divides by: the count less this.
-        sparse_weight: An attention weight below this is sparse.
-        sparse_value: An activation whose absolute value is below this is sparse.
-    """
-
-    in_logarithm: float
-    hidden_cells: bool
-    lost_degrees: int
-    sparse_weight: float = 0.01
-    sparse_value: float = 1e-6
-
-
-CONVENTIONS: Mapping[ConventionName, Convention] = {
-    "exact": Convention(in_logarithm=0.0, hidden_cells=False, lost_degrees=0),
-    "nanochat": Convention(in_logarithm=1e-8, hidden_cells=True, lost_degrees=1),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +35,10 @@ class HeadStatistics:
     """Attention of each head of one layer, over all `queries` that were tallied.
 
     Attributes:
-        mean: Mean weight of a cell (see `Convention.hidden_cells`).
-        max: The largest weight.
+        mean: Mean weight of a cell, as it was recorded.
+        max: The largest weight, as it was recorded.
         entropy: Mean over queries of the entropy of where they look.
-        sparsity: Share of cells whose weight is below the threshold.
+        sparsity: Share of cells that are sparse.
     """
 
     queries: int
@@ -88,46 +55,60 @@ class AttentionTally:
         self._convention = convention
         self._sight = sight
         self._queries = 0
-        self._cells = 0
-        self._total, self._entropy, self._sparse = (np.zeros(heads) for _ in range(3))
+        self._weights, self._sparse, self._entropy = np.zeros((3, heads))
+        self._of_cells = self._of_queries = 0.0  # what these sums are divided by
         self._largest = np.full(heads, -np.inf)
 
     def add(self, pattern: Float[np.ndarray, "head query key"]) -> None:
-        """Takes the patterns of one example."""
+        """Takes the patterns of one example.
+
+        Raises:
+            NumericError: a row of it adds up to nothing, or is NaN in part.
+        """
         heads, queries, keys = pattern.shape
         seen = self._sight.count(queries, keys)
         at_once = max(1, _AT_ONCE // max(1, heads * keys))
+        sums, n_queries, n_cells = np.zeros((3, heads)), 0, 0
         for start in range(0, queries, at_once):
             rows = slice(start, start + at_once)
             known = ~np.isnan(pattern[:, rows]).all(axis=(0, 2))
-            if known.any():
-                block = pattern[:, rows][:, known].astype(np.float32, copy=False)
-                self._add_rows(block, int(seen[rows][known].sum()))
+            if not known.any():
+                continue
+            block = pattern[:, rows][:, known].astype(np.float32, copy=False)
+            hidden = 0 if self._convention.hidden_cells else int((keys - seen[rows][known]).sum())
+            sums += self._sums(block, hidden)
+            n_queries += block.shape[1]
+            n_cells += block.shape[1] * keys - hidden
+        if not n_queries:
+            return
+        self._queries += n_queries
+        if self._convention.weighs == "examples":
+            sums /= np.array([[n_cells], [n_cells], [n_queries]])
+            n_queries = n_cells = 1
+        self._weights += sums[0]
+        self._sparse += sums[1]
+        self._entropy += sums[2]
+        self._of_queries += n_queries
+        self._of_cells += n_cells
 
-    def _add_rows(self, weights: Float[np.ndarray, "head query key"], seen: int) -> None:
-        convention = self._convention
-        _, queries, keys = weights.shape
-        hidden = 0 if convention.hidden_cells else queries * keys - seen
-        self._queries += queries
-        self._cells += queries * keys - hidden
-        self._total += weights.sum(axis=(1, 2), dtype=np.float64)
-        self._entropy += _entropy(weights, convention.in_logarithm).sum(axis=1, dtype=np.float64)
-        # What the mask hides has weight 0, and is among the cells below the threshold.
-        self._sparse += np.count_nonzero(weights < convention.sparse_weight, axis=(1, 2)) - hidden
-        self._largest = np.maximum(self._largest, weights.max(axis=(1, 2)))
+    def _sums(self, block: Float[np.ndarray, "head query key"], hidden: int) -> Float[np.ndarray, "3 head"]:
+        """The sums of weights, sparse cells and entropies over some queries, of whose cells so many are hidden."""
+        self._largest = np.maximum(self._largest, block.max(axis=(1, 2)))
+        weights = block.clip(TINY)
+        divisors = row_divisors(weights.sum(axis=2), self._convention)
+        entropy = row_entropies(weights, divisors, self._convention).sum(axis=1, dtype=np.float64)
+        sparse = np.count_nonzero(sparse_cells(weights, divisors, self._convention), axis=(1, 2)) - hidden
+        return np.stack(
+            [block.sum(axis=(1, 2), dtype=np.float64), sparse, np.where(np.abs(entropy) < NOTHING, 0, entropy)]
+        )
 
     def result(self) -> HeadStatistics:
         """Returns the statistics of all that was added; NaN if that was nothing."""
-        cells, queries = self._cells or np.nan, self._queries or np.nan
+        cells, queries = self._of_cells or np.nan, self._of_queries or np.nan
         largest = np.where(self._queries, self._largest, np.nan)
         return HeadStatistics(
-            self._queries, self._total / cells, largest, self._entropy / queries, self._sparse / cells
+            self._queries, self._weights / cells, largest, self._entropy / queries, self._sparse / cells
         )
-
-
-def _entropy(p: Float[np.ndarray, "*row key"], in_logarithm: float) -> Float[np.ndarray, "*row"]:
-    logarithm = np.log(p + in_logarithm) if in_logarithm else np.log(np.where(p > 0, p, 1))
-    return -(p * logarithm).sum(axis=-1, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +124,16 @@ class ValueStatistics:
 
 
 class ValueTally:
-    """Takes arrays of any shape; the rows of the last axis that are NaN throughout do not count."""
+    """Takes arrays of any shape; the rows of the last axis that are NaN throughout do not count.
+
+    Raises:
+        Unsupported: the convention says nothing about activations.
+    """
 
     def __init__(self, convention: Convention) -> None:
-        self._convention = convention
+        if convention.sparse_value is None:
+            raise Unsupported(f"the {convention.name} convention says nothing about activations and logits")
+        self._sparse_value, self._lost_degrees = convention.sparse_value, convention.lost_degrees
         self._count = 0
         self._mean = self._squares = 0.0
         self._min, self._max = np.inf, -np.inf
@@ -167,13 +154,13 @@ class ValueTally:
         self._mean += apart * values.size / count
         self._count = count
         self._min, self._max = min(self._min, values.min()), max(self._max, values.max())
-        self._sparse += np.count_nonzero(np.abs(values) < self._convention.sparse_value)
+        self._sparse += np.count_nonzero(np.abs(values) < self._sparse_value)
 
     def result(self) -> ValueStatistics:
         """Returns the statistics of all that was added; NaN where that is too little."""
         if not self._count:
             return ValueStatistics(0, *(np.nan,) * 5)
-        degrees = self._count - self._convention.lost_degrees
+        degrees = self._count - self._lost_degrees
         return ValueStatistics(
             count=self._count,
             mean=float(self._mean),

@@ -105,7 +105,7 @@ class BatchInputs:
     """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._pad_id = loaded.tokenizer.pad_token_id
+        self._pad_id = loaded.pad_id
         self.device = str(next(loaded.model.parameters()).device)
         self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
         self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted

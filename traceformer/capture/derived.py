@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import Architecture
+from traceformer.models.family import Architecture
 from traceformer.models.readout import ReadoutParts, find_readout
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Selection, Stack, choose
 
@@ -106,14 +106,8 @@ class LensTopK:
             raise Unsupported("the logit lens of an encoder alone", why="the decoder runs only with `targets`")
         if model.get_output_embeddings() is None:
             raise Unsupported("the logit lens of a model without an unembedding", why="it has no language-model head")
-        row, tensors = place.architecture.stacks["dec"], model.state_dict()
-        readout = find_readout(
-            tensors,
-            model.config.to_dict(),
-            final_norm=row.final_norm,
-            token_embed=row.token_embed,
-            where=type(model).__name__,
-        )
+        tensors = model.state_dict()
+        readout = find_readout(tensors, model.config.to_dict(), where=type(model).__name__)
         used = (readout.norm_weight, readout.norm_bias, readout.project_out, readout.unembedding, readout.bias)
         tensors = {name: tensors[name] for name in used if name is not None}
         d_vocab = len(tensors[readout.unembedding])

@@ -10,7 +10,8 @@ from traceformer.capture.derived import ModelPlace
 from traceformer.capture.passes import Derived
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.families import Architecture, architecture_of
+from traceformer.models.families import architecture_of
+from traceformer.models.family import Architecture
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]

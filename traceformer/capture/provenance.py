@@ -13,7 +13,7 @@ import torch
 
 from traceformer.capture.plan import Plan
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
-from traceformer.models.families import architecture_of
+from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -104,7 +104,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "model_name": model.name,
         "model_type": model.config.model_type,
         "revision": model.revision,
-        "model_files": digest_of_model(model.source, model.revision),
+        "model_files": None if model.held else digest_of_model(model.source, model.revision),
         "arch": dims.arch,
         "num_layers": first.n_layers,
         "num_heads": first.n_heads,
@@ -128,7 +128,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> dict[str, Any]:
 
 def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
     """How scores become patterns in this model, as far as its config says; None where that is not recordable."""
-    config = loaded.config
+    config, family = loaded.config, family_of(loaded.config)
     own = {
         "implementation": _attention_implementation(loaded),
         "gqa": {
@@ -141,10 +141,10 @@ def _attention_meta(loaded: LoadedModel) -> dict[str, Any]:
     return own | {
         "q_k": "as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         "pattern": "softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        "rotary": bool(getattr(config, "rope_parameters", None)),
-        "relative_position_bias": config.model_type in ("t5", "mt5"),
+        "rotary": family.positions.kind == "rotary",
+        "relative_position_bias": family.positions.kind == "relative bias",
         "softcap": getattr(config, "attn_logit_softcapping", None),
-        "sinks": config.model_type == "gpt_oss",
+        "sinks": family.sinks,
         "sliding_window": None if loaded.dims.arch == "enc" else getattr(config, "sliding_window", None),
         "local_attention": getattr(config, "local_attention", None),
         "layer_types": getattr(config, "layer_types", None),

@@ -3,7 +3,7 @@
     with Recorder(model, arrays, sink) as recorder:
         recorder.run({"dec": [Span(0, 7)]}, input_ids=ids, attention_mask=mask)
 
-It installs hooks on the modules that `architectures.py` names and points the model's attention at the observed
+It installs hooks on the modules that its family's row names and points the model's attention at the observed
 function; when the block ends, hooks, implementation and training flags are what they were. A forward pass is cut
 short as soon as everything asked for has been seen, so that nothing after it is computed.
 
@@ -38,7 +38,8 @@ from traceformer.capture.passes import (
 )
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.families import Architecture, Tap, architecture_of
+from traceformer.models.families import architecture_of
+from traceformer.models.family import Architecture, Tap
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
@@ -64,7 +65,7 @@ class Recorder:
     """Observes the forward passes of one model from one thread, as long as the `with` block lasts.
 
     Args:
-        model: a Hugging Face model (with or without a head) whose family has a row in `ARCHITECTURES`.
+        model: a Hugging Face model (with or without a head) whose family has a row in `FAMILIES`.
         arrays: what to record; layers and heads are the model's own numbers.
         sink: where the arrays of `run` go.
         architecture: another row than the family's own.

@@ -67,12 +67,12 @@ class Encoder:
         max_target_tokens: the longest target of an encoder-decoder, its end token included.
 
     Raises:
-        UsageError: a limit leaves no room beside the tokenizer's special tokens.
+        UsageError: there is no tokenizer, or a limit leaves no room beside its special tokens.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
     """
 
     def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
-        self._tokenizer = loaded.tokenizer
+        self._tokenizer = loaded.reader()
         self.arch = loaded.dims.arch
         self._input_stack: Stack = "dec" if self.arch == "dec" else "enc"
         n_ctx = loaded.dims.stacks[self._input_stack].n_ctx

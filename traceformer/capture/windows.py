@@ -1,16 +1,16 @@
 """Consecutive windows of one long file, as byte-level models are measured on."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
+from traceformer.texts.windows import Part
 
-__all__ = ["Part", "file_windows"]
+__all__ = ["check_length", "file_windows"]
 
-Part: TypeAlias = Literal["validation", "train", "all"]
 
 _BYTES_PER_TOKEN = 8  # to begin with; more are read until there are enough tokens
 
@@ -29,16 +29,13 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
         Unsupported: the model's tokenizer cannot cut windows.
     """
     if not path.is_file():
-        raise NotFound(f"no file {path}", hint="`data_path` takes one file; `dataset` takes folders and data sets")
-    stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
-    n_ctx = loaded.dims.stacks[stack].n_ctx
-    if n_ctx and length > n_ctx:
-        raise UsageError(f"`seq_length={length}`", why=f"{loaded.name} reads {n_ctx} tokens", hint=f"{n_ctx} or less")
+        raise NotFound(f"no file {path}", hint="--data_path takes one file; --dataset takes folders and data sets")
+    stack = check_length(loaded, length)
     size = path.stat().st_size
     start, stop = {"validation": (size * 9 // 10, size), "train": (0, size * 9 // 10), "all": (0, size)}[part]
     with path.open("rb") as file:
         file.seek(start)
-        if _tokens_are_bytes(loaded.tokenizer):
+        if _tokens_are_bytes(loaded.reader()):
             data = file.read(min(count * length, stop - start))
             windows = [list(data[first : first + length]) for first in range(0, len(data) - length + 1, length)]
         else:
@@ -58,6 +55,19 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
     return [
         Encoded({stack: ids}, {stack: loaded.tokenizer.convert_ids_to_tokens(ids)}, offsets=None) for ids in windows
     ]
+
+
+def check_length(loaded: LoadedModel, length: int) -> Stack:
+    """Returns the stack that reads windows of so many tokens.
+
+    Raises:
+        UsageError: it cannot read as many.
+    """
+    stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
+    n_ctx = loaded.dims.stacks[stack].n_ctx
+    if n_ctx and length > n_ctx:
+        raise UsageError(f"`seq_length={length}`", why=f"{loaded.name} reads {n_ctx} tokens", hint=f"{n_ctx} or less")
+    return stack
 
 
 def _tokens_are_bytes(tokenizer: Any) -> bool:

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.statistics import ConventionName
+from traceformer.analysis.conventions import CONVENTIONS, ConventionName
+from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
 from traceformer.cli.arguments import count, find_example, find_runs
-from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
+from traceformer.cli.statistics import as_text, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
-from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
+from traceformer.questions.statistics import statistics
 from traceformer.questions.vocabulary import token_names
 from traceformer.store.run import TraceStore
 
@@ -47,7 +48,8 @@ def analyze(
             several runs (an experiment), one after the other.
         example: An example's id, or its row number; all examples by default.
         layer: Show the heads of this layer, one by one.
-        convention: nanochat counts masked cells, has 1e-8 in every logarithm, and divides by n - 1.
+        convention: What entropy, sparsity and std mean: exact; nanochat, which counts masked cells, has 1e-8 in every
+            logarithm, and divides by n - 1; thesis, as in `traceformer heads`, of attention only.
         top: How many of the most likely tokens to list.
         png: Save a picture of the entropy of every head, in the format that the ending names.
         parquet: Save a table with a row per head, per layer of an array and per position of the logits.
@@ -69,12 +71,14 @@ def analyze(
             store = TraceStore(folder)
             found, positions = _analyze(store, example, layer, convention, top, parquet)
             if png is not None:
-                _save_entropy(found, png, folder.name)
+                _save_entropy(found, png)
             name = run if run.endswith(_TRACE) else str(folder)
             following = _next(found, name, png)
             if json:
-                shown = [positions_as_json(own, store.tokens_of(own.example_id, own.key.stack)) for own in positions]
-                told.append({"run": name, **as_json(found), "positions": shown})
+                shown = [
+                    {"tokens": store.tokens_of(own.example_id, own.key.stack), **own.to_json()} for own in positions
+                ]
+                told.append({"run": name, **found.to_json(), "positions": shown})
                 continue
             print(*([""] if number else []), _title(store, name, found), as_text(found, layer), sep="\n\n")
             for own in positions:
@@ -114,18 +118,22 @@ def _analyze(
         raise SelectionError(f"--layer {layer}", why=f"this run holds layers {', '.join(map(str, stored))}")
     positions: list[ExampleLogits] = []
     with ExitStack() as stack:
-        file = None if parquet is None else stack.enter_context(StatisticsFile(parquet))
+        file = None
+        if parquet is not None:
+            from traceformer.formats.statistics_tables import StatisticsFile
+
+            file = stack.enter_context(StatisticsFile(parquet, CONVENTIONS[convention]))
 
         def each(found: ExampleLogits) -> None:
             if file is not None:
-                file.add_positions(found)
+                file.add(found.rows())
             if ids is not None:
                 positions.append(found)
 
         progress = stack.enter_context(steps_shown("analyzing"))
-        found = run_statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
+        found = statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
         if file is not None:
-            file.add(found)
+            file.add(found.rows())
     return found, positions
 
 
@@ -151,10 +159,10 @@ def _next(found: RunStatistics, name: str, png: Path | None) -> str:
     return f"analyze {name} --example 0" if found.logits else f"inspect {name}"
 
 
-def _save_entropy(found: RunStatistics, path: Path, name: str) -> None:
-    from traceformer.figures.style import head_map_figure, save
+def _save_entropy(found: RunStatistics, path: Path) -> None:
+    from traceformer.figures.entropy_maps import entropy_figure
+    from traceformer.figures.style import save
 
     if not found.attention:
         raise NotRecorded("this run holds no attention patterns", hint="--capture attn when it is made")
-    maps = [(str(each.key), each.layers, each.heads, each.entropy) for each in found.attention]
-    save(head_map_figure(maps, title=f"{name}: mean entropy of where each head looks, in nats"), path)
+    save(entropy_figure(found), path)

@@ -3,23 +3,24 @@
 import json as json_text
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.clusters import ClusterMethod, cluster_heads
-from traceformer.cli.clustered import ClusteredTables
+from traceformer.analysis.clusters import ClusterMethod
+from traceformer.analysis.head_clusters import HeadClusters
+from traceformer.cli.clustered import as_text
 from traceformer.errors import UsageError
-from traceformer.formats.head_tables import read_heads
+from traceformer.questions import clusters as questions
+
+if TYPE_CHECKING:
+    from traceformer.figures.cluster_charts import ClusterChart
 
 __all__ = ["cluster"]
 
 _FEATURES = ("entropy", "sparsity", "distance")
-_LARGEST_K = 8
-_FIGURE_DPI = 300  # the byte-transformer thesis's
+_FIGURE_DPI = 300  # the thesis's
 
 
 def cluster(
@@ -59,63 +60,39 @@ def cluster(
         raise UsageError("which table?", hint="traceformer cluster head_metrics.csv")
     if len(set(paths)) < len(paths) or (compare and len(paths) < 2):
         raise UsageError("--compare needs different tables", hint="--compare dense.csv sparse.csv")
-    clustered = _cluster(paths, attention, features, method, k)
-    clustered.write(output)
-    pictures = _save_pictures(clustered, output) if plot else []
+    chosen = [name for names in features for name in names.split(",") if name]
+    found = questions.cluster(paths, features=chosen, method=method, k=_ks(k), attention=attention)
+    found.write(output)
+    pictures = _save_pictures(found, output) if plot else []
     if json:
         made = {"output": str(output), "plot": [str(path) for path in pictures]}
-        print(json_text.dumps({**made, **clustered.to_json()}, indent=2))
+        print(json_text.dumps({**made, **found.to_json()}, indent=2))
         return
-    print(clustered)
+    print(as_text(found))
     again = ("--compare " if compare else "") + " ".join(map(str, paths))
     follow = "inspect latest --png heads.png" if plot else f"cluster {again} --plot"
     print(f"wrote {', '.join(map(str, (output, *pictures)))}; next: traceformer {follow}", file=sys.stderr)
 
 
-def _cluster(
-    paths: Sequence[Path], attention: str | None, features: Sequence[str], method: ClusterMethod, k: str | None
-) -> ClusteredTables:
-    tables = tuple(read_heads(path, attention) for path in paths)
-    stems = tuple(path.stem for path in paths)
-    labels = stems if len(set(stems)) == len(stems) else tuple(map(str, paths))
-    table_of = np.repeat(np.arange(len(tables)), [len(each.layers) for each in tables])
-    chosen = [name for names in features for name in names.split(",") if name]
-    if chosen == ["all"]:
-        complete = [name for name in tables[0].values if all(each.has_all(name) for each in tables)]
-        chosen = complete or chosen
-    if len(set(chosen)) < len(chosen):
-        raise UsageError(f"--features {' '.join(chosen)} names a metric twice")
-    values = np.concatenate([each.features(chosen) for each in tables])
-    found = cluster_heads(values, chosen, method=method, ks=_ks(k, len(values)))
-    return ClusteredTables(tables, labels, table_of, values, method, found)
-
-
-def _ks(text: str | None, heads: int) -> range:
-    """The numbers of clusters that are meant: all that were asked for, else 2..8 as far as there are heads."""
+def _ks(text: str | None) -> range | None:
+    """The numbers of clusters that were asked for."""
     if text is None:
-        return range(2, max(2, min(_LARGEST_K, heads - 1)) + 1)
+        return None
     match = re.fullmatch(r"(\d+)(?:(?:\.\.|-)(\d+))?", text)
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise UsageError(f"--k {text}", hint="--k 4, or --k 2..8")
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def _save_pictures(clustered: ClusteredTables, output: Path) -> list[Path]:
-    from traceformer.figures.heads import distributions_figure, map_figure, score_figure, silhouettes_figure
+def _save_pictures(found: HeadClusters, output: Path) -> list[Path]:
+    from traceformer import figures
     from traceformer.figures.style import save
 
-    found, of = clustered.found, " and ".join(clustered.labels)
-    by = f"by {', '.join(found.features)} ({clustered.method})"
-    title = f"{of}: heads in {found.best_k} clusters {by}"
-    figures = {
-        "silhouette_k": score_figure(found, title=f"{of}: heads {by}"),
-        "silhouettes": silhouettes_figure(found.best, title=title),
-        "map": map_figure(found, clustered.names, clustered.table_of, clustered.labels, title=title),
-    }
-    if len(clustered.tables) > 1:
-        figures["distributions"] = distributions_figure(clustered.by_metric, title=f"{of}: the metrics of every head")
+    charts: dict[ClusterChart, str] = {"scores": "silhouette_k", "silhouettes": "silhouettes", "map": "map"}
+    if len(found.tables) > 1:
+        charts["distributions"] = "distributions"
     made: list[Path] = []
-    for name, figure in figures.items():
+    for chart, name in charts.items():
         made.append(output.with_name(f"{output.stem}_{name}.png"))
-        save(figure, made[-1], dpi=_FIGURE_DPI if name == "silhouette_k" else 150)
+        save(figures.clusters(found, chart), made[-1], dpi=_FIGURE_DPI if chart == "scores" else 150)
     return made

@@ -1,26 +1,26 @@
 """`traceformer heads`: the metrics of every attention head, of a run or of a model while it runs."""
 
 import json as json_text
-import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from cyclopts import Group, Parameter
 
-from traceformer.analysis.head_tally import HeadMetrics
-from traceformer.analysis.heads import HeadConvention
+from traceformer.analysis.conventions import SPARSITY, ConventionName
+from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.cli.arguments import count, find_run
 from traceformer.cli.terminal import table
-from traceformer.errors import UsageError
-from traceformer.formats.head_tables import name_of, write_heads
+from traceformer.errors import NotFound, UsageError
+from traceformer.models.weights import find_model_folder
 from traceformer.progress import steps_shown
-from traceformer.questions.heads import run_heads
-from traceformer.sites import ArrayKey
+from traceformer.questions import heads as questions
+from traceformer.questions.training_texts import TrainingTexts, training_texts
 from traceformer.store.run import TraceStore
+from traceformer.texts.windows import FileWindows, Part
 from traceformer.units import duration
 
 __all__ = ["heads"]
@@ -29,7 +29,7 @@ _WHAT = Group.create_ordered("What to measure")
 _LIVE = Group.create_ordered("Of a model, without a run")
 _WHERE = Group.create_ordered("Where it goes")
 
-_NUM_SEQS = 10
+_BASIC = ("entropy", SPARSITY, "distance", "max_weight")
 _SCORES = ("previous_token", "first_token", "self", "duplicate_token", "induction")
 _STRONGEST = 4
 
@@ -38,7 +38,7 @@ def heads(
     run: Annotated[str | None, Parameter(name="RUN", group=_WHAT)] = None,
     /,
     *,
-    convention: Annotated[HeadConvention, Parameter(group=_WHAT)] = "valid",
+    convention: Annotated[ConventionName, Parameter(group=_WHAT)] = "exact",
     window: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 8,
     num_seqs: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
@@ -61,12 +61,14 @@ def heads(
     """Measure every attention head: entropy, sparsity, distance, and what it looks for.
 
     Of a run that holds patterns, or of a model while it reads texts: then its patterns are reduced as they arise, and
-    nothing is stored. Both give the same numbers.
+    nothing is stored. Both give the same numbers. A model that is told no texts reads what `traceformer train` measured
+    it on, or the texts of the demo.
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
-        convention: valid counts what a query can see; thesis, the byte-transformer thesis's, counts masked cells as
-            sparse, adds 1e-9 in logarithms, and weighs examples, not queries.
+        convention: What entropy and sparsity mean: exact counts what a query can see; thesis counts masked cells as
+            sparse, adds 1e-9 in logarithms, and weighs examples, not queries; nanochat counts cells below 0.01, adds
+            1e-8, and leaves rows as they are.
         window: How many tokens on either side `local_mass` counts.
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         model: A Hugging Face model name, or a folder that holds a model.
@@ -90,42 +92,40 @@ def heads(
     started = time.perf_counter()
     if run is not None:
         folder = find_run(run)
-        source = str(folder)
         with steps_shown("measuring") as progress:
             store = TraceStore(folder)
-            found = run_heads(store, convention=convention, window=window, limit=num_seqs, progress=progress)
+            found = questions.heads(store, convention=convention, window=window, limit=num_seqs, progress=progress)
     else:
-        from traceformer.questions.live_heads import LiveRequest, live_heads
+        from traceformer.models.load import load_model
 
         source = str(model_path or model)
-        request = LiveRequest(
-            model=source,
-            revision=revision,
-            dataset=dataset,
-            data_path=data_path,
-            split=split,
-            text_column=text_column,
-            targets_file=targets_file,
-            seq_length=seq_length,
-            num_seqs=num_seqs or _NUM_SEQS,
-            dtype=dtype,
-            model_dtype=model_dtype,
-            batch_size=batch_size,
-            device=device,
-        )
+        loaded = load_model(source, revision=revision, device=device, dtype=model_dtype)
+        texts = _texts(source, revision, dataset, data_path, split)
         with steps_shown("measuring") as progress:
-            found = live_heads(request, convention=convention, window=window, progress=progress)
-    write_heads(output, found)
-    pictures = _save_maps(found, output, source) if plot else []
+            found = questions.heads(
+                loaded,
+                texts,
+                convention=convention,
+                window=window,
+                limit=num_seqs,
+                split=split if data_path is None else None,
+                text_column=text_column,
+                targets=targets_file,
+                seq_length=seq_length,
+                batch_size=batch_size,
+                dtype=dtype,
+                progress=progress,
+            )
+    found.write(output)
+    pictures = _save_maps(found, output) if plot else []
     if json:
-        print(
-            json_text.dumps({"source": source, "convention": convention, **_as_json(found, output, pictures)}, indent=2)
-        )
+        made = {"output": str(output), "plot": [str(path) for path in pictures]}
+        print(json_text.dumps({**made, **found.to_json()}, indent=2))
         return
-    print("\n\n".join(_as_text(key, each, convention) for key, each in found.items()))
-    made = " and ".join(map(str, (output, *pictures)))
+    print("\n\n".join(_as_text(found.part(attention)) for attention in found.attentions))
+    files = " and ".join(map(str, (output, *pictures)))
     took = duration(time.perf_counter() - started)
-    print(f"wrote {made} in {took}; next: traceformer cluster {output} --plot", file=sys.stderr)
+    print(f"wrote {files} in {took}; next: traceformer cluster {output} --plot", file=sys.stderr)
 
 
 def _check_source(
@@ -137,46 +137,47 @@ def _check_source(
         raise UsageError(f"a run and {texts[0] if texts else '--model'}", why="a run has its texts", hint="one of them")
     if run is None and not live:
         raise UsageError("neither a run nor a model", hint="traceformer heads latest, or --model MODEL --dataset demo")
-    if live and len(texts) != 1:
-        raise UsageError(
-            "a model reads either --dataset or --data_path" if texts else "what shall the model read?",
-            hint="--dataset demo, or --data_path FILE",
-        )
+    if len(texts) > 1:
+        hint = "--dataset demo, or --data_path FILE"
+        raise UsageError("a model reads either --dataset or --data_path", hint=hint)
 
 
-def _as_json(found: Mapping[ArrayKey, HeadMetrics], output: Path, pictures: list[Path]) -> dict[str, Any]:
-    return {
-        "output": str(output),
-        "plot": [str(path) for path in pictures],
-        "attention": {
-            name_of(key): {
-                "layers": each.layers,
-                "heads": each.heads,
-                "examples": each.examples,
-                "queries": each.queries,
-                "metrics": {
-                    name: [[None if math.isnan(value) else value for value in row] for row in values.tolist()]
-                    for name, values in each.values.items()
-                },
-            }
-            for key, each in found.items()
-        },
-    }
+def _texts(
+    model: str, revision: str | None, dataset: str | None, data_path: Path | None, split: str | None
+) -> str | FileWindows | TrainingTexts:
+    """What a model reads: what is named, else what it was measured on while it was trained, else the demo's texts."""
+    if data_path is not None:
+        parts: dict[str | None, Part] = {None: "validation", "validation": "validation", "train": "train", "all": "all"}
+        if split not in parts:
+            raise UsageError(f"--split {split} of a file", hint="validation, its last tenth; train; or all")
+        return FileWindows(data_path, parts[split])
+    if dataset is not None:
+        return dataset
+    why = "no training.json beside the model names its data"
+    try:
+        texts = training_texts(find_model_folder(model, revision))
+        if texts is not None:
+            print(f"reading {texts}: training.json names this data", file=sys.stderr)
+            return texts
+    except NotFound as error:
+        why = error.message
+    print(f"reading the demo: {why}", file=sys.stderr)
+    return "demo"
 
 
-def _as_text(key: ArrayKey, found: HeadMetrics, convention: HeadConvention) -> str:
+def _as_text(found: HeadMetrics) -> str:
     """Means and standard deviations over each layer's heads, and the heads with the highest scores."""
-    examples = f"{found.examples} example{'' if found.examples == 1 else 's'}"
-    sizes = f"{len(found.layers)} layers of {len(found.heads)} heads, {examples}, {found.queries} queries"
-    basic = [
-        name for name in ("entropy", "sparsity", "distance", "max_weight") if not np.isnan(found.values[name]).all()
-    ]
+    (attention,), about = found.attentions, found.about
+    examples = about.examples[attention]
+    sizes = f"{len(found.layers)} layers of {len(found.heads)} heads, {examples} example{'' if examples == 1 else 's'}"
+    basic = {found.column(name): found.grid(name) for name in _BASIC}
+    basic = {name: grid for name, grid in basic.items() if not np.isnan(grid).all()}
     rows = [
-        (f"L{layer}", *(f"{found.values[name][i].mean():.3g} ± {found.values[name][i].std():.2g}" for name in basic))
+        (f"L{layer}", *(f"{grid[i].mean():.3g} ± {grid[i].std():.2g}" for grid in basic.values()))
         for i, layer in enumerate(found.layers)
     ]
     lines = [
-        f"{name_of(key)}: {sizes}; {convention} convention, entropy in nats",
+        f"{attention}: {sizes}, {about.queries[attention]} queries; {about.convention} convention, entropy in nats",
         "",
         table(("layer", *basic), rows, numeric=range(1, len(basic) + 1)),
         "",
@@ -190,20 +191,18 @@ def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
         values = found.values[name]
         if np.isnan(values).all():
             continue
-        order = np.argsort(-np.nan_to_num(values, nan=-1), axis=None, kind="stable")[:_STRONGEST]
-        places = [np.unravel_index(index, values.shape) for index in order]
-        cells = [f"L{found.layers[i]}H{found.heads[j]} {values[i, j]:.2f}" for i, j in places]
+        order = np.argsort(-np.nan_to_num(values, nan=-1), kind="stable")[:_STRONGEST]
+        cells = [f"{found.rows[index]} {values[index]:.2f}" for index in order]
         yield name, *cells, *("",) * (_STRONGEST - len(cells))
 
 
-def _save_maps(found: Mapping[ArrayKey, HeadMetrics], output: Path, source: str) -> list[Path]:
-    from traceformer.figures.heads import metric_maps
+def _save_maps(found: HeadMetrics, output: Path) -> list[Path]:
+    from traceformer import figures
     from traceformer.figures.style import save
 
     made: list[Path] = []
-    for key, each in found.items():
-        stem = output.stem if len(found) == 1 else f"{output.stem}-{name_of(key)}"
-        path = output.with_name(f"{stem}.png")
-        save(metric_maps(each, title=f"{source}  {name_of(key)}, {each.queries} queries"), path)
-        made.append(path)
+    for attention in found.attentions:
+        stem = output.stem if len(found.attentions) == 1 else f"{output.stem}-{attention}"
+        made.append(output.with_name(f"{stem}.png"))
+        save(figures.heads(found, attention), made[-1])
     return made

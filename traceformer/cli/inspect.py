@@ -210,7 +210,8 @@ def _slice_to_json(found: _Slice, folder: Path, png: Path | None) -> dict[str, A
 
 
 def _save_head(found: _Slice, png: Path) -> None:
-    from traceformer.figures.style import head_figure, save
+    from traceformer.figures.attention import head_figure
+    from traceformer.figures.style import save
 
     if not found.spec.site.is_matrix:
         raise SelectionError(f"{found.spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")
@@ -218,7 +219,8 @@ def _save_head(found: _Slice, png: Path) -> None:
 
 
 def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
-    from traceformer.figures.style import atlas_figure, save, tile
+    from traceformer.figures.attention import atlas_figure, tile
+    from traceformer.figures.style import save
 
     if not spec.site.is_matrix:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="--png with --site attn_pattern")

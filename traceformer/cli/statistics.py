@@ -1,43 +1,41 @@
-"""Statistics as text, as JSON, and as rows of a Parquet file."""
+"""Statistics as text."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
-from traceformer.cli.terminal import table
-from traceformer.presentation import plain
-from traceformer.questions.statistics import (
+from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.run_statistics import (
     AttentionStatistics,
     ExampleLogits,
     LayerStatistics,
     LogitSummary,
     RunStatistics,
 )
+from traceformer.analysis.statistics import HeadStatistics
+from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable
 
-__all__ = ["StatisticsFile", "as_json", "as_text", "positions_as_json", "positions_as_text"]
+__all__ = ["as_text", "positions_as_text"]
 
 _OF_HEADS = ("mean", "max", "entropy", "sparsity")
 _OF_VALUES = ("mean", "std", "min", "max", "sparsity")
-_OF_LOGITS = ("positions", "entropy", "came", "came_probability", "came_first", "perplexity")
 
 
 def as_text(found: RunStatistics, layer: int | None = None) -> str:
     """Returns tables: a line per layer, or, for one layer, a line per head."""
-    parts = [_attention_text(each, layer) for each in found.attention]
-    parts += [_activations_text(found.activations, layer)] if found.activations else []
+    rules = CONVENTIONS[found.convention]
+    parts = [_attention_text(each, layer, rules.sparsity) for each in found.attention]
+    if found.activations:
+        parts.append(_activations_text(found.activations, layer, rules.value_sparsity))
     parts += [_logits_text(each) for each in found.logits]
     return "\n\n".join(parts)
 
 
-def _attention_text(found: AttentionStatistics, layer: int | None) -> str:
+def _attention_text(found: AttentionStatistics, layer: int | None, sparsity: str) -> str:
+    columns = (*_OF_HEADS[:3], sparsity)
     queries = max((each.queries for each in found.by_layer), default=0)
     if layer is not None:
         rows = [
@@ -46,7 +44,7 @@ def _attention_text(found: AttentionStatistics, layer: int | None) -> str:
             if number == layer
             for i, head in enumerate(found.heads)
         ]
-        return f"{found.key}  {queries} queries\n" + table(("head", *_OF_HEADS), rows, numeric=range(1, 5))
+        return f"{found.key}  {queries} queries\n" + table(("head", *columns), rows, numeric=range(1, 5))
     rows = [
         (
             f"L{number}",
@@ -56,7 +54,7 @@ def _attention_text(found: AttentionStatistics, layer: int | None) -> str:
         )
         for number, own in zip(found.layers, found.by_layer, strict=True)
     ]
-    headers = ("layer", *_OF_HEADS, "least entropy", "most entropy")
+    headers = ("layer", *columns, "least entropy", "most entropy")
     title = f"{found.key}  {queries} queries; means over {len(found.heads)} heads, the largest of all for max"
     return f"{title}\n" + table(headers, rows, numeric=range(1, 5))
 
@@ -66,14 +64,14 @@ def _extreme(own: HeadStatistics, heads: Sequence[int], which: Callable[..., Any
     return f"H{heads[i]} {_number(own.entropy[i])}"
 
 
-def _activations_text(found: Sequence[LayerStatistics], layer: int | None) -> str:
+def _activations_text(found: Sequence[LayerStatistics], layer: int | None, sparsity: str) -> str:
     rows = [
         (str(each.key), "" if number is None else f"L{number}", *(_number(getattr(own, name)) for name in _OF_VALUES))
         for each in found
         for number, own in zip(each.layers or (None,), each.by_layer, strict=True)
         if layer is None or number in (None, layer)
     ]
-    return table(("activations", "layer", *_OF_VALUES), rows, numeric=range(2, 7))
+    return table(("activations", "layer", *_OF_VALUES[:4], sparsity), rows, numeric=range(2, 7))
 
 
 def _logits_text(found: LogitSummary) -> str:
@@ -113,141 +111,3 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
 def _number(value: float) -> str:
     """Three digits: 0.0417, 12.3, 4.1e-05; nothing where there is none."""
     return "" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
-
-
-def as_json(found: RunStatistics) -> dict[str, Any]:
-    return {
-        "convention": found.convention,
-        "examples": len(found.example_ids),
-        "attention": [
-            {
-                "array": str(each.key),
-                "heads": list(each.heads),
-                "layers": [
-                    {"layer": number, "queries": own.queries, **_fields(own, _OF_HEADS)}
-                    for number, own in zip(each.layers, each.by_layer, strict=True)
-                ],
-            }
-            for each in found.attention
-        ],
-        "activations": [
-            {
-                "array": str(each.key),
-                "layers": [
-                    {"layer": number, **_values(own)}
-                    for number, own in zip(each.layers or (None,), each.by_layer, strict=True)
-                ],
-            }
-            for each in found.activations
-        ],
-        "logits": [
-            {
-                "array": str(each.key),
-                **_fields(each, _OF_LOGITS),
-                "values": _values(each.values),
-            }
-            for each in found.logits
-        ],
-    }
-
-
-def positions_as_json(found: ExampleLogits, tokens: Sequence[str]) -> dict[str, Any]:
-    """Returns what is said about each position of an example; lists run over positions."""
-    own = found.statistics
-    return {
-        "array": str(found.key),
-        "example_id": found.example_id,
-        "tokens": list(tokens),
-        "came": [token if token >= 0 else None for token in found.came.tolist()],
-        **_fields(own, ("entropy", "came_probability", "top_ids", "top_probabilities")),
-        "came_rank": [rank or None for rank in own.came_rank.tolist()],
-    }
-
-
-def _values(own: ValueStatistics) -> dict[str, Any]:
-    return _fields(own, ("count", *_OF_VALUES))
-
-
-def _fields(own: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: plain(getattr(own, name)) for name in names}
-
-
-_SCHEMA = pa.schema(
-    [
-        ("array", pa.string()),
-        ("layer", pa.int32()),
-        ("head", pa.int32()),
-        ("example_id", pa.string()),
-        ("position", pa.int32()),
-        ("count", pa.int64()),
-        *((name, pa.float64()) for name in ("mean", "std", "min", "max", "entropy", "sparsity")),
-        ("came_id", pa.int32()),
-        ("came_probability", pa.float64()),
-        ("came_rank", pa.int32()),
-        ("top_ids", pa.list_(pa.int32())),
-        ("top_probabilities", pa.list_(pa.float64())),
-    ]
-)
-
-
-class StatisticsFile:
-    """A Parquet file with one row per head, per layer of an array, and per position of an example's logits.
-
-    Columns that a row has no use for are null. Written under another name, and renamed when the block ends well.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.part")
-
-    def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._temporary, _SCHEMA, compression="zstd")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
-        if error is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink()
-
-    def add_positions(self, found: ExampleLogits) -> None:
-        """Adds an example's positions."""
-        own = found.statistics
-        self._add(
-            {
-                "array": str(found.key),
-                "example_id": found.example_id,
-                "position": position,
-                "entropy": own.entropy[position],
-                "came_id": came if came >= 0 else None,
-                "came_probability": own.came_probability[position],
-                "came_rank": own.came_rank[position] or None,
-                "top_ids": own.top_ids[position].tolist(),
-                "top_probabilities": own.top_probabilities[position].tolist(),
-            }
-            for position, came in enumerate(found.came.tolist())
-        )
-
-    def add(self, found: RunStatistics) -> None:
-        """Adds the heads and layers of all arrays."""
-        self._add(
-            {"array": str(each.key), "layer": layer, "head": head, "count": own.queries}
-            | {name: getattr(own, name)[i] for name in _OF_HEADS}
-            for each in found.attention
-            for layer, own in zip(each.layers, each.by_layer, strict=True)
-            for i, head in enumerate(each.heads)
-        )
-        self._add(
-            {"array": str(each.key), "layer": layer, **_values(own)}
-            for each in found.activations
-            for layer, own in zip(each.layers or (None,), each.by_layer, strict=True)
-        )
-        self._add({"array": str(each.key), "entropy": each.entropy, **_values(each.values)} for each in found.logits)
-
-    def _add(self, rows: Iterator[dict[str, Any]]) -> None:
-        told = [{name: plain(value) for name, value in row.items()} for row in rows]
-        self._writer.write_table(pa.Table.from_pylist(told, schema=_SCHEMA))

@@ -4,7 +4,6 @@ Generation is recorded into a run (see `capture/generation/`), which is the trut
 is exported from it.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ConventionName, ValueTally, logit_statistics
+from traceformer.analysis.conventions import CONVENTIONS, ConventionName
+from traceformer.analysis.statistics import AttentionTally, ValueTally, logit_statistics
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.compat.trace_storage import TraceStorage, new_trace_id
 from traceformer.errors import Unsupported
@@ -22,13 +22,14 @@ from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, read_trace
 from traceformer.formats.nanochat_json.write import ACTIVATION_SITES, trace_of
 from traceformer.models.dims import ModelDims
-from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, Selection, Stack
 from traceformer.store.place import Place, Storage
 from traceformer.texts.prompts import one_prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 __all__ = ["InterpretabilityEngine", "TraceStorage"]
 
@@ -52,14 +53,16 @@ class InterpretabilityEngine:
         traces_dir: Where traces go; made if it is not there.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Any, traces_dir: str | Path = "traces") -> None:
-        self.model = model
+    def __init__(self, model: "nn.Module", tokenizer: Any, traces_dir: str | Path = "traces") -> None:
+        from traceformer.models.held import underneath
+
+        self.model = underneath(model)
         self.tokenizer = tokenizer
         self.storage = TraceStorage(traces_dir)
-        self._dims = ModelDims.from_config(model.config)
+        self._dims = ModelDims.from_config(self.model.config)
         if self._dims.arch != "dec":
             raise Unsupported(
-                f"{type(model).__name__} is no causal language model",
+                f"{type(self.model).__name__} is no causal language model",
                 why="a trace has one sequence of tokens",
                 hint="traceformer extract and generate record encoders and encoder-decoders",
             )
@@ -67,16 +70,7 @@ class InterpretabilityEngine:
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        source = str(getattr(self.model.config, "_name_or_path", "") or self.model.config.model_type)
-        return LoadedModel(
-            self.model,
-            with_padding(copy.deepcopy(self.tokenizer)),
-            self._dims,
-            short_name(source),
-            source,
-            None,
-            weights_digest(self.model),
-        )
+        return load_model(self.model, self.tokenizer)
 
     def run_of(self, trace_id: str) -> Path:
         """Returns the folder of the run that a trace was exported from."""

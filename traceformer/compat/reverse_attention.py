@@ -24,7 +24,7 @@ from traceformer.presentation import present
 from traceformer.questions.live_paths import TracedModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 __all__ = ["ReverseAttentionTracer"]
 
@@ -35,19 +35,21 @@ class ReverseAttentionTracer:
     """Traces attention backward through one model: any whose attention patterns can be recorded.
 
     Args:
-        model: A Hugging Face model, in whatever attention implementation it was loaded with.
+        model: A Hugging Face model, in whatever attention implementation it was loaded with. In train mode it stays so,
+            and is traced in eval mode.
         tokenizer: Its tokenizer.
         device: Where to run; the model is moved there. Where it is, by default.
         dtype: What to compute in; the model is converted. What it is in, by default.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: Any, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, model: "nn.Module", tokenizer: Any, device: Any = None, dtype: Any = None) -> None:
         from traceformer.models.dims import ModelDims
+        from traceformer.models.held import underneath
 
+        self.model = underneath(model)
         wanted = {"device": device, "dtype": dtype}
         if any(value is not None for value in wanted.values()):
-            model.to(**{name: value for name, value in wanted.items() if value is not None})
-        self.model = model.eval()
+            self.model.to(**{name: value for name, value in wanted.items() if value is not None})
         self.tokenizer = tokenizer
         self.device = model.device
         self.dtype = model.dtype

@@ -5,6 +5,10 @@
 No numbers are made here. Functions are loaded when they are used, and matplotlib with them; no file here is called as
 one of them is.
 
+head_maps       a map of layers and heads for every metric
+cluster_charts  heads in clusters
+entropy_maps    the entropy of every head of a run
+attention       one pattern with its tokens, or all patterns side by side
 lens_map        the likeliest next token at every layer and position
 trait_curves    projections along a text, and how well a direction does layer by layer
 path_ribbons    the paths to a token
@@ -15,14 +19,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.entropy_maps import entropy_figure as entropy
+    from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["direction", "lens", "paths", "traits"]
+__all__ = ["clusters", "direction", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
+    "heads": ("traceformer.figures.head_maps", "heads_figure"),
+    "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
+    "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),

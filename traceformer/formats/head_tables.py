@@ -1,123 +1,96 @@
-"""Tables of head metrics as CSV: a row per head, and the thesis's `layer,head,entropy,sparsity,distance` in front."""
+"""Tables of head metrics as CSV: a row per head, and the thesis's `layer,head,entropy,sparsity,distance` in front.
+
+Behind the metrics, in every row, stand the head's attention and how it was measured: convention, window, source, model,
+examples, queries. Whoever reads a table by the names of its columns, as the thesis's own code does, never sees them; a
+table that lacks them, such as the thesis's own, is read too.
+"""
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float64
 
-from traceformer.analysis.head_tally import HeadMetrics
-from traceformer.analysis.heads import METRICS
+from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.head_clusters import HeadClusters
+from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import NotFound, Unreadable
-from traceformer.sites import ArrayKey
 
-__all__ = ["HeadTable", "name_of", "read_heads", "write_heads"]
+__all__ = ["read_heads", "write_clusters", "write_heads"]
 
-_ATTENTION = "attention"
-
-
-def name_of(key: ArrayKey) -> str:
-    """Returns what an attention is called: `dec.self`, `dec.cross`."""
-    return f"{key.stack}.{key.attention}"
+_ABOUT = ("attention", "convention", "window", "source", "model", "examples", "queries")
 
 
-def write_heads(path: Path, metrics: Mapping[ArrayKey, HeadMetrics]) -> None:
+def write_heads(metrics: HeadMetrics, path: str | Path) -> None:
     """Writes the table; a metric without a meaning, such as a distance across texts, is left blank."""
+    path, about = Path(path), metrics.about
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["layer", "head", *METRICS, _ATTENTION])
-        for key, found in metrics.items():
-            for i, layer in enumerate(found.layers):
-                for j, head in enumerate(found.heads):
-                    values = (float(found.values[name][i, j]) for name in METRICS)
-                    shown = ["" if math.isnan(value) else repr(value) for value in values]
-                    writer.writerow([layer, head, *shown, name_of(key)])
+        writer.writerow(["layer", "head", *metrics.values, *_ABOUT])
+        for row, *values in zip(metrics.rows, *metrics.values.values(), strict=True):
+            shown = ["" if math.isnan(value) else repr(float(value)) for value in values]
+            counts = about.examples.get(row.attention), about.queries.get(row.attention)
+            how = (row.attention, about.convention, about.window, about.source, about.model, *counts)
+            writer.writerow([row.layer, row.head, *shown, *how])
 
 
-@dataclass(frozen=True, slots=True)
-class HeadTable:
-    """The metrics of some heads, as read from a file; a cell without a number is NaN."""
-
-    path: Path
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    attention: tuple[str, ...]
-    values: Mapping[str, Float64[np.ndarray, "row"]]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """`L5H3` for each head, with its attention before it where there are several."""
-        several = len(set(self.attention)) > 1
-        rows = zip(self.layers, self.heads, self.attention, strict=True)
-        return tuple(
-            f"{attention} L{layer}H{head}" if several else f"L{layer}H{head}" for layer, head, attention in rows
-        )
-
-    def has_all(self, name: str) -> bool:
-        """Whether every head has a number in this column."""
-        return name in self.values and bool(np.isfinite(self.values[name]).all())
-
-    def features(self, names: Sequence[str]) -> Float64[np.ndarray, "row feature"]:
-        """Returns these columns side by side.
-
-        Raises:
-            Unreadable: there is no such column, or a head has no number there.
-        """
-        missing = [name for name in names if name not in self.values]
-        if missing:
-            has = ", ".join(self.values) or "none"
-            raise Unreadable(
-                f"{self.path} has no column {', '.join(missing)}",
-                why=f"its metrics are {has}",
-                hint="--features with these, or make the table with traceformer heads",
-            )
-        found = np.stack([self.values[name] for name in names], axis=1)
-        if not np.isfinite(found).all():
-            row, column = (int(index[0]) for index in np.nonzero(~np.isfinite(found)))
-            several = len(set(self.attention)) > 1
-            rows = int(np.count_nonzero(~np.isfinite(found).all(axis=1)))
-            raise Unreadable(
-                f"{self.path}: {self.names[row]} has no {names[column]}",
-                why=f"a number is missing in {rows} of {len(found)} rows",
-                hint=f"--attention {self.attention[0]}" if several else "--features with other metrics",
-            )
-        return found
-
-
-def read_heads(path: Path, attention: str | None = None) -> HeadTable:
+def read_heads(path: str | Path, attention: str | None = None) -> HeadMetrics:
     """Returns the table in a file, or its rows of one attention. Columns of words are passed over.
+
+    A table that names no source has the file for it.
 
     Raises:
         NotFound: there is no such file, or no such attention in it.
-        Unreadable: it is no table of heads: a column is missing, a cell is not a number, a head is there twice.
+        Unreadable: it is no table of heads: a column is missing, a cell is not a number, a head is there twice, or its
+            rows are measured in different ways.
     """
+    path = Path(path)
     header, rows = _read(path)
     for name in ("layer", "head"):
         if name not in header:
             raise Unreadable(f"{path} has no column {name}", why=f"its first line is {','.join(header)!r}")
-    if attention is not None:
-        there = ", ".join(sorted({row.get(_ATTENTION) or "" for _, row in rows} - {""}))
-        rows = [(line, row) for line, row in rows if row.get(_ATTENTION) == attention]
-        if not rows:
-            raise NotFound(f"{path} has no attention {attention}", hint=f"it has {there or 'none'}")
     if not rows:
         raise Unreadable(f"{path} holds no heads")
-    lines: dict[tuple[str, int, int], int] = {}
+    lines: dict[HeadName, int] = {}
     for line, row in rows:
-        kind, layer, head = row.get(_ATTENTION) or "", _whole(path, line, row, "layer"), _whole(path, line, row, "head")
-        first = lines.setdefault((kind, layer, head), line)
+        kind = row.get("attention") or ""
+        head = HeadName(kind, _whole(path, line, row, "layer"), _whole(path, line, row, "head"))
+        first = lines.setdefault(head, line)
         if first != line:
-            name = " ".join(filter(None, (kind, f"L{layer}H{head}")))
-            raise Unreadable(f"{path}: {name} is there twice", why=f"lines {first} and {line}")
-    kinds, layers, heads = zip(*lines, strict=True)
-    metrics = [name for name in header if name not in ("layer", "head", _ATTENTION) and not _is_words(rows, name)]
-    values = {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in metrics}
-    return HeadTable(path, layers, heads, kinds, values)
+            raise Unreadable(f"{path}: {f'{kind} {head}'.strip()} is there twice", why=f"lines {first} and {line}")
+    names = [name for name in header if name not in ("layer", "head", *_ABOUT) and not _is_words(rows, name)]
+    values = {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
+    metrics = HeadMetrics(tuple(lines), values, _about(path, rows))
+    return metrics if attention is None else metrics.part(attention)
+
+
+def _about(path: Path, rows: "Sequence[tuple[int, _Row]]") -> Measured:
+    """What the columns behind the metrics say."""
+
+    def only(name: str) -> str | None:
+        said = sorted({row.get(name) or "" for _, row in rows})
+        if len(said) > 1:
+            raise Unreadable(f"{path}: its rows have different things for {name}", why=", ".join(map(repr, said)))
+        return said[0] or None
+
+    def counts(name: str) -> dict[str, int]:
+        return {row.get("attention") or "": _whole(path, line, row, name) for line, row in rows if row.get(name)}
+
+    convention, window = only("convention"), only("window")
+    known = next((name for name in CONVENTIONS if name == convention), None)
+    if convention is not None and known is None:
+        raise Unreadable(f"{path}: no convention {convention!r}", hint=f"one of {', '.join(CONVENTIONS)}")
+    return Measured(
+        source=only("source") or str(path),
+        model=only("model"),
+        convention=known,
+        window=None if window is None else _whole(path, *rows[0], "window"),
+        examples=counts("examples"),
+        queries=counts("queries"),
+    )
 
 
 _Row: TypeAlias = Mapping[str, str | None]
@@ -160,3 +133,10 @@ def _number(path: Path, line: int, row: _Row, name: str) -> float:
     if text and not _is_number(text):
         raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a number, or nothing")
     return float(text) if text else math.nan
+
+
+def write_clusters(clusters: HeadClusters, path: str | Path) -> None:
+    """Writes a row per head: where it is, its cluster at the best k, its silhouette, the metrics that decided."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clusters.to_frame().to_csv(path, index=False, lineterminator="\n")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from traceformer.errors import Unsupported
+from traceformer.models.families import FAMILIES
 from traceformer.sites import Stack
 
 __all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "has_experts", "n_ctx_of"]
@@ -98,25 +99,24 @@ def has_experts(config: Any) -> bool:
 
 
 def n_ctx_of(config: Any) -> int:
-    """Returns how many positions the model has, 0 where any length works (relative positions only)."""
+    """Returns how many positions the model has, 0 where any length works, as the row of its family counts them."""
     n_ctx = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0)
-    if config.model_type in ("t5", "mt5", "bloom"):  # relative bias or ALiBi: n_positions is only a hint
+    row = FAMILIES.get(config.model_type)
+    limit = "stated" if row is None else row.positions.limit
+    if limit == "none":
         return 0
-    if config.model_type in ("roberta", "xlm-roberta"):  # positions count from the padding id + 1
-        return n_ctx - config.pad_token_id - 1
-    return n_ctx
+    return n_ctx - config.pad_token_id - 1 if limit == "behind padding" else n_ctx
 
 
 def arch_of(config: Any) -> Arch:
     """Returns enc, dec or encdec: what kind of stacks a model of this config has."""
     if getattr(config, "is_encoder_decoder", False):
         return "encdec"
-    if config.model_type in _ENCODERS:
-        return "enc"
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    row = FAMILIES.get(config.model_type)
+    if row is not None and len(row.stacks) == 1:
+        return "dec" if "dec" in row.stacks else "enc"
+    from transformers.models.auto import modeling_auto as auto
 
-    return "dec" if type(config) in CAUSAL else "enc"
-
-
-# Encoders that transformers can also wrap as causal language models.
-_ENCODERS = frozenset(("bert", "roberta", "xlm-roberta", "electra", "camembert", "xlm-roberta-xl", "megatron-bert"))
+    # transformers can also wrap encoders as causal language models: those that it can wrap as masked ones.
+    is_decoder = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    return "dec" if is_decoder and type(config) not in auto.MODEL_FOR_MASKED_LM_MAPPING else "enc"

@@ -1,429 +1,275 @@
-"""Where each site lives in each model family: rows of module paths, data only.
+"""One row per family of models: everything that this package knows of it, by its config's `model_type`.
 
-A row names the blocks of a stack and, relative to a block, the module at whose output or input a site is seen.
-`resid_pre`, `resid_post`, `embed`, `hidden` and `logits` need no entry (they are the blocks' and the model's own
-inputs and outputs), nor do `q k v z attn_scores attn_pattern` (they pass through the attention function).
-To add a family, add a row and run `traceformer check FAMILY`: the algebra proves it or names what is wrong.
+To add a family, add a row and run `traceformer check FAMILY`: the algebra proves it or names what is wrong. `family.py`
+says what a row is made of, `architectures.py` has the blocks. Nothing outside `models` names a family.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from traceformer.errors import Unsupported
-from traceformer.sites import SITES, ArrayKey, Attention, Stack
+from traceformer.models import architectures as blocks
+from traceformer.models.family import Architecture, Family, Positions, ReadoutRow, Tiny
 
-__all__ = ["ARCHITECTURES", "Architecture", "AttentionRow", "StackRow", "Tap", "architecture_of"]
+__all__ = ["FAMILIES", "architecture_of", "family_of"]
 
+LEARNED = Positions("learned")
+BEHIND_PADDING = Positions("learned", "behind padding")
+ROTARY = Positions("rotary")
+RELATIVE_BIAS = Positions("relative bias", "none")  # what such a config states is only a hint
 
-class Tap(NamedTuple):
-    """A tensor at a module: its first output or its first input, whole or a part of the last axis.
+RMS = ReadoutRow("rms")
+RMS_1E5 = ReadoutRow("rms", ("rms_norm_eps", 1e-5))
+LAYER_NORM = ReadoutRow("layer", ("layer_norm_epsilon", 1e-5))
+T5_NORM = ReadoutRow("rms", ("layer_norm_epsilon", 1e-6))
+SOFTCAP = "final_logit_softcapping"
 
-    For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
-    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: q, k, v of head 0, then of head 1).
-    """
+_VOCAB = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    **_VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_WIDE_HEADS = {**_GROUPED, "head_dim": 16}
+_GPT2 = {**_VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_T5 = {**_VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+_BART = {
+    **_VOCAB,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 2,
+}
+_HEAD_PATTERNS = [
+    {"window": 2, "columns": []},
+    {"window": 5, "columns": [0, 1, 9]},
+    {"window": 0, "columns": [0, 4, 8, 12]},
+    {"window": 5, "columns": [0, 1, 9]},
+]
 
-    path: str
-    side: Literal["output", "input"] = "output"
-    part: Literal["whole", "first half", "second half", "q", "k", "v"] = "whole"
-    fused: Literal["concat", "per_head"] = "concat"
-
-
-def into(path: str) -> Tap:
-    return Tap(path, "input")
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionRow:
-    """One attention of a block: the module handed to the attention function, its parts, and its sites."""
-
-    module: str
-    q_proj: Tap
-    k_proj: Tap
-    v_proj: Tap
-    out_proj: str
-    attn_out: Tap
-    attn_norm: Tap | None = None
-    post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
-
-    def tap(self, site: str) -> Tap | None:
-        return {
-            "attn_norm": self.attn_norm,
-            "q_proj": self.q_proj,
-            "k_proj": self.k_proj,
-            "v_proj": self.v_proj,
-            "attn_out": self.attn_out,
-        }.get(site)
-
-
-@dataclass(frozen=True, slots=True)
-class StackRow:
-    """One stack of blocks; every path is relative to the base model (`blocks` ..) or to a block (`mlp` ..)."""
-
-    blocks: str
-    token_embed: str
-    attention: AttentionRow
-    mlp: Mapping[str, Tap]  # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist
-    final_norm: str | None = None
-    cross: AttentionRow | None = None
-    post_norm: str | None = None  # the norm after the MLP's residual addition, in post-norm blocks
-    parallel: bool = False  # attention and MLP both read the block's input
-
-    def attention_of(self, kind: Attention | None) -> AttentionRow | None:
-        return self.cross if kind == "cross" else self.attention if kind == "self" else None
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A model family: its stacks, and whether its attention passes through transformers' attention function."""
-
-    stacks: Mapping[Stack, StackRow]
-    has_attention_function: bool = True
-
-    def has(self, key: ArrayKey) -> bool:
-        """Whether this family has such a place. Says nothing of `logits`, which depend on the model's head."""
-        row = self.stacks.get(key.stack)
-        if row is None:
-            return False
-        if key.attention is not None:
-            attention = row.attention_of(key.attention)
-            if attention is None:
-                return False
-            if key.site in ("q", "k", "v", "z", "attn_scores", "attn_pattern"):
-                return self.has_attention_function
-            return attention.tap(key.site) is not None
-        if key.site == "final_norm":
-            return row.final_norm is not None
-        if key.site in ("token_embed", "embed", "resid_pre", "resid_post", "hidden", "logits"):
-            return True
-        return key.site in row.mlp
-
-    def keys(self, site: str) -> tuple[ArrayKey, ...]:
-        """Returns the places of a site in this family: encoder before decoder, self before cross."""
-        attentions = ("self", "cross") if SITES[site].of_attention else (None,)
-        found = (ArrayKey(stack, attention, site) for stack in self.stacks for attention in attentions)
-        last = list(self.stacks)[-1]
-        return tuple(key for key in found if self.has(key) and (site != "logits" or key.stack == last))
-
-
-class ByFlag(NamedTuple):
-    """A family whose blocks come in two builds, chosen by a flag of its config."""
-
-    flag: str
-    when_true: Architecture
-    when_false: Architecture
-
-
-def _separate(module: str, q: str, k: str, v: str, out: str, **rest: Any) -> AttentionRow:
-    rest.setdefault("attn_out", Tap(module))
-    return AttentionRow(
-        module, Tap(f"{module}.{q}"), Tap(f"{module}.{k}"), Tap(f"{module}.{v}"), f"{module}.{out}", **rest
-    )
-
-
-def _fused(
-    module: str, qkv: str, out: str, fused: Literal["concat", "per_head"] = "concat", **rest: Any
-) -> AttentionRow:
-    q, k, v = (Tap(f"{module}.{qkv}", part=part, fused=fused) for part in ("q", "k", "v"))
-    rest.setdefault("attn_out", Tap(module))
-    return AttentionRow(module, q, k, v, f"{module}.{out}", **rest)
-
-
-def _plain_mlp(norm: str | None, up: str, act: str, down: str, out: Tap | None = None) -> dict[str, Tap]:
-    """Up projection, activation, down projection; the norm before it reads the residual stream."""
-    norms = {"resid_mid": into(norm), "mlp_norm": Tap(norm)} if norm else {}
-    rows = {"mlp_up": Tap(up), "mlp_act": Tap(act), "mlp_mid": into(down), "mlp_down": Tap(down)}
-    return {**norms, **rows, "mlp_out": out or Tap(down)}
-
-
-def _decoder(
-    blocks: str, embed: str, norm: str, attention: AttentionRow, mlp: Mapping[str, Tap], **rest: Any
-) -> Architecture:
-    return Architecture({"dec": StackRow(blocks, embed, attention, mlp, final_norm=norm, **rest)})
-
-
-def _stack_of(architecture: Architecture, **changes: Any) -> Architecture:
-    """The same single-stack family with some fields of its row changed."""
-    [(stack, row)] = architecture.stacks.items()
-    return Architecture({stack: replace(row, **changes)}, architecture.has_attention_function)
-
-
-_LLAMA_ATTENTION = _separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", attn_norm=Tap("input_layernorm"))
-_LLAMA_MLP = _plain_mlp("post_attention_layernorm", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj", Tap("mlp"))
-LLAMA = _decoder("layers", "embed_tokens", "norm", _LLAMA_ATTENTION, _LLAMA_MLP)
-
-# Gemma 2 and 3 put a second norm after each sublayer: what is added to the stream is that norm's output.
-GEMMA2 = _stack_of(
-    LLAMA,
-    attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_attention_layernorm")),
-    mlp={
-        **_LLAMA_MLP,
-        "resid_mid": into("pre_feedforward_layernorm"),
-        "mlp_norm": Tap("pre_feedforward_layernorm"),
-        "mlp_out": Tap("post_feedforward_layernorm"),
-    },
-)
-
-# OLMo 2 norms only what a sublayer adds; its MLP reads the residual stream itself.
-OLMO2 = _stack_of(
-    LLAMA,
-    attention=replace(_LLAMA_ATTENTION, attn_norm=None, attn_out=Tap("post_attention_layernorm")),
-    mlp={
-        **{site: tap for site, tap in _LLAMA_MLP.items() if site != "mlp_norm"},
-        "resid_mid": into("mlp"),
-        "mlp_out": Tap("post_feedforward_layernorm"),
-    },
-)
-
-PHI3 = _stack_of(
-    LLAMA,
-    attention=_fused("self_attn", "qkv_proj", "o_proj", attn_norm=Tap("input_layernorm")),
-    mlp={
-        **_LLAMA_MLP,
-        "mlp_up": Tap("mlp.gate_up_proj", part="second half"),
-        "mlp_act": Tap("mlp.activation_fn"),
-    },
-)
-
-NANOCHAT = _stack_of(
-    LLAMA, mlp=_plain_mlp("post_attention_layernorm", "mlp.fc1", "mlp.activation_fn", "mlp.fc2", Tap("mlp"))
-)
-
-# Mixture of experts: each token has its own experts, so there is no one up projection to record.
-_EXPERTS = {site: tap for site, tap in _LLAMA_MLP.items() if site in ("resid_mid", "mlp_norm", "mlp_out")}
-MIXTRAL = _stack_of(LLAMA, mlp=_EXPERTS)
-
-GPT2 = _decoder(
-    "h",
-    "wte",
-    "ln_f",
-    _fused("attn", "c_attn", "c_proj", attn_norm=Tap("ln_1")),
-    _plain_mlp("ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", Tap("mlp")),
-)
-
-_NEOX_MLP = _plain_mlp(
-    "post_attention_layernorm", "mlp.dense_h_to_4h", "mlp.act", "mlp.dense_4h_to_h", Tap("post_mlp_dropout")
-)
-GPT_NEOX = _decoder(
-    "layers",
-    "embed_in",
-    "final_layer_norm",
-    _fused(
-        "attention",
-        "query_key_value",
-        "dense",
-        "per_head",
-        attn_norm=Tap("input_layernorm"),
-        attn_out=Tap("post_attention_dropout"),
+FAMILIES: Mapping[str, Family] = {
+    "gpt2": Family(
+        blocks=blocks.GPT2,
+        positions=LEARNED,
+        readout=LAYER_NORM,
+        tiny=Tiny("GPT2LMHeadModel", _GPT2),
     ),
-    _NEOX_MLP,
-)
-GPT_NEOX_PARALLEL = _stack_of(
-    GPT_NEOX, parallel=True, mlp={site: tap for site, tap in _NEOX_MLP.items() if site != "resid_mid"}
-)
-
-_OPT_ATTENTION = _separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", attn_norm=Tap("self_attn_layer_norm"))
-OPT = _decoder(
-    "decoder.layers",
-    "decoder.embed_tokens",
-    "decoder.final_layer_norm",
-    _OPT_ATTENTION,
-    _plain_mlp("final_layer_norm", "fc1", "activation_fn", "fc2"),
-)
-OPT_POST_NORM = _stack_of(
-    OPT,
-    attention=replace(_OPT_ATTENTION, attn_norm=None, post_norm="self_attn_layer_norm"),
-    mlp={**_plain_mlp(None, "fc1", "activation_fn", "fc2"), "resid_mid": Tap("self_attn_layer_norm")},
-    post_norm="final_layer_norm",
-    final_norm=None,
-)
-
-# Outside transformers' attention interface: everything but the sites inside attention.
-GPTJ = Architecture(
-    {
-        "dec": StackRow(
-            "h",
-            "wte",
-            _separate("attn", "q_proj", "k_proj", "v_proj", "out_proj", attn_norm=Tap("ln_1")),
-            _plain_mlp(None, "mlp.fc_in", "mlp.act", "mlp.fc_out", Tap("mlp")),
-            final_norm="ln_f",
-            parallel=True,
-        )
-    },
-    has_attention_function=False,
-)
-BLOOM = Architecture(
-    {
-        "dec": StackRow(
-            "h",
-            "word_embeddings",
-            _fused(
-                "self_attention",
-                "query_key_value",
-                "dense",
-                "per_head",
-                attn_norm=Tap("input_layernorm"),
-                attn_out=Tap("self_attention.dense"),
-            ),
-            _plain_mlp("post_attention_layernorm", "mlp.dense_h_to_4h", "mlp.gelu_impl", "mlp.dense_4h_to_h"),
-            final_norm="ln_f",
-        )
-    },
-    has_attention_function=False,
-)
-MPT = Architecture(
-    {
-        "dec": StackRow(
-            "blocks",
-            "wte",
-            _fused("attn", "Wqkv", "out_proj", attn_norm=Tap("norm_1")),
-            _plain_mlp("norm_2", "ffn.up_proj", "ffn.act", "ffn.down_proj"),
-            final_norm="norm_f",
-        )
-    },
-    has_attention_function=False,
-)
-
-BERT = Architecture(
-    {
-        "enc": StackRow(
-            "encoder.layer",
-            "embeddings.word_embeddings",
-            AttentionRow(
-                "attention.self",
-                Tap("attention.self.query"),
-                Tap("attention.self.key"),
-                Tap("attention.self.value"),
-                "attention.output.dense",
-                attn_out=Tap("attention.output.dense"),
-                post_norm="attention.output.LayerNorm",
-            ),
-            {
-                "resid_mid": Tap("attention.output.LayerNorm"),
-                **_plain_mlp(None, "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
-            },
-            post_norm="output.LayerNorm",
-        )
-    }
-)
-DISTILBERT = Architecture(
-    {
-        "enc": StackRow(
-            "transformer.layer",
-            "embeddings.word_embeddings",
-            _separate("attention", "q_lin", "k_lin", "v_lin", "out_lin", post_norm="sa_layer_norm"),
-            {
-                "resid_mid": Tap("sa_layer_norm"),
-                **_plain_mlp(None, "ffn.lin1", "ffn.activation", "ffn.lin2", Tap("ffn")),
-            },
-            post_norm="output_layer_norm",
-        )
-    }
-)
-MODERNBERT = Architecture(
-    {
-        "enc": StackRow(
-            "layers",
-            "embeddings.tok_embeddings",
-            _fused("attn", "Wqkv", "Wo", attn_norm=Tap("attn_norm")),
-            {
-                **_plain_mlp("mlp_norm", "mlp.Wi", "mlp.act", "mlp.Wo", Tap("mlp")),
-                "mlp_up": Tap("mlp.Wi", part="second half"),
-            },
-            final_norm="final_norm",
-        )
-    }
-)
-
-
-def _t5_stack(stack: Literal["encoder", "decoder"]) -> StackRow:
-    mlp = "layer.1" if stack == "encoder" else "layer.2"
-    dense = f"{mlp}.DenseReluDense"
-    return StackRow(
-        f"{stack}.block",
-        f"{stack}.embed_tokens",
-        _separate("layer.0.SelfAttention", "q", "k", "v", "o", attn_norm=Tap("layer.0.layer_norm")),
-        _plain_mlp(f"{mlp}.layer_norm", f"{dense}.wi", f"{dense}.act", f"{dense}.wo"),
-        final_norm=f"{stack}.final_layer_norm",
-        cross=None
-        if stack == "encoder"
-        else _separate("layer.1.EncDecAttention", "q", "k", "v", "o", attn_norm=Tap("layer.1.layer_norm")),
-    )
-
-
-def _gated(row: StackRow) -> StackRow:
-    up = row.mlp["mlp_up"].path
-    return replace(row, mlp={**row.mlp, "mlp_up": Tap(f"{up}_1")})
-
-
-T5 = Architecture({"enc": _t5_stack("encoder"), "dec": _t5_stack("decoder")})
-T5_GATED = Architecture({stack: _gated(row) for stack, row in T5.stacks.items()})
-
-
-def _bart_stack(stack: Literal["encoder", "decoder"]) -> StackRow:
-    has_cross = stack == "decoder"
-    return StackRow(
-        f"{stack}.layers",
-        f"{stack}.embed_tokens",
-        _separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", post_norm="self_attn_layer_norm"),
-        {
-            "resid_mid": Tap("encoder_attn_layer_norm" if has_cross else "self_attn_layer_norm"),
-            **_plain_mlp(None, "fc1", "activation_fn", "fc2"),
-        },
-        cross=_separate("encoder_attn", "q_proj", "k_proj", "v_proj", "out_proj", post_norm="encoder_attn_layer_norm")
-        if has_cross
-        else None,
-        post_norm="final_layer_norm",
-    )
-
-
-BART = Architecture({"enc": _bart_stack("encoder"), "dec": _bart_stack("decoder")})
-
-ARCHITECTURES: Mapping[str, Architecture | ByFlag] = {
-    "bart": BART,
-    "bert": BERT,
-    "bloom": BLOOM,
-    "byte_sparse": LLAMA,
-    "distilbert": DISTILBERT,
-    "electra": BERT,
-    "gemma": LLAMA,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA2,
-    "gpt2": GPT2,
-    "gpt_neox": ByFlag("use_parallel_residual", GPT_NEOX_PARALLEL, GPT_NEOX),
-    "gpt_oss": MIXTRAL,
-    "gptj": GPTJ,
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "mixtral": MIXTRAL,
-    "modernbert": MODERNBERT,
-    "mpt": MPT,
-    "mt5": ByFlag("is_gated_act", T5_GATED, T5),
-    "nanochat": NANOCHAT,
-    "olmo2": OLMO2,
-    "opt": ByFlag("do_layer_norm_before", OPT, OPT_POST_NORM),
-    "phi3": PHI3,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "roberta": BERT,
-    "t5": ByFlag("is_gated_act", T5_GATED, T5),
-    "xlm-roberta": BERT,
+    "llama": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        readout=RMS,
+        tiny=Tiny("LlamaForCausalLM", _GROUPED),
+    ),
+    "mistral": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        readout=RMS,
+        tiny=Tiny("MistralForCausalLM", {**_GROUPED, "sliding_window": 6}),
+    ),
+    "qwen2": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        readout=RMS,
+        tiny=Tiny("Qwen2ForCausalLM", _GROUPED),
+    ),
+    "qwen3": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        readout=RMS,
+        tiny=Tiny("Qwen3ForCausalLM", _WIDE_HEADS),
+    ),
+    "gemma": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        scaled_embedding=True,
+        readout=ReadoutRow("rms_plus_one"),
+        tiny=Tiny("GemmaForCausalLM", {**_WIDE_HEADS, "num_key_value_heads": 1}),
+    ),
+    "gemma2": Family(
+        blocks=blocks.GEMMA2,
+        positions=ROTARY,
+        scaled_embedding=True,
+        readout=ReadoutRow("rms_plus_one", softcap=(SOFTCAP, 30.0)),
+        tiny=Tiny("Gemma2ForCausalLM", {**_WIDE_HEADS, "sliding_window": 6}),
+    ),
+    "gemma3_text": Family(
+        blocks=blocks.GEMMA2,
+        positions=ROTARY,
+        scaled_embedding=True,
+        readout=ReadoutRow("rms_plus_one", softcap=(SOFTCAP, None)),
+        tiny=Tiny("Gemma3ForCausalLM", {**_WIDE_HEADS, "sliding_window": 6}),
+    ),
+    "phi3": Family(
+        blocks=blocks.PHI3,
+        positions=ROTARY,
+        readout=RMS_1E5,
+        tiny=Tiny("Phi3ForCausalLM", _GROUPED),
+    ),
+    "olmo2": Family(
+        blocks=blocks.OLMO2,
+        positions=ROTARY,
+        readout=RMS_1E5,
+        tiny=Tiny("Olmo2ForCausalLM", _GROUPED),
+    ),
+    "gpt_neox": Family(
+        blocks=blocks.GPT_NEOX,
+        positions=ROTARY,
+        readout=ReadoutRow("layer", ("layer_norm_eps", 1e-5)),
+        tiny=Tiny(
+            "GPTNeoXForCausalLM",
+            {**_SIZES, "use_parallel_residual": False},
+            {"gpt_neox_parallel": {"use_parallel_residual": True}},
+        ),
+    ),
+    "opt": Family(
+        blocks=blocks.OPT,
+        positions=LEARNED,
+        readout=ReadoutRow("layer", ("", 1e-5)),
+        tiny=Tiny(
+            "OPTForCausalLM",
+            {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
+            {"opt_post_norm": {"do_layer_norm_before": False}},
+        ),
+    ),
+    "mixtral": Family(
+        blocks=blocks.MIXTRAL,
+        positions=ROTARY,
+        readout=RMS_1E5,
+        tiny=Tiny("MixtralForCausalLM", {**_GROUPED, "num_local_experts": 4}),
+    ),
+    "gpt_oss": Family(
+        blocks=blocks.MIXTRAL,
+        positions=ROTARY,
+        sinks=True,
+        readout=RMS_1E5,
+        tiny=Tiny("GptOssForCausalLM", {**_WIDE_HEADS, "num_local_experts": 4, "sliding_window": 6}),
+    ),
+    "nanochat": Family(
+        blocks=blocks.NANOCHAT,
+        positions=ROTARY,
+        readout=ReadoutRow("rms_bare", softcap=(SOFTCAP, 15.0)),
+        tiny=Tiny("NanoChatForCausalLM", _GROUPED),
+    ),
+    "bert": Family(
+        blocks=blocks.BERT,
+        positions=LEARNED,
+        tiny=Tiny("BertForMaskedLM", _SIZES),
+    ),
+    "roberta": Family(
+        blocks=blocks.BERT,
+        positions=BEHIND_PADDING,
+        tiny=Tiny("RobertaForMaskedLM", _SIZES),
+    ),
+    "xlm-roberta": Family(
+        blocks=blocks.BERT,
+        positions=BEHIND_PADDING,
+        tiny=Tiny("XLMRobertaForMaskedLM", _SIZES),
+    ),
+    "electra": Family(
+        blocks=blocks.BERT,
+        positions=LEARNED,
+        tiny=Tiny("ElectraForMaskedLM", {**_SIZES, "embedding_size": 16}),
+    ),
+    "distilbert": Family(
+        blocks=blocks.DISTILBERT,
+        positions=LEARNED,
+        tiny=Tiny(
+            "DistilBertForMaskedLM",
+            {**_VOCAB, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
+        ),
+    ),
+    "modernbert": Family(
+        blocks=blocks.MODERNBERT,
+        positions=ROTARY,
+        tiny=Tiny("ModernBertForMaskedLM", {**_SIZES, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 6}),
+    ),
+    "t5": Family(
+        blocks=blocks.T5,
+        positions=RELATIVE_BIAS,
+        readout=replace(T5_NORM, scaled=True),
+        tiny=Tiny(
+            "T5ForConditionalGeneration",
+            _T5,
+            {"t5_gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}},
+        ),
+    ),
+    "mt5": Family(
+        blocks=blocks.T5._replace(default=True),
+        positions=RELATIVE_BIAS,
+        readout=T5_NORM,
+        tiny=Tiny("MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    ),
+    "bart": Family(
+        blocks=blocks.BART,
+        positions=LEARNED,
+        readout=ReadoutRow("layer"),  # post-norm: nothing stands between the last block and the head
+        tiny=Tiny("BartForConditionalGeneration", _BART),
+    ),
+    "gptj": Family(
+        blocks=blocks.GPTJ,
+        positions=ROTARY,
+        readout=LAYER_NORM,
+        tiny=Tiny("GPTJForCausalLM", {**_GPT2, "rotary_dim": 4}),
+    ),
+    "bloom": Family(
+        blocks=blocks.BLOOM,
+        positions=Positions("alibi", "none"),
+        readout=LAYER_NORM,
+        tiny=Tiny("BloomForCausalLM", {**_VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    ),
+    "mpt": Family(
+        blocks=blocks.MPT,
+        positions=Positions("alibi"),  # its biases are made for as many positions as it states
+        readout=LAYER_NORM,
+        tiny=Tiny("MptForCausalLM", {**_VOCAB, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}),
+    ),
+    "byte_sparse": Family(
+        blocks=blocks.LLAMA,
+        positions=ROTARY,
+        readout=RMS,
+        tiny=Tiny("traceformer.bytelm.SparseByteForCausalLM", {**_SIZES, "head_patterns": _HEAD_PATTERNS}),
+    ),
 }
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Returns the row of a model's family, by its config's `model_type`.
+def family_of(config: Any) -> Family:
+    """Returns the row of a model's family, by the `model_type` of its config (an object, or a config.json's dict).
 
     Raises:
         Unsupported: there is no row for this family.
     """
-    row = ARCHITECTURES.get(config.model_type)
+    model_type = _stated(config, "model_type", None)
+    row = FAMILIES.get(model_type)
     if row is None:
         raise Unsupported(
-            f"no architecture row for model type {config.model_type!r}",
-            why=f"rows exist for {', '.join(ARCHITECTURES)}",
+            f"no architecture row for model type {model_type!r}",
+            why=f"rows exist for {', '.join(sorted(FAMILIES))}",
             hint="add a row to traceformer/models/families.py (CONTRIBUTING.md says how)",
         )
-    if isinstance(row, ByFlag):
-        return row.when_true if getattr(config, row.flag) else row.when_false
     return row
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Returns how a model of this config (an object, or a config.json's dict) is built.
+
+    Raises:
+        Unsupported: there is no row for its family.
+    """
+    found = family_of(config).blocks
+    if isinstance(found, Architecture):
+        return found
+    return found.when_true if _stated(config, found.flag, found.default) else found.when_false
+
+
+def _stated(config: Any, name: str, default: Any) -> Any:
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)

@@ -3,16 +3,18 @@
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
 
 __all__ = [
     "BUILT_IN",
@@ -45,7 +47,8 @@ def pick_device(name: str | None) -> str:
 
 
 def load_model(
-    name: str,
+    model: "str | Path | nn.Module",
+    tokenizer: Any = None,
     *,
     revision: str | None = None,
     device: str | None = None,
@@ -55,31 +58,52 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Returns a model in eval mode, with its tokenizer.
+    """Returns a model with its tokenizer, ready to be recorded.
 
-    `name` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`, `byte-sparse`; a
-    folder of that name is `./byte`).
+        load_model("gpt2")
+        load_model(my_model, my_tokenizer)
 
-    Decoders load with their language-model head, encoder-decoders likewise; encoders without one unless
-    `with_head`, where the checkpoint has one. Weights keep the dtype they are stored in unless `dtype` says otherwise;
-    the built-in models compute in float32.
+    By name `model` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`,
+    `byte-sparse`; a folder of that name is `./byte`). It comes in eval mode, a decoder with its language-model head, an
+    encoder-decoder likewise, an encoder without one unless `with_head`, where the checkpoint has one. Weights keep the
+    dtype they are stored in unless `dtype` says otherwise; the built-in models compute in float32. A `tokenizer` given
+    stands in for the model's own.
+
+    Or it is a model of transformers that is at hand: with a head or without, on any device, in any dtype, in train mode
+    or not, under torch.compile or DataParallel. It stays as it is, and so does its tokenizer, of which a copy is used;
+    without one only token ids can be read.
 
     Raises:
+        UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.
         NotFound: no such folder, and no such model on the Hub or in its cache; a built-in model is not installed.
         Unreadable: the folder is not a transformer, has only pickled weights, or its weights are not those of the model
             that its config describes.
-        Unsupported: the model needs code of its own, which is not run.
+        Unsupported: the model needs code of its own, which is not run; or it is at hand, and cannot be recorded.
     """
     import torch
     import transformers
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+    from traceformer.models.held import hold, own_tokenizer
+
+    own = None if tokenizer is None else own_tokenizer(tokenizer)
+    if not isinstance(model, str | Path):
+        settings = {
+            **{"revision": revision, "device": device, "dtype": dtype, "attn_implementation": attn_implementation},
+            **{"with_head": with_head, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
+        }
+        given = [f"`{setting}`" for setting, value in settings.items() if value]
+        if given:
+            raise UsageError(f"{' and '.join(given)} of a model that is at hand", why="it is recorded as it is")
+        return hold(model, own)
+    name = model if isinstance(model, str) else str(model.absolute())  # a path is never a name of the Hub
     if name.startswith("nanochat:"):
         from traceformer.models.nanochat import load_nanochat
 
-        return load_nanochat(
+        loaded = load_nanochat(
             name, device=device, dtype=dtype, attn_implementation=attn_implementation, allow_pickle=allow_pickle
         )
+        return loaded if own is None else replace(loaded, tokenizer=own)
     source = name
     if name in BUILT_IN:
         name, dtype = str(built_in_folder(name)), dtype or "float32"
@@ -99,16 +123,17 @@ def load_model(
     }
     with _explained(name, local), quiet(transformers):
         stated, _ = PretrainedConfig.get_config_dict(name, **place)
-        if stated.get("model_type") in _OWN_FAMILIES:
-            import_module(_OWN_FAMILIES[stated["model_type"]])
+        if stated.get("model_type") in FAMILIES:
+            import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)
     arch = arch_of(config)
     kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
         arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
     )
     with _explained(name, local), quiet(transformers):
-        tokenizer = AutoTokenizer.from_pretrained(name, **place)
-        model, info = getattr(transformers, kind).from_pretrained(
+        if own is None:
+            own = with_padding(AutoTokenizer.from_pretrained(name, **place))
+        made, info = getattr(transformers, kind).from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, dtype) if dtype else "auto",
@@ -118,23 +143,20 @@ def load_model(
             **place,
         )
     _check_keys(source, info)
-    model = model.to(pick_device(device)).eval()
+    made = made.to(pick_device(device)).eval()
     return LoadedModel(
-        model,
-        with_padding(tokenizer),
+        made,
+        own,
         ModelDims.from_config(config),
         short_name(source),
         source,
         revision,
-        weights_digest(model),
+        weights_digest(made),
     )
 
 
 BUILT_IN = ("byte", "byte-sparse")
 """The models that come with the package: byte-level decoders, dense and sparse."""
-
-# Model types that transformers does not know, and the modules that register them with it when they are imported.
-_OWN_FAMILIES = {"byte_sparse": "traceformer.bytelm"}
 
 
 def built_in_folder(name: str) -> Path:

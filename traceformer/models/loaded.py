@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 
 if TYPE_CHECKING:
@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "short_name", "weights_digest", "with_padding"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoadedModel:
-    """A model in eval mode with its tokenizer, and where they came from; `digest` is `weights_digest`'s."""
+    """A model with its tokenizer, and where they came from.
+
+    Attributes:
+        model: In eval mode if it was loaded by name; a held one is as its owner left it, and recorded in eval mode.
+        tokenizer: Pads on the right; None where there is none, and only token ids can be read.
+        source: The name it was loaded under, or that it gives itself.
+        digest: `weights_digest`'s.
+        held: Whether it was at hand already: its weights may be those of no file.
+    """
 
     model: "PreTrainedModel"
     tokenizer: Any
@@ -26,10 +34,40 @@ class LoadedModel:
     source: str
     revision: str | None
     digest: str
+    held: bool = False
 
     @property
     def config(self) -> Any:
         return self.model.config
+
+    @property
+    def pad_id(self) -> int:
+        """The token that batches are padded with: masked, so that any one does."""
+        own = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        return own if own is not None else getattr(self.config, "pad_token_id", None) or 0
+
+    def reader(self) -> Any:
+        """Returns the tokenizer, with which texts can be read.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.tokenizer is None:
+            raise UsageError(
+                f"texts cannot be read without a tokenizer, and {self.name} came with none",
+                hint="load_model(model, tokenizer); or give token ids in place of texts",
+            )
+        return self.tokenizer
+
+    def __repr__(self) -> str:
+        stacks = list(self.dims.stacks.values())
+        layers = " + ".join(str(dims.n_layers) for dims in stacks)
+        kind = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder"}[self.dims.arch]
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return (
+            f"Model({self.name!r}: {self.config.model_type}, {kind}, {layers} layers of {stacks[-1].n_heads} heads, "
+            f"d_model {stacks[-1].d_model}, {dtype} on {self.model.device})"
+        )
 
 
 def short_name(source: str) -> str:

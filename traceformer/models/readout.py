@@ -1,74 +1,24 @@
 """From the residual stream to logits: what stands behind a model's last block, read from its folder without torch.
 
-A row says what kind of norm that is and which settings of the config count; where the norm and the token embedding lie
-is in `models/families.py`, whose paths `open_readout` is given. To add a family, add a row; the tests compare it
-with the family's own class.
+The row of its family says what kind of norm that is, which settings of the config count, and where norm and token
+embedding lie; the tests compare every family's readout with its own class.
 """
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from traceformer.errors import Unreadable, Unsupported
+from traceformer.models.families import architecture_of, family_of
+from traceformer.models.family import Norm, ReadoutRow, StackRow
 from traceformer.models.weights import StoredTensor, open_folder
 
-__all__ = ["READOUTS", "Norm", "Readout", "ReadoutParts", "ReadoutRow", "find_readout", "open_readout"]
-
-Norm: TypeAlias = Literal["layer", "rms", "rms_plus_one", "rms_bare"]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadoutRow:
-    """What a family does behind its last block.
-
-    Attributes:
-        norm: LayerNorm, RMSNorm, Gemma's RMSNorm times 1 + w, or one without weights.
-        epsilon: The config's name of the number that the norm adds to the variance (none if it has no name there), and
-            the family's default.
-        softcap: The config's name of the bound c of logits c tanh(x / c), and the family's default.
-        scaled: Whether the stream is divided by sqrt(d_model) behind the norm, where the config says so (T5).
-    """
-
-    norm: Norm = "rms"
-    epsilon: tuple[str, float] = ("rms_norm_eps", 1e-6)
-    softcap: tuple[str, float | None] = ("", None)
-    scaled: bool = False
-
-
-_SOFTCAP = "final_logit_softcapping"
-_LLAMA = ReadoutRow()
-_GPT2 = ReadoutRow("layer", ("layer_norm_epsilon", 1e-5))
-_T5 = ReadoutRow("rms", ("layer_norm_epsilon", 1e-6))
-
-READOUTS: Mapping[str, ReadoutRow] = {
-    "bart": ReadoutRow("layer"),  # post-norm: nothing stands between the last block and the head
-    "bloom": _GPT2,
-    "byte_sparse": _LLAMA,
-    "gemma": ReadoutRow("rms_plus_one"),
-    "gemma2": ReadoutRow("rms_plus_one", softcap=(_SOFTCAP, 30.0)),
-    "gemma3_text": ReadoutRow("rms_plus_one", softcap=(_SOFTCAP, None)),
-    "gpt2": _GPT2,
-    "gpt_neox": ReadoutRow("layer", ("layer_norm_eps", 1e-5)),
-    "gpt_oss": ReadoutRow("rms", ("rms_norm_eps", 1e-5)),
-    "gptj": _GPT2,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": ReadoutRow("rms", ("rms_norm_eps", 1e-5)),
-    "mpt": _GPT2,
-    "mt5": _T5,
-    "nanochat": ReadoutRow("rms_bare", softcap=(_SOFTCAP, 15.0)),
-    "olmo2": ReadoutRow("rms", ("rms_norm_eps", 1e-5)),
-    "opt": ReadoutRow("layer", ("", 1e-5)),
-    "phi3": ReadoutRow("rms", ("rms_norm_eps", 1e-5)),
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "t5": replace(_T5, scaled=True),
-}
+__all__ = ["Readout", "ReadoutParts", "find_readout", "open_readout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +74,16 @@ class Readout:
         return self.unembedding.shape[1] if self.project_out is None else self.project_out.shape[1]
 
 
-def open_readout(folder: Path, config: Mapping[str, Any], *, final_norm: str | None, token_embed: str) -> Readout:
-    """Returns what a model folder's config and weights say; the unembedding is not read yet.
-
-    Args:
-        folder: Where the weights lie.
-        config: Its config.json.
-        final_norm: The path of the norm behind the last block, as the architecture row has it.
-        token_embed: The path of the token embedding, which is the unembedding where these are tied.
+def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
+    """Returns what a model folder's config.json and weights say; the unembedding is not read yet.
 
     Raises:
-        Unsupported: a family without a row here.
+        Unsupported: a family that is not known, or has no decoder.
         NotFound, Unreadable: the folder holds no safetensors weights, or not these.
     """
-    _row_of(config)
+    _rows_of(config)
     tensors = open_folder(folder)
-    parts = find_readout(tensors, config, final_norm=final_norm, token_embed=token_embed, where=str(folder))
+    parts = find_readout(tensors, config, where=str(folder))
 
     def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
         return None if name is None else tensors[name].read()
@@ -158,16 +102,15 @@ def open_readout(folder: Path, config: Mapping[str, Any], *, final_norm: str | N
     )
 
 
-def find_readout(
-    tensors: Collection[str], config: Mapping[str, Any], *, final_norm: str | None, token_embed: str, where: str
-) -> ReadoutParts:
-    """Returns which of a model's tensors, given by name, are its readout; other arguments as of `open_readout`.
+def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: str) -> ReadoutParts:
+    """Returns which of a model's tensors, given by name, are its readout.
 
     Raises:
-        Unsupported: a family without a row here.
+        Unsupported: a family that is not known, or has no decoder.
         Unreadable: a tensor is missing, or may be several; `where` says of what.
     """
-    row = _row_of(config)
+    row, stack = _rows_of(config)
+    final_norm, token_embed = stack.final_norm, stack.token_embed
 
     def find(path: str) -> str | None:
         return _at(tensors, path)
@@ -198,15 +141,12 @@ def find_readout(
     )
 
 
-def _row_of(config: Mapping[str, Any]) -> ReadoutRow:
-    family = str(config.get("model_type"))
-    if family not in READOUTS:
-        raise Unsupported(
-            f"no readout is known of model type {family!r}",
-            why=f"known are {', '.join(READOUTS)}",
-            hint="add a row to traceformer/models/readout.py",
-        )
-    return READOUTS[family]
+def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
+    """What the row of a family says of its readout and of its decoder."""
+    row = family_of(config).readout
+    if row is None:
+        raise Unsupported(f"no readout of model type {config['model_type']!r}", why="it predicts no next token")
+    return row, architecture_of(config).stacks["dec"]
 
 
 def _at(tensors: Collection[str], path: str) -> str | None:

@@ -52,7 +52,7 @@ def check(
 
     from traceformer.capture.proofs.check import check_model, random_examples
     from traceformer.capture.proofs.probe import probe_model
-    from traceformer.models.families import ARCHITECTURES
+    from traceformer.models.families import FAMILIES
     from traceformer.models.load import load_model, pick_device
     from traceformer.models.loaded import LoadedModel
     from traceformer.models.tiny import TINY, tiny_model
@@ -71,7 +71,7 @@ def check(
                 near = difflib.get_close_matches(str(model), TINY, n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         checked, name, examples = model.model, model.name, _encode(model, texts or _TEXTS)
-    if checked.config.model_type not in ARCHITECTURES:
+    if checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name)
     return check_model(checked, examples, name=name)
 

@@ -1,55 +1,140 @@
-"""The head metrics of a run: every pattern is read once, in parts of bounded size."""
+"""The metrics of every attention head: of a run, or of a model while it reads, when nothing is stored.
 
-from collections.abc import Callable
-from functools import partial
+A run's patterns are read once, in parts of bounded size. A model's are reduced block by block, as they arise; what is
+in memory is one batch's forward pass and a few blocks. Both give the same numbers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from traceformer.analysis.head_tally import HeadMetrics, Measurement
-from traceformer.analysis.heads import Geometry, HeadConvention
-from traceformer.analysis.visibility import visibility_of
-from traceformer.errors import NotRecorded
-from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
+from traceformer.analysis.head_metrics import HeadMetrics, join_heads
+from traceformer.analysis.head_tally import Measurement
+from traceformer.analysis.heads import Geometry
+from traceformer.analysis.visibility import Visibility, visibility_of
+from traceformer.errors import NotRecorded, UsageError
+from traceformer.models.loaded import LoadedModel
+from traceformer.questions.training_texts import TrainingTexts
+from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.run import TraceStore
+from traceformer.texts.windows import FileWindows
 
-__all__ = ["run_heads"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from traceformer.capture.attention import Span
+    from traceformer.capture.plan import Plan
+    from traceformer.capture.tokenizing import Encoded, Texts
+
+__all__ = ["attention_name", "heads"]
 
 _AT_ONCE = 32 << 20  # bytes that are read together
+_SEQ_LENGTH = 1024  # the thesis's, where the model can read as much
+_LIMIT = 10
 
 
-def run_heads(
-    store: TraceStore,
+def attention_name(key: ArrayKey) -> str:
+    """Returns what an attention is called: `dec.self`, `dec.cross`."""
+    return f"{key.stack}.{key.attention}"
+
+
+def heads(
+    of: TraceStore | LoadedModel,
+    texts: str | Sequence[str] | FileWindows | TrainingTexts | None = None,
     *,
-    convention: HeadConvention = "valid",
+    convention: ConventionName = "exact",
     window: int = 8,
     limit: int | None = None,
+    split: str | None = None,
+    text_column: str | None = None,
+    targets: Path | None = None,
+    seq_length: int | None = None,
+    batch_size: int = 4,
+    dtype: Literal["float16", "float32"] = "float16",
     progress: Callable[[int, int], None] = lambda _, __: None,
-) -> dict[ArrayKey, HeadMetrics]:
-    """Returns the metrics of every attention that the run holds patterns of.
+) -> HeadMetrics:
+    """Returns the metrics of every head of every attention of a run, or of a model that reads texts.
+
+        heads(run).to_frame()
+        heads(load_model("byte"), ["The Eiffel Tower is in Paris.", "Rome is in Italy."])
 
     Args:
-        store: The run.
-        convention: `valid` or `thesis`, as in `heads.py`.
-        window: How far `local_mass` reaches on either side.
-        limit: The first examples only.
-        progress: Told after every example of every attention how many of how many are done.
+        of: A run that holds patterns, or a model.
+        texts: What a model reads: texts, the name of a data set, or a file in windows.
+        convention: What entropy and sparsity mean, as in `analysis/conventions.py`.
+        window: How many tokens on either side `local_mass` counts.
+        limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
+        split: Which part of a data set.
+        text_column: The column of a data set that holds the text, where it does not say.
+        targets: A file with one target per line, for an encoder-decoder's decoder; without it only the encoder runs.
+        seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
+        batch_size: Examples per forward pass.
+        dtype: What a model's patterns are rounded to first; float16 gives the numbers of a run as it is by default.
+        progress: Told how many of how many steps are done, after every example of every attention of a run, or after
+            every batch of a model.
 
     Raises:
-        NotRecorded: it holds no patterns.
-        NumericError, Unsupported: a pattern is not what it should be.
+        NotRecorded: the run holds no patterns.
+        UsageError: a run with texts, a model without, or arguments that do not go together.
+        NumericError: a pattern is not what it should be.
+        NotFound, Unreadable, Unsupported: as extraction raises them.
     """
+    rules = CONVENTIONS[convention]
+    if isinstance(of, TraceStore):
+        if texts is not None:
+            raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+        return _of_run(of, rules, window, limit, progress)
+    if texts is None:
+        raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
+    length = seq_length or _SEQ_LENGTH
+    if isinstance(texts, FileWindows | TrainingTexts):
+        for name, given in (("split", split), ("text_column", text_column), ("targets", targets)):
+            if given is not None:
+                raise UsageError(f"`{name}` goes with a data set", why="a file in windows is one long text")
+        reading = _windows(of, texts, seq_length, limit or _LIMIT)
+    else:
+        from traceformer.capture.extract import read_texts
+
+        is_list = not isinstance(texts, str | Path)
+        asked = read_texts(
+            texts,
+            targets,
+            split=split,
+            text_column=text_column,
+            limit=limit or (None if is_list else _LIMIT),
+            max_seq_len=length,
+            dec_max_len=length,
+        )
+        reading = _texts(of, asked)
+    return _of_model(of, reading, rules, window, batch_size, dtype, progress)
+
+
+def _of_run(
+    store: TraceStore,
+    convention: Convention,
+    window: int,
+    limit: int | None,
+    progress: Callable[[int, int], None],
+) -> HeadMetrics:
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs:
         raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
     ids = store.ids[:limit]
     done, total = 0, len(ids) * len(specs)
-    found: dict[ArrayKey, HeadMetrics] = {}
+    measured: list[HeadMetrics] = []
     for spec in specs:
         aligned = spec.key.attention == "self"
         tokens = _tokens(store, spec.key) if aligned else None
         sights = {layer: visibility_of(store.meta, spec.key, layer) for layer in spec.layers}
-        with Measurement(spec.layers, spec.heads, convention=convention, window=window) as measurement:
+        with Measurement(
+            attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
+        ) as measurement:
             for example_id in ids:
                 queries, keys = (store.length(example_id, stack) for stack in (spec.key.stack, spec.key.key_stack))
                 own = None if tokens is None else tokens[store.row(example_id)]
@@ -64,8 +149,8 @@ def run_heads(
                     )
                 done += 1
                 progress(done, total)
-            found[spec.key] = measurement.metrics()
-    return found
+            measured.append(measurement.metrics())
+    return join_heads(measured, source=str(store.folder), model=store.meta.get("model"))
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -83,3 +168,99 @@ def _tokens(store: TraceStore, key: ArrayKey) -> list[Int32[np.ndarray, "positio
     if column not in store.tokens:
         return None
     return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
+
+
+class _Reading(NamedTuple):
+    """The patterns to measure, the tokens to read, what `meta.json` would say of the model, what the texts are."""
+
+    plan: "Plan"
+    rows: "Sequence[Encoded]"
+    meta: Mapping[str, Any]
+    source: str
+
+
+def _of_model(
+    loaded: LoadedModel,
+    reading: _Reading,
+    convention: Convention,
+    window: int,
+    batch_size: int,
+    dtype: str,
+    progress: Callable[[int, int], None],
+) -> HeadMetrics:
+    import torch
+
+    from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
+
+    @lru_cache(maxsize=3 * batch_size)  # those of the batch at hand, which all of its layers share
+    def geometry(key: ArrayKey, sight: Visibility, example: int) -> Geometry:
+        queries, keys = (reading.rows[example].ids[stack] for stack in (key.stack, key.key_stack))
+        aligned = key.attention == "self"
+        return Geometry(len(queries), len(keys), sight, aligned, np.asarray(queries, np.int32) if aligned else None)
+
+    with ExitStack() as stack:
+        measurements = {
+            spec.key: stack.enter_context(
+                Measurement(attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window)
+            )
+            for spec in reading.plan.arrays
+        }
+
+        def take(spec: ArraySpec, layer: int, example: int, queries: "Span", keys: "Span", block: "Tensor") -> None:
+            copy: Any = block.to(getattr(torch, dtype), copy=True)
+            measurements[spec.key].add(
+                copy.numpy() if copy.device.type == "cpu" else copy,
+                geometry(spec.key, visibility_of(reading.meta, spec.key, layer), example),
+                layer=layer,
+                first=queries.start,
+                stop=queries.stop,
+            )
+
+        done = 0
+
+        def told(batch: Sequence[int]) -> None:
+            nonlocal done
+            done += len(batch)
+            progress(done, len(reading.rows))
+
+        batches = batches_by_length(reading.rows, batch_size)
+        run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
+        tables = [measurement.metrics() for measurement in measurements.values()]
+    return join_heads(tables, source=reading.source, model=loaded.source)
+
+
+def _texts(loaded: LoadedModel, texts: "Texts") -> _Reading:
+    """The texts as an extraction reads them."""
+    from traceformer.capture.tokenizing import tokenize
+
+    stacks, source = texts.stacks(loaded), texts.source
+    _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
+    return _reading(loaded, rows, stacks, f"{source.dataset} {source.split}")
+
+
+def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
+    """Consecutive windows of one long text; an encoder-decoder reads them with its encoder."""
+    from traceformer.capture.tokenizing import Encoded
+    from traceformer.capture.windows import check_length, file_windows
+
+    stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"
+    length = length or min(_SEQ_LENGTH, loaded.dims.stacks[stack].n_ctx or _SEQ_LENGTH)
+    if isinstance(texts, FileWindows):
+        rows = file_windows(loaded, texts.path, length, count, texts.part)
+    else:
+        check_length(loaded, length)
+        span = texts.corpus.validation
+        starts = range(0, len(span) - length + 1, length)[:count]
+        windows = [span.tokens(start, start + length).tolist() for start in starts]
+        tokens = loaded.tokenizer.convert_ids_to_tokens
+        rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
+    return _reading(loaded, rows, (stack,), str(texts))
+
+
+def _reading(loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str) -> _Reading:
+    """All patterns of these stacks."""
+    from traceformer.capture.plan import plan_arrays
+    from traceformer.capture.provenance import model_meta
+
+    plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks)
+    return _Reading(plan, rows, model_meta(loaded, plan), source)

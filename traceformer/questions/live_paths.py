@@ -178,6 +178,7 @@ def record(
     """
     from traceformer.capture.plan import plan_arrays
     from traceformer.capture.recorder import Recorder
+    from traceformer.models.families import family_of
 
     n_layers = dims.stacks[stack].n_layers
     if layer != "all" and not -n_layers <= layer < n_layers:
@@ -199,7 +200,7 @@ def record(
         layers=len(layers),
         queries=len(text.ids),
         keys={attention: len(each.ids) for attention, each in texts.items()},
-        has_sinks=any(getattr(module, "sinks", None) is not None for module in model.modules()),
+        has_sinks=family_of(model.config).sinks,
     )
     sink = _Sink(model, dims.stacks[stack], layers, texts, combiner)
     with Recorder(model, arrays, sink) as recorder:

@@ -1,11 +1,9 @@
 """The model that a run was recorded with, once it is known to be the same as then."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
-from traceformer.models.families import architecture_of
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.weights import files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
@@ -14,9 +12,6 @@ if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
 __all__ = ["load_model_of", "open_readout_of"]
-
-# What transformers takes where an older config leaves it out, and an architecture row asks for it.
-_LEFT_OUT = {"use_parallel_residual": True, "do_layer_norm_before": True, "is_gated_act": False}
 
 
 def open_readout_of(run: Run, moved_to: str | Path | None = None) -> Readout:
@@ -35,9 +30,7 @@ def open_readout_of(run: Run, moved_to: str | Path | None = None) -> Readout:
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
     folder = _folder_of(run, moved_to)
     _check_unchanged(run, folder)
-    config = read_config(folder)
-    row = architecture_of(SimpleNamespace(**_LEFT_OUT | config)).stacks["dec"]
-    return open_readout(folder, config, final_norm=row.final_norm, token_embed=row.token_embed)
+    return open_readout(folder, read_config(folder))
 
 
 def load_model_of(run: Run, *, device: str | None = None) -> "LoadedModel":

@@ -3,108 +3,38 @@
 No more than one layer of one shard is in memory at a time, beside the token table.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
+from traceformer.analysis.run_statistics import (
+    AttentionStatistics,
+    ExampleLogits,
+    LayerStatistics,
+    LogitSummary,
+    RunStatistics,
+)
 from traceformer.analysis.statistics import (
-    CONVENTIONS,
     AttentionTally,
-    Convention,
-    ConventionName,
     HeadStatistics,
-    LogitStatistics,
     ValueStatistics,
     ValueTally,
     logit_statistics,
 )
 from traceformer.analysis.visibility import visibility_of
+from traceformer.errors import ExampleNotFound, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
-__all__ = [
-    "AttentionStatistics",
-    "ExampleLogits",
-    "LayerStatistics",
-    "LogitSummary",
-    "RunStatistics",
-    "run_statistics",
-    "tokens_that_came",
-]
+__all__ = ["statistics", "tokens_that_came"]
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionStatistics:
-    """One array of patterns: each layer's heads, in the order of `layers` and `heads`."""
-
-    key: ArrayKey
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    by_layer: tuple[HeadStatistics, ...]
-
-    @property
-    def entropy(self) -> Float[np.ndarray, "layer head"]:
-        return np.stack([each.entropy for each in self.by_layer])
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStatistics:
-    """One array of activations: each layer's numbers, or a single entry where the site has no layers."""
-
-    key: ArrayKey
-    layers: tuple[int, ...]
-    by_layer: tuple[ValueStatistics, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleLogits:
-    """What the model expected at each position of an example; `came` is what came there, -1 where nothing did."""
-
-    key: ArrayKey
-    example_id: str
-    came: Int[np.ndarray, "position"]
-    statistics: LogitStatistics
-
-
-@dataclass(frozen=True, slots=True)
-class LogitSummary:
-    """The logits of all examples: means over positions, and over those after which a token came.
-
-    Attributes:
-        values: Distribution of the logits themselves.
-        entropy: Mean over `positions`.
-        came: How many positions speak about a token that came; the rest of the fields is about these.
-        came_probability: Mean probability of the token that came.
-        came_first: Share of positions where it was the most likely one.
-        perplexity: exp of the mean negative log probability of the token that came.
-    """
-
-    key: ArrayKey
-    positions: int
-    values: ValueStatistics
-    entropy: float
-    came: int
-    came_probability: float
-    came_first: float
-    perplexity: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatistics:
-    """All statistics of the examples that were looked at."""
-
-    convention: ConventionName
-    example_ids: tuple[str, ...]
-    attention: tuple[AttentionStatistics, ...]
-    activations: tuple[LayerStatistics, ...]
-    logits: tuple[LogitSummary, ...]
-
-
-def run_statistics(
-    store: TraceStore,
-    example_ids: Sequence[str] | None = None,
+def statistics(
+    run: TraceStore,
+    examples: Sequence[str | int] | None = None,
     *,
     convention: ConventionName = "exact",
     top: int = 5,
@@ -113,21 +43,35 @@ def run_statistics(
 ) -> RunStatistics:
     """Returns the statistics of a run; of token ids there are none.
 
+        statistics(run).to_frame()
+
+    What the convention says nothing about (activations and logits, in the thesis's) is left out, with a warning.
+
     Args:
-        store: The run.
-        example_ids: Which examples; all of them for None.
-        convention: What entropy, sparsity and std mean.
+        run: The run.
+        examples: Which examples, by number or by id; all of them for None.
+        convention: What entropy, sparsity and std mean, as in `analysis/conventions.py`.
         top: How many of the most likely tokens `each` is told.
         each: Told what the logits of each example say, position by position, since that grows with the run.
         progress: Told after every example of every layer how many of how many are done.
 
     Raises:
         ExampleNotFound: an example is not in the run.
+        Unsupported: the convention says nothing about all that the run holds.
+        NumericError: a query's attention adds up to nothing.
     """
-    for example_id in example_ids or ():
-        store.row(example_id)
-    rules = CONVENTIONS[convention]
+    store, rules = run, CONVENTIONS[convention]
+    example_ids = None if examples is None else tuple(_id_of(store, example) for example in examples)
     specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
+    left_out: tuple[str, ...] = ()
+    if rules.sparse_value is None:
+        left_out = tuple(str(spec.key) for spec in specs if spec.key.site != "attn_pattern")
+        specs = [spec for spec in specs if spec.key.site == "attn_pattern"]
+        silent = f"the {convention} convention says nothing about activations and logits"
+        if not specs:
+            raise Unsupported(silent, why="this run holds no attention patterns", hint='`convention="exact"`')
+        if left_out:
+            warnings.warn(f"{silent}: {', '.join(left_out)} left out", stacklevel=2)
     total = sum(len(spec.layers) or 1 for spec in specs) * len(store.ids if example_ids is None else example_ids)
     done = 0
 
@@ -162,7 +106,18 @@ def run_statistics(
                 layers.append(values.result())
             activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
     ids = store.ids if example_ids is None else tuple(example_ids)
-    return RunStatistics(convention, ids, tuple(attention), tuple(activations), tuple(logits))
+    return RunStatistics(
+        str(store.folder), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
+    )
+
+
+def _id_of(store: TraceStore, example: str | int) -> str:
+    if isinstance(example, int):
+        if not -len(store.ids) <= example < len(store.ids):
+            raise ExampleNotFound(f"no example {example}", why=f"this run holds {len(store.ids)}")
+        return store.ids[example]
+    store.row(example)
+    return example
 
 
 def _read(

@@ -9,7 +9,7 @@ import torch
 from traceformer.capture.proofs.check import random_examples
 from traceformer.capture.proofs.probe import Probe, probe_model
 from traceformer.errors import Unsupported
-from traceformer.models.families import ARCHITECTURES
+from traceformer.models.families import FAMILIES
 from traceformer.models.tiny import TINY, tiny_model
 
 SIZES = {
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    assert family not in ARCHITECTURES
+    assert family not in FAMILIES
     monkeypatch.setitem(TINY, family, STRANGERS[family])  # pyright: ignore[reportArgumentType]
     model = tiny_model(family)
     before = (model.config._attn_implementation, model.training)
@@ -68,7 +68,7 @@ def test_a_family_that_an_existing_row_fits_needs_only_its_name(monkeypatch: pyt
     assert found.nearest is not None
     assert found.nearest.result.ok
     assert "llama" in found.nearest.families.split(", ")
-    assert "add 'stablelm' to ARCHITECTURES" in found.advice
+    assert "add 'stablelm' to FAMILIES" in found.advice
 
 
 def test_a_family_that_a_row_nearly_fits_is_told_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:

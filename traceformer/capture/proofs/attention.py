@@ -12,12 +12,9 @@ from torch import Tensor
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
 from traceformer.models.dims import StackDims
-from traceformer.models.families import Tap
+from traceformer.models.family import Tap
 
 __all__ = ["ATTENTION_CLAIMS"]
-
-# The family multiplies its queries by the scaling itself and hands the attention function a scaling of one.
-_SCALES_QUERIES_ITSELF = frozenset(("opt",))
 
 
 def _merged(rows: Tensor) -> Tensor:
@@ -91,7 +88,7 @@ def _normed_projection(place: Place, which: str) -> Tensor:
     if norm is not None:
         weights = next((parameter.numel() for parameter in norm.parameters()), place.dims.d_head)
         rows = norm(rows) if weights == place.dims.d_head else _split(norm(_merged(rows)), Tap(""), place.dims)
-    scales = which == "q" and place.config.model_type in _SCALES_QUERIES_ITSELF
+    scales = which == "q" and place.attention_row.scales_queries
     return rows * module.scaling if scales else rows
 
 
@@ -135,7 +132,7 @@ def _scores(place: Place) -> Sides:
     module = place.module(place.attention_row.module)
     scaling = getattr(module, "scaling", place.dims.d_head**-0.5)
     scores = q @ _grouped(k, len(q)).transpose(1, 2)
-    if place.config.model_type not in _SCALES_QUERIES_ITSELF:
+    if not place.attention_row.scales_queries:
         scores = scores * scaling
     softcap = getattr(place.config, "attn_logit_softcapping", None)
     if softcap is not None:

@@ -26,7 +26,8 @@ from traceformer.capture.recorder import Recorder
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
-from traceformer.models.families import Architecture, architecture_of
+from traceformer.models.families import architecture_of
+from traceformer.models.family import Architecture
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:

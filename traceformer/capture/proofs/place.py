@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.families import Architecture, AttentionRow, StackRow
+from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["Claim", "NotHere", "Place", "Reference", "Rounding", "Scene", "Sides", "apply", "error_between"]

@@ -25,7 +25,8 @@ from traceformer.capture.proofs.check import (
 )
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import ARCHITECTURES, Architecture, AttentionRow, StackRow, Tap
+from traceformer.models.families import FAMILIES
+from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
 from traceformer.sites import Selection
 
 __all__ = ["Nearest", "Probe", "probe_model"]
@@ -67,13 +68,13 @@ class Probe:
         """How to add the family."""
         if self.nearest is not None and self.nearest.result.ok:
             return (
-                f"the row of {self.nearest.families} passes every proof: add {self.model_type!r} to ARCHITECTURES in "
-                f"traceformer/models/families.py with that row, and a tiny model to tiny.py"
+                f"the blocks of {self.nearest.families} pass every proof: add {self.model_type!r} to FAMILIES in "
+                f"traceformer/models/families.py with these blocks"
             )
         start = f"begin with the row of {self.nearest.families}" if self.nearest is not None else "write a row"
         return (
-            f"{start} in traceformer/models/families.py under {self.model_type!r}, a tiny model in tiny.py, and "
-            f"run `traceformer check {self.model_type}` until every proof passes"
+            f"{start} in traceformer/models/families.py under {self.model_type!r}, and run "
+            f"`traceformer check {self.model_type}` until every proof passes"
         )
 
     def __repr__(self) -> str:
@@ -188,12 +189,12 @@ def _without_layer(path: str, blocks: Sequence[str]) -> str:
 def _rows() -> Iterator[tuple[str, Architecture]]:
     """Yields every row there is, once, with the families that have it; those chosen by a flag as `family (flag)`."""
     families: dict[str, Architecture] = {}
-    for family, row in ARCHITECTURES.items():
-        if isinstance(row, Architecture):
-            families[family] = row
+    for family, row in sorted(FAMILIES.items()):
+        if isinstance(row.blocks, Architecture):
+            families[family] = row.blocks
         else:
-            families[f"{family} ({row.flag})"] = row.when_true
-            families[f"{family} (not {row.flag})"] = row.when_false
+            families[f"{family} ({row.blocks.flag})"] = row.blocks.when_true
+            families[f"{family} (not {row.blocks.flag})"] = row.blocks.when_false
     while families:
         row = next(iter(families.values()))
         yield ", ".join(name for name, each in families.items() if each is row), row

@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, Unsupported
+from traceformer.models.families import FAMILIES
+from traceformer.models.family import Family
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
@@ -65,14 +67,6 @@ HOOKS: Mapping[str, Hook] = {
 }  # fmt: skip
 """Every site, and the hook that shows the same tensor in a decoder of one stack."""
 
-_SCALED_EMBEDDING = frozenset(("gemma", "gemma2", "gemma3_text"))
-_PLAIN_MLP = frozenset(
-    ("bert", "bloom", "distilbert", "electra", "gpt2", "gpt_neox", "gptj", "mpt", "nanochat", "opt", "roberta")
-)
-_GATED_MLP = frozenset(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"))
-_POST_NORM = frozenset(("bert", "roberta", "xlm-roberta", "electra", "distilbert"))
-_BOTH_STACKS = frozenset(("t5", "mt5"))
-
 
 def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
     """Returns an example's arrays by hook; `TraceStore.cache` calls this.
@@ -82,14 +76,16 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
         Unsupported: TransformerLens has no names for such a model.
     """
     layout, meta = run.layout, run.meta
-    if layout.arch == "encdec" and meta.get("model_type") not in _BOTH_STACKS:
+    family = FAMILIES.get(meta.get("model_type", ""))
+    # The blocks of HookedEncoderDecoder are T5's: what tells them from other pairs of stacks is their relative bias.
+    if layout.arch == "encdec" and (family is None or family.positions.kind != "relative bias"):
         raise Unsupported(
             f"TransformerLens has no names for {meta.get('model_type')}", why="of encoder-decoders it has T5 alone"
         )
     found: dict[str, Float[np.ndarray, "batch ..."]] = {}
     for spec in layout.arrays:
         for layer in spec.layers or (None,):
-            names = [name for name in _names(spec.key, layer, meta, layout) if name not in found]
+            names = [name for name in _names(spec.key, layer, family, meta, layout) if name not in found]
             if names:
                 values = _as_cached(spec, run.get(example_id, spec.key, layer), meta)
                 found |= dict.fromkeys(names, values)
@@ -102,12 +98,16 @@ def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "bat
     return found
 
 
-def _names(key: ArrayKey, layer: int | None, meta: Mapping[str, Any], layout: RunLayout) -> Iterator[str]:
-    family, site = meta.get("model_type"), key.site
+def _names(
+    key: ArrayKey, layer: int | None, family: Family | None, meta: Mapping[str, Any], layout: RunLayout
+) -> Iterator[str]:
+    site, has_scaled_embedding = key.site, family is not None and family.scaled_embedding
+    mlp_kind = None if family is None else family.mlp_kind
+    is_post_norm = layout.arch == "enc" and family is not None and family.is_post_norm
     blocks = {"enc": "encoder", "dec": "decoder"}[key.stack] if layout.arch == "encdec" else "blocks"
     attn = "cross_attn" if key.attention == "cross" else "attn"
     name = HOOKS[site].name if site in HOOKS else None
-    if site == "token_embed" and (layout.arch == "encdec" or family in _SCALED_EMBEDDING):
+    if site == "token_embed" and (layout.arch == "encdec" or has_scaled_embedding):
         name = None
     elif site == "token_embed" and layout.arch == "enc":
         name = "embed.hook_embed"
@@ -117,27 +117,21 @@ def _names(key: ArrayKey, layer: int | None, meta: Mapping[str, Any], layout: Ru
         rotary: bool | None = (meta.get("attention") or {}).get("rotary")
         name = None if rotary is None else name if rotary else f"{{block}}.{{attn}}.hook_{site}"
     elif site == "mlp_up":
-        plain = _is_plain(family)
-        name = None if plain is None else name if plain else "{block}.mlp.hook_pre_linear"
+        name = {"plain": name, "gated": "{block}.mlp.hook_pre_linear"}.get(mlp_kind or "")
     elif site == "mlp_act":
-        name = name if _is_plain(family) else None
+        name = name if mlp_kind == "plain" else None
     elif site == "attn_out" and key.attention == "cross":
         name = "{block}.hook_cross_attn_out"
-    elif site == "resid_mid" and family in _POST_NORM:
+    elif site == "resid_mid" and is_post_norm:
         name = "{block}.ln1.hook_normalized"
     elif site == "resid_mid" and layout.arch == "encdec" and key.stack == "dec":
         name = "{block}.hook_resid_mid_cross"
-    elif site == "resid_post" and family in _POST_NORM:
+    elif site == "resid_post" and is_post_norm:
         name = "{block}.hook_normalized_resid_post"
     if name is not None:
         yield name.format(block=f"{blocks}.{layer}", attn=attn, first=f"{blocks}.0")
-    if site == "embed" and family in _SCALED_EMBEDDING:
+    if site == "embed" and has_scaled_embedding:
         yield "hook_embed"
-
-
-def _is_plain(family: Any) -> bool | None:
-    """Whether the family's MLPs are plain, not gated; None where that is not known."""
-    return True if family in _PLAIN_MLP else False if family in _GATED_MLP else None
 
 
 def _as_cached(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
 
-from traceformer.figures.style import atlas_figure, head_figure, save, tile
+from traceformer.figures.attention import atlas_figure, head_figure, tile
+from traceformer.figures.style import save
 
 
 @given(queries=st.integers(1, 50), keys=st.integers(1, 50), pixels=st.integers(1, 20), seed=st.integers(0, 9))

@@ -1,70 +1,56 @@
-"""Pictures of head metrics and of clusters of heads, as matplotlib figures."""
+"""Pictures of heads in clusters: scores, silhouettes, a map of all heads, and how metrics are distributed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float64, Int64
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from traceformer.analysis.clusters import Clustering, HeadClusters, principal_map
-from traceformer.analysis.head_tally import HeadMetrics
+from traceformer.analysis.clusters import principal_map
+from traceformer.analysis.head_clusters import HeadClusters
+from traceformer.figures.style import CLUSTERS, inline
 
-__all__ = ["distributions_figure", "map_figure", "metric_maps", "score_figure", "silhouettes_figure"]
+__all__ = ["ClusterChart", "clusters_figure", "clusters_html"]
 
-_COLOURS = "magma"
-_CLUSTERS = colormaps["tab10"]
+ClusterChart: TypeAlias = Literal["scores", "silhouettes", "map", "distributions"]
+
 _MARKERS = "o^sDvP*X"
 _COLUMNS = 4
 _MOST_NAMED = 150  # heads on a map that carry their name
 
 
-def metric_maps(found: HeadMetrics, *, title: str) -> Figure:
-    """Returns a map of layers and heads for every metric that has a meaning here."""
-    shown = {name: values for name, values in found.values.items() if not np.isnan(values).all()}
-    rows = math.ceil(len(shown) / _COLUMNS)
-    width, height = (min(max(0.22 * len(own), 1.8), 5.0) for own in (found.heads, found.layers))
-    size = (_COLUMNS * (width + 0.9), rows * (height + 0.6) + 0.5)
-    figure = Figure(figsize=size)
-    # Placed by hand: matplotlib's own layout of so many axes takes seconds.
-    places = figure.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
-    figure.subplots_adjust(
-        left=0.4 / size[0],
-        right=1 - 0.35 / size[0],
-        bottom=0.3 / size[1],
-        top=1 - 0.6 / size[1],
-        wspace=0.45 / width,
-        hspace=0.5 / height,
-    )
-    for axes, (name, values) in zip(places, shown.items(), strict=False):
-        image = axes.imshow(values, cmap=_COLOURS, aspect="auto", interpolation="nearest", vmin=0)
-        axes.set_title(name.replace("_", " "), fontsize=9, pad=4)
-        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", found.layers)):
-            every = math.ceil(len(numbers) / 12)
-            axis.set_ticks(range(0, len(numbers), every), [f"{letter}{n}" for n in numbers[::every]], fontsize=6)
-        axes.tick_params(length=0)
-        figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).ax.tick_params(labelsize=6)
-    for axes in places[len(shown) :]:
-        axes.set_axis_off()
-    figure.suptitle(title, fontsize=10, y=1 - 0.15 / size[1])
-    return figure
+def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map") -> Figure:
+    """Returns a picture of clusters.
+
+    Args:
+        clusters: Heads in clusters.
+        chart: `map`, all heads in the plane in which they vary most; `scores`, the silhouette of every k;
+            `silhouettes`, that of every head; `distributions`, those of every metric over the heads of each table.
+    """
+    return _CHARTS[chart](clusters)
 
 
-def score_figure(found: HeadClusters, *, title: str) -> Figure:
-    """Returns the silhouette score of every k, the best one circled; the byte-transformer thesis's figure."""
+def clusters_html(clusters: HeadClusters) -> str:
+    """Returns the map as a piece of HTML."""
+    return inline(map_figure(clusters), alternative=repr(clusters))
+
+
+def scores_figure(clusters: HeadClusters) -> Figure:
+    """Returns the silhouette score of every k, the best one circled, as the thesis has it."""
+    found = clusters.clusterings
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     ks = list(found.by_k)
     scores = [found.by_k[k].score for k in ks]
-    axes.plot(ks, scores, marker="o", color=_CLUSTERS(0))
+    axes.plot(ks, scores, marker="o", color=CLUSTERS(0))
     best = found.best_k, found.best.score
     axes.plot(*best, marker="o", markersize=16, fillstyle="none", markeredgewidth=2, color="red")
     box = {"boxstyle": "round", "facecolor": "khaki", "edgecolor": "0.6"}
     axes.annotate(f"{best[1]:.3f}", best, (0, 14), textcoords="offset points", ha="center", fontsize=9, bbox=box)
     handles = [
-        Patch(color=_CLUSTERS(number % 10), label=f"{name}: {size}")
+        Patch(color=CLUSTERS(number % 10), label=f"{name}: {size}")
         for number, (name, size) in enumerate(zip(found.best.names, found.best.sizes, strict=True))
     ]
     figure.legend(handles=handles, title=f"k = {best[0]}", loc="outside right center", fontsize=8)
@@ -72,18 +58,19 @@ def score_figure(found: HeadClusters, *, title: str) -> Figure:
     axes.set_xticks(ks)
     axes.grid(alpha=0.3)
     axes.set(xlabel="number of clusters k", ylabel="mean silhouette")
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(f"{_of(clusters)}: heads {_by(clusters)}", fontsize=10, wrap=True)
     return figure
 
 
-def silhouettes_figure(clustering: Clustering, *, title: str) -> Figure:
+def silhouettes_figure(clusters: HeadClusters) -> Figure:
     """Returns the silhouette of every head, longest first within its cluster, and their mean."""
+    clustering = clusters.clusterings.best
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     start, middles = 0, list[float]()
     for cluster, size in enumerate(clustering.sizes):
         own = np.sort(clustering.silhouettes[clustering.labels == cluster])[::-1]
-        axes.barh(np.arange(start, start + size), own, height=1.0, color=_CLUSTERS(cluster % 10))
+        axes.barh(np.arange(start, start + size), own, height=1.0, color=CLUSTERS(cluster % 10))
         middles.append(start + (size - 1) / 2)
         start += size + 2
     axes.axvline(clustering.score, color="red", linestyle="--", linewidth=1)
@@ -93,14 +80,13 @@ def silhouettes_figure(clustering: Clustering, *, title: str) -> Figure:
     axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes], fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"silhouette; their mean is {clustering.score:.3f}")
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(_title(clusters), fontsize=10, wrap=True)
     return figure
 
 
-def map_figure(
-    found: HeadClusters, names: Sequence[str], tables: Int64[np.ndarray, "point"], of: Sequence[str], *, title: str
-) -> Figure:
+def map_figure(clusters: HeadClusters) -> Figure:
     """Returns all heads in the plane in which they vary most, coloured by cluster, a marker per table."""
+    found, names, tables, of = clusters.clusterings, clusters.names, clusters.table_of, tuple(clusters.tables)
     flat, shares = principal_map(found.points)
     best = found.best
     figure = Figure(figsize=(7, 5.5), layout="constrained")
@@ -110,7 +96,7 @@ def map_figure(
             own = (best.labels == cluster) & (tables == number)
             label = name if len(of) == 1 else f"{name}, {of[number]}"
             if own.any():
-                axes.scatter(*flat[own].T, color=_CLUSTERS(cluster % 10), marker=marker, s=26, alpha=0.8, label=label)
+                axes.scatter(*flat[own].T, color=CLUSTERS(cluster % 10), marker=marker, s=26, alpha=0.8, label=label)
     if len(names) <= _MOST_NAMED:
         for name, place in zip(names, flat, strict=True):
             axes.annotate(name, place, (3, 3), textcoords="offset points", fontsize=5, color="0.3")
@@ -119,12 +105,13 @@ def map_figure(
         ylabel=f"second principal component ({shares[1]:.0%})",
     )
     figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set_title(_title(clusters), fontsize=10, wrap=True)
     return figure
 
 
-def distributions_figure(values: Mapping[str, Mapping[str, Float64[np.ndarray, "head"]]], *, title: str) -> Figure:
-    """Returns each metric's distribution over the heads of every table: metric -> table -> values."""
+def distributions_figure(clusters: HeadClusters) -> Figure:
+    """Returns each metric's distribution over the heads of every table."""
+    values = clusters.by_metric
     rows = math.ceil(len(values) / _COLUMNS)
     columns = min(len(values), _COLUMNS)
     figure = Figure(figsize=(max(2.4 * columns, 5), 2.8 * rows + 0.5), layout="constrained")
@@ -134,10 +121,30 @@ def distributions_figure(values: Mapping[str, Mapping[str, Float64[np.ndarray, "
         axes.boxplot(list(tables.values()), tick_labels=list(tables), showfliers=False, widths=0.6)
         for number, own in enumerate(tables.values()):
             across = number + 1 + random.uniform(-0.18, 0.18, len(own))
-            axes.scatter(across, own, s=8, alpha=0.5, color=_CLUSTERS(number % 10))
+            axes.scatter(across, own, s=8, alpha=0.5, color=CLUSTERS(number % 10))
         axes.set_title(metric.replace("_", " "), fontsize=9)
         axes.tick_params(labelsize=7)
     for axes in places[len(values) :]:
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(f"{_of(clusters)}: the metrics of every head", fontsize=10, wrap=True)
     return figure
+
+
+_CHARTS: Mapping[ClusterChart, Callable[[HeadClusters], Figure]] = {
+    "scores": scores_figure,
+    "silhouettes": silhouettes_figure,
+    "map": map_figure,
+    "distributions": distributions_figure,
+}
+
+
+def _of(clusters: HeadClusters) -> str:
+    return " and ".join(clusters.tables)
+
+
+def _by(clusters: HeadClusters) -> str:
+    return f"by {', '.join(clusters.features)} ({clusters.method})"
+
+
+def _title(clusters: HeadClusters) -> str:
+    return f"{_of(clusters)}: heads in {clusters.clusterings.best_k} clusters {_by(clusters)}"

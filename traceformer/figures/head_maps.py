@@ -1,0 +1,75 @@
+"""Pictures of head metrics: a map of layers and heads for every metric."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from traceformer.analysis.head_metrics import HeadMetrics
+from traceformer.errors import SelectionError
+from traceformer.figures.style import COLOURS, inline
+
+__all__ = ["heads_figure", "heads_html"]
+
+_COLUMNS = 4
+
+
+def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
+    """Returns a map of layers and heads for every metric that has a meaning, of one attention, the only one by default.
+
+    Raises:
+        NotFound, SelectionError: there is no such attention, or there are several.
+    """
+    if attention is None and len(metrics.attentions) > 1:
+        raise SelectionError("which attention?", hint=" or ".join(metrics.attentions))
+    found = metrics if attention is None else metrics.part(attention)
+    grids = {name: found.grid(name) for name in found.values}
+    shown = {name: grid for name, grid in grids.items() if not np.isnan(grid).all()}
+    rows = math.ceil(len(shown) / _COLUMNS)
+    width, height = (min(max(0.22 * len(own), 1.8), 5.0) for own in (found.heads, found.layers))
+    size = (_COLUMNS * (width + 0.9), rows * (height + 0.6) + 0.5)
+    figure = Figure(figsize=size)
+    # Placed by hand: matplotlib's own layout of so many axes takes seconds.
+    places = figure.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
+    figure.subplots_adjust(
+        left=0.4 / size[0],
+        right=1 - 0.35 / size[0],
+        bottom=0.3 / size[1],
+        top=1 - 0.6 / size[1],
+        wspace=0.45 / width,
+        hspace=0.5 / height,
+    )
+    for axes, (name, values) in zip(places, shown.items(), strict=False):
+        image = axes.imshow(values, cmap=COLOURS, aspect="auto", interpolation="nearest", vmin=0)
+        axes.set_title(_in_words(name), fontsize=9, pad=4)
+        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", found.layers)):
+            every = math.ceil(len(numbers) / 12)
+            axis.set_ticks(range(0, len(numbers), every), [f"{letter}{n}" for n in numbers[::every]], fontsize=6)
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).ax.tick_params(labelsize=6)
+    for axes in places[len(shown) :]:
+        axes.set_axis_off()
+    figure.suptitle(_title(found), fontsize=10, y=1 - 0.15 / size[1])
+    return figure
+
+
+def heads_html(metrics: HeadMetrics) -> str:
+    """Returns the maps of every attention as a piece of HTML."""
+    pictures = [
+        inline(heads_figure(metrics, attention), alternative=f"{metrics!r} {attention}".rstrip())
+        for attention in metrics.attentions
+    ]
+    return "<br>".join(pictures)
+
+
+def _in_words(metric: str) -> str:
+    """`sparsity_0.01` is the sparsity below 0.01."""
+    name, _, threshold = metric.rpartition("_")
+    return f"{name} < {threshold}" if threshold[:1].isdigit() else metric.replace("_", " ")
+
+
+def _title(metrics: HeadMetrics) -> str:
+    about, (attention,) = metrics.about, metrics.attentions
+    queries = f"{about.queries[attention]} queries" if attention in about.queries else ""
+    convention = f"{about.convention} convention" if about.convention else ""
+    return f"{about.model or about.source}  {', '.join(filter(None, (attention, queries, convention)))}"

@@ -1,0 +1,217 @@
+"""What a family of models is to this package: the parts of which its row in `families.py` is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from traceformer.sites import SITES, ArrayKey, Attention, Stack
+
+__all__ = [
+    "Architecture",
+    "AttentionRow",
+    "ByFlag",
+    "Family",
+    "MlpKind",
+    "Norm",
+    "Positions",
+    "ReadoutRow",
+    "StackRow",
+    "Tap",
+    "Tiny",
+    "into",
+]
+
+MlpKind: TypeAlias = Literal["plain", "gated", "experts"]
+Norm: TypeAlias = Literal["layer", "rms", "rms_plus_one", "rms_bare"]
+
+
+class Tap(NamedTuple):
+    """A tensor at a module: its first output or its first input, whole or a part of the last axis.
+
+    For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
+    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: q, k, v of head 0, then of head 1).
+    """
+
+    path: str
+    side: Literal["output", "input"] = "output"
+    part: Literal["whole", "first half", "second half", "q", "k", "v"] = "whole"
+    fused: Literal["concat", "per_head"] = "concat"
+
+
+def into(path: str) -> Tap:
+    return Tap(path, "input")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRow:
+    """One attention of a block: the module handed to the attention function, its parts, and its sites."""
+
+    module: str
+    q_proj: Tap
+    k_proj: Tap
+    v_proj: Tap
+    out_proj: str
+    attn_out: Tap
+    attn_norm: Tap | None = None
+    post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
+    scales_queries: bool = False  # itself, and hands the attention function a scaling of one
+
+    def tap(self, site: str) -> Tap | None:
+        return {
+            "attn_norm": self.attn_norm,
+            "q_proj": self.q_proj,
+            "k_proj": self.k_proj,
+            "v_proj": self.v_proj,
+            "attn_out": self.attn_out,
+        }.get(site)
+
+
+@dataclass(frozen=True, slots=True)
+class StackRow:
+    """One stack of blocks; every path is relative to the base model (`blocks` ..) or to a block (`mlp` ..)."""
+
+    blocks: str
+    token_embed: str
+    attention: AttentionRow
+    mlp: Mapping[str, Tap]  # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist
+    mlp_kind: MlpKind = "plain"
+    final_norm: str | None = None
+    cross: AttentionRow | None = None
+    post_norm: str | None = None  # the norm after the MLP's residual addition, in post-norm blocks
+    parallel: bool = False  # attention and MLP both read the block's input
+
+    def attention_of(self, kind: Attention | None) -> AttentionRow | None:
+        return self.cross if kind == "cross" else self.attention if kind == "self" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How a model is built: its stacks, and whether its attention passes through transformers' attention function."""
+
+    stacks: Mapping[Stack, StackRow]
+    has_attention_function: bool = True
+
+    def has(self, key: ArrayKey) -> bool:
+        """Whether such a model has such a place. Says nothing of `logits`, which depend on the model's head."""
+        row = self.stacks.get(key.stack)
+        if row is None:
+            return False
+        if key.attention is not None:
+            attention = row.attention_of(key.attention)
+            if attention is None:
+                return False
+            if key.site in ("q", "k", "v", "z", "attn_scores", "attn_pattern"):
+                return self.has_attention_function
+            return attention.tap(key.site) is not None
+        if key.site == "final_norm":
+            return row.final_norm is not None
+        if key.site in ("token_embed", "embed", "resid_pre", "resid_post", "hidden", "logits"):
+            return True
+        return key.site in row.mlp
+
+    def keys(self, site: str) -> tuple[ArrayKey, ...]:
+        """Returns the places of a site in such a model: encoder before decoder, self before cross."""
+        attentions = ("self", "cross") if SITES[site].of_attention else (None,)
+        found = (ArrayKey(stack, attention, site) for stack in self.stacks for attention in attentions)
+        last = list(self.stacks)[-1]
+        return tuple(key for key in found if self.has(key) and (site != "logits" or key.stack == last))
+
+
+class ByFlag(NamedTuple):
+    """Blocks that come in two builds, chosen by a flag of the config; `default` is what it is where left out."""
+
+    flag: str
+    when_true: Architecture
+    when_false: Architecture
+    default: bool
+
+
+class Positions(NamedTuple):
+    """How a model knows where a token stands, and how many positions it has.
+
+    `limit` says how these are counted: as the config states them (`stated`), less those up to the padding id
+    (`behind padding`), or not at all, since any length works (`none`).
+    """
+
+    kind: Literal["learned", "rotary", "relative bias", "alibi"]
+    limit: Literal["stated", "behind padding", "none"] = "stated"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadoutRow:
+    """What a family does behind its last block.
+
+    Attributes:
+        norm: LayerNorm, RMSNorm, Gemma's RMSNorm times 1 + w, or one without weights.
+        epsilon: The config's name of the number that the norm adds to the variance (none if it has no name there), and
+            the family's default.
+        softcap: The config's name of the bound c of logits c tanh(x / c), and the family's default.
+        scaled: Whether the stream is divided by sqrt(d_model) behind the norm, where the config says so (T5).
+    """
+
+    norm: Norm = "rms"
+    epsilon: tuple[str, float] = ("rms_norm_eps", 1e-6)
+    softcap: tuple[str, float | None] = ("", None)
+    scaled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    """A tiny random model of a family.
+
+    Attributes:
+        model: Its class in transformers, or with its module in front.
+        config: What its config says.
+        variants: What the configs of its other builds say beside that, by names of their own.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """All that this package knows of the models of one `model_type`.
+
+    Attributes:
+        blocks: Where each site lives.
+        positions: How a model knows where a token stands.
+        readout: What stands behind the last block of a decoder; None of encoders, which predict no next token.
+        tiny: A tiny model of it, for proofs.
+        scaled_embedding: Whether token embeddings are multiplied by a constant before they enter block 0.
+        sinks: Whether each head has a sink beside its keys, so that rows of its pattern sum to less than 1.
+    """
+
+    blocks: Architecture | ByFlag
+    positions: Positions
+    tiny: Tiny
+    readout: ReadoutRow | None = None
+    scaled_embedding: bool = False
+    sinks: bool = False
+
+    @property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The builds that its blocks come in: one, or two of which a flag chooses."""
+        each = self.blocks
+        return (each,) if isinstance(each, Architecture) else (each.when_true, each.when_false)
+
+    @property
+    def module(self) -> str:
+        """What holds its class, and makes it known to transformers when imported."""
+        return self.tiny.model.rpartition(".")[0] or "transformers"
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(self.architectures[0].stacks)
+
+    @property
+    def mlp_kind(self) -> MlpKind | None:
+        """The kind of its MLPs; None where a flag decides."""
+        kinds: set[MlpKind] = {row.mlp_kind for each in self.architectures for row in each.stacks.values()}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    @property
+    def is_post_norm(self) -> bool:
+        """Whether all its blocks norm the stream after each addition."""
+        return all(row.post_norm is not None for each in self.architectures for row in each.stacks.values())

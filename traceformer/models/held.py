@@ -1,0 +1,126 @@
+"""A model that the user holds already: what lies under its wrappers, if it can be recorded. Nothing of it is changed.
+
+1. What a wrapper holds is found: torch.compile's, and those that copy a model to several devices.
+2. What could not be recorded truly is refused by name: what is not transformers', PEFT's wrappers, weights that are
+   elsewhere, modules that run compiled, encoders made causal.
+3. The tokenizer is copied, and the copy set up for padding.
+"""
+
+import copy
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from traceformer.errors import Unsupported, UsageError
+from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+
+__all__ = ["hold", "own_tokenizer", "underneath"]
+
+_WOULD_WORK = "a model of transformers, such as AutoModelForCausalLM.from_pretrained gives, or the name of one"
+_ADAPTED = "its adapters stand around the modules and weights that its family's row names"
+
+
+def hold(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
+    """Returns a model that is at hand, ready to be recorded, with a tokenizer that `own_tokenizer` gave, if any.
+
+    Raises:
+        Unsupported: it cannot be recorded.
+        UsageError: it is no model.
+    """
+    found = underneath(model)
+    source = str(found.config.name_or_path or found.config.model_type)
+    return LoadedModel(
+        found,
+        tokenizer,
+        ModelDims.from_config(found.config),
+        short_name(source),
+        source,
+        None,
+        weights_digest(found),
+        held=True,
+    )
+
+
+def underneath(model: Any) -> PreTrainedModel:
+    """Returns the model of transformers that this is, or that a wrapper holds.
+
+    Raises:
+        Unsupported: there is none, or none that can be recorded.
+        UsageError: this is no model.
+    """
+    found = _unwrapped(model)
+    _check(found)
+    return found
+
+
+def _unwrapped(model: Any) -> PreTrainedModel:
+    name = type(model).__name__
+    if isinstance(model, PreTrainedModel):
+        return model
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} is no model", hint=_WOULD_WORK)
+    if _is_of_peft(model):
+        raise Unsupported(
+            f"{name} is a model of PEFT", why=_ADAPTED, hint="load_model(model.merge_and_unload(), tokenizer)"
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(model.module)
+    compiled = dict(model.named_children()).get("_orig_mod")  # torch.compile's OptimizedModule
+    if compiled is not None:
+        return _unwrapped(compiled)
+    raise Unsupported(f"{name} is no model of transformers", why="where its layers are is not known", hint=_WOULD_WORK)
+
+
+def own_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
+    """Returns a copy of a tokenizer, set up for padding.
+
+    Raises:
+        UsageError: it is no tokenizer of transformers.
+        Unsupported: it has neither a padding nor an end token.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UsageError(
+            f"{type(tokenizer).__name__} is no tokenizer",
+            hint="a tokenizer of transformers, such as AutoTokenizer.from_pretrained gives",
+        )
+    return with_padding(copy.deepcopy(tokenizer))
+
+
+def _check(model: PreTrainedModel) -> None:
+    """Refuses a model whose weights are not there, or that does not run as its family and its modules have it."""
+    name = type(model).__name__
+    if arch_of(model.config) == "enc" and getattr(model.config, "is_decoder", False):
+        raise Unsupported(f"{name} is no encoder any more", why="its config says is_decoder, so that it runs causally")
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    elsewhere = [path for path, tensor in tensors if tensor.is_meta]
+    if elsewhere:
+        is_offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+        raise Unsupported(
+            f"{len(elsewhere)} weights of {name} are on no device, {elsewhere[0]} among them",
+            why="accelerate has them elsewhere until they are used" if is_offloaded else "they were never loaded",
+            hint="load it without offloading: no device_map, or one that has room for all of it",
+        )
+    adapted = [path for path, module in model.named_modules() if _is_of_peft(module)]
+    if adapted:
+        raise Unsupported(
+            f"{name} has adapters of PEFT, at {adapted[0]}", why=_ADAPTED, hint="merge them into its weights first"
+        )
+    compiled = [path for path, module in model.named_modules() if _runs_compiled(module)]
+    if compiled:
+        raise Unsupported(
+            f"{name} is compiled {f'at {compiled[0]}' if compiled[0] else 'in place'}",
+            why="what runs there is no longer its modules",
+            hint="record it before that; what torch.compile(model) returns has the model as it was underneath",
+        )
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    return any(each.__module__.partition(".")[0] == "peft" for each in type(module).__mro__)
+
+
+def _runs_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called, or it is what `torch.compile` made of a part of the model."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,98 @@
+"""Heads into clusters by their metrics: of one table, or of several side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from traceformer.analysis.clusters import ClusterMethod, cluster_heads
+from traceformer.analysis.head_clusters import HeadClusters
+from traceformer.analysis.head_metrics import HeadMetrics
+from traceformer.errors import UsageError
+from traceformer.formats.head_tables import read_heads
+
+__all__ = ["cluster"]
+
+Table: TypeAlias = HeadMetrics | str | Path
+
+_FEATURES = ("entropy", "sparsity", "distance")
+_LARGEST_K = 8
+
+
+def cluster(
+    tables: Table | Sequence[Table] | Mapping[str, Table],
+    *,
+    features: Sequence[str] = _FEATURES,
+    method: ClusterMethod = "ward",
+    k: int | Iterable[int] | None = None,
+    attention: str | None = None,
+) -> HeadClusters:
+    """Returns the heads in clusters: standardised, clustered for every k, and the k with the highest silhouette best.
+
+        cluster(heads(run)).to_frame()
+        cluster({"dense": heads(dense, "demo"), "sparse": "sparse.csv"}, k=4)
+
+    Args:
+        tables: Metrics of heads, or CSV files that hold them; several share one scale and the same clusters.
+        features: The metrics that decide, or `["all"]` that every head has; `sparsity` is the only one that there is.
+        method: How clusters are found.
+        k: How many clusters, or several numbers of which the best is taken; 2 to 8 by default.
+        attention: Only heads of this attention, where a table has several.
+
+    Raises:
+        NotFound, Unreadable: a file is not there, or it is no table of heads.
+        NotRecorded: a table lacks a metric, or some head lacks it.
+        UsageError: too few heads for some k, or tables whose numbers mean different things.
+    """
+    named = {label: _read(table, attention) for label, table in _labelled(tables).items()}
+    conventions = {each.about.convention for each in named.values()} - {None}
+    if len(conventions) > 1:
+        raise UsageError(
+            f"tables of the conventions {' and '.join(sorted(map(str, conventions)))}",
+            why="their numbers mean different things",
+            hint="measure all of them in one",
+        )
+    names = _features(features, named)
+    values = np.concatenate([each.features(names) for each in named.values()])
+    ks = range(2, max(2, min(_LARGEST_K, len(values) - 1)) + 1) if k is None else (k,) if isinstance(k, int) else k
+    return HeadClusters(named, cluster_heads(values, names, method=method, ks=ks), method)
+
+
+def _labelled(tables: Table | Sequence[Table] | Mapping[str, Table]) -> Mapping[str, Table]:
+    """What each table is called: as it is said, or as its file is called without its ending, where these differ."""
+    if isinstance(tables, Mapping):
+        return tables
+    several = [tables] if isinstance(tables, HeadMetrics | str | Path) else list(tables)
+    long = [table.about.source if isinstance(table, HeadMetrics) else str(table) for table in several]
+    short = [Path(name).stem for name in long]
+    labels = short if len(set(short)) == len(short) else long
+    if len(set(labels)) < len(labels):
+        raise UsageError("several tables have the same name", hint='name them: {"dense": ..., "sparse": ...}')
+    return dict(zip(labels, several, strict=True))
+
+
+def _read(table: Table, attention: str | None) -> HeadMetrics:
+    if not isinstance(table, HeadMetrics):
+        return read_heads(table, attention)
+    return table if attention is None else table.part(attention)
+
+
+def _features(features: Sequence[str], tables: Mapping[str, HeadMetrics]) -> list[str]:
+    """The full names of the metrics that decide, which are those of every table."""
+    first, *others = tables.values()
+    if list(features) == ["all"]:
+        complete = [name for name in first.values if all(table.has_all(name) for table in tables.values())]
+        features = complete or features
+    names = [first.column(name) for name in features]
+    for other in others:
+        for name, feature in zip(names, features, strict=True):
+            if other.column(feature) != name:
+                raise UsageError(
+                    f"{first.about.source} has {name}, and {other.about.source} has {other.column(feature)}",
+                    why="their numbers mean different things",
+                    hint="measure both in one convention",
+                )
+    if len(set(names)) < len(names):
+        raise UsageError(f"{' '.join(features)} names a metric twice")
+    return names
