@@ -34,7 +34,7 @@ def test_its_table_has_a_row_per_layer_position_and_rank(run: Run) -> None:
     assert table.top_token.tolist() == np.array(value.top_tokens).reshape(-1).tolist()
     assert table.probability.tolist() == value.top_probabilities.reshape(-1).tolist()
     # What came after position 23 is the last token; nothing came after that one.
-    assert table.target_token.tolist() == ["a", "a", None, None] * 2
+    assert table.target_token.fillna("nothing").tolist() == ["a", "a", "nothing", "nothing"] * 2
     assert table.target_rank.isna().tolist() == [False, False, True, True] * 2
     assert table.entropy.tolist() == np.repeat(value.entropy.reshape(-1), 2).tolist()
 
