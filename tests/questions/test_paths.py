@@ -14,7 +14,9 @@ from traceformer.analysis.paths.trace import PathOptions
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import output_weights
+from traceformer.questions.paths import paths
 from traceformer.sites import Selection
+from traceformer.store.run import Run
 
 TEXTS = ("The river froze over during the night.", "Seven ships left the harbour at dawn.")
 TARGETS = ("It froze.", "Ships sailed off.")
@@ -130,6 +132,22 @@ def test_layers_are_the_models_own_and_the_last_one_recorded_by_default(
         trace_stored(store, eid, [-1], 1, PathOptions(agg_heads=0))
     with pytest.raises(UsageError, match="W_O"):
         trace_stored(store, eid, [-1], 1, PathOptions(weighting="value-norm"))
+
+
+def test_a_run_in_memory_and_its_model_give_the_same_paths(run: Run, byte: LoadedModel) -> None:
+    for options in ({}, {"weighting": "value-norm"}, {"layer": 2, "agg_heads": 6}, {"layer": None, "to": 9}):
+        stored, live = paths(run, 0, **options), paths(byte, run.text(0), **options)
+        assert [path.positions for path in stored.beams] == [path.positions for path in live.beams]
+        assert stored.beams[0].score_norm == pytest.approx(live.beams[0].score_norm, abs=1e-5)
+        assert stored.certificate is not None
+    assert paths(run, run.ids[1], layer=3, search="exact").settings["example_id"] == run.ids[1]
+
+
+def test_a_text_is_for_a_model_and_an_example_for_a_run(run: Run, byte: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="no text"):
+        paths(byte, 0)
+    with pytest.raises(UsageError, match="goes with a model"):
+        paths(run, 0, target_text="Ja.")
 
 
 def test_needs_no_torch() -> None:

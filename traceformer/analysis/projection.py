@@ -193,7 +193,7 @@ class Projections:
     """The tokens of some examples of a run, projected onto directions.
 
     Attributes:
-        run: Where the run lies.
+        run: Where the run lies; None in memory.
         key: The array that was read: what was projected, or the projections that were recorded.
         array: What was projected: `dec.resid_post`.
         names: The directions'.
@@ -202,7 +202,7 @@ class Projections:
         vectors: What is known of each direction, with its name and its layers.
     """
 
-    run: str
+    run: str | None
     key: ArrayKey
     array: str
     names: tuple[str, ...]
@@ -214,10 +214,15 @@ class Projections:
         several = f"{len(self.examples)} examples" if len(self.examples) != 1 else f"{self.examples[0].example_id!r}"
         numbers = ", ".join(str(layer) for layer in self.layers if layer is not None)
         layers = f" layer{'s' * (len(self.layers) > 1)} {numbers}" if numbers else ""
-        return f"Projections({several} of {PurePath(self.run).name}, {self.array}{layers}: {', '.join(self.names)})"
+        return f"Projections({several} of {self.run_name}, {self.array}{layers}: {', '.join(self.names)})"
 
     def _repr_html_(self) -> str:
         return present(self, "html")
+
+    @property
+    def run_name(self) -> str:
+        """What the run is called."""
+        return "a run in memory" if self.run is None else PurePath(self.run).name
 
     def to_frame(self) -> "pd.DataFrame":
         """Returns a row per example, position, direction and layer; `part` says prompt or response of a generation."""

@@ -1,7 +1,6 @@
 """Trait curves over tokens, and the quality of vectors layer by layer, as matplotlib figures."""
 
 import math
-from pathlib import PurePath
 
 import numpy as np
 from matplotlib import colormaps
@@ -31,7 +30,7 @@ def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
     there are several examples, the mean over layers is drawn. Beyond 12 examples the first 12 are shown.
     """
     found = value.examples
-    title = f"{PurePath(value.run).name}  {value.key}" if title is None else title
+    title = f"{value.run_name}  {value.key}" if title is None else title
     if len(found) == 1:
         return _of_one(found[0], f"{title}{_layer(found[0])}  example {found[0].example_id}")
     shown = found[:_MOST_PANELS]

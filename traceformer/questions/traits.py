@@ -195,7 +195,7 @@ def _project(
 
         by_layer[layer] = _rows(run, spec, layer, directions, example, told)
     return Projections(
-        str(run.folder),
+        None if run.folder is None else str(run.folder),
         spec.key,
         str(spec.key) if directions else (run.about.projection or {})["site"],
         names,
