@@ -51,9 +51,9 @@ class ReverseAttentionTracer:
         if any(value is not None for value in wanted.values()):
             self.model.to(**{name: value for name, value in wanted.items() if value is not None})
         self.tokenizer = tokenizer
-        self.device = model.device
-        self.dtype = model.dtype
-        self._traced = TracedModel(self.model, tokenizer, ModelDims.from_config(model.config))
+        self.device = self.model.device
+        self.dtype = self.model.dtype
+        self._traced = TracedModel(self.model, tokenizer, ModelDims.from_config(self.model.config))
 
     def trace_text(
         self, text: str, target_pos: int | None = None, *, target_text: str | None = None, **options: Any
