@@ -14,7 +14,7 @@ from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import DIMS, META, SENTENCES, token_table
 from traceformer.analysis.directions import Direction
 from traceformer.cli import main
-from traceformer.formats.directions import write_direction
+from traceformer.formats.results.directions import write_direction
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore

@@ -355,7 +355,7 @@ def test_html_tokens_are_only_text() -> None:
 def test_a_page_and_its_data_are_written_side_by_side(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from traceformer.formats.path_files import load_trace
+    from traceformer.formats.results.path_traces import load_trace
 
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)

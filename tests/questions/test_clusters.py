@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from traceformer.errors import UsageError
-from traceformer.formats.head_tables import read_heads
+from traceformer.formats.results.head_tables import read_heads
 from traceformer.questions.clusters import cluster
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"

@@ -10,7 +10,7 @@ from traceformer.analysis.directions import Direction
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import read_direction
+from traceformer.formats.results.directions import read_direction
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.traits import fit_direction, project
 from traceformer.store.run import Run

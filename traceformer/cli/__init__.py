@@ -11,19 +11,20 @@ demo          the whole way from a model to pictures, each step a command
 check         what is proved of a model's sites
 extract       texts to a run
 generate      prompts to a run, the text shown as it is made
+list_         the runs in a folder
 inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
 verify        is everything as it was written?
 analyze       statistics of a run
-statistics    these as text and JSON
+statistics    these as text
 heads         the metrics of every head
 cluster       heads in clusters
-clustered     these as text, JSON and CSV
+clustered     these as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
 project       how far every token lies along trait vectors
-curves        these as tables and JSON
+curves        these as tables
 vectors       trait vectors fitted, and looked at
 export        a run in another format
 import_       files of another format as a run

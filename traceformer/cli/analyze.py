@@ -121,7 +121,7 @@ def _analyze(
     with ExitStack() as stack:
         file = None
         if parquet is not None:
-            from traceformer.formats.statistics_tables import StatisticsFile
+            from traceformer.formats.results.statistics_tables import StatisticsFile
 
             file = stack.enter_context(StatisticsFile(parquet, CONVENTIONS[convention]))
 

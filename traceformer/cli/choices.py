@@ -122,7 +122,7 @@ class DerivedChoice:
         if not self.is_asked:
             return ()
         from traceformer.capture.derived import LensTopK, Traits
-        from traceformer.formats.directions import read_all_directions
+        from traceformer.formats.results.directions import read_all_directions
 
         made: list[Traits | LensTopK] = []
         if self.project:

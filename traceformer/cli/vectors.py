@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from traceformer.analysis.directions import Direction, Method
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
-from traceformer.formats.directions import read_direction
+from traceformer.formats.results.directions import read_direction
 from traceformer.progress import Totals, progress_shown, steps_shown
 from traceformer.questions.trait_rows import Position
 from traceformer.questions.traits import fit_directions

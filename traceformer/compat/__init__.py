@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from traceformer.compat.nanochat_engine import InterpretabilityEngine
     from traceformer.compat.reverse_attention import ReverseAttentionTracer
     from traceformer.compat.trace_storage import TraceStorage
-    from traceformer.formats.path_files import load_trace, save_trace
+    from traceformer.formats.results.path_traces import load_trace, save_trace
     from traceformer.models.nanochat import load_model
     from traceformer.questions.paths import trace_stored
 
@@ -56,7 +56,7 @@ _HOMES = {
     "compat.nanochat_engine": ("InterpretabilityEngine",),
     "compat.reverse_attention": ("ReverseAttentionTracer",),
     "compat.trace_storage": ("TraceStorage",),
-    "formats.path_files": ("load_trace", "save_trace"),
+    "formats.results.path_traces": ("load_trace", "save_trace"),
     "models.nanochat": ("load_model",),
     "questions.paths": ("trace_stored",),
     "viewer.export": ("paths_html",),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import PathOptions
-from traceformer.formats.path_files import save_trace
+from traceformer.formats.results.path_traces import save_trace
 from traceformer.presentation import present
 from traceformer.questions.live_paths import TracedModel
 

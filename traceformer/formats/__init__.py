@@ -3,19 +3,16 @@
 A run's own files are in `store`, texts and prompts in `texts`. A format is a folder: `write`, and `read` where a run
 can be had back.
 
-registry           the formats, one row each; `export` and `import_run`
-options            what can be said of an export or an import, whatever the format
-outgoing           what an export tells of its run, so that an import can give it back
-incoming           a run made of other people's files, unknown rows and all
-whole              files that appear whole or not at all
-torch_files        what torch saved, without running pickle's code
-nanochat_json      nanochat traces: JSON
-gemma_pt           the Gemma capture's .pt files
-safetensors_runs   every array as safetensors, and a manifest
-padded_zarr        the padded store: Zarr, every example as long as the longest
-transformer_lens   what TransformerLens caches
-directions         files of trait vectors, in whatever way others saved theirs
-head_tables        tables of head metrics, the thesis's columns in front
-statistics_tables  statistics as a Parquet file
-path_files         results of a search for paths as reverse-attention's trace.json
+registry          the formats, one row each; `export` and `import_run`
+options           what can be said of an export or an import, whatever the format
+outgoing          what an export tells of its run, so that an import can give it back
+incoming          a run made of other people's files, unknown rows and all
+whole             files that appear whole or not at all
+torch_files       what torch saved, without running pickle's code
+nanochat_json     nanochat traces: JSON
+gemma_pt          the Gemma capture's .pt files
+safetensors_runs  every array as safetensors, and a manifest
+padded_zarr       the padded store: Zarr, every example as long as the longest
+transformer_lens  what TransformerLens caches
+results           files of what was found
 """

@@ -3,12 +3,12 @@
 Nothing here watches a forward pass; that is `capture`.
 
 families            a row for each family: all that has to be known of it, as data
-family              what such a row is made of
-architectures       the blocks of the rows: where each site lives, as paths of modules
+family              the parts of which a row is made
+architectures       where each site lies in a block: paths of modules that alike families share
 dims                the sizes of a model in this project's words, whatever its config calls them
 load                from a name or a folder to a model and its tokenizer, without running anybody's code
-held                a model that the user has already, under whatever wraps it
 loaded              a model at hand: its tokenizer, its sizes, and where both came from
+held                a model that the user holds already: what lies under its wrappers
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 tiny                tiny random models of each family's real class

@@ -10,7 +10,7 @@ from traceformer.analysis.clusters import ClusterMethod, cluster_heads
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.errors import UsageError
-from traceformer.formats.head_tables import read_heads
+from traceformer.formats.results.head_tables import read_heads
 
 __all__ = ["cluster"]
 

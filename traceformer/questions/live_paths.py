@@ -20,7 +20,7 @@ from traceformer.analysis.paths.flow import value_products
 from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import UsageError
-from traceformer.formats.path_files import model_name
+from traceformer.formats.results.path_traces import model_name
 from traceformer.sites import ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded
 

@@ -14,7 +14,7 @@ from traceformer.analysis.paths.flow import value_products
 from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.path_files import model_name
+from traceformer.formats.results.path_traces import model_name
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import TracedModel, output_weights
 from traceformer.questions.model_of_run import load_model_of

@@ -11,7 +11,7 @@ from traceformer.analysis.directions import Direction, Fit, Method, fit
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import read_all_directions
+from traceformer.formats.results.directions import read_all_directions
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.trait_rows import Position, example_rows, project_run
 from traceformer.sites import SITES, ArraySpec

@@ -3,7 +3,9 @@
 What the numbers mean is in `sites`; who records them, in `capture`; what is asked of them, in `questions`.
 
 run           `Run`: everything a run holds, by example, site, the model's own layer, and head
+meta          `RunMeta`: all that a run says of its model, its texts and its settings, typed
 place         where a run goes: a folder of its own, a folder of runs, or memory
+folders       folders of runs: what `latest` is, and what a name means
 folder        a run in a folder, opened
 memory        a run in memory, with the same interface as one on disk
 source        where a run's numbers and tokens come from; reading is the same from here on

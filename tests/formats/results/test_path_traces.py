@@ -10,7 +10,7 @@ from reverse_attention.sankey import beams_to_sankey, trace_result_to_json
 from traceformer import load_trace, save_trace
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotFound, Unreadable
-from traceformer.formats.path_files import model_name
+from traceformer.formats.results.path_traces import model_name
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from traceformer.analysis.conventions import CONVENTIONS
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import NotFound, Unreadable
-from traceformer.formats.head_tables import read_heads
+from traceformer.formats.results.head_tables import read_heads
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"
 

@@ -13,7 +13,7 @@ import torch
 
 from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, TraceformerError, Unreadable
-from traceformer.formats.directions import read_direction, write_direction
+from traceformer.formats.results.directions import read_direction, write_direction
 
 V = np.arange(1, 7, dtype=np.float32)
 
