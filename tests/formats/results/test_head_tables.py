@@ -11,7 +11,7 @@ from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.results.head_tables import read_heads
 
-THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"
+THESIS = Path(__file__).parents[2] / "data" / "thesis_head_metrics.csv"
 
 
 def metrics(source: str = 'runs/"a", b', convention: str | None = "nanochat") -> HeadMetrics:
