@@ -39,7 +39,7 @@ def test_no_module_hides_a_function_of_its_name() -> None:
 def test_heads_are_maps_of_layers_and_heads() -> None:
     figure = figures.heads(BOTH, "dec.self")
     maps = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(maps) == ["entropy", "sparsity < 0.01"]  # a distance that no head has is not drawn
+    assert list(maps) == ["entropy", "sparsity (< 0.01)"]  # a distance that no head has is not drawn
     shown = np.ma.filled(maps["entropy"].images[0].get_array(), np.nan)
     assert np.array_equal(shown, [[3, 4], [5, np.nan]], equal_nan=True)
     assert [label.get_text() for label in maps["entropy"].get_yticklabels()] == ["L1", "L4"]

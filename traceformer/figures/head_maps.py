@@ -65,7 +65,7 @@ def heads_html(metrics: HeadMetrics) -> str:
 def _in_words(metric: str) -> str:
     """`sparsity_0.01` is the sparsity below 0.01."""
     name, _, threshold = metric.rpartition("_")
-    return f"{name} < {threshold}" if threshold[:1].isdigit() else metric.replace("_", " ")
+    return f"{name} (< {threshold})" if threshold[:1].isdigit() else metric.replace("_", " ")
 
 
 def _title(metrics: HeadMetrics) -> str:
