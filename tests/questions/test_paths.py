@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,13 @@ def test_layers_are_the_models_own_and_the_last_one_recorded_by_default(
 
 
 def test_a_run_in_memory_and_its_model_give_the_same_paths(run: Run, byte: LoadedModel) -> None:
-    for options in ({}, {"weighting": "value-norm"}, {"layer": 2, "agg_heads": 6}, {"layer": None, "to": 9}):
+    every: list[dict[str, Any]] = [
+        {},
+        {"weighting": "value-norm"},
+        {"layer": 2, "agg_heads": 6},
+        {"layer": None, "to": 9},
+    ]
+    for options in every:
         stored, live = paths(run, 0, **options), paths(byte, run.text(0), **options)
         assert [path.positions for path in stored.beams] == [path.positions for path in live.beams]
         assert stored.beams[0].score_norm == pytest.approx(live.beams[0].score_norm, abs=1e-5)

@@ -23,14 +23,15 @@ RETURNS = ["returns the name of the file", "return a list of the names", "return
 
 @pytest.fixture(scope="module")
 def runs(byte: LoadedModel) -> tuple[Run, Run]:
-    return tuple(record(byte, texts, "resid_post", dtype="float32") for texts in (ERRORS, RETURNS))
+    positive, negative = (record(byte, texts, "resid_post", dtype="float32") for texts in (ERRORS, RETURNS))
+    return positive, negative
 
 
 def test_a_direction_is_the_difference_of_the_means(runs: tuple[Run, Run]) -> None:
     trait = fit_direction(*runs, layer=2)
     means = [np.mean([run.get(i, "resid_post", 2).mean(axis=0) for i in range(run.n)], axis=0) for run in runs]
     expected = (means[0] - means[1]) / np.linalg.norm(means[0] - means[1])
-    np.testing.assert_allclose(trait.at(2), expected, atol=1e-5)
+    np.testing.assert_allclose(trait.by_layer[2], expected, atol=1e-5)
     assert repr(trait) == "Direction('mean_diff': mean_diff at resid_post, layer 2, 256 wide)"
     assert trait.about["examples"] == [3, 3]
     assert trait.about["model"] == "byte"

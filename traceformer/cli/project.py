@@ -75,8 +75,9 @@ def project(
         from traceformer.figures.style import save
 
         save(figures.traits(told[0]), png)
-    for found in told if output is not None else ():
-        _write_json(found, output if len(told) == 1 else output / found.run_name)
+    if output is not None:
+        for found in told:
+            _write_json(found, output if len(told) == 1 else output / found.run_name)
     if json:
         shown = [found.to_json() for found in told]
         print(json_text.dumps(shown[0] if len(shown) == 1 else {"runs": shown}, indent=2))

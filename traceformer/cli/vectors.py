@@ -127,29 +127,22 @@ def show(
 
 def _two_runs(
     positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
-) -> list[Run]:
+) -> tuple[Run, Run]:
     """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
-        return [_run(positive), _run(negative)]
+        return _run(positive), _run(negative)
 
     from traceformer.capture.extract import record
     from traceformer.models.load import load_model
 
-    loaded, runs = load_model(model, device=device), list[Run]()
-    for texts in (positive, negative):
-        with progress_shown(Totals()) as progress:
-            runs.append(
-                record(
-                    loaded,
-                    _texts(texts),
-                    site.rpartition(".")[2],
-                    layers=layers,
-                    hidden_layers=layers,
-                    dtype="float32",
-                    progress=progress,
-                )
-            )
-    return runs
+    loaded = load_model(model, device=device)
+
+    def recorded(texts: str) -> Run:
+        read, name = _texts(texts), site.rpartition(".")[2]
+        with progress_shown(Totals()) as told:
+            return record(loaded, read, name, layers=layers, hidden_layers=layers, dtype="float32", progress=told)
+
+    return recorded(positive), recorded(negative)
 
 
 def _run(name: str) -> Run:

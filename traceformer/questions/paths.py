@@ -65,7 +65,7 @@ def paths(
         UsageError: a token or a layer that is not there, or options out of their range or that exclude each other.
         Unsupported: this model's attention cannot be recorded, or not searched in this way.
     """
-    chosen = PathOptions(**{"certify": True, **options})
+    chosen = PathOptions(**dict[str, Any](certify=True) | options)
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
