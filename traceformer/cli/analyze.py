@@ -132,7 +132,7 @@ def _analyze(
                 positions.append(found)
 
         progress = stack.enter_context(steps_shown("analyzing"))
-        found = statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
+        found = statistics(store, examples=ids, convention=convention, top=top, each=each, progress=progress)
         if file is not None:
             file.add(found.rows())
     return found, positions
