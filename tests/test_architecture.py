@@ -237,8 +237,9 @@ def keys_of_meta(source: str) -> list[str]:
     def key(node: ast.AST) -> ast.AST | None:
         if isinstance(node, ast.Subscript) and is_meta(node.value):
             return node.slice
-        reads = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_meta(node.func.value)
-        return node.args[0] if reads and node.args else None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_meta(node.func.value):
+            return next(iter(node.args), None)
+        return None
 
     keys = [(node, key(node)) for node in ast.walk(ast.parse(source))]
     texts = [node for node, of in keys if isinstance(of, ast.Constant) and isinstance(of.value, str)]
