@@ -25,7 +25,7 @@ from traceformer.capture.proofs.check import (
 )
 from traceformer.capture.proofs.place import Rounding, error_between
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models import families as rows
+from traceformer.models import architectures as rows
 from traceformer.models.family import Architecture, AttentionRow, Tap, into
 from traceformer.models.load import load_model
 from traceformer.models.tiny import TINY, tiny_model
@@ -268,7 +268,7 @@ def _fused(row: AttentionRow, path: str, fused: str) -> dict[str, Any]:
     return {f"{part}_proj": Tap(f"{row.module}.{path}", part=part, fused=fused) for part in "qkv"}  # pyright: ignore[reportArgumentType]
 
 
-NEOX = rows.GPT_NEOX.stacks["dec"].attention
+NEOX = rows.GPT_NEOX.when_false.stacks["dec"].attention
 WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     "gemma2 without its post-norms": ("gemma2", rows.LLAMA, {"resid_mid", "resid_post", "mlp_up"}),
     "gpt2 fused head by head": (
@@ -278,7 +278,7 @@ WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     ),
     "gpt_neox fused one after the other": (
         "gpt_neox",
-        with_row(rows.GPT_NEOX, _fused(NEOX, "query_key_value", "concat")),
+        with_row(rows.GPT_NEOX.when_false, _fused(NEOX, "query_key_value", "concat")),
         {"q", "k", "v", "v_proj"},
     ),
     "phi3 with its halves swapped": (
@@ -324,11 +324,11 @@ WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     "another embedding": ("llama", with_row(rows.LLAMA, token_embed="norm"), {"token_embed"}),
     "pre-norm blocks as post-norm blocks": (
         "opt",
-        rows.OPT_POST_NORM,
+        rows.OPT.when_false,
         {"q_proj", "k_proj", "v_proj", "resid_mid", "mlp_up", "resid_post", "hidden", "logits"},
     ),
-    "sequential blocks as parallel ones": ("gpt_neox", rows.GPT_NEOX_PARALLEL, {"mlp_norm"}),
-    "parallel blocks as sequential ones": ("gpt_neox_parallel", rows.GPT_NEOX, {"resid_mid", "resid_post"}),
+    "sequential blocks as parallel ones": ("gpt_neox", rows.GPT_NEOX.when_true, {"mlp_norm"}),
+    "parallel blocks as sequential ones": ("gpt_neox_parallel", rows.GPT_NEOX.when_false, {"resid_mid", "resid_post"}),
     "bert without its norm after attention": ("bert", with_row(rows.BERT, {"post_norm": None}), {"resid_mid"}),
     "bert without its norm after the MLP": ("bert", with_row(rows.BERT, post_norm=None), {"resid_post"}),
 }
