@@ -24,6 +24,9 @@ os.environ.update(
 # (The hook imports what stands before the first dot, and evaluates the rest.)
 install_import_hook("traceformer", "importlib.import_module('tests.annotations').checked")
 
+# Fixtures that tests of several rooms ask for.
+pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy"]
+
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",
     "chromium": "needs a browser to show pages in: apt-get install chromium",

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.capture.conftest import TEXTS, text_file, tiny_folder
+from tests.tiny_folders import TEXTS
 from traceformer import TraceStore
 from traceformer.cli import main
-
-__all__ = ["text_file", "tiny_folder"]  # fixtures
 
 USAGE, INPUT, MODEL = 2, 3, 4
 

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 import traceformer as tf
-from tests.capture.conftest import tiny_folder
-from tests.models.conftest import Writer, base_dir, write_checkpoint
-
-__all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
+from tests.models.checkpoints import Writer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.capture.conftest import tiny_folder
-from tests.texts.conftest import hub, own_cache
 from traceformer import TraceStore
 from traceformer.cli import main
-
-__all__ = ["hub", "own_cache", "tiny_folder"]  # fixtures
 
 Capture = pytest.CaptureFixture[str]
 DOCS = Path(__file__).parents[1] / "docs"

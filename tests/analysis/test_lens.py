@@ -12,15 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.capture.conftest import tiny_folder
 from traceformer.analysis.lens import normed, read_out
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.models.weights import StoredTensor, files_digest, open_folder, read_config
-
-__all__ = ["tiny_folder"]  # a fixture
 
 IDS = torch.tensor([[5, 17, 42, 8, 93, 61, 30]])
 DECODERS = [

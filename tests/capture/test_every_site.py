@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.capture.asked import Extraction, extracted
-from tests.capture.conftest import TEXTS
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.capture.asked import Extraction, estimated, extracted
-from tests.capture.conftest import TEXTS
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.errors import ConfigurationChanged, NumericError, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.progress import Progress

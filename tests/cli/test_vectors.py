@@ -11,14 +11,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
 from traceformer.capture.extract import record
 from traceformer.cli import main
 from traceformer.models.load import load_model
 from traceformer.store.run import Run
-
-__all__ = ["tiny_folder"]  # a fixture
 
 Capture = pytest.CaptureFixture[str]
 FAMILIES = ("gemma2", "qwen2", "llama", "gpt2")
