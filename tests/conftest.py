@@ -1,21 +1,22 @@
-"""What every test runs under: no network, two threads, and every annotation in the package checked at run time."""
+"""What every test runs under: no network, one thread, and every annotation in the package checked at run time."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-# Before anything can import torch or transformers, which read these once; subprocesses inherit them.
+# Before anything can import torch or transformers, which read these once; subprocesses inherit them. One thread: tiny
+# tensors are slower on two, and far slower when the other worker wants the second processor.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",
     COLUMNS="100",
     NO_COLOR="1",
 )
@@ -53,17 +54,6 @@ def minilm() -> Path:
         skip("minilm")
         raise AssertionError("unreachable")
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on two threads, and far slower when something else wants the second one."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

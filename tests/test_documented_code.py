@@ -30,7 +30,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..
     return place
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_the_code_on_a_page_runs_as_it_stands(
     page: Path, workplace: Path, write_checkpoint: Writer, monkeypatch: pytest.MonkeyPatch

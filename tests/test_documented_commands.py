@@ -79,7 +79,6 @@ def test_the_gemma_capture_has_its_lines() -> None:
     assert len(CAPTURES) == 3
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("line", CAPTURES)
 def test_a_documented_capture_records_the_gemma_captures_files(
     line: str, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture

@@ -20,8 +20,6 @@ from traceformer.sites import ArraySpec, Selection
 
 OUTSIDE = ("gptj", "bloom", "mpt")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 # What is handed over.
 

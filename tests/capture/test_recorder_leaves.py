@@ -15,8 +15,6 @@ from traceformer.models.family import Architecture
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArrayKey, ArraySpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Raising:
     """A sink that fails when it has been given a few things."""

@@ -15,8 +15,6 @@ from traceformer.errors import UsageError
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArraySpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("other", ["the model", "its base model"])
 def test_two_recorders_on_one_model_are_refused(other: str) -> None:

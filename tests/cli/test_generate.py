@@ -22,8 +22,6 @@ from traceformer.store.place import Place, Storage
 Capture = pytest.CaptureFixture[str]
 NOTHING_CHOSEN = {"enc": None, "dec": None}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @dataclass(frozen=True)
 class Asked:

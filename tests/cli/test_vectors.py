@@ -23,8 +23,6 @@ METHODS = ("mean_diff", "probe", "pca")
 PLANTED_AT, TEXTS, WIDTH = 1, 24, 32
 WORDS = ["river", "ships", "storm", "harbour", "counted", "paris", "cities", "rained", "world", "stage", "players"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run(capsys: Capture, arguments: str) -> tuple[str, str]:
     """Returns what a command that must succeed prints on stdout and stderr."""

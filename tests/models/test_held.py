@@ -32,8 +32,6 @@ WRAPPERS: Mapping[str, Callable[[nn.Module], Any]] = {
     "in DataParallel and compiled": lambda model: compiled(nn.DataParallel(model)),
 }
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def tokenizer(tiny_folder: Folder) -> Any:

@@ -16,8 +16,6 @@ from traceformer.models.load import load_model
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import Selection
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_every_family_is_described() -> None:
     assert FAMILIES.keys() == TINY.keys()

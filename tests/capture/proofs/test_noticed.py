@@ -15,8 +15,6 @@ from traceformer.models import architectures as rows
 from traceformer.models.family import Architecture, AttentionRow, Tap, into
 from traceformer.models.tiny import tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Rows that are wrong in one place, and the sites whose proofs must fail.
 
 

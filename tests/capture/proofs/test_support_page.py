@@ -3,12 +3,8 @@
 import re
 from collections.abc import Iterator
 
-import pytest
-
 from tests.capture.proofs.proved import PAGE, column_of, proved, support_page
 from traceformer.models.tiny import TINY
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _without_errors(page: str) -> str:
