@@ -57,7 +57,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load(tiny_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
     """Loads a family's tiny model, as a user would."""
     from traceformer.models.load import load_model

@@ -120,6 +120,21 @@ def test_two_files_of_texts_are_read_by_a_model(tiny_folder: Callable[..., Path]
     assert told["norms"] == {"0": pytest.approx(1), "2": pytest.approx(1)}
 
 
+@pytest.fixture(scope="module")
+def four_runs(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of texts, and of runs of them: a and b, less of them, and another model's."""
+    folder = tmp_path_factory.mktemp("four")
+    for name, family, seed, count in (
+        ("a", "gpt2", 1, 6),
+        ("b", "gpt2", 2, 6),
+        ("less", "gpt2", 3, 4),
+        ("other", "llama", 2, 6),
+    ):
+        loaded = load_model(str(tiny_folder(family)), device="cpu")
+        record(loaded, texts(folder / f"{name}.txt", seed, count), "resid_post", out=folder / "traces" / name)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -136,17 +151,9 @@ def test_two_files_of_texts_are_read_by_a_model(tiny_folder: Callable[..., Path]
     ],
 )
 def test_what_cannot_be_fitted_is_refused(
-    arguments: str, code: int, message: str, tiny_folder: Callable[..., Path], capsys: Capture
+    arguments: str, code: int, message: str, four_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    for name, family, seed, count in (
-        ("a", "gpt2", 1, 6),
-        ("b", "gpt2", 2, 6),
-        ("less", "gpt2", 3, 4),
-        ("other", "llama", 2, 6),
-    ):
-        path = texts(Path(f"{name}.txt"), seed, count)
-        line = f"extract --model {tiny_folder(family)} --dataset {path} --capture resid_post --device cpu --limit all"
-        run(capsys, f"{line} --out_dir traces/{name}")
+    monkeypatch.chdir(four_runs)
     assert main(["vectors", "fit", *arguments.split(), "--output", "made"]) == code
     shown = capsys.readouterr()
     assert message in shown.err

@@ -10,6 +10,7 @@ import torch
 
 from tests.capture.proofs.facts import FAMILIES, facts_of, failures, two_examples
 from tests.capture.proofs.proved import proved
+from tests.capture.recording import ALL_MOSTLY_SLOW
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model
 from traceformer.errors import UsageError
 from traceformer.models.load import load_model
@@ -39,8 +40,9 @@ def test_a_site_is_either_proved_or_refused_with_a_reason(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_MOSTLY_SLOW)
 def test_every_fact_holds_below_float32(family: str, dtype: torch.dtype) -> None:
+    """Of every family in both dtypes when slow."""
     model: Any = tiny_model(family)
     result = check_model(model.to(dtype), two_examples(model))
     assert failures(result) == {}
