@@ -146,7 +146,7 @@ def load_model(
 
 
 def as_loaded(model: "str | Path | LoadedModel | nn.Module", *, with_head: bool) -> LoadedModel:
-    """Returns a model as `load_model` gives it: the one that is loaded already, or what a name or a model stands for."""
+    """Returns a model as `load_model` gives it: loaded already, or what a name or a model that is held stands for."""
     if isinstance(model, LoadedModel):
         return model
     return load_model(model, with_head=with_head) if isinstance(model, str | Path) else load_model(model)
