@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before anything can import torch or transformers, which read these once; subprocesses inherit them. One thread: tiny
@@ -24,6 +25,9 @@ os.environ.update(
 # Before the first import of the package: its functions then check their annotations, shapes included, in every test.
 # (The hook imports what stands before the first dot, and evaluates the rest.)
 install_import_hook("traceformer", "importlib.import_module('tests.annotations').checked")
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no error
+settings.load_profile("tests")
 
 # Fixtures that tests of several rooms ask for.
 pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy"]

@@ -66,7 +66,7 @@ def likeliest(logits: np.ndarray, k: int) -> np.ndarray:
 def test_a_layer_says_what_the_model_would_that_ends_there(variant: str, tiny_folder: Callable[..., Path]) -> None:
     family, changes = VARIANTS[variant]
     folder = tiny_folder(family, **changes)
-    readout, model = readout_of(folder, family, **changes), tiny_model(family, **changes)
+    readout, model = readout_of(folder), tiny_model(family, **changes)
     targets = np.array([17, 42, 8, 93, 61, 30, -1])
     for layers in (3, 1):
         residual, logits = ending_after(layers, model)
