@@ -1,3 +1,5 @@
+"""`traceformer paths` as a user meets it."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""What is printed fits the terminal."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""The exact search finds the best of all paths, counted one by one."""
+
 from itertools import product
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The largest flow through attention, against graphs whose flow is known."""
+
 import networkx as nx
 import numpy as np
 import pytest
