@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from traceformer.errors import SelectionError
 
@@ -257,7 +257,8 @@ def as_indices(numbers: Numbers) -> tuple[int, ...] | None:
 
 def _by_stack(numbers: Numbers | Mapping[Stack, Numbers]) -> dict[Stack, tuple[int, ...] | None]:
     if isinstance(numbers, Mapping):
-        return {stack: as_indices(own) for stack, own in numbers.items()}
+        of_stack = cast("Mapping[Stack, Numbers]", numbers)
+        return {stack: as_indices(own) for stack, own in of_stack.items()}
     both: tuple[Stack, ...] = ("enc", "dec")
     return dict.fromkeys(both, as_indices(numbers))
 

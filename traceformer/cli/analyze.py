@@ -99,7 +99,8 @@ def _find(run: str, stack: ExitStack) -> list[Path]:
     from traceformer.formats.registry import import_run
 
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    return [import_run(run, "json", folder / Path(run).stem).folder]
+    import_run(run, "json", folder / Path(run).stem)
+    return [folder / Path(run).stem]
 
 
 def _analyze(

@@ -151,7 +151,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder), model=store.about.model)
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:

@@ -85,7 +85,7 @@ def run_lens(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top: int = _TOP,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
     progress: OnStep = quiet,
 ) -> Lens:
     """Returns what the layers of a recorded example say, given the readout of the run's model; else as `lens`.
@@ -144,7 +144,7 @@ def recorded_lens(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top: int | None = None,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
 ) -> Lens:
     """Returns what the layers of an example said while it was recorded; arguments as of `lens`.
 
@@ -179,10 +179,15 @@ def recorded_lens(
 
 
 def _lens(
-    run: Run, example: int | str, model: str | Path | None, *, positions: Int64[np.ndarray, "position"], **found: Any
+    run: Run,
+    example: int | str,
+    model: str | Path | LoadedModel | None,
+    *,
+    positions: Int64[np.ndarray, "position"],
+    **found: Any,
 ) -> Lens:
     """What was found, with the texts of its tokens."""
-    tokens, name = run.tokens_of(example, "dec"), token_names(run, None if model is None else str(model))
+    tokens, name = run.tokens_of(example, "dec"), token_names(run, model)
     ids = {*found["top_ids"].flat, *found["targets"][found["targets"] >= 0]}
     return Lens(
         run.example_id(example),

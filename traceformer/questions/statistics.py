@@ -114,7 +114,7 @@ def statistics(
             activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
     ids = store.ids if example_ids is None else tuple(example_ids)
     return RunStatistics(
-        str(store.folder), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
+        str(store.folder or store.name), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
     )
 
 

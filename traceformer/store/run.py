@@ -84,13 +84,9 @@ class Run:
     # What the run is
 
     @property
-    def folder(self) -> Path:
-        """Where the run lies.
-
-        Raises:
-            Unsupported: it is in memory.
-        """
-        return self._on_disk().folder
+    def folder(self) -> Path | None:
+        """Where the run lies; None in memory."""
+        return self._source.folder
 
     @property
     def name(self) -> str:
