@@ -20,7 +20,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
-from threadpoolctl import threadpool_limits
 
 from traceformer.errors import UsageError
 
@@ -95,6 +94,8 @@ def fit(
             why=f"there are {len(positive)} and {len(negative)}",
             hint="as many of both, or the method mean_diff or probe",
         )
+    from threadpoolctl import threadpool_limits
+
     rows = np.concatenate([positive, negative]).astype(np.float64)
     if not np.isfinite(rows).all():
         raise UsageError("the activations hold NaN or inf")

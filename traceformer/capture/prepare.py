@@ -19,7 +19,8 @@ from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Selection, Stack
 from traceformer.store.layout import RunLayout
-from traceformer.texts import Example, TextSource, load_targets, load_texts
+from traceformer.texts.examples import Example, TextSource
+from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["ExtractRequest", "Prepared", "prepare"]
 

@@ -19,7 +19,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.layout import RunLayout
-from traceformer.texts import Example
+from traceformer.texts.examples import Example
 
 __all__ = ["configuration", "describe", "describe_model", "model_configuration", "token_table"]
 

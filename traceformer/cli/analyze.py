@@ -43,6 +43,8 @@ def analyze(
     sparsity of each activation; of the logits: entropy, and the probability and rank of the token that came. With
     --example these stand at every position, beside what was most likely there.
 
+    Example: `traceformer analyze latest --png entropy.png`
+
     Args:
         run: A folder, the name of a run in ./traces, `latest`, or one of document 2's traces (.json). Of a folder of
             several runs (an experiment), one after the other.

@@ -42,6 +42,8 @@ def cluster(
     Metrics are standardised, the heads are clustered for every k, and the k with the highest mean silhouette is taken;
     clusters are named by their centroids. With --compare the heads of several models share scale and clusters.
 
+    Example: `traceformer cluster head_metrics.csv --plot`
+
     Args:
         metrics: A table of `traceformer heads`, or any with the columns layer and head.
         compare: Tables to put side by side, such as dense.csv sparse.csv.

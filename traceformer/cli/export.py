@@ -11,10 +11,7 @@ from traceformer.cli.arguments import find_example, find_runs
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.units import amount_of_bytes
 from traceformer.errors import UsageError
-from traceformer.formats.options import ExportOptions
-from traceformer.formats.registry import named
 from traceformer.sites import parse_indices
-from traceformer.store.run import TraceStore
 
 __all__ = ["export"]
 
@@ -40,6 +37,8 @@ def export(
     document 1's folder, every example padded to the longest. json: document 2's traces, one file per example, with
     the attention of the whole sequence and the logits that predicted the response.
 
+    Example: `traceformer export latest --format safetensors`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. The runs of a folder of several (an experiment) go
             each to a folder of its name.
@@ -54,6 +53,10 @@ def export(
         overwrite: Replace files of the same names.
         json: Print the outcome as a JSON object.
     """
+    from traceformer.formats.options import ExportOptions
+    from traceformer.formats.registry import named
+    from traceformer.store.run import TraceStore
+
     chosen = named(format)
     folders = find_runs(run)
     given = {"layout": layout, "layers": layers, "steps": steps, "lossless": lossless}

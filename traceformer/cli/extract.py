@@ -17,7 +17,8 @@ from traceformer.sites import Selection, Stack, parse_indices
 
 __all__ = ["extract"]
 
-_WHAT = Group.create_ordered("What to run")
+_MODEL = Group.create_ordered("The model")
+_TEXTS = Group.create_ordered("The texts it reads")
 _RECORD = Group.create_ordered("What to record")
 _WHERE = Group.create_ordered("Where it goes")
 _HOW = Group.create_ordered("How it runs")
@@ -31,17 +32,17 @@ _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=T
 
 def extract(
     *,
-    model: Annotated[str, Parameter(group=_WHAT)] = "roberta-base",
-    model_path: Annotated[Path | None, Parameter(group=_WHAT)] = None,
-    revision: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    allow_pickle: Annotated[bool, Parameter(group=_WHAT)] = False,
-    dataset: Annotated[str, Parameter(group=_WHAT)] = "ud_ewt",
-    split: Annotated[str | None, Parameter(group=_WHAT, show_default="validation")] = None,
-    text_column: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    targets_file: Annotated[Path | None, Parameter(group=_WHAT)] = None,
-    limit: Annotated[int | Literal["all"], Parameter(group=_WHAT), count("N|all")] = 32,
-    max_seq_len: Annotated[int | Literal["auto"], Parameter(group=_WHAT), count("N|auto")] = 128,
-    dec_max_len: Annotated[int, Parameter(group=_WHAT), count("N")] = 64,
+    model: Annotated[str, Parameter(group=_MODEL)] = "roberta-base",
+    model_path: Annotated[Path | None, Parameter(group=_MODEL)] = None,
+    revision: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_MODEL)] = False,
+    dataset: Annotated[str, Parameter(group=_TEXTS)] = "ud_ewt",
+    split: Annotated[str | None, Parameter(group=_TEXTS, show_default="validation")] = None,
+    text_column: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    targets_file: Annotated[Path | None, Parameter(group=_TEXTS)] = None,
+    limit: Annotated[int | Literal["all"], Parameter(group=_TEXTS), count("N|all")] = 32,
+    max_seq_len: Annotated[int | Literal["auto"], Parameter(group=_TEXTS), count("N|auto")] = 128,
+    dec_max_len: Annotated[int, Parameter(group=_TEXTS), count("N")] = 64,
     capture: Annotated[
         tuple[str, ...], Parameter(group=_RECORD, metavar="SITE...", show_default=" ".join(_DEFAULT)), _Several
     ] = (),
@@ -73,6 +74,8 @@ def extract(
 
     The model runs unmodified; what is selected goes to ./traces/RUN, or --out_dir. Every flag may be written with
     underscores or hyphens. Index lists are such as 0,3,5-7.
+
+    Example: `traceformer extract --model byte --dataset demo --capture attn resid`
 
     Args:
         model: A Hugging Face model name, or a folder that holds a model.

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_WHAT = Group.create_ordered("What to answer")
+_MODEL = Group.create_ordered("The model")
+_TEXTS = Group.create_ordered("What it answers")
 _CHOOSE = Group.create_ordered("How tokens are chosen")
 _RECORD = Group.create_ordered("What to record")
 _WHERE = Group.create_ordered("Where it goes")
@@ -38,18 +39,18 @@ _Indices = Annotated[str | None, Parameter(group=_RECORD, allow_leading_hyphen=T
 
 def generate(
     *,
-    model: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=_WHAT)] = None,
-    model_tag: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    step: Annotated[int | None, Parameter(group=_WHAT), count("N", least=0)] = None,
-    prompt: Annotated[str | None, Parameter(group=_WHAT, allow_leading_hyphen=True, metavar="TEXT")] = None,
-    prompts: Annotated[Path | None, Parameter(group=_WHAT, metavar="FILE")] = None,
-    prompt_set: Annotated[str | None, Parameter(group=_WHAT, metavar="NAME|FILE")] = None,
-    all_prompt_sets: Annotated[bool, Parameter(group=_WHAT)] = False,
-    category: Annotated[str | None, Parameter(group=_WHAT, metavar="LABEL")] = None,
-    chat: Annotated[bool, Parameter(group=_WHAT, negative="--no-chat")] = False,
-    revision: Annotated[str | None, Parameter(group=_WHAT)] = None,
-    allow_pickle: Annotated[bool, Parameter(group=_WHAT)] = False,
+    model: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=_MODEL)] = None,
+    model_tag: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    step: Annotated[int | None, Parameter(group=_MODEL), count("N", least=0)] = None,
+    prompt: Annotated[str | None, Parameter(group=_TEXTS, allow_leading_hyphen=True, metavar="TEXT")] = None,
+    prompts: Annotated[Path | None, Parameter(group=_TEXTS, metavar="FILE")] = None,
+    prompt_set: Annotated[str | None, Parameter(group=_TEXTS, metavar="NAME|FILE")] = None,
+    all_prompt_sets: Annotated[bool, Parameter(group=_TEXTS)] = False,
+    category: Annotated[str | None, Parameter(group=_TEXTS, metavar="LABEL")] = None,
+    chat: Annotated[bool, Parameter(group=_TEXTS, negative="--no-chat")] = False,
+    revision: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_MODEL)] = False,
     max_tokens: Annotated[int, Parameter(group=_CHOOSE), count("N")] = 50,
     temperature: Annotated[float, Parameter(group=_CHOOSE)] = 0.6,
     top_k: Annotated[int, Parameter(group=_CHOOSE), count("K", least=0)] = 50,
@@ -85,6 +86,8 @@ def generate(
 
     The text streams to the terminal as it is made; prompt and response go to one run, in ./traces or --experiment.
     Recording changes no token.
+
+    Example: `traceformer generate --model byte --prompt "If the argument is not" --max-tokens 60`
 
     Args:
         model: A Hugging Face model name, a folder that holds a model, or byte.

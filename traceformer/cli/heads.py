@@ -63,6 +63,8 @@ def heads(
     Of a run that holds patterns, or of a model while it reads texts: then its patterns are reduced as they arise, and
     nothing is stored. Both give the same numbers.
 
+    Example: `traceformer heads latest --plot`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
         convention: valid counts what a query can see; thesis is document 4's, which counts masked cells as sparse, adds

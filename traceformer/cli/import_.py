@@ -11,9 +11,6 @@ from cyclopts import Parameter
 
 from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotFound
-from traceformer.formats.options import ImportOptions
-from traceformer.formats.registry import READABLE, read_run
-from traceformer.store.run import TraceStore
 
 __all__ = ["import_"]
 
@@ -32,12 +29,18 @@ def import_(
     export` did. safetensors: what `traceformer export` wrote. padded-zarr: document 1's folder. Positions that the
     files hold no values of are NaN in the run. No code in a file is ever run.
 
+    Example: `traceformer import exports`
+
     Args:
         files: Files of one format, or folders of them.
         out_dir: The run's folder, in place of one named after time and model.
         overwrite: Replace a run that is in the way.
         json: Print the outcome as a JSON object.
     """
+    from traceformer.formats.options import ImportOptions
+    from traceformer.formats.registry import read_run
+    from traceformer.store.run import TraceStore
+
     found = list(_files(files))
     with steps_shown("importing") as progress:
         folder = read_run(found, ImportOptions(out_dir, overwrite, progress))
@@ -54,6 +57,8 @@ def import_(
 
 def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
     """Yields the files, and of folders those that a format knows: its own, or else those of the folders in it."""
+    from traceformer.formats.registry import READABLE
+
     for path in paths:
         if path.is_dir():
             known = _known(path.iterdir()) or _known(path.rglob("*"))
@@ -68,6 +73,8 @@ def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
 
 def _known(paths: Iterable[Path]) -> list[Path]:
     """Those that a format knows, 2.pt before 10.pt."""
+    from traceformer.formats.registry import READABLE
+
     known = [path for path in paths if path.is_file() and any(own.recognises(path) for own in READABLE.values())]
     return sorted(known, key=lambda path: [int(part) if part.isdecimal() else part for part in _parts(path)])
 

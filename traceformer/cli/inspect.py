@@ -13,7 +13,7 @@ from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
 from traceformer.cli.summary import summarise, summarise_experiment
-from traceformer.cli.terminal import draw_matrix, table
+from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec
@@ -59,6 +59,8 @@ def inspect(
 
     Without options: the model, the data set and every array. With --example: its text and tokens. With --head: the
     pattern, drawn in the terminal. With --png and no head: a picture of all heads.
+
+    Example: `traceformer inspect latest --head L2H3`
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`; or a folder of runs, which is listed.
@@ -181,6 +183,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
 
 def _draw(found: _Slice) -> str:
     if found.spec.site.is_matrix:
+        from traceformer.cli.matrix import draw_matrix
+
         width = shutil.get_terminal_size((100, 24)).columns
         return draw_matrix(found.values, found.row_tokens, found.key_tokens, width=width)
     if found.spec.site.holds_ids:

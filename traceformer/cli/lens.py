@@ -58,6 +58,8 @@ def lens(
     that the run was recorded with. Of a run that holds what was read out while recording (--lens-top-k) and no residual
     stream, that is shown, and no model is needed.
 
+    Example: `traceformer lens latest --example 0`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, hidden, or lens_topk.
         example: An example's id, or its row number; the first one by default.

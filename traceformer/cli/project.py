@@ -49,6 +49,8 @@ def project(
     it. With --example: a line per token, and how the curve develops over the response. Without: a line per example, or
     per layer where there are several.
 
+    Example: `traceformer project latest --vector vectors/errors/mean_diff.safetensors`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
         vector: Files of vectors, .safetensors, .pt or .npy; each is one trait, with one vector or one per layer.

@@ -4,11 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from traceformer.analysis.statistics import HeadStatistics, ValueStatistics
 from traceformer.cli.terminal import table
@@ -20,6 +18,9 @@ from traceformer.questions.statistics import (
     RunStatistics,
 )
 from traceformer.texts.shown import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["StatisticsFile", "as_json", "as_text", "plain", "positions_as_json", "positions_as_text"]
 
@@ -182,24 +183,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_SCHEMA = pa.schema(
-    [
-        ("array", pa.string()),
-        ("layer", pa.int32()),
-        ("head", pa.int32()),
-        ("example_id", pa.string()),
-        ("position", pa.int32()),
-        ("count", pa.int64()),
-        *((name, pa.float64()) for name in ("mean", "std", "min", "max", "entropy", "sparsity")),
-        ("came_id", pa.int32()),
-        ("came_probability", pa.float64()),
-        ("came_rank", pa.int32()),
-        ("top_ids", pa.list_(pa.int32())),
-        ("top_probabilities", pa.list_(pa.float64())),
-    ]
-)
-
-
 class StatisticsFile:
     """A Parquet file with one row per head, per layer of an array, and per position of an example's logits.
 
@@ -211,8 +194,10 @@ class StatisticsFile:
         self._temporary = path.with_name(f".{path.name}.part")
 
     def __enter__(self) -> Self:
+        import pyarrow.parquet as pq
+
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._temporary, _SCHEMA, compression="zstd")
+        self._writer = pq.ParquetWriter(self._temporary, _schema(), compression="zstd")
         return self
 
     def __exit__(
@@ -259,5 +244,28 @@ class StatisticsFile:
         self._add({"array": str(each.key), "entropy": each.entropy, **_values(each.values)} for each in found.logits)
 
     def _add(self, rows: Iterator[dict[str, Any]]) -> None:
+        import pyarrow as pa
+
         told = [{name: plain(value) for name, value in row.items()} for row in rows]
-        self._writer.write_table(pa.Table.from_pylist(told, schema=_SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(told, schema=self._writer.schema))
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("array", pa.string()),
+            ("layer", pa.int32()),
+            ("head", pa.int32()),
+            ("example_id", pa.string()),
+            ("position", pa.int32()),
+            ("count", pa.int64()),
+            *((name, pa.float64()) for name in ("mean", "std", "min", "max", "entropy", "sparsity")),
+            ("came_id", pa.int32()),
+            ("came_probability", pa.float64()),
+            ("came_rank", pa.int32()),
+            ("top_ids", pa.list_(pa.int32())),
+            ("top_probabilities", pa.list_(pa.float64())),
+        ]
+    )

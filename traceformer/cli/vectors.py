@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from traceformer.analysis.directions import Fit, Method
 from traceformer.analysis.directions import fit as fit_direction
@@ -26,29 +26,44 @@ from traceformer.store.run import TraceStore
 
 __all__ = ["fit", "show", "vectors"]
 
-vectors = App(name="vectors", help_epilogue="Each takes --json.")
+_TEXTS = Group.create_ordered("The two kinds of texts")
+_FIT = Group.create_ordered("What is found")
+_OUTPUT = Group.create_ordered("Output")
+
+vectors = App(
+    name="vectors",
+    help="""Find the direction that tells two kinds of texts apart.
+
+Example: `traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits`
+""",
+    help_epilogue="Each takes --json.",
+)
 
 
 @vectors.command
 def fit(
     *,
-    positive: Annotated[str, Parameter(metavar="RUN|TEXTS")],
-    negative: Annotated[str, Parameter(metavar="RUN|TEXTS")],
-    output: Annotated[Path, Parameter(metavar="FOLDER")],
-    model: str | None = None,
-    method: Annotated[tuple[Method, ...], Parameter(consume_multiple=(1, None), metavar="METHOD...")] = ("mean_diff",),
-    site: str = "resid_post",
-    layer: Annotated[str, Parameter(metavar="I,J-K|all")] = "all",
-    position: Position = "mean",
-    name: str | None = None,
-    device: str | None = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    json: bool = False,
+    positive: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
+    negative: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
+    output: Annotated[Path, Parameter(group=_OUTPUT, metavar="FOLDER")],
+    model: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    method: Annotated[tuple[Method, ...], Parameter(group=_FIT, consume_multiple=(1, None), metavar="METHOD...")] = (
+        "mean_diff",
+    ),
+    site: Annotated[str, Parameter(group=_FIT)] = "resid_post",
+    layer: Annotated[str, Parameter(group=_FIT, metavar="I,J-K|all")] = "all",
+    position: Annotated[Position, Parameter(group=_FIT)] = "mean",
+    name: Annotated[str | None, Parameter(group=_OUTPUT)] = None,
+    device: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """Find the direction from one kind of texts to another, at each layer.
 
     Two runs, or two files of texts or prompts with a --model that reads them. Shown is how well each direction tells
     apart examples that it was not fitted on (five folds; chance is 0.5), beside the same with shuffled labels.
+
+    Example: `traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits`
 
     Args:
         positive: The texts that have the trait: a run, or with --model a file of texts or a prompt set.
@@ -117,6 +132,8 @@ def show(
     json: bool = False,
 ) -> None:
     """Show what a file of vectors holds, and how they were found.
+
+    Example: `traceformer vectors show traits/mean_diff.safetensors`
 
     Args:
         file: A .safetensors, .pt or .npy file.

@@ -16,9 +16,8 @@ from traceformer.formats.options import ImportOptions
 from traceformer.models.loaded import short_name
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
-from traceformer.store.names import Arch
+from traceformer.store.names import Arch, Dtype
 from traceformer.store.writer import RunWriter
 
 __all__ = ["UNKNOWN", "Fill", "common_dtype", "destination", "encoded", "put", "token_row", "write_run"]

@@ -22,9 +22,8 @@ from traceformer.formats.outgoing import described_run, file_name, plain_row
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.dtypes import Dtype
 from traceformer.store.files import checksum, durable_write
-from traceformer.store.names import Arch
+from traceformer.store.names import Arch, Dtype
 from traceformer.store.run import TraceStore
 
 __all__ = ["export_safetensors", "import_safetensors", "is_safetensors_run"]

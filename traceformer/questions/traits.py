@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32
-from threadpoolctl import threadpool_limits
 
 from traceformer.analysis.projection import Projections, project_units, unit
 from traceformer.errors import NotRecorded, UsageError
@@ -60,6 +59,8 @@ def project_run(
 def _in_order(
     blocks: Iterator[Float[np.ndarray, "token d"]], work: Callable[[Float[np.ndarray, "token d"]], Projections]
 ) -> Iterator[Projections]:
+    from threadpoolctl import threadpool_limits
+
     threads = os.cpu_count() or 1
     ahead: deque[Future[Projections]] = deque()
     # Each thread multiplies for itself: those that the library would add to each of them only wait for one another.

@@ -3,10 +3,9 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Num
 
 from traceformer.errors import CorruptRun, NotRecorded, SelectionError
@@ -16,6 +15,9 @@ from traceformer.store.dtypes import decode
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout, head_index, layer_index
 from traceformer.store.zarr3 import Array, open_array, read_ahead, reading
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = ["RunArrays", "find_spec"]
 
@@ -61,6 +63,8 @@ class RunArrays:
     """The open arrays of a run. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
 
     def __init__(self, folder: Path, layout: RunLayout, index: RunIndex, dims: Mapping[str, Any]) -> None:
+        import tensorstore as ts
+
         self._folder = folder
         self._layout = layout
         self._index = index
@@ -145,7 +149,7 @@ class RunArrays:
         return (*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))
 
     def _rows_of(
-        self, spec: ArraySpec, shard: int, block: np.ndarray, read: ts.WriteFutures
+        self, spec: ArraySpec, shard: int, block: np.ndarray, read: "ts.WriteFutures"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         index, rows = self._index, self._index.rows_of(shard)
         with reading(self._folder / self._layout.array_path(spec.key)):

@@ -19,10 +19,9 @@ from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, find_spec
 from traceformer.store.commits import RunHead, read_commits, token_path
-from traceformer.store.dtypes import Dtype
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, RunLayout
-from traceformer.store.names import Arch, public_name
+from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.zarr3 import reading
 
 if TYPE_CHECKING:
