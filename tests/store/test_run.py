@@ -332,7 +332,7 @@ def test_opening_reads_the_first_matrix_and_loads_nothing_slow(run: Path) -> Non
     start = time.perf_counter()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "[]\n"
-    assert time.perf_counter() - start < 3  # 0.3 s on an idle machine, which benchmarks/store.py measures
+    assert time.perf_counter() - start < 3  # 0.3 s on an idle machine, which benchmarks/startup.py measures
 
 
 def test_a_copied_run_is_the_same_run(run: Path, tmp_path: Path) -> None:
