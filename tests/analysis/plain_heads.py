@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from traceformer.analysis.heads import HeadConvention
+from traceformer.analysis.choices import HeadConvention
 
 Sees = Callable[[int, int], bool]
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.analysis.plain_heads import Sees, causal, everything, plain_metrics, random_patterns
+from traceformer.analysis.choices import HeadConvention
 from traceformer.analysis.head_tally import HeadMetrics, Measurement
-from traceformer.analysis.heads import METRICS, Geometry, HeadConvention, block_sums
+from traceformer.analysis.heads import METRICS, Geometry, block_sums
 from traceformer.analysis.visibility import Visibility
 from traceformer.errors import NumericError, Unsupported, UsageError
 

@@ -209,10 +209,10 @@ def test_a_closed_pipe_ends_the_command_quietly() -> None:
 
 @pytest.mark.parametrize("command", ["", *VERBS])
 def test_help_loads_nothing_slow(command: str) -> None:
-    slow = {"torch", "transformers", "datasets", "pandas", "pyarrow", "tensorstore", "zarr"}
+    slow = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "tensorstore", "zarr"}
     slow |= {"jaxtyping", "matplotlib", "sklearn", "scipy"}
     if not command:
-        slow |= {"numpy", "rich.markdown"}
+        slow.add("rich.markdown")
     process = start(
         f"import sys; from traceformer.cli import main; main([*{command.split()}, '--help']);"
         f" print({slow} & set(sys.modules), file=sys.stderr)"

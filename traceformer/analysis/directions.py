@@ -16,16 +16,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
+from traceformer.analysis.choices import Method
 from traceformer.errors import UsageError
 
-__all__ = ["FEWEST", "METHODS", "Fit", "Method", "Quality", "fit", "quality"]
-
-Method: TypeAlias = Literal["mean_diff", "probe", "pca"]
+__all__ = ["FEWEST", "METHODS", "Fit", "Quality", "fit", "quality"]
 
 FEWEST = 2
 _FOLDS = 5

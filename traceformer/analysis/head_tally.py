@@ -18,15 +18,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Float64
 
-from traceformer.analysis.heads import (
-    METRICS,
-    BlockSums,
-    Geometry,
-    HeadConvention,
-    block_sums,
-    effective_span,
-    example_means,
-)
+from traceformer.analysis.choices import HeadConvention
+from traceformer.analysis.heads import METRICS, BlockSums, Geometry, block_sums, effective_span, example_means
 from traceformer.errors import UsageError
 
 __all__ = ["HeadMetrics", "Measurement"]

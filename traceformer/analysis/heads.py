@@ -18,11 +18,12 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
+from traceformer.analysis.choices import HeadConvention
 from traceformer.analysis.visibility import Visibility
 from traceformer.errors import NumericError, Unsupported
 
@@ -30,14 +31,11 @@ __all__ = [
     "METRICS",
     "BlockSums",
     "Geometry",
-    "HeadConvention",
     "Means",
     "block_sums",
     "effective_span",
     "example_means",
 ]
-
-HeadConvention: TypeAlias = Literal["valid", "thesis"]
 
 METRICS: Mapping[str, str] = {
     "entropy": "entropy of where a query looks, in nats",

@@ -11,11 +11,11 @@ a full square is 1 / its width, whatever the head does), std with n - 1. Thresho
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from traceformer.analysis.choices import ConventionName
 from traceformer.analysis.visibility import Visibility
 from traceformer.errors import UsageError
 
@@ -23,7 +23,6 @@ __all__ = [
     "CONVENTIONS",
     "AttentionTally",
     "Convention",
-    "ConventionName",
     "HeadStatistics",
     "LogitStatistics",
     "ValueStatistics",
@@ -31,8 +30,6 @@ __all__ = [
     "Visibility",
     "logit_statistics",
 ]
-
-ConventionName: TypeAlias = Literal["exact", "nanochat"]
 
 _AT_ONCE = 1 << 20  # elements that are looked at together
 

@@ -5,20 +5,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.statistics import ConventionName
+from traceformer.analysis.choices import ConventionName
 from traceformer.cli.arguments import count, find_example, find_runs
 from traceformer.cli.progress import steps_shown
-from traceformer.cli.statistics import StatisticsFile, as_json, as_text, positions_as_json, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.options import ImportOptions
-from traceformer.questions.statistics import ExampleLogits, RunStatistics, run_statistics
-from traceformer.questions.vocabulary import token_names, tokens_of
-from traceformer.store.run import TraceStore
+
+if TYPE_CHECKING:
+    from traceformer.questions.statistics import ExampleLogits, RunStatistics
+    from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]
 
@@ -56,6 +54,10 @@ def analyze(
         parquet: Save a table with a row per head, per layer of an array and per position of the logits.
         json: Print a JSON object.
     """
+    from traceformer.cli.statistics import as_json, as_text, positions_as_json, positions_as_text
+    from traceformer.questions.vocabulary import token_names, tokens_of
+    from traceformer.store.run import TraceStore
+
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -92,6 +94,8 @@ def analyze(
 
 def _find(run: str, stack: ExitStack) -> list[Path]:
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
+    from traceformer.formats.options import ImportOptions
+
     if not run.endswith(_TRACE):
         return find_runs(run)
     from traceformer.formats.json_import import import_json
@@ -101,14 +105,17 @@ def _find(run: str, stack: ExitStack) -> list[Path]:
 
 
 def _analyze(
-    store: TraceStore,
+    store: "TraceStore",
     example: str | None,
     layer: int | None,
     convention: ConventionName,
     top: int,
     parquet: Path | None,
-) -> tuple[RunStatistics, list[ExampleLogits]]:
+) -> "tuple[RunStatistics, list[ExampleLogits]]":
     """Returns the statistics of a run, and of one example those of every position; saves the table if asked to."""
+    from traceformer.cli.statistics import StatisticsFile
+    from traceformer.questions.statistics import run_statistics
+
     if not store.ids:
         raise NotRecorded(f"{store.folder} holds no example yet")
     ids = None if example is None else (find_example(example, store.ids),)
@@ -119,7 +126,7 @@ def _analyze(
     with ExitStack() as stack:
         file = None if parquet is None else stack.enter_context(StatisticsFile(parquet))
 
-        def each(found: ExampleLogits) -> None:
+        def each(found: "ExampleLogits") -> None:
             if file is not None:
                 file.add_positions(found)
             if ids is not None:
@@ -132,7 +139,7 @@ def _analyze(
     return found, positions
 
 
-def _title(store: TraceStore, name: str, found: RunStatistics) -> str:
+def _title(store: "TraceStore", name: str, found: "RunStatistics") -> str:
     stack = store.layout.stacks[-1]
     tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
     what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"
@@ -140,8 +147,10 @@ def _title(store: TraceStore, name: str, found: RunStatistics) -> str:
     return f"{name}{unfinished}: {what}, {tokens} {stack} tokens; {found.convention} convention, entropy in nats"
 
 
-def _next(found: RunStatistics, name: str, png: Path | None) -> str:
+def _next(found: "RunStatistics", name: str, png: Path | None) -> str:
     """Returns the command that looks closer: at all heads, then at the one that is surest where to look."""
+    import numpy as np
+
     if name.endswith(_TRACE) and png is not None:
         return f"import {name}"
     if found.attention and png is not None:
@@ -154,7 +163,7 @@ def _next(found: RunStatistics, name: str, png: Path | None) -> str:
     return f"analyze {name} --example 0" if found.logits else f"inspect {name}"
 
 
-def _save_entropy(found: RunStatistics, path: Path, name: str) -> None:
+def _save_entropy(found: "RunStatistics", path: Path, name: str) -> None:
     from traceformer.figures.style import head_map_figure, save
 
     if not found.attention:

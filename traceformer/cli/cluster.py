@@ -5,15 +5,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.clusters import ClusterMethod, cluster_heads
-from traceformer.cli.clustered import ClusteredTables
+from traceformer.analysis.choices import ClusterMethod
 from traceformer.errors import UsageError
-from traceformer.formats.head_tables import read_heads
+
+if TYPE_CHECKING:
+    from traceformer.cli.clustered import ClusteredTables
 
 __all__ = ["cluster"]
 
@@ -76,7 +76,13 @@ def cluster(
 
 def _cluster(
     paths: Sequence[Path], attention: str | None, features: Sequence[str], method: ClusterMethod, k: str | None
-) -> ClusteredTables:
+) -> "ClusteredTables":
+    import numpy as np
+
+    from traceformer.analysis.clusters import cluster_heads
+    from traceformer.cli.clustered import ClusteredTables
+    from traceformer.formats.head_tables import read_heads
+
     tables = tuple(read_heads(path, attention) for path in paths)
     stems = tuple(path.stem for path in paths)
     labels = stems if len(set(stems)) == len(stems) else tuple(map(str, paths))
@@ -102,7 +108,7 @@ def _ks(text: str | None, heads: int) -> range:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def _save_pictures(clustered: ClusteredTables, output: Path) -> list[Path]:
+def _save_pictures(clustered: "ClusteredTables", output: Path) -> list[Path]:
     from traceformer.figures.heads import distributions_figure, map_figure, score_figure, silhouettes_figure
     from traceformer.figures.style import save
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from traceformer.analysis.clusters import ClusterMethod, HeadClusters, cluster_shares
+from traceformer.analysis.choices import ClusterMethod
+from traceformer.analysis.clusters import HeadClusters, cluster_shares
 from traceformer.analysis.heads import METRICS
 from traceformer.cli.terminal import table
 from traceformer.formats.head_tables import HeadTable

@@ -6,22 +6,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from cyclopts import Group, Parameter
 
-from traceformer.analysis.head_tally import HeadMetrics
-from traceformer.analysis.heads import HeadConvention
+from traceformer.analysis.choices import HeadConvention
 from traceformer.cli.arguments import count, find_run
 from traceformer.cli.progress import steps_shown
 from traceformer.cli.terminal import table
 from traceformer.cli.units import duration
 from traceformer.errors import UsageError
-from traceformer.formats.head_tables import name_of, write_heads
-from traceformer.questions.heads import run_heads
 from traceformer.sites import ArrayKey
-from traceformer.store.run import TraceStore
+
+if TYPE_CHECKING:
+    from traceformer.analysis.head_tally import HeadMetrics
 
 __all__ = ["heads"]
 
@@ -88,6 +86,10 @@ def heads(
         plot: Save a picture beside the table: a map of layers and heads for every metric.
         json: Print a JSON object.
     """
+    from traceformer.formats.head_tables import write_heads
+    from traceformer.questions.heads import run_heads
+    from traceformer.store.run import TraceStore
+
     _check_source(run, model, model_path, dataset, data_path)
     started = time.perf_counter()
     if run is not None:
@@ -146,7 +148,9 @@ def _check_source(
         )
 
 
-def _as_json(found: Mapping[ArrayKey, HeadMetrics], output: Path, pictures: list[Path]) -> dict[str, Any]:
+def _as_json(found: "Mapping[ArrayKey, HeadMetrics]", output: Path, pictures: list[Path]) -> dict[str, Any]:
+    from traceformer.formats.head_tables import name_of
+
     return {
         "output": str(output),
         "plot": [str(path) for path in pictures],
@@ -166,8 +170,12 @@ def _as_json(found: Mapping[ArrayKey, HeadMetrics], output: Path, pictures: list
     }
 
 
-def _as_text(key: ArrayKey, found: HeadMetrics, convention: HeadConvention) -> str:
+def _as_text(key: ArrayKey, found: "HeadMetrics", convention: HeadConvention) -> str:
     """Means and standard deviations over each layer's heads, and the heads with the highest scores."""
+    import numpy as np
+
+    from traceformer.formats.head_tables import name_of
+
     examples = f"{found.examples} example{'' if found.examples == 1 else 's'}"
     sizes = f"{len(found.layers)} layers of {len(found.heads)} heads, {examples}, {found.queries} queries"
     basic = [
@@ -187,7 +195,9 @@ def _as_text(key: ArrayKey, found: HeadMetrics, convention: HeadConvention) -> s
     return "\n".join(lines)
 
 
-def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
+def _strongest(found: "HeadMetrics") -> Iterator[tuple[str, ...]]:
+    import numpy as np
+
     for name in _SCORES:
         values = found.values[name]
         if np.isnan(values).all():
@@ -198,9 +208,10 @@ def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
         yield name, *cells, *("",) * (_STRONGEST - len(cells))
 
 
-def _save_maps(found: Mapping[ArrayKey, HeadMetrics], output: Path, source: str) -> list[Path]:
+def _save_maps(found: "Mapping[ArrayKey, HeadMetrics]", output: Path, source: str) -> list[Path]:
     from traceformer.figures.heads import metric_maps
     from traceformer.figures.style import save
+    from traceformer.formats.head_tables import name_of
 
     made: list[Path] = []
     for key, each in found.items():

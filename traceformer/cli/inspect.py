@@ -5,21 +5,22 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, find_run, parse_head, runs_in
-from traceformer.cli.summary import summarise, summarise_experiment
 from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.layout import META
-from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from traceformer.store.run import TraceStore
 
 __all__ = ["inspect"]
 
@@ -34,7 +35,7 @@ class _Slice:
     spec: ArraySpec
     layer: int | None
     head: int | None
-    values: Num[np.ndarray, "row column"]
+    values: 'Num[np.ndarray, "row column"]'
     row_tokens: list[str]
     key_tokens: list[str]
 
@@ -71,6 +72,9 @@ def inspect(
         png: Save a picture of the head, or of all heads, in the format that the ending names.
         json: Print a JSON object.
     """
+    from traceformer.cli.summary import summarise, summarise_experiment
+    from traceformer.store.run import TraceStore
+
     layer, head_number = parse_head(layer, head)
     at_a_place = not (layer is None and head_number is None and site is None)
     if example is None and png is None and not at_a_place and not (Path(run) / META).is_file():
@@ -132,14 +136,16 @@ class _Example:
         return "\n".join(lines)
 
 
-def _example(store: TraceStore, name: str) -> _Example:
+def _example(store: "TraceStore", name: str) -> _Example:
+    from traceformer.questions.vocabulary import tokens_of
+
     example_id = find_example(name, store.ids)
     tokens = {stack: tokens_of(store, example_id, stack) for stack in store.layout.stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
 
 
-def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
+def _find_array(store: "TraceStore", site: str | None) -> ArraySpec:
     """Returns the array that `--site` names, the first one of attention for None.
 
     Raises:
@@ -162,7 +168,11 @@ def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
     return found[0]
 
 
-def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+def _slice(store: "TraceStore", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+    import numpy as np
+
+    from traceformer.questions.vocabulary import tokens_of
+
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
@@ -182,6 +192,8 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
 
 
 def _draw(found: _Slice) -> str:
+    import numpy as np
+
     if found.spec.site.is_matrix:
         from traceformer.cli.matrix import draw_matrix
 
@@ -222,7 +234,9 @@ def _save_head(found: _Slice, png: Path) -> None:
     save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
 
 
-def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
+def _save_atlas(store: "TraceStore", example_id: str, spec: ArraySpec, png: Path) -> None:
+    import numpy as np
+
     from traceformer.figures.style import atlas_figure, save, tile
 
     if not spec.site.is_matrix:

@@ -8,26 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.analysis.lens import Lens
 from traceformer.cli.arguments import count, find_example, find_run
 from traceformer.cli.progress import steps_shown
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
-from traceformer.models.families import architecture_of
-from traceformer.models.weights import files_digest, find_model_folder, read_config
-from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
-from traceformer.questions.vocabulary import token_names, tokens_of
 from traceformer.sites import parse_indices
-from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
+    from traceformer.analysis.lens import Lens
     from traceformer.models.readout import Readout
+    from traceformer.store.run import TraceStore
 
 __all__ = ["lens", "open_readout_of"]
 
@@ -70,6 +64,12 @@ def lens(
         png: Save a picture of all layers and positions, in the format that the ending names.
         json: Print a JSON object.
     """
+    import numpy as np
+
+    from traceformer.questions.lens import is_read_out, recorded_lens, run_lens
+    from traceformer.questions.vocabulary import token_names, tokens_of
+    from traceformer.store.run import TraceStore
+
     folder = find_run(run)
     store = TraceStore(folder)
     example_id = find_example(example, store.ids)
@@ -113,7 +113,7 @@ def lens(
     print(f"{made}next: traceformer lens {folder} --example {example_id} {then}", file=sys.stderr)
 
 
-def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout":
+def open_readout_of(store: "TraceStore", moved_to: Path | None = None) -> "Readout":
     """Returns the final norm and unembedding of a run's model, once it is known to be the model of the run.
 
     Raises:
@@ -121,7 +121,9 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
         ConfigurationChanged: it is another model than when the run was recorded; both digests are named.
         Unsupported: its family's readout is not known.
     """
+    from traceformer.models.families import architecture_of
     from traceformer.models.readout import open_readout
+    from traceformer.models.weights import find_model_folder, read_config
 
     if store.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
@@ -137,7 +139,9 @@ def open_readout_of(store: TraceStore, moved_to: Path | None = None) -> "Readout
     return open_readout(folder, config, final_norm=row.final_norm, token_embed=row.token_embed)
 
 
-def _check_unchanged(store: TraceStore, folder: Path) -> None:
+def _check_unchanged(store: "TraceStore", folder: Path) -> None:
+    from traceformer.models.weights import files_digest
+
     recorded: str | None = store.meta.get("model_files")
     what, now = "files", ""
     if recorded is not None:
@@ -158,8 +162,10 @@ def _check_unchanged(store: TraceStore, folder: Path) -> None:
         )
 
 
-def _grid(found: Lens, tokens: Sequence[str], name: Callable[[int], str]) -> str:
+def _grid(found: "Lens", tokens: Sequence[str], name: Callable[[int], str]) -> str:
     """A line per position, a column per layer: as many layers, evenly spaced, as fit the terminal."""
+    import numpy as np
+
     width = shutil.get_terminal_size((100, 24)).columns
     fixed = 8 + 2 + _CELLS + 2 + 3 + _CELLS
     room = max(1, (width - fixed) // (_CELLS + 2))
@@ -181,7 +187,9 @@ def _grid(found: Lens, tokens: Sequence[str], name: Callable[[int], str]) -> str
     return "\n".join(lines)
 
 
-def _one_position(found: Lens, i: int, tokens: Sequence[str], name: Callable[[int], str]) -> str:
+def _one_position(found: "Lens", i: int, tokens: Sequence[str], name: Callable[[int], str]) -> str:
+    import numpy as np
+
     came, known = int(found.came[i]), not np.isnan(found.entropy[:, i]).all()
     rows = [
         (
@@ -202,7 +210,7 @@ def _one_position(found: Lens, i: int, tokens: Sequence[str], name: Callable[[in
     return f"{title}\n" + table(headers, rows, numeric=range(1, len(headers) - 1))
 
 
-def _of_came(found: Lens, row: int, i: int) -> tuple[str, str]:
+def _of_came(found: "Lens", row: int, i: int) -> tuple[str, str]:
     """Probability and rank of the token that came, where these are known."""
     rank = int(found.came_rank[row, i])
     return (f"{found.came_probability[row, i]:.3g}", str(rank)) if rank else ("", "")
@@ -213,8 +221,10 @@ def _fit(token: str) -> str:
     return text if cell_len(text) <= _CELLS else set_cell_size(text, _CELLS - 1) + "…"
 
 
-def _to_json(found: Lens, example_id: str, tokens: Sequence[str], name: Callable[[int], str]) -> dict[str, Any]:
+def _to_json(found: "Lens", example_id: str, tokens: Sequence[str], name: Callable[[int], str]) -> dict[str, Any]:
     """Lists run over layers, and within each over positions."""
+    from traceformer.cli.statistics import plain
+
     return {
         "example_id": example_id,
         "array": str(found.key),

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Group, Parameter, Token
 
-from traceformer.analysis.paths.result import TraceResult
-from traceformer.analysis.paths.trace import PathOptions
 from traceformer.cli.arguments import count, find_example, find_run, parse_head
-from traceformer.cli.paths_report import report
-from traceformer.compat.reverse_attention import ReverseAttentionTracer
 from traceformer.errors import UsageError
-from traceformer.questions.paths import trace_stored
 from traceformer.sites import Attention, Stack
-from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:
+    from traceformer.analysis.paths.result import TraceResult
+    from traceformer.analysis.paths.trace import PathOptions
     from traceformer.questions.paths import OutputWeights
+    from traceformer.store.run import TraceStore
 
 __all__ = ["paths"]
 
@@ -114,6 +111,9 @@ def paths(
         revision: The commit, tag or branch of the model on the Hub.
         json: Print the result as JSON, in the layout of document 3's trace.json.
     """
+    from traceformer.analysis.paths.trace import PathOptions
+    from traceformer.cli.paths_report import report
+
     if (run is None) == (model is None):
         raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")
     if png is not None:
@@ -160,11 +160,14 @@ def _of_run(
     text: str | None,
     target_pos: int,
     layer: LayerChoice | None,
-    options: PathOptions,
+    options: "PathOptions",
     stack: Stack | None,
     bos_token_id: int | None,
     device: str | None,
-) -> TraceResult:
+) -> "TraceResult":
+    from traceformer.questions.paths import trace_stored
+    from traceformer.store.run import TraceStore
+
     if text is not None:
         raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
     store = TraceStore(find_run(name))
@@ -182,7 +185,7 @@ def _of_run(
     )[0]
 
 
-def _output_weights(store: TraceStore, device: str | None) -> "OutputWeights":
+def _output_weights(store: "TraceStore", device: str | None) -> "OutputWeights":
     """W_O of the model that a run was made with, found where it was found then.
 
     Raises:
@@ -207,12 +210,13 @@ def _of_model(
     target_text: str | None,
     target_pos: int,
     layer: LayerChoice | None,
-    options: PathOptions,
+    options: "PathOptions",
     bos_token_id: int | None,
     load: dict[str, Any],
-) -> TraceResult:
+) -> "TraceResult":
     from dataclasses import asdict
 
+    from traceformer.compat.reverse_attention import ReverseAttentionTracer
     from traceformer.models.load import load_model
 
     print("loading", file=sys.stderr)
@@ -228,7 +232,7 @@ def _of_model(
     )
 
 
-def _save(result: TraceResult, html: Path | None, png: Path | None, open_browser: bool) -> None:
+def _save(result: "TraceResult", html: Path | None, png: Path | None, open_browser: bool) -> None:
     if png is not None:
         from traceformer.figures.paths import paths_figure
         from traceformer.figures.style import save

@@ -8,23 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.projection import Projections, TextCurves
-from traceformer.analysis.projection import project as project_rows
 from traceformer.cli.arguments import find_example, find_run
-from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table, to_json
 from traceformer.cli.progress import steps_shown
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.formats.directions import DirectionFile, read_directions
-from traceformer.questions.traits import project_run
-from traceformer.questions.vocabulary import tokens_of
 from traceformer.sites import SITES, ArraySpec, parse_indices
-from traceformer.store.run import TraceStore
 
 if TYPE_CHECKING:
+    from traceformer.analysis.projection import TextCurves
     from traceformer.capture.projecting import Traits
+    from traceformer.formats.directions import DirectionFile
+    from traceformer.store.run import TraceStore
 
 __all__ = ["find_rows", "project", "read_traits"]
 
@@ -62,6 +57,9 @@ def project(
         output: Save the curves and their dynamics as JSON, a file per example.
         json: Print a JSON object.
     """
+    from traceformer.cli.curves import example_table, layer_table, to_json
+    from traceformer.store.run import TraceStore
+
     folder = find_run(run)
     store = TraceStore(folder)
     files = _read(vector)
@@ -102,7 +100,7 @@ def project(
     print(f"{f'wrote {made}; ' if made else ''}next: traceformer project {folder}{shown} {then}", file=sys.stderr)
 
 
-def find_rows(store: TraceStore, site: str) -> ArraySpec:
+def find_rows(store: "TraceStore", site: str) -> ArraySpec:
     """Returns the array that `--site` names, one with a row per token.
 
     Raises:
@@ -133,7 +131,7 @@ def read_traits(paths: Sequence[Path], site: str) -> "Traits":
     return Traits({name: file.by_layer for name, file in _read(paths).items()}, site)
 
 
-def _recorded(store: TraceStore) -> ArraySpec:
+def _recorded(store: "TraceStore") -> ArraySpec:
     """The array of the projections that were made when the run was recorded."""
     specs = [spec for spec in store.layout.arrays if spec.key.site == "projection"]
     if not specs:
@@ -141,8 +139,10 @@ def _recorded(store: TraceStore) -> ArraySpec:
     return specs[0]
 
 
-def _read(paths: Sequence[Path]) -> dict[str, DirectionFile]:
+def _read(paths: Sequence[Path]) -> "dict[str, DirectionFile]":
     """The files by the names of their traits; where two are called the same, their paths tell them apart."""
+    from traceformer.formats.directions import read_directions
+
     files = [read_directions(path) for path in paths]
     names = [file.name for file in files]
     own = [str(path) if names.count(file.name) > 1 else file.name for path, file in zip(paths, files, strict=True)]
@@ -151,7 +151,7 @@ def _read(paths: Sequence[Path]) -> dict[str, DirectionFile]:
     return dict(zip(own, files, strict=True))
 
 
-def _check(files: dict[str, DirectionFile], spec: ArraySpec, store: TraceStore) -> None:
+def _check(files: "dict[str, DirectionFile]", spec: ArraySpec, store: "TraceStore") -> None:
     """Refuses vectors of another width, and warns of those that were found somewhere else."""
     weights = store.meta.get("configuration", {}).get("model weights")
     for name, file in files.items():
@@ -165,7 +165,7 @@ def _check(files: dict[str, DirectionFile], spec: ArraySpec, store: TraceStore) 
             warnings.warn(f"{name} was found {found_in} than this run's (weights {weights})", stacklevel=2)
 
 
-def _layers(files: dict[str, DirectionFile], spec: ArraySpec, asked: str | None) -> tuple[int | None, ...]:
+def _layers(files: "dict[str, DirectionFile]", spec: ArraySpec, asked: str | None) -> tuple[int | None, ...]:
     if not spec.layers:
         if asked not in (None, "all"):
             raise SelectionError(f"--layer {asked}", why=f"{spec.key} has no layers")
@@ -198,14 +198,21 @@ def _stored_layers(spec: ArraySpec, asked: str | None) -> tuple[int, ...]:
 
 
 def _curves(
-    store: TraceStore,
+    store: "TraceStore",
     spec: ArraySpec,
     layers: Sequence[int | None],
-    files: dict[str, DirectionFile],
+    files: "dict[str, DirectionFile]",
     example_id: str | None,
     progress: Callable[[int, int], None],
-) -> list[TextCurves]:
+) -> "list[TextCurves]":
     """All examples' projections, or one's. In memory are the projections only, 4 bytes per token, layer and vector."""
+    import numpy as np
+
+    from traceformer.analysis.projection import Projections, TextCurves
+    from traceformer.analysis.projection import project as project_rows
+    from traceformer.questions.traits import project_run
+    from traceformer.questions.vocabulary import tokens_of
+
     stack, by_layer = spec.key.token_stack, dict[int | None, Projections]()
     names = tuple(files) or tuple(store.meta["projection"]["names"])
     for number, layer in enumerate(layers):
@@ -243,7 +250,11 @@ def _curves(
     return found
 
 
-def _print_example(own: TextCurves, spec: ArraySpec, layers: Sequence[int | None]) -> None:
+def _print_example(own: "TextCurves", spec: ArraySpec, layers: Sequence[int | None]) -> None:
+    import numpy as np
+
+    from traceformer.cli.curves import curve_table, dynamics_table
+
     width = shutil.get_terminal_size((100, 24)).columns
     room = max(1, (width - 42) // _COLUMN)
     shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(room, len(layers)))})]
@@ -257,7 +268,7 @@ def _print_example(own: TextCurves, spec: ArraySpec, layers: Sequence[int | None
     print(dynamics_table(own))
 
 
-def _about(folder: Path, spec: ArraySpec, files: dict[str, DirectionFile], store: TraceStore) -> dict[str, Any]:
+def _about(folder: Path, spec: ArraySpec, files: "dict[str, DirectionFile]", store: "TraceStore") -> dict[str, Any]:
     if not files:
         recorded = store.meta["projection"]
         vectors = [{"name": name, "layers": list(spec.layers)} for name in recorded["names"]]

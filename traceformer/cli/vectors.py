@@ -6,23 +6,21 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import App, Group, Parameter
 
-from traceformer.analysis.directions import Fit, Method
-from traceformer.analysis.directions import fit as fit_direction
+from traceformer.analysis.choices import Method, Position
 from traceformer.cli.arguments import find_run
 from traceformer.cli.progress import steps_shown
-from traceformer.cli.project import find_rows
-from traceformer.cli.statistics import plain
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, SelectionError, UsageError
-from traceformer.formats.directions import DirectionFile, read_directions, write_directions
-from traceformer.questions.traits import Position, example_rows
 from traceformer.sites import ArraySpec, Selection, Stack, parse_indices
-from traceformer.store.run import TraceStore
+
+if TYPE_CHECKING:
+    from traceformer.analysis.directions import Fit
+    from traceformer.formats.directions import DirectionFile
+    from traceformer.store.run import TraceStore
 
 __all__ = ["fit", "show", "vectors"]
 
@@ -79,6 +77,10 @@ def fit(
         png: Save a picture of how well each layer does, in the format that the ending names.
         json: Print a JSON object.
     """
+    from traceformer.cli.project import find_rows
+    from traceformer.cli.statistics import plain
+    from traceformer.formats.directions import DirectionFile, write_directions
+
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -139,6 +141,11 @@ def show(
         file: A .safetensors, .pt or .npy file.
         json: Print a JSON object.
     """
+    import numpy as np
+
+    from traceformer.cli.statistics import plain
+    from traceformer.formats.directions import read_directions
+
     found = read_directions(file)
     if json:
         norms = {str(layer): float(np.linalg.norm(values)) for layer, values in found.by_layer.items()}
@@ -157,8 +164,10 @@ def show(
 @contextmanager
 def _two_runs(
     positive: str, negative: str, model: str | None, site: str, layer: str, device: str | None
-) -> Generator[tuple[TraceStore, TraceStore]]:
+) -> "Generator[tuple[TraceStore, TraceStore]]":
     """The runs of both kinds of texts; recorded now, and thrown away afterwards, where a model is given."""
+    from traceformer.store.run import TraceStore
+
     if model is None:
         runs = (_run(positive), _run(negative))
         weights = [store.meta.get("configuration", {}).get("model weights") for store in runs]
@@ -196,7 +205,9 @@ def _two_runs(
         yield stores[0], stores[1]
 
 
-def _run(name: str) -> TraceStore:
+def _run(name: str) -> "TraceStore":
+    from traceformer.store.run import TraceStore
+
     try:
         return TraceStore(find_run(name))
     except NotFound as error:
@@ -217,7 +228,7 @@ def _texts(name: str, jsonl: Path) -> str:
     return str(jsonl)
 
 
-def _layers(runs: Sequence[TraceStore], specs: Sequence[ArraySpec], asked: str) -> tuple[int | None, ...]:
+def _layers(runs: "Sequence[TraceStore]", specs: Sequence[ArraySpec], asked: str) -> tuple[int | None, ...]:
     if specs[0].key != specs[1].key or specs[0].width != specs[1].width:
         raise UsageError("the two runs hold different arrays", why=f"{specs[0].key} and {specs[1].key}")
     if not specs[0].layers:
@@ -232,12 +243,15 @@ def _layers(runs: Sequence[TraceStore], specs: Sequence[ArraySpec], asked: str) 
 
 
 def _fit_all(
-    runs: Sequence[TraceStore],
+    runs: "Sequence[TraceStore]",
     specs: Sequence[ArraySpec],
     layers: Sequence[int | None],
     methods: Sequence[Method],
     position: Position,
-) -> dict[Method, dict[int | None, Fit]]:
+) -> "dict[Method, dict[int | None, Fit]]":
+    from traceformer.analysis.directions import fit as fit_direction
+    from traceformer.questions.traits import example_rows
+
     found: dict[Method, dict[int | None, Fit]] = {method: {} for method in methods}
     with steps_shown("fitting") as progress:
         for number, layer in enumerate(layers):
@@ -248,7 +262,7 @@ def _fit_all(
     return found
 
 
-def _quality(own: Fit) -> dict[str, float | None]:
+def _quality(own: "Fit") -> dict[str, float | None]:
     return {
         "held_out_accuracy": own.held_out.accuracy,
         "effect_size": own.held_out.effect_size,
@@ -259,8 +273,10 @@ def _quality(own: Fit) -> dict[str, float | None]:
     }
 
 
-def _table(file: DirectionFile) -> str:
+def _table(file: "DirectionFile") -> str:
     """A line per layer; the quality of vectors that were found here."""
+    import numpy as np
+
     quality: dict[str, dict[str, float | None]] = file.about.get("quality", {})
     columns = list(next(iter(quality.values()), {}))
     rows = [

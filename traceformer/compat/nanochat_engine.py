@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ConventionName, ValueTally, logit_statistics
+from traceformer.analysis.choices import ConventionName
+from traceformer.analysis.statistics import CONVENTIONS, AttentionTally, ValueTally, logit_statistics
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.compat.trace_storage import TraceStorage, new_trace_id
 from traceformer.errors import Unsupported

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from traceformer.analysis.directions import Fit, Method
+from traceformer.analysis.choices import Method
+from traceformer.analysis.directions import Fit
 from traceformer.analysis.projection import TextCurves
 from traceformer.figures.style import label
 

@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int32
 
+from traceformer.analysis.choices import HeadConvention
 from traceformer.analysis.head_tally import HeadMetrics, Measurement
-from traceformer.analysis.heads import Geometry, HeadConvention
+from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import visibility_of
 from traceformer.errors import NotRecorded
 from traceformer.sites import ArrayKey, ArraySpec

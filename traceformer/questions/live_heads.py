@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from traceformer.analysis.choices import HeadConvention
 from traceformer.analysis.head_tally import HeadMetrics, Measurement
-from traceformer.analysis.heads import Geometry, HeadConvention
+from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack

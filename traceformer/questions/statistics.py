@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from traceformer.analysis.choices import ConventionName
 from traceformer.analysis.statistics import (
     CONVENTIONS,
     AttentionTally,
     Convention,
-    ConventionName,
     HeadStatistics,
     LogitStatistics,
     ValueStatistics,

@@ -4,17 +4,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32
 
+from traceformer.analysis.choices import Position
 from traceformer.analysis.projection import Projections, project_units, unit
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
-__all__ = ["Position", "example_rows", "project_run"]
+__all__ = ["example_rows", "project_run"]
 
 _TASK_TOKENS = 8192
 
@@ -71,9 +71,6 @@ def _in_order(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-Position: TypeAlias = Literal["mean", "last", "response"]
 
 
 def example_rows(
