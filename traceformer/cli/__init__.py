@@ -29,14 +29,14 @@ vectors       trait vectors fitted, and looked at
 export        a run in another format
 import_       files of another format as a run
 train         a byte-level model trained
-terminal      pictures and tables out of characters
+matrix        a head drawn in characters
+terminal      tables out of characters
 """
 
 import builtins
 import keyword
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -48,7 +48,7 @@ from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
 from traceformer.errors import TraceformerError
 
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "application", "main"]
 
 VERBS = {
     "demo": "Record a small real model on the built-in texts, and look at the run.",
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         _print_anything()
         try:
-            code = _application()(arguments)
+            code = application(arguments)(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # Python flushes stdout once more on the way out, which would fail again, with a message.
@@ -95,16 +95,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if failure is None:
                 raise
             if debug and failure.code != INTERRUPTED:
+                import traceback
+
                 traceback.print_exc()
             print(failure, file=sys.stderr)
             return failure.code
     return code if isinstance(code, int) else 0
 
 
-def _application() -> App:
+def application(arguments: Sequence[str]) -> App:
+    """Returns the app that understands a command line.
+
+    The verb that is asked for tells all that its docstring says; of the others, which are not imported, the table of
+    verbs has a line. Docstrings are Markdown, whose reader takes as long to load as all of the rest.
+    """
+    asked = next((word for word in arguments[:1] if word in VERBS), None)
     app = App(
         name="traceformer",
         help="Record what happens inside transformers, keep it in one compact store, ask it questions.",
+        help_format="markdown" if asked else "plaintext",
         help_epilogue="--debug anywhere on the line shows the traceback of an error.",
         version=f"traceformer {__version__}",
         default_parameter=Parameter(negative=(), show_default=_default_in_help),
@@ -115,7 +124,8 @@ def _application() -> App:
     )
     for verb, help_line in VERBS.items():
         module = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
-        app.command(f"traceformer.cli.{module}:{module}", name=verb, help=help_line)
+        own_line = None if verb == asked else help_line
+        app.command(f"traceformer.cli.{module}:{module}", name=verb, help=own_line)
     return app
 
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DerivedChoice", "Loading", "PlaceChoice", "SelectionChoice", "TextChoice", "numbers_of", "sites_in"]
 
-WHAT = Group.create_ordered("What to run")
+MODEL = Group.create_ordered("The model")
+TEXTS = Group.create_ordered("The texts it reads")
+PROMPTS = Group.create_ordered("What it answers")
+CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
 WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
@@ -45,9 +48,9 @@ def numbers_of(text: str | None) -> tuple[int, ...] | None:
 class Loading:
     """How a model is loaded."""
 
-    revision: Annotated[str | None, Parameter(group=WHAT)] = None
+    revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """The commit, tag or branch of the model on the Hub."""
-    allow_pickle: Annotated[bool, Parameter(group=WHAT)] = False
+    allow_pickle: Annotated[bool, Parameter(group=MODEL)] = False
     """Load weights from pickle files, which can run code of whoever made them."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the fastest there is by default."""
@@ -67,7 +70,7 @@ class Loading:
         )
 
 
-@Parameter(name="*", group=WHAT)
+@Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextChoice:
     """Which texts a model reads, and where they are cut."""

@@ -17,6 +17,8 @@ __all__ = ["list_"]
 def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json: bool = False) -> None:
     """List the runs of a folder, the newest first: model, data set, examples, size.
 
+    Example: `traceformer list`
+
     Args:
         folder: Where they lie; ./traces by default.
         json: Print a JSON object.

@@ -19,11 +19,10 @@ from traceformer.presentation import present
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
-from traceformer.store.dtypes import Dtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import Arch, public_name
+from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.source import Source
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
