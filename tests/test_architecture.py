@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+import traceformer
 from tests.write_docs import DOCS, PAGES
 from traceformer import shapes
 from traceformer.models.families import FAMILIES
@@ -33,6 +34,9 @@ LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 
 TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
 TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "questions", "compat", "cli", "viewer")
+WITHOUT_TORCH_AT_THE_TOP = tuple(
+    f"models.{name}" for name in ("families", "family", "dims", "loaded", "weights", "readout")
+)
 TORCH = ("torch", "transformers")
 
 MODULES = sorted(
@@ -99,6 +103,18 @@ def is_under(module: str, parts: tuple[str, ...]) -> bool:
     return any(module == part or module.startswith(f"{part}.") for part in parts)
 
 
+def home_of(target: str) -> str:
+    """Returns where an imported name of the package lies, dotted from its root; the face's names are looked up."""
+    _, _, path = target.partition(".")
+    first = path.partition(".")[0]
+    if first in LAYER_OF:
+        return path
+    home = traceformer._HOMES.get(first) or (
+        f"traceformer.compat.{first}" if first in traceformer.compat.__all__ else ""
+    )
+    return home.partition(".")[2]
+
+
 def wrong_imports(module: str, source: str) -> list[str]:
     """Returns what a module imports against the layer table, in words."""
     part, wrong = module.split(".")[0], []
@@ -106,14 +122,67 @@ def wrong_imports(module: str, source: str) -> list[str]:
         if target.split(".")[0] in TORCH and executed:
             if not is_under(module, TORCH_AT_THE_TOP + TORCH_INSIDE_FUNCTIONS):
                 wrong.append(f"line {line}: {module} imports {target}")
-            elif not inside and not is_under(module, TORCH_AT_THE_TOP):
+            elif not inside and (not is_under(module, TORCH_AT_THE_TOP) or is_under(module, WITHOUT_TORCH_AT_THE_TOP)):
                 wrong.append(f"line {line}: {module} imports {target} outside of a function")
+        if target == "traceformer" and module and part != "cli":
+            wrong.append(f"line {line}: {module} imports the face")
         if target.startswith("traceformer.") and module:  # the root's names are loaded when they are used
-            other = target.split(".")[1]
+            other = home_of(target).partition(".")[0]
             mine, theirs = LAYER_OF[part], LAYER_OF.get(other, 0)
             if theirs > mine or (theirs == mine == STRANGERS and other != part):
                 wrong.append(f"line {line}: {module} (layer {mine}) imports {target} (layer {theirs})")
     return wrong
+
+
+def circles(neighbours: Mapping[str, Collection[str]]) -> list[str]:
+    """Returns the parts that, by way of others, import themselves."""
+
+    def reached(part: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*neighbours.get(part, ())]
+        while ahead:
+            if (each := ahead.pop()) not in seen:
+                seen.add(each)
+                ahead += neighbours.get(each, ())
+        return seen
+
+    return sorted(part for part in neighbours if part in reached(part))
+
+
+def neighbours_of(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Returns which parts of its own layer each part imports, at the top, in functions and for types only."""
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        part = module.split(".")[0]
+        others = {
+            home_of(each.target).partition(".")[0] for each in imports_of(source) if "traceformer." in each.target
+        }
+        own_layer = {other for other in others if LAYER_OF.get(other) == LAYER_OF[part]}
+        found.setdefault(part, set()).update(own_layer - {part})
+    return found
+
+
+def test_no_parts_of_a_layer_import_each_other_in_a_circle() -> None:
+    assert circles(neighbours_of({module: source_of(module) for module in MODULES if module})) == []
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {
+            "models.load": "from traceformer.texts import files",
+            "texts.load": "def f():\n    import traceformer.models.load",
+        },
+        {
+            "store.run": "from traceformer.analysis.lens import Lens",
+            "analysis.lens": "from traceformer.models.readout import Readout",
+            "models.readout": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from traceformer import Run",
+        },
+    ],
+    ids=["two", "three, one through the face"],
+)
+def test_a_circle_of_parts_is_found(sources: Mapping[str, str]) -> None:
+    assert circles(neighbours_of(sources)) == sorted({module.split(".")[0] for module in sources})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -131,6 +200,12 @@ def test_imports_point_downwards_and_torch_stays_where_it_belongs(module: str) -
         ("cli.extract", "import torch"),
         ("formats.torch_files", "if True:\n    from torch import nn"),
         ("texts.files", "import transformers.models"),
+        ("sites", "from traceformer import TraceStore"),
+        ("store.run", "from traceformer import record"),
+        ("analysis.heads", "def f():\n    from traceformer import figures"),
+        ("texts.load", "from traceformer import ReverseAttentionTracer"),
+        ("store.run", "import traceformer"),
+        ("models.families", "import torch"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str) -> None:
@@ -164,8 +239,9 @@ def keys_of_meta(source: str) -> list[str]:
     def key(node: ast.AST) -> ast.AST | None:
         if isinstance(node, ast.Subscript) and is_meta(node.value):
             return node.slice
-        reads = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_meta(node.func.value)
-        return node.args[0] if reads and node.args else None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_meta(node.func.value):
+            return next(iter(node.args), None)
+        return None
 
     keys = [(node, key(node)) for node in ast.walk(ast.parse(source))]
     texts = [node for node, of in keys if isinstance(of, ast.Constant) and isinstance(of.value, str)]

@@ -203,7 +203,7 @@ def test_a_run_is_gone_through_whole_or_by_example(
     found = statistics(store, each=told.append, progress=lambda done, of: steps.append((done, of)))
     assert steps[-1] == (28, 28)  # 4 examples x (3 layers of patterns, 3 of the residual stream, logits)
     entropy = torch.stack([torch.from_numpy(store.attn(eid)).double() for eid in store.ids[:1]])
-    first = statistics(store, store.ids[:1])
+    first = statistics(store, examples=store.ids[:1])
     assert first.attention[0].entropy == pytest.approx((-torch.xlogy(entropy, entropy)).sum(-1).mean(-1)[0].numpy())
     residual = np.concatenate([store.get(eid, "resid_post", 1) for eid in store.ids]).astype(np.float64)
     assert found.activations[0].by_layer[1].mean == pytest.approx(residual.mean())
@@ -234,11 +234,11 @@ def test_an_encoders_logits_speak_about_their_own_place_and_a_targets_about_its_
     statistics(encoder, each=told.append)
     assert told[0].came.tolist() == list(encoder.encodings(encoder.ids[0])["input_ids"])
     both = record(tiny_folder("t5"), texts, tmp_path / "encdec", selection=Selection(("logits",)), targets_file=texts)
-    statistics(both, both.ids[2:3], each=told.append)
+    statistics(both, examples=both.ids[2:3], each=told.append)
     assert told[-1].came.tolist() == list(both.tokens.dec_labels[2])
 
 
 def test_an_example_that_is_not_there_is_refused(tiny_folder: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     store = record(tiny_folder("gpt2"), texts, tmp_path / "run", limit=1)
     with pytest.raises(ExampleNotFound):
-        statistics(store, ["nobody"])
+        statistics(store, examples=["nobody"])

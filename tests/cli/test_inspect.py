@@ -134,8 +134,8 @@ def test_png_saves_one_head_or_all_of_them(capsys: Capture, decoder_run: Path, t
         ("--head L5H2", 2, "head 2"),
         ("--head 3", 2, "error: which layer?"),
         ("--layer 5", 2, "error: which head?"),
-        ("--site logits", 3, "error: this run holds no logits"),
-        ("--site atn_pattern", 3, "error: no site 'atn_pattern'"),
+        ("--site logits", 3, "error: logits was not recorded"),
+        ("--site atn_pattern", 2, "error: no site 'atn_pattern'"),
         ("--site resid_post --png x.png", 2, "error: dec.resid_post is no (query, key) matrix"),
     ],
 )
@@ -150,4 +150,4 @@ def test_what_is_not_there_is_refused_by_name(
 
 def test_a_site_that_is_there_several_times_must_be_named_in_full(capsys: Capture, unfinished_run: Path) -> None:
     assert main(["inspect", str(unfinished_run), "--site", "attn_pattern"]) == 2
-    assert "--site dec.self.attn_pattern or --site dec.cross.attn_pattern" in capsys.readouterr().err
+    assert "enc.self.attn_pattern or dec.self.attn_pattern or dec.cross.attn_pattern" in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_no_token_can_steer_the_terminal_and_lines_fit(monkeypatch: pytest.Monke
     monkeypatch.setenv("COLUMNS", "60")
     text = report(result_of(30, top_beam=9))
     assert "\x1b" not in text
-    assert "\\x1b[2J" in text
+    assert "⟨001B⟩[2J" in text
     assert all(len(line) <= 60 for line in text.splitlines() if line.startswith("      "))
 
 

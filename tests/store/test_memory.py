@@ -73,14 +73,14 @@ def test_what_a_run_says_of_itself_is_what_it_says_on_disk(both: tuple[Run, Run]
         assert in_memory.length(4, side) == on_disk.length(4, side)
     assert (in_memory.text(4), in_memory.encodings(4)) == (on_disk.text(4), on_disk.encodings(4))
     assert repr(in_memory) == f"Run(in memory: 11 examples, {len(on_disk.layout.arrays)} arrays)"
-    assert in_memory.folder is None
+    assert (in_memory.name, on_disk.name) == ("run", "run")
 
 
 def test_saving_writes_the_bytes_of_a_run_recorded_there(both: tuple[Run, Run], tmp_path: Path) -> None:
     in_memory, on_disk = both
     saved = in_memory.save(tmp_path / "run")
     assert saved.verify().ok
-    assert runs.contents(tmp_path / "run") == runs.contents(Path(str(on_disk.folder)))
+    assert runs.contents(tmp_path / "run") == runs.contents(on_disk.folder)
 
 
 def test_saving_a_run_that_is_on_disk_copies_it(both: tuple[Run, Run], tmp_path: Path) -> None:
@@ -90,10 +90,7 @@ def test_saving_a_run_that_is_on_disk_copies_it(both: tuple[Run, Run], tmp_path:
     assert copy.meta == on_disk.meta
     assert copy.tokens.equals(on_disk.tokens)
     arrays = [name for name in runs.contents(tmp_path / "run") if ".zarr/" in name]
-    assert all(
-        (tmp_path / "run" / name).read_bytes() == (on_disk.folder or tmp_path).joinpath(name).read_bytes()
-        for name in arrays
-    )
+    assert all((tmp_path / "run" / name).read_bytes() == on_disk.folder.joinpath(name).read_bytes() for name in arrays)
 
 
 def test_saving_gives_the_run_its_new_name_and_replaces_another_only_when_told(tmp_path: Path) -> None:
@@ -110,7 +107,7 @@ def test_an_unfinished_run_is_not_saved(tmp_path: Path) -> None:
         Run(runs.begin(tmp_path / "run", shards=1)).save(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("ask", [Run.verify, Run.to_xarray])
+@pytest.mark.parametrize("ask", [Run.verify, Run.to_xarray, lambda run: run.folder])
 def test_what_only_files_can_do_says_to_save_first(ask: Callable[[Run], object]) -> None:
     with pytest.raises(Unsupported, match="save"):
         ask(kept(runs.plan(arrays=runs.FEW)))

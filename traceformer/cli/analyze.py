@@ -13,7 +13,6 @@ from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.cli.arguments import count, find_example
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
-from traceformer.store.folders import find_runs
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
@@ -98,6 +97,8 @@ def analyze(
 
 def _find(run: str, stack: ExitStack) -> list[Path]:
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
+    from traceformer.store.folders import find_runs
+
     if not run.endswith(_TRACE):
         return find_runs(run)
     from traceformer.formats.registry import import_run
@@ -138,7 +139,7 @@ def _analyze(
                 positions.append(found)
 
         progress = stack.enter_context(steps_shown("analyzing"))
-        found = statistics(store, ids, convention=convention, top=top, each=each, progress=progress)
+        found = statistics(store, examples=ids, convention=convention, top=top, each=each, progress=progress)
         if file is not None:
             file.add(found.rows())
     return found, positions

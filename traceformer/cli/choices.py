@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import count
 from traceformer.sites import Selection, Stack, parse_indices
-from traceformer.store.folders import TRACES
+from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits

@@ -11,7 +11,6 @@ from traceformer.cli.arguments import find_example
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_runs
 from traceformer.units import amount_of_bytes
 
 __all__ = ["export"]
@@ -56,6 +55,7 @@ def export(
     """
     from traceformer.formats.registry import READABLE
     from traceformer.formats.registry import export as write
+    from traceformer.store.folders import find_runs
     from traceformer.store.run import TraceStore
 
     folders = find_runs(run)

@@ -27,7 +27,7 @@ from traceformer.cli.choices import (
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
 from traceformer.sites import Selection
-from traceformer.store.folders import TRACES
+from traceformer.store.names import TRACES
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes, duration
 

@@ -14,7 +14,6 @@ from traceformer.cli.arguments import count
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.progress import steps_shown
-from traceformer.store.folders import find_run
 from traceformer.units import duration
 
 if TYPE_CHECKING:
@@ -90,6 +89,7 @@ def heads(
         json: Print a JSON object.
     """
     from traceformer.questions import heads as questions
+    from traceformer.store.folders import find_run
     from traceformer.store.run import TraceStore
 
     _check_source(run, model, model_path, dataset, data_path)

@@ -13,8 +13,6 @@ from traceformer.cli.arguments import count, find_example, parse_head
 from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.sites import ArraySpec
-from traceformer.store.folders import find_run, runs_in
-from traceformer.store.layout import META
 from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
@@ -74,6 +72,8 @@ def inspect(
         json: Print a JSON object.
     """
     from traceformer.cli.summary import summarise, summarise_experiment
+    from traceformer.store.folders import find_run, runs_in
+    from traceformer.store.layout import META
     from traceformer.store.run import TraceStore
 
     layer, head_number = parse_head(layer, head)

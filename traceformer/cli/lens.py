@@ -13,7 +13,6 @@ from traceformer.cli.arguments import count, find_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_run
 from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def lens(
     import numpy as np
 
     from traceformer.questions.lens import lens as read_lens
+    from traceformer.store.folders import find_run
     from traceformer.store.run import Run
 
     folder = find_run(run)

@@ -12,7 +12,6 @@ from cyclopts import Group, Parameter, Token
 from traceformer.cli.arguments import count, find_example, parse_head
 from traceformer.errors import UsageError
 from traceformer.presentation import present
-from traceformer.store.folders import find_run
 
 if TYPE_CHECKING:
     from traceformer.analysis.paths.result import Paths
@@ -113,6 +112,7 @@ def paths(
     from traceformer.analysis.paths.trace import PathOptions
     from traceformer.cli.paths_report import report
     from traceformer.questions.paths import paths as find_paths
+    from traceformer.store.folders import find_run
     from traceformer.store.run import Run
 
     if (run is None) == (model is None):

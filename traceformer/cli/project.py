@@ -12,7 +12,6 @@ from traceformer.cli.arguments import find_example
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_runs
 
 if TYPE_CHECKING:
     from traceformer.analysis.projection import Projections
@@ -55,6 +54,7 @@ def project(
         json: Print a JSON object.
     """
     from traceformer.questions.traits import project as project_run
+    from traceformer.store.folders import find_runs
     from traceformer.store.run import Run
 
     folders = find_runs(run)

@@ -13,7 +13,6 @@ from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.progress import Totals, progress_shown, steps_shown
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_run
 
 if TYPE_CHECKING:
     from traceformer.analysis.directions import Direction
@@ -166,6 +165,7 @@ def _two_runs(
 
 
 def _run(name: str) -> "Run":
+    from traceformer.store.folders import find_run
     from traceformer.store.run import Run
 
     try:

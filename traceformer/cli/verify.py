@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.store.folders import find_runs
 from traceformer.units import amount_of_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
         run: A folder, the name of a run in ./traces, or `latest`; of a folder of runs (an experiment) all are checked.
         json: Print a JSON object.
     """
+    from traceformer.store.folders import find_runs
     from traceformer.store.verification import verify_folder
 
     found = [verify_folder(folder) for folder in find_runs(run)]

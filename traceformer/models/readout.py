@@ -5,10 +5,10 @@ embedding lie; the tests compare every family's readout with its own class.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,9 +16,12 @@ from jaxtyping import Float32
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.family import Norm, ReadoutRow, StackRow
-from traceformer.models.weights import StoredTensor, open_folder
+from traceformer.models.weights import open_folder
 
-__all__ = ["Readout", "ReadoutParts", "find_readout", "open_readout"]
+if TYPE_CHECKING:
+    from traceformer.models.loaded import LoadedModel
+
+__all__ = ["Readout", "ReadoutParts", "Rows", "find_readout", "open_readout", "readout_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,17 @@ class ReadoutParts:
     softcap: float | None
 
 
+class Rows(Protocol):
+    """A matrix of which some rows are read at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def rows(self, first: int, last: int) -> Float32[np.ndarray, "row d"]:
+        """Returns the rows `first` .. `last` - 1."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Readout:
     """A model's own final norm, unembedding and softcap: logits = softcap(W (scale * P norm(x)) + b).
@@ -50,7 +64,7 @@ class Readout:
         epsilon: Added to the variance.
         project_out: P, None for none (OPT-350m has one).
         scale: A number, 1 for most.
-        unembedding: W, which is left on disk.
+        unembedding: W, which is left where it is: on disk, or in the model.
         bias: b, None for none.
         softcap: c of c tanh(logits / c), None for none.
     """
@@ -61,7 +75,7 @@ class Readout:
     epsilon: float
     project_out: Float32[np.ndarray, "d_embed d_model"] | None
     scale: float
-    unembedding: StoredTensor
+    unembedding: Rows
     bias: Float32[np.ndarray, "d_vocab"] | None
     softcap: float | None
 
@@ -72,6 +86,35 @@ class Readout:
     @property
     def d_model(self) -> int:
         return self.unembedding.shape[1] if self.project_out is None else self.project_out.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldRows:
+    """A matrix of a model that is loaded."""
+
+    tensor: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def rows(self, first: int, last: int) -> Float32[np.ndarray, "row d"]:
+        return self.tensor[first:last].detach().float().cpu().numpy()
+
+
+def readout_of(model: "LoadedModel") -> Readout:
+    """Returns the readout of a model that is loaded.
+
+    Raises:
+        Unsupported: it predicts no next token, or its family's readout is not known.
+    """
+    config, tensors = model.config.to_dict(), model.model.state_dict()
+    parts = find_readout(tensors, config, where=model.name)
+
+    def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
+        return None if name is None else tensors[name].detach().float().cpu().numpy()
+
+    return _assembled(parts, read, _HeldRows(tensors[parts.unembedding]))
 
 
 def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
@@ -88,6 +131,12 @@ def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
     def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
         return None if name is None else tensors[name].read()
 
+    return _assembled(parts, read, tensors[parts.unembedding])
+
+
+def _assembled(
+    parts: ReadoutParts, read: Callable[[str | None], Float32[np.ndarray, "..."] | None], unembedding: Rows
+) -> Readout:
     bias = read(parts.bias)
     return Readout(
         parts.norm,
@@ -96,7 +145,7 @@ def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
         parts.epsilon,
         read(parts.project_out),
         parts.scale,
-        tensors[parts.unembedding],
+        unembedding,
         None if bias is None else bias.reshape(-1),
         parts.softcap,
     )

@@ -9,9 +9,11 @@ from jaxtyping import Float32, Int64
 
 from traceformer.analysis.lens import Lens, LensRows, normed, read_out
 from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
+from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.model_of_run import open_readout_of
+from traceformer.questions.recorded import recorded
 from traceformer.questions.statistics import tokens_that_came
 from traceformer.questions.vocabulary import token_names
 from traceformer.sites import ArrayKey, ArraySpec
@@ -25,30 +27,31 @@ _ROWS_BYTES = 256 << 20  # of the normed rows at hand
 
 
 def lens(
-    run: Run,
+    of: Run | LoadedModel,
     example: int | str = 0,
     *,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top_k: int | None = None,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
     progress: OnStep | None = None,
 ) -> Lens:
-    """Returns the next token of a recorded example as each layer would have it (logit lens).
+    """Returns the next token of a recorded example, or of a text, as each layer would have it (logit lens).
 
         lens(run, 0, positions=[12]).to_frame()
+        lens(load_model("byte"), "return the name of the na")
 
     What every layer left in the residual stream is put through the model's own final norm and unembedding, which are
     read from its folder; the model is not run. Of a run that holds what was read out while it was recorded
     (`lens_top_k`), and no residual stream, that is shown, and no model is needed.
 
     Args:
-        run: A run of a decoder, or of an encoder-decoder with targets.
-        example: One of its examples, by number or id.
+        of: A run of a decoder, or of an encoder-decoder with targets; or a decoder itself.
+        example: Of a run one of its examples, by number or id; of a model the text that it reads.
         layers: The model's numbers; all that are stored by default.
         positions: Positions of the example; all by default.
         top_k: How many of the likeliest tokens to keep: 3 by default, or all that were read out while recording.
-        model: Where the model's folder is now, if it was moved.
+        model: The run's model, if it is at hand, or where its folder is now, if it was moved.
         progress: Told how many of how many words are done, each counted once for every group of rows; a bar is shown in
             a terminal or notebook for None.
 
@@ -58,7 +61,14 @@ def lens(
         ConfigurationChanged: what lies there is another model than the run's.
         SelectionError: a layer is not stored, or a position is not in the example.
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known.
+        UsageError: a model without a text.
     """
+    if isinstance(of, LoadedModel):
+        if not isinstance(example, str):
+            raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
+        run, example, model = recorded(of, [example], "resid_post", layers), 0, of
+    else:
+        run = of
     if _is_read_out(run):
         return recorded_lens(run, example, layers=layers, positions=positions, top=top_k, model=model)
     readout = open_readout_of(run, model)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
-from traceformer.models.readout import Readout, open_readout
+from traceformer.models.readout import Readout, open_readout, readout_of
 from traceformer.models.weights import files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["load_model_of", "open_readout_of"]
 
 
-def open_readout_of(run: Run, moved_to: str | Path | None = None) -> Readout:
+def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> Readout:
     """Returns the final norm and unembedding of a run's model, read from its folder without torch.
 
     Args:
         run: A run of a model that predicts a next token.
-        moved_to: Where the model's folder is now; where the run says by default.
+        model: Where the model's folder is now; where the run says by default. Or the model itself.
 
     Raises:
         NotFound: its folder is not there.
@@ -28,7 +28,11 @@ def open_readout_of(run: Run, moved_to: str | Path | None = None) -> Readout:
     """
     if run.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
-    folder = _folder_of(run, moved_to)
+    if model is not None and not isinstance(model, str | Path):
+        if model.digest != run.about.model_weights:
+            raise _changed(model.name, "weights", model.digest, run.about.model_weights)
+        return readout_of(model)
+    folder = _folder_of(run, model)
     _check_unchanged(run, folder)
     return open_readout(folder, read_config(folder))
 

@@ -25,7 +25,9 @@ from traceformer.analysis.statistics import (
     logit_statistics,
 )
 from traceformer.analysis.visibility import visibility_of
-from traceformer.errors import ExampleNotFound, Unsupported
+from traceformer.errors import Unsupported
+from traceformer.models.loaded import LoadedModel
+from traceformer.questions.recorded import Texts, recorded
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
@@ -33,22 +35,27 @@ __all__ = ["statistics", "tokens_that_came"]
 
 
 def statistics(
-    run: TraceStore,
-    examples: Sequence[str | int] | None = None,
+    of: TraceStore | LoadedModel,
+    texts: Texts | None = None,
     *,
+    examples: Sequence[str | int] | None = None,
+    capture: str = "attn resid",
     convention: ConventionName = "exact",
     top: int = 5,
     each: Callable[[ExampleLogits], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> RunStatistics:
-    """Returns the statistics of a run; of token ids there are none.
+    """Returns the statistics of a run, or of a model that reads texts; of token ids there are none.
 
         statistics(run).to_frame()
+        statistics(load_model("byte"), ["Rome is in Italy."], capture="attn logits")
 
     What the convention says nothing about (activations and logits, in the thesis's) is left out, with a warning.
 
     Args:
-        run: The run.
+        of: A run, or a model.
+        texts: What a model reads.
+        capture: What of a model is looked at; of a run all that it holds.
         examples: Which examples, by number or by id; all of them for None.
         convention: What entropy, sparsity and std mean, as in `analysis/conventions.py`.
         top: How many of the most likely tokens `each` is told.
@@ -60,8 +67,8 @@ def statistics(
         Unsupported: the convention says nothing about all that the run holds.
         NumericError: a query's attention adds up to nothing.
     """
-    store, rules = run, CONVENTIONS[convention]
-    example_ids = None if examples is None else tuple(_id_of(store, example) for example in examples)
+    store, rules = recorded(of, texts, capture), CONVENTIONS[convention]
+    example_ids = None if examples is None else tuple(store.example_id(example) for example in examples)
     specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
     left_out: tuple[str, ...] = ()
     if rules.sparse_value is None:
@@ -109,15 +116,6 @@ def statistics(
     return RunStatistics(
         str(store.folder), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
     )
-
-
-def _id_of(store: TraceStore, example: str | int) -> str:
-    if isinstance(example, int):
-        if not -len(store.ids) <= example < len(store.ids):
-            raise ExampleNotFound(f"no example {example}", why=f"this run holds {len(store.ids)}")
-        return store.ids[example]
-    store.row(example)
-    return example
 
 
 def _read(

@@ -13,7 +13,9 @@ from traceformer.analysis.projection import ProjectedRows, Projections, TextCurv
 from traceformer.analysis.projection import project as project_rows
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.results.directions import read_all_directions
+from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, quiet, steps_watched
+from traceformer.questions.recorded import Texts, recorded
 from traceformer.questions.trait_rows import example_rows, project_run
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.run import Run
@@ -24,9 +26,10 @@ Layers: TypeAlias = Sequence[int] | Literal["all"] | None
 
 
 def fit_direction(
-    positive: Run,
-    negative: Run,
+    positive: Run | Texts,
+    negative: Run | Texts,
     *,
+    model: LoadedModel | None = None,
     method: Method = "mean_diff",
     site: str = "resid_post",
     layer: int | Sequence[int] | None = None,
@@ -36,10 +39,12 @@ def fit_direction(
     """Returns the direction from one kind of texts to another, and how well it tells others of them apart.
 
         fit_direction(errors, returns, layer=2, name="errors")
+        fit_direction(["raises ...", ...], ["returns ...", ...], model=load_model("byte"))
 
     Args:
-        positive: A run of the texts that have the trait.
-        negative: A run of texts that lack it, of the same model.
+        positive: A run of the texts that have the trait; with `model` the texts.
+        negative: A run of texts that lack it, of the same model; with `model` the texts.
+        model: What reads the texts.
         method: `mean_diff`, `probe` (logistic regression) or `pca` (first component of the differences of pairs).
         site: Where to look for it.
         layer: The layer to find it at, or several; every one that both runs hold by default.
@@ -52,11 +57,22 @@ def fit_direction(
         SelectionError: a layer that a run does not hold.
     """
     layers = (layer,) if isinstance(layer, int) else layer
+    if model is not None:
+        capture = site.rpartition(".")[2]
+        positive, negative = (recorded(model, _texts(each), capture, layers) for each in (positive, negative))
+    if not isinstance(positive, Run) or not isinstance(negative, Run):
+        raise UsageError("texts without a model that reads them", hint="`model`, or two runs")
     with steps_watched("fitting", None) as told:
         found = fit_directions(
             positive, negative, (method,), site=site, layers=layers, position=position, name=name, progress=told
         )
     return found[method]
+
+
+def _texts(each: Run | Texts) -> Texts:
+    if isinstance(each, Run):
+        raise UsageError("a run and `model`", why="a run has its model", hint="one of them")
+    return each
 
 
 def fit_directions(
@@ -117,8 +133,9 @@ def _common_layers(specs: Sequence[ArraySpec], asked: Layers) -> tuple[int | Non
 
 @overload
 def project(
-    run: Run,
+    run: Run | LoadedModel,
     *directions: Direction | str | Path,
+    texts: Texts | None = None,
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
@@ -130,6 +147,7 @@ def project(
 def project(
     run: Sequence[Run],
     *directions: Direction | str | Path,
+    texts: None = None,
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
@@ -138,8 +156,9 @@ def project(
 
 
 def project(
-    run: Run | Sequence[Run],
+    run: Run | LoadedModel | Sequence[Run],
     *directions: Direction | str | Path,
+    texts: Texts | None = None,
     layers: Layers = None,
     site: str | None = None,
     example: int | str | None = None,
@@ -153,7 +172,8 @@ def project(
     projections that the run was recorded with are returned; the cosines of these are not known.
 
     Args:
-        run: A run, or several.
+        run: A run, or several; or a model.
+        texts: What a model reads.
         directions: Traits, or files of them: .safetensors, .pt or .npy.
         layers: Which layers, or "all"; those that the directions are for by default. An only vector serves for any.
         site: What to project, a site whose rows are as wide as the vectors; `resid_post` by default.
@@ -167,6 +187,10 @@ def project(
         SelectionError: a layer is not stored, or a direction has no vector for it.
     """
     named = read_all_directions(directions)
+    if isinstance(run, LoadedModel):
+        run = recorded(run, texts, (site or "resid_post").rpartition(".")[2])
+    elif texts is not None:
+        raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
     runs = [run] if isinstance(run, Run) else run
     with steps_watched("projecting", progress) as told:
         found = [_project(each, named, layers, site, example, told) for each in runs]

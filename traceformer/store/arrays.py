@@ -63,8 +63,8 @@ def find_array(
         raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}")
     preferred = found if len(found) == 1 else [spec for spec in found if spec.key.stack == prefer]
     if not preferred:
-        keys = " or ".join(str(spec.key) for spec in found)
-        raise SelectionError(f"both stacks have {site}", hint=f"{keys}; or side='enc' or side='dec'")
+        keys = " or ".join(str(spec.key) for spec in layout.arrays if spec.key.site == site)
+        raise SelectionError(f"both stacks have {site}", hint=f"say side='enc' or side='dec', or name one of {keys}")
     _check_shape(preferred[0], shape)
     return preferred[0]
 

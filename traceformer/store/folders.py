@@ -10,16 +10,15 @@ from traceformer.errors import NotFound, UsageError
 from traceformer.store.commits import RunHead, committed_shards
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
+from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from traceformer.store.run import Run
 
-__all__ = ["TRACES", "ListedRun", "RunList", "find_run", "find_runs", "list_runs", "open_run", "runs_in"]
+__all__ = ["ListedRun", "RunList", "find_run", "find_runs", "list_runs", "open_run", "runs_in"]
 
-TRACES = Path("traces")
-"""Where runs lie that nobody gave a place."""
 LATEST = "latest"
 
 

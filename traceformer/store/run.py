@@ -51,7 +51,6 @@ class Run:
     Damage in the files that are read raises CorruptRun.
 
     Attributes:
-        folder: Where the run lies; None in memory.
         layout: Its arrays and sizes.
         about: What it says of its model, texts and settings.
         meta: All of `meta.json`, as it is written.
@@ -68,7 +67,6 @@ class Run:
         """
         source = RunFolder.open(Path(run_dir)) if isinstance(run_dir, str | Path) else run_dir
         self._source: Source = source
-        self.folder: Path | None = source.folder
         self.layout: RunLayout = source.head.layout
         self.meta: dict[str, Any] = source.head.to_json()
         self.about: RunMeta = RunMeta.from_json(self.meta)
@@ -78,11 +76,25 @@ class Run:
         self._arrays = RunArrays(source, self.about)
 
     def __repr__(self) -> str:
-        place = "in memory" if self.folder is None else repr(str(self.folder))
+        place = "in memory" if self._source.folder is None else repr(self._source.name)
         state = "" if self.finished else ", unfinished"
         return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
 
     # What the run is
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies.
+
+        Raises:
+            Unsupported: it is in memory.
+        """
+        return self._on_disk().folder
+
+    @property
+    def name(self) -> str:
+        """What to call the run: its folder's name, or the name it was given in memory."""
+        return self.about.run_id or "a run in memory" if self._source.folder is None else self._source.folder.name
 
     @property
     def arch(self) -> Arch:
@@ -413,7 +425,7 @@ class Run:
 
     def _on_disk(self) -> RunFolder:
         if not isinstance(self._source, RunFolder):
-            raise Unsupported("this run is in memory, which only a run on disk can do", hint="run.save(path) first")
+            raise Unsupported("this run is in memory", why="it has no files", hint="run.save(path) first")
         return self._source
 
     def to_xarray(self) -> "xr.DataTree":

@@ -13,5 +13,5 @@ lines     the lines of a UTF-8 file, counted while they are read
 prompts   prompts: one, a file of them, or a set that has a name
 windows   one long file in consecutive windows of tokens
 examples  what every data set becomes: examples that are made when they are asked for
-shown     a token as text; as bytes, where it is only a part of a character
+shown     how a token is written: its text or bytes, in a terminal, in a figure, on a page
 """

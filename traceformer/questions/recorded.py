@@ -1,0 +1,34 @@
+"""A run to ask: the run itself, or one in memory of a model over texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from traceformer.errors import UsageError
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import Numbers
+from traceformer.store.run import Run
+
+__all__ = ["Texts", "recorded"]
+
+Texts: TypeAlias = str | Path | Sequence[str]
+"""A list of strings, the name of a data set, or a file or folder of texts."""
+
+
+def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None) -> Run:
+    """Returns the run, or what a model's is over texts: in memory, in float32, so that nothing is rounded.
+
+    Raises:
+        UsageError: a run with texts, or a model without.
+        NotFound, Unreadable, Unsupported, OutOfSpace: as `record` raises them.
+    """
+    if isinstance(of, Run):
+        if texts is not None:
+            raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+        return of
+    if texts is None:
+        raise UsageError("what shall the model read?", hint='`texts`: a list of texts, or a data set such as "demo"')
+
+    from traceformer.capture.extract import record
+
+    return record(of, texts, capture, layers=layers, hidden_layers=layers, dtype="float32")
