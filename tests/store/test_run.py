@@ -325,8 +325,8 @@ NOT_FOR_READING = (
 
 def test_opening_reads_the_first_matrix_and_loads_nothing_slow(run: Path) -> None:
     code = (
-        "import sys; from traceformer import TraceStore; "
-        f"TraceStore({str(run)!r}).attn('example-0', 1, 0); "
+        "import sys; import traceformer as tf; "
+        f"tf.open_run({str(run)!r}).attn(0, layer=1, head=0); "
         f"print([name for name in {NOT_FOR_READING} if name in sys.modules])"
     )
     start = time.perf_counter()

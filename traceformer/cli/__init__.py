@@ -36,11 +36,14 @@ terminal      tables out of characters
 import builtins
 import keyword
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from inspect import cleandoc
 from io import TextIOWrapper
-from typing import TextIO
+from typing import Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -72,6 +75,7 @@ VERBS = {
 """Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+_CONTINUED = re.compile(r"(?<=\S)\n(?=\S)|\n {8,}")  # the next line of a paragraph, or of what an argument means
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,13 +111,14 @@ def application(arguments: Sequence[str]) -> App:
     """Returns the app that understands a command line.
 
     The verb that is asked for tells all that its docstring says; of the others, which are not imported, the table of
-    verbs has a line. Docstrings are Markdown, whose reader takes as long to load as all of the rest.
+    verbs has a line.
     """
     asked = next((word for word in arguments[:1] if word in VERBS), None)
     app = App(
         name="traceformer",
         help="Record what happens inside transformers, keep it in one compact store, ask it questions.",
-        help_format="markdown" if asked else "plaintext",
+        # A reader of Markdown takes as long to load as a verb and its flags.
+        help_format="plaintext",
         help_epilogue="--debug anywhere on the line shows the traceback of an error.",
         version=f"traceformer {__version__}",
         default_parameter=Parameter(negative=(), show_default=_default_in_help),
@@ -123,10 +128,20 @@ def application(arguments: Sequence[str]) -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        module = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
-        own_line = None if verb == asked else help_line
-        app.command(f"traceformer.cli.{module}:{module}", name=verb, help=own_line)
+        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
+        if verb == asked:
+            app.command(_told_plainly(getattr(import_module(f"traceformer.cli.{name}"), name)), name=verb)
+        else:
+            app.command(f"traceformer.cli.{name}:{name}", name=verb, help=help_line)
     return app
+
+
+def _told_plainly(verb: Any) -> Any:
+    """Returns a verb, or an app of several, with paragraphs of docstrings in one line each, and without backquotes."""
+    functions = [verb[name].default_command for name in verb if name[0] != "-"] if isinstance(verb, App) else [verb]
+    for function in functions:
+        function.__doc__ = _CONTINUED.sub(" ", cleandoc(function.__doc__ or "").replace("`", ""))
+    return verb
 
 
 def _print_anything() -> None:

@@ -1,6 +1,6 @@
 """Flags that several verbs share, said once: frozen dataclasses that the command line fills in, and what they mean.
 
-The string under a field is its line in the help. Nothing below the command line sees one of these.
+The string under a field is its line in the help, as it stands. Nothing below the command line sees one of these.
 """
 
 from dataclasses import dataclass
@@ -76,8 +76,7 @@ class TextChoice:
     """Which texts a model reads, and where they are cut."""
 
     dataset: str = "ud_ewt"
-    """demo, ud_ewt, go_emotions, csqa, wikitext; hf:NAME[:CONFIG]; or a file or folder of .txt, .jsonl, .csv, .parquet
-    or .conllu."""
+    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .csv, .parquet, .conllu."""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
     text_column: str | None = None
@@ -87,7 +86,7 @@ class TextChoice:
     limit: Annotated[int | Literal["all"], count("N|all")] = 32
     """The first N texts."""
     max_seq_len: Annotated[int | Literal["auto"], count("N|auto")] = 128
-    """Cut texts after N tokens; `auto` is the longest text, up to what the model can take."""
+    """Cut texts after N tokens; auto is the longest text, up to what the model can take."""
     dec_max_len: Annotated[int, count("N")] = 64
     """Cut targets after N tokens."""
 
@@ -156,7 +155,7 @@ class SelectionChoice:
     heads_dec: _Indices = None
     """Which heads of the decoder."""
     hidden_layers: _Indices = None
-    """Which entries of `hidden`; all layers and the embedding by default."""
+    """Which entries of hidden; all layers and the embedding by default."""
 
     def selection(self, derived: tuple[Any, ...]) -> Selection:
         sites = sites_in(self.capture) or (() if derived else ("attn", "qkv"))

@@ -28,7 +28,7 @@ vectors = App(
     name="vectors",
     help="""Find the direction that tells two kinds of texts apart.
 
-Example: `traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits`
+Example: traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits
 """,
     help_epilogue="Each takes --json.",
 )
