@@ -1,6 +1,5 @@
 """Folders of runs: a run by its folder, its name or `latest`, and what lies where."""
 
-import difflib
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,6 +87,8 @@ def _age(run: Path) -> tuple[int, str]:
 def _nearest(name: str, runs: list[Path]) -> str:
     if not runs:
         return "traceformer extract makes a run"
+    import difflib
+
     near = difflib.get_close_matches(Path(name).name, [run.name for run in runs], n=1)
     return near[0] if near else f"{LATEST}, which is {runs[0].name}"
 

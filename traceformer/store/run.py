@@ -4,7 +4,6 @@ What is returned has true lengths: no padding, no gaps. float16 and float32 runs
 sqrt8 runs give float32. Only the chunks that are needed are read.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -198,6 +197,8 @@ class Run:
         number = int(example) if is_number else None
         if number is not None and -self.n <= number < self.n:
             return number % self.n
+        import difflib
+
         near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
         known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
         raise ExampleNotFound(
