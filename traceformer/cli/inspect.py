@@ -225,6 +225,8 @@ def _save_head(found: _Slice, png: Path) -> None:
 
 
 def _save_atlas(store: "TraceStore", example_id: str, spec: ArraySpec, png: Path) -> None:
+    import numpy as np
+
     from traceformer.figures.attention import atlas_figure, tile
     from traceformer.figures.style import save
 

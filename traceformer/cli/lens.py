@@ -124,6 +124,8 @@ def _grid(found: "Lens") -> str:
 
 
 def _one_position(found: "Lens", i: int) -> str:
+    import numpy as np
+
     target, known = found.target_tokens[i], not np.isnan(found.entropy[:, i]).all()
     rows = [
         (
