@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from tests.capture.conftest import TEXTS, text_file, tiny_folder
 from traceformer import TraceStore
 from traceformer.cli import main
+from traceformer.progress import Counting
 
 __all__ = ["text_file", "tiny_folder"]  # fixtures
 
@@ -215,16 +215,13 @@ def test_texts_longer_than_the_context_are_cut_to_it(place: Workplace) -> None:
 
 def interrupted(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves an unfinished run behind, as Ctrl-C does after the first of two batches."""
-    import traceformer.capture.extract as module
 
-    class Stop(module.Progress):
-        def __init__(self, *values: Any) -> None:
-            super().__init__(*values)
-            if values[0] >= 8:
-                raise KeyboardInterrupt
+    def told(counting: Counting, message: str) -> None:
+        if counting.examples >= 8:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "Progress", Stop)
+        patch.setattr(Counting, "tell", told)
         assert place.extract()[0] == 130
     assert (place.folder / "_tmp_run/meta.json").exists()
 

@@ -1,23 +1,9 @@
 import io
 import sys
-from dataclasses import dataclass
 
 import pytest
 
-from traceformer.progress import Totals, progress_shown, steps_shown
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The shape of what an extraction reports."""
-
-    examples_done: int
-    examples_total: int
-    tokens_done: int
-    bytes_written: int
-    seconds: float
-    message: str = ""
-
+from traceformer.progress import Progress, Totals, progress_shown, steps_shown
 
 STEPS = (
     Progress(0, 0, 0, 0, 0.0, "loading"),

@@ -10,7 +10,7 @@ from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported
-from traceformer.models.dims import ModelDims, has_experts
+from traceformer.models.dims import has_experts
 from traceformer.models.families import FAMILIES, architecture_of, family_of
 from traceformer.models.family import ByFlag
 from traceformer.models.tiny import TINY, tiny_model
@@ -82,7 +82,7 @@ class Kept:
 def test_the_kind_of_mlp_is_what_its_hidden_layer_shows(family: str) -> None:
     model: Any = tiny_model(family)
     architecture = architecture_of(model.config)
-    plan = plan_arrays(Selection(("mlp",)), architecture, ModelDims.from_config(model.config))
+    plan = plan_arrays(Selection(("mlp",)), model)
     kept, both = Kept(), len(architecture.stacks) == 2
     with Recorder(model, plan.arrays, kept) as recorder:
         spans: dict[Stack, list[Span]] = {stack: [Span(0, IDS.shape[1])] for stack in architecture.stacks}

@@ -32,7 +32,7 @@ from traceformer.capture.provenance import (
     with_texts,
 )
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
-from traceformer.models.load import load_model
+from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
@@ -134,10 +134,9 @@ def record(
         max_seq_len=max_seq_len,
         dec_max_len=dec_max_len,
     )
-    if not isinstance(model, LoadedModel):
-        model = load_model(str(model), with_head=selection.needs_head)
     with watched(progress) as shown:
-        return extract(model, asked, selection, place, batch_size=batch_size, progress=shown)
+        loaded = as_loaded(model, with_head=selection.needs_head)
+        return extract(loaded, asked, selection, place, batch_size=batch_size, progress=shown)
 
 
 def read_texts(

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
+from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
@@ -16,17 +16,7 @@ from traceformer.models.loaded import LoadedModel, short_name, weights_digest, w
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "BUILT_IN",
-    "LoadedModel",
-    "ModelDims",
-    "built_in_folder",
-    "load_model",
-    "pick_device",
-    "quiet",
-    "weights_digest",
-    "with_padding",
-]
+__all__ = ["BUILT_IN", "as_loaded", "built_in_folder", "load_model", "pick_device", "quiet"]
 
 
 def pick_device(name: str | None) -> str:
@@ -155,6 +145,13 @@ def load_model(
     )
 
 
+def as_loaded(model: "str | Path | LoadedModel | nn.Module", *, with_head: bool) -> LoadedModel:
+    """Returns a model as `load_model` gives it: loaded already, or what a name or a model that is held stands for."""
+    if isinstance(model, LoadedModel):
+        return model
+    return load_model(model, with_head=with_head) if isinstance(model, str | Path) else load_model(model)
+
+
 BUILT_IN = ("byte", "byte-sparse")
 """The models that come with the package: byte-level decoders, dense and sparse."""
 
@@ -218,7 +215,7 @@ def _explained(name: str, local: bool) -> Generator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, TraceformerError):
         raise
     except (
         OSError,

@@ -36,7 +36,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models.load import load_model
+from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
@@ -137,11 +137,10 @@ def generate(
     place = Place(folder=folder, resume=resume, overwrite=overwrite, storage=Storage(dtype))
     place.check()
     asked = Prompts((_set_of(prompts),), chat, category)
-    if not isinstance(model, LoadedModel):
-        model = load_model(str(model), with_head=True)
     with watched(progress) as shown:
+        loaded = as_loaded(model, with_head=True)
         return answer(
-            model, asked, selection, place, sampling=sampling, replay=replay, batch_size=batch_size, progress=shown
+            loaded, asked, selection, place, sampling=sampling, replay=replay, batch_size=batch_size, progress=shown
         )
 
 

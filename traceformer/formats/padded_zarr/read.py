@@ -217,7 +217,7 @@ def _told(ours: Any, path: Path) -> tuple[tuple[ArraySpec, ...], Mapping[str, An
         raise Unreadable(f"{path / META}: its member 'traceformer' is not what an export writes") from error
 
 
-def _spec(key: ArrayKey, array: ts.TensorStore, meta: Mapping[str, Any]) -> ArraySpec:
+def _spec(key: ArrayKey, array: ts.TensorStore, stated: Mapping[str, Any]) -> ArraySpec:
     """What an array of the padded store's own code is, by its shape and the layers and heads that `meta.json` names."""
     axes = ArraySpec(key).site.axes
     shape = dict(zip(axes, array.shape[1:], strict=True)) if len(axes) == array.rank - 1 else {}
