@@ -5,7 +5,6 @@ stack of a model (`dec.resid_mid`, `dec.cross.attn_pattern`). An `ArraySpec` is 
 layers, which heads, how wide. A `Selection` is what the user asked for, before any model is known.
 """
 
-import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -209,6 +208,8 @@ def expand_sites(names: Iterable[str]) -> tuple[str, ...]:
         elif name in SITES:
             wanted.add(name)
         else:
+            import difflib
+
             near = difflib.get_close_matches(name, [*GROUPS, *SITES], n=1)
             raise SelectionError(
                 f"no site {name!r}",

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from traceformer.cli.terminal import SHADES, draw_matrix, table
+from traceformer.cli.matrix import SHADES, draw_matrix
+from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable
 
 TOKENS = ["[CLS]", "the", "sat"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from jaxtyping import Float, Float32, Int32
 from safetensors import SafetensorError, safe_open
 
@@ -150,6 +149,8 @@ def files_digest(folder: Path) -> str:
 
 @cache  # one process may record many runs of a model: files that nobody touched are not read again
 def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    import xxhash
+
     digest = xxhash.xxh3_128()
     for path, size, _ in files:
         digest.update(f"{path.name} {size} ".encode())
