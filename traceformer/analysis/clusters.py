@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
 from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
+from traceformer.shapes import Float64, Int64
 
 __all__ = ["Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
 
 from traceformer.analysis.methods import Method
 from traceformer.errors import UsageError
 from traceformer.presentation import plain, present
+from traceformer.shapes import Bool, Float, Float32, Float64
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Num
 
+    from traceformer.shapes import Num
     from traceformer.store.run import TraceStore
 
 __all__ = ["inspect"]

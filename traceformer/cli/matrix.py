@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from rich.cells import cell_len, set_cell_size
 
+from traceformer.shapes import Float
 from traceformer.texts.shown import printable
 
 __all__ = ["SHADES", "draw_matrix"]

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Num, Shaped
 
 from traceformer.errors import Unreadable
 from traceformer.formats.options import ImportOptions
 from traceformer.models.loaded import short_name
+from traceformer.shapes import Float, Num, Shaped
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32
 from safetensors import SafetensorError, safe_open
 
 from traceformer.errors import NotFound, Unreadable
 from traceformer.models.load import BUILT_IN, built_in_folder
+from traceformer.shapes import Float, Float32, Int32
 from traceformer.store.dtypes import decode
 
 __all__ = [

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
 from traceformer.analysis.lens import Lens, LensRows, normed, read_out
 from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
@@ -16,6 +15,7 @@ from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.recorded import recorded
 from traceformer.questions.statistics import tokens_that_came
 from traceformer.questions.vocabulary import token_names
+from traceformer.shapes import Float32, Int64
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 

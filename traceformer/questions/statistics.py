@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.run_statistics import (
@@ -28,6 +27,7 @@ from traceformer.analysis.visibility import visibility_of
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.recorded import Texts, recorded
+from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float32
 
 from traceformer.analysis.methods import Position
 from traceformer.analysis.projection import ProjectedRows, project_units, unit
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.progress import OnStep, quiet
+from traceformer.shapes import Float, Float32
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 

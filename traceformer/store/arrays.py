@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Num
 
 from traceformer.errors import NotRecorded, SelectionError
+from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import decode

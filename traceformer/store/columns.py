@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Num
 
+from traceformer.shapes import Num
 from traceformer.store.dtypes import IN_MEMORY, ON_DISK, decode
 from traceformer.store.index import Spans
 from traceformer.store.names import Stored

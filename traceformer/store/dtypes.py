@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num, Shaped, UInt8, UInt16
 
+from traceformer.shapes import Float, Num, Shaped, UInt8, UInt16
 from traceformer.store.names import Stored
 
 __all__ = [

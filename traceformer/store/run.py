@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
 
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import present
+from traceformer.shapes import Float, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array

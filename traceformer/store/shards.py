@@ -22,8 +22,8 @@ from typing import TypeAlias
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
 
+from traceformer.shapes import UInt8
 from traceformer.store.dtypes import ZSTD_LEVEL
 from traceformer.store.files import Checksum, durable_write_parts
 from traceformer.store.names import Codec
