@@ -8,8 +8,6 @@ causal, with heads from sharply local to diffuse; the targets were set on a trai
 
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,19 +167,5 @@ def measure_rows(folder: Path) -> Iterator[Row]:
     yield durable("token arrays, durable MB/s over a plain file's", raw, plain, ours, None)
 
 
-def measure_opening(folder: Path) -> Iterator[Row]:
-    code = (
-        f"from traceformer import TraceStore; TraceStore({str(folder / 'attention')!r}).attn('example-5', 2, 1)\n"
-        "import sys; assert 'torch' not in sys.modules"
-    )
-    took = [seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True)) for _ in range(REPEATS)]
-    yield row("new process: open a run, read a matrix, in s", took, 0.3)
-    bare = [
-        seconds(lambda: subprocess.run([sys.executable, "-c", "import tensorstore"], check=True))
-        for _ in range(REPEATS)
-    ]
-    yield row("  of which Python and tensorstore's import", bare, None)
-
-
 if __name__ == "__main__":
-    main(__doc__, measure_attention, measure_rows, measure_opening)
+    main(__doc__, measure_attention, measure_rows)

@@ -9,18 +9,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 import traceformer
 from tests.write_docs import DOCS, PAGES
+from traceformer import shapes
 from traceformer.models.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
-    1: ("sites", "errors", "presentation", "progress", "units"),
+    1: ("sites", "errors", "presentation", "progress", "shapes", "units"),
     2: ("store", "models", "texts", "analysis"),
     3: ("capture", "formats", "figures", "bytelm"),
     4: ("questions", "compat"),
@@ -276,13 +278,46 @@ def test_what_reads_no_key_of_meta_json_is_left_alone(source: str) -> None:
 
 
 def test_annotations_are_checked_in_tests_shapes_included() -> None:
-    from traceformer.cli.terminal import draw_matrix
+    from traceformer.cli.matrix import draw_matrix
 
     with pytest.raises(TypeCheckError):
         draw_matrix(np.zeros(3, np.float32), ["a"], ["a"], width=80)
     with pytest.raises(TypeCheckError):
         draw_matrix(np.zeros((1, 1), np.int64), ["a"], ["a"], width=80)
     assert draw_matrix(np.ones((1, 1), np.float32), ["a"], ["a"], width=80).startswith("     0")
+
+
+def imports_jaxtyping(source: str) -> bool:
+    return any(each.target.split(".")[0] == "jaxtyping" for each in imports_of(source))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_array_annotations_come_from_shapes(module: str) -> None:
+    assert imports_jaxtyping(source_of(module)) == (module == "shapes")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import jaxtyping",
+        "from jaxtyping import Float",
+        "def f():\n    import jaxtyping as jt",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from jaxtyping import Float",
+    ],
+)
+def test_an_import_of_jaxtyping_is_found(source: str) -> None:
+    assert imports_jaxtyping(source)
+    assert not imports_jaxtyping(source.replace("jaxtyping", "traceformer.shapes"))
+
+
+def test_shapes_cost_nothing_outside_of_tests() -> None:
+    code = "import numpy as np; from traceformer.shapes import Float; print(Float[np.ndarray, 'layer head'] | None)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "numpy.ndarray | None"
+
+
+def test_shapes_are_jaxtypings_own_in_tests() -> None:
+    assert [getattr(shapes, name) for name in shapes.__all__] == [getattr(jaxtyping, name) for name in shapes.__all__]
 
 
 def test_every_part_of_the_package_has_a_layer() -> None:

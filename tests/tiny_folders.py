@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from traceformer.models.loaded import LoadedModel
-from traceformer.texts import load_texts
+from traceformer.texts.load import load_texts
 
 ENDS_WITH_EOS = ("t5", "mt5", "bart")
 

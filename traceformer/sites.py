@@ -5,12 +5,11 @@ stack of a model (`dec.resid_mid`, `dec.cross.attn_pattern`). An `ArraySpec` is 
 layers, which heads, how wide. A `Selection` is what the user asked for, before any model is known.
 """
 
-import difflib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from traceformer.errors import SelectionError
 
@@ -209,6 +208,8 @@ def expand_sites(names: Iterable[str]) -> tuple[str, ...]:
         elif name in SITES:
             wanted.add(name)
         else:
+            import difflib
+
             near = difflib.get_close_matches(name, [*GROUPS, *SITES], n=1)
             raise SelectionError(
                 f"no site {name!r}",
@@ -257,7 +258,8 @@ def as_indices(numbers: Numbers) -> tuple[int, ...] | None:
 
 def _by_stack(numbers: Numbers | Mapping[Stack, Numbers]) -> dict[Stack, tuple[int, ...] | None]:
     if isinstance(numbers, Mapping):
-        return {stack: as_indices(own) for stack, own in numbers.items()}
+        of_stack = cast("Mapping[Stack, Numbers]", numbers)
+        return {stack: as_indices(own) for stack, own in of_stack.items()}
     both: tuple[Stack, ...] = ("enc", "dec")
     return dict.fromkeys(both, as_indices(numbers))
 

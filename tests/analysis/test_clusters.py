@@ -8,7 +8,8 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist
 
-from traceformer.analysis.clusters import ClusterMethod, cluster_heads, cluster_shares, principal_map
+from traceformer.analysis.clusters import cluster_heads, cluster_shares, principal_map
+from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from traceformer.analysis.directions import METHODS, Method, fit, quality
+from traceformer.analysis.directions import METHODS, fit, quality
+from traceformer.analysis.methods import Method
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.tiny import tiny_model
 from traceformer.questions.trait_rows import example_rows

@@ -1,4 +1,4 @@
-"""How words of the command line are read."""
+"""How examples, heads and layers of the command line are read."""
 
 from pathlib import Path
 

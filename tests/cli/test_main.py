@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from traceformer import cli
-from traceformer.cli import VERBS, main
+from traceformer.cli import VERBS, application, main
 from traceformer.errors import NotFound, NumericError, OutOfSpace, TraceformerError, Unsupported, UsageError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -207,14 +209,47 @@ def test_a_closed_pipe_ends_the_command_quietly() -> None:
 
 @pytest.mark.parametrize("command", ["", *VERBS])
 def test_help_loads_nothing_slow(command: str) -> None:
-    slow = {"torch", "transformers", "datasets", "matplotlib"}
+    slow = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "tensorstore", "zarr"}
+    slow |= {"jaxtyping", "matplotlib", "sklearn", "scipy"}
     if not command:
-        slow |= {"numpy", "pandas", "pyarrow", "zarr", "tensorstore"}
+        slow.add("rich.markdown")
     process = start(
         f"import sys; from traceformer.cli import main; main([*{command.split()}, '--help']);"
         f" print({slow} & set(sys.modules), file=sys.stderr)"
     )
     assert process.communicate()[1] == "set()\n"
+
+
+LONGEST_GROUP = 12
+HELPS = [*VERBS, "vectors fit", "vectors show"]
+
+
+def help_on_wide_lines(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main([*command.split(), "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", HELPS)
+def test_help_has_an_example_that_can_be_typed(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = help_on_wide_lines(command, monkeypatch, capsys).splitlines()
+    (example,) = (line.removeprefix("Example: ").strip() for line in lines if line.startswith("Example: "))
+    assert example.startswith(f"traceformer {command}")
+    words = shlex.split(example)[1:]
+    function, *_ = application(words).parse_args(words)  # raises where a word has no place
+    assert function.__module__.startswith("traceformer.cli.")
+
+
+@pytest.mark.parametrize("command", HELPS)
+def test_a_long_help_comes_in_groups(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_on_wide_lines(command, monkeypatch, capsys)
+    options = re.findall(r"^│ (?:\*  |   )?--", text, re.MULTILINE)
+    assert options or command in ("vectors",)
+    assert len(options) <= LONGEST_GROUP or text.count("╭─") > 2
 
 
 def test_a_signal_from_the_keyboard_exits_130() -> None:

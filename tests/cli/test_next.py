@@ -3,10 +3,9 @@
 import shlex
 
 import pytest
-from cyclopts import App
 
 from tests.cli.conftest import COMMANDS, Terminal
-from traceformer import cli
+from traceformer.cli import application
 
 SAYS_NOTHING_MORE = {
     "check": "of a tiny model, which is nothing to record",
@@ -23,8 +22,8 @@ def test_the_last_line_names_a_command_that_can_be_typed(verb: str, terminal: Te
     assert typed.code == 0, typed.err
     _, found, command = typed.err.splitlines()[-1].rpartition("next: traceformer ")
     assert found, typed.err
-    application: App = cli._application()  # pyright: ignore[reportPrivateUsage]
-    application.parse_args(shlex.split(command), print_error=False, exit_on_error=False)
+    words = shlex.split(command)
+    application(words).parse_args(words, print_error=False, exit_on_error=False)
 
 
 @pytest.mark.parametrize("verb", SAYS_NOTHING_MORE)

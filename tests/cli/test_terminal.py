@@ -1,4 +1,4 @@
-"""What is printed fits the terminal."""
+"""Patterns, text and tables as a terminal shows them: they fit, and hold no control character."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from traceformer.cli.terminal import SHADES, draw_matrix, table
+from traceformer.cli.matrix import SHADES, draw_matrix
+from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable
 
 TOKENS = ["[CLS]", "the", "sat"]

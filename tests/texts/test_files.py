@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
-from traceformer.texts import TextSource, load_texts
+from traceformer.texts.examples import TextSource
+from traceformer.texts.load import load_texts
 
 KINDS = ("txt", "jsonl", "csv", "parquet", "conllu")
 

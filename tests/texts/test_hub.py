@@ -7,7 +7,7 @@ import pytest
 
 from tests.texts.hub_copy import write_repository
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.texts import load_texts
+from traceformer.texts.load import load_texts
 
 ROWS = {"text": ["first", " ", "third"], "label": [1, 0, 1], "id": ["same", "same", "same"]}
 FEATURES = datasets.Features(

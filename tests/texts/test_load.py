@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from traceformer.errors import NotFound, Unreadable, UsageError
-from traceformer.texts import load_targets, load_texts
+from traceformer.texts.load import load_targets, load_texts
 
 
 def test_the_demo_is_64_different_texts_on_many_topics_and_needs_no_split() -> None:
@@ -109,7 +109,7 @@ def test_missing_targets_are_refused_with_both_counts(tmp_path: Path) -> None:
 
 def test_loading_files_imports_neither_torch_nor_datasets(tmp_path: Path) -> None:
     code = (
-        "import sys; from traceformer.texts import load_texts; load_texts('demo');"
+        "import sys; from traceformer.texts.load import load_texts; load_texts('demo');"
         "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)

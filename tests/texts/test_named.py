@@ -9,7 +9,8 @@ import pytest
 
 from tests.texts.hub_copy import CSQA_ROW, CSQA_SCHEMA, EMOTIONS, UD_ROWS, UD_SCHEMA
 from traceformer.errors import Unreadable, UsageError
-from traceformer.texts import NAMED_SETS, load_texts
+from traceformer.texts.load import load_texts
+from traceformer.texts.named import NAMED_SETS
 
 
 @pytest.mark.usefixtures("hub")

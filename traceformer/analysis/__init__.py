@@ -4,6 +4,7 @@ No paths, no printing, no models: what reads a run or a model to feed it is in `
 
 visibility      which keys a query can see, by the kind of attention and the window of its layer
 conventions     the three conventions in which activity becomes numbers, and their thresholds
+methods         the words for how clusters and directions are found
 rows            rows of attention in numbers: one formula for all verbs
 heads           head metrics: one pass over a pattern, tile by tile, and never a second square
 head_tally      the same added up over examples, in an order that threads cannot change

@@ -20,16 +20,15 @@ they differ most: Strided (sparsity 0.86) and Strided (sparsity 0.92).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
+from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
+from traceformer.shapes import Float64, Int64
 
-__all__ = ["ClusterMethod", "Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
-
-ClusterMethod: TypeAlias = Literal["ward", "kmeans", "gmm"]
+__all__ = ["Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
 
 _NAMES: Mapping[tuple[bool, bool], str] = {
     (False, False): "Focused-Local",

@@ -19,21 +19,19 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
-from threadpoolctl import threadpool_limits
 
+from traceformer.analysis.methods import Method
 from traceformer.errors import UsageError
 from traceformer.presentation import plain, present
+from traceformer.shapes import Bool, Float, Float32, Float64
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FEWEST", "METHODS", "Direction", "Fit", "Method", "Quality", "fit", "quality"]
-
-Method: TypeAlias = Literal["mean_diff", "probe", "pca"]
+__all__ = ["FEWEST", "METHODS", "Direction", "Fit", "Quality", "fit", "quality"]
 
 FEWEST = 2
 _FOLDS = 5
@@ -189,6 +187,8 @@ def fit(
             why=f"there are {len(positive)} and {len(negative)}",
             hint="as many of both, or the method mean_diff or probe",
         )
+    from threadpoolctl import threadpool_limits
+
     rows = np.concatenate([positive, negative]).astype(np.float64)
     if not np.isfinite(rows).all():
         raise UsageError("the activations hold NaN or inf")

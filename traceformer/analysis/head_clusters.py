@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
-from traceformer.analysis.clusters import Clusterings, ClusterMethod, cluster_shares
+from traceformer.analysis.clusters import Clusterings, cluster_shares
 from traceformer.analysis.head_metrics import HeadMetrics
+from traceformer.analysis.methods import ClusterMethod
 from traceformer.presentation import present
+from traceformer.shapes import Float64, Int64
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 
 from traceformer.analysis.conventions import ConventionName
 from traceformer.errors import NotFound, NotRecorded, SelectionError
 from traceformer.presentation import plain, present
+from traceformer.shapes import Float64
 
 if TYPE_CHECKING:
     from pathlib import Path

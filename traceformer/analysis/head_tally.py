@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
@@ -29,6 +28,7 @@ from traceformer.analysis.heads import (
     example_means,
 )
 from traceformer.errors import UsageError
+from traceformer.shapes import Float
 
 __all__ = ["Measurement"]
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
 from traceformer.analysis.conventions import CONVENTIONS, SPARSITY, Convention
 from traceformer.analysis.rows import NOTHING, TINY, namespace, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
 from traceformer.errors import Unsupported
+from traceformer.shapes import Bool, Float, Float32, Float64, Int, Int64
 
 __all__ = [
     "METRICS",

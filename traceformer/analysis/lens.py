@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64
 
 from traceformer.errors import UsageError
 from traceformer.models.readout import Readout
 from traceformer.presentation import plain, present
+from traceformer.shapes import Float, Float32, Int, Int64
 from traceformer.sites import ArrayKey
 
 if TYPE_CHECKING:

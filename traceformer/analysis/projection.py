@@ -12,10 +12,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
 
 from traceformer.errors import UsageError
 from traceformer.presentation import plain, present
+from traceformer.shapes import Float, Float32
 from traceformer.sites import ArrayKey
 
 if TYPE_CHECKING:

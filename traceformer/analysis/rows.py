@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from traceformer.analysis.conventions import Convention
 from traceformer.errors import NumericError
+from traceformer.shapes import Bool, Float
 
 __all__ = ["NOTHING", "TINY", "namespace", "row_divisors", "row_entropies", "sparse_cells"]
 

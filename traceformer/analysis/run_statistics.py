@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.statistics import HeadStatistics, LogitStatistics, ValueStatistics
 from traceformer.presentation import plain
+from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey
 
 if TYPE_CHECKING:

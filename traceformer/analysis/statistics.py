@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.conventions import Convention
 from traceformer.analysis.rows import NOTHING, TINY, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
 from traceformer.errors import Unsupported, UsageError
+from traceformer.shapes import Float, Int
 
 __all__ = [
     "AttentionTally",

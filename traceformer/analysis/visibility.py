@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
+from traceformer.shapes import Int
 from traceformer.sites import ArrayKey
 from traceformer.store.meta import AttentionFacts
 

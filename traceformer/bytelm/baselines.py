@@ -13,9 +13,9 @@ import lzma
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
 from traceformer.bytelm.corpus import SEPARATOR, Span
+from traceformer.shapes import Float64, Int64
 
 __all__ = ["ngram_bits_per_byte", "ngram_probabilities", "xz_bits_per_byte"]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
 from traceformer.bytelm.enwik8 import fetch_enwik8
 from traceformer.bytelm.pydoc_texts import VERSION, pydoc_texts
 from traceformer.errors import NotFound, Unreadable
+from traceformer.shapes import Int64, UInt8
 
 __all__ = ["SPLITS", "Corpus", "Span", "Split", "cache_folder", "open_corpus", "separate"]
 

@@ -7,12 +7,12 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from traceformer.bytelm.sparse_attention import sparse_attention
 from traceformer.bytelm.sparse_mask import SparseMask
+from traceformer.shapes import Float
 
 __all__ = ["flex_sparse_attention"]
 

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from traceformer.bytelm.sparse_mask import Group, SparseMask, Step
+from traceformer.shapes import Float
 
 __all__ = ["sparse_attention"]
 

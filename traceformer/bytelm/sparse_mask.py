@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from traceformer.bytelm.patterns import HeadPattern
+from traceformer.shapes import Bool, Int
 
 __all__ = ["Group", "Piece", "SparseMask", "Step", "sparse_mask"]
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from traceformer.errors import UsageError
+from traceformer.shapes import Integer, UInt8
 
 __all__ = ["D_VOCAB", "END_OF_TEXT", "PAD", "ByteTokenizer", "decode_bytes", "encode_bytes"]
 

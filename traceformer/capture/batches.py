@@ -24,7 +24,7 @@ __all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "batches_by_l
 class BatchSink(Sink, Protocol):
     """A recorder's sink that is told of each batch."""
 
-    def begin(self, batch: Sequence[int], spans: Spans) -> None:
+    def begin(self, rows: Sequence[int], spans: Spans, /) -> None:
         """Says which row each line of the next pass is, and where its true tokens are."""
         ...
 
@@ -77,8 +77,8 @@ class SquareSink:
         self._take = take
         self._batch: Sequence[int] = ()
 
-    def begin(self, batch: Sequence[int], spans: Spans) -> None:
-        self._batch = batch
+    def begin(self, rows: Sequence[int], spans: Spans) -> None:
+        self._batch = rows
 
     def end(self) -> None:
         pass

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,6 +26,7 @@ from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
 from traceformer.models.readout import ReadoutParts, find_readout
+from traceformer.shapes import Float, Float32, Int64
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["LensTopK", "Lensing", "ModelPlace", "Projecting", "Traits"]

@@ -19,7 +19,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
-from traceformer.texts import Example
+from traceformer.texts.examples import Example
 
 __all__ = ["model_configuration", "model_meta", "text_configuration", "token_table", "with_texts"]
 

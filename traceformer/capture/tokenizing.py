@@ -15,7 +15,7 @@ from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
-from traceformer.texts import Example, TextSource
+from traceformer.texts.examples import Example, TextSource
 
 __all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
 

@@ -29,18 +29,21 @@ vectors       trait vectors fitted, and looked at
 export        a run in another format
 import_       files of another format as a run
 train         a byte-level model trained
-terminal      pictures and tables out of characters
+matrix        a head drawn in characters
+terminal      tables out of characters
 """
 
 import builtins
 import keyword
 import os
+import re
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from inspect import cleandoc
 from io import TextIOWrapper
-from typing import TextIO
+from typing import Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -48,7 +51,7 @@ from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
 from traceformer.errors import TraceformerError
 
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "application", "main"]
 
 VERBS = {
     "demo": "Record a small real model on the built-in texts, and look at the run.",
@@ -72,6 +75,7 @@ VERBS = {
 """Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+_CONTINUED = re.compile(r"(?<=\S)\n(?=\S)|\n {8,}")  # the next line of a paragraph, or of what an argument means
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         _print_anything()
         try:
-            code = _application()(arguments)
+            code = application(arguments)(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
             # Python flushes stdout once more on the way out, which would fail again, with a message.
@@ -95,16 +99,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if failure is None:
                 raise
             if debug and failure.code != INTERRUPTED:
+                import traceback
+
                 traceback.print_exc()
             print(failure, file=sys.stderr)
             return failure.code
     return code if isinstance(code, int) else 0
 
 
-def _application() -> App:
+def application(arguments: Sequence[str]) -> App:
+    """Returns the app that understands a command line.
+
+    The verb that is asked for tells all that its docstring says; of the others, which are not imported, the table of
+    verbs has a line.
+    """
+    asked = next((word for word in arguments[:1] if word in VERBS), None)
     app = App(
         name="traceformer",
         help="Record what happens inside transformers, keep it in one compact store, ask it questions.",
+        # A reader of Markdown takes as long to load as a verb and its flags.
+        help_format="plaintext",
         help_epilogue="--debug anywhere on the line shows the traceback of an error.",
         version=f"traceformer {__version__}",
         default_parameter=Parameter(negative=(), show_default=_default_in_help),
@@ -114,9 +128,20 @@ def _application() -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        module = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
-        app.command(f"traceformer.cli.{module}:{module}", name=verb, help=help_line)
+        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
+        if verb == asked:
+            app.command(_told_plainly(getattr(import_module(f"traceformer.cli.{name}"), name)), name=verb)
+        else:
+            app.command(f"traceformer.cli.{name}:{name}", name=verb, help=help_line)
     return app
+
+
+def _told_plainly(verb: Any) -> Any:
+    """Returns a verb, or an app of several, with paragraphs of docstrings in one line each, and without backquotes."""
+    functions = [verb[name].default_command for name in verb if name[0] != "-"] if isinstance(verb, App) else [verb]
+    for function in functions:
+        function.__doc__ = _CONTINUED.sub(" ", cleandoc(function.__doc__ or "").replace("`", ""))
+    return verb
 
 
 def _print_anything() -> None:

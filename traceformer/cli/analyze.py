@@ -5,21 +5,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
-from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
 from traceformer.cli.arguments import count, find_example
-from traceformer.cli.statistics import as_text, positions_as_text
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
-from traceformer.questions.statistics import statistics
-from traceformer.questions.vocabulary import token_names
-from traceformer.store.folders import find_runs
-from traceformer.store.run import TraceStore
+
+if TYPE_CHECKING:
+    from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
+    from traceformer.store.run import TraceStore
 
 __all__ = ["analyze"]
 
@@ -44,6 +41,8 @@ def analyze(
     sparsity of each activation; of the logits: entropy, and the probability and rank of the token that came. With
     --example these stand at every position, beside what was most likely there.
 
+    Example: `traceformer analyze latest --png entropy.png`
+
     Args:
         run: A folder, the name of a run in ./traces, `latest`, or a nanochat trace (.json). Of a folder of
             several runs (an experiment), one after the other.
@@ -56,6 +55,10 @@ def analyze(
         parquet: Save a table with a row per head, per layer of an array and per position of the logits.
         json: Print a JSON object.
     """
+    from traceformer.cli.statistics import as_text, positions_as_text
+    from traceformer.questions.vocabulary import token_names
+    from traceformer.store.run import TraceStore
+
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -94,23 +97,28 @@ def analyze(
 
 def _find(run: str, stack: ExitStack) -> list[Path]:
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
+    from traceformer.store.folders import find_runs
+
     if not run.endswith(_TRACE):
         return find_runs(run)
     from traceformer.formats.registry import import_run
 
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    return [import_run(run, "json", folder / Path(run).stem).folder]
+    import_run(run, "json", folder / Path(run).stem)
+    return [folder / Path(run).stem]
 
 
 def _analyze(
-    store: TraceStore,
+    store: "TraceStore",
     example: str | None,
     layer: int | None,
     convention: ConventionName,
     top: int,
     parquet: Path | None,
-) -> tuple[RunStatistics, list[ExampleLogits]]:
+) -> "tuple[RunStatistics, list[ExampleLogits]]":
     """Returns the statistics of a run, and of one example those of every position; saves the table if asked to."""
+    from traceformer.questions.statistics import statistics
+
     if not store.ids:
         raise NotRecorded(f"{store.folder} holds no example yet")
     ids = None if example is None else (find_example(store, example),)
@@ -125,7 +133,7 @@ def _analyze(
 
             file = stack.enter_context(StatisticsFile(parquet, CONVENTIONS[convention]))
 
-        def each(found: ExampleLogits) -> None:
+        def each(found: "ExampleLogits") -> None:
             if file is not None:
                 file.add(found.rows())
             if ids is not None:
@@ -138,7 +146,7 @@ def _analyze(
     return found, positions
 
 
-def _title(store: TraceStore, name: str, found: RunStatistics) -> str:
+def _title(store: "TraceStore", name: str, found: "RunStatistics") -> str:
     stack = store.layout.stacks[-1]
     tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
     what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"
@@ -146,8 +154,10 @@ def _title(store: TraceStore, name: str, found: RunStatistics) -> str:
     return f"{name}{unfinished}: {what}, {tokens} {stack} tokens; {found.convention} convention, entropy in nats"
 
 
-def _next(found: RunStatistics, name: str, png: Path | None) -> str:
+def _next(found: "RunStatistics", name: str, png: Path | None) -> str:
     """Returns the command that looks closer: at all heads, then at the one that is surest where to look."""
+    import numpy as np
+
     if name.endswith(_TRACE) and png is not None:
         return f"import {name}"
     if found.attention and png is not None:
@@ -160,7 +170,7 @@ def _next(found: RunStatistics, name: str, png: Path | None) -> str:
     return f"analyze {name} --example 0" if found.logits else f"inspect {name}"
 
 
-def _save_entropy(found: RunStatistics, path: Path) -> None:
+def _save_entropy(found: "RunStatistics", path: Path) -> None:
     from traceformer.figures.entropy_maps import entropy_figure
     from traceformer.figures.style import save
 

@@ -34,6 +34,8 @@ def check(
     make of the recorded values. One line per fact, with its largest error; the exit code is 1 if one fails. For a
     family that is not known yet: what can be proved all the same, and how to add it.
 
+    Example: `traceformer check byte`
+
     Args:
         model: A folder, a Hub name, or the name of a family (gpt2, llama, bert, t5, ...) for a tiny random model of it.
         text: Texts to run, of different lengths; three sentences by default.

@@ -1,6 +1,6 @@
 """Flags that several verbs share, said once: frozen dataclasses that the command line fills in, and what they mean.
 
-The string under a field is its line in the help. Nothing below the command line sees one of these.
+The string under a field is its line in the help, as it stands. Nothing below the command line sees one of these.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import count
 from traceformer.sites import Selection, Stack, parse_indices
-from traceformer.store.folders import TRACES
+from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DerivedChoice", "Loading", "PlaceChoice", "SelectionChoice", "TextChoice", "numbers_of", "sites_in"]
 
-WHAT = Group.create_ordered("What to run")
+MODEL = Group.create_ordered("The model")
+TEXTS = Group.create_ordered("The texts it reads")
+PROMPTS = Group.create_ordered("What it answers")
+CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
 WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
@@ -45,9 +48,9 @@ def numbers_of(text: str | None) -> tuple[int, ...] | None:
 class Loading:
     """How a model is loaded."""
 
-    revision: Annotated[str | None, Parameter(group=WHAT)] = None
+    revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """The commit, tag or branch of the model on the Hub."""
-    allow_pickle: Annotated[bool, Parameter(group=WHAT)] = False
+    allow_pickle: Annotated[bool, Parameter(group=MODEL)] = False
     """Load weights from pickle files, which can run code of whoever made them."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the fastest there is by default."""
@@ -67,14 +70,13 @@ class Loading:
         )
 
 
-@Parameter(name="*", group=WHAT)
+@Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextChoice:
     """Which texts a model reads, and where they are cut."""
 
     dataset: str = "ud_ewt"
-    """demo, ud_ewt, go_emotions, csqa, wikitext; hf:NAME[:CONFIG]; or a file or folder of .txt, .jsonl, .csv, .parquet
-    or .conllu."""
+    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .csv, .parquet, .conllu."""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
     text_column: str | None = None
@@ -84,7 +86,7 @@ class TextChoice:
     limit: Annotated[int | Literal["all"], count("N|all")] = 32
     """The first N texts."""
     max_seq_len: Annotated[int | Literal["auto"], count("N|auto")] = 128
-    """Cut texts after N tokens; `auto` is the longest text, up to what the model can take."""
+    """Cut texts after N tokens; auto is the longest text, up to what the model can take."""
     dec_max_len: Annotated[int, count("N")] = 64
     """Cut targets after N tokens."""
 
@@ -153,7 +155,7 @@ class SelectionChoice:
     heads_dec: _Indices = None
     """Which heads of the decoder."""
     hidden_layers: _Indices = None
-    """Which entries of `hidden`; all layers and the embedding by default."""
+    """Which entries of hidden; all layers and the embedding by default."""
 
     def selection(self, derived: tuple[Any, ...]) -> Selection:
         sites = sites_in(self.capture) or (() if derived else ("attn", "qkv"))

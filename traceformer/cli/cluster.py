@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.analysis.clusters import ClusterMethod
-from traceformer.analysis.head_clusters import HeadClusters
-from traceformer.cli.clustered import as_text
+from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
-from traceformer.questions import clusters as questions
 
 if TYPE_CHECKING:
+    from traceformer.analysis.head_clusters import HeadClusters
     from traceformer.figures.cluster_charts import ClusterChart
 
 __all__ = ["cluster"]
@@ -43,6 +41,8 @@ def cluster(
     Metrics are standardised, the heads are clustered for every k, and the k with the highest mean silhouette is taken;
     clusters are named by their centroids. With --compare the heads of several models share scale and clusters.
 
+    Example: `traceformer cluster head_metrics.csv --plot`
+
     Args:
         metrics: A table of `traceformer heads`, or any with the columns layer and head.
         compare: Tables to put side by side, such as dense.csv sparse.csv.
@@ -55,6 +55,9 @@ def cluster(
             --compare also how every metric is distributed.
         json: Print a JSON object.
     """
+    from traceformer.cli.clustered import as_text
+    from traceformer.questions import clusters as questions
+
     paths = ([metrics] if metrics is not None else []) + list(compare)
     if not paths:
         raise UsageError("which table?", hint="traceformer cluster head_metrics.csv")
@@ -84,7 +87,7 @@ def _ks(text: str | None) -> range | None:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def _save_pictures(found: HeadClusters, output: Path) -> list[Path]:
+def _save_pictures(found: "HeadClusters", output: Path) -> list[Path]:
     from traceformer import figures
     from traceformer.figures.style import save
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
 
 from traceformer.analysis.projection import TextCurves, dynamics
 from traceformer.cli.terminal import table
+from traceformer.shapes import Float32
 from traceformer.texts.shown import printable
 
 __all__ = ["curve_table", "dynamics_table", "example_table", "layer_table"]

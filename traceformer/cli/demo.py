@@ -12,6 +12,8 @@ def demo(*, out_dir: Path = Path("traces/demo")) -> int:
 
     The model is `byte`, a small decoder that reads bytes and was trained on Python's documentation.
 
+    Example: `traceformer demo`
+
     Args:
         out_dir: The run's folder; an earlier demo there is replaced.
     """

@@ -9,12 +9,8 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_example
 from traceformer.errors import UsageError
-from traceformer.formats.registry import READABLE
-from traceformer.formats.registry import export as write
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_runs
-from traceformer.store.run import TraceStore
 from traceformer.units import amount_of_bytes
 
 __all__ = ["export"]
@@ -41,6 +37,8 @@ def export(
     padded-zarr: the padded store, every example padded to the longest. json: nanochat traces, one file per example,
     with the attention of the whole sequence and the logits that predicted the response.
 
+    Example: `traceformer export latest --format safetensors`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. The runs of a folder of several (an experiment) go
             each to a folder of its name.
@@ -55,6 +53,11 @@ def export(
         overwrite: Replace files of the same names.
         json: Print the outcome as a JSON object.
     """
+    from traceformer.formats.registry import READABLE
+    from traceformer.formats.registry import export as write
+    from traceformer.store.folders import find_runs
+    from traceformer.store.run import TraceStore
+
     folders = find_runs(run)
     if example and len(folders) > 1:
         raise UsageError(f"--example, and {run} holds {len(folders)} runs", hint=f"one of them, such as {folders[0]}")

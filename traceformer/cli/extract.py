@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
-from traceformer.cli.choices import HOW, WHAT, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
+from traceformer.cli.choices import HOW, MODEL, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 from traceformer.units import amount_of_bytes, duration
@@ -22,8 +22,8 @@ __all__ = ["extract"]
 
 def extract(
     *,
-    model: Annotated[str, Parameter(group=WHAT)] = "roberta-base",
-    model_path: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    model: Annotated[str, Parameter(group=MODEL)] = "roberta-base",
+    model_path: Annotated[Path | None, Parameter(group=MODEL)] = None,
     loading: Loading = Loading(),  # noqa: B008
     texts: TextChoice = TextChoice(),  # noqa: B008
     what: SelectionChoice = SelectionChoice(),  # noqa: B008
@@ -41,6 +41,8 @@ def extract(
 
     The model runs unmodified; what is selected goes to ./traces/RUN, or --out_dir. Every flag may be written with
     underscores or hyphens. Index lists are such as 0,3,5-7.
+
+    Example: `traceformer extract --model byte --dataset demo --capture attn resid`
 
     Args:
         model: A Hugging Face model name, or a folder that holds a model.

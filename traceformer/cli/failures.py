@@ -1,7 +1,6 @@
 """What is printed, and returned to the shell, when a command fails."""
 
 import ast
-import difflib
 import errno
 import re
 import sys
@@ -160,6 +159,8 @@ def _what_it_takes(argument: Argument) -> str:
 
 
 def _unknown_verb(error: UnknownCommandError, help_command: str) -> Failure:
+    import difflib
+
     # cyclopts' own message imports every verb to find out which to show.
     asked = (error.unused_tokens or [""])[0]
     verbs = [name for name in (error.app or ()) if not name.startswith("-")]

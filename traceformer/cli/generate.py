@@ -8,14 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
-from traceformer.cli.choices import HOW, RECORD, SEVERAL, WHAT, WHERE, DerivedChoice, Loading, PlaceChoice, sites_in
+from traceformer.cli.choices import (
+    CHOOSE,
+    HOW,
+    MODEL,
+    PROMPTS,
+    RECORD,
+    SEVERAL,
+    WHERE,
+    DerivedChoice,
+    Loading,
+    PlaceChoice,
+    sites_in,
+)
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
 from traceformer.sites import Selection
-from traceformer.store.folders import TRACES
+from traceformer.store.names import TRACES
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes, duration
 
@@ -26,14 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_CHOOSE = Group.create_ordered("How tokens are chosen")
-
 _DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")  # what a nanochat trace holds
 _OF_PROMPT_SETS = ("attn", "resid")  # what the Gemma capture keeps
 _Indices = Annotated[str | None, Parameter(group=RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
 
 
-@Parameter(name="*", group=WHAT)
+@Parameter(name="*", group=PROMPTS)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptChoice:
     """What a model is to answer."""
@@ -75,7 +85,7 @@ class PromptChoice:
         return Prompts((found,), self.chat, self.category)
 
 
-@Parameter(name="*", group=_CHOOSE)
+@Parameter(name="*", group=CHOOSE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingChoice:
     """How tokens are chosen."""
@@ -105,10 +115,10 @@ class SamplingChoice:
 
 def generate(
     *,
-    model: Annotated[str | None, Parameter(group=WHAT)] = None,
-    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=WHAT)] = None,
-    model_tag: Annotated[str | None, Parameter(group=WHAT)] = None,
-    step: Annotated[int | None, Parameter(group=WHAT), count("N", least=0)] = None,
+    model: Annotated[str | None, Parameter(group=MODEL)] = None,
+    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, Parameter(group=MODEL)] = None,
+    model_tag: Annotated[str | None, Parameter(group=MODEL)] = None,
+    step: Annotated[int | None, Parameter(group=MODEL), count("N", least=0)] = None,
     asked: PromptChoice = PromptChoice(),
     loading: Loading = Loading(),  # noqa: B008
     choosing: SamplingChoice = SamplingChoice(),
@@ -132,6 +142,8 @@ def generate(
 
     The text streams to the terminal as it is made; prompt and response go to one run, in ./traces or --experiment.
     Recording changes no token.
+
+    Example: `traceformer generate --model byte --prompt "If the argument is not" --max-tokens 60`
 
     Args:
         model: A Hugging Face model name, a folder that holds a model, or byte.

@@ -5,24 +5,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from cyclopts import Group, Parameter
 
 from traceformer.analysis.conventions import SPARSITY, ConventionName
-from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.cli.arguments import count
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
-from traceformer.models.weights import find_model_folder
 from traceformer.progress import steps_shown
-from traceformer.questions import heads as questions
-from traceformer.questions.training_texts import TrainingTexts, training_texts
-from traceformer.store.folders import find_run
-from traceformer.store.run import TraceStore
-from traceformer.texts.windows import FileWindows, Part
 from traceformer.units import duration
+
+if TYPE_CHECKING:
+    from traceformer.analysis.head_metrics import HeadMetrics
+    from traceformer.questions.training_texts import TrainingTexts
+    from traceformer.texts.windows import FileWindows, Part
 
 __all__ = ["heads"]
 
@@ -65,6 +62,8 @@ def heads(
     nothing is stored. Both give the same numbers. A model that is told no texts reads what `traceformer train` measured
     it on, or the texts of the demo.
 
+    Example: `traceformer heads latest --plot`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
         convention: What entropy and sparsity mean: exact counts what a query can see; thesis counts masked cells as
@@ -89,6 +88,10 @@ def heads(
         plot: Save a picture beside the table: a map of layers and heads for every metric.
         json: Print a JSON object.
     """
+    from traceformer.questions import heads as questions
+    from traceformer.store.folders import find_run
+    from traceformer.store.run import TraceStore
+
     _check_source(run, model, model_path, dataset, data_path)
     started = time.perf_counter()
     if run is not None:
@@ -145,15 +148,20 @@ def _check_source(
 
 def _texts(
     model: str, revision: str | None, dataset: str | None, data_path: Path | None, split: str | None
-) -> str | FileWindows | TrainingTexts:
+) -> "str | FileWindows | TrainingTexts":
     """What a model reads: what is named, else what it was measured on while it was trained, else the demo's texts."""
     if data_path is not None:
+        from traceformer.texts.windows import FileWindows
+
         parts: dict[str | None, Part] = {None: "validation", "validation": "validation", "train": "train", "all": "all"}
         if split not in parts:
             raise UsageError(f"--split {split} of a file", hint="validation, its last tenth; train; or all")
         return FileWindows(data_path, parts[split])
     if dataset is not None:
         return dataset
+    from traceformer.models.weights import find_model_folder
+    from traceformer.questions.training_texts import training_texts
+
     why = "no training.json beside the model names its data"
     try:
         texts = training_texts(find_model_folder(model, revision))
@@ -166,8 +174,10 @@ def _texts(
     return "demo"
 
 
-def _as_text(found: HeadMetrics) -> str:
+def _as_text(found: "HeadMetrics") -> str:
     """Means and standard deviations over each layer's heads, and the heads with the highest scores."""
+    import numpy as np
+
     (attention,), about = found.attentions, found.about
     examples = about.examples[attention]
     sizes = f"{len(found.layers)} layers of {len(found.heads)} heads, {examples} example{'' if examples == 1 else 's'}"
@@ -187,7 +197,9 @@ def _as_text(found: HeadMetrics) -> str:
     return "\n".join(lines)
 
 
-def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
+def _strongest(found: "HeadMetrics") -> Iterator[tuple[str, ...]]:
+    import numpy as np
+
     for name in _SCORES:
         values = found.values[name]
         if np.isnan(values).all():
@@ -197,7 +209,7 @@ def _strongest(found: HeadMetrics) -> Iterator[tuple[str, ...]]:
         yield name, *cells, *("",) * (_STRONGEST - len(cells))
 
 
-def _save_maps(found: HeadMetrics, output: Path) -> list[Path]:
+def _save_maps(found: "HeadMetrics", output: Path) -> list[Path]:
     from traceformer import figures
     from traceformer.figures.style import save
 

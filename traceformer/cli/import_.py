@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.formats.registry import files_of, import_run
 from traceformer.progress import steps_shown
 
 __all__ = ["import_"]
@@ -27,12 +26,16 @@ def import_(
     export` did. safetensors: what `traceformer export` wrote. padded-zarr: the padded store. Positions that the
     files hold no values of are NaN in the run. No code in a file is ever run.
 
+    Example: `traceformer import exports`
+
     Args:
         files: Files of one format, or folders of them.
         out_dir: The run's folder, in place of one named after time and model.
         overwrite: Replace a run that is in the way.
         json: Print the outcome as a JSON object.
     """
+    from traceformer.formats.registry import files_of, import_run
+
     found = files_of(files)
     with steps_shown("importing") as progress:
         store = import_run(found, out=out_dir, overwrite=overwrite, progress=progress)

@@ -5,21 +5,21 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
-from jaxtyping import Num
 
 from traceformer.cli.arguments import count, find_example, parse_head
-from traceformer.cli.summary import summarise, summarise_experiment
-from traceformer.cli.terminal import draw_matrix, table
+from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.sites import ArraySpec
-from traceformer.store.folders import find_run, runs_in
-from traceformer.store.layout import META
-from traceformer.store.run import TraceStore
 from traceformer.texts.shown import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from traceformer.shapes import Num
+    from traceformer.store.run import TraceStore
 
 __all__ = ["inspect"]
 
@@ -34,7 +34,7 @@ class _Slice:
     spec: ArraySpec
     layer: int | None
     head: int | None
-    values: Num[np.ndarray, "row column"]
+    values: 'Num[np.ndarray, "row column"]'
     row_tokens: list[str]
     key_tokens: list[str]
 
@@ -60,6 +60,8 @@ def inspect(
     Without options: the model, the data set and every array. With --example: its text and tokens. With --head: the
     pattern, drawn in the terminal. With --png and no head: a picture of all heads.
 
+    Example: `traceformer inspect latest --head L2H3`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`; or a folder of runs, which is listed.
         example: An example's id, or its row number; the first one by default.
@@ -69,6 +71,11 @@ def inspect(
         png: Save a picture of the head, or of all heads, in the format that the ending names.
         json: Print a JSON object.
     """
+    from traceformer.cli.summary import summarise, summarise_experiment
+    from traceformer.store.folders import find_run, runs_in
+    from traceformer.store.layout import META
+    from traceformer.store.run import TraceStore
+
     layer, head_number = parse_head(layer, head)
     at_a_place = not (layer is None and head_number is None and site is None)
     if example is None and png is None and not at_a_place and not (Path(run) / META).is_file():
@@ -130,14 +137,14 @@ class _Example:
         return "\n".join(lines)
 
 
-def _example(store: TraceStore, name: str) -> _Example:
+def _example(store: "TraceStore", name: str) -> _Example:
     example_id = find_example(store, name)
     tokens = {stack: store.tokens_of(example_id, stack) for stack in store.layout.stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
 
 
-def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
+def _find_array(store: "TraceStore", site: str | None) -> ArraySpec:
     """Returns the array that `--site` names, the first one of attention for None.
 
     Raises:
@@ -152,7 +159,9 @@ def _find_array(store: TraceStore, site: str | None) -> ArraySpec:
     return patterns[0]
 
 
-def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+def _slice(store: "TraceStore", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+    import numpy as np
+
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
@@ -172,7 +181,11 @@ def _slice(store: TraceStore, example_id: str, spec: ArraySpec, layer: int | Non
 
 
 def _draw(found: _Slice) -> str:
+    import numpy as np
+
     if found.spec.site.is_matrix:
+        from traceformer.cli.matrix import draw_matrix
+
         width = shutil.get_terminal_size((100, 24)).columns
         return draw_matrix(found.values, found.row_tokens, found.key_tokens, width=width)
     if found.spec.site.holds_ids:
@@ -211,7 +224,9 @@ def _save_head(found: _Slice, png: Path) -> None:
     save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
 
 
-def _save_atlas(store: TraceStore, example_id: str, spec: ArraySpec, png: Path) -> None:
+def _save_atlas(store: "TraceStore", example_id: str, spec: ArraySpec, png: Path) -> None:
+    import numpy as np
+
     from traceformer.figures.attention import atlas_figure, tile
     from traceformer.figures.style import save
 

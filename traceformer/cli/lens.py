@@ -4,21 +4,19 @@ import json as json_text
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.analysis.lens import Lens
 from traceformer.cli.arguments import count, find_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
-from traceformer.questions.lens import lens as read_lens
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_run
-from traceformer.store.run import Run
 from traceformer.texts.shown import printable
+
+if TYPE_CHECKING:
+    from traceformer.analysis.lens import Lens
 
 __all__ = ["lens"]
 
@@ -46,6 +44,8 @@ def lens(
     that the run was recorded with. Of a run that holds what was read out while recording (--lens-top-k) and no residual
     stream, that is shown, and no model is needed.
 
+    Example: `traceformer lens latest --example 0`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, hidden, or lens_topk.
         example: An example's id, or its row number; the first one by default.
@@ -56,6 +56,12 @@ def lens(
         png: Save a picture of all layers and positions, in the format that the ending names.
         json: Print a JSON object.
     """
+    import numpy as np
+
+    from traceformer.questions.lens import lens as read_lens
+    from traceformer.store.folders import find_run
+    from traceformer.store.run import Run
+
     folder = find_run(run)
     store = Run(folder)
     if png is not None:
@@ -91,8 +97,10 @@ def lens(
     print(f"{made}next: traceformer lens {folder} --example {found.example_id} {then}", file=sys.stderr)
 
 
-def _grid(found: Lens) -> str:
+def _grid(found: "Lens") -> str:
     """A line per position, a column per layer: as many layers, evenly spaced, as fit the terminal."""
+    import numpy as np
+
     width = shutil.get_terminal_size((100, 24)).columns
     fixed = 8 + 2 + _CELLS + 2 + 3 + _CELLS
     room = max(1, (width - fixed) // (_CELLS + 2))
@@ -115,7 +123,9 @@ def _grid(found: Lens) -> str:
     return "\n".join(lines)
 
 
-def _one_position(found: Lens, i: int) -> str:
+def _one_position(found: "Lens", i: int) -> str:
+    import numpy as np
+
     target, known = found.target_tokens[i], not np.isnan(found.entropy[:, i]).all()
     rows = [
         (
@@ -135,7 +145,7 @@ def _one_position(found: Lens, i: int) -> str:
     return f"{title}\n" + table(headers, rows, numeric=range(1, len(headers) - 1))
 
 
-def _of_target(found: Lens, row: int, i: int) -> tuple[str, str]:
+def _of_target(found: "Lens", row: int, i: int) -> tuple[str, str]:
     """Probability and rank of the token that came next, where these are known."""
     rank = int(found.target_rank[row, i])
     return (f"{found.target_probability[row, i]:.3g}", str(rank)) if rank else ("", "")

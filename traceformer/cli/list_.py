@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from traceformer.cli.terminal import table
-from traceformer.store.folders import TRACES, list_runs
+from traceformer.store.names import TRACES
 from traceformer.units import amount_of_bytes
 
 __all__ = ["list_"]
@@ -17,10 +17,14 @@ __all__ = ["list_"]
 def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json: bool = False) -> None:
     """List the runs of a folder, the newest first: model, data set, examples, size.
 
+    Example: `traceformer list`
+
     Args:
         folder: Where they lie; ./traces by default.
         json: Print a JSON object.
     """
+    from traceformer.store.folders import list_runs
+
     found = list_runs(folder)
     if json:
         print(json_text.dumps(found.to_json(), indent=2))

@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
 
-from traceformer.analysis.paths.result import Paths
-from traceformer.analysis.paths.trace import PathOptions
 from traceformer.cli.arguments import count, find_example, parse_head
-from traceformer.cli.paths_report import report
 from traceformer.errors import UsageError
 from traceformer.presentation import present
-from traceformer.questions.paths import paths as find_paths
-from traceformer.store.folders import find_run
-from traceformer.store.run import Run
 
 if TYPE_CHECKING:
+    from traceformer.analysis.paths.result import Paths
     from traceformer.models.loaded import LoadedModel
 
 __all__ = ["paths"]
+
+_RUN = Group.create_ordered("A recorded text")
+_MODEL = Group.create_ordered("Or a model and a text")
+_FROM = Group.create_ordered("Where the paths begin")
+_SEARCH = Group.create_ordered("How they are found")
+_OUTPUT = Group.create_ordered("Output")
 
 LayerChoice: TypeAlias = int | Literal["all"]
 
@@ -37,44 +38,46 @@ def _layer(_: object, tokens: Sequence[Token]) -> LayerChoice:
 
 
 def paths(
-    run: Annotated[str | None, Parameter(name="RUN")] = None,
+    run: Annotated[str | None, Parameter(group=_RUN, name="RUN")] = None,
     /,
     *,
-    example: str | None = None,
-    model: str | None = None,
-    text: str | None = None,
-    target_text: str | None = None,
-    target_pos: int = -1,
+    example: Annotated[str | None, Parameter(group=_RUN)] = None,
+    model: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    text: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    target_text: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    target_pos: Annotated[int, Parameter(group=_FROM)] = -1,
     layer: Annotated[
-        LayerChoice | None, Parameter(metavar="L|all", show_choices=False, converter=_layer, n_tokens=1)
+        LayerChoice | None, Parameter(group=_FROM, metavar="L|all", show_choices=False, converter=_layer, n_tokens=1)
     ] = None,
-    head: Annotated[str | None, Parameter(metavar="LxHy")] = None,
-    agg_heads: Literal["mean", "max", "none"] = "mean",
-    top_beam: Annotated[int, count("N")] = 5,
-    top_k: Annotated[int, count("N")] = 5,
-    min_attn: float = 0.0,
-    length_norm: Annotated[str, Parameter(metavar="none|avg_logprob|sqrt|pow:A")] = "avg_logprob",
-    search: Literal["beam", "exact"] = "beam",
-    weighting: Literal["attention", "rollout", "value-norm"] = "attention",
-    exclude_self: bool = False,
-    exclude_sink: bool = False,
-    pass_bos: bool = False,
-    bos_token_id: Annotated[int | None, count("ID", least=0)] = None,
-    stack: Literal["enc", "dec"] | None = None,
-    max_flow: bool = False,
-    html: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    open_browser: bool = False,
-    device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    revision: str | None = None,
-    json: bool = False,
+    head: Annotated[str | None, Parameter(group=_FROM, metavar="LxHy")] = None,
+    agg_heads: Annotated[Literal["mean", "max", "none"], Parameter(group=_FROM)] = "mean",
+    top_beam: Annotated[int, Parameter(group=_SEARCH), count("N")] = 5,
+    top_k: Annotated[int, Parameter(group=_SEARCH), count("N")] = 5,
+    min_attn: Annotated[float, Parameter(group=_SEARCH)] = 0.0,
+    length_norm: Annotated[str, Parameter(group=_SEARCH, metavar="none|avg_logprob|sqrt|pow:A")] = "avg_logprob",
+    search: Annotated[Literal["beam", "exact"], Parameter(group=_SEARCH)] = "beam",
+    weighting: Annotated[Literal["attention", "rollout", "value-norm"], Parameter(group=_SEARCH)] = "attention",
+    exclude_self: Annotated[bool, Parameter(group=_SEARCH)] = False,
+    exclude_sink: Annotated[bool, Parameter(group=_SEARCH)] = False,
+    pass_bos: Annotated[bool, Parameter(group=_SEARCH)] = False,
+    bos_token_id: Annotated[int | None, Parameter(group=_SEARCH), count("ID", least=0)] = None,
+    stack: Annotated[Literal["enc", "dec"] | None, Parameter(group=_RUN)] = None,
+    max_flow: Annotated[bool, Parameter(group=_SEARCH)] = False,
+    html: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    open_browser: Annotated[bool, Parameter(group=_OUTPUT)] = False,
+    device: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_MODEL)] = None,
+    revision: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """Which tokens led to a token: paths backward through attention.
 
     RUN --example ID reads recorded attention; --model M --text TEXT runs a model as far as is needed. From the target
     each path goes to a token that was attended to, from there to one that token attended to, and so on, to the
     beginning. What the search found is compared with the best paths there are.
+
+    Example: `traceformer paths --model byte --text "def add(a, b): return a" --html paths.html`
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`.
@@ -106,6 +109,12 @@ def paths(
         revision: The commit, tag or branch of the model on the Hub.
         json: Print the result as JSON, in the layout of reverse-attention's trace.json.
     """
+    from traceformer.analysis.paths.trace import PathOptions
+    from traceformer.cli.paths_report import report
+    from traceformer.questions.paths import paths as find_paths
+    from traceformer.store.folders import find_run
+    from traceformer.store.run import Run
+
     if (run is None) == (model is None):
         raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")
     if png is not None:
@@ -166,7 +175,7 @@ def _loaded(model: str, device: str | None, dtype: str | None, revision: str | N
     return load_model(model, device=device, dtype=dtype, revision=revision)
 
 
-def _save(result: Paths, html: Path | None, png: Path | None, open_browser: bool) -> None:
+def _save(result: "Paths", html: Path | None, png: Path | None, open_browser: bool) -> None:
     if png is not None:
         from traceformer import figures
         from traceformer.figures.style import save

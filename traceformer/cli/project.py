@@ -4,20 +4,17 @@ import json as json_text
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import Parameter
 
-from traceformer.analysis.projection import Projections
 from traceformer.cli.arguments import find_example
-from traceformer.cli.curves import curve_table, dynamics_table, example_table, layer_table
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
-from traceformer.questions.traits import project as project_run
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_runs
-from traceformer.store.run import Run
+
+if TYPE_CHECKING:
+    from traceformer.analysis.projection import Projections
 
 __all__ = ["project"]
 
@@ -42,6 +39,8 @@ def project(
     it. With --example: a line per token, and how the curve develops over the response. Without: a line per example, or
     per layer where there are several.
 
+    Example: `traceformer project latest --vector vectors/errors/mean_diff.safetensors`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. Of a folder of several runs (an experiment), one
             after the other.
@@ -54,6 +53,10 @@ def project(
         output: Save the curves and their dynamics as JSON, a file per example.
         json: Print a JSON object.
     """
+    from traceformer.questions.traits import project as project_run
+    from traceformer.store.folders import find_runs
+    from traceformer.store.run import Run
+
     folders = find_runs(run)
     if len(folders) > 1:
         for option, value in (("--example", example), ("--png", png)):
@@ -91,13 +94,19 @@ def project(
     print(f"{f'wrote {made}; ' if made else ''}next: traceformer project {folders[0]}{given} {then}", file=sys.stderr)
 
 
-def _all_examples(found: Projections) -> str:
+def _all_examples(found: "Projections") -> str:
+    from traceformer.cli.curves import example_table, layer_table
+
     title = f"{found.run}  {found.key}: projections of {len(found.examples)} examples"
     table = example_table(found.examples, found.layers[0]) if len(found.layers) == 1 else layer_table(found.examples)
     return f"{title}\n\n{table}"
 
 
-def _one_example(found: Projections) -> str:
+def _one_example(found: "Projections") -> str:
+    import numpy as np
+
+    from traceformer.cli.curves import curve_table, dynamics_table
+
     [own], layers = found.examples, found.layers
     width = shutil.get_terminal_size((100, 24)).columns
     room = max(1, (width - 42) // _COLUMN)
@@ -112,7 +121,7 @@ def _one_example(found: Projections) -> str:
     return "\n\n".join([*parts, dynamics_table(own)])
 
 
-def _write_json(found: Projections, folder: Path) -> None:
+def _write_json(found: "Projections", folder: Path) -> None:
     """Writes a file per example, whole or not at all."""
     whole = found.to_json()
     about = {name: value for name, value in whole.items() if name != "examples"}

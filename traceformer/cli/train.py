@@ -66,6 +66,8 @@ def train(
     Bits per byte are measured on text that is held out of training. For several GPUs write
     torchrun --nproc-per-node 4 --no-python before the command.
 
+    Example: `traceformer train --preset tiny --num-epochs 0.5`
+
     Args:
         preset: 2 layers with a context of 128 bytes, 4 with 512, or 12 with 1024.
         attention: Every head sees all that came before, or each its own sparse pattern.

@@ -4,47 +4,60 @@ import json as json_text
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from traceformer.analysis.directions import Direction, Method
+from traceformer.analysis.methods import Method, Position
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
-from traceformer.formats.results.directions import read_direction
 from traceformer.progress import Totals, progress_shown, steps_shown
-from traceformer.questions.trait_rows import Position
-from traceformer.questions.traits import fit_directions
 from traceformer.sites import parse_indices
-from traceformer.store.folders import find_run
-from traceformer.store.run import Run
+
+if TYPE_CHECKING:
+    from traceformer.analysis.directions import Direction
+    from traceformer.store.run import Run
 
 __all__ = ["fit", "show", "vectors"]
 
-vectors = App(name="vectors", help_epilogue="Each takes --json.")
+_TEXTS = Group.create_ordered("The two kinds of texts")
+_FIT = Group.create_ordered("What is found")
+_OUTPUT = Group.create_ordered("Output")
+
+vectors = App(
+    name="vectors",
+    help="""Find the direction that tells two kinds of texts apart.
+
+Example: traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits
+""",
+    help_epilogue="Each takes --json.",
+)
 
 
 @vectors.command
 def fit(
     *,
-    positive: Annotated[str, Parameter(metavar="RUN|TEXTS")],
-    negative: Annotated[str, Parameter(metavar="RUN|TEXTS")],
-    output: Annotated[Path, Parameter(metavar="FOLDER")],
-    model: str | None = None,
-    method: Annotated[tuple[Method, ...], Parameter(consume_multiple=(1, None), metavar="METHOD...")] = ("mean_diff",),
-    site: str = "resid_post",
-    layer: Annotated[str, Parameter(name=("--layer", "--layers"), metavar="I,J-K|all")] = "all",
-    position: Position = "mean",
-    name: str | None = None,
-    device: str | None = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    json: bool = False,
+    positive: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
+    negative: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
+    output: Annotated[Path, Parameter(group=_OUTPUT, metavar="FOLDER")],
+    model: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    method: Annotated[tuple[Method, ...], Parameter(group=_FIT, consume_multiple=(1, None), metavar="METHOD...")] = (
+        "mean_diff",
+    ),
+    site: Annotated[str, Parameter(group=_FIT)] = "resid_post",
+    layer: Annotated[str, Parameter(group=_FIT, name=("--layer", "--layers"), metavar="I,J-K|all")] = "all",
+    position: Annotated[Position, Parameter(group=_FIT)] = "mean",
+    name: Annotated[str | None, Parameter(group=_OUTPUT)] = None,
+    device: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """Find the direction from one kind of texts to another, at each layer.
 
     Two runs, or two files of texts or prompts with a --model that reads them. Shown is how well each direction tells
     apart examples that it was not fitted on (five folds; chance is 0.5), beside the same with shuffled labels.
+
+    Example: `traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits`
 
     Args:
         positive: The texts that have the trait: a run, or with --model a file of texts or a prompt set.
@@ -60,6 +73,8 @@ def fit(
         png: Save a picture of how well each layer does, in the format that the ending names.
         json: Print a JSON object.
     """
+    from traceformer.questions.traits import fit_directions
+
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -109,10 +124,14 @@ def show(
 ) -> None:
     """Show what a file of vectors holds, and how they were found.
 
+    Example: `traceformer vectors show traits/mean_diff.safetensors`
+
     Args:
         file: A .safetensors, .pt or .npy file.
         json: Print a JSON object.
     """
+    from traceformer.formats.results.directions import read_direction
+
     found = read_direction(file)
     if json:
         print(json_text.dumps({"file": str(file), **found.to_json()}, indent=2))
@@ -127,7 +146,7 @@ def show(
 
 def _two_runs(
     positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
-) -> tuple[Run, Run]:
+) -> "tuple[Run, Run]":
     """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
         return _run(positive), _run(negative)
@@ -137,7 +156,7 @@ def _two_runs(
 
     loaded = load_model(model, device=device)
 
-    def recorded(texts: str) -> Run:
+    def recorded(texts: str) -> "Run":
         read, name = _texts(texts), site.rpartition(".")[2]
         with progress_shown(Totals()) as told:
             return record(loaded, read, name, layers=layers, hidden_layers=layers, dtype="float32", progress=told)
@@ -145,7 +164,10 @@ def _two_runs(
     return recorded(positive), recorded(negative)
 
 
-def _run(name: str) -> Run:
+def _run(name: str) -> "Run":
+    from traceformer.store.folders import find_run
+    from traceformer.store.run import Run
+
     try:
         return Run(find_run(name))
     except NotFound as error:
@@ -164,8 +186,10 @@ def _texts(name: str) -> str | list[str]:
     return [prompt.text for prompt in load_prompt_set(name).prompts]
 
 
-def _table(direction: Direction) -> str:
+def _table(direction: "Direction") -> str:
     """A line per layer; how well it does, where that is known."""
+    import numpy as np
+
     columns = list(next(iter(direction.quality.values()), {}))
     rows = [
         (

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.store.folders import find_runs
 from traceformer.units import amount_of_bytes
 
 if TYPE_CHECKING:
@@ -20,10 +19,13 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
     Every array, token table and record is read and compared with the checksums that were written with it;
     files that are missing or do not belong are listed too. The exit code is 1 if anything is wrong.
 
+    Example: `traceformer verify latest`
+
     Args:
         run: A folder, the name of a run in ./traces, or `latest`; of a folder of runs (an experiment) all are checked.
         json: Print a JSON object.
     """
+    from traceformer.store.folders import find_runs
     from traceformer.store.verification import verify_folder
 
     found = [verify_folder(folder) for folder in find_runs(run)]

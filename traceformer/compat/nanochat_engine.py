@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.analysis.statistics import AttentionTally, ValueTally, logit_statistics
@@ -24,6 +23,7 @@ from traceformer.formats.nanochat_json.write import ACTIVATION_SITES, trace_of
 from traceformer.models.dims import ModelDims
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, Selection, Stack
 from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from traceformer.figures.style import COLOURS
+from traceformer.shapes import Float
 from traceformer.texts.shown import label
 
 __all__ = ["atlas_figure", "head_figure", "tile"]

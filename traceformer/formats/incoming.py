@@ -10,17 +10,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Num, Shaped
 
 from traceformer.errors import Unreadable
 from traceformer.formats.options import ImportOptions
 from traceformer.models.loaded import short_name
+from traceformer.shapes import Float, Num, Shaped
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import Arch
+from traceformer.store.names import Arch, Dtype
 from traceformer.store.writer import RunWriter
 from traceformer.texts.shown import unnamed
 

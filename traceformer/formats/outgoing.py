@@ -12,7 +12,7 @@ import numpy as np
 
 from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.dtypes import Dtype
+from traceformer.store.names import Dtype
 from traceformer.store.run import TraceStore
 from traceformer.texts.shown import unnamed
 

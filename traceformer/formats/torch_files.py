@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.whole import appearing_whole
+from traceformer.shapes import Float
 
 __all__ = ["Part", "read_torch_file", "write_torch_file"]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32
 
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.family import Norm, ReadoutRow, StackRow
 from traceformer.models.weights import open_folder
+from traceformer.shapes import Float32
 
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from jaxtyping import Float, Float32, Int32
 from safetensors import SafetensorError, safe_open
 
 from traceformer.errors import NotFound, Unreadable
 from traceformer.models.load import BUILT_IN, built_in_folder
+from traceformer.shapes import Float, Float32, Int32
 from traceformer.store.dtypes import decode
 
 __all__ = [
@@ -150,6 +149,8 @@ def files_digest(folder: Path) -> str:
 
 @cache  # one process may record many runs of a model: files that nobody touched are not read again
 def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    import xxhash
+
     digest = xxhash.xxh3_128()
     for path, size, _ in files:
         digest.update(f"{path.name} {size} ".encode())

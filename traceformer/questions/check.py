@@ -61,7 +61,8 @@ def check(
     if not isinstance(model, LoadedModel) and str(model) in TINY:
         if texts:
             raise UsageError("`text` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
-        checked = tiny_model(str(model)).to(device=pick_device(device), dtype=getattr(torch, dtype))
+        checked = tiny_model(str(model))
+        checked = checked.to(device=pick_device(device), dtype=getattr(torch, dtype))
         name, examples = f"a tiny random {model}", random_examples(checked.config)
     else:
         if not isinstance(model, LoadedModel):

@@ -6,9 +6,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from traceformer.analysis.clusters import ClusterMethod, cluster_heads
+from traceformer.analysis.clusters import cluster_heads
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.analysis.head_metrics import HeadMetrics
+from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
 from traceformer.formats.results.head_tables import read_heads
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
@@ -21,6 +20,7 @@ from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.training_texts import TrainingTexts
+from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import TraceStore
@@ -151,7 +151,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder), model=store.about.model)
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
 from traceformer.analysis.lens import Lens, LensRows, normed, read_out
 from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
@@ -16,6 +15,7 @@ from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.recorded import recorded
 from traceformer.questions.statistics import tokens_that_came
 from traceformer.questions.vocabulary import token_names
+from traceformer.shapes import Float32, Int64
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
@@ -85,7 +85,7 @@ def run_lens(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top: int = _TOP,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
     progress: OnStep = quiet,
 ) -> Lens:
     """Returns what the layers of a recorded example say, given the readout of the run's model; else as `lens`.
@@ -144,7 +144,7 @@ def recorded_lens(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     top: int | None = None,
-    model: str | Path | None = None,
+    model: str | Path | LoadedModel | None = None,
 ) -> Lens:
     """Returns what the layers of an example said while it was recorded; arguments as of `lens`.
 
@@ -179,10 +179,15 @@ def recorded_lens(
 
 
 def _lens(
-    run: Run, example: int | str, model: str | Path | None, *, positions: Int64[np.ndarray, "position"], **found: Any
+    run: Run,
+    example: int | str,
+    model: str | Path | LoadedModel | None,
+    *,
+    positions: Int64[np.ndarray, "position"],
+    **found: Any,
 ) -> Lens:
     """What was found, with the texts of its tokens."""
-    tokens, name = run.tokens_of(example, "dec"), token_names(run, None if model is None else str(model))
+    tokens, name = run.tokens_of(example, "dec"), token_names(run, model)
     ids = {*found["top_ids"].flat, *found["targets"][found["targets"] >= 0]}
     return Lens(
         run.example_id(example),

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
@@ -21,6 +20,7 @@ from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import UsageError
 from traceformer.formats.results.path_traces import model_name
+from traceformer.shapes import Bool, Float, Int
 from traceformer.sites import ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded
 

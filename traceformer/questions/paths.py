@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
@@ -18,6 +17,7 @@ from traceformer.formats.results.path_traces import model_name
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import TracedModel, output_weights
 from traceformer.questions.model_of_run import load_model_of
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.run import Run
 from traceformer.texts.shown import pieces_of_text

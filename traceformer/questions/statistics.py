@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.run_statistics import (
@@ -28,6 +27,7 @@ from traceformer.analysis.visibility import visibility_of
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.recorded import Texts, recorded
+from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 
@@ -114,7 +114,7 @@ def statistics(
             activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
     ids = store.ids if example_ids is None else tuple(example_ids)
     return RunStatistics(
-        str(store.folder), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
+        str(store.folder or store.name), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
     )
 
 

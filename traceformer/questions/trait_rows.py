@@ -4,23 +4,20 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32
-from threadpoolctl import threadpool_limits
 
+from traceformer.analysis.methods import Position
 from traceformer.analysis.projection import ProjectedRows, project_units, unit
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.progress import OnStep, quiet
+from traceformer.shapes import Float, Float32
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
-__all__ = ["Position", "example_rows", "project_run"]
+__all__ = ["example_rows", "project_run"]
 
 _TASK_TOKENS = 8192
-
-Position: TypeAlias = Literal["mean", "last", "response"]
 
 
 def project_run(
@@ -63,6 +60,8 @@ def project_run(
 def _in_order(
     blocks: Iterator[Float[np.ndarray, "token d"]], work: Callable[[Float[np.ndarray, "token d"]], ProjectedRows]
 ) -> Iterator[ProjectedRows]:
+    from threadpoolctl import threadpool_limits
+
     threads = os.cpu_count() or 1
     ahead: deque[Future[ProjectedRows]] = deque()
     # Each thread multiplies for itself: those that the library would add to each of them only wait for one another.

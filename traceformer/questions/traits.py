@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
-from traceformer.analysis.directions import Direction, Fit, Method, fit
+from traceformer.analysis.directions import Direction, Fit, fit
+from traceformer.analysis.methods import Method, Position
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.analysis.projection import project as project_rows
 from traceformer.errors import NotRecorded, SelectionError, UsageError
@@ -15,7 +16,7 @@ from traceformer.formats.results.directions import read_all_directions
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.recorded import Texts, recorded
-from traceformer.questions.trait_rows import Position, example_rows, project_run
+from traceformer.questions.trait_rows import example_rows, project_run
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.run import Run
 

@@ -3,13 +3,12 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import tensorstore as ts
-from jaxtyping import Num
 
 from traceformer.errors import NotRecorded, SelectionError
+from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import decode
@@ -17,6 +16,9 @@ from traceformer.store.layout import RunLayout, head_index, layer_index
 from traceformer.store.meta import RunMeta
 from traceformer.store.source import Lead, Source
 from traceformer.store.zarr3 import read_ahead, reading
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
 
@@ -162,7 +164,7 @@ class RunArrays:
             yield from self._rows_of(spec, *ahead.popleft())
 
     def _rows_of(
-        self, spec: ArraySpec, rows: range, block: np.ndarray, read: ts.WriteFutures
+        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "ts.WriteFutures"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         index = self._index
         with self._reading(spec):

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped
 
 from traceformer.errors import UsageError
+from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.dtypes import ON_DISK
 from traceformer.store.layout import RunLayout

@@ -7,14 +7,18 @@ asked for is read. Reading runs a few pieces ahead of the caller, on tensorstore
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorstore as ts
-from jaxtyping import Num
 
-from traceformer.store.dtypes import IN_MEMORY, ON_DISK, Stored, decode
+from traceformer.shapes import Num
+from traceformer.store.dtypes import IN_MEMORY, ON_DISK, decode
 from traceformer.store.index import Spans
+from traceformer.store.names import Stored
 from traceformer.store.zarr3 import Array
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = ["Column", "batches", "gather", "shuffled_batches"]
 
@@ -65,6 +69,8 @@ class Column:
 
 def gather(column: Column) -> Num[np.ndarray, "token d"]:
     """Returns all tokens' rows, in the data set's order."""
+    import tensorstore as ts
+
     rows = np.empty((len(column.spans), column.width), IN_MEMORY[column.stored])
     if column.view.rank == 2 and ON_DISK[column.stored] == rows.dtype:
         target, start, writing = ts.array(rows, write=True, copy=False), 0, []
@@ -119,7 +125,7 @@ def shuffled_batches(column: Column, batch_tokens: int, seed: int) -> Iterator[N
 
 
 def _through_window(
-    column: Column, pieces: list[tuple[int, int]], batch_tokens: int, random: np.random.Generator
+    column: Column, pieces: list[tuple[int, int]], batch_tokens: int, random: "np.random.Generator"
 ) -> Iterator[Num[np.ndarray, "token d"]]:
     size = max(_WINDOW_TOKENS, 4 * batch_tokens)
     window, filled = _empty(size + column.chunk, column), 0

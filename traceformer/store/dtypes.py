@@ -6,27 +6,20 @@ open bfloat16, and is read as float32, which holds it exactly. `sqrt8` keeps rou
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num, Shaped, UInt8, UInt16
+
+from traceformer.shapes import Float, Num, Shaped, UInt8, UInt16
+from traceformer.store.names import Stored
 
 __all__ = [
     "ZSTD_LEVEL",
-    "AttnCodec",
-    "Codec",
-    "Dtype",
     "NonFinite",
-    "Stored",
     "decode",
     "encode_sqrt8",
     "first_nonfinite",
 ]
-
-Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
-Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8", "int32"]
-AttnCodec: TypeAlias = Literal["exact", "sqrt8"]
-Codec: TypeAlias = Literal["none", "zstd", "lz4"]
 
 # The levels below it leave 1.01 bytes of a byte of GPT-2's patterns where this leaves 0.78; those above, the same.
 ZSTD_LEVEL = 1

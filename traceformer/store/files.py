@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
-import xxhash
-
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists
 from traceformer.store.direct import BlockWriter
 
@@ -68,6 +66,8 @@ def checksum(path: Path, algorithm: Algorithm) -> Checksum:
 
 
 def _xxh3(file: IO[bytes]) -> str:
+    import xxhash
+
     state, block = xxhash.xxh3_128(), bytearray(1 << 20)
     view = memoryview(block)
     while size := file.readinto(block):  # pyright: ignore[reportAttributeAccessIssue]
@@ -160,6 +160,8 @@ def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
 
 def durable_write_parts(path: Path, parts: Iterable[memoryview]) -> Checksum:
     """Writes a large file durably from parts that lie anywhere in memory, and returns its checksum."""
+    import xxhash
+
     digest, size = xxhash.xxh3_128(), 0
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:

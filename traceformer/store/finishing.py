@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Int32
 
 from traceformer.errors import RunExists
+from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.files import TEMPORARY, sync_file, sync_folder

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import tensorstore as ts
-
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.commits import RunHead, read_commits, token_path
@@ -30,6 +28,8 @@ class RunFolder:
         self.head = head
         self.index = index
         self.finished = finished
+        import tensorstore as ts
+
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._open: dict[ArrayKey, Array] = {}
         self._seen: set[tuple[ArrayKey, int]] = set()

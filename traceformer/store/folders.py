@@ -1,6 +1,5 @@
 """Folders of runs: a run by its folder, its name or `latest`, and what lies where."""
 
-import difflib
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,16 +9,15 @@ from traceformer.errors import NotFound, UsageError
 from traceformer.store.commits import RunHead, committed_shards
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
+from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from traceformer.store.run import Run
 
-__all__ = ["TRACES", "ListedRun", "RunList", "find_run", "find_runs", "list_runs", "open_run", "runs_in"]
+__all__ = ["ListedRun", "RunList", "find_run", "find_runs", "list_runs", "open_run", "runs_in"]
 
-TRACES = Path("traces")
-"""Where runs lie that nobody gave a place."""
 LATEST = "latest"
 
 
@@ -89,6 +87,8 @@ def _age(run: Path) -> tuple[int, str]:
 def _nearest(name: str, runs: list[Path]) -> str:
     if not runs:
         return "traceformer extract makes a run"
+    import difflib
+
     near = difflib.get_close_matches(Path(name).name, [run.name for run in runs], n=1)
     return near[0] if near else f"{LATEST}, which is {runs[0].name}"
 

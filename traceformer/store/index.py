@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Int64
 
+from traceformer.shapes import Int, Int64
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord
 from traceformer.store.layout import RunLayout

@@ -18,8 +18,7 @@ from typing import Any
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.dtypes import ON_DISK, AttnCodec, Codec, Dtype, Stored
-from traceformer.store.names import Arch, array_path
+from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, Stored, array_path
 
 __all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "RunLayout"]
 
@@ -208,6 +207,8 @@ class RunLayout:
         return tuple(f"{path}/c.{shard}.{part}.0.0.0" for part in range(parts))
 
     def itemsize(self, spec: ArraySpec) -> int:
+        from traceformer.store.dtypes import ON_DISK
+
         return ON_DISK[self.stored(spec)].itemsize
 
     def bytes_per_shard(self) -> int:

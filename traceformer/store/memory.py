@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Shaped
 
 from traceformer.errors import OutOfSpace, UsageError
+from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest

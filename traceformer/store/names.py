@@ -3,17 +3,36 @@
 The groups are the padded store's: an encoder's have no prefix (`attn.zarr/attn`), a decoder's have `dec_`, an
 encoder-decoder's have `enc_`, `dec_` and `dec_cross_`. Groups that hold one kind of attention say which
 (`dec_self_qkv.zarr/k`); groups that mix it with the MLP say so for cross-attention only (`dec_norm.zarr/attn`,
-`dec_cross_norm.zarr/attn`).
+`dec_cross_norm.zarr/attn`). The words for kinds of runs, numbers and codecs stand here too.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
-__all__ = ["Arch", "array_path", "key_at", "public_name", "site_keys"]
+__all__ = [
+    "TRACES",
+    "Arch",
+    "AttnCodec",
+    "Codec",
+    "Dtype",
+    "Stored",
+    "array_path",
+    "key_at",
+    "public_name",
+    "site_keys",
+]
 
 Arch: TypeAlias = Literal["enc", "dec", "encdec"]
+Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
+Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8", "int32"]
+AttnCodec: TypeAlias = Literal["exact", "sqrt8"]
+Codec: TypeAlias = Literal["none", "zstd", "lz4"]
+
+TRACES = Path("traces")
+"""Where runs lie that nobody gave a place."""
 
 _PLACES: Mapping[str, tuple[str, str]] = {
     "token_embed": ("token_embed", "x"),

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from traceformer.errors import UsageError
 from traceformer.sites import Stack
-from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
 from traceformer.store.locks import (
     final_folder,
@@ -20,6 +19,7 @@ from traceformer.store.locks import (
 )
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
+from traceformer.store.names import Dtype
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 

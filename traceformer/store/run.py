@@ -4,7 +4,6 @@ What is returned has true lengths: no padding, no gaps. float16 and float32 runs
 sqrt8 runs give float32. Only the chunks that are needed are read.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -12,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
 
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import present
+from traceformer.shapes import Float, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
-from traceformer.store.dtypes import Dtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import Arch, public_name
+from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.source import Source
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
@@ -84,13 +82,9 @@ class Run:
     # What the run is
 
     @property
-    def folder(self) -> Path:
-        """Where the run lies.
-
-        Raises:
-            Unsupported: it is in memory.
-        """
-        return self._on_disk().folder
+    def folder(self) -> Path | None:
+        """Where the run lies; None in memory."""
+        return self._source.folder
 
     @property
     def name(self) -> str:
@@ -199,6 +193,8 @@ class Run:
         number = int(example) if is_number else None
         if number is not None and -self.n <= number < self.n:
             return number % self.n
+        import difflib
+
         near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
         known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
         raise ExampleNotFound(

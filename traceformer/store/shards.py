@@ -22,10 +22,11 @@ from typing import TypeAlias
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
 
-from traceformer.store.dtypes import ZSTD_LEVEL, Codec
+from traceformer.shapes import UInt8
+from traceformer.store.dtypes import ZSTD_LEVEL
 from traceformer.store.files import Checksum, durable_write_parts
+from traceformer.store.names import Codec
 
 __all__ = ["Chunk", "chunks_of", "compress", "is_written_directly", "write_chunk", "write_shard"]
 

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int64
 from xarray.backends import BackendArray
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
+from traceformer.shapes import Int64
 from traceformer.sites import ArraySpec
 from traceformer.store.dtypes import IN_MEMORY, decode
 from traceformer.store.folder import RunFolder

@@ -8,16 +8,19 @@ import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import tensorstore as ts
 
 from traceformer.errors import CorruptRun
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL, Codec
+from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL
 from traceformer.store.files import durable_write, sync_folder
 from traceformer.store.layout import RunLayout
+from traceformer.store.names import Codec
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = [
     "Array",
@@ -30,7 +33,7 @@ __all__ = [
     "write_metadata",
 ]
 
-Array: TypeAlias = ts.TensorStore
+Array: TypeAlias = "ts.TensorStore"
 JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
@@ -163,23 +166,27 @@ def _compression(codec: Codec, itemsize: int) -> list[JSON]:
     return []
 
 
-def open_array(folder: Path, path: str, context: ts.Context) -> Array:
+def open_array(folder: Path, path: str, context: "ts.Context") -> Array:
     """Returns a handle on the array at `path` inside a run's folder.
 
     Chunks of zeros are stored like all others, so every file of a committed shard exists, and one that does not is
     a loss and not zeros. What is cached is never looked at again: a committed file does not change.
     """
+    import tensorstore as ts
+
     kvstore = {"driver": "file", "path": f"{folder / path}/"}
     options = {"store_data_equal_to_fill_value": True, "recheck_cached_data": False}
     with reading(folder / path):
         return ts.open({"driver": "zarr3", "kvstore": kvstore, **options}, open=True, context=context).result()
 
 
-def read_ahead(view: Array) -> tuple[np.ndarray, ts.WriteFutures]:
+def read_ahead(view: Array) -> "tuple[np.ndarray, ts.WriteFutures]":
     """Returns an array that will hold what `view` shows, and the future that says when.
 
     It is numpy's own memory, which comes in huge pages: a quarter faster than what tensorstore would return.
     """
+    import tensorstore as ts
+
     target = np.empty(view.shape, view.dtype.numpy_dtype)
     return target, ts.array(target, write=True, copy=False).write(view)
 

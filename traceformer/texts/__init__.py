@@ -15,9 +15,3 @@ windows   one long file in consecutive windows of tokens
 examples  what every data set becomes: examples that are made when they are asked for
 shown     how a token is written: its text or bytes, in a terminal, in a figure, on a page
 """
-
-from traceformer.texts.examples import Example, TextSource
-from traceformer.texts.load import load_targets, load_texts
-from traceformer.texts.named import NAMED_SETS
-
-__all__ = ["NAMED_SETS", "Example", "TextSource", "load_targets", "load_texts"]

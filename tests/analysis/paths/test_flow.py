@@ -1,4 +1,4 @@
-"""The largest flow through attention, against graphs whose flow is known."""
+"""From patterns to what flows: heads combined, tokens left out, rollout, and the largest flow against networkx."""
 
 import networkx as nx
 import numpy as np

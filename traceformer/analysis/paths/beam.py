@@ -18,10 +18,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from traceformer.analysis.paths.graph import Graph, log_weights, top_k
 from traceformer.errors import UsageError
+from traceformer.shapes import Bool, Float, Int
 
 __all__ = ["BeamState", "LengthNorm", "beam_search", "beam_search_backward"]
 

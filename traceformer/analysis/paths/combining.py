@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.paths.flow import Heads, check_rows, combine_heads
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions
+from traceformer.shapes import Float, Int
 from traceformer.sites import Attention
 
 __all__ = ["HeadCombiner"]

@@ -22,11 +22,11 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from traceformer.analysis.paths.beam import BeamState, LengthNorm
 from traceformer.analysis.paths.graph import Graph, log_weights
 from traceformer.errors import Unsupported, UsageError
+from traceformer.shapes import Float, Int
 
 __all__ = ["best_paths"]
 

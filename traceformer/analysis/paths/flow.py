@@ -12,9 +12,9 @@
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
 
 from traceformer.errors import NumericError
+from traceformer.shapes import Bool, Float, Float32, Int
 
 __all__ = [
     "Combined",

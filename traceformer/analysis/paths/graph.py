@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
 
 from traceformer.errors import NumericError
+from traceformer.shapes import Bool, Float, Float32, Int
 
 __all__ = ["SMALLEST_WEIGHT", "Edges", "Graph", "Kind", "log_weights", "top_k"]
 

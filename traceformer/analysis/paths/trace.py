@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
 
 from traceformer.analysis.paths.beam import BeamState, LengthNorm, beam_search
 from traceformer.analysis.paths.exact import best_paths
@@ -21,6 +20,7 @@ from traceformer.analysis.paths.graph import Graph, Kind
 from traceformer.analysis.paths.result import Certificate, Paths, format_path
 from traceformer.analysis.paths.sankey import BeamPath, beams_to_sankey
 from traceformer.errors import Unsupported, UsageError
+from traceformer.shapes import Bool, Float32, Int
 
 __all__ = ["RESIDUAL_SHARE", "EdgeWeights", "PathOptions", "TokenRow", "trace_paths"]
 

@@ -40,8 +40,8 @@ from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
-from traceformer.store.dtypes import Dtype
 from traceformer.store.layout import RunLayout
+from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
 from traceformer.texts.prompts import PromptSet, listed_prompts, load_prompts, one_prompt

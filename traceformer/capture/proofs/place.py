@@ -6,12 +6,12 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.shapes import Float
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["Claim", "NotHere", "Place", "Reference", "Rounding", "Scene", "Sides", "apply", "error_between"]

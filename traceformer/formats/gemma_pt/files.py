@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.gemma_pt.write import INTERNALS, PT_FORMAT, RESIDUAL
 from traceformer.formats.incoming import UNKNOWN
 from traceformer.formats.outgoing import key_of
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["PtFile"]

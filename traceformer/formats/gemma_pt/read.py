@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import Unreadable
 from traceformer.formats.gemma_pt.files import PtFile
 from traceformer.formats.incoming import common_dtype, put, token_row, write_run
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.torch_files import read_torch_file
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 

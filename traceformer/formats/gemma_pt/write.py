@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.formats.whole import refuse_to_replace
+from traceformer.shapes import Float
 from traceformer.sites import ArraySpec
 from traceformer.store.run import TraceStore
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from jaxtyping import Float
 
 from traceformer.errors import UsageError
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace
 from traceformer.formats.whole import appearing_whole
+from traceformer.shapes import Float
 
 __all__ = ["check_trace_id", "write_trace"]
 

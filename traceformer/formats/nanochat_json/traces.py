@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import NotFound, Unreadable
+from traceformer.shapes import Float
 
 __all__ = ["SIDE_FILE", "Captures", "Tensor", "Trace", "TraceHead", "read_head", "read_skeleton", "read_trace"]
 

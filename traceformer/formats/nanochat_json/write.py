@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import NotRecorded
 from traceformer.formats.nanochat_json.trace_writer import write_trace
@@ -20,6 +19,7 @@ from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, Tr
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
 from traceformer.formats.whole import refuse_to_replace
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import TraceStore
 

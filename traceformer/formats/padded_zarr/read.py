@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
-from jaxtyping import Num
 
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import META, TOKENS

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Shaped
 
 from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.weights import open_file
+from traceformer.shapes import Float32, Shaped
 
 __all__ = ["read_all_directions", "read_direction", "write_direction"]
 

@@ -15,9 +15,8 @@ from traceformer.formats.safetensors_runs.write import MANIFEST, SAFETENSORS_FOR
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.dtypes import Dtype
 from traceformer.store.files import checksum
-from traceformer.store.names import Arch
+from traceformer.store.names import Arch, Dtype
 
 __all__ = ["read_files", "recognises"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Shaped
 
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, file_name, plain_row
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
+from traceformer.shapes import Shaped
 from traceformer.store.files import checksum, durable_write
 from traceformer.store.run import TraceStore
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from traceformer.errors import NotRecorded, Unsupported
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Family
+from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
