@@ -89,7 +89,7 @@ def heads(
     rules = CONVENTIONS[convention]
     if isinstance(of, TraceStore):
         if texts is not None:
-            raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+            raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         return _of_run(of, rules, window, limit, progress)
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
