@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
 	$(VENV)/bin/traceformer demo
 
 test: $(VENV)/.installed-test ## The fast tests: under 10 minutes on 2 cores.
-	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test ## Crash tests and full matrices.
 	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)

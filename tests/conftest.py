@@ -1,21 +1,23 @@
-"""What every test runs under: no network, two threads, and every annotation in the package checked at run time."""
+"""What every test runs under: no network, one thread, and every annotation in the package checked at run time."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Before anything can import torch or transformers, which read these once; subprocesses inherit them.
+# Before anything can import torch or transformers, which read these once; subprocesses inherit them. One thread: tiny
+# tensors are slower on two, and far slower when the other worker wants the second processor.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",
     COLUMNS="100",
     NO_COLOR="1",
 )
@@ -23,6 +25,12 @@ os.environ.update(
 # Before the first import of the package: its functions then check their annotations, shapes included, in every test.
 # (The hook imports what stands before the first dot, and evaluates the rest.)
 install_import_hook("traceformer", "importlib.import_module('tests.annotations').checked")
+
+settings.register_profile("tests", deadline=None)  # a busy machine is no error
+settings.load_profile("tests")
+
+# Fixtures that tests of several rooms ask for.
+pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy"]
 
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",
@@ -50,17 +58,6 @@ def minilm() -> Path:
         skip("minilm")
         raise AssertionError("unreachable")
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on two threads, and far slower when something else wants the second one."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

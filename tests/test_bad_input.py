@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.capture.conftest import TEXTS, text_file, tiny_folder
+from tests.tiny_folders import TEXTS
 from traceformer import TraceStore
 from traceformer.cli import main
 from traceformer.progress import Counting
-
-__all__ = ["text_file", "tiny_folder"]  # fixtures
 
 USAGE, INPUT, MODEL = 2, 3, 4
 

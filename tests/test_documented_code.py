@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 import traceformer as tf
-from tests.capture.conftest import tiny_folder
-from tests.models.conftest import Writer, base_dir, write_checkpoint
-
-__all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
+from tests.models.checkpoints import Writer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -33,7 +30,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..
     return place
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_the_code_on_a_page_runs_as_it_stands(
     page: Path, workplace: Path, write_checkpoint: Writer, monkeypatch: pytest.MonkeyPatch

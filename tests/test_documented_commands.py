@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.capture.conftest import tiny_folder
-from tests.texts.conftest import hub, own_cache
 from traceformer import TraceStore
 from traceformer.cli import main
-
-__all__ = ["hub", "own_cache", "tiny_folder"]  # fixtures
 
 Capture = pytest.CaptureFixture[str]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -83,7 +79,6 @@ def test_the_gemma_capture_has_its_lines() -> None:
     assert len(CAPTURES) == 3
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("line", CAPTURES)
 def test_a_documented_capture_records_the_gemma_captures_files(
     line: str, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture

@@ -1,3 +1,5 @@
+"""Progress in a terminal and without one."""
+
 import io
 import sys
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Numbers with their units."""
+
 import pytest
 
 from traceformer.units import amount_of_bytes, duration

@@ -23,7 +23,6 @@ PLANTED_AT, STRENGTH, TEXTS = 1, 8.0, 40
 
 def activations(planted: torch.Tensor | None, seed: int) -> np.ndarray:
     """Each layer's mean over tokens of random texts (layer, text, d), with a vector added behind one block."""
-    torch.set_num_threads(2)
     model = tiny_model("gpt2")
     if planted is not None:
         block = model.base_model.get_submodule("h")[PLANTED_AT]

@@ -12,15 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.capture.conftest import tiny_folder
 from traceformer.analysis.lens import normed, read_out
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.models.weights import StoredTensor, files_digest, open_folder, read_config
-
-__all__ = ["tiny_folder"]  # a fixture
 
 IDS = torch.tensor([[5, 17, 42, 8, 93, 61, 30]])
 DECODERS = [
@@ -69,7 +66,7 @@ def likeliest(logits: np.ndarray, k: int) -> np.ndarray:
 def test_a_layer_says_what_the_model_would_that_ends_there(variant: str, tiny_folder: Callable[..., Path]) -> None:
     family, changes = VARIANTS[variant]
     folder = tiny_folder(family, **changes)
-    readout, model = readout_of(folder, family, **changes), tiny_model(family, **changes)
+    readout, model = readout_of(folder), tiny_model(family, **changes)
     targets = np.array([17, 42, 8, 93, 61, 30, -1])
     for layers in (3, 1):
         residual, logits = ending_after(layers, model)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.capture.asked import Extraction, extracted
-from tests.capture.conftest import TEXTS, tiny_folder
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.analysis.conventions import CONVENTIONS
 from traceformer.analysis.run_statistics import ExampleLogits
@@ -19,8 +19,6 @@ from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import ExampleNotFound, UsageError
 from traceformer.models.tiny import TINY
 from traceformer.questions.statistics import statistics
-
-__all__ = ["tiny_folder"]  # a fixture
 
 EXACT, NANOCHAT = CONVENTIONS["exact"], CONVENTIONS["nanochat"]
 

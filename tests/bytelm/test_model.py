@@ -21,7 +21,6 @@ from traceformer.cli import main
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.tiny import tiny_model
 
-torch.set_num_threads(2)
 LENGTH = 100
 
 

@@ -16,8 +16,6 @@ from traceformer.bytelm.patterns import HeadPattern, thesis_patterns
 from traceformer.bytelm.sparse_attention import sparse_attention
 from traceformer.bytelm.sparse_mask import sparse_mask
 
-torch.set_num_threads(2)
-
 
 def cell(pattern: HeadPattern, query: int, key: int, start: int = 0) -> bool:
     """Whether a query sees a key, by their indices, in a row whose text begins at `start`."""

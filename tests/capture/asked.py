@@ -17,7 +17,21 @@ from traceformer.sites import Selection
 from traceformer.store.place import Place, Storage
 from traceformer.texts.prompts import all_prompt_sets, load_prompt_set, load_prompts, one_prompt
 
-__all__ = ["Answers", "Extraction", "answered", "estimated", "extracted"]
+__all__ = ["Answers", "Extraction", "Stopped", "answered", "estimated", "extracted", "stop_after"]
+
+
+class Stopped(Exception):
+    """Ends a run as `stop_after` is told to."""
+
+
+def stop_after(examples: int) -> Callable[[Any], None]:
+    """Returns a progress callback that ends an extraction once so many examples are done."""
+
+    def stop(progress: Any) -> None:
+        if progress.examples_done >= examples:
+            raise Stopped
+
+    return stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,6 @@ from traceformer.errors import Unsupported
 
 BATCH, HEADS, KV_HEADS, D_HEAD = 3, 4, 2, 5
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def random_call(n_queries: int, n_keys: int, **changes: Any) -> AttentionCall:
     generator = torch.Generator().manual_seed(7)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.capture.asked import Extraction, estimated, extracted
-from tests.capture.conftest import TEXTS
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.errors import ConfigurationChanged, NumericError, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.progress import Progress
@@ -76,11 +76,22 @@ def close(found: np.ndarray, expected: torch.Tensor, dtype: str) -> None:
     np.testing.assert_allclose(found.astype(np.float32), expected_array, rtol=relative, atol=3e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "t5"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, "float32") for family in FAMILIES if family != "t5"),
+        ("gpt2", "float16"),
+        *(
+            pytest.param(family, "float16", marks=pytest.mark.slow)
+            for family in FAMILIES
+            if family not in ("t5", "gpt2")
+        ),
+    ],
+)
 def test_every_stored_value_equals_an_eager_pass_of_the_single_text(
     family: str, dtype: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
+    """In float16, of every family when slow."""
     folder = tiny_folder(family)
     run = TraceStore(extracted(request(folder, text_file, tmp_path / "run", dtype=dtype)))
     eager = Eager(folder, family)

@@ -21,8 +21,6 @@ FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "nanoc
 SITES = ("attn", "qkv", "hidden", "resid", "mlp_out", "logits")
 PROMPT, NEW = 9, 8
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Everything:
     """A growing sink that puts columns side by side, and knows nothing of layouts."""

@@ -20,7 +20,7 @@ PROJECTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
     asked = Extraction(
         selection=Selection(("attn", "qkv", "hidden", "resid")),
@@ -59,11 +59,10 @@ def test_every_value_of_every_text_equals_an_eager_pass_of_the_single_text(run: 
         close(run.resid_embed(example), states[0], run.dtype)
         close(run.resid(example, "pre_attn"), states[:-1], run.dtype)
         close(run.resid(example, "post_mlp"), states[1:], run.dtype)
-        for layer in range(6):
-            close(run.resid(example, "post_attn", layer), seen[MIDDLE.format(layer)], run.dtype)
-            for which, path in PROJECTIONS.items():
-                heads = seen[path.format(layer)].unflatten(-1, (12, 32)).transpose(0, 1)
-                close(run.qkv(example, which, layer), heads, run.dtype)
+        close(run.resid(example, "post_attn"), torch.stack([seen[MIDDLE.format(i)] for i in range(6)]), run.dtype)
+        for which, path in PROJECTIONS.items():
+            heads = torch.stack([seen[path.format(i)].unflatten(-1, (12, 32)).transpose(0, 1) for i in range(6)])
+            close(run.qkv(example, which), heads, run.dtype)
 
 
 def test_every_group_opens_in_zarr_and_xarray_with_named_dimensions_and_equal_slices(run: TraceStore) -> None:

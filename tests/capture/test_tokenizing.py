@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.capture.conftest import TEXTS
+from tests.tiny_folders import TEXTS
 from traceformer.capture.batches import batches_by_length, pad
 from traceformer.capture.tokenizing import Encoded, Encoder
 from traceformer.errors import Unsupported

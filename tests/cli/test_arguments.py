@@ -1,3 +1,5 @@
+"""How examples, heads and layers of the command line are read."""
+
 from pathlib import Path
 
 import pyarrow as pa

@@ -1,3 +1,5 @@
+"""`traceformer extract` as a user meets it."""
+
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
 from traceformer.capture.generation import generate as generation
 from traceformer.capture.generation.sampling import Sampling
@@ -20,12 +19,8 @@ from traceformer.progress import OnProgress, Progress
 from traceformer.sites import Selection
 from traceformer.store.place import Place, Storage
 
-__all__ = ["tiny_folder"]  # a fixture
-
 Capture = pytest.CaptureFixture[str]
 NOTHING_CHOSEN = {"enc": None, "dec": None}
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from tests.analysis.plain_heads import causal, plain_metrics
-from tests.capture.conftest import target_file, text_file, tiny_folder
 from traceformer.analysis.conventions import CONVENTIONS
 from traceformer.analysis.heads import METRICS
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.cli import main
 from traceformer.models.tiny import tiny_model
 from traceformer.store.run import TraceStore
-
-__all__ = ["target_file", "text_file", "tiny_folder"]  # fixtures
-
 
 EXACT = tuple(map(CONVENTIONS["exact"].column, METRICS))
 

@@ -1,3 +1,5 @@
+"""`traceformer inspect` as a user meets it."""
+
 import json
 import re
 from pathlib import Path

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.capture.conftest import text_file, tiny_folder
 from traceformer.cli import main
 from traceformer.store.run import TraceStore
-
-__all__ = ["text_file", "tiny_folder"]  # fixtures
 
 Capture = pytest.CaptureFixture[str]
 FAMILIES = ("gemma2", "qwen2", "llama", "gpt2")

@@ -1,3 +1,5 @@
+"""`traceformer paths` as a user meets it."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import causal_pattern
 from traceformer.analysis.paths.result import TraceResult, chain
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
@@ -16,8 +17,6 @@ from traceformer.cli.paths_report import report
 from traceformer.figures.path_ribbons import paths_figure
 from traceformer.figures.style import save
 from traceformer.viewer.payloads import paths_payload
-
-__all__ = ["tiny_folder"]  # a fixture
 
 TEXT = "The river froze over during the night."
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.capture.conftest import tiny_folder
 from tests.cli.conftest import DIMS, META, SENTENCES, token_table
 from traceformer.analysis.directions import Direction
 from traceformer.cli import main
@@ -19,8 +18,6 @@ from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
-
-__all__ = ["tiny_folder"]  # a fixture
 
 Capture = pytest.CaptureFixture[str]
 PROMPTS = [1, 2, 1]

@@ -1,3 +1,5 @@
+"""Patterns, text and tables as a terminal shows them: they fit, and hold no control character."""
+
 import numpy as np
 import pytest
 from hypothesis import given

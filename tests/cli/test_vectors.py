@@ -11,22 +11,17 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.capture.conftest import tiny_folder
 from traceformer import TraceStore
 from traceformer.capture.extract import record
 from traceformer.cli import main
 from traceformer.models.load import load_model
 from traceformer.store.run import Run
 
-__all__ = ["tiny_folder"]  # a fixture
-
 Capture = pytest.CaptureFixture[str]
 FAMILIES = ("gemma2", "qwen2", "llama", "gpt2")
 METHODS = ("mean_diff", "probe", "pca")
 PLANTED_AT, TEXTS, WIDTH = 1, 24, 32
 WORDS = ["river", "ships", "storm", "harbour", "counted", "paris", "cities", "rained", "world", "stage", "players"]
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(capsys: Capture, arguments: str) -> tuple[str, str]:
@@ -125,6 +120,21 @@ def test_two_files_of_texts_are_read_by_a_model(tiny_folder: Callable[..., Path]
     assert told["norms"] == {"0": pytest.approx(1), "2": pytest.approx(1)}
 
 
+@pytest.fixture(scope="module")
+def four_runs(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of texts, and of runs of them: a and b, less of them, and another model's."""
+    folder = tmp_path_factory.mktemp("four")
+    for name, family, seed, count in (
+        ("a", "gpt2", 1, 6),
+        ("b", "gpt2", 2, 6),
+        ("less", "gpt2", 3, 4),
+        ("other", "llama", 2, 6),
+    ):
+        loaded = load_model(str(tiny_folder(family)), device="cpu")
+        record(loaded, texts(folder / f"{name}.txt", seed, count), "resid_post", out=folder / "traces" / name)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -141,17 +151,9 @@ def test_two_files_of_texts_are_read_by_a_model(tiny_folder: Callable[..., Path]
     ],
 )
 def test_what_cannot_be_fitted_is_refused(
-    arguments: str, code: int, message: str, tiny_folder: Callable[..., Path], capsys: Capture
+    arguments: str, code: int, message: str, four_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    for name, family, seed, count in (
-        ("a", "gpt2", 1, 6),
-        ("b", "gpt2", 2, 6),
-        ("less", "gpt2", 3, 4),
-        ("other", "llama", 2, 6),
-    ):
-        path = texts(Path(f"{name}.txt"), seed, count)
-        line = f"extract --model {tiny_folder(family)} --dataset {path} --capture resid_post --device cpu --limit all"
-        run(capsys, f"{line} --out_dir traces/{name}")
+    monkeypatch.chdir(four_runs)
     assert main(["vectors", "fit", *arguments.split(), "--output", "made"]) == code
     shown = capsys.readouterr()
     assert message in shown.err

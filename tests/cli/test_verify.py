@@ -1,3 +1,5 @@
+"""`traceformer verify` as a user meets it."""
+
 import json
 from pathlib import Path
 

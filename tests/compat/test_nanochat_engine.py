@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.capture.conftest import tiny_folder
-from tests.models.conftest import Writer, base_dir, random_weights, write_checkpoint
+from tests.models.checkpoints import Writer, random_weights
 from traceformer import TraceStore
 from traceformer.compat.nanochat_engine import InterpretabilityEngine
 from traceformer.compat.trace_storage import TraceStorage
@@ -19,8 +18,6 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.nanochat_json.read import read_files
 from traceformer.formats.options import ImportOptions
 from traceformer.models.load import load_model
-
-__all__ = ["base_dir", "tiny_folder", "write_checkpoint"]  # fixtures
 
 PROMPT = "The river froze over"
 Folder = Callable[..., Path]

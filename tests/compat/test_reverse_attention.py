@@ -1,3 +1,5 @@
+"""The interface of the reverse-attention package: same numbers, same JSON, same refusals."""
+
 import copy
 import gc
 import json

@@ -1,3 +1,5 @@
+"""Pictures of attention."""
+
 from pathlib import Path
 
 import numpy as np

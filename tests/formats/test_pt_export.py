@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from tests.capture.asked import Answers, answered
-from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import NotRecorded, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.formats.gemma_pt.write import LAYOUTS, write_files
 from traceformer.formats.options import ExportOptions
-
-__all__ = ["tiny_folder"]  # a fixture
 
 N_NEW = 6
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # a cached pass and a whole one sum in another order

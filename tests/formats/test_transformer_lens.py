@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.capture.asked import Extraction, extracted
-from tests.capture.conftest import tiny_folder
 from tests.store import runs
 from traceformer import Selection, TraceStore
 from traceformer.errors import NotRecorded, RunExists, Unsupported
@@ -20,8 +19,6 @@ from traceformer.formats.transformer_lens.hooks import HOOKS
 from traceformer.formats.transformer_lens.write import write_files
 from traceformer.sites import SITES
 from traceformer.store.meta import AttentionFacts
-
-__all__ = ["tiny_folder"]  # a fixture
 
 DOCS = Path(__file__).parents[2] / "docs" / "formats.md"
 RECORDED = (

@@ -1,4 +1,4 @@
-"""The table of families, against what their own classes do; `tests/capture/test_algebra.py` proves the sites."""
+"""The table of families, against what their own classes do; `tests/capture/proofs/test_check.py` proves the sites."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from tests.capture.conftest import TEXTS, text_file, tiny_folder
+from tests.tiny_folders import TEXTS
 from traceformer.capture.extract import record
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import load_model
@@ -21,8 +21,6 @@ from traceformer.models.loaded import LoadedModel, weights_digest
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import Selection
 from traceformer.store.run import TraceStore
-
-__all__ = ["text_file", "tiny_folder"]  # fixtures
 
 Folder = Callable[..., Path]
 # Nothing is compiled before it runs; the eager backend spares the import of torch's compiler.
@@ -33,8 +31,6 @@ WRAPPERS: Mapping[str, Callable[[nn.Module], Any]] = {
     "in DataParallel": nn.DataParallel,
     "in DataParallel and compiled": lambda model: compiled(nn.DataParallel(model)),
 }
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.capture.conftest import tiny_folder
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.load import BUILT_IN, load_model, pick_device
 from traceformer.models.tiny import tiny_model
-
-__all__ = ["tiny_folder"]  # a fixture
 
 
 def test_a_model_loads_in_eval_mode_with_its_own_dtype(tiny_folder: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from tests.capture.asked import Extraction, extracted
-from tests.models.conftest import SIZES, Writer, random_weights
+from tests.models.checkpoints import SIZES, Writer, random_weights
 from traceformer import Selection, TraceStore
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.load import load_model as load_any

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.models.conftest import FIXTURES
+from tests.models.checkpoints import FIXTURES
 from tests.models.test_nanochat import Malicious
 from traceformer.errors import NotFound, Unreadable, Unsupported
 from traceformer.models.nanochat_tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ from tests.analysis.plain_heads import causal, everything, plain_metrics, random
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.capture.extract import record
 from traceformer.errors import NotFound, NotRecorded, UsageError
-from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
 from traceformer.questions import heads as module
 from traceformer.questions.heads import heads
 from traceformer.questions.statistics import statistics
@@ -168,29 +168,27 @@ def test_heads_and_statistics_give_the_same_number_for_the_same_name(
         assert of_heads[column][2 * 8 + 5] == pytest.approx(expected, rel=2e-6)
 
 
-def test_a_model_reads_a_list_of_texts_as_a_run_of_them_has_it(byte_run: TraceStore) -> None:
-    model = load_model("byte", device="cpu")
+def test_a_model_reads_a_list_of_texts_as_a_run_of_them_has_it(byte_run: TraceStore, byte: LoadedModel) -> None:
     texts = [byte_run.text(example_id) for example_id in byte_run.ids]
-    live = heads(model, [text.encode()[:128].decode(errors="ignore") for text in texts])
+    live = heads(byte, [text.encode()[:128].decode(errors="ignore") for text in texts])
     assert live.about == replace(heads(byte_run).about, source="10 texts")
     for name, values in heads(byte_run).values.items():
         assert live.values[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
-    of_set = heads(model, "demo", seq_length=128)
+    of_set = heads(byte, "demo", seq_length=128)
     assert of_set.about.source == "demo validation"
     assert of_set.values["entropy"] == pytest.approx(live.values["entropy"], rel=1e-6)
-    assert heads(model, texts, limit=2, seq_length=9999).about.examples == {"dec.self": 2}
+    assert heads(byte, texts, limit=2, seq_length=9999).about.examples == {"dec.self": 2}
 
 
-def test_what_a_model_was_trained_on_is_read_in_windows(tmp_path: Path) -> None:
+def test_what_a_model_was_trained_on_is_read_in_windows(byte: LoadedModel, tmp_path: Path) -> None:
     text = "".join(f"line {number} of the text\n" for number in range(400)).encode()
     (tmp_path / "data.txt").write_bytes(text)
     settings = {"data": str(tmp_path / "data.txt"), "split": "thesis"}
     (tmp_path / "training.json").write_text(json.dumps({"settings": settings}))
     texts = training_texts(tmp_path)
     assert str(texts) == "data.txt validation"
-    model = load_model("byte", device="cpu")
-    of_training = heads(model, texts, seq_length=64, limit=3)
-    of_file = heads(model, FileWindows(tmp_path / "data.txt"), seq_length=64, limit=3)
+    of_training = heads(byte, texts, seq_length=64, limit=3)
+    of_file = heads(byte, FileWindows(tmp_path / "data.txt"), seq_length=64, limit=3)
     assert of_training.about == replace(of_file.about, source="data.txt validation")
     for name, values in of_file.values.items():
         assert of_training.values[name] == pytest.approx(values, rel=1e-6), name
@@ -204,15 +202,14 @@ def test_what_a_model_was_trained_on_is_read_in_windows(tmp_path: Path) -> None:
     assert training_texts(tmp_path / "nowhere") is None
 
 
-def test_what_does_not_go_together_is_refused(byte_run: TraceStore, tmp_path: Path) -> None:
-    model = load_model("byte", device="cpu")
+def test_what_does_not_go_together_is_refused(byte_run: TraceStore, byte: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a run has its texts"):
         heads(byte_run, "demo")
     with pytest.raises(UsageError, match="what shall the model read"):
-        heads(model)
+        heads(byte)
     with pytest.raises(UsageError, match="the list is empty"):
-        heads(model, [])
+        heads(byte, [])
     with pytest.raises(UsageError, match="`targets` is for encoder-decoders"):
-        heads(model, ["a"], targets=tmp_path / "targets")
+        heads(byte, ["a"], targets=tmp_path / "targets")
     with pytest.raises(UsageError, match="`split` goes with a data set"):
-        heads(model, FileWindows(tmp_path / "data"), split="train")
+        heads(byte, FileWindows(tmp_path / "data"), split="train")

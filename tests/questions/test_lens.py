@@ -10,8 +10,6 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.questions.lens import lens
 from traceformer.store.run import Run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_the_last_layer_of_a_run_in_memory_says_what_the_model_predicts(run: Run) -> None:
     value = lens(run, 1, top_k=1)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ TARGETS = ("It froze.", "Ships sailed off.")
 Load = Callable[..., LoadedModel]
 
 
-@pytest.fixture
-def recorded(load: Load, tmp_path: Path) -> Callable[..., tuple[TraceStore, LoadedModel]]:
-    """Records two texts with a family's tiny model, in float32."""
+@pytest.fixture(scope="module")
+def recorded(load: Load, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[TraceStore, LoadedModel]]:
+    """Records two texts with a family's tiny model, in float32; asked alike, once."""
 
+    @cache
     def make(
         family: str,
         *,
@@ -37,7 +38,8 @@ def recorded(load: Load, tmp_path: Path) -> Callable[..., tuple[TraceStore, Load
         targets: bool = False,
     ) -> tuple[TraceStore, LoadedModel]:
         loaded = load(family)
-        texts, answers = tmp_path / "texts.txt", tmp_path / "targets.txt"
+        place = tmp_path_factory.mktemp(family)
+        texts, answers = place / "texts.txt", place / "targets.txt"
         texts.write_text("\n".join(TEXTS), encoding="utf-8")
         answers.write_text("\n".join(TARGETS), encoding="utf-8")
         stacks = loaded.dims.stacks
@@ -49,7 +51,7 @@ def recorded(load: Load, tmp_path: Path) -> Callable[..., tuple[TraceStore, Load
             ),
             dtype="float32",
             device="cpu",
-            out_dir=tmp_path / family,
+            out_dir=place / "run",
             targets_file=answers if targets else None,
         )
         return TraceStore(extracted(request)), loaded

@@ -15,8 +15,6 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.questions.traits import fit_direction, project
 from traceformer.store.run import Run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ERRORS = ["raises ValueError if the name is wrong", "an error is raised when it is missing", "raise an error if not"]
 RETURNS = ["returns the name of the file", "return a list of the names", "returns all of it"]
 

@@ -1,3 +1,5 @@
+"""Writing past the page cache."""
+
 import os
 from pathlib import Path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from tests.texts.conftest import write_repository
+from tests.texts.hub_copy import write_repository
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.texts.load import load_texts
 

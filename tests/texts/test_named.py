@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.texts.conftest import CSQA_ROW, CSQA_SCHEMA, EMOTIONS, UD_ROWS, UD_SCHEMA
+from tests.texts.hub_copy import CSQA_ROW, CSQA_SCHEMA, EMOTIONS, UD_ROWS, UD_SCHEMA
 from traceformer.errors import Unreadable, UsageError
 from traceformer.texts.load import load_texts
 from traceformer.texts.named import NAMED_SETS

@@ -1,3 +1,5 @@
+"""A token as terminals, figures and pages show it."""
+
 import unicodedata
 from pathlib import Path
 

@@ -1,15 +1,20 @@
 """The viewer's pages, and a browser to show them in."""
 
+import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.viewer.pages import Show, watch
+from traceformer.analysis.paths.result import TraceResult
+from traceformer.viewer.export import paths_html
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 ARGUMENTS = [
     "--no-sandbox",  # of no use to root, under whom containers run
@@ -49,3 +54,28 @@ def browser(bundle: Path, shared_browser: "Browser | None", skip_for: Callable[[
         skip_for("chromium")
         raise AssertionError("unreachable")
     return shared_browser
+
+
+@pytest.fixture
+def show(browser: "Browser", tmp_path: Path) -> Iterator[Show]:
+    """Opens a result's page from disk; afterwards nothing may have been logged, and nothing but the file asked for."""
+    contexts, logged, asked = [], [], []
+
+    def open_page(result: TraceResult, fragment: str = "", **options: Any) -> "Page":
+        file = tmp_path / "paths.html"
+        file.write_text(paths_html(result), encoding="utf-8")
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)  # on a machine that does much else
+        watch(page, logged, asked)
+        page.goto(file.as_uri() + fragment)
+        page.wait_for_selector("h1")
+        page.wait_for_selector(".node, .tables")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert logged == []
+    assert {re.sub("#.*", "", url) for url in asked} <= {(tmp_path / "paths.html").as_uri()}

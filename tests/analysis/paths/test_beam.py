@@ -1,3 +1,5 @@
+"""Beams along the strongest edges are those of the package that has them, and of a search without arrays."""
+
 from typing import Any
 
 import numpy as np

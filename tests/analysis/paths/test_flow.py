@@ -1,3 +1,5 @@
+"""From patterns to what flows: heads combined, tokens left out, rollout, and the largest flow against networkx."""
+
 import networkx as nx
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""Edges between tokens: which there are, and the strongest of them."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Nodes and links of the figure of paths."""
+
 import numpy as np
 import pytest
 from reverse_attention.beam import BeamPath as ForeignPath

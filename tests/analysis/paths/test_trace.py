@@ -1,3 +1,5 @@
+"""From attention to paths: what is traced, in which order, and what is refused."""
+
 import json
 from typing import Any
 

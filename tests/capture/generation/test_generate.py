@@ -31,8 +31,6 @@ N_NEW = 8
 SITES = Selection(("attn", "hidden", "mlp_out", "logits"))
 Folder = Callable[..., Path]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:

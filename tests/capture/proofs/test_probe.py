@@ -49,8 +49,6 @@ STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch) -> Probe:
     assert family not in FAMILIES

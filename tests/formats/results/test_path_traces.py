@@ -1,3 +1,5 @@
+"""Files of path traces are read as they were written."""
+
 import json
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tiny models on disk, each in a folder as `save_pretrained` writes it, with a small tokenizer of its own."""
+"""Tiny models on disk, as `save_pretrained` writes them, with a small tokenizer each; and short texts for them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -7,23 +7,10 @@ from typing import Any
 
 import pytest
 
+from traceformer.models.loaded import LoadedModel
 from traceformer.texts.load import load_texts
 
 ENDS_WITH_EOS = ("t5", "mt5", "bart")
-
-
-class Stopped(Exception):
-    """Ends a run as `stop_after` is told to."""
-
-
-def stop_after(examples: int) -> Callable[[Any], None]:
-    """Returns a progress callback that ends an extraction once so many examples are done."""
-
-    def stop(progress: Any) -> None:
-        if progress.examples_done >= examples:
-            raise Stopped
-
-    return stop
 
 
 @cache
@@ -50,13 +37,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     def folder(family: str, *, seed: int = 0, **changes: Any) -> Path:
         key = (family, seed, *sorted(changes.items()))
         if key not in made:
-            import torch
             from tokenizers import Tokenizer
             from transformers import PreTrainedTokenizerFast
 
             from traceformer.models.tiny import tiny_model
 
-            torch.set_num_threads(2)
             path = tmp_path_factory.mktemp("models") / f"tiny-{family}"
             tiny_model(family, seed=seed, **changes).save_pretrained(path)
             PreTrainedTokenizerFast(
@@ -70,6 +55,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def load(tiny_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
+    """Loads a family's tiny model, as a user would."""
+    from traceformer.models.load import load_model
+
+    return lambda family, **options: load_model(str(tiny_folder(family)), device="cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def byte() -> LoadedModel:
+    """The built-in model of bytes, loaded once; no test changes it."""
+    from traceformer.models.load import load_model
+
+    return load_model("byte", device="cpu")
 
 
 TEXTS = (

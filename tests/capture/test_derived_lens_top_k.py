@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.capture.asked import Answers, Extraction, answered, estimated, extracted
-from tests.capture.conftest import TEXTS, Stopped, stop_after
+from tests.capture.asked import Answers, Extraction, Stopped, answered, estimated, extracted, stop_after
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.analysis.lens import normed, read_out
 from traceformer.capture import derived

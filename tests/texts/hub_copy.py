@@ -1,9 +1,8 @@
-"""Copies of the named data sets as they lie on the Hub: same folders, same README configuration, same columns."""
+"""Copies of the named data sets as they lie on the Hub: same folders, same configuration in README, same columns."""
 
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -119,6 +118,8 @@ def write_repository(folder: Path, readme: str, files: dict[str, tuple[list[dict
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives `datasets` a cache of its own, and no progress bars."""
+    import datasets
+
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.capture.asked import Answers, Extraction, answered, extracted
-from tests.capture.conftest import TEXTS, Stopped, stop_after
+from tests.capture.asked import Answers, Extraction, Stopped, answered, extracted, stop_after
+from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.capture.derived import Traits
 from traceformer.capture.generation.sampling import Sampling

@@ -1,6 +1,6 @@
 """The proofs of every family, run once per session, and the support table that is written from them.
 
-`python -m tests.capture.proved` rewrites docs/models.md.
+`python -m tests.capture.proofs.proved` rewrites docs/models.md.
 """
 
 import math
@@ -13,7 +13,7 @@ from traceformer.models.tiny import TINY, tiny_model
 
 __all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 
 _PATTERN = ("attn_pattern",)
 _STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
@@ -55,7 +55,7 @@ def support_page() -> str:
         (
             "# Models: what is supported, and what is proved",
             "",
-            "Written from the proofs by `python -m tests.capture.proved`; a test fails when it is out of step.",
+            "Written from the proofs by `python -m tests.capture.proofs.proved`; a test fails when it is out of step.",
             "",
             "Every family has a row in `traceformer/models/families.py`, and every fact below is tested on a",
             "tiny random model of its real class, in float32, on a padded batch, under the model's own attention and",
