@@ -114,7 +114,7 @@ def heads(
             max_seq_len=length,
             dec_max_len=length,
         )
-        reading = _texts(of, asked)
+        reading = _texts(of, asked, is_list)
     with steps_watched("measuring", progress) as told:
         return _of_model(of, reading, rules, window, batch_size, dtype, told)
 
@@ -233,13 +233,14 @@ def _of_model(
     return join_heads(tables, source=reading.source, model=loaded.source)
 
 
-def _texts(loaded: LoadedModel, texts: "Texts") -> _Reading:
+def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     """The texts as an extraction reads them."""
     from traceformer.capture.tokenizing import tokenize
 
     stacks, source = texts.stacks(loaded), texts.source
     _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
-    return _reading(loaded, rows, stacks, f"{source.dataset} {source.split}")
+    name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
+    return _reading(loaded, rows, stacks, name)
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
