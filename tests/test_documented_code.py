@@ -21,12 +21,12 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
-    """A folder with what the pages speak of: the demo's run, an answer, two tables of heads, a model called gpt2."""
+    """A folder with what README makes, the demo's run and an answer, both short, and a tiny model called gpt2."""
     place = tmp_path_factory.mktemp("work")
     (place / "gpt2").symlink_to(tiny_folder("gpt2", n_positions=256), target_is_directory=True)
     model = tf.load_model("byte", device="cpu")
-    tf.record(model, "demo", "attn qkv hidden resid mlp", limit=8, out=place / "traces/demo")
-    tf.generate(model, "The function returns", "attn qkv resid logits", max_tokens=12, out=place / "traces/answer")
+    tf.record(model, "demo", "attn qkv hidden resid", limit=8, out=place / "traces/demo")
+    tf.generate(model, "The function returns", "attn resid logits", max_tokens=12, out=place / "traces/answer")
     return place
 
 

@@ -2,9 +2,12 @@
 
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 
+import traceformer as tf
+from traceformer import progress
 from traceformer.progress import Progress, Totals, progress_shown, steps_shown
 
 STEPS = (
@@ -77,3 +80,28 @@ def test_steps_are_silent_for_a_moment_and_then_a_bar(
         show(4, 4)
     assert "exporting" in terminal.getvalue()
     assert "4/4" in terminal.getvalue()
+
+
+@pytest.fixture(scope="module")
+def byte_run() -> tf.Run:
+    return tf.record("byte", ["Rome is in Italy."], "attn resid_post")
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [(tf.heads, "measuring"), (tf.statistics, "analyzing"), (tf.lens, "reading out")],
+)
+def test_a_verb_of_python_shows_a_bar_in_a_terminal_and_nothing_in_a_script(
+    verb: Callable[[tf.Run], object],
+    what: str,
+    byte_run: tf.Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", -1.0)
+    verb(byte_run)
+    assert capsys.readouterr() == ("", "")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    verb(byte_run)
+    assert what in terminal.getvalue()

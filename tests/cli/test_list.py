@@ -38,7 +38,8 @@ def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_an_empty_folder_says_how_to_make_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", str(tmp_path)]) == 0
-    assert capsys.readouterr() == ("", f"{tmp_path} holds no runs; next: traceformer extract MODEL --dataset demo\n")
+    hint = "next: traceformer extract --model byte --dataset demo"
+    assert capsys.readouterr() == ("", f"{tmp_path} holds no runs; {hint}\n")
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json
         print(json_text.dumps(found.to_json(), indent=2))
         return
     if not found.runs:
-        print(f"{folder} holds no runs; next: traceformer extract MODEL --dataset demo", file=sys.stderr)
+        print(f"{folder} holds no runs; next: traceformer extract --model byte --dataset demo", file=sys.stderr)
         return
     rows = [
         (

@@ -4,7 +4,7 @@ A run's patterns are read once, in parts of bounded size. A model's are reduced 
 in memory is one batch's forward pass and a few blocks. Both give the same numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
@@ -58,7 +59,7 @@ def heads(
     seq_length: int | None = None,
     batch_size: int = 4,
     dtype: Literal["float16", "float32"] = "float16",
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> HeadMetrics:
     """Returns the metrics of every head of every attention of a run, or of a model that reads texts.
 
@@ -78,7 +79,7 @@ def heads(
         batch_size: Examples per forward pass.
         dtype: What a model's patterns are rounded to first; float16 gives the numbers of a run as it is by default.
         progress: Told how many of how many steps are done, after every example of every attention of a run, or after
-            every batch of a model.
+            every batch of a model; None for a bar in a terminal or a notebook.
 
     Raises:
         NotRecorded: the run holds no patterns.
@@ -90,7 +91,8 @@ def heads(
     if isinstance(of, TraceStore):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
-        return _of_run(of, rules, window, limit, progress)
+        with steps_watched("measuring", progress) as told:
+            return _of_run(of, rules, window, limit, told)
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
     length = seq_length or _SEQ_LENGTH
@@ -112,8 +114,9 @@ def heads(
             max_seq_len=length,
             dec_max_len=length,
         )
-        reading = _texts(of, asked)
-    return _of_model(of, reading, rules, window, batch_size, dtype, progress)
+        reading = _texts(of, asked, is_list)
+    with steps_watched("measuring", progress) as told:
+        return _of_model(of, reading, rules, window, batch_size, dtype, told)
 
 
 def _of_run(
@@ -121,7 +124,7 @@ def _of_run(
     convention: Convention,
     window: int,
     limit: int | None,
-    progress: Callable[[int, int], None],
+    progress: OnStep,
 ) -> HeadMetrics:
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs:
@@ -187,7 +190,7 @@ def _of_model(
     window: int,
     batch_size: int,
     dtype: str,
-    progress: Callable[[int, int], None],
+    progress: OnStep,
 ) -> HeadMetrics:
     import torch
 
@@ -230,13 +233,14 @@ def _of_model(
     return join_heads(tables, source=reading.source, model=loaded.source)
 
 
-def _texts(loaded: LoadedModel, texts: "Texts") -> _Reading:
+def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     """The texts as an extraction reads them."""
     from traceformer.capture.tokenizing import tokenize
 
     stacks, source = texts.stacks(loaded), texts.source
     _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
-    return _reading(loaded, rows, stacks, f"{source.dataset} {source.split}")
+    name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
+    return _reading(loaded, rows, stacks, name)
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:

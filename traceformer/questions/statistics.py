@@ -26,6 +26,7 @@ from traceformer.analysis.statistics import (
 from traceformer.analysis.visibility import visibility_of
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
+from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
 from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
@@ -43,7 +44,7 @@ def statistics(
     convention: ConventionName = "exact",
     top: int = 5,
     each: Callable[[ExampleLogits], None] = lambda _: None,
-    progress: Callable[[int, int], None] = lambda _, __: None,
+    progress: OnStep | None = None,
 ) -> RunStatistics:
     """Returns the statistics of a run, or of a model that reads texts; of token ids there are none.
 
@@ -60,7 +61,8 @@ def statistics(
         convention: What entropy, sparsity and std mean, as in `analysis/conventions.py`.
         top: How many of the most likely tokens `each` is told.
         each: Told what the logits of each example say, position by position, since that grows with the run.
-        progress: Told after every example of every layer how many of how many are done.
+        progress: Told after every example of every layer how many of how many are done; None for a bar in a terminal
+            or a notebook.
 
     Raises:
         ExampleNotFound: an example is not in the run.
@@ -88,30 +90,33 @@ def statistics(
             if 0 not in values.shape:
                 yield example_id, values
             done += 1
-            progress(done, total)
+            told(done, total)
 
     attention: list[AttentionStatistics] = []
     activations: list[LayerStatistics] = []
     logits: list[LogitSummary] = []
-    for spec in specs:
-        if spec.key.site == "attn_pattern":
-            heads: list[HeadStatistics] = []
-            for layer in spec.layers:
-                tally = AttentionTally(len(spec.heads), rules, visibility_of(store.about.attention, spec.key, layer))
-                for _, pattern in part(spec, layer):
-                    tally.add(pattern)
-                heads.append(tally.result())
-            attention.append(AttentionStatistics(spec.key, spec.layers, spec.heads, tuple(heads)))
-        elif spec.key.site == "logits":
-            logits.append(_summary(store, spec.key, part(spec, None), rules, top, each))
-        else:
-            layers: list[ValueStatistics] = []
-            for layer in spec.layers or (None,):
-                values = ValueTally(rules)
-                for _, activation in part(spec, layer):
-                    values.add(activation)
-                layers.append(values.result())
-            activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
+    with steps_watched("analyzing", progress) as told:
+        for spec in specs:
+            if spec.key.site == "attn_pattern":
+                heads: list[HeadStatistics] = []
+                for layer in spec.layers:
+                    tally = AttentionTally(
+                        len(spec.heads), rules, visibility_of(store.about.attention, spec.key, layer)
+                    )
+                    for _, pattern in part(spec, layer):
+                        tally.add(pattern)
+                    heads.append(tally.result())
+                attention.append(AttentionStatistics(spec.key, spec.layers, spec.heads, tuple(heads)))
+            elif spec.key.site == "logits":
+                logits.append(_summary(store, spec.key, part(spec, None), rules, top, each))
+            else:
+                layers: list[ValueStatistics] = []
+                for layer in spec.layers or (None,):
+                    values = ValueTally(rules)
+                    for _, activation in part(spec, layer):
+                        values.add(activation)
+                    layers.append(values.result())
+                activations.append(LayerStatistics(spec.key, spec.layers, tuple(layers)))
     ids = store.ids if example_ids is None else tuple(example_ids)
     return RunStatistics(
         str(store.folder or store.name), convention, ids, tuple(attention), tuple(activations), tuple(logits), left_out
