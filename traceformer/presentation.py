@@ -5,10 +5,11 @@ name; the noun asks for "html" and knows no more.
 """
 
 import math
+import sys
 from importlib import import_module
 from typing import Any
 
-__all__ = ["bind", "plain", "present"]
+__all__ = ["bind", "notebook", "plain", "present"]
 
 _HOMES: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -26,6 +27,13 @@ def present(value: object, way: str, *arguments: Any) -> Any:
     """
     module, function = _HOMES[type(value).__name__, way]
     return getattr(import_module(module), function)(value, *arguments)
+
+
+def notebook() -> Any | None:
+    """Returns the shell of the notebook that shows what this process displays; a plain IPython shell is a terminal."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell if getattr(shell, "kernel", None) is not None else None
 
 
 def plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from traceformer.presentation import notebook
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def watched(progress: OnProgress | None) -> Generator[OnProgress]:
     """Yields what is to be told of a recording: `progress`, or for None a bar where somebody watches."""
     if progress is not None:
         yield progress
-    elif _in_notebook():
+    elif notebook() is not None:
         bar = _NotebookBar()
         yield lambda at: bar.show(at.message, at.examples_done, at.examples_total, _speed(at), at.seconds)
         bar.close()
@@ -201,7 +202,7 @@ def steps_watched(what: str, progress: OnStep | None) -> Generator[OnStep]:
     """Yields what is to be told of counted steps: `progress`, or for None a bar where somebody watches."""
     if progress is not None:
         yield progress
-    elif _in_notebook():
+    elif notebook() is not None:
         bar, started = _NotebookBar(), time.perf_counter()
         yield lambda done, of: bar.show(what, done, of, "", time.perf_counter() - started)
         bar.close()
@@ -210,13 +211,6 @@ def steps_watched(what: str, progress: OnStep | None) -> Generator[OnStep]:
             yield show
     else:
         yield quiet
-
-
-def _in_notebook() -> bool:
-    """Whether a kernel shows what this process displays; a plain IPython shell is a terminal."""
-    ipython: Any = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and getattr(shell, "kernel", None) is not None
 
 
 class _NotebookBar:

@@ -42,6 +42,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        from traceformer.figures.style import shown_in_notebooks
+
+        shown_in_notebooks()
         module, function = _HOMES[name]
         return getattr(import_module(module), function)
     raise AttributeError(f"module 'traceformer.figures' has no attribute {name!r}")

@@ -13,9 +13,10 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from traceformer.errors import UsageError
+from traceformer.presentation import notebook
 from traceformer.texts.shown import label
 
-__all__ = ["CLUSTERS", "COLOURS", "check_format", "inline", "label", "save"]
+__all__ = ["CLUSTERS", "COLOURS", "check_format", "inline", "label", "save", "shown_in_notebooks"]
 
 COLOURS = "magma"
 """The colours of numbers."""
@@ -45,11 +46,24 @@ def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
 
 def inline(figure: Figure, *, alternative: str, dpi: int = 100) -> str:
     """Returns the figure as an HTML image that carries its own data; `alternative` says it in words."""
+    data = base64.b64encode(_png(figure, dpi)).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+
+
+def shown_in_notebooks() -> None:
+    """Has a notebook show figures, as it does by itself once pyplot is imported, which nothing here needs."""
+    shell = notebook()
+    if shell is not None:
+        formatters = shell.display_formatter.formatters
+        if not any(Figure in formatter.type_printers for formatter in formatters.values()):
+            formatters["image/png"].for_type(Figure, _png)
+
+
+def _png(figure: Figure, dpi: int = 100) -> bytes:
     picture = io.BytesIO()
     with _whatever_the_script():
         figure.savefig(picture, dpi=dpi, format="png")
-    data = base64.b64encode(picture.getvalue()).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+    return picture.getvalue()
 
 
 @contextmanager
