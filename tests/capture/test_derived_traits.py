@@ -132,7 +132,7 @@ def test_what_cannot_be_projected_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         extracted(
             Extraction(
-                selection,
+                selection=selection,
                 model=str(tiny_folder("llama")),
                 dataset=str(text_file),
                 traits=traits,

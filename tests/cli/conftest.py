@@ -112,6 +112,7 @@ COMMANDS = {
     "check": "check gpt2 --device cpu",
     "extract": "extract --model byte --dataset texts.txt --capture attn --device cpu --out_dir made --overwrite",
     "generate": "generate --model byte --prompt The --max-tokens 3 --device cpu --out_dir said --overwrite",
+    "list": "list .",
     "inspect": "inspect run",
     "analyze": "analyze run",
     "heads": "heads run --output heads.csv",

@@ -169,7 +169,7 @@ def test_positions_that_are_not_known_stay_blank(capsys: Capture, tmp_path: Path
         ("import empty", 3, "nothing to import in empty"),
         ("import other.csv", 3, "no known format"),
         ("import", 2, "import needs FILE"),
-        ("analyze nothing.json", 3, "no trace nothing.json"),
+        ("analyze nothing.json", 3, "no file nothing.json"),
     ],
 )
 def test_what_cannot_be_exported_or_imported_is_refused(

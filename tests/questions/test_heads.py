@@ -193,7 +193,7 @@ def test_what_a_model_was_trained_on_is_read_in_windows(byte: LoadedModel, tmp_p
     for name, values in of_file.values.items():
         assert of_training.values[name] == pytest.approx(values, rel=1e-6), name
     with pytest.raises(UsageError, match="reads 512 tokens"):
-        heads(model, texts, seq_length=513)
+        heads(byte, texts, seq_length=513)
     (tmp_path / "data.txt").unlink()
     with pytest.raises(NotFound, match="names data that are not there"):
         training_texts(tmp_path)

@@ -41,6 +41,7 @@ FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} |
     "out": "--out_dir",
     "seq_length": "--seq_length",
     "targets": "--targets_file",
+    "texts": "--text",
 }
 """The flag of every parameter that a message of the library names. What is not here is no flag: `with`, `use_cache`."""
 

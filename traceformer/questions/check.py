@@ -60,7 +60,7 @@ def check(
     checked: Any
     if not isinstance(model, LoadedModel) and str(model) in TINY:
         if texts:
-            raise UsageError("`text` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
+            raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
         checked = tiny_model(str(model))
         checked = checked.to(device=pick_device(device), dtype=getattr(torch, dtype))
         name, examples = f"a tiny random {model}", random_examples(checked.config)

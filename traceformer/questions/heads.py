@@ -90,7 +90,7 @@ def heads(
     rules = CONVENTIONS[convention]
     if isinstance(of, TraceStore):
         if texts is not None:
-            raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+            raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         with steps_watched("measuring", progress) as told:
             return _of_run(of, rules, window, limit, told)
     if texts is None:

@@ -24,10 +24,10 @@ def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: N
     """
     if isinstance(of, Run):
         if texts is not None:
-            raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+            raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         return of
     if texts is None:
-        raise UsageError("what shall the model read?", hint='`texts`: a list of texts, or a data set such as "demo"')
+        raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
 
     from traceformer.capture.extract import record
 

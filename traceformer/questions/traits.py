@@ -190,7 +190,7 @@ def project(
     if isinstance(run, LoadedModel):
         run = recorded(run, texts, (site or "resid_post").rpartition(".")[2])
     elif texts is not None:
-        raise UsageError("a run and `texts`", why="a run has its texts", hint="one of them")
+        raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
     runs = [run] if isinstance(run, Run) else run
     with steps_watched("projecting", progress) as told:
         found = [_project(each, named, layers, site, example, told) for each in runs]

@@ -182,7 +182,7 @@ class _Finite(LogitsProcessor):
             raise NumericError(
                 f"the model's logits are {'NaN' if bool(scores.isnan().any()) else 'infinite'}",
                 why=f"after {input_ids.shape[1]} tokens",
-                hint='check its weights, and the dtype it runs in (`dtype="float32"` of `load_model`)',
+                hint='check its weights, and the dtype it runs in (`dtype="float32"`)',
             )
         return scores
 
