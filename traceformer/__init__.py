@@ -7,6 +7,15 @@
     tf.heads(run).to_frame()
 
 Verbs take a run, or a model with texts. Everything is loaded when it is first used: this import loads no torch.
+
+Each folder says at its door what is in it. Beside them lie, for all of them:
+
+errors        the tree of errors, each with why and what would do
+sites         all that can be recorded, in one table; which of it, with which layers and heads: `Selection`
+presentation  what shows a noun, bound from above
+progress      bars in terminal and notebook
+shapes        the shapes in annotations: inert, unless tests have them checked
+units         numbers of bytes and seconds as a person reads them
 """
 
 from importlib import import_module

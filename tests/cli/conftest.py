@@ -1,4 +1,4 @@
-"""Two small runs with known numbers, a decoder's, and an encoder-decoder's that is not finished; and a terminal."""
+"""Small runs with known numbers: a decoder's, a generation, an encoder-decoder's that is not finished; a terminal."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.formats.foreign import HEADS, LAYERS, PROMPT, RESPONSE, T, truth
 from traceformer.cli import main
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
@@ -66,6 +67,30 @@ def decoder_run(tmp_path: Path) -> Path:
                     square[i, j] = causal_pattern(example, layer, head, length)
             buffer.rows(resid.key, example)[...] = np.arange(length)[:, None] * np.array([3, -4] + [0] * 6)
         writer.commit(0, buffer, token_table(SENTENCES))
+        return writer.finish()
+
+
+@pytest.fixture
+def generated_run(tmp_path: Path) -> Path:
+    """`traces/gen`: two responses with the patterns of foreign.py."""
+    spec = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
+    layout = RunLayout.plan(arch="dec", arrays=[spec], n_examples=2, longest={"dec": T}, dtype="float32")
+    meta = {**META, "arch": "dec", "dims": {"dec": DIMS}}
+    with RunWriter.create(tmp_path / "traces/gen", layout, meta, digest={}) as writer:
+        buffer = writer.buffer()
+        buffer.begin({"dec": [T, T]})
+        for example in range(2):
+            buffer.rectangle(spec.key, example)[...] = truth(example).attention
+        columns = {
+            "example_id": ["trace_a", "trace_b"],
+            "text": ["ab", "cd"],
+            "input_ids": [PROMPT + RESPONSE] * 2,
+            "tokens": [[str(i) for i in PROMPT + RESPONSE]] * 2,
+            "n_prompt": [len(PROMPT)] * 2,
+            "prompt": ["a", "c"],
+            "response": ["b", "d"],
+        }
+        writer.commit(0, buffer, pa.table(columns))
         return writer.finish()
 
 

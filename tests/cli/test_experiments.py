@@ -79,3 +79,28 @@ def test_a_store_says_that_it_was_given_a_folder_of_runs(experiment: Path) -> No
     with pytest.raises(NotFound, match="no run in exp") as caught:
         TraceStore("exp")
     assert (caught.value.why, caught.value.hint) == ("it is a folder of 2 runs", "open exp/old")
+
+
+def test_every_run_has_a_table_of_heads_of_its_own(experiment: Path, capsys: Capture) -> None:
+    alone = json.loads(out(capsys, "heads exp/old --output alone.csv --json"))
+    told = json.loads(out(capsys, "heads exp --output heads.csv --json"))
+    assert [run.pop("output") for run in told["runs"]] == ["heads/new.csv", "heads/old.csv"]
+    assert alone.pop("output") == "alone.csv"
+    assert told["runs"][1] == alone
+    assert Path("heads/old.csv").read_text() == Path("alone.csv").read_text()
+    assert main(["heads", "exp", "--output", "heads.csv"]) == 0
+    assert "next: traceformer cluster --compare heads/new.csv heads/old.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["paths", "inspect"])
+def test_an_example_is_found_in_the_run_that_holds_it(
+    experiment: Path, generated_run: Path, capsys: Capture, verb: str
+) -> None:
+    for number, name in ((2, "ex1"), ("none", "nobody")):
+        assert main([verb, "exp", "--example", name]) == 2
+        assert f"why:   {number} of them hold an example {name!r}" in capsys.readouterr().err
+    alone = out(capsys, f"{verb} exp/old --example ex1 --json")
+    shutil.rmtree(experiment / "new")
+    shutil.copytree(generated_run, experiment / "said")
+    assert "ex1" not in TraceStore(experiment / "said").ids
+    assert out(capsys, f"{verb} exp --example ex1 --json") == alone

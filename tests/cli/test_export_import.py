@@ -4,17 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from tests.cli.conftest import DIMS, META
 from tests.formats import foreign_pt
-from tests.formats.foreign import HEADS, LAYERS, PROMPT, RESPONSE, T, documented, original, truth, write
+from tests.formats.foreign import RESPONSE, documented, original, truth, write
 from traceformer import TraceStore
 from traceformer.cli import main
-from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.layout import RunLayout
-from traceformer.store.writer import RunWriter
 
 Capture = pytest.CaptureFixture[str]
 
@@ -24,30 +19,6 @@ def run(capsys: Capture, arguments: str) -> str:
     shown = capsys.readouterr()
     assert code == 0, shown.err
     return shown.out
-
-
-@pytest.fixture
-def generated_run(tmp_path: Path) -> Path:
-    """`traces/gen`: two responses with the patterns of foreign.py."""
-    spec = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
-    layout = RunLayout.plan(arch="dec", arrays=[spec], n_examples=2, longest={"dec": T}, dtype="float32")
-    meta = {**META, "arch": "dec", "dims": {"dec": DIMS}}
-    with RunWriter.create(tmp_path / "traces/gen", layout, meta, digest={}) as writer:
-        buffer = writer.buffer()
-        buffer.begin({"dec": [T, T]})
-        for example in range(2):
-            buffer.rectangle(spec.key, example)[...] = truth(example).attention
-        columns = {
-            "example_id": ["trace_a", "trace_b"],
-            "text": ["ab", "cd"],
-            "input_ids": [PROMPT + RESPONSE] * 2,
-            "tokens": [[str(i) for i in PROMPT + RESPONSE]] * 2,
-            "n_prompt": [len(PROMPT)] * 2,
-            "prompt": ["a", "c"],
-            "response": ["b", "d"],
-        }
-        writer.commit(0, buffer, pa.table(columns))
-        return writer.finish()
 
 
 def test_a_run_goes_out_and_comes_back(capsys: Capture, generated_run: Path) -> None:

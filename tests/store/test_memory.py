@@ -107,10 +107,17 @@ def test_an_unfinished_run_is_not_saved(tmp_path: Path) -> None:
         Run(runs.begin(tmp_path / "run", shards=1)).save(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("ask", [Run.verify, Run.to_xarray, lambda run: run.folder])
+@pytest.mark.parametrize("ask", [Run.verify, Run.to_xarray])
 def test_what_only_files_can_do_says_to_save_first(ask: Callable[[Run], object]) -> None:
     with pytest.raises(Unsupported, match="save"):
         ask(kept(runs.plan(arrays=runs.FEW)))
+
+
+def test_a_run_in_memory_lies_in_no_folder(both: tuple[Run, Run]) -> None:
+    in_memory, on_disk = both
+    assert in_memory.folder is None
+    assert on_disk.folder is not None
+    assert on_disk.folder.is_dir()
 
 
 def test_what_a_reader_gets_is_its_own(both: tuple[Run, Run]) -> None:

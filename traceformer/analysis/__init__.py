@@ -2,7 +2,7 @@
 
 No paths, no printing, no models: what reads a run or a model to feed it is in `questions`.
 
-visibility      which keys a query can see, by the kind of attention and the window of its layer
+visibility      which keys a query can see, by kind of attention and window; padding is cut away before
 conventions     the three conventions in which activity becomes numbers, and their thresholds
 methods         the words for how clusters and directions are found
 rows            rows of attention in numbers: one formula for all verbs

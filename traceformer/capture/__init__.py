@@ -14,5 +14,5 @@ tokenizing  texts to token ids, as the model will read them
 windows     consecutive windows of one long file
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order
-provenance  what must be equal to resume a run, and what it says of where it came from
+provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from
 """

@@ -5,7 +5,7 @@ failure is told in up to three lines (`error:`, `why:`, `try:`) and an exit code
 the traceback.
 
 failures      errors to three lines and an exit code; parameters' names to flags
-arguments     what RUN, --example, --head and numbers may be
+arguments     what RUN, --example, --head and counts may be; layers and heads are in `choices`
 choices       flags that several verbs share, said once
 demo          the whole way from a model to pictures, each step a command
 check         what is proved of a model's sites

@@ -16,7 +16,7 @@ from traceformer.progress import steps_shown
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run
 
 __all__ = ["analyze"]
 
@@ -57,7 +57,7 @@ def analyze(
     """
     from traceformer.cli.statistics import as_text, positions_as_text
     from traceformer.questions.vocabulary import token_names
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run
 
     if png is not None:
         from traceformer.figures.style import check_format
@@ -72,7 +72,7 @@ def analyze(
         told: list[dict[str, Any]] = []
         following = ""
         for number, folder in enumerate(folders):
-            store = TraceStore(folder)
+            store = Run(folder)
             found, positions = _analyze(store, example, layer, convention, top, parquet)
             if png is not None:
                 _save_entropy(found, png)
@@ -109,7 +109,7 @@ def _find(run: str, stack: ExitStack) -> list[Path]:
 
 
 def _analyze(
-    store: "TraceStore",
+    store: "Run",
     example: str | None,
     layer: int | None,
     convention: ConventionName,
@@ -146,7 +146,7 @@ def _analyze(
     return found, positions
 
 
-def _title(store: "TraceStore", name: str, found: "RunStatistics") -> str:
+def _title(store: "Run", name: str, found: "RunStatistics") -> str:
     stack = store.layout.stacks[-1]
     tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
     what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter, Token
 
-from traceformer.errors import SelectionError
+from traceformer.errors import SelectionError, UsageError
 
 if TYPE_CHECKING:
     from traceformer.store.run import Run
 
-__all__ = ["count", "find_example", "parse_head"]
+__all__ = ["count", "find_example", "open_example", "parse_head"]
 
 
 def count(metavar: str, *, least: int = 1) -> Parameter:
@@ -37,6 +37,28 @@ def find_example(run: "Run", name: str | None) -> str:
         ExampleNotFound: neither an id nor a number of this run's.
     """
     return run.example_id(0 if name is None else name)
+
+
+def open_example(name: str, example: str | None) -> "tuple[Run, str]":
+    """Returns a run and the id of one of its examples; in a folder of runs the one that holds the example of that id.
+
+    Raises:
+        NotFound: there is no such run.
+        ExampleNotFound: neither an id nor a number of the run's.
+        UsageError: several runs, and not one of them alone holds such an id.
+    """
+    from traceformer.store.folders import find_runs
+    from traceformer.store.run import Run
+
+    folders = find_runs(name)
+    if len(folders) == 1:
+        run = Run(folders[0])
+        return run, find_example(run, example)
+    holding = [run for run in map(Run, folders) if example in run.ids]
+    if example is None or len(holding) != 1:
+        why = "" if example is None else f"{len(holding) or 'none'} of them hold an example {example!r}"
+        raise UsageError(f"{name} holds {len(folders)} runs", why=why, hint=f"one of them, such as {folders[0]}")
+    return holding[0], example
 
 
 def parse_head(layer: int | None, head: str | None) -> tuple[int | None, int | None]:

@@ -56,7 +56,7 @@ def export(
     from traceformer.formats.registry import READABLE
     from traceformer.formats.registry import export as write
     from traceformer.store.folders import find_runs
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run
 
     folders = find_runs(run)
     if example and len(folders) > 1:
@@ -64,7 +64,7 @@ def export(
     numbers = None if layers is None else parse_indices(layers)
     files: list[Path] = []
     for folder in folders:
-        store = TraceStore(folder)
+        store = Run(folder)
         with steps_shown("exporting") as progress:
             files += write(
                 store,

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -89,16 +89,20 @@ def heads(
         json: Print a JSON object.
     """
     from traceformer.questions import heads as questions
-    from traceformer.store.folders import find_run
-    from traceformer.store.run import TraceStore
+    from traceformer.store.folders import find_runs
+    from traceformer.store.run import Run
 
     _check_source(run, model, model_path, dataset, data_path)
     started = time.perf_counter()
+    measured: dict[Path, HeadMetrics] = {}
     if run is not None:
-        folder = find_run(run)
-        with steps_shown("measuring") as progress:
-            store = TraceStore(folder)
-            found = questions.heads(store, convention=convention, window=window, limit=num_seqs, progress=progress)
+        folders = find_runs(run)
+        for folder in folders:
+            place = output if len(folders) == 1 else output.with_suffix("") / f"{folder.name}{output.suffix}"
+            with steps_shown("measuring") as progress:
+                measured[place] = questions.heads(
+                    Run(folder), convention=convention, window=window, limit=num_seqs, progress=progress
+                )
     else:
         from traceformer.models.load import load_model
 
@@ -106,7 +110,7 @@ def heads(
         loaded = load_model(source, revision=revision, device=device, dtype=model_dtype)
         texts = _texts(source, revision, dataset, data_path, split)
         with steps_shown("measuring") as progress:
-            found = questions.heads(
+            measured[output] = questions.heads(
                 loaded,
                 texts,
                 convention=convention,
@@ -120,16 +124,23 @@ def heads(
                 dtype=dtype,
                 progress=progress,
             )
-    found.write(output)
-    pictures = _save_maps(found, output) if plot else []
+    made: list[Path] = []
+    told: list[dict[str, Any]] = []
+    for number, (place, found) in enumerate(measured.items()):
+        found.write(place)
+        pictures = _save_maps(found, place) if plot else []
+        made += [place, *pictures]
+        if json:
+            files = {"output": str(place), "plot": [str(path) for path in pictures]}
+            told.append({**files, **found.to_json()})
+        else:
+            print("\n" * bool(number) + "\n\n".join(_as_text(found.part(name)) for name in found.attentions))
     if json:
-        made = {"output": str(output), "plot": [str(path) for path in pictures]}
-        print(json_text.dumps({**made, **found.to_json()}, indent=2))
+        print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
         return
-    print("\n\n".join(_as_text(found.part(attention)) for attention in found.attentions))
-    files = " and ".join(map(str, (output, *pictures)))
+    tables = str(output) if len(measured) == 1 else f"--compare {' '.join(map(str, measured))}"
     took = duration(time.perf_counter() - started)
-    print(f"wrote {files} in {took}; next: traceformer cluster {output} --plot", file=sys.stderr)
+    print(f"wrote {' and '.join(map(str, made))} in {took}; next: traceformer cluster {tables} --plot", file=sys.stderr)
 
 
 def _check_source(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count, find_example, parse_head
+from traceformer.cli.arguments import count, find_example, open_example, parse_head
 from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.sites import ArraySpec
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from traceformer.shapes import Num
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run
 
 __all__ = ["inspect"]
 
@@ -74,7 +74,7 @@ def inspect(
     from traceformer.cli.summary import summarise, summarise_experiment
     from traceformer.store.folders import find_run, runs_in
     from traceformer.store.layout import META
-    from traceformer.store.run import TraceStore
+    from traceformer.store.run import Run
 
     layer, head_number = parse_head(layer, head)
     at_a_place = not (layer is None and head_number is None and site is None)
@@ -84,10 +84,14 @@ def inspect(
             experiment = summarise_experiment(several)
             print(json_text.dumps(experiment.to_json(), indent=2) if json else experiment)
             return
-    folder = find_run(run)
-    store = TraceStore(folder)
-    if png is None and not at_a_place:
-        shown = summarise(store, folder) if example is None else _example(store, example)
+    if example is None:
+        folder = find_run(run)
+        store = Run(folder)
+        shown = summarise(store, folder) if png is None and not at_a_place else None
+    else:
+        store, example = open_example(run, example)
+        shown = _example(store, example) if png is None and not at_a_place else None
+    if shown is not None:
         print(json_text.dumps(shown.to_json(), indent=2) if json else shown)
         return
 
@@ -100,13 +104,13 @@ def inspect(
     if png is not None and layer is None and head_number is None:
         _save_atlas(store, example_id, spec, png)
         picture = f"all heads of {spec.key}, example {example_id}"
-        print(json_text.dumps({"run": str(folder), "png": str(png)}) if json else f"{png}: {picture}")
+        print(json_text.dumps({"run": str(store.folder), "png": str(png)}) if json else f"{png}: {picture}")
         return
     found = _slice(store, example_id, spec, layer, head_number)
     if png is not None:
         _save_head(found, png)
     if json:
-        print(json_text.dumps(_slice_to_json(found, folder, png), indent=2))
+        print(json_text.dumps(_slice_to_json(found, store.folder, png), indent=2))
         return
     print(found.title, end="\n\n")
     print(_draw(found))
@@ -137,14 +141,14 @@ class _Example:
         return "\n".join(lines)
 
 
-def _example(store: "TraceStore", name: str) -> _Example:
+def _example(store: "Run", name: str) -> _Example:
     example_id = find_example(store, name)
     tokens = {stack: store.tokens_of(example_id, stack) for stack in store.layout.stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
 
 
-def _find_array(store: "TraceStore", site: str | None) -> ArraySpec:
+def _find_array(store: "Run", site: str | None) -> ArraySpec:
     """Returns the array that `--site` names, the first one of attention for None.
 
     Raises:
@@ -159,7 +163,7 @@ def _find_array(store: "TraceStore", site: str | None) -> ArraySpec:
     return patterns[0]
 
 
-def _slice(store: "TraceStore", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
     import numpy as np
 
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
@@ -201,7 +205,7 @@ def _draw(found: _Slice) -> str:
     return table(("position", "token", "norm", "min", "max"), rows, numeric=(0, 2, 3, 4))
 
 
-def _slice_to_json(found: _Slice, folder: Path, png: Path | None) -> dict[str, Any]:
+def _slice_to_json(found: _Slice, folder: Path | None, png: Path | None) -> dict[str, Any]:
     return {
         "run": str(folder),
         "example_id": found.example_id,
@@ -224,7 +228,7 @@ def _save_head(found: _Slice, png: Path) -> None:
     save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
 
 
-def _save_atlas(store: "TraceStore", example_id: str, spec: ArraySpec, png: Path) -> None:
+def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> None:
     import numpy as np
 
     from traceformer.figures.attention import atlas_figure, tile

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.cli.arguments import count, find_example
+from traceformer.cli.arguments import count, open_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
@@ -59,11 +59,8 @@ def lens(
     import numpy as np
 
     from traceformer.questions.lens import lens as read_lens
-    from traceformer.store.folders import find_run
-    from traceformer.store.run import Run
 
-    folder = find_run(run)
-    store = Run(folder)
+    store, example_id = open_example(run, example)
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -71,7 +68,7 @@ def lens(
     with steps_shown("reading out") as progress:
         found = read_lens(
             store,
-            find_example(store, example),
+            example_id,
             layers=None if layers is None else parse_indices(layers),
             positions=None if position is None else parse_indices(position),
             top_k=top_k,
@@ -82,9 +79,9 @@ def lens(
         from traceformer import figures
         from traceformer.figures.style import save
 
-        save(figures.lens(found, title=f"{folder.name}  example {found.example_id}"), png)
+        save(figures.lens(found, title=f"{store.name}  example {found.example_id}"), png)
     if json:
-        print(json_text.dumps({"run": str(folder), **found.to_json()}, indent=2))
+        print(json_text.dumps({"run": str(store.folder), **found.to_json()}, indent=2))
         return
     print(f"{found.key}  example {found.example_id}: the likeliest next token after each layer", end="\n\n")
     if position is None:
@@ -92,9 +89,9 @@ def lens(
     else:
         print("\n\n".join(_one_position(found, i) for i in range(len(found.positions))))
     surest = int(np.nanargmax(found.top_probabilities[-1, :, 0]))
-    then = f"--png {folder.name}-lens.png" if position is not None else f"--position {found.positions[surest]}"
+    then = f"--png {store.name}-lens.png" if position is not None else f"--position {found.positions[surest]}"
     made = "" if png is None else f"wrote {png}; "
-    print(f"{made}next: traceformer lens {folder} --example {found.example_id} {then}", file=sys.stderr)
+    print(f"{made}next: traceformer lens {store.folder} --example {found.example_id} {then}", file=sys.stderr)
 
 
 def _grid(found: "Lens") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Group, Parameter, Token
 
-from traceformer.cli.arguments import count, find_example, parse_head
+from traceformer.cli.arguments import count, open_example, parse_head
 from traceformer.errors import UsageError
 from traceformer.presentation import present
 
@@ -112,8 +112,6 @@ def paths(
     from traceformer.analysis.paths.trace import PathOptions
     from traceformer.cli.paths_report import report
     from traceformer.questions.paths import paths as find_paths
-    from traceformer.store.folders import find_run
-    from traceformer.store.run import Run
 
     if (run is None) == (model is None):
         raise UsageError("which attention?", hint="traceformer paths RUN --example ID, or --model M --text TEXT")
@@ -146,8 +144,7 @@ def paths(
     if run is not None:
         if text is not None:
             raise UsageError("--text goes with --model", why="a run has texts of its own", hint="--example ID")
-        store = Run(find_run(run))
-        source, given = store, find_example(store, example)
+        source, given = open_example(run, example)
     else:
         assert model is not None
         if text is None:

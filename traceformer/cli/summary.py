@@ -8,7 +8,7 @@ from typing import Any
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
 from traceformer.store.meta import Dims
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 from traceformer.units import amount_of_bytes
 
 __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summarise_experiment"]
@@ -108,13 +108,13 @@ class ExperimentSummary:
 
 def summarise_experiment(runs: Sequence[Path]) -> ExperimentSummary:
     """Returns what each of the runs in one folder holds."""
-    return ExperimentSummary(str(runs[0].parent), tuple(summarise(TraceStore(run), run) for run in runs))
+    return ExperimentSummary(str(runs[0].parent), tuple(summarise(Run(run), run) for run in runs))
 
 
 _ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder"}
 
 
-def summarise(store: TraceStore, folder: Path) -> RunSummary:
+def summarise(store: Run, folder: Path) -> RunSummary:
     """Returns what the run in `folder` holds."""
     about, layout = store.about, store.layout
     lengths = {stack: [store.length(example_id, stack) for example_id in store.ids] for stack in layout.stacks}

@@ -46,7 +46,7 @@ class InterpretabilityEngine:
         engine.analyze_trace(result["trace_id"])["analysis"]["attention"]["layer_stats"]["0"]["attention_entropy"]
 
     Each call leaves `{trace_id}.json` in `traces_dir`, and beside it the run that it was exported from, a folder
-    named after the trace: `TraceStore(engine.run_of(trace_id))` reads any part of it.
+    named after the trace: `Run(engine.run_of(trace_id))` reads any part of it.
 
     Args:
         model: A causal language model, of any family that `traceformer check` supports.

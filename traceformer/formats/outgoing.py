@@ -13,7 +13,7 @@ import numpy as np
 from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.names import Dtype
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 from traceformer.texts.shown import unnamed
 
 __all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
@@ -25,17 +25,17 @@ _OF_A_RUN = (
 _PLACES = ("shard", "slot", "dec_slot")
 
 
-def described_run(store: TraceStore) -> dict[str, Any]:
+def described_run(store: Run) -> dict[str, Any]:
     """Returns what `meta.json` says of model, texts and settings."""
     return {name: store.meta[name] for name in _OF_A_RUN if name in store.meta}
 
 
-def written_dtype(store: TraceStore) -> Dtype:
+def written_dtype(store: Run) -> Dtype:
     """Returns the one dtype that holds all numbers of a run: patterns that are stored as bytes are read as float32."""
     return store.dtype if store.layout.attn_codec == "exact" else "float32"
 
 
-def lossless_arrays(store: TraceStore, files: str) -> tuple[ArraySpec, ...]:
+def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:
     """Returns all arrays of a run that `files` of floating-point numbers can hold; warns of those that are left out."""
     sites = ("lens_topk", "lens_topk_prob")
     if any(spec.key.site in sites for spec in store.layout.arrays):
@@ -43,7 +43,7 @@ def lossless_arrays(store: TraceStore, files: str) -> tuple[ArraySpec, ...]:
     return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites)
 
 
-def plain_row(store: TraceStore, example_id: str) -> dict[str, Any]:
+def plain_row(store: Run, example_id: str) -> dict[str, Any]:
     """Returns the example's row of the token table as plain values, without where it lies in this run."""
     row: dict[str, Any] = store.tokens.iloc[store.row(example_id)].to_dict()
     return {name: _plain(value) for name, value in row.items() if name not in _PLACES}
@@ -90,7 +90,7 @@ class Passage:
     n_prompt: int
 
     @classmethod
-    def of(cls, store: TraceStore, example_id: str, files: str) -> "Passage":
+    def of(cls, store: Run, example_id: str, files: str) -> "Passage":
         """Returns an example as the format's `files` need it.
 
         Raises:

@@ -22,7 +22,7 @@ from traceformer.formats.safetensors_runs import read as read_safetensors
 from traceformer.formats.safetensors_runs import write as write_safetensors
 from traceformer.formats.transformer_lens import write as write_transformer_lens
 from traceformer.progress import OnStep, steps_watched
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["FORMATS", "READABLE", "Format", "Reads", "Writes", "export", "files_of", "import_run", "named"]
 
@@ -32,7 +32,7 @@ class Writes(Protocol):
 
     OPTIONS: frozenset[str]
 
-    def write_files(self, store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+    def write_files(self, store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
         """Yields each file, or folder, that it makes of a run, once it is written."""
         ...
 
@@ -84,7 +84,7 @@ def named(name: str) -> Format:
 
 
 def export(
-    run: TraceStore,
+    run: Run,
     format: str,
     folder: str | Path = "exports",
     *,
@@ -143,7 +143,7 @@ def import_run(
     *,
     overwrite: bool = False,
     progress: OnStep | None = None,
-) -> TraceStore:
+) -> Run:
     """Returns the run that files of another format make; no code in a file is ever run.
 
         import_run("files").attn(0, layer=2, head=3)
@@ -166,7 +166,7 @@ def import_run(
     reader = _recognised(found) if format is None else readers[format]
     with steps_watched("importing", progress) as show:
         options = ImportOptions(None if out is None else Path(out), overwrite, show)
-        return TraceStore(reader.read_files(found, options))
+        return Run(reader.read_files(found, options))
 
 
 def _reader(name: str) -> Reads:

@@ -24,7 +24,7 @@ from traceformer.questions.training_texts import TrainingTexts
 from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.meta import RunMeta
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 from traceformer.texts.windows import FileWindows
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def attention_name(key: ArrayKey) -> str:
 
 
 def heads(
-    of: TraceStore | LoadedModel,
+    of: Run | LoadedModel,
     texts: str | Sequence[str] | FileWindows | TrainingTexts | None = None,
     *,
     convention: ConventionName = "exact",
@@ -88,7 +88,7 @@ def heads(
         NotFound, Unreadable, Unsupported: as extraction raises them.
     """
     rules = CONVENTIONS[convention]
-    if isinstance(of, TraceStore):
+    if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         with steps_watched("measuring", progress) as told:
@@ -120,7 +120,7 @@ def heads(
 
 
 def _of_run(
-    store: TraceStore,
+    store: Run,
     convention: Convention,
     window: int,
     limit: int | None,
@@ -166,7 +166,7 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     return [(layer, head) for layer in spec.layers for head in spec.heads]
 
 
-def _tokens(store: TraceStore, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
+def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
     """The token ids of every example, where the run has them."""
     column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
     if column not in store.tokens:

@@ -30,13 +30,13 @@ from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
 from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["statistics", "tokens_that_came"]
 
 
 def statistics(
-    of: TraceStore | LoadedModel,
+    of: Run | LoadedModel,
     texts: Texts | None = None,
     *,
     examples: Sequence[str | int] | None = None,
@@ -124,7 +124,7 @@ def statistics(
 
 
 def _read(
-    store: TraceStore, spec: ArraySpec, layer: int | None, example_ids: Sequence[str] | None
+    store: Run, spec: ArraySpec, layer: int | None, example_ids: Sequence[str] | None
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
     if example_ids is None:
         return store.head(spec.key, layer)
@@ -132,7 +132,7 @@ def _read(
 
 
 def _summary(
-    store: TraceStore,
+    store: Run,
     key: ArrayKey,
     examples: Iterator[tuple[str, Float[np.ndarray, "..."]]],
     convention: Convention,
@@ -172,7 +172,7 @@ def _summary(
     )
 
 
-def tokens_that_came(store: TraceStore) -> Callable[[str], Int[np.ndarray, "position"]]:
+def tokens_that_came(store: Run) -> Callable[[str], Int[np.ndarray, "position"]]:
     """Returns for an example's id the token that each row of logits speaks about.
 
     A decoder's row speaks about the next token (beside an encoder that is its label, where there are labels), an

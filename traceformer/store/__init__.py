@@ -7,7 +7,7 @@ meta          `RunMeta`: all that a run says of its model, its texts and its set
 place         where a run goes: a folder of its own, a folder of runs, or memory
 folders       folders of runs: what `latest` is, and what a name means
 folder        a run in a folder, opened
-memory        a run in memory, with the same interface as one on disk
+memory        the source of a run in memory, with the interface of one on disk, and what writes it
 source        where a run's numbers and tokens come from; reading is the same from here on
 saving        from memory to disk, or a copy, shard by shard
 arrays        which array a site means, and which parts of it a layer, a head and an example need
@@ -16,7 +16,7 @@ index         which examples a run holds and where their tokens lie
 tables        token tables of several shards, joined though their columns differ
 xarrays       a run as xarray sees it, lazy and without gaps
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
-names         where each array lies, and what `Run` calls it; nothing else decides names
+names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
 writer        shard by shard, killed at any moment and resumed to the same bytes

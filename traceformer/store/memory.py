@@ -30,7 +30,7 @@ from traceformer.store.zarr3 import Array
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MemoryWriter", "RunMemory", "available_memory", "check_memory"]
+__all__ = ["MemorySource", "MemoryWriter", "available_memory", "check_memory"]
 
 _BUFFERS = 2
 _MEMINFO = Path("/proc/meminfo")
@@ -39,7 +39,7 @@ Values = Shaped[np.ndarray, "..."]
 
 
 @dataclass(frozen=True, slots=True)
-class RunMemory:
+class MemorySource:
     """The source of a run in memory; see `Source`.
 
     Attributes:
@@ -184,7 +184,7 @@ class MemoryWriter:
         index = RunIndex.build(self.layout, [self._records[shard] for shard in shards])
         slots: dict[Stack, Any] = {stack: np.cumsum(own) - own for stack, own in index.lengths.items()}
         return Run(
-            RunMemory(
+            MemorySource(
                 head=self._head,
                 index=replace(index, slots=slots),
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},

@@ -1,4 +1,4 @@
-"""Where each array lives in a run's folder, and what `TraceStore` calls it. Nothing else decides names.
+"""Where each array lives in a run's folder, and what `Run` calls it. Nothing else decides names.
 
 The groups are the padded store's: an encoder's have no prefix (`attn.zarr/attn`), a decoder's have `dec_`, an
 encoder-decoder's have `enc_`, `dec_` and `dec_cross_`. Groups that hold one kind of attention say which

@@ -136,6 +136,8 @@ def _load_list(texts: Sequence[str], wanted: str | None, limit: int | None, text
     for name, given in (("split", wanted), ("text_column", text_column)):
         if given is not None:
             raise UsageError(f"`{name}` does not apply to a list of texts")
+    if len(texts) == 0:
+        raise UsageError("no text to read", why="the list is empty")
     rows = ListRows(texts)
     make = example_maker(rows, "texts", "all", text_column="text", own_ids=False)
     return replace(select(rows, make, name="texts", split="all", limit=limit), dataset="a list of texts")

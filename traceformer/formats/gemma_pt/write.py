@@ -23,7 +23,7 @@ from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.formats.whole import refuse_to_replace
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["INTERNALS", "LAYOUTS", "OPTIONS", "PT_FORMAT", "RESIDUAL", "write_files"]
 
@@ -46,7 +46,7 @@ _ROWS = "entry i of a response belongs to its token i, at position N+i (N tokens
 _PATTERNS = "entry i of a response is the context that produced token i: A[:, :N+i, :N+i] of the whole pattern A"
 
 
-def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields each file, once it is written.
 
     Raises:
@@ -74,7 +74,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
 class _Example:
     """One example of a run, in the Gemma capture's words."""
 
-    store: TraceStore
+    store: Run
     passage: Passage
     layout: str
     specs: Mapping[str, ArraySpec]
@@ -82,7 +82,7 @@ class _Example:
     lossless: bool
 
     @classmethod
-    def of(cls, store: TraceStore, example_id: str, layout: str, options: ExportOptions) -> "_Example":
+    def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions) -> "_Example":
         passage = Passage.of(store, example_id, "the Gemma capture's files")
         specs = _recorded(store, passage, layout)
         return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless)
@@ -198,7 +198,7 @@ class _Example:
         }
 
 
-def _recorded(store: TraceStore, passage: Passage, layout: str) -> dict[str, ArraySpec]:
+def _recorded(store: Run, passage: Passage, layout: str) -> dict[str, ArraySpec]:
     """Returns the arrays that a layout takes.
 
     Raises:

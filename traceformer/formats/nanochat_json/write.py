@@ -21,7 +21,7 @@ from traceformer.formats.outgoing import Passage, described_run, file_name, key_
 from traceformer.formats.whole import refuse_to_replace
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["ACTIVATION_SITES", "OPTIONS", "trace_of", "write_files"]
 
@@ -37,7 +37,7 @@ _OF_TOKENS = ("input_ids", "attention_mask", "tokens")
 _SETTINGS = ("temperature", "top_k", "top_p", "max_tokens", "seed")
 
 
-def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields `{trace_id}.json` for each example, once it is written.
 
     Raises:
@@ -56,7 +56,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
 
 
 def trace_of(
-    store: TraceStore,
+    store: Run,
     example_id: str,
     *,
     trace_id: str | None = None,
@@ -73,7 +73,7 @@ def trace_of(
 class _Example:
     """One example of a run, in a nanochat trace's words."""
 
-    def __init__(self, store: TraceStore, example_id: str) -> None:
+    def __init__(self, store: Run, example_id: str) -> None:
         passage = Passage.of(store, example_id, "nanochat traces")
         self._store, self._id, self._passage = store, example_id, passage
         self._ids, self._n_prompt = passage.ids, passage.n_prompt

@@ -25,7 +25,7 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
 
@@ -36,7 +36,7 @@ _DOCUMENTED = (
 )
 
 
-def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields the folder, once all of it is there.
 
     Raises:
@@ -57,7 +57,7 @@ def _refuse_existing(folder: Path, options: ExportOptions) -> None:
     refuse_to_replace(folder, overwrite=options.overwrite)
 
 
-def _write(store: TraceStore, ids: Sequence[str], folder: Path, options: ExportOptions) -> None:
+def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions) -> None:
     longest: dict[Stack, int] = {
         stack: max(store.length(example_id, stack) for example_id in ids) for stack in store.layout.stacks
     }
@@ -84,7 +84,7 @@ def _write(store: TraceStore, ids: Sequence[str], folder: Path, options: ExportO
     (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
-def _create(store: TraceStore, spec: ArraySpec, folder: Path, n: int, longest: Mapping[Stack, int]) -> ts.TensorStore:
+def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[Stack, int]) -> ts.TensorStore:
     lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
     last = longest[spec.key.key_stack] if spec.site.is_matrix else spec.width
     rows = longest[spec.key.stack if spec.site.is_matrix else spec.key.token_stack]
@@ -115,7 +115,7 @@ def _create(store: TraceStore, spec: ArraySpec, folder: Path, n: int, longest: M
     ).result()
 
 
-def _padded(store: TraceStore, example_id: str, longest: Mapping[Stack, int]) -> dict[str, Any]:
+def _padded(store: Run, example_id: str, longest: Mapping[Stack, int]) -> dict[str, Any]:
     """Returns the example's row with T entries in each column of tokens."""
     row = plain_row(store, example_id)
     for stack in store.layout.stacks:

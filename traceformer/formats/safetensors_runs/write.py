@@ -18,7 +18,7 @@ from traceformer.formats.outgoing import described_run, file_name, plain_row
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.shapes import Shaped
 from traceformer.store.files import checksum, durable_write
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["MANIFEST", "OPTIONS", "SAFETENSORS_FORMAT", "write_files"]
 
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 SAFETENSORS_FORMAT = "traceformer safetensors 1"
 
 
-def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields each example's file, once it is written, and at the end the manifest.
 
     Raises:
@@ -59,7 +59,7 @@ def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iter
     yield manifest
 
 
-def _write(path: Path, store: TraceStore, example_id: str) -> None:
+def _write(path: Path, store: Run, example_id: str) -> None:
     from safetensors.numpy import save_file
 
     arrays: dict[str, Shaped[np.ndarray, "..."]] = {}

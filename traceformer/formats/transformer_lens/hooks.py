@@ -23,7 +23,7 @@ from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["HOOKS", "Hook", "cached"]
 
@@ -69,8 +69,8 @@ HOOKS: Mapping[str, Hook] = {
 """Every site, and the hook that shows the same tensor in a decoder of one stack."""
 
 
-def cached(run: TraceStore, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
-    """Returns an example's arrays by hook; `TraceStore.cache` calls this.
+def cached(run: Run, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
+    """Returns an example's arrays by hook; `Run.cache` calls this.
 
     Raises:
         NotRecorded: the run holds no site that has a hook.

@@ -10,14 +10,14 @@ from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import file_name, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.formats.whole import refuse_to_replace
-from traceformer.store.run import TraceStore
+from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
 
 OPTIONS: frozenset[str] = frozenset()
 
 
-def write_files(store: TraceStore, folder: Path, options: ExportOptions) -> Iterator[Path]:
+def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Path]:
     """Yields each example's file, once it is written.
 
     Raises:
