@@ -132,11 +132,11 @@ def test_logits_agree_with_torch() -> None:
     assert found.entropy == pytest.approx(torch.distributions.Categorical(p).entropy().numpy())
     assert np.array_equal(found.top_ids, best.indices.numpy())
     assert found.top_probabilities == pytest.approx(best.values.numpy())
-    assert found.came_probability[:-1] == pytest.approx(p[torch.arange(40), came].numpy()[:-1])
+    assert found.target_probability[:-1] == pytest.approx(p[torch.arange(40), came].numpy()[:-1])
     order = logits.argsort(-1, descending=True)
     ranks = [int((order[i] == came[i]).nonzero()) + 1 for i in range(39)]
-    assert found.came_rank.tolist() == [*ranks, 0]
-    assert np.isnan(found.came_probability[-1])
+    assert found.target_rank.tolist() == [*ranks, 0]
+    assert np.isnan(found.target_probability[-1])
     nanochat = logit_statistics(logits.numpy(), came.numpy(), NANOCHAT)
     assert nanochat.entropy == pytest.approx(-(p * (p + 1e-8).log()).sum(-1).numpy(), rel=1e-6)
 
@@ -145,14 +145,14 @@ def test_of_equally_likely_tokens_the_lower_id_comes_first() -> None:
     logits = np.array([[2, 1, 2, 0, 1, 1]], np.float16)
     found = logit_statistics(logits, np.array([4]), EXACT, top=4)
     assert found.top_ids.tolist() == [[0, 2, 1, 4]]
-    assert found.came_rank.tolist() == [4]
+    assert found.target_rank.tolist() == [4]
 
 
 def test_a_position_without_logits_says_nothing() -> None:
     logits = np.array([[np.nan] * 3, [0, 0, 0]], np.float32)
     found = logit_statistics(logits, np.array([1, 1]), EXACT, top=1)
     assert np.isnan(found.entropy[0])
-    assert (found.top_ids[0, 0], found.came_rank[0]) == (-1, 0)
+    assert (found.top_ids[0, 0], found.target_rank[0]) == (-1, 0)
     assert found.entropy[1] == pytest.approx(np.log(3))
 
 
@@ -217,11 +217,11 @@ def test_a_run_is_gone_through_whole_or_by_example(
     )
     summary = found.logits[0]
     assert summary.positions == sum(map(len, ids))
-    assert summary.came == len(losses)
+    assert summary.targets == len(losses)
     assert summary.perplexity == pytest.approx(losses.mean().exp().item())
-    assert summary.came_probability == pytest.approx((-losses).exp().mean().item())
+    assert summary.target_probability == pytest.approx((-losses).exp().mean().item())
     assert [each.example_id for each in told] == list(store.ids)
-    assert told[0].came.tolist() == [*ids[0][1:].tolist(), -1]
+    assert told[0].targets.tolist() == [*ids[0][1:].tolist(), -1]
 
 
 def test_an_encoders_logits_speak_about_their_own_place_and_a_targets_about_its_labels(
@@ -230,10 +230,10 @@ def test_an_encoders_logits_speak_about_their_own_place_and_a_targets_about_its_
     told: list[ExampleLogits] = []
     encoder = record(tiny_folder("bert"), texts, tmp_path / "enc", selection=Selection(("logits",)))
     statistics(encoder, each=told.append)
-    assert told[0].came.tolist() == list(encoder.encodings(encoder.ids[0])["input_ids"])
+    assert told[0].targets.tolist() == list(encoder.encodings(encoder.ids[0])["input_ids"])
     both = record(tiny_folder("t5"), texts, tmp_path / "encdec", selection=Selection(("logits",)), targets_file=texts)
     statistics(both, examples=both.ids[2:3], each=told.append)
-    assert told[-1].came.tolist() == list(both.tokens.dec_labels[2])
+    assert told[-1].targets.tolist() == list(both.tokens.dec_labels[2])
 
 
 def test_an_example_that_is_not_there_is_refused(tiny_folder: Callable[..., Path], texts: Path, tmp_path: Path) -> None:

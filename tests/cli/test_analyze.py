@@ -103,8 +103,8 @@ def test_an_example_shows_what_was_expected_at_each_position(capsys: Capture, lo
     told = json.loads(run(capsys, "analyze lm --example 1 --top 2 --json"))
     [positions] = told["positions"]
     assert positions["tokens"] == list(SENTENCES[1])
-    assert positions["came"] == [4, 5, 6, None]
-    assert positions["came_rank"][-1] is positions["came_probability"][-1] is None
+    assert positions["targets"] == [4, 5, 6, None]
+    assert positions["target_rank"][-1] is positions["target_probability"][-1] is None
 
 
 def test_parquet_has_a_row_per_head_per_layer_and_per_position(
@@ -121,8 +121,8 @@ def test_parquet_has_a_row_per_head_per_layer_and_per_position(
     assert len(positions) == 8
     own = positions[positions.example_id == "ex0"]
     expected = [softmax(logits(0))[0, 1], softmax(logits(0))[1, 2]]
-    assert own.came_probability.tolist()[:2] == pytest.approx(expected)
-    assert own.came_id.tolist()[:2] == [1, 2]
+    assert own.target_probability.tolist()[:2] == pytest.approx(expected)
+    assert own.target_id.tolist()[:2] == [1, 2]
     assert [len(each) for each in positions.top_ids] == [5] * 8
     assert not list(Path().glob("**/*.part"))
 

@@ -19,7 +19,7 @@ __all__ = ["AttentionStatistics", "ExampleLogits", "LayerStatistics", "LogitSumm
 
 _OF_HEADS = ("mean", "max", "entropy")
 _OF_VALUES = ("count", "mean", "std", "min", "max")
-_OF_LOGITS = ("positions", "entropy", "came", "came_probability", "came_first", "perplexity")
+_OF_LOGITS = ("positions", "entropy", "targets", "target_probability", "target_first", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +47,25 @@ class LayerStatistics:
 
 @dataclass(frozen=True, slots=True)
 class ExampleLogits:
-    """What the model expected at each position of an example; `came` is what came there, -1 where nothing did."""
+    """What the model expected at each position of an example; `targets` is what came there, -1 where nothing did."""
 
     key: ArrayKey
     example_id: str
-    came: Int[np.ndarray, "position"]
+    targets: Int[np.ndarray, "position"]
     statistics: LogitStatistics
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields a row per position."""
         own = self.statistics
-        for position, came in enumerate(self.came.tolist()):
+        for position, target in enumerate(self.targets.tolist()):
             yield {
                 "array": str(self.key),
                 "example_id": self.example_id,
                 "position": position,
                 "entropy": float(own.entropy[position]),
-                "came_id": came if came >= 0 else None,
-                "came_probability": float(own.came_probability[position]),
-                "came_rank": int(own.came_rank[position]) or None,
+                "target_id": target if target >= 0 else None,
+                "target_probability": float(own.target_probability[position]),
+                "target_rank": int(own.target_rank[position]) or None,
                 "top_ids": own.top_ids[position].tolist(),
                 "top_probabilities": own.top_probabilities[position].tolist(),
             }
@@ -73,14 +73,14 @@ class ExampleLogits:
     def to_json(self) -> dict[str, Any]:
         """Returns what is said about each position; lists run over positions."""
         own = self.statistics
-        names = ("entropy", "came_probability", "top_ids", "top_probabilities")
+        names = ("entropy", "target_probability", "top_ids", "top_probabilities")
         return plain(
             {
                 "array": str(self.key),
                 "example_id": self.example_id,
-                "came": [token if token >= 0 else None for token in self.came.tolist()],
+                "targets": [token if token >= 0 else None for token in self.targets.tolist()],
                 **{name: getattr(own, name) for name in names},
-                "came_rank": [rank or None for rank in own.came_rank.tolist()],
+                "target_rank": [rank or None for rank in own.target_rank.tolist()],
             }
         )
 
@@ -92,9 +92,9 @@ class LogitSummary:
     Attributes:
         values: Distribution of the logits themselves.
         entropy: Mean over `positions`.
-        came: How many positions speak about a token that came; the rest of the fields is about these.
-        came_probability: Mean probability of the token that came.
-        came_first: Share of positions where it was the most likely one.
+        targets: How many positions speak about a token that came; the rest of the fields is about these.
+        target_probability: Mean probability of the token that came.
+        target_first: Share of positions where it was the most likely one.
         perplexity: exp of the mean negative log probability of the token that came.
     """
 
@@ -102,9 +102,9 @@ class LogitSummary:
     positions: int
     values: ValueStatistics
     entropy: float
-    came: int
-    came_probability: float
-    came_first: float
+    targets: int
+    target_probability: float
+    target_first: float
     perplexity: float
 
 

@@ -183,20 +183,20 @@ class LogitStatistics:
         entropy: Of the softmax, per position; NaN where the logits are not known.
         top_ids: The most likely tokens, best first; of equal ones the lower id first. -1 where not known.
         top_probabilities: Their probabilities.
-        came_probability: Of the token that came, NaN where none did.
-        came_rank: 1 if no other token was more likely (or as likely with a lower id); 0 where none came.
+        target_probability: Of the token that came, NaN where none did.
+        target_rank: 1 if no other token was more likely (or as likely with a lower id); 0 where none came.
     """
 
     entropy: Float[np.ndarray, "position"]
     top_ids: Int[np.ndarray, "position top"]
     top_probabilities: Float[np.ndarray, "position top"]
-    came_probability: Float[np.ndarray, "position"]
-    came_rank: Int[np.ndarray, "position"]
+    target_probability: Float[np.ndarray, "position"]
+    target_rank: Int[np.ndarray, "position"]
 
 
 def logit_statistics(
     logits: Float[np.ndarray, "position d_vocab"],
-    came: Int[np.ndarray, "position"],
+    targets: Int[np.ndarray, "position"],
     convention: Convention,
     *,
     top: int = 5,
@@ -205,7 +205,7 @@ def logit_statistics(
 
     Args:
         logits: One row per position.
-        came: The token that each row speaks about, -1 where there is none (after the last token of a decoder).
+        targets: The token that each row speaks about, -1 where there is none (after the last token of a decoder).
         convention: Decides about the entropy.
         top: How many of the most likely tokens to list.
 
@@ -213,10 +213,10 @@ def logit_statistics(
         UsageError: a token is not in the vocabulary, or `top` is more than it holds.
     """
     positions, d_vocab = logits.shape
-    if not 0 <= top <= d_vocab or (positions and not -1 <= came.min() <= came.max() < d_vocab):
-        raise UsageError(f"{top} most likely tokens, and tokens up to {came.max(initial=0)}, of {d_vocab}")
-    entropy, came_probability = np.full(positions, np.nan), np.full(positions, np.nan)
-    top_ids, came_rank = np.full((positions, top), -1), np.zeros(positions, np.int64)
+    if not 0 <= top <= d_vocab or (positions and not -1 <= targets.min() <= targets.max() < d_vocab):
+        raise UsageError(f"{top} most likely tokens, and tokens up to {targets.max(initial=0)}, of {d_vocab}")
+    entropy, target_probability = np.full(positions, np.nan), np.full(positions, np.nan)
+    top_ids, target_rank = np.full((positions, top), -1), np.zeros(positions, np.int64)
     top_probabilities = np.full((positions, top), np.nan)
     start = 0
     for block in _blocks(logits):
@@ -230,12 +230,12 @@ def logit_statistics(
         for row, own, probabilities in zip(rows, values, p, strict=True):
             best = _largest(own, top)
             top_ids[row], top_probabilities[row] = best, probabilities[best]
-            token = came[row]
+            token = targets[row]
             if token >= 0:
-                came_probability[row] = probabilities[token]
+                target_probability[row] = probabilities[token]
                 better = np.count_nonzero(own > own[token]) + np.count_nonzero(own[:token] == own[token])
-                came_rank[row] = better + 1
-    return LogitStatistics(entropy, top_ids, top_probabilities, came_probability, came_rank)
+                target_rank[row] = better + 1
+    return LogitStatistics(entropy, top_ids, top_probabilities, target_probability, target_rank)
 
 
 def _largest(values: Float[np.ndarray, "d_vocab"], count: int) -> Int[np.ndarray, "top"]:

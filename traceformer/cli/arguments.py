@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, Token
 
@@ -11,7 +11,12 @@ from traceformer.errors import SelectionError, UsageError
 if TYPE_CHECKING:
     from traceformer.store.run import Run
 
-__all__ = ["count", "find_example", "open_example", "parse_head"]
+__all__ = ["Indices", "count", "find_example", "open_example", "parse_head"]
+
+
+# A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
+Indices = Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="I,J-K")]
+"""Layers, heads or positions, as `sites.parse_indices` reads them."""
 
 
 def count(metavar: str, *, least: int = 1) -> Parameter:

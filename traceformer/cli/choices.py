@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import Indices, count
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
@@ -30,8 +30,6 @@ WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
 
 SEVERAL = Parameter(consume_multiple=(1, None))
-# A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
-_Indices = Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="I,J-K")]
 
 
 def sites_in(capture: tuple[str, ...]) -> tuple[str, ...]:
@@ -142,19 +140,19 @@ class SelectionChoice:
 
     capture: Annotated[tuple[str, ...], Parameter(metavar="SITE...", show_default="attn qkv"), SEVERAL] = ()
     """Groups attn qkv hidden resid mlp norms internals logits all, or names of sites."""
-    layers: _Indices = None
+    layers: Indices = None
     """Which layers, in both stacks; all of them by default."""
-    heads: _Indices = None
+    heads: Indices = None
     """Which heads, in both stacks; all of them by default."""
-    layers_enc: _Indices = None
+    layers_enc: Indices = None
     """Which layers of the encoder."""
-    heads_enc: _Indices = None
+    heads_enc: Indices = None
     """Which heads of the encoder."""
-    layers_dec: _Indices = None
+    layers_dec: Indices = None
     """Which layers of the decoder."""
-    heads_dec: _Indices = None
+    heads_dec: Indices = None
     """Which heads of the decoder."""
-    hidden_layers: _Indices = None
+    hidden_layers: Indices = None
     """Which entries of hidden; all layers and the embedding by default."""
 
     def selection(self, derived: tuple[Any, ...]) -> Selection:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_example
+from traceformer.cli.arguments import Indices, find_example
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
@@ -24,7 +24,7 @@ def export(
     output: Annotated[Path, Parameter(metavar="DIR")] = Path("exports"),
     example: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="ID...")] = (),
     layout: Annotated[str | None, Parameter(metavar="residual|internals")] = None,
-    layers: Annotated[str | None, Parameter(metavar="I,J-K")] = None,
+    layers: Indices = None,
     steps: bool = False,
     lossless: bool = False,
     overwrite: bool = False,

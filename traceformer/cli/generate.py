@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import Indices, count
 from traceformer.cli.choices import (
     CHOOSE,
     HOW,
@@ -40,7 +40,7 @@ __all__ = ["generate"]
 
 _DEFAULT = ("attn", "token_embed", "norms", "attn_out", "mlp_out", "logits")  # what a nanochat trace holds
 _OF_PROMPT_SETS = ("attn", "resid")  # what the Gemma capture keeps
-_Indices = Annotated[str | None, Parameter(group=RECORD, allow_leading_hyphen=True, metavar="I,J-K")]
+_Indices = Annotated[Indices, Parameter(group=RECORD)]
 
 
 @Parameter(name="*", group=PROMPTS)

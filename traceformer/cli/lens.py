@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.cli.arguments import count, open_example
+from traceformer.cli.arguments import Indices, count, open_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["lens"]
 
 _CELLS = 11  # of a token's text in the grid, at most
-_Indices = Annotated[str | None, Parameter(metavar="I,J-K")]
 
 
 def lens(
@@ -30,8 +29,8 @@ def lens(
     *,
     example: str | None = None,
     top_k: Annotated[int | None, Parameter(show_default="3"), count("K")] = None,
-    layers: _Indices = None,
-    position: _Indices = None,
+    layers: Indices = None,
+    position: Indices = None,
     model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     json: bool = False,

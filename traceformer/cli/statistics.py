@@ -77,10 +77,11 @@ def _activations_text(found: Sequence[LayerStatistics], layer: int | None, spars
 def _logits_text(found: LogitSummary) -> str:
     values = "  ".join(f"{name} {_number(getattr(found.values, name))}" for name in _OF_VALUES[:4])
     lines = [f"{found.key}  {found.positions} positions: entropy {_number(found.entropy)}; logits {values}"]
-    if found.came:
+    if found.targets:
         lines.append(
-            f"the token that came ({found.came} positions): probability {_number(found.came_probability)} on average, "
-            f"the most likely one in {found.came_first:.1%}, perplexity {_number(found.perplexity)}"
+            f"the token that came ({found.targets} positions): "
+            f"probability {_number(found.target_probability)} on average, "
+            f"the most likely one in {found.target_first:.1%}, perplexity {_number(found.perplexity)}"
         )
     return "\n".join(lines)
 
@@ -93,9 +94,9 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
             str(position),
             printable(token),
             _number(own.entropy[position]),
-            printable(name(int(found.came[position]))) if found.came[position] >= 0 else "",
-            _number(own.came_probability[position]),
-            str(own.came_rank[position] or ""),
+            printable(name(int(found.targets[position]))) if found.targets[position] >= 0 else "",
+            _number(own.target_probability[position]),
+            str(own.target_rank[position] or ""),
             "  ".join(
                 f"{printable(name(int(token_id)))} {_number(probability)}"
                 for token_id, probability in zip(own.top_ids[position], own.top_probabilities[position], strict=True)

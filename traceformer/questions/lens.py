@@ -13,7 +13,7 @@ from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.recorded import recorded
-from traceformer.questions.statistics import tokens_that_came
+from traceformer.questions.statistics import targets_of
 from traceformer.questions.vocabulary import token_names
 from traceformer.shapes import Float32, Int64
 from traceformer.sites import ArrayKey, ArraySpec
@@ -216,7 +216,7 @@ def _part_of(
     length = run.length(example, "dec")
     places = _chosen("position", positions, range(length), f"this example has positions 0-{length - 1}")
     where = np.asarray(places, np.int64)
-    return chosen, where, tokens_that_came(run)(run.example_id(example))[where]
+    return chosen, where, targets_of(run)(run.example_id(example))[where]
 
 
 def _first_of(run: Run, sites: Sequence[str]) -> ArraySpec | None:

@@ -32,7 +32,7 @@ from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
-__all__ = ["statistics", "tokens_that_came"]
+__all__ = ["statistics", "targets_of"]
 
 
 def statistics(
@@ -140,24 +140,24 @@ def _summary(
     each: Callable[[ExampleLogits], None],
 ) -> LogitSummary:
     values = ValueTally(convention)
-    positions = came_positions = first = 0
+    positions = target_positions = first = 0
     entropy = probability = log_probability = 0.0
-    came_of = tokens_that_came(store)
+    targets = targets_of(store)
     for example_id, logits in examples:
         values.add(logits)
-        came = came_of(example_id)
-        found = logit_statistics(logits, came, convention, top=min(top, logits.shape[1]))
-        each(ExampleLogits(key, example_id, came, found))
+        of_example = targets(example_id)
+        found = logit_statistics(logits, of_example, convention, top=min(top, logits.shape[1]))
+        each(ExampleLogits(key, example_id, of_example, found))
         known = ~np.isnan(found.entropy)
-        there = ~np.isnan(found.came_probability)
+        there = ~np.isnan(found.target_probability)
         positions += int(known.sum())
-        came_positions += int(there.sum())
+        target_positions += int(there.sum())
         entropy += float(found.entropy[known].sum())
-        probability += float(found.came_probability[there].sum())
+        probability += float(found.target_probability[there].sum())
         with np.errstate(divide="ignore"):  # a token of probability 0 makes the perplexity infinite
-            log_probability += float(np.log(found.came_probability[there]).sum())
-        first += int((found.came_rank == 1).sum())
-    count = came_positions or np.nan
+            log_probability += float(np.log(found.target_probability[there]).sum())
+        first += int((found.target_rank == 1).sum())
+    count = target_positions or np.nan
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(-log_probability / count))
     return LogitSummary(
@@ -165,14 +165,14 @@ def _summary(
         positions,
         values.result(),
         entropy / (positions or np.nan),
-        came_positions,
+        target_positions,
         probability / count,
         first / count,
         perplexity,
     )
 
 
-def tokens_that_came(store: Run) -> Callable[[str], Int[np.ndarray, "position"]]:
+def targets_of(store: Run) -> Callable[[str], Int[np.ndarray, "position"]]:
     """Returns for an example's id the token that each row of logits speaks about.
 
     A decoder's row speaks about the next token (beside an encoder that is its label, where there are labels), an
@@ -182,8 +182,8 @@ def tokens_that_came(store: Run) -> Callable[[str], Int[np.ndarray, "position"]]
     names = {"enc": "input_ids", "dec": "input_ids", "encdec": "dec_labels" if labelled else "dec_input_ids"}
     column = store.tokens[names[store.arch]]
 
-    def came(example_id: str) -> Int[np.ndarray, "position"]:
+    def targets(example_id: str) -> Int[np.ndarray, "position"]:
         ids = np.asarray(column.iloc[store.row(example_id)], np.int64)
         return ids if labelled else np.append(ids[1:], -1)
 
-    return came
+    return targets

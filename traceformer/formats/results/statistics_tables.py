@@ -61,9 +61,9 @@ def _schema(convention: Convention) -> pa.Schema:
             ("position", pa.int32()),
             ("count", pa.int64()),
             *((name, pa.float64()) for name in ("mean", "std", "min", "max", "entropy", *sparsities)),
-            ("came_id", pa.int32()),
-            ("came_probability", pa.float64()),
-            ("came_rank", pa.int32()),
+            ("target_id", pa.int32()),
+            ("target_probability", pa.float64()),
+            ("target_rank", pa.int32()),
             ("top_ids", pa.list_(pa.int32())),
             ("top_probabilities", pa.list_(pa.float64())),
         ]
