@@ -116,6 +116,7 @@ def estimated(asked: Extraction) -> Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(_Recording):
+    experiment: Path | None = None
     prompt: str | None = None
     prompts: Path | None = None
     prompt_set: str | None = None
@@ -146,7 +147,13 @@ def answered(
     on_response: Callable[[Any], None] = quiet,
 ) -> Path:
     """Returns the folder of the run."""
-    place = Place(folder=asked.out_dir, resume=asked.resume, overwrite=asked.overwrite, storage=Storage(asked.dtype))
+    place = Place(
+        folder=asked.out_dir,
+        parent=asked.experiment,
+        resume=asked.resume,
+        overwrite=asked.overwrite,
+        storage=Storage(asked.dtype),
+    )
     place.check()
     run = answer(
         loaded or asked.load(with_head=True),

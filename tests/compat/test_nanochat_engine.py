@@ -17,7 +17,7 @@ from traceformer.compat.trace_storage import TraceStorage
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.nanochat_json.read import read_files
 from traceformer.formats.options import ImportOptions
-from traceformer.models.load import load_model
+from traceformer.models.nanochat import load_model
 
 PROMPT = "The river froze over"
 Folder = Callable[..., Path]

@@ -209,7 +209,7 @@ def test_what_does_not_go_together_is_refused(byte_run: TraceStore, byte: Loaded
         heads(byte)
     with pytest.raises(UsageError, match="the list is empty"):
         heads(byte, [])
-    with pytest.raises(UsageError, match="`targets` is for encoder-decoders"):
-        heads(byte, ["a"], targets=tmp_path / "targets")
+    with pytest.raises(UsageError, match="`targets` are for encoder-decoders"):
+        heads(byte, ["a"], targets=["b"])
     with pytest.raises(UsageError, match="`split` goes with a data set"):
         heads(byte, FileWindows(tmp_path / "data"), split="train")

@@ -14,6 +14,7 @@ from traceformer.texts.prompts import (
     all_prompt_sets,
     check_name,
     digest_of_prompts,
+    listed_prompts,
     load_prompt_set,
     load_prompts,
     one_prompt,
@@ -164,3 +165,11 @@ def test_the_digest_differs_when_an_id_a_name_or_a_text_differs() -> None:
     )
     assert len({digest_of_prompts((each,)) for each in sets}) == len(sets)
     assert digest_of_prompts(sets[:1]) == digest_of_prompts((PromptSet("a", "d", sets[0].prompts),))
+
+
+def test_prompts_in_a_list_are_numbered_and_none_is_refused() -> None:
+    assert [(each.prompt_id, each.text) for each in listed_prompts(["a", "b"]).prompts] == [("1", "a"), ("2", "b")]
+    with pytest.raises(UsageError, match="no prompt"):
+        listed_prompts([])
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        listed_prompts(["a", " "])

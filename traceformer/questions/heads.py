@@ -48,14 +48,14 @@ def attention_name(key: ArrayKey) -> str:
 
 def heads(
     of: Run | LoadedModel,
-    texts: str | Sequence[str] | FileWindows | TrainingTexts | None = None,
+    texts: str | Path | Sequence[str] | FileWindows | TrainingTexts | None = None,
     *,
     convention: ConventionName = "exact",
     window: int = 8,
     limit: int | None = None,
     split: str | None = None,
     text_column: str | None = None,
-    targets: Path | None = None,
+    targets: str | Path | Sequence[str] | None = None,
     seq_length: int | None = None,
     batch_size: int = 4,
     dtype: Literal["float16", "float32"] = "float16",
@@ -74,7 +74,7 @@ def heads(
         limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
         split: Which part of a data set.
         text_column: The column of a data set that holds the text, where it does not say.
-        targets: A file with one target per line, for an encoder-decoder's decoder; without it only the encoder runs.
+        targets: One target per text, a list or file, for the decoder of an encoder-decoder; else only its encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         batch_size: Examples per forward pass.
         dtype: What a model's patterns are rounded to first; float16 gives the numbers of a run as it is by default.

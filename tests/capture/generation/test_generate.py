@@ -357,10 +357,6 @@ def test_nothing_is_written_for_prompts_that_do_not_fit(tiny_folder: Folder, tmp
     with pytest.raises(UsageError, match="context of 64") as caught:
         answered(request(folder, tmp_path / "run", prompt="Yes " * 30))
     assert caught.value.hint == "`max_tokens=4`"
-    with pytest.raises(UsageError, match="no prompt"):
-        answered(request(folder, tmp_path / "run"))
-    with pytest.raises(UsageError, match="several ways"):
-        answered(request(folder, tmp_path / "run", prompt="Yes", all_prompt_sets=True))
     with pytest.raises(Unsupported, match="generates no text"):
         answered(request(tiny_folder("bert"), tmp_path / "run", prompt="Yes"))
     (tmp_path / "bad.json").write_text("[1, 2")
