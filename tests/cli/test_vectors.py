@@ -1,6 +1,7 @@
 """`traceformer vectors` as a user meets it: a direction that was planted in a real class is found, and nothing else."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from traceformer import TraceStore
 from traceformer.capture.extract import record
 from traceformer.cli import main
+from traceformer.formats.results.directions import read_direction
 from traceformer.models.load import load_model
 from traceformer.store.run import Run
 
@@ -135,13 +137,29 @@ def four_runs(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPat
     return folder
 
 
+def test_the_runs_of_a_folder_count_as_one(four_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(four_runs)
+    both = Path("both")
+    for name in ("b", "less"):
+        shutil.copytree(Path("traces") / name, both / name)
+    told = json.loads(run(capsys, "vectors fit --positive a --negative both --layer 1 --output found --json")[0])
+    assert told["vectors"][0]["examples"] == [6, 10]
+    means = [
+        np.mean([one.get(i, "resid_post", 1).mean(axis=0, dtype=float) for one in kind for i in range(one.n)], axis=0)
+        for kind in ([Run("traces/a")], [Run("both/b"), Run("both/less")])
+    ]
+    expected = (means[0] - means[1]) / np.linalg.norm(means[0] - means[1])
+    found = read_direction(Path(told["vectors"][0]["file"])).by_layer[1]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ("--positive a.txt --negative b", 2, "--model MODEL, to record the texts"),
         ("--positive nowhere --negative b", 3, "no run 'nowhere'"),
-        ("--positive a --negative other", 2, "the two runs are of different models"),
-        ("--positive a --negative b --layer 3", 2, "both runs hold layers 0, 1, 2 of dec.resid_post"),
+        ("--positive a --negative other", 2, "the runs are of different models"),
+        ("--positive a --negative b --layer 3", 2, "the runs hold layers 0, 1, 2 of dec.resid_post"),
         ("--positive a --negative b --site resid_mid", 3, "--capture resid_mid"),
         ("--positive a --negative b --position response", 3, "no responses"),
         ("--positive a --negative a", 2, "they may be the same texts"),

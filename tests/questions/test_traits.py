@@ -55,7 +55,7 @@ def test_runs_of_two_models_have_no_direction(runs: tuple[Run, Run], load: objec
         fit_direction(runs[0], other)
     with pytest.raises(NotRecorded, match="resid_mid"):
         fit_direction(*runs, site="resid_mid")
-    with pytest.raises(SelectionError, match="both runs hold layers 0, 1, 2, 3"):
+    with pytest.raises(SelectionError, match="the runs hold layers 0, 1, 2, 3"):
         fit_direction(*runs, layer=9)
 
 

@@ -60,7 +60,7 @@ def fit(
     Example: `traceformer vectors fit --positive yes.txt --negative no.txt --model byte --output traits`
 
     Args:
-        positive: The texts that have the trait: a run, or with --model a file of texts or a prompt set.
+        positive: The texts that have the trait: a run or a folder of them; with --model a file of them or a prompt set.
         negative: The texts that lack it.
         output: The folder to write METHOD.safetensors into, with a vector per layer.
         model: The model that reads the texts; a folder, a Hub name or a built-in model.
@@ -81,7 +81,7 @@ def fit(
         check_format(png)
     trait = name or output.resolve().name
     layers = None if layer == "all" else parse_indices(layer)
-    runs = _two_runs(positive, negative, model, site, layers, device)
+    runs = _runs_of_kinds(positive, negative, model, site, layers, device)
     with steps_shown("fitting") as progress:
         fitted = fit_directions(
             *runs, method, site=site, layers=layers, position=position, name=trait, progress=progress
@@ -144,12 +144,12 @@ def show(
     print(f"next: traceformer project RUN --vector {file}", file=sys.stderr)
 
 
-def _two_runs(
+def _runs_of_kinds(
     positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
-) -> "tuple[Run, Run]":
+) -> "tuple[list[Run], list[Run]]":
     """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
-        return _run(positive), _run(negative)
+        return _runs(positive), _runs(negative)
 
     from traceformer.capture.extract import record
     from traceformer.models.load import load_model
@@ -161,15 +161,15 @@ def _two_runs(
         with progress_shown(Totals()) as told:
             return record(loaded, read, name, layers=layers, hidden_layers=layers, dtype="float32", progress=told)
 
-    return recorded(positive), recorded(negative)
+    return [recorded(positive)], [recorded(negative)]
 
 
-def _run(name: str) -> "Run":
-    from traceformer.store.folders import find_run
+def _runs(name: str) -> "list[Run]":
+    from traceformer.store.folders import find_runs
     from traceformer.store.run import Run
 
     try:
-        return Run(find_run(name))
+        return [Run(folder) for folder in find_runs(name)]
     except NotFound as error:
         if Path(name).is_file():
             hint = "--model MODEL, to record the texts"

@@ -76,8 +76,8 @@ def _texts(each: Run | Texts) -> Texts:
 
 
 def fit_directions(
-    positive: Run,
-    negative: Run,
+    positive: Run | Sequence[Run],
+    negative: Run | Sequence[Run],
     methods: Sequence[Method],
     *,
     site: str = "resid_post",
@@ -86,25 +86,29 @@ def fit_directions(
     name: str | None = None,
     progress: OnStep = quiet,
 ) -> dict[Method, Direction]:
-    """Returns the same by several methods, for which each layer is read once; `progress` is told of layers."""
-    runs = (positive, negative)
-    digests = [run.about.model_weights for run in runs]
-    if digests[0] != digests[1]:
-        raise UsageError("the two runs are of different models", why=f"their weights are {digests[0]} and {digests[1]}")
-    specs = [_find_rows(run, site) for run in runs]
-    chosen = _common_layers(specs, layers)
+    """Returns the same by several methods, for which each layer is read once; `progress` is told of layers.
+
+    The texts of a kind may lie in several runs, whose examples then count as those of one.
+    """
+    kinds = [(each,) if isinstance(each, Run) else tuple(each) for each in (positive, negative)]
+    runs = [run for kind in kinds for run in kind]
+    digests = list(dict.fromkeys(run.about.model_weights for run in runs))
+    if len(digests) > 1:
+        raise UsageError("the runs are of different models", why=f"their weights are {' and '.join(map(str, digests))}")
+    specs = {run: _find_rows(run, site) for run in runs}
+    chosen = _common_layers(list(specs.values()), layers)
     fits: dict[Method, dict[int | None, Fit]] = {method: {} for method in methods}
     for number, layer in enumerate(chosen):
-        rows = [example_rows(run, spec, layer, position) for run, spec in zip(runs, specs, strict=True)]
+        rows = [np.concatenate([example_rows(run, specs[run], layer, position) for run in kind]) for kind in kinds]
         for method, own in fits.items():
             own[layer] = fit(rows[0], rows[1], method)
         progress(number + 1, len(chosen))
     about = {
-        "site": specs[0].key.site,
+        "site": specs[runs[0]].key.site,
         "position": position,
-        "model": positive.about.model,
+        "model": runs[0].about.model,
         "model_weights": digests[0],
-        "examples": [run.n for run in runs],
+        "examples": [sum(run.n for run in kind) for kind in kinds],
     }
     return {
         method: Direction(
@@ -118,15 +122,16 @@ def fit_directions(
 
 
 def _common_layers(specs: Sequence[ArraySpec], asked: Layers) -> tuple[int | None, ...]:
-    if specs[0].key != specs[1].key or specs[0].width != specs[1].width:
-        raise UsageError("the two runs hold different arrays", why=f"{specs[0].key} and {specs[1].key}")
+    for other in specs[1:]:
+        if specs[0].key != other.key or specs[0].width != other.width:
+            raise UsageError("the runs hold different arrays", why=f"{specs[0].key} and {other.key}")
     if not specs[0].layers:
         return (None,)
-    common = [layer for layer in specs[0].layers if layer in specs[1].layers]
+    common = [layer for layer in specs[0].layers if all(layer in spec.layers for spec in specs)]
     wanted = common if asked in (None, "all") else list(asked)
     missing = [layer for layer in wanted if layer not in common]
     if missing or not wanted:
-        stored = f"both runs hold layers {_listed(common) or 'none'} of {specs[0].key}"
+        stored = f"the runs hold layers {_listed(common) or 'none'} of {specs[0].key}"
         raise SelectionError(f"layer {missing[0] if missing else asked} requested", why=stored)
     return tuple(wanted)
 
