@@ -29,7 +29,7 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
         Unsupported: the model's tokenizer cannot cut windows.
     """
     if not path.is_file():
-        raise NotFound(f"no file {path}", hint="--data_path takes one file; --dataset takes folders and data sets")
+        raise NotFound(f"no file {path}", hint="`data_path` takes one file; `dataset` takes folders and data sets")
     stack = check_length(loaded, length)
     size = path.stat().st_size
     start, stop = {"validation": (size * 9 // 10, size), "train": (0, size * 9 // 10), "all": (0, size)}[part]
