@@ -134,7 +134,9 @@ def heads(
             files = {"output": str(place), "plot": [str(path) for path in pictures]}
             told.append({**files, **found.to_json()})
         else:
-            print("\n" * bool(number) + "\n\n".join(_as_text(found.part(name)) for name in found.attentions))
+            if len(measured) > 1:
+                print("\n" * bool(number) + found.about.source, end="\n\n")
+            print("\n\n".join(_as_text(found.part(name)) for name in found.attentions))
     if json:
         print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
         return
