@@ -53,11 +53,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class RunHead:
-    """What `meta.json` holds: the caller's metadata, the layout, and the configuration that a resumed run shares."""
+    """What `meta.json` holds: the caller's metadata, the layout, and the configuration that a resumed run shares.
+
+    `version` is that of the format. Runs of format 1 lack what format 2 added: coordinates of layers and heads, and
+    marks in the records. Readers take what is there, and one that was begun stays format 1 when it is resumed.
+    """
 
     meta: Mapping[str, Any]
     layout: RunLayout
     configuration: Mapping[str, Any]
+    version: int = FORMAT_VERSION
 
     @classmethod
     def of(cls, meta: RunMeta | Mapping[str, Any], layout: RunLayout, configuration: Mapping[str, Any]) -> "RunHead":
@@ -101,12 +106,13 @@ class RunHead:
             meta={name: value for name, value in data.items() if name not in ("layout", "configuration")},
             layout=RunLayout.from_json(data["layout"]),
             configuration=data["configuration"],
+            version=data["format_version"],
         )
 
     def to_json(self) -> dict[str, Any]:
         """Returns all of `meta.json`."""
         meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, **meta}
+        head = {"format": FORMAT, "format_version": self.version, **meta}
         return {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
 
     def write(self, folder: Path) -> None:

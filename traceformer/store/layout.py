@@ -22,7 +22,7 @@ from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, Stored, array
 
 __all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "RunLayout"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META = "meta.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
