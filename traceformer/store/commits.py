@@ -36,6 +36,7 @@ __all__ = [
     "committed_shards",
     "configuration_digest",
     "read_commits",
+    "read_manifest",
     "verify_run",
     "write_manifest",
 ]
@@ -213,6 +214,17 @@ def write_manifest(folder: Path, head: RunHead) -> None:
     durable_write(folder / MANIFEST, seal(data))
 
 
+def read_manifest(folder: Path) -> dict[str, Checksum]:
+    """Returns the checksums of all files of a finished run, but the manifest's own.
+
+    Raises:
+        NotFound: there is no manifest.
+        CorruptRun: it is not as it was written.
+    """
+    listed = read_sealed(folder / MANIFEST)["files"]
+    return {path: Checksum.from_json(file) for path, file in listed.items()}
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
@@ -245,11 +257,10 @@ def verify_run(folder: Path) -> list[Problem]:
         expected |= record.files
     if (folder / MANIFEST).exists():
         try:
-            listed = read_sealed(folder / MANIFEST)["files"]
+            expected |= read_manifest(folder)
         except CorruptRun as error:
             found[MANIFEST] = error.why
         else:
-            expected |= {path: Checksum.from_json(file) for path, file in listed.items()}
             foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
             found |= dict.fromkeys(foreign, "does not belong to the run")
     for path, file in expected.items():
@@ -265,4 +276,4 @@ def _compare(path: Path, expected: Checksum) -> str:
     if size != expected.bytes:
         return f"has {size} bytes instead of {expected.bytes}"
     found = checksum(path, expected.algorithm)
-    return "" if found == expected else f"its content was changed ({found.algorithm} differs)"
+    return "" if found.digest == expected.digest else f"its content was changed ({found.algorithm} differs)"

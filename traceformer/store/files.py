@@ -39,23 +39,28 @@ _SEAL_BYTES = len(b',\n  "sha256": ""\n}\n') + 64
 
 
 class Checksum(NamedTuple):
-    """Size and hash of a file. Array files, which are most of a run, have xxh3_128, all others SHA-256.
+    """Size and hash of a file. Array files, which are most of a run, have xxh3_128 and a mark, all others SHA-256.
 
     SHA-256 is hardly faster than the disk (1.6 GB/s on one core against 1.7 GB/s of durable writing); xxh3_128
-    runs at memory speed.
+    runs at memory speed. `mark` is what readers compare; see `marks`.
     """
 
     bytes: int
     algorithm: Algorithm
     digest: str
+    mark: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"bytes": self.bytes, self.algorithm: self.digest}
+        return {"bytes": self.bytes, self.algorithm: self.digest, **({"mark": self.mark} if self.mark else {})}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Checksum":
         algorithm: Algorithm = "sha256" if "sha256" in data else "xxh3_128"
-        return cls(data["bytes"], algorithm, data[algorithm])
+        return cls(data["bytes"], algorithm, data[algorithm], data.get("mark", ""))
+
+    def is_of(self, data: bytes) -> bool:
+        """Returns whether `data` is what the file held."""
+        return self == Checksum(len(data), "sha256", sha256(data))
 
 
 def checksum(path: Path, algorithm: Algorithm) -> Checksum:

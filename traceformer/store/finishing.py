@@ -15,7 +15,7 @@ from traceformer.store.files import TEMPORARY, sync_file, sync_folder
 from traceformer.store.layout import META, TOKENS, RunLayout
 from traceformer.store.locks import claiming
 from traceformer.store.shards import write_chunk
-from traceformer.store.tables import common_schema, with_schema
+from traceformer.store.tables import PARQUET, common_schema, with_schema
 from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 
 __all__ = ["finish_run"]
@@ -72,7 +72,7 @@ def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:
     paths = [folder / token_path(record.shard) for record in records]
     schema = common_schema([pq.read_schema(path) for path in paths])
     temporary = folder / f".{TOKENS}{TEMPORARY}"
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
         for path in paths:
             writer.write_table(with_schema(pq.read_table(path), schema))
     sync_file(temporary)

@@ -1,14 +1,16 @@
 """A run in a folder, opened: its committed shards, and views of the arrays in them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.commits import RunHead, read_commits, token_path
+from traceformer.store.commits import RunHead, read_commits, read_manifest, token_path
+from traceformer.store.files import Checksum
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS
+from traceformer.store.marks import check_file
 from traceformer.store.source import Lead
 from traceformer.store.zarr3 import Array, open_array, reading
 
@@ -21,13 +23,20 @@ _CACHE_BYTES = 32 << 20
 
 
 class RunFolder:
-    """The source of a run on disk; see `Source`."""
+    """The source of a run on disk; see `Source`. `files` is what the commit records say of the shards' files.
 
-    def __init__(self, folder: Path, head: RunHead, index: RunIndex, *, finished: bool) -> None:
+    A file is held against its record before anything of it is used: an array's when it is first touched, by size and
+    mark; a token table each time it is read, whole.
+    """
+
+    def __init__(
+        self, folder: Path, head: RunHead, index: RunIndex, files: Mapping[str, Checksum], *, finished: bool
+    ) -> None:
         self.folder = folder
         self.head = head
         self.index = index
         self.finished = finished
+        self._files = files
         import tensorstore as ts
 
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
@@ -51,10 +60,12 @@ class RunFolder:
             raise NotFound(f"no run in {folder}", why=several, hint=f"open {runs[-1].parent}")
         head = RunHead.read(folder)
         finished = (folder / MANIFEST).exists()
-        index = RunIndex.build(head.layout, read_commits(folder, head))
+        records = list(read_commits(folder, head))
+        index = RunIndex.build(head.layout, records)
+        files = {path: file for record in records for path, file in record.files.items()}
         if finished and len(index.shards) < head.layout.n_shards:
             raise CorruptRun(f"{folder} has lost commit records", hint="traceformer verify lists the damage")
-        return cls(folder, head, index, finished=finished)
+        return cls(folder, head, index, files, finished=finished)
 
     @property
     def name(self) -> str:
@@ -78,12 +89,12 @@ class RunFolder:
         return self.array(spec, self.index.shards)
 
     def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
-        """Returns the array on disk, once the files of the shards to be read are known to be there.
+        """Returns the array on disk, once the files of the shards to be read are known to be those written there.
 
-        A file that is not there would read as zeros.
+        A file that is not there would read as zeros, another one as its own numbers.
 
         Raises:
-            CorruptRun: one is missing.
+            CorruptRun: one is missing, or another.
         """
         self._check_files(spec, shards)
         if spec.key not in self._open:
@@ -95,26 +106,49 @@ class RunFolder:
         for shard in shards:
             if (spec.key, shard) not in self._seen:
                 for path in self.head.layout.shard_files(spec, shard):
-                    if not (self.folder / path).exists():
-                        raise CorruptRun(f"{self.folder / path} is missing", hint="traceformer verify lists the damage")
+                    check_file(self.folder / path, self._files[path], self.head.layout.index_bytes(spec))
                 self._seen.add((spec.key, shard))
 
     def token_table(self) -> "pa.Table":
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         from traceformer.store.tables import joined
 
-        with reading(str(self.folder / TOKENS)):
-            if self.finished:
-                return pq.read_table(self.folder / TOKENS)
-            tables = [pq.read_table(self.folder / token_path(shard)) for shard in self.index.shards]
-        return joined(tables) if tables else pa.table({"example_id": []})
+        if self.finished:
+            table = self._read_table(TOKENS, read_manifest(self.folder)[TOKENS])
+        elif tables := [self._shard_table(shard) for shard in self.index.shards]:
+            table = joined(tables)
+        else:
+            table = pa.table({"example_id": pa.array([], pa.string())})
+        self._check_ids(TOKENS, table, range(len(self.index.ids)))
+        return table
 
     def token_row(self, row: int) -> dict[str, Any]:
+        shard = int(self.index.shard_of[row])
+        rows, table = self.index.rows_of(shard), self._shard_table(shard)
+        self._check_ids(token_path(shard), table, rows)
+        return table.slice(row - rows.start, 1).to_pylist()[0]
+
+    def _shard_table(self, shard: int) -> "pa.Table":
+        return self._read_table(token_path(shard), self._files[token_path(shard)])
+
+    def _read_table(self, name: str, written: Checksum) -> "pa.Table":
+        """Returns a token table. The checksums in its pages would not cover its head and foot, so all of it is hashed.
+
+        Raises:
+            CorruptRun: it is missing, or not as it was written.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        shard = int(self.index.shard_of[row])
-        path = self.folder / token_path(shard)
-        with reading(str(path)):
-            return pq.read_table(path).slice(row - self.index.rows_of(shard).start, 1).to_pylist()[0]
+        path = self.folder / name
+        with reading(path):
+            data = path.read_bytes()
+            if not written.is_of(data):
+                raise CorruptRun(f"{path} was changed after it was written", hint="traceformer verify lists the damage")
+            return pq.read_table(pa.BufferReader(data))
+
+    def _check_ids(self, name: str, table: "pa.Table", rows: range) -> None:
+        ids = self.index.ids[rows.start : rows.stop]
+        if tuple(table.column("example_id").to_pylist()) != ids:
+            raise CorruptRun(f"{self.folder / name} is of other examples", hint="traceformer verify lists the damage")

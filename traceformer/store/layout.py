@@ -37,6 +37,8 @@ FEWEST_CHUNK_SLOTS = 16
 CHUNKS_PER_SHARD = 10
 MOST_EXAMPLES = 256
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
+_OF_LAYERS = ("layer", "hidden_layer")
+_OF_HEADS = ("head", "kv_head")
 
 # Stored bytes per byte of the filled part of a matrix, for the estimate of a dry run: measured on trained models.
 _MATRIX_RATIO: Mapping[tuple[bool, AttnCodec], float] = {
@@ -152,6 +154,11 @@ class RunLayout:
             names.append(name if len(meanings) == 1 else f"{leaf}_{name}")
         return tuple(names)
 
+    def coordinates(self, spec: ArraySpec) -> dict[str, tuple[int, ...]]:
+        """Returns the model's own numbers along each axis of the array that counts layers or heads, by its name."""
+        named = zip(self.axes(spec), self._own_axes(spec), strict=True)
+        return {name: _labels(spec, own) for name, own in named if own in (*_OF_LAYERS, *_OF_HEADS)}
+
     def _own_axes(self, spec: ArraySpec) -> tuple[str, ...]:
         axes = tuple(f"{spec.key.token_stack}_token" if axis == "position" else axis for axis in spec.site.axes)
         return ("example", *axes) if spec.site.is_matrix else axes
@@ -205,6 +212,11 @@ class RunLayout:
             return (f"{path}/c{lead}.{shard}.0",)
         parts = math.ceil(len(spec.layers) / self.shard_shape(spec)[1])
         return tuple(f"{path}/c.{shard}.{part}.0.0.0" for part in range(parts))
+
+    def index_bytes(self, spec: ArraySpec) -> int:
+        """Returns the size of the index that ends each file of the array: two numbers for each chunk, and a crc32c."""
+        sizes = zip(self.shard_shape(spec), self.chunk_shape(spec), strict=True)
+        return 16 * math.prod(size // chunk for size, chunk in sizes) + 4
 
     def itemsize(self, spec: ArraySpec) -> int:
         from traceformer.store.dtypes import ON_DISK
@@ -287,8 +299,8 @@ def _index(spec: ArraySpec, stored: tuple[int, ...], wanted: int, what: str) -> 
 
 
 def _labels(spec: ArraySpec, axis: str) -> tuple[int, ...]:
-    if axis in ("layer", "hidden_layer"):
+    if axis in _OF_LAYERS:
         return spec.layers
-    if axis in ("head", "kv_head"):
+    if axis in _OF_HEADS:
         return spec.heads
     return (spec.width,) if axis.startswith("d_") else ()

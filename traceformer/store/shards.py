@@ -28,7 +28,7 @@ from traceformer.store.dtypes import ZSTD_LEVEL
 from traceformer.store.files import Checksum, durable_write_parts
 from traceformer.store.names import Codec
 
-__all__ = ["Chunk", "chunks_of", "compress", "is_written_directly", "write_chunk", "write_shard"]
+__all__ = ["Chunk", "chunks_of", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
 
 Chunk: TypeAlias = UInt8[np.ndarray, "_"]
 
@@ -77,8 +77,12 @@ def write_shard(path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
 
 def write_chunk(path: Path, chunk: Chunk) -> None:
     """Writes the file of an array without shards, whose one chunk is compressed with zstd, durably."""
-    packed = _compressed(chunk)
-    durable_write_parts(path, [packed.data, _crc32c(packed)])
+    durable_write_parts(path, framed(_compressed(chunk)))
+
+
+def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
+    """Returns a chunk as it is stored: its bytes, and their crc32c."""
+    return chunk.data, _crc32c(chunk)
 
 
 def _parts(chunks: Iterable[Chunk | None]) -> Iterator[memoryview]:
@@ -89,13 +93,11 @@ def _parts(chunks: Iterable[Chunk | None]) -> Iterator[memoryview]:
         if chunk is None:
             index.append(_ABSENT)
             continue
-        yield chunk.data
-        yield _crc32c(chunk)
+        yield from framed(chunk)
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
     table = np.array(index, "<u8").reshape(-1).view(np.uint8)
-    yield table.data
-    yield _crc32c(table)
+    yield from framed(table)
 
 
 def _crc32c(data: Chunk) -> memoryview:

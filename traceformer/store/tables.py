@@ -5,12 +5,15 @@ types no one type can hold is kept as JSON text, so that a run never fails on it
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["common_schema", "encodable", "joined", "with_schema"]
+__all__ = ["PARQUET", "common_schema", "encodable", "joined", "with_schema"]
+
+PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How token tables are written. Each page has its checksum for whoever else reads them; `Run` compares the whole file's."""
 
 
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:

@@ -48,9 +48,10 @@ from traceformer.store.locks import (
     refuse_other_writers,
     unfinished_folder,
 )
+from traceformer.store.marks import marked
 from traceformer.store.meta import RunMeta
 from traceformer.store.shards import is_written_directly, write_shard
-from traceformer.store.tables import encodable
+from traceformer.store.tables import PARQUET, encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
@@ -315,10 +316,11 @@ class RunWriter:
     def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
         check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
         layout = self.layout
-        files = layout.shard_files(spec, shard)
+        files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
         if is_written_directly(layout.codec_of(spec)):
             chunks = zip(files, buffer.chunks(spec), strict=True)
-            return [(file, write_shard(self.folder / file, part)) for file, part in chunks]
+            written = {file: write_shard(self.folder / file, part) for file, part in chunks}
+            return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
         path = layout.array_path(spec.key)
         if path not in self._arrays:
             self._arrays[path] = open_array(self.folder, path, self._context)
@@ -326,7 +328,8 @@ class RunWriter:
         region = self._arrays[path][shard_region(layout, spec, shard, used)]
         # The buffer is not touched before the write is done, so tensorstore need not copy it first.
         region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
-        return [(file, checksum(self.folder / file, "xxh3_128")) for file in files]
+        written = {file: checksum(self.folder / file, "xxh3_128") for file in files}
+        return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
 
     def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:
         """Returns the table with where each example lies: `shard`, `slot`, and `dec_slot` beside an encoder's."""
@@ -341,7 +344,7 @@ class RunWriter:
 
 def _parquet(tokens: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(tokens, sink, compression="zstd")
+    pq.write_table(tokens, sink, **PARQUET)
     return sink.getvalue().to_pybytes()
 
 

@@ -108,18 +108,15 @@ def data_tree(run: RunFolder) -> xr.DataTree:
         attributes = {"key": str(spec.key), "meaning": spec.site.meaning, "stored_dtype": layout.stored(spec)}
         axes = layout.axes(spec)
         groups.setdefault(name, {})[leaf] = xr.Variable(axes, LazilyIndexedArray(_LazyArray(source)), attributes)
-        coordinates.setdefault(name, {}).update(_coordinates(spec, axes, index))
+        numbers = {axis: xr.Variable(axis, np.asarray(own)) for axis, own in layout.coordinates(spec).items()}
+        coordinates.setdefault(name, {}).update({**numbers, **_coordinates(spec, axes, index)})
     return xr.DataTree.from_dict({name: xr.Dataset(groups[name], coordinates[name]) for name in groups})
 
 
 def _coordinates(spec: ArraySpec, axes: tuple[str, ...], index: RunIndex) -> Mapping[str, xr.Variable]:
     found: dict[str, xr.Variable] = {}
     for axis in axes:
-        if axis.endswith("layer"):
-            found[axis] = xr.Variable(axis, np.asarray(spec.layers))
-        elif axis.endswith("head") and not axis.endswith("d_head"):
-            found[axis] = xr.Variable(axis, np.asarray(spec.heads))
-        elif axis == "example":
+        if axis == "example":
             found["example_id"] = xr.Variable(axis, np.asarray(index.ids, object))
             found["n_query"] = xr.Variable(axis, index.lengths[spec.key.stack])
             found["n_key"] = xr.Variable(axis, index.lengths[spec.key.key_stack])

@@ -1,11 +1,13 @@
 """The Zarr v3 side of a run: metadata that any zarr reader understands, and tensorstore handles on it.
 
 The metadata is a pure function of the layout, so it is written here and not by tensorstore: creating a run twice
-gives the same bytes, and finishing one is writing it again with the true number of token slots.
+gives the same bytes, and finishing one is writing it again with the true number of token slots. So are the coordinate
+arrays of layers and heads, which have the model's own numbers: `xarray.open_zarr(group).sel(layer=11)` is layer 11.
 """
 
 import json
 from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
+    "coordinate_files",
     "group_metadata",
     "open_array",
     "position_arrays",
@@ -38,6 +41,7 @@ JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
+_WRITES_AT_A_TIME = 8  # of small files, which the disk makes durable together
 
 _LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: JSON = {"name": "crc32c"}
@@ -57,6 +61,9 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
         group, leaf = layout.array_path(spec.key).split("/")
         slots = None if n_slots is None or spec.site.is_matrix else n_slots[spec.key.token_stack]
         groups.setdefault(group, {})[leaf] = _array_metadata(layout, spec, slots)
+    for path, numbers in _coordinates(layout).items():
+        group, leaf = path.split("/")
+        groups[group][leaf] = _coordinate_metadata(leaf, len(numbers))
     for path, stack in position_arrays(layout):
         if n_slots is None:
             break
@@ -73,6 +80,25 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
         }
         found |= {f"{group}/{leaf}/zarr.json": metadata for leaf, metadata in arrays.items()}
     return found
+
+
+def coordinate_files(layout: RunLayout) -> dict[str, bytes]:
+    """Returns the files with the model's numbers of layers and heads, by their paths inside the run's folder."""
+    from traceformer.store.shards import framed  # which loads pyarrow; a reader of arrays does not wait for that
+
+    return {
+        f"{path}/c.0": b"".join(framed(np.array(numbers, "<i8").view(np.uint8)))
+        for path, numbers in _coordinates(layout).items()
+    }
+
+
+def _coordinates(layout: RunLayout) -> dict[str, tuple[int, ...]]:
+    """Returns the numbers of all coordinates by path. Arrays of a group share an axis only with the same numbers."""
+    return {
+        f"{layout.array_path(spec.key).split('/')[0]}/{name}": numbers
+        for spec in layout.arrays
+        for name, numbers in layout.coordinates(spec).items()
+    }
 
 
 def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
@@ -129,6 +155,18 @@ def _position_metadata(stack: Stack, n_slots: int) -> JSON:
         codecs=[_LITTLE_ENDIAN, _ZSTD, _CRC32C],
         axes=(f"{stack}_token",),
         attributes={"meaning": "the row of tokens.parquet, or the position in it; -1 where no token lies"},
+    )
+
+
+def _coordinate_metadata(axis: str, count: int) -> JSON:
+    return _zarr_array(
+        shape=(count,),
+        chunk=(count,),
+        dtype="int64",
+        fill=0,
+        codecs=[_LITTLE_ENDIAN, _CRC32C],
+        axes=(axis,),
+        attributes={"meaning": "the model's own numbers of these layers or heads"},
     )
 
 
@@ -221,10 +259,16 @@ def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> t
 
 
 def write_metadata(folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> None:
-    """Writes every `zarr.json` of a run durably, where it is not there already."""
-    for name, metadata in group_metadata(layout, n_slots).items():
-        path, text = folder / name, (json.dumps(metadata, indent=2) + "\n").encode()
+    """Writes every `zarr.json` of a run, and its coordinates of layers and heads, durably, where they are not there."""
+    metadata = group_metadata(layout, n_slots).items()
+    files = {name: (json.dumps(entry, indent=2) + "\n").encode() for name, entry in metadata} | coordinate_files(layout)
+    missing = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
+    for path in missing:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_bytes() != text:
-            durable_write(path, text)
-            sync_folder(path.parent.parent)
+    with ThreadPoolExecutor(_WRITES_AT_A_TIME, thread_name_prefix="metadata") as pool:
+        list(pool.map(durable_write, missing, missing.values()))
+        list(pool.map(sync_folder, {path.parent.parent for path in missing}))
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.exists() and path.read_bytes() == data
