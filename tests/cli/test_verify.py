@@ -20,9 +20,25 @@ def test_an_intact_run_passes(capsys: pytest.CaptureFixture[str], decoder_run: P
 def test_an_unfinished_run_is_verified_and_called_unfinished(
     capsys: pytest.CaptureFixture[str], decoder_run: Path
 ) -> None:
-    (decoder_run / "manifest.json").unlink()
+    unfinished = decoder_run.rename(decoder_run.with_name("_tmp_dec"))
+    (unfinished / "manifest.json").unlink()
     assert main(["verify", "dec"]) == 0
     assert capsys.readouterr().out.endswith("the run is not finished, this is what was committed so far\n")
+
+
+def test_a_finished_run_without_its_manifest_is_damaged_for_every_verb(
+    capsys: pytest.CaptureFixture[str], decoder_run: Path
+) -> None:
+    (decoder_run / "manifest.json").unlink()
+    assert main(["verify", "dec"]) == 1
+    assert capsys.readouterr().out.startswith("manifest.json: is missing")
+    assert main(["inspect", "dec"]) == 3
+    assert "has lost its manifest.json" in capsys.readouterr().err
+    assert main(["list", str(decoder_run.parent)]) == 0
+    assert "damaged" in capsys.readouterr().out
+    decoder_run.rename(decoder_run.with_name("_tmp_dec"))  # the way on that the error names
+    assert main(["inspect", "dec"]) == 0
+    assert "unfinished" in capsys.readouterr().out
 
 
 def test_a_changed_byte_and_a_foreign_file_are_listed_and_the_exit_code_is_one(

@@ -39,7 +39,7 @@ def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json
             run.dataset or "",
             str(run.n_examples),
             amount_of_bytes(run.bytes),
-            "" if run.finished else "unfinished",
+            run.state,
         )
         for run in found.runs
     ]

@@ -26,7 +26,7 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, RunLayout
+from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout
 from traceformer.store.meta import RunMeta
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "RunHead",
     "committed_shards",
     "configuration_digest",
+    "has_lost_manifest",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -225,6 +226,12 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
     return {path: Checksum.from_json(file) for path, file in listed.items()}
 
 
+def has_lost_manifest(folder: Path) -> bool:
+    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`."""
+    names = (folder.absolute().name, folder.resolve().name)
+    return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
@@ -233,7 +240,7 @@ def verify_run(folder: Path) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
-    An unfinished one is held against its head and the records of its committed shards.
+    An unfinished one is held against its head, and its committed shards against their records.
 
     Raises:
         NotFound: there is no run.
@@ -263,10 +270,24 @@ def verify_run(folder: Path) -> list[Problem]:
         else:
             foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
             found |= dict.fromkeys(foreign, "does not belong to the run")
+    elif has_lost_manifest(folder):
+        found[MANIFEST] = "is missing, so what no commit record lists was not checked"
+    if head.version > 1:
+        found |= {path: "has other numbers than the run" for path in _changed_coordinates(folder, head.layout)}
     for path, file in expected.items():
         if path not in found and (what := _compare(folder / path, file)):
             found[path] = what
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
+
+
+def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
+    """Yields the coordinates that do not say what the head does; a run without a shard may have none yet."""
+    from traceformer.store.zarr3 import coordinate_files
+
+    for name, data in coordinate_files(layout).items():
+        path = folder / name
+        if (path.exists() or committed_shards(folder)) and not (path.is_file() and path.read_bytes() == data):
+            yield name
 
 
 def _compare(path: Path, expected: Checksum) -> str:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.commits import RunHead, read_commits, read_manifest, token_path
+from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
 from traceformer.store.files import Checksum
 from traceformer.store.index import RunIndex
-from traceformer.store.layout import MANIFEST, META, TOKENS
+from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import check_file
 from traceformer.store.source import Lead
 from traceformer.store.zarr3 import Array, open_array, reading
@@ -50,9 +50,9 @@ class RunFolder:
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
             Unreadable: a later version wrote it, or something else did.
-            CorruptRun: its head or a commit record was changed or is missing.
+            CorruptRun: its head or a commit record was changed or is missing, or its manifest is.
         """
-        unfinished = folder.with_name(f"_tmp_{folder.name}")
+        unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
         if not (folder / META).exists() and (unfinished / META).exists():
             raise NotFound(f"no run in {folder}", why="it is not finished", hint=f"open {unfinished}, or `resume=True`")
         if not (folder / META).exists() and (runs := sorted(folder.glob(f"*/{META}"))):
@@ -60,6 +60,13 @@ class RunFolder:
             raise NotFound(f"no run in {folder}", why=several, hint=f"open {runs[-1].parent}")
         head = RunHead.read(folder)
         finished = (folder / MANIFEST).exists()
+        if has_lost_manifest(folder):
+            raise CorruptRun(
+                f"{folder} has lost its {MANIFEST}",
+                why=f"a run that is not finished would be {unfinished.name}",
+                hint=f"traceformer verify lists the damage; renamed to {unfinished.name} it opens, and `resume=True` "
+                "finishes it",
+            )
         records = list(read_commits(folder, head))
         index = RunIndex.build(head.layout, records)
         files = {path: file for record in records for path, file in record.files.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.store.commits import RunHead, committed_shards
-from traceformer.store.layout import MANIFEST, META
+from traceformer.store.layout import MANIFEST, META, UNFINISHED
 from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import TRACES
 
@@ -107,6 +107,11 @@ class ListedRun:
     bytes: int
     finished: bool
     begun: str
+
+    @property
+    def state(self) -> str:
+        """`unfinished`, `damaged` if a finished run has lost its manifest, or nothing."""
+        return "" if self.finished else "unfinished" if self.run.startswith(UNFINISHED) else "damaged"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

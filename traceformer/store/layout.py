@@ -20,7 +20,7 @@ from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, Stored, array_path
 
-__all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "RunLayout"]
+__all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "UNFINISHED", "RunLayout"]
 
 FORMAT_VERSION = 2
 META = "meta.json"
@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
 TOKEN_SHARDS = "tokens"
 COMMITS = "commits"
+UNFINISHED = "_tmp_"  # what the name of a run's folder begins with until the run is finished
 
 SHARD_BYTES = 256 << 20
 MATRIX_CHUNK_BYTES = 256 << 10

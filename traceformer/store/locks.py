@@ -16,7 +16,7 @@ from typing import Any
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
 from traceformer.store.commits import RunHead, configuration_digest
 from traceformer.store.files import FileLock, canonical
-from traceformer.store.layout import META
+from traceformer.store.layout import META, UNFINISHED
 
 __all__ = [
     "begun_head",
@@ -31,12 +31,10 @@ __all__ = [
     "unfinished_folder",
 ]
 
-_UNFINISHED = "_tmp_"
-
 
 def unfinished_folder(folder: Path) -> Path:
     """Returns where the run that will be `folder` is built: `_tmp_<name>` beside it."""
-    return folder if folder.name.startswith(_UNFINISHED) else folder.with_name(_UNFINISHED + folder.name)
+    return folder if folder.name.startswith(UNFINISHED) else folder.with_name(UNFINISHED + folder.name)
 
 
 @contextmanager
@@ -57,7 +55,7 @@ def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
     """Returns the newest unfinished run under `traces` that was begun with the same configuration, or None."""
     begun: list[tuple[int, Path]] = []
     wanted = configuration_digest(digest)
-    for path in traces.glob(f"{_UNFINISHED}*/{META}"):
+    for path in traces.glob(f"{UNFINISHED}*/{META}"):
         try:
             head = RunHead.read(path.parent)
         except (NotFound, Unreadable):
@@ -68,7 +66,7 @@ def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
 
 
 def final_folder(folder: Path) -> Path:
-    return folder.with_name(folder.name.removeprefix(_UNFINISHED))
+    return folder.with_name(folder.name.removeprefix(UNFINISHED))
 
 
 def timestamped_folder(parent: Path, name: str) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.store.commits import Problem, verify_run
+from traceformer.store.commits import Problem, has_lost_manifest, verify_run
 from traceformer.store.layout import MANIFEST
 
 if TYPE_CHECKING:
@@ -60,4 +60,5 @@ def verify_folder(folder: Path) -> Verification:
     """
     problems = tuple(verify_run(folder))
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return Verification(folder, problems, len(sizes), sum(sizes), (folder / MANIFEST).exists())
+    finished = (folder / MANIFEST).exists() or has_lost_manifest(folder)
+    return Verification(folder, problems, len(sizes), sum(sizes), finished)

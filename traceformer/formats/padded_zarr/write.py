@@ -100,11 +100,13 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
         {
             "driver": "zarr",
             "kvstore": {"driver": "file", "path": f"{path}/"},
+            "store_data_equal_to_fill_value": True,
             "metadata": {
                 "shape": list(shape),
                 "chunks": [*(1,) * (len(shape) - 2), *shape[-2:]],
                 "dtype": dtype,
-                "fill_value": 0 if spec.site.holds_ids else 0.0,
+                # None: what a Zarr v2 array states to be its fill value is missing data to xarray, zeros would be NaN.
+                "fill_value": None,
                 "order": "C",
                 "compressor": {"id": "zstd", "level": 3},
                 "filters": None,
