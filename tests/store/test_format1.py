@@ -1,6 +1,7 @@
 """Runs of format 1 open for good: `format1/` was written by the last version of the package that wrote it.
 
-There, `tests.store.runs` filled three examples of 7, 1 and 12 tokens in shards of two: all of `run`, one shard of `begun`.
+There, `tests.store.runs` filled three examples of 7, 1 and 12 tokens in shards of two: all of `run`, one shard of
+`_tmp_begun`.
 """
 
 import shutil
@@ -54,7 +55,9 @@ def test_a_run_of_format_1_is_exported(format1: Path, capsys: pytest.CaptureFixt
     assert main(["export", str(format1 / "run"), "--format", "safetensors", "--output", str(format1 / "out")]) == 0
     layout = RunHead.read(format1 / "run").layout
     arrays = load_file(format1 / "out/example-2.safetensors")
-    assert all(any(np.array_equal(runs.expected(layout, spec, 2), each) for each in arrays.values()) for spec in layout.arrays)  # fmt: skip
+    for spec in layout.arrays:
+        wanted = runs.expected(layout, spec, 2)
+        assert any(np.array_equal(wanted, each) for each in arrays.values())
 
 
 def test_a_copy_of_a_run_of_format_1_is_of_the_newest_format(format1: Path) -> None:

@@ -309,6 +309,8 @@ def _recorded(run: Run) -> ArraySpec:
     """The array of the projections that were made when the run was recorded."""
     for spec in run.layout.arrays:
         if spec.key.site == "projection":
+            if run.about.projection is None or len(run.about.projection["names"]) != spec.width:
+                raise NotRecorded("this run does not say onto which directions it was projected")
             return spec
     raise UsageError("project needs `directions`", why="this run was not recorded with any")
 

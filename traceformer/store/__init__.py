@@ -28,5 +28,7 @@ verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again
 locks         who may write a run, and whether it was begun with the same configuration
 files         durable files, sealed JSON, checksums, and locks that die with their process
+marks         a few bytes of each array file's own, which a reader compares first
+forks         tensorstore in processes that were forked: refused, instead of an abort
 direct        large files past the operating system's page cache
 """

@@ -94,16 +94,27 @@ class RunHead:
         if not is_sealed(text) and FORMAT.encode() not in text:
             raise Unreadable(f"{path} is not the head of a run", hint="traceformer import reads other formats")
         data = unseal(text, path)
-        if data["format_version"] > FORMAT_VERSION:
+        version = data.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise Unreadable(
-                f"{folder} has format version {data['format_version']}",
+                f"{folder} has format version {version}",
                 why=f"this version of traceformer reads up to {FORMAT_VERSION}",
                 hint="pip install --upgrade traceformer",
             )
-        return cls.from_json(data)
+        try:
+            return cls.from_json(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Unreadable(f"{path} is not the head of a run", why=_what_is_wrong(error)) from error
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunHead":
+        """Returns the head that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is none.
+        """
+        if type(data["format_version"]) is not int or not isinstance(data["configuration"], dict):
+            raise TypeError("format version or configuration")
         return cls(
             meta={name: value for name, value in data.items() if name not in ("layout", "configuration")},
             layout=RunLayout.from_json(data["layout"]),
@@ -167,16 +178,52 @@ class CommitRecord:
         """
         path = record_path(folder, shard)
         data = read_sealed(path)
-        if data["shard"] != shard:
-            raise CorruptRun(f"{path} is the record of another shard", why=f"it says shard {data['shard']}")
+        try:
+            record = cls.from_json(data)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CorruptRun(f"{path} is no record of a shard", why=_what_is_wrong(error)) from error
+        if record.shard != shard:
+            raise CorruptRun(f"{path} is the record of another shard", why=f"it says shard {record.shard}")
+        return record
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CommitRecord":
+        """Returns the record that `write` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError, AttributeError: it is none.
+        """
+        if not all(isinstance(example, str) for example in data["examples"]):
+            raise TypeError("examples have ids that are no text")
         return cls(
-            shard=shard,
+            shard=data["shard"],
             writer=(data["writer"][0], data["writer"][1]),
             configuration=data["configuration"],
             examples=tuple(data["examples"]),
             lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
         )
+
+    def belongs_to(self, head: RunHead) -> bool:
+        """Returns whether the record is of a shard of this run: its configuration, examples, lengths and files."""
+        layout = head.layout
+        if self.configuration != configuration_digest(head.configuration) or self.shard >= layout.n_shards:
+            return False
+        known = all(
+            len(self.lengths.get(stack, ())) == len(self.examples)
+            and all(type(length) is int and 0 <= length <= most for length in self.lengths[stack])
+            for stack, most in layout.max_tokens.items()
+        )
+        files = {path for spec in layout.arrays for path in layout.shard_files(spec, self.shard)}
+        return (
+            known
+            and len(self.examples) == len(layout.shard_range(self.shard))
+            and self.files.keys() == files | {token_path(self.shard)}
+        )
+
+
+def _what_is_wrong(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def record_path(folder: Path, shard: int) -> Path:
@@ -198,11 +245,9 @@ def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    digest = configuration_digest(head.configuration)
     for shard in committed_shards(folder):
         record = CommitRecord.read(folder, shard)
-        expected = len(head.layout.shard_range(shard))
-        if record.configuration != digest or len(record.examples) != expected:
+        if not record.belongs_to(head):
             raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
         yield record
 
@@ -259,8 +304,8 @@ def verify_run(folder: Path) -> list[Problem]:
         except CorruptRun as error:
             found[path] = error.why
             continue
-        if record.configuration != configuration_digest(head.configuration):
-            found[path] = "belongs to a run with another configuration"
+        if not record.belongs_to(head):
+            found[path] = "belongs to a run with another configuration, or with other shards"
         expected |= record.files
     if (folder / MANIFEST).exists():
         try:
@@ -273,7 +318,7 @@ def verify_run(folder: Path) -> list[Problem]:
     elif has_lost_manifest(folder):
         found[MANIFEST] = "is missing, so what no commit record lists was not checked"
     if head.version > 1:
-        found |= {path: "has other numbers than the run" for path in _changed_coordinates(folder, head.layout)}
+        found |= dict.fromkeys(_changed_coordinates(folder, head.layout), "does not say what the run's head does")
     for path, file in expected.items():
         if path not in found and (what := _compare(folder / path, file)):
             found[path] = what

@@ -117,16 +117,28 @@ def unseal(text: bytes, path: Path) -> dict[str, Any]:
     """Returns what was sealed.
 
     Raises:
-        CorruptRun: any byte differs from what was sealed.
+        CorruptRun: any byte differs from what was sealed, or what was sealed is not what this package seals.
     """
     match = _SEAL.search(text, max(0, len(text) - _SEAL_BYTES))
     if not match or sha256(text[: match.start()]) != match[1].decode():
         raise CorruptRun(
             f"{path} was changed after it was written", why="its SHA-256 does not fit", hint="restore it from a copy"
         )
-    data: dict[str, Any] = json.loads(text)
-    del data["sha256"]
-    return data
+    try:
+        data = json.loads(text, parse_constant=_refuse)
+        if b"\\u" in text:  # half a surrogate pair could not be written again
+            canonical(data).encode()
+    except (ValueError, RecursionError) as error:
+        raise CorruptRun(f"{path} is not what was written", why=f"its JSON cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CorruptRun(f"{path} is not what was written", why="it holds no JSON object")
+    sealed: dict[str, Any] = data
+    del sealed["sha256"]
+    return sealed
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
 from traceformer.store.files import Checksum
+from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import check_file
@@ -103,10 +104,10 @@ class RunFolder:
         Raises:
             CorruptRun: one is missing, or another.
         """
+        use_tensorstore()
         self._check_files(spec, shards)
         if spec.key not in self._open:
-            path = self.head.layout.array_path(spec.key)
-            self._open[spec.key] = open_array(self.folder, path, self._context)
+            self._open[spec.key] = open_array(self.folder, self.head.layout, spec, self._context)
         return self._open[spec.key]
 
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:

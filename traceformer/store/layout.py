@@ -14,7 +14,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
@@ -38,6 +38,8 @@ FEWEST_CHUNK_SLOTS = 16
 CHUNKS_PER_SHARD = 10
 MOST_EXAMPLES = 256
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
+_WORDS: Mapping[str, Any] = {"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec}
+_MOST = 1 << 48  # of anything: products of two such numbers still mean something to Python, and to nothing else
 _OF_LAYERS = ("layer", "hidden_layer")
 _OF_HEADS = ("head", "kv_head")
 
@@ -267,9 +269,28 @@ class RunLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunLayout":
+        """Returns the layout that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none; so does a SelectionError, of an array that there is not.
+        """
         fields: dict[str, Any] = {**data, "max_tokens": dict(data["max_tokens"])}
         fields["arrays"] = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
-        return cls(**fields)
+        layout = cls(**fields)
+        for name, kind in _WORDS.items():
+            if data[name] not in get_args(kind):
+                raise ValueError(f"{name} is {data[name]!r}")
+        sizes = (layout.n_examples, layout.shard_examples, *layout.max_tokens.values(), *layout.chunk_slots.values())
+        if not all(type(size) is int and 0 < size < _MOST for size in sizes):
+            raise ValueError("its sizes are no whole numbers from 1")
+        stacks = {stack for spec in layout.arrays for stack in (spec.key.token_stack, spec.key.stack)}
+        if (
+            not layout.arrays
+            or not stacks <= set(layout.stacks)
+            or layout.chunk_slots.keys() < layout.max_tokens.keys()
+        ):
+            raise ValueError("it has no arrays, or no sizes of their stacks")
+        return layout
 
 
 def layer_index(spec: ArraySpec, layer: int) -> int:

@@ -20,6 +20,7 @@ from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.filled import check_finite, example_ids
+from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
@@ -72,6 +73,7 @@ class MemorySource:
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
+        use_tensorstore()
         if spec.site.is_matrix:
             return ts.array(self.matrices[spec.key][rows.start][(None, *lead)], copy=False)
         stack = spec.key.token_stack
@@ -80,6 +82,7 @@ class MemorySource:
         return self.rows[spec.key][(*lead, slice(first, first + count))]
 
     def tokens(self, spec: ArraySpec) -> Array:
+        use_tensorstore()
         return self.rows[spec.key]
 
     def token_table(self) -> "pa.Table":

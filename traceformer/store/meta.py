@@ -4,6 +4,7 @@ Older runs and imported ones state less. What is missing, or of another type tha
 and what this version does not know is kept as it was.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
@@ -39,7 +40,10 @@ class Dims:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
         names = [size.name for size in fields(cls)]
-        return cls(**{name: data[name] for name in names if _is_int(data.get(name))})
+        sizes = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
+        if sizes.get("n_heads", 0) % sizes.get("n_kv_heads", 1):  # no head would know which it reads
+            del sizes["n_kv_heads"]
+        return cls(**sizes)
 
     def to_json(self) -> dict[str, int]:
         return {size.name: getattr(self, size.name) for size in fields(self) if getattr(self, size.name) is not None}
@@ -99,7 +103,7 @@ class RunMeta:
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
         left_out: Sites of a group that the model does not have.
-        projection: The directions that were projected onto while recording.
+        projection: The directions that were projected onto while recording: their `names`, and the `site`.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
         max_seq_len: The most tokens of an example, or that per stack.
@@ -199,7 +203,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if _is_int(value) or isinstance(value, float) else None
+    return value if _is_int(value) or (isinstance(value, float) and math.isfinite(value)) else None
 
 
 def _flag(value: Any) -> bool | None:
@@ -208,6 +212,11 @@ def _flag(value: Any) -> bool | None:
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
+
+
+def _projection(value: Any) -> Mapping[str, Any] | None:
+    stated = isinstance(value, Mapping) and isinstance(value.get("site"), str) and bool(_texts(value.get("names")))
+    return value if stated else None
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
@@ -282,7 +291,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),
     "dtype": _text,
     "left_out": _texts,
-    "projection": _mapping,
+    "projection": _projection,
     "time": _text,
     "dims": _dims,
     "attention": _attention,

@@ -47,7 +47,8 @@ class Run:
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
-    Damage in the files that are read raises CorruptRun.
+    Damage in the files that are read raises CorruptRun. A worker process is given the run itself, which opens it anew;
+    one that is forked after arrays were read raises Unsupported instead of reading (`docs/runs.md` has the ways on).
 
     Attributes:
         layout: Its arrays and sizes.
@@ -78,6 +79,10 @@ class Run:
         place = "in memory" if self._source.folder is None else repr(self._source.name)
         state = "" if self.finished else ", unfinished"
         return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
+
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+        """Pickled, a run is its folder: a worker process opens it anew."""
+        return Run, (self._on_disk().folder.absolute(),)
 
     # What the run is
 

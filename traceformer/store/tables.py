@@ -13,7 +13,7 @@ import pyarrow as pa
 __all__ = ["PARQUET", "common_schema", "encodable", "joined", "with_schema"]
 
 PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-"""How token tables are written. Each page has its checksum for whoever else reads them; `Run` compares the whole file's."""
+"""How token tables are written. Pages have checksums for whoever else reads them; `Run` compares the whole file's."""
 
 
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:

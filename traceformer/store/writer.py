@@ -323,7 +323,7 @@ class RunWriter:
             return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
         path = layout.array_path(spec.key)
         if path not in self._arrays:
-            self._arrays[path] = open_array(self.folder, path, self._context)
+            self._arrays[path] = open_array(self.folder, layout, spec, self._context)
         used = int(buffer.offsets[spec.key.token_stack][-1])
         region = self._arrays[path][shard_region(layout, spec, shard, used)]
         # The buffer is not touched before the write is done, so tensorstore need not copy it first.

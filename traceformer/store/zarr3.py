@@ -18,6 +18,7 @@ from traceformer.errors import CorruptRun
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL
 from traceformer.store.files import durable_write, sync_folder
+from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Codec
 
@@ -43,6 +44,7 @@ POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
 _WRITES_AT_A_TIME = 8  # of small files, which the disk makes durable together
 
+_KNOWN = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
 _LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: JSON = {"name": "crc32c"}
 _ZSTD: JSON = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
@@ -204,18 +206,25 @@ def _compression(codec: Codec, itemsize: int) -> list[JSON]:
     return []
 
 
-def open_array(folder: Path, path: str, context: "ts.Context") -> Array:
-    """Returns a handle on the array at `path` inside a run's folder.
+def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Context") -> Array:
+    """Returns a handle on an array inside a run's folder, whose metadata must say what the layout does.
+
+    An unwritten chunk reads as zeros: so a damaged name of the files (`.` is one bit from `/`) would be zeros, too.
 
     Chunks of zeros are stored like all others, so every file of a committed shard exists, and one that does not is
     a loss and not zeros. What is cached is never looked at again: a committed file does not change.
     """
     import tensorstore as ts
 
+    use_tensorstore()
+    path = layout.array_path(spec.key)
+    stated = _array_metadata(layout, spec, None)
+    known = {name: stated[name] for name in _KNOWN}
     kvstore = {"driver": "file", "path": f"{folder / path}/"}
     options = {"store_data_equal_to_fill_value": True, "recheck_cached_data": False}
     with reading(folder / path):
-        return ts.open({"driver": "zarr3", "kvstore": kvstore, **options}, open=True, context=context).result()
+        asked = {"driver": "zarr3", "kvstore": kvstore, "metadata": known, **options}
+        return ts.open(asked, open=True, context=context).result()
 
 
 def read_ahead(view: Array) -> "tuple[np.ndarray, ts.WriteFutures]":

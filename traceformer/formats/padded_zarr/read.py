@@ -26,6 +26,7 @@ from traceformer.formats.options import ImportOptions
 from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
+from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import Arch, array_path, key_at
 
@@ -196,6 +197,7 @@ def _places(path: Path, arch: Arch) -> Iterator[tuple[ArrayKey, str]]:
 
 
 def _open(path: Path, holds_ids: bool) -> ts.TensorStore:
+    use_tensorstore()
     driver = "zarr" if (path / ".zarray").is_file() else "zarr3"
     try:
         array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}, read=True).result()

@@ -23,6 +23,7 @@ from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, rec
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
+from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
 from traceformer.store.run import Run
@@ -95,6 +96,7 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
     named = {"layers": list(spec.layers), "heads": list(spec.heads)}
     attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
     (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
+    use_tensorstore()
     dtype = np.dtype(IN_MEMORY[store.layout.stored(spec)]).newbyteorder("<").str
     return ts.open(
         {

@@ -1,0 +1,102 @@
+"""Worker processes: each reads, or says why it cannot and what would work; none is aborted."""
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from traceformer import TraceStore
+from traceformer.errors import TraceformerError, Unsupported
+
+
+def forked(work: Callable[[], object]) -> str:
+    """Returns what a forked child says of its work: its result or its error; `killed` if it said nothing."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = repr(work())
+        except TraceformerError as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return said or "killed"
+
+
+def main() -> None:
+    """What a process of its own does: pytest's has used tensorstore already, and has threads."""
+    from torch.utils.data import DataLoader
+
+    run = TraceStore(sys.argv[1])
+    sums = np.load(sys.argv[2]).tolist()
+    assert forked(lambda: Sums(run)[3]) == repr(sums[3])  # nothing was read here so far
+    assert list(DataLoader(Sums(run), batch_size=None, num_workers=2, multiprocessing_context="fork")) == sums
+    assert Sums(run)[0] == sums[0]
+    said = forked(lambda: Sums(run)[3])
+    assert said.startswith("Unsupported: arrays cannot be read in a process that was forked"), said
+    assert "multiprocessing_context='spawn'" in said
+    assert forked(lambda: run.text(3)) == "'text 3'"
+    with pytest.raises(Unsupported, match="multiprocessing_context='spawn'"):
+        list(DataLoader(Sums(run), batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    assert list(DataLoader(Sums(run), batch_size=None, num_workers=2, multiprocessing_context="spawn")) == sums
+
+
+class Sums:
+    """A data set as torch has it: of each example the sum of its embeddings."""
+
+    def __init__(self, run: TraceStore) -> None:
+        self.run = run
+
+    def __len__(self) -> int:
+        return self.run.n
+
+    def __getitem__(self, row: int) -> float:
+        return float(self.run.get(row, "embed").sum())
+
+
+@pytest.mark.slow
+def test_forked_workers_read_or_say_why_not_and_spawned_ones_read(decoder: TraceStore, tmp_path: Path) -> None:
+    np.save(tmp_path / "sums.npy", [Sums(decoder)[row] for row in range(decoder.n)])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.store.test_forks",
+            str(decoder.folder),
+            str(tmp_path / "sums.npy"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_forked_after_reading_gets_an_error_and_no_abort(decoder: TraceStore) -> None:
+    run = decoder
+    before = run.get(0, "embed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest's process has threads, and Python says so
+        assert forked(lambda: run.get(1, "embed")).startswith("Unsupported: arrays cannot be read in a process that")
+        assert forked(lambda: run.text(1)) == "'text 1'"
+    assert np.array_equal(run.get(0, "embed"), before)
+
+
+def test_a_run_is_pickled_as_its_folder(decoder: TraceStore) -> None:
+    again = pickle.loads(pickle.dumps(decoder))
+    assert (again.folder, again.ids) == (decoder.folder, decoder.ids)
+
+
+if __name__ == "__main__":
+    main()
