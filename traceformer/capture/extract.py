@@ -34,6 +34,7 @@ from traceformer.capture.provenance import (
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.outputs import runs_alone
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
@@ -176,7 +177,7 @@ def extract(
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     plan, rows, layout = prepare(model, texts, selection, place.storage)
-    batch_size = min(batch_size, layout.shard_examples)  # a batch lies within one shard
+    batch_size = _fitting(batch_size, model, plan, layout)
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
     configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
@@ -218,7 +219,7 @@ def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Plac
     """Returns what the run would take; records one batch, writes nothing."""
     plan, rows, layout = prepare(model, texts, selection, place.storage)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
-    batches = list(batches_by_length(part, min(batch_size, layout.shard_examples)))
+    batches = list(batches_by_length(part, _fitting(batch_size, model, plan, layout)))
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
     if batches:
         batch = batches[len(batches) // 2]
@@ -255,6 +256,12 @@ def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Sto
         shard_examples=storage.shard_examples,
     )
     return Prepared(plan, rows, layout)
+
+
+def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout) -> int:
+    """Returns how many texts share a pass: they lie within one shard, and the model's output must bear company."""
+    of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
+    return 1 if of_classes and runs_alone(model.model) else min(batch_size, layout.shard_examples)
 
 
 def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
