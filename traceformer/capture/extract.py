@@ -32,15 +32,17 @@ from traceformer.capture.provenance import (
     with_texts,
 )
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
+from traceformer.errors import Unsupported
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.outputs import runs_alone
+from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
+from traceformer.texts.examples import Example
 from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
@@ -187,6 +189,7 @@ def extract(
         with Pipeline(writer) as pipeline:
             for shard in writer.pending:
                 examples, part = rows.part(layout.shard_range(shard))
+                _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
                 batches = batches_by_length(part, batch_size)
                 run_batches(model, plan, part, batches, sink, _counted(counting, part))
@@ -262,6 +265,20 @@ def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout)
     """Returns how many texts share a pass: they lie within one shard, and the model's output must bear company."""
     of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
     return 1 if of_classes and runs_alone(model.model) else min(batch_size, layout.shard_examples)
+
+
+def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:
+    """Refuses texts that a classifier cannot be asked about, since it pools their end token and they have none."""
+    if not any(spec.key.site == "class_logits" for spec in plan.arrays) or not reads_itself(model.model):
+        return
+    for example, row in zip(examples, part, strict=True):
+        end: int = model.config.eos_token_id
+        if row.ids["enc"] and end not in row.ids["enc"]:
+            raise Unsupported(
+                f"the class logits of example {example.example_id}",
+                why=f"{type(model.model).__name__} takes them at the end token, {end}, and it has none",
+                hint="a tokenizer that ends texts with it; or leave class_logits out",
+            )
 
 
 def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:

@@ -42,7 +42,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "own_output"]
 
 
 class _Delivery(NamedTuple):
@@ -200,7 +200,9 @@ class Recorder:
             self._deliver(outputs[module], output[0] if isinstance(output, tuple) else output)
 
         def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._deliver(outputs[module], _logits(output))
+            logits = own_output(output)
+            assert logits is not None
+            self._deliver(outputs[module], logits)
 
         # The marks come first: a delivery at the same module may end the pass.
         for stack, row in self._row.stacks.items():
@@ -305,14 +307,14 @@ class Recorder:
             setattr(config, name, observed_name(before or "eager"))
 
 
-def _logits(output: Any) -> Tensor:
-    """A model's own output: (batch, position, word), (batch, label) or (batch, position, label).
+def own_output(output: Any) -> Tensor | None:
+    """Returns a model's own output: (batch, position, word), (batch, label) or (batch, position, label).
 
-    Where an answer starts and where it ends are two labels of a token.
+    Where an answer starts and where it ends are two labels of a token. None without a head.
     """
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    return output.logits
+    return getattr(output, "logits", None)
 
 
 def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:

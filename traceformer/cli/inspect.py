@@ -204,9 +204,9 @@ def _draw(found: _Slice) -> str:
     import numpy as np
 
     if found.spec.site.is_per_example:
-        (axis,) = found.spec.site.axes[-1:]
-        rows = [(printable(name), f"{value:.4g}") for name, (value,) in zip(found.row_tokens, found.values, strict=True)]
-        return table((axis, "value"), rows, numeric=(1,))
+        entries = zip(found.row_tokens, found.values[:, 0], strict=True)
+        rows = [(printable(name), f"{value:.4g}") for name, value in entries]
+        return table((found.spec.site.axes[-1], "value"), rows, numeric=(1,))
     if found.spec.site.is_matrix:
         from traceformer.cli.matrix import draw_matrix
 

@@ -173,7 +173,7 @@ def built_in_folder(name: str) -> Path:
 def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:
     """Refuses a checkpoint that is not that of the model: half of it would be random, or left out, without a word.
 
-    A pooler that it lacks is no loss unless a classifier reads it; nor are heads that it has beside the numbered blocks.
+    A pooler that it lacks is no loss, unless a classifier reads it; nor are heads that it has beside its blocks.
     """
     missing = sorted(key for key in info["missing_keys"] if not (is_bare and ".pooler." in f".{key}"))
     unexpected = sorted(info["unexpected_keys"])

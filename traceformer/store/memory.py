@@ -44,8 +44,8 @@ class MemorySource:
 
     Attributes:
         matrices: For each matrix array, every example's (layer, head, query, key), as stored.
-        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps; for each example array
-            all examples', (example[, layer, head], d).
+        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps. For each example
+            array all examples', (example[, layer, head], d).
         table: One row per example.
     """
 

@@ -228,7 +228,8 @@ class Run:
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
-        Of a site with one row per example it is (d) or (layer, head, d); NaN for an example without tokens. A `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
+        Of a site with one row per example it is (d) or (layer, head, d), and NaN for an example without tokens. A
+        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
 
         Raises:
             ExampleNotFound, NotRecorded: it is not in this run.
@@ -348,7 +349,8 @@ class Run:
     ) -> Num[np.ndarray, "token d"]:
         """Returns one layer's rows of all tokens of all examples, in the data set's order.
 
-        Sites with heads give all of them side by side (d = heads * d_head, as `z` enters W_O), unless `head` is said.
+        Of a site with one row per example it is these: (example, d). Sites with heads give all of them side by side
+        (d = heads * d_head, as `z` enters W_O), unless `head` is said.
         `token_examples` tells which row belongs to which example.
 
         Raises:

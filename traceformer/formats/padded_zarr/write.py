@@ -1,9 +1,9 @@
 """The padded store: `meta.json`, `tokens.parquet` and Zarr groups in which every example has T tokens.
 
 Arrays are Zarr v2, zstd level 3, one chunk per example, layer and head: `dec_self_attn.zarr/attn` is (N, L, H, T, T),
-`dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d).
-`class_logits` (N, label). T is the longest example, `attention_mask` says which positions are its own, and the others are zero. Groups that
-the original does not have (MLP, norms, logits ...) follow the same pattern.
+`dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d),
+`dec_class_logits.zarr/class_logits` (N, label). T is the longest example, `attention_mask` says which positions are its
+own, and the others are zero. Groups that the original does not have (MLP, norms, logits ...) follow the same pattern.
 """
 
 import json
