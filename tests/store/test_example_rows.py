@@ -10,6 +10,7 @@ import zarr
 from tests.store import runs
 from traceformer import sites
 from traceformer.errors import SelectionError
+from traceformer.questions.statistics import statistics
 from traceformer.sites import ArrayKey, ArraySpec, Site
 from traceformer.store import names
 from traceformer.store.layout import RunLayout
@@ -137,3 +138,13 @@ def test_as_many_examples_as_256_kib_hold_are_one_chunk() -> None:
         return layout.chunk_shape(spec)[0]
 
     assert [chunk(2, 64), chunk(32, 64), chunk(4096, 64), chunk(2, 12)] == [64, 32, 1, 4]
+
+
+def test_its_statistics_are_those_of_all_examples(tmp_path: Path) -> None:
+    layout = runs.plan(arrays=ARRAYS, dtype="float32")
+    found = statistics(Run(runs.write(tmp_path / "run", layout))).activations
+    for spec, own in zip(ARRAYS[:2], found, strict=False):
+        truth = np.array([runs.truth(layout, spec, example) for example in range(11)]).astype(np.float64)
+        by_layer = np.moveaxis(truth, 1, 0) if spec.layers else truth[None]
+        np.testing.assert_allclose([each.mean for each in own.by_layer], by_layer.reshape(len(by_layer), -1).mean(1))
+        assert [each.max for each in own.by_layer] == by_layer.reshape(len(by_layer), -1).max(1).tolist()
