@@ -173,8 +173,8 @@ def test_what_is_told_of_tokens_is_a_row_per_token(task: str, tiny_folder: Calla
 
 def check(family: str, task: str, *sites: str) -> None:
     labels = {} if task == "QuestionAnswering" else {"num_labels": 3}
-    model = tiny_model(family, task=task, **labels)
-    examples = random_examples(model.config)
+    model: Any = tiny_model(family, task=task, **labels)
+    examples: Any = random_examples(model.config)
     if task == "SequenceClassification" and model.config.is_encoder_decoder:
         examples = [{"enc": [*each["enc"], model.config.eos_token_id]} for each in examples]
     result = check_model(model, examples, selection=Selection(sites or ("all",)))

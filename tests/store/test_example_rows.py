@@ -62,7 +62,7 @@ def test_zarr_and_xarray_read_it_by_the_models_numbers(tmp_path: Path) -> None:
     stored: Any = zarr.open_array(tmp_path / "run/dec_head_sums.zarr/sums", mode="r")
     assert stored.shape == (11, 2, 3, 5)
     assert np.array_equal(stored[:], truth)
-    sums = run.to_xarray()["dec_head_sums"]["sums"]
+    sums: Any = run.to_xarray()["dec_head_sums"]["sums"]
     assert sums.dims == ("example", "layer", "head", "sum")
     assert np.array_equal(sums.sel(layer=4, head=3).values, truth[:, 1, 2])
     assert np.array_equal(sums[[10, 2]].values, truth[[10, 2]])

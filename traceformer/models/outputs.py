@@ -77,8 +77,9 @@ def label_names(model: "PreTrainedModel") -> tuple[str, ...]:
     """Returns what a classifier's labels are called, in the order of its logits; where an answer starts and ends."""
     if _classifier_of([each.__name__ for each in type(model).__mro__]) == "ForQuestionAnswering":
         return ("start", "end")
-    names: Mapping[int, str] = model.config.id2label or {}
-    return tuple(str(names.get(number, f"LABEL_{number}")) for number in range(model.config.num_labels))
+    config: Any = model.config
+    names: Mapping[int, str] = config.id2label or {}
+    return tuple(str(names.get(number, f"LABEL_{number}")) for number in range(config.num_labels))
 
 
 def refuse_without_logits(config: Mapping[str, Any], what: str) -> None:
@@ -105,8 +106,8 @@ def padding_sought(model: "PreTrainedModel") -> int | None:
     if output_site(model) != "class_logits" or arch_of(model.config) != "dec":
         return None
     padding: int | None = getattr(model.config, "pad_token_id", None)
-    words = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
-    return padding if padding is not None and 0 <= padding < words else None
+    embedding: Any = model.get_input_embeddings()
+    return padding if padding is not None and 0 <= padding < len(embedding.weight) else None
 
 
 def runs_alone(model: "PreTrainedModel") -> bool:

@@ -138,15 +138,13 @@ class _Folder:
     def values(self, spec: ArraySpec, index: int) -> Num[np.ndarray, "..."]:
         """Returns an example's part of an array, without padding."""
         array = self.opened[spec.key]
-        part: tuple[slice, ...] = ()
+        part: tuple[slice, ...] = (slice(None),)
         if spec.site.is_matrix:
             part = (self.spans[spec.key.stack][index], self.spans[spec.key.key_stack][index])
         elif spec.site.is_per_token:
-            part = (self.spans[spec.key.token_stack][index], slice(0, 0))
-        if any(size < own.stop for size, own in zip(array.shape[-2:], part, strict=False)):
+            part = (self.spans[spec.key.token_stack][index], slice(None))
+        if any(size < (own.stop or 0) for size, own in zip(array.shape[-len(part) :], part, strict=True)):
             raise Unreadable(f"{self.path}: {spec.key} has shape {list(array.shape)}", why="its examples are longer")
-        if spec.site.is_per_token:
-            part = (part[0], slice(None))
         try:
             values = array[(index, ..., *part)].read().result()
         except ValueError as error:
