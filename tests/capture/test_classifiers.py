@@ -51,10 +51,9 @@ def test_class_logits_are_what_the_model_says_of_each_text_alone(
     family: str, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tiny_folder(family, **TASK)
-    run = record(
-        *(load_model(folder, device="cpu"), SHORT, "resid_post class_logits"),
-        **{"dtype": "float32", "batch_size": 3, "shard_examples": 2, "out": tmp_path / "run"},
-    )
+    loaded, out = load_model(folder, device="cpu"), tmp_path / "run"
+    sites = "resid_post class_logits"
+    run = record(loaded, SHORT, sites, dtype="float32", batch_size=3, shard_examples=2, out=out)
     np.testing.assert_allclose(class_logits(run), own_logits(folder, run), rtol=0, atol=2e-5)
     assert run.about.labels == ("calm", "angry", "glad")
     assert run.arrays()[f"{'enc' if run.arch == 'enc' else 'dec'}_class_logits"] == (4, 3)
@@ -116,12 +115,13 @@ def test_a_decoder_without_any_head_is_recorded_without_logits(
     tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
     folder = shutil.copytree(tiny_folder("llama"), tmp_path / "model")
-    tiny_model("llama").base_model.save_pretrained(folder)
+    bare: Any = tiny_model("llama").base_model
+    bare.save_pretrained(folder)
     loaded = load_model(folder, device="cpu")
     assert type(loaded.model).__name__ == "LlamaModel"
     run = record(loaded, SHORT[:1], "resid_post")
     with torch.inference_mode():
-        own = tiny_model("llama").base_model(torch.tensor([list(run.tokens.input_ids[0])]), output_hidden_states=True)
+        own = bare(torch.tensor([list(run.tokens.input_ids[0])]), output_hidden_states=True)
     np.testing.assert_allclose(run.get(0, "resid_post", 1), own.hidden_states[2][0], rtol=0, atol=2e-2)
     with pytest.raises(Unsupported, match="no logits; it was loaded without a language-model head"):
         record(loaded, SHORT, "logits")
