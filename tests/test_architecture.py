@@ -35,7 +35,7 @@ LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
 TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "questions", "compat", "cli", "viewer")
 WITHOUT_TORCH_AT_THE_TOP = (
-    *("models.families", "models.family", "models.architectures", "models.dims"),
+    *("models.families", "models.family", "models.architectures", "models.dims", "models.outputs"),
     *("models.loaded", "models.weights", "models.readout"),
 )
 TORCH = ("torch", "transformers")

@@ -32,10 +32,10 @@ def _tokenizer_json(ends_with_eos: bool) -> str:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Returns the folder of a family's tiny random model, made once per session and set of changes."""
-    made: dict[tuple[Any, ...], Path] = {}
+    made: dict[tuple[str, int, str], Path] = {}
 
     def folder(family: str, *, seed: int = 0, **changes: Any) -> Path:
-        key = (family, seed, *sorted(changes.items()))
+        key = (family, seed, repr(sorted(changes.items())))
         if key not in made:
             from tokenizers import Tokenizer
             from transformers import PreTrainedTokenizerFast

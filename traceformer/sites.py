@@ -15,6 +15,7 @@ from traceformer.errors import SelectionError
 
 __all__ = [
     "GROUPS",
+    "OUTPUTS",
     "SITES",
     "ArrayKey",
     "ArraySpec",
@@ -47,8 +48,18 @@ class Site:
 
     @property
     def is_matrix(self) -> bool:
-        """True for the two sites that are (query, key) squares; all others are rows, one per token."""
+        """True for the two sites that are (query, key) squares."""
         return self.axes[-1] == "key"
+
+    @property
+    def is_per_token(self) -> bool:
+        """True for sites with one row per token (and layer, and head)."""
+        return "position" in self.axes
+
+    @property
+    def is_per_example(self) -> bool:
+        """True for sites with one row per example (and layer, and head): what is told of a whole text."""
+        return not self.is_matrix and not self.is_per_token
 
     @property
     def is_derived(self) -> bool:
@@ -105,11 +116,16 @@ SITES: Mapping[str, Site] = {
         ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
         ("final_norm", ("position", "d_model"), "after the final norm"),
         ("logits", ("position", "d_vocab"), "the model's own logits (softcap included)"),
+        ("class_logits", ("label",), "a classifier's or reward model's own logits, of the whole text"),
+        ("token_class_logits", ("position", "label"), "a token classifier's own logits; start and end of an answer"),
         ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (`project`): (a @ v) / |v|"),
         ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (`lens_top_k`)"),
         ("lens_topk_prob", _TOP, "their probabilities: the softmax over the vocabulary"),
     )
 }  # fmt: skip
+
+OUTPUTS = ("logits", "class_logits", "token_class_logits")
+"""The sites that are a model's own output, of which its class gives one, or none."""
 
 _DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob"))
 _OF_ATTENTION = frozenset(
@@ -336,4 +352,4 @@ class Selection:
 
     def is_named(self, name: str) -> bool:
         """Whether a site was asked for by its own name: then a model without it is an error, not an omission."""
-        return name in self.capture and GROUPS.get(name) != (name,)
+        return name in self.capture

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import SENTENCES, causal_pattern
+from tests.store import runs
 from traceformer.cli import main
+from traceformer.store.writer import RunWriter
 
 Capture = pytest.CaptureFixture[str]
 
@@ -153,3 +155,20 @@ def test_what_is_not_there_is_refused_by_name(
 def test_a_site_that_is_there_several_times_must_be_named_in_full(capsys: Capture, unfinished_run: Path) -> None:
     assert main(["inspect", str(unfinished_run), "--site", "attn_pattern"]) == 2
     assert "enc.self.attn_pattern or dec.self.attn_pattern or dec.cross.attn_pattern" in capsys.readouterr().err
+
+
+def test_what_a_classifier_says_of_a_text_is_shown_by_its_labels(capsys: Capture, tmp_path: Path) -> None:
+    layout = runs.plan(arrays=[runs.spec("dec.class_logits")], n_examples=2, dtype="float32")
+    labels = ["calm", "angry", "glad", "sad", "a\nb"]
+    with RunWriter.create(tmp_path / "run", layout, {**runs.META, "labels": labels}, digest=runs.DIGEST) as writer:
+        runs.write_shards(writer)
+        folder = writer.finish()
+    values = runs.truth(layout, layout.arrays[0], 1).tolist()
+    summary = run(capsys, f"inspect {folder}").splitlines()
+    assert summary[3] == r"labels     calm, angry, glad, sad, a\nb"
+    assert summary[7].split() == ["dec.class_logits", "label", "5", *summary[7].split()[3:5], "-"]
+    assert json.loads(run(capsys, f"inspect {folder} --json"))["labels"] == labels
+    rows = [line.split() for line in run(capsys, f"inspect {folder} --example 1 --site class_logits").splitlines()[3:]]
+    assert rows == [[name, f"{value:.4g}"] for name, value in zip([*labels[:4], r"a\nb"], values, strict=True)]
+    shown = json.loads(run(capsys, f"inspect {folder} --example 1 --site class_logits --json"))
+    assert (shown["array"], shown["labels"], shown["values"]) == ("dec.class_logits", labels, values)

@@ -32,7 +32,7 @@ def spec(key: str) -> ArraySpec:
     axes = ArraySpec(parsed).site.axes
     layers = tuple(range(7)) if axes[0] == "hidden_layer" else LAYERS if axes[0] == "layer" else ()
     heads = KV_HEADS if "kv_head" in axes else HEADS if "head" in axes else ()
-    width = {"d_head": 8, "d_model": 24, "d_mlp": 40, "d_vocab": 60, "rank": 3, "key": 0}[axes[-1]]
+    width = {"d_head": 8, "d_model": 24, "d_mlp": 40, "d_vocab": 60, "rank": 3, "label": 5, "key": 0}[axes[-1]]
     return ArraySpec(parsed, layers, heads, width)
 
 
@@ -41,7 +41,7 @@ ATTENTION_SITES = ("attn_pattern", "q", "k", "v", "z", "attn_norm", "attn_out")
 
 ENC = tuple(spec(f"enc.{s}") for s in OWN_SITES) + tuple(spec(f"enc.self.{s}") for s in ATTENTION_SITES)
 DEC = (
-    *(spec(f"dec.{s}") for s in (*OWN_SITES, "logits", "token_embed", "lens_topk", "lens_topk_prob")),
+    *(spec(f"dec.{s}") for s in (*OWN_SITES, "logits", "class_logits", "token_embed", "lens_topk", "lens_topk_prob")),
     *(spec(f"dec.self.{s}") for s in (*ATTENTION_SITES, "attn_scores", "k_proj")),
 )
 CROSS = tuple(spec(f"dec.cross.{s}") for s in ATTENTION_SITES)
@@ -70,6 +70,8 @@ def truth(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:
     own = lengths(layout, example)
     random = np.random.default_rng([example, *str(array.key).encode()])
     lead = (len(array.layers),) * bool(array.layers) + (len(array.heads),) * bool(array.heads)
+    if array.site.is_per_example:
+        return random.standard_normal((*lead, array.width), np.float32)
     if array.site.is_matrix:
         return random.random((*lead, own[array.key.stack], own[array.key.key_stack]), np.float32)
     if array.site.holds_ids:  # beyond what float16 and int16 hold
@@ -107,8 +109,7 @@ def fill(layout: RunLayout, shard: int, buffer: ShardBuffer) -> pa.Table:
     buffer.begin({stack: [each[stack] for each in own] for stack in layout.stacks})
     for array in layout.arrays:
         for b, example in enumerate(examples):
-            part = buffer.rectangle(array.key, b) if array.site.is_matrix else buffer.rows(array.key, b)
-            part[...] = as_stored(layout, array, truth(layout, array, example))
+            buffer.part(array, b)[...] = as_stored(layout, array, truth(layout, array, example))
     first = layout.stacks[0]
     return pa.table(
         {

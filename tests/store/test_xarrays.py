@@ -49,6 +49,8 @@ def test_zarr_and_xarray_read_every_array_as_it_is_stored(tmp_path: Path, arch: 
             wanted = runs.as_stored(layout, array, runs.truth(layout, array, example))
             if array.site.is_matrix:
                 place: tuple[Any, ...] = (example, ..., slice(wanted.shape[2]), slice(wanted.shape[3]))
+            elif array.site.is_per_example:
+                place = (example, ...)
             else:
                 own = "dec_slot" if arch == "encdec" and array.key.token_stack == "dec" else "slot"
                 place = (..., slice(table[own][example], table[own][example] + wanted.shape[-2]), slice(None))

@@ -16,6 +16,7 @@ from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.tokenizing import Encoded
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.outputs import padding_sought
 from traceformer.sites import ArraySpec, Stack
 
 __all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "batches_by_length", "pad", "run_batches"]
@@ -105,7 +106,8 @@ class BatchInputs:
     """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._pad_id = loaded.pad_id
+        sought = padding_sought(loaded.model)
+        self._pad_id = loaded.pad_id if sought is None else sought
         self.device = str(next(loaded.model.parameters()).device)
         self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
         self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted

@@ -32,14 +32,17 @@ from traceformer.capture.provenance import (
     with_texts,
 )
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
+from traceformer.errors import Unsupported
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
+from traceformer.texts.examples import Example
 from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
@@ -176,7 +179,7 @@ def extract(
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     plan, rows, layout = prepare(model, texts, selection, place.storage)
-    batch_size = min(batch_size, layout.shard_examples)  # a batch lies within one shard
+    batch_size = _fitting(batch_size, model, plan, layout)
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
     configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
@@ -186,6 +189,7 @@ def extract(
         with Pipeline(writer) as pipeline:
             for shard in writer.pending:
                 examples, part = rows.part(layout.shard_range(shard))
+                _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
                 batches = batches_by_length(part, batch_size)
                 run_batches(model, plan, part, batches, sink, _counted(counting, part))
@@ -218,7 +222,7 @@ def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Plac
     """Returns what the run would take; records one batch, writes nothing."""
     plan, rows, layout = prepare(model, texts, selection, place.storage)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
-    batches = list(batches_by_length(part, min(batch_size, layout.shard_examples)))
+    batches = list(batches_by_length(part, _fitting(batch_size, model, plan, layout)))
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
     if batches:
         batch = batches[len(batches) // 2]
@@ -255,6 +259,26 @@ def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Sto
         shard_examples=storage.shard_examples,
     )
     return Prepared(plan, rows, layout)
+
+
+def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout) -> int:
+    """Returns how many texts share a pass: they lie within one shard, and the model's output must bear company."""
+    of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
+    return 1 if of_classes and runs_alone(model.model) else min(batch_size, layout.shard_examples)
+
+
+def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:
+    """Refuses texts that a classifier cannot be asked about, since it pools their end token and they have none."""
+    if not any(spec.key.site == "class_logits" for spec in plan.arrays) or not reads_itself(model.model):
+        return
+    for example, row in zip(examples, part, strict=True):
+        end: int = model.config.eos_token_id
+        if row.ids["enc"] and end not in row.ids["enc"]:
+            raise Unsupported(
+                f"the class logits of example {example.example_id}",
+                why=f"{type(model.model).__name__} takes them at the end token, {end}, and it has none",
+                hint="a tokenizer that ends texts with it; or leave class_logits out",
+            )
 
 
 def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:

@@ -39,7 +39,10 @@ class Sink(Protocol):
     """
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width)."""
+        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width).
+
+        Of a site with one row per example it is (batch, width) or (batch, head, width).
+        """
         ...
 
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:

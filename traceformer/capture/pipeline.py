@@ -64,6 +64,10 @@ class ShardSink:
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
         stack = spec.key.token_stack
         target = self._targets[spec.key]
+        if spec.site.is_per_example:
+            for row, slot in zip(rows, self._slots, strict=True):
+                self._place(target[slot] if layer is None else target[slot, spec.layers.index(layer)], row)
+            return
         target = target if layer is None else target[spec.layers.index(layer)]
         for row, slot, span in zip(rows, self._slots, self._spans[stack], strict=True):
             first = self.buffer.offsets[stack][slot]

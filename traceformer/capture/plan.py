@@ -12,9 +12,12 @@ from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
-from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack, choose
+from traceformer.models.outputs import label_names, output_site, reads_itself, why_no_output
+from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]
+
+_OF_CLASSES = tuple(site for site in OUTPUTS if site != "logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def plan_arrays(
     """
     row = architecture or architecture_of(model.config)
     dims = ModelDims.from_config(model.config)
-    has_head = model.get_output_embeddings() is not None
+    output = output_site(model)
     _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)
     # One warning per stack about dropped numbers, not one per site.
@@ -68,15 +71,20 @@ def plan_arrays(
     left_out: list[str] = []
     for site in selection.sites:
         keys = [key for key in row.keys(site) if key.stack in stacks]
-        if site == "logits" and not has_head:
+        if site in OUTPUTS and site != output:
             keys = []
+        if site == "class_logits" and reads_itself(model):
+            keys = [] if "dec" in stacks else list(row.keys(site))
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
             keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
         for key in keys:
-            arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
+            if site in _OF_CLASSES:
+                arrays.append(ArraySpec(key, width=len(label_names(model))))
+            else:
+                arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
         if not keys and selection.is_named(site):
-            raise Unsupported(f"this model has no {site}", why=_why_not(site, row, has_head, stacks))
-        if not keys:
+            raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
+        if not keys and site not in _OF_CLASSES:  # of a language model nobody misses these
             left_out.append(site)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
@@ -87,7 +95,7 @@ def plan_arrays(
     if not arrays:
         raise Unsupported(
             f"this model has none of {', '.join(selection.sites)}",
-            why=_why_not(selection.sites[0], row, has_head, stacks),
+            why=_why_not(selection.sites[0], row, model, stacks),
         )
     return Plan(tuple(arrays), tuple(left_out), derived)
 
@@ -119,9 +127,9 @@ def _spec(
     return ArraySpec(key, layers, heads, dims.d_embed if key.site == "token_embed" else widths[axes[-1]])
 
 
-def _why_not(site: str, architecture: Architecture, has_head: bool, stacks: Sequence[Stack]) -> str:
-    if site == "logits" and not has_head:
-        return "it was loaded without a language-model head"
+def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stacks: Sequence[Stack]) -> str:
+    if site in _OF_CLASSES or (site == "logits" and output_site(model) != site):
+        return why_no_output(site, model)
     if any(key.stack not in stacks for key in architecture.keys(site)):
         return "it is in the decoder, which runs only with `targets`"
     if site == "projection":

@@ -16,6 +16,7 @@ from traceformer.capture.plan import Plan
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.outputs import label_names
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
@@ -95,6 +96,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         layers_stored=layers.get("enc") if dims.arch == "enc" else layers,
         heads_stored=heads.get("enc") if dims.arch == "enc" else heads,
         left_out=tuple(plan.left_out),
+        labels=_labels(model, plan),
         projection=plan.settings["projection"],
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
         dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
@@ -107,6 +109,11 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         },
         python=platform.python_version(),
     )
+
+
+def _labels(model: LoadedModel, plan: Plan) -> tuple[str, ...] | None:
+    """What the entries of the class logits that were recorded are called; None where there are none."""
+    return label_names(model.model) if any(spec.site.axes[-1] == "label" for spec in plan.arrays) else None
 
 
 def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:

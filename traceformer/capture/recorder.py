@@ -40,9 +40,9 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
-from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "own_output"]
 
 
 class _Delivery(NamedTuple):
@@ -200,7 +200,9 @@ class Recorder:
             self._deliver(outputs[module], output[0] if isinstance(output, tuple) else output)
 
         def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._deliver(outputs[module], output.logits)
+            logits = own_output(output)
+            assert logits is not None
+            self._deliver(outputs[module], logits)
 
         # The marks come first: a delivery at the same module may end the pass.
         for stack, row in self._row.stacks.items():
@@ -221,7 +223,9 @@ class Recorder:
     def _deliver(self, deliveries: Sequence[_Delivery], tensor: Tensor) -> None:
         if not self._pass.is_observed:
             return
-        rows = tensor if tensor.dim() == 3 else tensor.reshape(self._pass.batch, -1, tensor.shape[-1])
+        # Some modules see a batch's tokens in one row after the other; what is told of a whole text has no positions.
+        is_flat = tensor.dim() == 2 and any(each.wanted.spec.site.is_per_token for each in deliveries)
+        rows = tensor.reshape(self._pass.batch, -1, tensor.shape[-1]) if is_flat else tensor
         made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
         for wanted, tap, after in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
@@ -256,7 +260,7 @@ class Recorder:
             raise Unsupported(f"{self._model.config.model_type} has no {key}")
         row = self._row.stacks[stack]
         blocks = self._module(row.blocks)
-        if site == "logits":
+        if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
         if site == "token_embed":
             shared = stack == "dec" and "enc" in self._row.stacks
@@ -301,6 +305,16 @@ class Recorder:
             before = getattr(config, name)
             undo.callback(setattr, config, name, before)
             setattr(config, name, observed_name(before or "eager"))
+
+
+def own_output(output: Any) -> Tensor | None:
+    """Returns a model's own output: (batch, position, word), (batch, label) or (batch, position, label).
+
+    Where an answer starts and where it ends are two labels of a token. None without a head.
+    """
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return getattr(output, "logits", None)
 
 
 def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:

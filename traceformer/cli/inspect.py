@@ -28,7 +28,10 @@ _TILE = 96  # pixels per head in an atlas
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """One example's values at one array, layer and head, with the tokens along its rows and, for a matrix, its keys."""
+    """One example's values at one array, layer and head, with the tokens along its rows and, for a matrix, its keys.
+
+    Of an array with one row per example the rows are that row's entries, one value each, and their names.
+    """
 
     example_id: str
     spec: ArraySpec
@@ -173,20 +176,37 @@ def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, he
     values = values if spec.site.holds_ids else values.astype(np.float32)
     if 0 in values.shape:
         raise NotRecorded(f"example {example_id} has no tokens in {spec.key}")
+    layer = spec.layers[0] if layer is None and spec.layers else layer
+    head = spec.heads[0] if head is None and spec.heads else head
+    if spec.site.is_per_example:
+        if np.isnan(values).all():
+            raise NotRecorded(f"example {example_id} has no tokens, and so no {spec.key}")
+        return _Slice(example_id, spec, layer, head, values.reshape(-1, 1), _entries(store, spec), [])
     return _Slice(
         example_id,
         spec,
-        spec.layers[0] if layer is None and spec.layers else layer,
-        spec.heads[0] if head is None and spec.heads else head,
+        layer,
+        head,
         values.reshape(values.shape[-2:]),  # without the axis of a layer or head that is the only one
         store.tokens_of(example_id, spec.key.token_stack),
         store.tokens_of(example_id, spec.key.key_stack) if spec.site.is_matrix else [],
     )
 
 
+def _entries(store: "Run", spec: ArraySpec) -> list[str]:
+    """What the entries of a row are called: labels by their names, others by their numbers."""
+    labels = store.about.labels or ()
+    is_named = spec.site.axes[-1] == "label" and len(labels) == spec.width
+    return list(labels) if is_named else [str(number) for number in range(spec.width)]
+
+
 def _draw(found: _Slice) -> str:
     import numpy as np
 
+    if found.spec.site.is_per_example:
+        entries = zip(found.row_tokens, found.values[:, 0], strict=True)
+        rows = [(printable(name), f"{value:.4g}") for name, value in entries]
+        return table((found.spec.site.axes[-1], "value"), rows, numeric=(1,))
     if found.spec.site.is_matrix:
         from traceformer.cli.matrix import draw_matrix
 
@@ -212,11 +232,16 @@ def _slice_to_json(found: _Slice, folder: Path | None, png: Path | None) -> dict
         "array": str(found.spec.key),
         "layer": found.layer,
         "head": found.head,
-        "tokens": found.row_tokens,
-        **({"key_tokens": found.key_tokens} if found.spec.site.is_matrix else {}),
-        "values": found.values.tolist(),
+        **_values_to_json(found),
         **({"png": str(png)} if png is not None else {}),
     }
+
+
+def _values_to_json(found: _Slice) -> dict[str, Any]:
+    if found.spec.site.is_per_example:
+        return {f"{found.spec.site.axes[-1]}s": found.row_tokens, "values": found.values[:, 0].tolist()}
+    keys = {"key_tokens": found.key_tokens} if found.spec.site.is_matrix else {}
+    return {"tokens": found.row_tokens, **keys, "values": found.values.tolist()}
 
 
 def _save_head(found: _Slice, png: Path) -> None:

@@ -9,6 +9,7 @@ from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
 from traceformer.store.meta import Dims
 from traceformer.store.run import Run
+from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes
 
 __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summarise_experiment"]
@@ -16,7 +17,10 @@ __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summ
 
 @dataclass(frozen=True, slots=True)
 class ArraySummary:
-    """One array: where it lies, its dimensions (None where each example has its own size), its size on disk."""
+    """One array: where it lies, its dimensions (None where each example has its own size), its size on disk.
+
+    What is told of a whole text has no size per token.
+    """
 
     key: str
     path: str
@@ -24,7 +28,7 @@ class ArraySummary:
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     bytes: int
-    bytes_per_token: float
+    bytes_per_token: float | None
 
     @property
     def dims_in_words(self) -> str:
@@ -52,6 +56,7 @@ class RunSummary:
     bytes: int
     arrays: tuple[ArraySummary, ...]
     parts: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,10 +77,14 @@ class RunSummary:
             ("run", self.run if self.finished else f"{self.run}  (unfinished: what is committed so far)"),
             ("model", f"{self.model}  ({_ARCHITECTURES[self.arch]})"),
             (self._source()[0], f"{self._source()[1]}, {', '.join(stacks)}"),
+            *([("labels", ", ".join(map(printable, self.labels)))] if self.labels else ()),
             ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
         )
         rows = [
-            (array.key, array.dims_in_words, amount_of_bytes(array.bytes), amount_of_bytes(array.bytes_per_token))
+            (
+                *(array.key, array.dims_in_words, amount_of_bytes(array.bytes)),
+                "-" if array.bytes_per_token is None else amount_of_bytes(array.bytes_per_token),
+            )
             for array in self.arrays
         ]
         return "\n".join(
@@ -123,7 +132,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
         size = _size(folder / path)
-        per_token = size / max(totals[spec.key.token_stack], 1)
+        per_token = None if spec.site.is_per_example else size / max(totals[spec.key.token_stack], 1)
         arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
     parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
     return RunSummary(
@@ -144,6 +153,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         bytes=_size(folder),
         arrays=tuple(arrays),
         parts=tuple(dict.fromkeys(parts)),
+        labels=about.labels or (),
     )
 
 

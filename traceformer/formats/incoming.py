@@ -128,7 +128,8 @@ def put(
     Raises:
         Unreadable: the values are of another shape, infinite, NaN where not `partial`, or too precise for the run.
     """
-    target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
+    target = buffer.part(spec, slot)
+    partial = partial or (spec.site.is_per_example and buffer.is_empty(slot))
     if values.shape != target.shape:
         raise Unreadable(
             f"{where} has {spec.key} of shape {list(values.shape)}", why=f"its tokens make it {list(target.shape)}"

@@ -20,7 +20,7 @@ __all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays",
 
 _OF_A_RUN = (
     *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
-    *("attention", "capture", "category", "generation", "projection", "time", "versions", "unknown_rows"),
+    *("attention", "capture", "category", "generation", "labels", "projection", "time", "versions", "unknown_rows"),
 )
 _PLACES = ("shard", "slot", "dec_slot")
 
@@ -40,7 +40,10 @@ def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:
     sites = ("lens_topk", "lens_topk_prob")
     if any(spec.key.site in sites for spec in store.layout.arrays):
         warnings.warn(f"{' and '.join(sites)} are left out: {files} hold no token ids of layers", stacklevel=2)
-    return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites)
+    whole = [str(spec.key) for spec in store.layout.arrays if spec.site.is_per_example]
+    if whole:
+        warnings.warn(f"{', '.join(whole)} left out: {files} hold rows of tokens, not of whole texts", stacklevel=2)
+    return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites and not spec.site.is_per_example)
 
 
 def plain_row(store: Run, example_id: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from traceformer.sites import SITES, ArrayKey, Attention, Stack
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, Attention, Stack
 
 __all__ = [
     "Architecture",
@@ -92,7 +92,7 @@ class Architecture:
     has_attention_function: bool = True
 
     def has(self, key: ArrayKey) -> bool:
-        """Whether such a model has such a place. Says nothing of `logits`, which depend on the model's head."""
+        """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
         row = self.stacks.get(key.stack)
         if row is None:
             return False
@@ -105,7 +105,7 @@ class Architecture:
             return attention.tap(key.site) is not None
         if key.site == "final_norm":
             return row.final_norm is not None
-        if key.site in ("token_embed", "embed", "resid_pre", "resid_post", "hidden", "logits"):
+        if key.site in ("token_embed", "embed", "resid_pre", "resid_post", "hidden", *OUTPUTS):
             return True
         return key.site in row.mlp
 
@@ -114,7 +114,7 @@ class Architecture:
         attentions = ("self", "cross") if SITES[site].of_attention else (None,)
         found = (ArrayKey(stack, attention, site) for stack in self.stacks for attention in attentions)
         last = list(self.stacks)[-1]
-        return tuple(key for key in found if self.has(key) and (site != "logits" or key.stack == last))
+        return tuple(key for key in found if self.has(key) and (site not in OUTPUTS or key.stack == last))
 
 
 class ByFlag(NamedTuple):

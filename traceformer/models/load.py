@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
-from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+from traceformer.models.outputs import auto_class
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,8 +55,9 @@ def load_model(
         load_model(my_model, my_tokenizer)
 
     By name `model` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`,
-    `byte-sparse`; a folder of that name is `./byte`). It comes in eval mode, a decoder with its language-model head, an
-    encoder-decoder likewise, an encoder without one unless `with_head`, where the checkpoint has one. Weights keep the
+    `byte-sparse`; a folder of that name is `./byte`). It comes in eval mode, as what its config.json says that it is: a
+    language model, a classifier, or a model without a head. Encoders come without a language-model head unless
+    `with_head`, where the checkpoint has one. Weights keep the
     dtype they are stored in unless `dtype` says otherwise; the built-in models compute in float32. A `tokenizer` given
     stands in for the model's own.
 
@@ -116,14 +118,10 @@ def load_model(
         if stated.get("model_type") in FAMILIES:
             import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)
-    arch = arch_of(config)
-    kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
-        arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
-    )
     with _explained(name, local), quiet(transformers):
         if own is None:
             own = with_padding(AutoTokenizer.from_pretrained(name, **place))
-        made, info = getattr(transformers, kind).from_pretrained(
+        made, info = getattr(transformers, auto_class(config, with_head=with_head)).from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, dtype) if dtype else "auto",
@@ -132,7 +130,7 @@ def load_model(
             output_loading_info=True,
             **place,
         )
-    _check_keys(source, info)
+    _check_keys(source, info, is_bare=made.base_model is made)
     made = made.to(pick_device(device)).eval()
     return LoadedModel(
         made,
@@ -172,12 +170,12 @@ def built_in_folder(name: str) -> Path:
     return folder
 
 
-def _check_keys(name: str, info: Mapping[str, Any]) -> None:
+def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:
     """Refuses a checkpoint that is not that of the model: half of it would be random, or left out, without a word.
 
-    A pooler that it lacks is no loss, nothing here reads it; nor are heads that it has beside the numbered blocks.
+    A pooler that it lacks is no loss, unless a classifier reads it; nor are heads that it has beside its blocks.
     """
-    missing = sorted(key for key in info["missing_keys"] if ".pooler." not in f".{key}")
+    missing = sorted(key for key in info["missing_keys"] if not (is_bare and ".pooler." in f".{key}"))
     unexpected = sorted(info["unexpected_keys"])
     if missing or any(re.search(r"(^|\.)\d+\.", key) for key in unexpected):
         parts = {"lacks the weights of": missing, "has those of": unexpected}
@@ -200,10 +198,6 @@ def _hub_answers() -> bool:
         return bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None))
     except OSError:
         return False
-
-
-def _has_masked_head(config: Any) -> bool:
-    return any(name.endswith("ForMaskedLM") or name == "BertForPreTraining" for name in config.architectures or ())
 
 
 @contextmanager

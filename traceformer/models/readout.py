@@ -15,6 +15,7 @@ import numpy as np
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.family import Norm, ReadoutRow, StackRow
+from traceformer.models.outputs import refuse_without_logits
 from traceformer.models.weights import open_folder
 from traceformer.shapes import Float32
 
@@ -108,6 +109,9 @@ def readout_of(model: "LoadedModel") -> Readout:
     Raises:
         Unsupported: it predicts no next token, or its family's readout is not known.
     """
+    if model.model.get_output_embeddings() is None:
+        why = "it has no language-model head: it predicts no next token"
+        raise Unsupported(f"the readout of {type(model.model).__name__}", why=why)
     config, tensors = model.config.to_dict(), model.model.state_dict()
     parts = find_readout(tensors, config, where=model.name)
 
@@ -125,6 +129,7 @@ def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
         NotFound, Unreadable: the folder holds no safetensors weights, or not these.
     """
     _rows_of(config)
+    refuse_without_logits(config, "the readout")
     tensors = open_folder(folder)
     parts = find_readout(tensors, config, where=str(folder))
 

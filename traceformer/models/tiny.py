@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from traceformer.errors import NotFound
@@ -20,8 +21,10 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Class and config of every tiny model that can be made, by its family's name or that of another build of it."""
 
 
-def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(family: str, *, seed: int = 0, task: str | None = None, **changes: Any) -> PreTrainedModel:
     """Returns a tiny random float32 model of the family's real class, in eval mode.
+
+    With a `task`, such as `SequenceClassification`, it is of the family's class for that.
 
     Its weights are ten times as spread as at initialisation: patterns are then far from uniform, so that a
     wrong scale, mask or bias shows.
@@ -36,7 +39,9 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel
     model_class = getattr(import_module(module or "transformers"), class_name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class(model_class.config_class(**{**sizes, **changes}))
+        config = model_class.config_class(**{**sizes, **changes})
+        made = model_class if task is None else getattr(transformers, f"AutoModelFor{task}").from_config
+        model = made(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 is_norm = ".ln_" in name or (parameter.dim() == 1 and "norm" in name.lower())

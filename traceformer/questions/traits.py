@@ -300,7 +300,7 @@ def _find_rows(run: Run, site: str) -> ArraySpec:
         raise SelectionError(f"{site} is there {len(found)} times", hint=choices)
     if found[0].site.is_derived:
         raise SelectionError(f"{found[0].key} is no activation", why=found[0].site.meaning, hint='`site="resid_post"`')
-    if found[0].site.is_matrix or found[0].heads:
+    if not found[0].site.is_per_token or found[0].heads:
         raise SelectionError(f"{found[0].key} has no single row per token", hint='`site="resid_post"`')
     return found[0]
 

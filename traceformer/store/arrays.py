@@ -74,7 +74,7 @@ def _check_shape(spec: ArraySpec, shape: Shape) -> None:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="attn_pattern is one")
     if shape == "rows" and spec.site.is_derived:
         raise SelectionError(f"{spec.key} is no activation", why=spec.site.meaning, hint="resid_post is one")
-    if shape == "rows" and (spec.site.is_matrix or spec.heads):
+    if shape == "rows" and (not spec.site.is_per_token or spec.heads):
         raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")
 
 
@@ -125,14 +125,17 @@ class RunArrays:
         self._about = about
 
     def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
-        """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d)."""
+        """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d).
+
+        Of an array with one row per example it is ([layer,] [head,] d).
+        """
         view = self._source.part(spec, range(row, row + 1), self._lead(spec, layer, head))
         with self._reading(spec):
             values = decode(view.read().result(), self._layout.stored(spec))
-        return values[0] if spec.site.is_matrix else values
+        return values if spec.site.is_per_token else values[0]
 
     def column(self, spec: ArraySpec, layer: int | None, head: int | None) -> Column:
-        """Returns one layer of a token array over all examples.
+        """Returns one layer of a token array, or of an array with one row per example, over all examples.
 
         Raises:
             SelectionError: it is a matrix, or has layers and none is named.
@@ -142,7 +145,15 @@ class RunArrays:
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
         lead = self._lead(spec, layer, head)
-        array = self._source.tokens(spec)
+        array = self._source.whole(spec)
+        if spec.site.is_per_example:
+            view = array[(slice(None), *lead)]
+            return Column(
+                view=view if view.rank == 2 else view.transpose([1, 0, 2]),
+                stored=self._layout.stored(spec),
+                spans=self._index.example_spans,
+                chunk=self._layout.chunk_shape(spec)[0],
+            )
         return Column(
             view=array[lead] if lead else array,
             stored=self._layout.stored(spec),
@@ -174,6 +185,8 @@ class RunArrays:
             if spec.site.is_matrix:
                 queries, keys = index.lengths[spec.key.stack][row], index.lengths[spec.key.key_stack][row]
                 yield row, values[row - rows.start, ..., :queries, :keys]
+            elif spec.site.is_per_example:
+                yield row, values[row - rows.start]
             else:
                 stack = spec.key.token_stack
                 first = index.slots[stack][row] - index.slots[stack][rows.start]

@@ -10,7 +10,7 @@ import numpy as np
 from traceformer.errors import UsageError
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
-from traceformer.store.dtypes import ON_DISK
+from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
 from traceformer.store.shards import Chunk, chunks_of, compress
 
@@ -22,12 +22,12 @@ _HUGE_PAGE = 2 << 20
 class ShardBuffer:
     """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
 
-    Call `begin` with the shard's example lengths, then fill, for the example in slot b, all of `rectangle(key, b)`
-    or `rows(key, b)`. What lies outside of these is zero already, or is never written.
+    Call `begin` with the shard's example lengths, then fill, for the example in slot b, all of `part(spec, b)`. What
+    lies outside of it is zero already, or is never written.
 
     Attributes:
         arrays: Matrices are (B, layer, head, Tq, Tk); token arrays (layer[, head], S, width), where an example's
-            rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`.
+            rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`; example arrays (B[, layer, head], width).
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
@@ -75,8 +75,10 @@ class ShardBuffer:
         for spec in layout.arrays:
             if spec.site.is_matrix:
                 self._clear_around(spec)
-            else:
+            elif spec.site.is_per_token:
                 self._clear_tail(spec)
+            else:
+                self._begin_rows(spec)
 
     def _clear_around(self, spec: ArraySpec) -> None:
         array, dirty = self.arrays[spec.key], self._dirty[spec.key]
@@ -91,10 +93,20 @@ class ShardBuffer:
         used = int(self.offsets[spec.key.token_stack][-1])
         self.arrays[spec.key][..., used : self.layout.written_slots(spec, used), :] = 0
 
+    def _begin_rows(self, spec: ArraySpec) -> None:
+        self.arrays[spec.key][self.n_examples :] = 0
+        for b in range(self.n_examples):
+            if self.is_empty(b):
+                self.arrays[spec.key][b] = nan_of(self.layout.stored(spec))
+
+    def is_empty(self, b: int) -> bool:
+        """Returns whether nothing can be run on the example in slot b, since it lacks tokens."""
+        return not all(own[b] for own in self.lengths.values())
+
     def filled(self, spec: ArraySpec) -> Shaped[np.ndarray, "..."]:
         """Returns the part of an array that goes to disk, as a view: no empty examples, whole chunks of token slots."""
         array = self.arrays[spec.key]
-        if spec.site.is_matrix:
+        if not spec.site.is_per_token:
             return array[: self.n_examples]
         used = int(self.offsets[spec.key.token_stack][-1])
         return array[..., : self.layout.written_slots(spec, used), :]
@@ -115,10 +127,21 @@ class ShardBuffer:
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         chunk, shard, filled = self.layout.chunk_shape(spec), self.layout.shard_shape(spec), self.filled(spec)
+        if spec.site.is_per_example:  # chunks are whole, also the last
+            filled = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)]
         parts = [filled]
         if spec.site.is_matrix:  # split by layers where a file would be too large
             parts = [filled[:, first : first + shard[1]] for first in range(0, filled.shape[1], shard[1])]
         return [chunks_of(part, chunk, shard) for part in parts]
+
+    def part(self, spec: ArraySpec, b: int) -> Shaped[np.ndarray, "..."]:
+        """Returns what the example in slot b must fill of an array, as a view.
+
+        (layer, head, query, key), (layer[, head], n, width), or ([layer, head,] width) with one row per example.
+        """
+        if spec.site.is_per_example:
+            return self.arrays[spec.key][b]
+        return self.rectangle(spec.key, b) if spec.site.is_matrix else self.rows(spec.key, b)
 
     def rectangle(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "layer head query key"]:
         """Returns the part of a matrix array that the example in slot b must fill, as a view."""

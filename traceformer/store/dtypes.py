@@ -19,6 +19,7 @@ __all__ = [
     "decode",
     "encode_sqrt8",
     "first_nonfinite",
+    "nan_of",
 ]
 
 # The levels below it leave 1.01 bytes of a byte of GPT-2's patterns where this leaves 0.78; those above, the same.
@@ -47,6 +48,11 @@ _INFINITY: Mapping[Stored, tuple[Any, Any, int]] = {
 }
 _BLOCK = 1 << 17  # bytes: small enough that the second look at a block finds it in the cache
 _SQUARES = ((np.arange(256, dtype=np.float64) / 255) ** 2).astype(np.float32)
+
+
+def nan_of(stored: Stored) -> float | int:
+    """Returns what is stored for a number that is not known: NaN, 0 where the dtype has none."""
+    return {"bfloat16": 0x7FC0, "sqrt8": 0, "int32": 0}.get(stored, np.nan)
 
 
 class NonFinite(NamedTuple):

@@ -34,15 +34,17 @@ def example_ids(shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> list[str
 def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unknown: bool) -> None:
     """Looks through what the examples of a shard fill of an array.
 
-    An imported run may lack rows, which are NaN (`nan_is_unknown`); its importer has looked for any other NaN.
+    An imported run may lack rows, which are NaN (`nan_is_unknown`); its importer has looked for any other NaN. So is
+    what is told of an example without tokens.
 
     Raises:
         NumericError: a value is inf or NaN.
     """
     stored = buffer.layout.stored(spec)
     for b in range(buffer.n_examples):
-        part = buffer.rectangle(spec.key, b) if spec.site.is_matrix else buffer.rows(spec.key, b)
-        found = first_nonfinite(part, stored)
+        if spec.site.is_per_example and buffer.is_empty(b):
+            continue
+        found = first_nonfinite(buffer.part(spec, b), stored)
         if found is None or (found.kind == "nan" and nan_is_unknown):
             continue
         where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)

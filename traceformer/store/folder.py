@@ -90,10 +90,13 @@ class RunFolder:
             first = int(index.examples[rows.start])
             queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
             return array[(slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))]
+        if spec.site.is_per_example:
+            first = int(index.examples[rows.start])
+            return array[(slice(first, first + len(rows)), *lead)]
         first = int(index.slots[spec.key.token_stack][rows.start])
         return array[(*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))]
 
-    def tokens(self, spec: ArraySpec) -> Array:
+    def whole(self, spec: ArraySpec) -> Array:
         return self.array(spec, self.index.shards)
 
     def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:

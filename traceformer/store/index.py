@@ -78,7 +78,7 @@ class RunIndex:
 
     @property
     def example_spans(self) -> Spans:
-        """The `example` axis of matrices, one span per shard."""
+        """The `example` axis, one span per shard."""
         first, counts = self._by_shard()
         return Spans(self.examples[first], counts)
 

@@ -9,6 +9,9 @@
    k*S .. (k+1)*S - 1 with S = B*T and holds its true tokens back to back from k*S on. They are not compressed unless
    asked. One chunk is 512 slots of one layer and head; fewer where a slot is so wide that a chunk would pass 4 MiB, or
    where a shard holds so few tokens that its last, part-filled chunk would be more than a tenth of it.
+5. Example arrays have the axes (example[, layer, head], feature): one row per example, whatever its length. One chunk
+   is as many examples, with all layers and heads, as 256 KiB hold; one shard is B examples. They are compressed like
+   token arrays. The row of an example without tokens, on which nothing was run, is NaN.
 """
 
 import math
@@ -31,7 +34,7 @@ COMMITS = "commits"
 UNFINISHED = "_tmp_"  # what the name of a run's folder begins with until the run is finished
 
 SHARD_BYTES = 256 << 20
-MATRIX_CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 256 << 10
 TOKEN_CHUNK_BYTES = 4 << 20
 TOKEN_CHUNK_SLOTS = 512
 FEWEST_CHUNK_SLOTS = 16
@@ -94,7 +97,8 @@ class RunLayout:
             raise UsageError("nothing to store", why=f"{len(arrays)} arrays of {n_examples} examples")
         if len({spec.key for spec in arrays}) < len(arrays):
             raise UsageError("an array is listed twice", why=" ".join(str(spec.key) for spec in arrays))
-        needed = {stack for spec in arrays for stack in (spec.key.stack, spec.key.token_stack, spec.key.key_stack)}
+        ragged = [spec.key for spec in arrays if not spec.site.is_per_example]
+        needed = {stack for key in ragged for stack in (key.stack, key.token_stack, key.key_stack)}
         if needed - longest.keys():
             missing = " and ".join(sorted(needed - longest.keys()))
             raise UsageError(f"no length for {missing}", why="an array has rows there")
@@ -164,19 +168,24 @@ class RunLayout:
 
     def _own_axes(self, spec: ArraySpec) -> tuple[str, ...]:
         axes = tuple(f"{spec.key.token_stack}_token" if axis == "position" else axis for axis in spec.site.axes)
-        return ("example", *axes) if spec.site.is_matrix else axes
+        return axes if spec.site.is_per_token else ("example", *axes)
 
     def buffer_shape(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Returns the shape of the array's part of one shard: (B, layer, head, Tq, Tk) or (layer[, head], S, d)."""
+        """Returns the shape of the array's part of one shard.
+
+        (B, layer, head, Tq, Tk), (layer[, head], S, d), or (B[, layer, head], d) with one row per example.
+        """
         lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
         if spec.site.is_matrix:
             return (self.shard_examples, *lead, self.max_tokens[spec.key.stack], self.max_tokens[spec.key.key_stack])
+        if spec.site.is_per_example:
+            return (self.shard_examples, *lead, spec.width)
         return (*lead, self.shard_slots(spec.key.token_stack), spec.width)
 
     def array_shape(self, spec: ArraySpec, n_slots: int | None = None) -> tuple[int, ...]:
         """Returns the shape on disk; token arrays have room for all shards, or `n_slots` once the run is finished."""
         shape = list(self.buffer_shape(spec))
-        if spec.site.is_matrix:
+        if not spec.site.is_per_token:
             shape[0] = self.n_examples
         else:
             shape[-2] = n_slots if n_slots is not None else shape[-2] * self.n_shards
@@ -192,27 +201,30 @@ class RunLayout:
 
     def chunk_shape(self, spec: ArraySpec) -> tuple[int, ...]:
         """Returns the shape of the smallest part that can be read alone."""
-        *_, rows, width = shape = self.buffer_shape(spec)
+        shape = self.buffer_shape(spec)
+        if spec.site.is_per_example:
+            most = max(1, CHUNK_BYTES // (math.prod(shape[1:]) * self.itemsize(spec)))
+            return (_even_part(shape[0], most), *shape[1:])
+        *_, rows, width = shape
         row = width * self.itemsize(spec)
-        if not spec.site.is_matrix:
+        if spec.site.is_per_token:
             most = min(self.chunk_slots[spec.key.token_stack], max(1, TOKEN_CHUNK_BYTES // row))
-        else:
-            most = rows if rows * row <= MATRIX_CHUNK_BYTES else max(1, MATRIX_CHUNK_BYTES // row)
-        if most < rows or not spec.site.is_matrix:
-            rows = min(1 << (most.bit_length() - 1), rows & -rows)
+            rows = _even_part(rows, most)
+        elif rows * row > CHUNK_BYTES:
+            rows = _even_part(rows, max(1, CHUNK_BYTES // row))
         return (*(1,) * (len(shape) - 2), rows, width)
 
     def written_slots(self, spec: ArraySpec, used: int) -> int:
-        """Returns the slots that a shard with `used` tokens writes: whole chunks, and at least one."""
-        chunk = self.chunk_shape(spec)[-2]
+        """Returns the slots, or examples, that a shard with `used` of them writes: whole chunks, and at least one."""
+        chunk = self.chunk_shape(spec)[0 if spec.site.is_per_example else -2]
         return max(1, math.ceil(used / chunk)) * chunk
 
     def shard_files(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
         """Returns the paths of the files, inside the run's folder, that hold the array's part of a shard."""
         path = self.array_path(spec.key)
         if not spec.site.is_matrix:
-            lead = ".0" * (len(self.buffer_shape(spec)) - 2)
-            return (f"{path}/c{lead}.{shard}.0",)
+            rest = ".0" * (len(self.buffer_shape(spec)) - 2)
+            return (f"{path}/c.{shard}{rest}.0" if spec.site.is_per_example else f"{path}/c{rest}.{shard}.0",)
         parts = math.ceil(len(spec.layers) / self.shard_shape(spec)[1])
         return tuple(f"{path}/c.{shard}.{part}.0.0.0" for part in range(parts))
 
@@ -245,6 +257,8 @@ class RunLayout:
 
     def _filled(self, spec: ArraySpec, lengths: Mapping[Stack, Sequence[int]]) -> int:
         lead = max(1, len(spec.layers)) * max(1, len(spec.heads)) * self.itemsize(spec)
+        if spec.site.is_per_example:
+            return lead * spec.width * len(next(iter(lengths.values())))
         if spec.site.is_matrix:
             pairs = zip(lengths[spec.key.stack], lengths[spec.key.key_stack], strict=True)
             return lead * sum(queries * keys for queries, keys in pairs)
@@ -291,6 +305,11 @@ class RunLayout:
         ):
             raise ValueError("it has no arrays, or no sizes of their stacks")
         return layout
+
+
+def _even_part(rows: int, most: int) -> int:
+    """Returns the largest power of two that is at most `most` and divides `rows`."""
+    return min(1 << (most.bit_length() - 1), rows & -rows)
 
 
 def layer_index(spec: ArraySpec, layer: int) -> int:

@@ -16,7 +16,7 @@ import tensorstore as ts
 
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.shapes import Shaped
-from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.filled import check_finite, example_ids
@@ -45,7 +45,8 @@ class MemorySource:
 
     Attributes:
         matrices: For each matrix array, every example's (layer, head, query, key), as stored.
-        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps.
+        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps. For each example
+            array all examples', (example[, layer, head], d).
         table: One row per example.
     """
 
@@ -76,12 +77,14 @@ class MemorySource:
         use_tensorstore()
         if spec.site.is_matrix:
             return ts.array(self.matrices[spec.key][rows.start][(None, *lead)], copy=False)
+        if spec.site.is_per_example:
+            return self.rows[spec.key][(slice(rows.start, rows.stop), *lead)]
         stack = spec.key.token_stack
         first = int(self.index.slots[stack][rows.start])
         count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
         return self.rows[spec.key][(*lead, slice(first, first + count))]
 
-    def tokens(self, spec: ArraySpec) -> Array:
+    def whole(self, spec: ArraySpec) -> Array:
         use_tensorstore()
         return self.rows[spec.key]
 
@@ -168,8 +171,11 @@ class MemoryWriter:
             self._matrices.setdefault(spec.key, {})[shard] = kept
             self.bytes_written += sum(matrix.nbytes for matrix in kept)
         else:
-            used = int(buffer.offsets[spec.key.token_stack][-1])
-            rows = buffer.arrays[spec.key][..., :used, :].copy()
+            rows = buffer.arrays[spec.key]
+            if spec.site.is_per_example:
+                rows = rows[: buffer.n_examples].copy()
+            else:
+                rows = rows[..., : int(buffer.offsets[spec.key.token_stack][-1]), :].copy()
             self._rows.setdefault(spec.key, {})[shard] = rows
             self.bytes_written += rows.nbytes
 
@@ -192,7 +198,10 @@ class MemoryWriter:
                 index=replace(index, slots=slots),
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
                 rows={
-                    key: ts.concat([ts.array(kept[shard], copy=False) for shard in shards], axis=-2)
+                    key: ts.concat(
+                        [ts.array(kept[shard], copy=False) for shard in shards],
+                        axis=0 if SITES[key.site].is_per_example else -2,
+                    )
                     for key, kept in self._rows.items()
                 },
                 table=joined([self._tables[shard] for shard in shards]),

@@ -103,6 +103,7 @@ class RunMeta:
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
         left_out: Sites of a group that the model does not have.
+        labels: What a classifier's labels are called, in the order of its logits.
         projection: The directions that were projected onto while recording: their `names`, and the `site`.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
@@ -131,6 +132,7 @@ class RunMeta:
     heads_stored: Numbers | None = None
     dtype: str | None = None
     left_out: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
     projection: Mapping[str, Any] | None = None
     time: str | None = None
     dims: Mapping[Stack, Dims] = field(default_factory=dict[Stack, Dims])
@@ -291,6 +293,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),
     "dtype": _text,
     "left_out": _texts,
+    "labels": _texts,
     "projection": _projection,
     "time": _text,
     "dims": _dims,

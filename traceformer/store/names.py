@@ -60,6 +60,8 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "mlp_down": ("mlp", "down"),
     "hidden": ("hidden", "h"),
     "logits": ("logits", "logits"),
+    "class_logits": ("class_logits", "class_logits"),
+    "token_class_logits": ("token_class_logits", "token_class_logits"),
     "projection": ("projection", "projection"),
     "lens_topk": ("lens", "topk"),
     "lens_topk_prob": ("lens", "prob"),

@@ -149,7 +149,7 @@ class Run:
 
     def _shape(self, spec: ArraySpec) -> tuple[int, ...]:
         shape = self.layout.buffer_shape(spec)
-        if spec.site.is_matrix:
+        if not spec.site.is_per_token:
             return (self.n, *shape[1:])
         return (self.n, *shape[:-2], self.layout.max_tokens[spec.key.token_stack], shape[-1])
 
@@ -233,7 +233,8 @@ class Run:
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
-        A `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
+        Of a site with one row per example it is (d) or (layer, head, d), and NaN for an example without tokens. A
+        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
 
         Raises:
             ExampleNotFound, NotRecorded: it is not in this run.
@@ -289,6 +290,13 @@ class Run:
         if site not in _STAGES.values():
             raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join((*_STAGES, *_STAGES.values()))}")
         return self.get(example, self.spec(site, side, prefer="enc").key, layer)
+
+    def class_logits(self, example: int | str) -> Float[np.ndarray, "label"]:
+        """Returns what a classifier or reward model says of an example's text; `about.labels` names the entries.
+
+        NaN for an example without tokens.
+        """
+        return self.get(example, "class_logits")
 
     # TransformerLens's names for it
 
@@ -346,7 +354,8 @@ class Run:
     ) -> Num[np.ndarray, "token d"]:
         """Returns one layer's rows of all tokens of all examples, in the data set's order.
 
-        Sites with heads give all of them side by side (d = heads * d_head, as `z` enters W_O), unless `head` is said.
+        Of a site with one row per example it is these: (example, d). Sites with heads give all of them side by side
+        (d = heads * d_head, as `z` enters W_O), unless `head` is said.
         `token_examples` tells which row belongs to which example.
 
         Raises:

@@ -32,9 +32,6 @@ def save_run(source: Source, folder: Path, *, overwrite: bool) -> Path:
                 lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
                 for b, row in enumerate(rows):
                     values = source.part(spec, range(row, row + 1), lead).read().result()
-                    if spec.site.is_matrix:
-                        buffer.rectangle(spec.key, b)[...] = values[0]
-                    else:
-                        buffer.rows(spec.key, b)[...] = values
+                    buffer.part(spec, b)[...] = values if spec.site.is_per_token else values[0]
             writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
         return writer.finish()

@@ -48,12 +48,15 @@ class Source(Protocol):
         """Returns the rows of one step, or of one example, as they are stored.
 
         Matrices (example, *lead, query, key) are as large as the largest of them, token arrays (*lead, token, d)
-        hold the examples' tokens back to back.
+        hold the examples' tokens back to back, example arrays are (example, *lead, d).
         """
         ...
 
-    def tokens(self, spec: ArraySpec) -> Array:
-        """Returns a whole token array, (layer[, head], slot, d), whose slots are those of `index`."""
+    def whole(self, spec: ArraySpec) -> Array:
+        """Returns a whole token array (layer[, head], slot, d) or example array (example[, layer, head], d).
+
+        Its slots and examples are those of `index`.
+        """
         ...
 
     def token_table(self) -> "pa.Table":

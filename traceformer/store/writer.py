@@ -324,7 +324,7 @@ class RunWriter:
         path = layout.array_path(spec.key)
         if path not in self._arrays:
             self._arrays[path] = open_array(self.folder, layout, spec, self._context)
-        used = int(buffer.offsets[spec.key.token_stack][-1])
+        used = int(buffer.offsets[spec.key.token_stack][-1]) if spec.site.is_per_token else 0
         region = self._arrays[path][shard_region(layout, spec, shard, used)]
         # The buffer is not touched before the write is done, so tensorstore need not copy it first.
         region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()

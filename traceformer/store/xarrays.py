@@ -101,15 +101,18 @@ def data_tree(run: RunFolder) -> xr.DataTree:
     for spec in layout.arrays:
         group, leaf = layout.array_path(spec.key).split("/")
         name = group.removesuffix(".zarr")
-        matrix = spec.site.is_matrix
-        spans = index.example_spans if matrix else index.token_spans(spec.key.token_stack)
-        axis = 0 if matrix else len(layout.buffer_shape(spec)) - 2
+        tokens = spec.site.is_per_token
+        spans = index.token_spans(spec.key.token_stack) if tokens else index.example_spans
+        axis = len(layout.buffer_shape(spec)) - 2 if tokens else 0
         source = _Source(run, spec, axis, spans)
         attributes = {"key": str(spec.key), "meaning": spec.site.meaning, "stored_dtype": layout.stored(spec)}
         axes = layout.axes(spec)
         groups.setdefault(name, {})[leaf] = xr.Variable(axes, LazilyIndexedArray(_LazyArray(source)), attributes)
         numbers = {axis: xr.Variable(axis, np.asarray(own)) for axis, own in layout.coordinates(spec).items()}
         coordinates.setdefault(name, {}).update({**numbers, **_coordinates(spec, axes, index)})
+        labels = run.head.about.labels
+        if axes[-1] == "label" and labels is not None and len(labels) == spec.width:
+            coordinates[name]["label"] = xr.Variable("label", np.asarray(labels, object))
     return xr.DataTree.from_dict({name: xr.Dataset(groups[name], coordinates[name]) for name in groups})
 
 
@@ -118,8 +121,9 @@ def _coordinates(spec: ArraySpec, axes: tuple[str, ...], index: RunIndex) -> Map
     for axis in axes:
         if axis == "example":
             found["example_id"] = xr.Variable(axis, np.asarray(index.ids, object))
-            found["n_query"] = xr.Variable(axis, index.lengths[spec.key.stack])
-            found["n_key"] = xr.Variable(axis, index.lengths[spec.key.key_stack])
+            if spec.site.is_matrix:
+                found["n_query"] = xr.Variable(axis, index.lengths[spec.key.stack])
+                found["n_key"] = xr.Variable(axis, index.lengths[spec.key.key_stack])
         elif axis.endswith("token"):
             stack = spec.key.token_stack
             lengths = index.lengths[stack]

@@ -61,7 +61,7 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
     coordinates: dict[str, list[str]] = {}
     for spec in layout.arrays:
         group, leaf = layout.array_path(spec.key).split("/")
-        slots = None if n_slots is None or spec.site.is_matrix else n_slots[spec.key.token_stack]
+        slots = n_slots[spec.key.token_stack] if n_slots is not None and spec.site.is_per_token else None
         groups.setdefault(group, {})[leaf] = _array_metadata(layout, spec, slots)
     for path, numbers in _coordinates(layout).items():
         group, leaf = path.split("/")
@@ -110,7 +110,7 @@ def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
     """
     found: dict[str, Stack] = {}
     for spec in layout.arrays:
-        if not spec.site.is_matrix:
+        if spec.site.is_per_token:
             group, stack = layout.array_path(spec.key).split("/")[0], spec.key.token_stack
             prefix = "" if stack == spec.key.stack else f"{stack}_"
             found |= {f"{group}/{prefix}token_{what}": stack for what in ("example", "position")}
@@ -259,7 +259,7 @@ def reading(path: Path | str) -> Generator[None]:
 
 def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> tuple[slice, ...]:
     """Returns the part of the array on disk that a shard with `used` tokens writes."""
-    if spec.site.is_matrix:
+    if not spec.site.is_per_token:
         examples = layout.shard_range(shard)
         return (slice(examples.start, examples.stop),)
     start = shard * layout.shard_slots(spec.key.token_stack)

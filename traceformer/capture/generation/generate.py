@@ -38,6 +38,7 @@ from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.outputs import why_no_output
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
@@ -189,9 +190,8 @@ def answer(
     if batch_size < 1:
         raise UsageError(f"`batch_size={batch_size}`", hint="give 1 or more")
     if model.dims.arch == "enc" or not model.model.can_generate():
-        raise Unsupported(
-            f"{model.name} generates no text", why="it has no decoder", hint="traceformer extract records encoders"
-        )
+        why = "it has no decoder" if model.dims.arch == "enc" else why_no_output("logits", model.model)
+        raise Unsupported(f"{model.name} generates no text", why=why, hint="traceformer extract records it")
     replay = replay or sampling.is_searched or "attn_scores" in selection.sites
     plan = plan_arrays(selection, model.model)
     if plan.left_out:

@@ -22,12 +22,13 @@ from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
-from traceformer.capture.recorder import Recorder
+from traceformer.capture.recorder import Recorder, own_output
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
+from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
@@ -165,10 +166,13 @@ def check_model(
         raise UsageError("nothing to check the model on", hint="give texts of at least one token")
     row = architecture or architecture_of(model.config)
     dims = ModelDims.from_config(model.config)
-    plan = plan_arrays(selection, model, architecture=row)
+    if reads_itself(model):
+        examples = [{"enc": example["enc"]} for example in examples]
+    plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
     with torch.inference_mode(), _evaluating(model):
         scenes = list(_scenes(model, row, dims, plan.arrays, examples))
-        largest_score = max((each.abs().max().item() for each in _scores_of(scenes[0])), default=1.0)
+        scores = (each for scene in scenes for each in _scores_of(scene))
+        largest_score = max((each.abs().max().item() for each in scores), default=1.0)
         errors: _Errors = {}
         for scene in scenes:
             _prove(scene, plan.arrays, errors)
@@ -218,6 +222,9 @@ class _Kept:
         self.arrays: _Arrays = {}
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        if spec.site.is_per_example:
+            self.arrays[spec.key, layer] = [row.clone() for row in rows]
+            return
         spans = self._spans[spec.key.token_stack]
         self.arrays[spec.key, layer] = [rows[i, ..., s.start : s.stop, :].clone() for i, s in enumerate(spans)]
 
@@ -267,25 +274,29 @@ def _scenes(
 ) -> Iterator[Scene]:
     """Yields the recorded batch, and another one under eager attention where the model's own is not eager.
 
+    A model that takes one text at a time has a batch for each example.
+
     Only eager attention returns patterns. They are compared with those recorded in the same forward pass: another
     implementation rounds otherwise, and a deep model, or one with large scores, would drift apart.
     """
-    inputs, spans = batch_of(model, examples)
-    ids: list[dict[Stack, Tensor]] = [
-        {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in examples
-    ]
+    batches = [[example] for example in examples] if runs_alone(model) else [examples]
     for implementation in dict.fromkeys((implementation_of(model), "eager")):
-        with using_attention(model, implementation):
-            reference = _reference(model, dims, inputs)
-            arrays = _record(model, row, specs, inputs, spans)
-            yield Scene(model, row, dims, tuple(ids), arrays, reference)
+        for batch in batches:
+            inputs, spans = batch_of(model, batch)
+            ids: list[dict[Stack, Tensor]] = [
+                {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in batch
+            ]
+            with using_attention(model, implementation):
+                reference = _reference(model, dims, inputs)
+                arrays = _record(model, row, specs, inputs, spans)
+                yield Scene(model, row, dims, tuple(ids), arrays, reference)
 
 
 def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Tensor]) -> Reference:
     stacks: dict[Stack, str] = {"enc": "encoder_", "dec": "decoder_"}
     if len(dims.stacks) == 1:
         stacks = dict.fromkeys(dims.stacks, "")
-    logits = getattr(model(**inputs), "logits", None)
+    logits = own_output(model(**inputs))
     output = model(**inputs, output_hidden_states=True, output_attentions=implementation_of(model) == "eager")
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
     for stack, own in stacks.items():
@@ -354,6 +365,8 @@ def _prove_padding(
     model = scene.model
     if model.dtype not in (torch.float32, torch.float64):
         return {ALONE: f"a batch of another shape rounds otherwise in {str(model.dtype).removeprefix('torch.')}"}
+    if runs_alone(model):
+        return {ALONE: "the model takes one text at a time"}
     if len({tuple(map(len, example.values())) for example in examples}) == 1:
         return {ALONE: "all examples have the same length, so there is no padding"}
     for index, example in enumerate(examples):

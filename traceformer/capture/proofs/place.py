@@ -35,7 +35,8 @@ class Rounding(Enum):
 class Reference:
     """What the model itself returns for a batch while nothing is recorded, padding included.
 
-    `logits` is None without a head; `hidden` has one tensor per entry, `attentions` (eager) one per layer.
+    `logits` is its own output, whatever its head makes, and None without a head; `hidden` has one tensor per entry,
+    `attentions` (eager) one per layer.
     """
 
     logits: Tensor | None
@@ -69,7 +70,7 @@ class Place:
     layer: int | None = None
 
     def __call__(self, site: str, *, stack: Stack | None = None, attention: Attention | None = None) -> Tensor:
-        """Returns what was recorded here: (position, width), (head, position, width) or (head, query, key)."""
+        """Returns what was recorded here: (position, width), (head, position, width), (head, query, key) or (width)."""
         attention = (attention or self.attention) if SITES[site].of_attention else None
         layer = self.layer if SITES[site].per_layer or site == "hidden" else None
         found = self.scene.arrays.get((ArrayKey(stack or self.stack, attention, site), layer))

@@ -1,11 +1,14 @@
 """Claims about the residual stream, from the embedding to the logits, and about the MLP."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
+from traceformer.capture.recorder import own_output
+from traceformer.sites import SITES, Stack
 
 __all__ = ["STREAM_CLAIMS"]
 
@@ -78,9 +81,16 @@ def _final_norm(place: Place) -> Sides:
 
 
 def _same_logits(place: Place) -> Sides:
-    recorded, own = place("logits"), place.scene.reference.logits
-    assert own is not None
-    return recorded, own[place.example, : len(recorded)]
+    return _same_output("logits")(place)
+
+
+def _same_output(site: str) -> Callable[[Place], Sides]:
+    def sides(place: Place) -> Sides:
+        recorded, own = place(site), place.scene.reference.logits
+        assert own is not None
+        return recorded, own[place.example] if SITES[site].is_per_example else own[place.example, : len(recorded)]
+
+    return sides
 
 
 def _unembedded(place: Place) -> Sides:
@@ -98,22 +108,42 @@ def _unembedded(place: Place) -> Sides:
 
 
 def _through_own_head(place: Place) -> Sides:
-    """An encoder's masked-language head has layers of its own: run it, with the recorded stream put in its way."""
-    model, recorded = place.scene.model, place("logits")
+    """An encoder's masked-language head has layers of its own."""
     if place.stack != "enc":
         raise NotHere
-    stream = place.last_stream()
+    return _through_head("logits")(place)
 
-    def replace(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = stream[None]
-        return output
 
-    handle = model.base_model.register_forward_hook(replace)
-    try:
-        logits = model(input_ids=place.scene.ids[place.example]["enc"][None]).logits[0]
-    finally:
-        handle.remove()
-    return recorded, logits
+def _through_head(site: str) -> Callable[[Place], Sides]:
+    """A head of any kind: run, with the recorded stream put in its way, and what a pooler makes of that."""
+
+    def sides(place: Place) -> Sides:
+        model, recorded = place.scene.model, place(site)
+        stream = _project_out(place, place.last_stream())
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            output.last_hidden_state = stream[None]
+            if getattr(output, "pooler_output", None) is not None:
+                output.pooler_output = module.get_submodule("pooler")(stream[None])
+            return output
+
+        handle = model.base_model.register_forward_hook(replace)
+        try:
+            output = own_output(model(input_ids=place.scene.ids[place.example][place.stack][None]))
+        finally:
+            handle.remove()
+        assert output is not None
+        return recorded, output[0]
+
+    return sides
+
+
+def _alone(place: Place) -> Sides:
+    recorded, model = place("class_logits"), place.scene.model
+    if model.dtype not in (torch.float32, torch.float64):  # a batch of another shape rounds otherwise
+        raise NotHere
+    stack: Stack = "enc" if "enc" in place.scene.ids[place.example] else "dec"
+    return recorded, model(input_ids=place.scene.ids[place.example][stack][None]).logits[0]
 
 
 def _input_of_mlp(place: Place) -> Tensor:
@@ -196,4 +226,13 @@ STREAM_CLAIMS = (
     Claim("logits", "equals the model's logits when nothing is recorded", _same_logits, Rounding.NONE),
     Claim("logits", "equals the unembedding of the last residual stream", _unembedded, Rounding.MODEL),
     Claim("logits", "equals the model's own head on the last residual stream", _through_own_head, Rounding.MODEL),
+    *(
+        claim
+        for site in ("class_logits", "token_class_logits")
+        for claim in (
+            Claim(site, "equals the model's own when nothing is recorded", _same_output(site), Rounding.NONE),
+            Claim(site, "equals the model's own head on the last residual stream", _through_head(site), Rounding.MODEL),
+        )
+    ),
+    Claim("class_logits", "equals the model's own of the text alone", _alone, Rounding.BATCH),
 )

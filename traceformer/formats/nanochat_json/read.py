@@ -23,6 +23,7 @@ from traceformer.formats.options import ImportOptions
 from traceformer.formats.outgoing import key_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
+from traceformer.store.dtypes import nan_of
 
 __all__ = ["read_files", "recognises"]
 
@@ -234,13 +235,13 @@ def _known_rows(
 
 def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path: Path) -> None:
     for spec in outline.arrays:
-        target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
-        target[...] = 0x7FC0 if buffer.layout.dtype == "bfloat16" else np.nan  # bfloat16 is stored as its bits
+        target = buffer.part(spec, slot)
+        target[...] = nan_of(buffer.layout.stored(spec))
     for piece in _pieces(trace, outline.stack, path):
         spec = next((spec for spec in outline.arrays if spec.key == piece.key), None)
         if spec is None or (piece.layer is not None and piece.layer not in spec.layers):
             raise Unreadable(f"{path} holds {piece.key} beside the arrays that its metadata lists")
-        target = buffer.rectangle(spec.key, slot) if spec.site.is_matrix else buffer.rows(spec.key, slot)
+        target = buffer.part(spec, slot)
         values = piece.tensor.array()[0]
         lacking = np.isnan(values) if piece.is_whole and UNKNOWN in outline.meta else False
         if not (np.isfinite(values) | lacking).all():

@@ -129,7 +129,8 @@ class _Folder:
             arrays = tuple(_spec(key, array, stated) for key, array in found.items())
             run = {name: value for name, value in stated.items() if name not in ("n_examples", "dtype", "max_seq_len")}
         for spec in arrays:
-            if spec.key not in found or found[spec.key].shape[0] != len(table) or spec.key.stack not in spans:
+            has_tokens = spec.site.is_per_example or spec.key.stack in spans
+            if spec.key not in found or found[spec.key].shape[0] != len(table) or not has_tokens:
                 raise Unreadable(f"{path} has no {spec.key} of its {len(table)} examples")
         if not arrays:
             raise Unreadable(f"{path} holds no arrays")
@@ -137,14 +138,16 @@ class _Folder:
 
     def values(self, spec: ArraySpec, index: int) -> Num[np.ndarray, "..."]:
         """Returns an example's part of an array, without padding."""
-        rows = self.spans[spec.key.stack if spec.site.is_matrix else spec.key.token_stack][index]
-        columns = self.spans[spec.key.key_stack][index] if spec.site.is_matrix else slice(None)
         array = self.opened[spec.key]
-        needed = (rows.stop, columns.stop if spec.site.is_matrix else 0)
-        if any(size < least for size, least in zip(array.shape[-2:], needed, strict=True)):
+        part: tuple[slice, ...] = (slice(None),)
+        if spec.site.is_matrix:
+            part = (self.spans[spec.key.stack][index], self.spans[spec.key.key_stack][index])
+        elif spec.site.is_per_token:
+            part = (self.spans[spec.key.token_stack][index], slice(None))
+        if any(size < (own.stop or 0) for size, own in zip(array.shape[-len(part) :], part, strict=True)):
             raise Unreadable(f"{self.path}: {spec.key} has shape {list(array.shape)}", why="its examples are longer")
         try:
-            values = array[index, ..., rows, columns].read().result()
+            values = array[(index, ..., *part)].read().result()
         except ValueError as error:
             raise Unreadable(f"{self.path}: {spec.key} is damaged", why=str(error).partition("\n")[0]) from error
         if spec.key.site == "attn_pattern" and not self.is_ours and not values.any(axis=-1).all():

@@ -1,9 +1,9 @@
 """The padded store: `meta.json`, `tokens.parquet` and Zarr groups in which every example has T tokens.
 
 Arrays are Zarr v2, zstd level 3, one chunk per example, layer and head: `dec_self_attn.zarr/attn` is (N, L, H, T, T),
-`dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d).
-T is the longest example, `attention_mask` says which positions are its own, and the others are zero. Groups that
-the original does not have (MLP, norms, logits ...) follow the same pattern.
+`dec_self_qkv.zarr/q` (N, L, H, T, d_head), `dec_hidden.zarr/h` (N, L+1, T, d_model), `dec_res_embed.zarr/x` (N, T, d),
+`dec_class_logits.zarr/class_logits` (N, label). T is the longest example, `attention_mask` says which positions are its
+own, and the others are zero. Groups that the original does not have (MLP, norms, logits ...) follow the same pattern.
 """
 
 import json
@@ -88,8 +88,8 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
 def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[Stack, int]) -> ts.TensorStore:
     lead = (len(spec.layers),) * bool(spec.layers) + (len(spec.heads),) * bool(spec.heads)
     last = longest[spec.key.key_stack] if spec.site.is_matrix else spec.width
-    rows = longest[spec.key.stack if spec.site.is_matrix else spec.key.token_stack]
-    shape = (n, *lead, rows, last)
+    rows = () if spec.site.is_per_example else (longest[spec.key.token_stack],)
+    shape = (n, *lead, *rows, last)
     path = folder / array_path(spec.key, store.arch)
     path.mkdir(parents=True)
     (path.parent / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8")
@@ -105,7 +105,7 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
             "store_data_equal_to_fill_value": True,
             "metadata": {
                 "shape": list(shape),
-                "chunks": [*(1,) * (len(shape) - 2), *shape[-2:]],
+                "chunks": [*(1,) * (len(shape) - len(rows) - 1), *rows, last],
                 "dtype": dtype,
                 # None: what a Zarr v2 array states to be its fill value is missing data to xarray, zeros would be NaN.
                 "fill_value": None,

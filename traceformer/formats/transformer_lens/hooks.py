@@ -62,6 +62,8 @@ HOOKS: Mapping[str, Hook] = {
     "hidden": Hook(None, "the same numbers are resid_pre and resid_post"),
     "final_norm": Hook(None, "as attn_norm"),
     "logits": Hook(None, "what the model returns beside its cache"),
+    "class_logits": Hook(None, "as logits"),
+    "token_class_logits": Hook(None, "as logits"),
     "projection": Hook(None, "along directions that the model does not have"),
     "lens_topk": Hook(None, "no activation: the likeliest tokens are read out of one"),
     "lens_topk_prob": Hook(None, "as lens_topk"),
