@@ -14,16 +14,18 @@ from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 __all__ = ["looking_ahead"]
 
+_ENOUGH = 8  # tokens: with fewer, all that lies ahead may have rounded to nothing
+
 
 def looking_ahead(
     model: LoadedModel, rows: Sequence[Encoded], stacks: Sequence[Stack] | None = None
 ) -> frozenset[tuple[ArrayKey, int]]:
     """Returns the self-attention patterns, by array and layer, in which some query looks at a later key.
 
-    Measured on the shortest of the rows that has several tokens in each stack; empty without such a row, where there is
-    nothing ahead, and for families whose attention cannot be observed.
+    Measured on the shortest of the rows that have some tokens in each stack, or else on the longest; empty for families
+    whose attention cannot be observed.
     """
-    several = [row for row in rows if min(row.lengths.values()) > 1]
+    several = [row for row in rows if all(row.lengths.values())]
     if not several or not architecture_of(model.config).has_attention_function:
         return frozenset()
     found: set[tuple[ArrayKey, int]] = set()
@@ -34,6 +36,7 @@ def looking_ahead(
             found.add((spec.key, layer))
 
     plan = plan_arrays(Selection(("attn_pattern",)), model.model, stacks=stacks)
-    shortest = min(several, key=lambda row: sum(row.lengths.values()))
-    run_batches(model, plan, [shortest], [[0]], SquareSink(take))
+    long = [row for row in several if min(row.lengths.values()) >= _ENOUGH] or several
+    nearest = min(long, key=lambda row: abs(min(row.lengths.values()) - _ENOUGH))
+    run_batches(model, plan, [nearest], [[0]], SquareSink(take))
     return frozenset(found)

@@ -205,7 +205,7 @@ def record(
     sink = _Sink(model, dims.stacks[stack], layers, texts, combiner)
     with Recorder(model, arrays, sink) as recorder:
         recorder.run(spans, **_inputs(model, dims, text, source))
-    return combiner.edge_weights("all" if layer == "all" else layers[0], looks_ahead=stack == "enc")
+    return combiner.edge_weights("all" if layer == "all" else layers[0])
 
 
 def _span(text: Text) -> "Span":
