@@ -38,9 +38,7 @@ def own_patterns(both_ways: LoadedModel) -> np.ndarray:
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "stored"])
-def test_paths_follow_the_weights_on_later_tokens(
-    live: bool, both_ways: LoadedModel, own_patterns: np.ndarray
-) -> None:
+def test_paths_follow_the_weights_on_later_tokens(live: bool, both_ways: LoadedModel, own_patterns: np.ndarray) -> None:
     mean, target = own_patterns[0].mean(axis=0), 3
     assert mean[target, target + 1 :].sum() > 0.1  # what a causal search drops
     if live:

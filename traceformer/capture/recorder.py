@@ -125,7 +125,9 @@ class Recorder:
             Unsupported: the pass ended, and something asked for was never seen.
             UsageError: rows that may not share a pass, since one would change another's numbers.
         """
-        self.sharing.check([dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)])
+        self.sharing.check(
+            [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
+        )
         self.sharing.settle()
         self._pass.begin(self._wanted, spans)
         try:

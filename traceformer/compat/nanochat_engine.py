@@ -117,9 +117,7 @@ class InterpretabilityEngine:
             Prompts((one_prompt(prompt),), category=category),
             Selection(_CAPTURE),
             Place(folder=self.run_of(trace_id), storage=storage),
-            sampling=Sampling.of(
-                self._loaded, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed
-            ),
+            sampling=Sampling.of(self._loaded, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed),
             capture_steps=capture_intermediate_steps,
         )
         trace = trace_of(store, store.ids[0], trace_id=trace_id, steps=capture_intermediate_steps)

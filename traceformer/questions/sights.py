@@ -23,5 +23,6 @@ def sights_of(run: Run, spec: ArraySpec) -> dict[int, Visibility]:
         return {layer: visibility_of(facts, key, layer, ahead=False) for layer in spec.layers}
     nearest = min(long, key=lambda example: abs(lengths[example] - _ENOUGH))
     return {
-        layer: visibility_of(facts, key, layer, ahead=looks_ahead(run.get(nearest, key, layer))) for layer in spec.layers
+        layer: visibility_of(facts, key, layer, ahead=looks_ahead(run.get(nearest, key, layer)))
+        for layer in spec.layers
     }

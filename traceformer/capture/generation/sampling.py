@@ -231,7 +231,9 @@ def _refuse(loaded: LoadedModel, config: GenerationConfig) -> None:
     }
     for name in _GUESSING:
         if _guesses(config, name) and config.do_sample:
-            reasons[name] = "with it other random numbers decide than without; at `temperature=0` it makes no difference"
+            reasons[name] = (
+                "with it other random numbers decide than without; at `temperature=0` it makes no difference"
+            )
     for name, why in reasons.items():
         if why:
             raise Unsupported(

@@ -184,7 +184,9 @@ def check_model(
                 _prove(scene, plan.arrays, errors)
             has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
             _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
-        left_out = {**untested} | _without_padding(model, [[examples[index] for index in part] for part in parts], sharing)
+        left_out = {**untested} | _without_padding(
+            model, [[examples[index] for index in part] for part in parts], sharing
+        )
         if not has_attentions:
             left_out["equals the model's own attentions"] = "the model returns none"
     order = {spec.key: index for index, spec in enumerate(plan.arrays)}
@@ -361,9 +363,7 @@ def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
                     errors[claim] = max(error, errors.get(claim, 0.0))
 
 
-def _without_padding(
-    model: PreTrainedModel, parts: Sequence[Sequence[Example]], sharing: Sharing
-) -> dict[str, str]:
+def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]], sharing: Sharing) -> dict[str, str]:
     """Returns why it cannot be told what padding does, if it cannot."""
     if sharing.quantised is not None:
         return {ALONE: f"every text runs alone, since the model is quantised: {sharing.quantised}"}
@@ -382,9 +382,7 @@ def _is_padded(examples: Sequence[Example]) -> bool:
     return len({tuple(map(len, example.values())) for example in examples}) > 1
 
 
-def _prove_padding(
-    scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors
-) -> None:
+def _prove_padding(scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors) -> None:
     """Adds what each example's arrays are off when it runs alone, if it ran beside others, padded."""
     model = scene.model
     if not _is_exact(model) or not _is_padded(examples):

@@ -25,11 +25,11 @@ def limits_of(config: Any) -> dict[str, int]:
     return found
 
 
-def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _named(values: Mapping[Any, Any]) -> Iterator[tuple[str, int]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _named(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(name, str) and isinstance(value, int) and not isinstance(value, bool):
             yield name, value
 
 
