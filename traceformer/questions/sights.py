@@ -1,4 +1,4 @@
-"""Which keys the queries of a run's attentions see: measured in its patterns, and their windows as the run states them."""
+"""Which keys the queries of a run see: measured in its patterns, with the windows that the run states."""
 
 from traceformer.analysis.visibility import Visibility, looks_ahead, visibility_of
 from traceformer.sites import ArraySpec

@@ -1,4 +1,4 @@
-"""Every setting of a model's generation_config.json holds, is replaced by what gives the same, or is refused by name."""
+"""Every setting of a model's generation_config.json holds, or is replaced by its like, or is refused by name."""
 
 from collections.abc import Callable
 from typing import Any

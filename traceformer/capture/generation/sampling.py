@@ -85,10 +85,11 @@ class Sampling:
         """
         named = {name: value for name, value in given.items() if value is not None}
         stated = {} if model is None else _stated(model)
-        if model is not None and "max_tokens" not in named | stated and _own_config(model).max_length is not None:
+        length = None if model is None else _own_config(model).max_length
+        if model is not None and length is not None and "max_tokens" not in {*named, *stated}:
             warnings.warn(
-                f"`max_tokens={cls.max_tokens}`, in place of max_length={_own_config(model).max_length} of {model.name}, "
-                "which counts the prompt, too",
+                f"`max_tokens={Sampling().max_tokens}`, in place of max_length={length} of {model.name}, which counts "
+                "the prompt, too",
                 stacklevel=2,
             )
         return cls(**{**stated, **named})

@@ -1,4 +1,4 @@
-"""The limits that a config names, such as a window or the length that a model was first trained on, and both sides of them."""
+"""The limits that a config names, such as a window or the length of first training, and both sides of them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _MOST_BYTES = 64 << 20  # of the patterns of one example, in float32
 
 
 def limits_of(config: Any) -> dict[str, int]:
-    """Returns the numbers of tokens at which a model may begin to compute otherwise, by the names that its config has."""
+    """Returns the lengths beyond which a model may compute otherwise, by the names that its config has for them."""
     found: dict[str, int] = {}
     for name, value in _named(config.to_dict()):
         if _LIMIT.search(name) and not _OF_LAYERS.search(name) and value > 1:
