@@ -200,7 +200,7 @@ def _seeded(seed: int, device: str) -> Generator[None]:
 
 @contextmanager
 def _settings(model: Any, config: GenerationConfig) -> Generator[None]:
-    """Makes these a model's own settings in the block: `generate` takes from its own what a given config has as None."""
+    """Makes these the model's own in the block: `generate` takes from its own what a given config has as None."""
     own = model.generation_config
     model.generation_config = config
     try:
