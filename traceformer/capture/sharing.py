@@ -77,7 +77,8 @@ class Sharing:
         """
         if self.quantised is not None:
             return [[row] for row in rows]
-        changing = [stack for stack in lengths[0] if not self._share(stack, [lengths[row] for row in rows], growth)]
+        together = [lengths[row] for row in rows]
+        changing: list[Stack] = [stack for stack in lengths[0] if not self._share(stack, together, growth)]
         found: dict[Hashable, list[int]] = {}
         for row in rows:
             sides = tuple(self._sides_of(stack, lengths[row][stack], growth) for stack in changing)
