@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from traceformer import Selection, TraceStore
 from traceformer.analysis.conventions import CONVENTIONS
 from traceformer.analysis.run_statistics import ExampleLogits
 from traceformer.analysis.statistics import AttentionTally, ValueTally, logit_statistics
-from traceformer.analysis.visibility import Visibility, visibility_of
+from traceformer.analysis.visibility import Visibility
 from traceformer.errors import ExampleNotFound, UsageError
 from traceformer.models.tiny import TINY
+from traceformer.questions.sights import sights_of
 from traceformer.questions.statistics import statistics
 
 EXACT, NANOCHAT = CONVENTIONS["exact"], CONVENTIONS["nanochat"]
@@ -175,19 +177,30 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
-@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "modernbert", "bert", "t5"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *[(family, {}) for family in ("gpt2", "mistral", "gemma2", "modernbert", "bert", "t5")],
+        ("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 8}),
+    ],
+)
 def test_no_weight_lies_where_a_query_is_said_to_see_nothing(
-    family: str, tiny_folder: Callable[..., Path], texts: Path, tmp_path: Path
+    family: str, changes: dict[str, Any], tiny_folder: Callable[..., Path], texts: Path, tmp_path: Path
 ) -> None:
     targets = texts if TINY[family][0].startswith("T5") else None
     store = record(
-        tiny_folder(family), texts, tmp_path / "run", selection=Selection(("attn",)), targets_file=targets, limit=9
+        tiny_folder(family, **changes),
+        texts,
+        tmp_path / "run",
+        selection=Selection(("attn",)),
+        targets_file=targets,
+        limit=9,
     )
     longest = max(store.ids, key=store.length)
     for spec in store.layout.arrays:
         for layer in spec.layers:
             pattern = store.get(longest, spec.key, layer)
-            seen = visibility_of(store.about.attention, spec.key, layer).count(*pattern.shape[1:])
+            seen = sights_of(store, spec)[layer].count(*pattern.shape[1:])
             # Softmax weights of these models are small but never 0, so the cells in sight are those above 0.
             assert np.array_equal(np.count_nonzero(pattern, axis=2), np.broadcast_to(seen, pattern.shape[:2]))
 

@@ -14,7 +14,7 @@ from traceformer.capture.generation import generate as generation
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.cli import main
 from traceformer.cli.choices import Loading
-from traceformer.cli.generate import PromptChoice
+from traceformer.cli.generate import PromptChoice, SamplingChoice
 from traceformer.progress import OnProgress, Progress
 from traceformer.sites import Selection
 from traceformer.store.place import Place, Storage
@@ -53,6 +53,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     # No model is loaded and no prompt read: the flags themselves stand for them.
     monkeypatch.setattr(Loading, "load", lambda self, name, with_head: (name, self))
     monkeypatch.setattr(PromptChoice, "read", lambda self: self)
+    sampling = SamplingChoice.sampling
+    monkeypatch.setattr(SamplingChoice, "sampling", lambda self, model=None: sampling(self))
     monkeypatch.setattr(generation, "answer", pretend)
     return seen
 

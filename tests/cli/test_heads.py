@@ -116,10 +116,13 @@ def test_json_and_pictures_say_the_same(decoder_run: Path, capsys: pytest.Captur
     assert [float(row["entropy"]) for row in rows] == [value for layer in own["metrics"]["entropy"] for value in layer]
 
 
-def test_a_run_whose_decoder_looks_ahead_is_refused(unfinished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # All cells of that run are 0.5, above the diagonal too.
-    assert main(["heads", str(unfinished_run)]) == 4
-    assert "a decoder's query looks at a later token" in capsys.readouterr().err
+def test_a_decoder_that_looks_ahead_is_measured_as_it_looks(
+    unfinished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # All cells of that run are 0.5, above the diagonal too: each of the decoder's two tokens sees both.
+    assert main(["heads", str(unfinished_run), "--json"]) == 0
+    [[entropy]] = json.loads(capsys.readouterr().out)["attention"]["dec.self"]["metrics"]["entropy"]
+    assert entropy == pytest.approx(np.log(2))
 
 
 def test_windows_of_a_file_are_read_byte_by_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traceformer.shapes import Int
+from traceformer.shapes import Int, Num
 from traceformer.sites import ArrayKey
 from traceformer.store.meta import AttentionFacts
 
-__all__ = ["Visibility", "visibility_of"]
+__all__ = ["Visibility", "looks_ahead", "visibility_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
     """Which keys a query can see: those before it and itself if `causal`, no further away than `window` allows.
 
-    A causal window of w holds the query and the w - 1 keys before it; one of an encoder holds w keys to either side.
+    A causal window of w holds the query and the w - 1 keys before it; another one holds w keys to either side.
     The last query sees the last key: with fewer queries than keys (a cached step) the first queries are missing.
     """
 
@@ -34,14 +34,27 @@ class Visibility:
         return last - first + 1
 
 
-def visibility_of(attention: AttentionFacts, key: ArrayKey, layer: int) -> Visibility:
-    """Returns which keys a query of this attention and layer can see, by what a run says of its model's attention."""
+def looks_ahead(pattern: Num[np.ndarray, "head query key"]) -> bool:
+    """Returns whether some query has weight on a later key: what a causal pattern never has."""
+    return any(bool((np.triu(head, k=1) > 0).any()) for head in pattern)
+
+
+def visibility_of(attention: AttentionFacts, key: ArrayKey, layer: int, *, ahead: bool) -> Visibility:
+    """Returns which keys a query of this attention and layer can see.
+
+    Args:
+        attention: What a run says of its model's attention: the windows.
+        key: The patterns.
+        layer: Which layer's.
+        ahead: Whether a query of it looks at later keys, as `looks_ahead` measures it: a decoder's may, too.
+    """
     if key.attention == "cross":
         return Visibility(causal=False)
-    causal = key.stack == "dec"
     if attention.layer_types is not None and attention.layer_types[layer] != "sliding_attention":
-        return Visibility(causal)
-    if causal:
-        return Visibility(causal, attention.sliding_window)
-    width = attention.local_attention
-    return Visibility(causal, None if width is None else width // 2)
+        return Visibility(not ahead)
+    window, width = attention.sliding_window, attention.local_attention
+    if not ahead:
+        return Visibility(causal=True, window=window)
+    if window is not None:  # a decoder's window counts the query itself, to either side
+        return Visibility(causal=False, window=window - 1)
+    return Visibility(causal=False, window=None if width is None else width // 2)

@@ -9,6 +9,8 @@ attention   the registered attention function: patterns beside a pass, never in 
 recorder    the `with` block that observes forward passes, and leaves no hook behind
 passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
 batches     batches of rows, and the one loop that runs them
+sharing     which rows may share a pass: those whose numbers no other row of it changes
+sight       which attentions let a query look at later keys: measured
 plan        from what was asked for to the arrays that a given model can give
 tokenizing  texts to token ids, as the model will read them
 windows     consecutive windows of one long file

@@ -44,25 +44,28 @@ def run_batches(
 ) -> None:
     """Runs a model over rows, batch by batch, and hands what was planned to a sink.
 
+    Rows of a batch that would change each other's numbers run apart: see `sharing`.
+
     Args:
         model: The model.
         plan: What to record.
         rows: The tokens.
         batches: The numbers of the rows that share a pass.
         sink: Where arrays go.
-        done: Told of each batch when it is over.
+        done: Told of the rows of each pass when it is over.
 
     Raises:
         Unsupported: the model never shows what is asked for.
     """
     inputs_of = BatchInputs(model)
     with Recorder(model.model, plan.arrays, sink, derived=plan.derived) as recorder:
-        for batch in batches:
-            inputs, spans = inputs_of.to_run([rows[index] for index in batch])
-            sink.begin(batch, spans)
+        lengths = [row.lengths for row in rows]
+        for part in (part for batch in batches for part in recorder.sharing.parts(batch, lengths)):
+            inputs, spans = inputs_of.to_run([rows[index] for index in part])
+            sink.begin(part, spans)
             recorder.run(spans, **inputs)
             sink.end()
-            done(batch)
+            done(part)
 
 
 class TakeSquare(Protocol):

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
+from traceformer.models.quantised import refuse_codes
 from traceformer.models.readout import ReadoutParts, find_readout
 from traceformer.shapes import Float, Float32, Int64
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Selection, Stack, choose
@@ -97,6 +98,7 @@ class LensTopK:
 
         Raises:
             Unsupported: there is no decoder, it does not run, or no readout is known of the model.
+            Unsupported: weights that it reads are quantised.
             UsageError: the model's vocabulary is smaller, or `k` is less than one.
         """
         model = place.model
@@ -110,6 +112,7 @@ class LensTopK:
         readout = find_readout(tensors, model.config.to_dict(), where=type(model).__name__)
         used = (readout.norm_weight, readout.norm_bias, readout.project_out, readout.unembedding, readout.bias)
         tensors = {name: tensors[name] for name in used if name is not None}
+        refuse_codes(tensors, "the logit lens")
         d_vocab = len(tensors[readout.unembedding])
         if not 1 <= self.k <= d_vocab:
             raise UsageError(f"the {self.k} likeliest tokens", why=f"the model has {d_vocab}", hint="`lens_top_k=5`")

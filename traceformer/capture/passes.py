@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.attention import AttentionCall, OwnMask, Span, blocks_of_queries
+from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
@@ -111,16 +112,20 @@ class Growth:
     """Sequences that grow pass by pass; `seen` are each stack's columns before the pass, `columns` those it adds."""
 
     sink: GrowingSink
+    sharing: Sharing
     seen: dict[Stack, int] = field(default_factory=dict[Stack, int])
     columns: dict[Stack, Span] = field(default_factory=dict[Stack, Span])
 
     def begin(self, stack: Stack, length: int) -> None:
         seen = self.seen.get(stack, 0)
         if seen and length != 1:
+            same = self.sharing.is_one_side(seen, seen + 1)
             raise Unsupported(
-                "the model runs its whole context again for every token",
-                why=f"after {seen} tokens it was given {length} at once, so it has no cache",
-                hint="`replay=True` records the finished text in one pass",
+                f"the model runs its whole context again {'for every token' if same else f'after {seen} tokens'}",
+                why=f"it was given {length} tokens at once, so it has no cache"
+                if same
+                else "its rotary frequencies change there, and what it chose tokens from before is computed anew",
+                hint="`replay=True` records the finished text in one pass" if same else "a smaller `max_tokens`",
             )
         self.columns[stack] = Span(seen, seen + length)
         self.seen[stack] = seen + length

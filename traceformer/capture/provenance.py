@@ -17,6 +17,7 @@ from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import label_names
+from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
@@ -82,7 +83,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
             if "head" in spec.site.axes:
                 heads.setdefault(spec.key.stack, tuple(spec.heads))
     single = next(iter(dims.stacks.values())) if len(dims.stacks) == 1 else None
-    first = single or dims.stacks["enc"]
+    first, quantised = single or dims.stacks["enc"], quantisation_of(model.model)
     return RunMeta(
         model=model.source,
         model_name=model.name,
@@ -102,6 +103,8 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
+        quantised=quantised,
+        padding=None if quantised is None else "none: of a quantised model every row runs alone",
         device=_device(model),
         versions={
             name: version(name)
@@ -132,7 +135,7 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
             "truncated_texts": rows.lengths.truncated,
             "truncated_targets": rows.lengths.targets_truncated,
         },
-        padding="on the right within batches, never stored",
+        padding=meta.padding or "on the right within batches, never stored",
         decoder_inputs="labels shifted right: [start, y0 .. y(n-2)]" if has_targets else None,
     )
 

@@ -36,6 +36,7 @@ from traceformer.capture.passes import (
     Spans,
     Wanted,
 )
+from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
@@ -74,6 +75,9 @@ class Recorder:
     Raises:
         Unsupported: on entry or in the first pass, if something asked for is never seen.
         UsageError: on entry, if another recorder is at work on the same model.
+
+    Attributes:
+        sharing: Which rows may share a pass of this model.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Recorder:
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
         self._undo = ExitStack()
+        self.sharing = Sharing(model)
 
     def __enter__(self) -> Self:
         with _recorded_lock:
@@ -118,7 +123,12 @@ class Recorder:
 
         Raises:
             Unsupported: the pass ended, and something asked for was never seen.
+            UsageError: rows that may not share a pass, since one would change another's numbers.
         """
+        self.sharing.check(
+            [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
+        )
+        self.sharing.settle()
         self._pass.begin(self._wanted, spans)
         try:
             with torch.inference_mode():
@@ -139,7 +149,8 @@ class Recorder:
         Raises:
             Unsupported: from a pass that ended, and something asked for was never seen; or that repeats its context.
         """
-        growth = Growth(sink)
+        growth = Growth(sink, self.sharing)
+        self.sharing.settle()
         with ExitStack() as undo:
             undo.callback(self._pass.end)
             undo.callback(setattr, self._pass, "growth", None)
@@ -315,6 +326,10 @@ def own_output(output: Any) -> Tensor | None:
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
     return getattr(output, "logits", None)
+
+
+def _lengths(spans: Sequence[Span]) -> list[int]:
+    return [span.length for span in spans]
 
 
 def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:

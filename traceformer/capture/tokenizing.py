@@ -36,6 +36,10 @@ class Encoded:
     def length(self, stack: Stack) -> int:
         return len(self.ids[stack])
 
+    @property
+    def lengths(self) -> dict[Stack, int]:
+        return {stack: len(ids) for stack, ids in self.ids.items()}
+
 
 @dataclass(slots=True)
 class Lengths:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from traceformer.capture.generation.described import Generated
     from traceformer.capture.generation.prompts import Prompts
     from traceformer.capture.generation.sampling import Sampling
+    from traceformer.models.loaded import LoadedModel
 
 __all__ = ["generate"]
 
@@ -90,27 +91,28 @@ class PromptChoice:
 class SamplingChoice:
     """How tokens are chosen."""
 
-    max_tokens: Annotated[int, count("N")] = 50
-    """The most tokens of a response."""
-    temperature: float = 0.6
-    """How freely to choose; 0 takes the most likely token."""
-    top_k: Annotated[int, count("K", least=0)] = 50
-    """Choose among the K most likely tokens; 0 for all."""
+    max_tokens: Annotated[int | None, count("N")] = None
+    """The most tokens of a response; by the model's own settings, else 50."""
+    temperature: float | None = None
+    """How freely to choose; 0 takes the most likely token. By the model's own settings, else 0.6."""
+    top_k: Annotated[int | None, count("K", least=0)] = None
+    """Choose among the K most likely tokens; 0 for all. By the model's own settings, else 50."""
     top_p: float | None = None
     """Choose among the most likely tokens that have this probability together."""
     seed: Annotated[int, count("N", least=0)] = 42
     """Of the first batch; batch k has seed + k."""
     stop: Annotated[tuple[str, ...], Parameter(metavar="TEXT...", show_default=False), SEVERAL] = ()
     """End a response at any of these strings."""
-    num_return_sequences: Annotated[int, count("N")] = 1
-    """Responses per prompt."""
-    num_beams: Annotated[int, count("N")] = 1
-    """Search with this many beams."""
+    num_return_sequences: Annotated[int | None, count("N")] = None
+    """Responses per prompt; by the model's own settings, else 1."""
+    num_beams: Annotated[int | None, count("N")] = None
+    """Search with this many beams; by the model's own settings, else 1."""
 
-    def sampling(self) -> "Sampling":
+    def sampling(self, model: "LoadedModel | None" = None) -> "Sampling":
+        """Returns what is asked for, with what a model's own settings say beside it."""
         from traceformer.capture.generation.sampling import Sampling
 
-        return Sampling(**{name: getattr(self, name) for name in SamplingChoice.__slots__})
+        return Sampling.of(model, **{name: getattr(self, name) for name in SamplingChoice.__slots__})
 
 
 def generate(
@@ -141,7 +143,7 @@ def generate(
     """Let a model answer prompts, and record what happens inside it, token by token.
 
     The text streams to the terminal as it is made; prompt and response go to one run, in ./traces or --experiment.
-    Recording changes no token.
+    Recording changes no token. What is left open is as the model's own generation_config.json says.
 
     Example: `traceformer generate --model byte --prompt "If the argument is not" --max-tokens 60`
 
@@ -180,15 +182,20 @@ def generate(
 
     from traceformer.capture.generation import generate as generation
 
-    sampling, totals = choosing.sampling(), Totals()
+    choosing.sampling()  # what makes no sense is said before the model is loaded
+    totals, shown = Totals(), list[str]()
     responses: list[Generated] = []
-    streams = asked.prompt is not None and not sampling.is_searched
+    streams = asked.prompt is not None and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
     try:
         with (_text_shown if streams else progress_shown)(totals) as progress:
 
+            def stream(text: str) -> None:
+                shown.append(text)
+                _stream(text)
+
             def keep(response: "Generated") -> None:
                 responses.append(response)
-                if not streams:
+                if not shown:
                     print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
 
             progress(LOADING)
@@ -199,12 +206,12 @@ def generate(
                 prompts,
                 selection,
                 place,
-                sampling=sampling,
+                sampling=choosing.sampling(loaded),
                 batch_size=batch_size,
                 replay=replay,
                 capture_steps=capture_steps,
                 progress=progress,
-                on_text=_stream if streams else None,
+                on_text=stream if streams else None,
                 on_response=keep,
             )
     except KeyboardInterrupt as stop:

@@ -14,7 +14,7 @@ import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.analysis.statistics import AttentionTally, ValueTally, logit_statistics
-from traceformer.analysis.visibility import Visibility, visibility_of
+from traceformer.analysis.visibility import Visibility, looks_ahead, visibility_of
 from traceformer.compat.trace_storage import TraceStorage, new_trace_id
 from traceformer.errors import Unsupported
 from traceformer.formats.nanochat_json.trace_writer import write_trace
@@ -24,7 +24,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Float
-from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.sites import ArrayKey, Selection
 from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage
 from traceformer.texts.prompts import one_prompt
@@ -117,7 +117,7 @@ class InterpretabilityEngine:
             Prompts((one_prompt(prompt),), category=category),
             Selection(_CAPTURE),
             Place(folder=self.run_of(trace_id), storage=storage),
-            sampling=Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed),
+            sampling=Sampling.of(self._loaded, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed),
             capture_steps=capture_intermediate_steps,
         )
         trace = trace_of(store, store.ids[0], trace_id=trace_id, steps=capture_intermediate_steps)
@@ -181,7 +181,7 @@ def _analysis(trace: Trace, convention: ConventionName) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if data.attention:
         layers = {
-            str(layer): _attention(tensor.array()[0], convention, _sight(trace, layer))
+            str(layer): _attention(tensor.array()[0], convention, _sight(trace, layer, tensor.array()[0]))
             for layer, tensor in data.attention.items()
         }
         found["attention"] = {"num_layers": len(layers), "layer_stats": layers}
@@ -197,12 +197,12 @@ def _analysis(trace: Trace, convention: ConventionName) -> dict[str, Any]:
     return found
 
 
-def _sight(trace: Trace, layer: int) -> Visibility:
-    """Which keys a query can see, by what the trace says of its run: a decoder's, if it says nothing."""
+def _sight(trace: Trace, layer: int, pattern: Float[np.ndarray, "head query key"]) -> Visibility:
+    """Which keys a query can see: by where it looks, and by what the trace says of its run's windows."""
     stated = trace.head.metadata.get("traceformer") or {}
     about = RunMeta.from_json(stated.get("run") or {})
-    stack: Stack = "enc" if about.arch == "enc" else "dec"
-    return visibility_of(about.attention, ArrayKey(stack, "self", "attn_pattern"), layer)
+    key = ArrayKey("enc" if about.arch == "enc" else "dec", "self", "attn_pattern")
+    return visibility_of(about.attention, key, layer, ahead=looks_ahead(pattern))
 
 
 def _attention(

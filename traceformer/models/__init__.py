@@ -10,6 +10,7 @@ dims                the sizes of a model in this project's words, whatever its c
 load                from a name or a folder to a model and its tokenizer, without running anybody's code
 loaded              a model at hand: its tokenizer, its sizes, and where both came from
 held                a model that the user holds already: what lies under its wrappers
+quantised           models whose weights are codes, and the weights that they multiply by
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 tiny                tiny random models of each family's real class

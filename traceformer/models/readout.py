@@ -107,13 +107,17 @@ def readout_of(model: "LoadedModel") -> Readout:
     """Returns the readout of a model that is loaded.
 
     Raises:
-        Unsupported: it predicts no next token, or its family's readout is not known.
+        Unsupported: it predicts no next token, its family's readout is not known, or its weights are quantised.
     """
+    from traceformer.models.quantised import refuse_codes
+
     if model.model.get_output_embeddings() is None:
         why = "it has no language-model head: it predicts no next token"
         raise Unsupported(f"the readout of {type(model.model).__name__}", why=why)
     config, tensors = model.config.to_dict(), model.model.state_dict()
     parts = find_readout(tensors, config, where=model.name)
+    names = (parts.norm_weight, parts.norm_bias, parts.project_out, parts.unembedding, parts.bias)
+    refuse_codes({name: tensors[name] for name in names if name is not None}, "the readout")
 
     def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
         return None if name is None else tensors[name].detach().float().cpu().numpy()

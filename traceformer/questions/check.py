@@ -39,7 +39,8 @@ def check(
 
     Args:
         model: A loaded model, a folder, a Hub name, or the name of a family, for a tiny random model of it.
-        texts: Texts of different lengths; three sentences for None.
+        texts: Texts of different lengths; three sentences for None. Where they all lie on one side of a limit that the
+            model's config names (a window, the length it was first trained on), some as long and longer are added.
         dtype: What a model that is loaded here computes in; float32 proves most.
         device: Where such a model runs.
         revision: The commit, tag or branch of a model on the Hub.
@@ -51,6 +52,7 @@ def check(
     import torch
 
     from traceformer.capture.proofs.check import check_model, random_examples
+    from traceformer.capture.proofs.limits import straddling
     from traceformer.capture.proofs.probe import probe_model
     from traceformer.models.families import FAMILIES
     from traceformer.models.load import load_model, pick_device
@@ -74,7 +76,8 @@ def check(
         checked, name, examples = model.model, model.name, _encode(model, texts or _TEXTS)
     if checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name)
-    return check_model(checked, examples, name=name)
+    examples, untested = straddling(checked, examples)
+    return check_model(checked, examples, untested=untested, name=name)
 
 
 def _encode(model: "LoadedModel", texts: Sequence[str]) -> "list[Example]":

@@ -20,6 +20,7 @@ from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.sights import sights_of
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
@@ -135,7 +136,7 @@ def _of_run(
     for spec in specs:
         aligned = spec.key.attention == "self"
         tokens = _tokens(store, spec.key) if aligned else None
-        sights = {layer: visibility_of(store.about.attention, spec.key, layer) for layer in spec.layers}
+        sights = sights_of(store, spec)
         with Measurement(
             attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
         ) as measurement:
@@ -195,6 +196,14 @@ def _of_model(
     import torch
 
     from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
+    from traceformer.capture.sight import looking_ahead
+
+    ahead = looking_ahead(loaded, reading.rows, tuple(reading.rows[0].ids) if reading.rows else None)
+    sights = {
+        (spec.key, layer): visibility_of(reading.meta.attention, spec.key, layer, ahead=(spec.key, layer) in ahead)
+        for spec in reading.plan.arrays
+        for layer in spec.layers
+    }
 
     @lru_cache(maxsize=3 * batch_size)  # those of the batch at hand, which all of its layers share
     def geometry(key: ArrayKey, sight: Visibility, example: int) -> Geometry:
@@ -214,7 +223,7 @@ def _of_model(
             copy: Any = block.to(getattr(torch, dtype), copy=True)
             measurements[spec.key].add(
                 copy.numpy() if copy.device.type == "cpu" else copy,
-                geometry(spec.key, visibility_of(reading.meta.attention, spec.key, layer), example),
+                geometry(spec.key, sights[spec.key, layer], example),
                 layer=layer,
                 first=queries.start,
                 stop=queries.stop,

@@ -205,7 +205,7 @@ def record(
     sink = _Sink(model, dims.stacks[stack], layers, texts, combiner)
     with Recorder(model, arrays, sink) as recorder:
         recorder.run(spans, **_inputs(model, dims, text, source))
-    return combiner.edge_weights("all" if layer == "all" else layers[0], looks_ahead=stack == "enc")
+    return combiner.edge_weights("all" if layer == "all" else layers[0])
 
 
 def _span(text: Text) -> "Span":
@@ -281,16 +281,14 @@ def output_weights(
     model: "PreTrainedModel", stack: Stack, attention: Attention, layer: int, n_heads: int
 ) -> Float[np.ndarray, "head d_head d_model"]:
     """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream."""
-    from transformers.pytorch_utils import Conv1D
-
     from traceformer.models.families import architecture_of
+    from traceformer.models.quantised import weights_of
 
     row = architecture_of(model.config).stacks[stack]
     own = row.attention_of(attention)
     assert own is not None
     module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
-    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
-    array = weight.detach().float().cpu().numpy()
+    array = weights_of(module).cpu().numpy()
     return array.reshape(n_heads, -1, array.shape[1])
 
 

@@ -143,7 +143,7 @@ def trace_stored(
     )
     for each in filter(None, (own, cross)):
         _read(store, example_id, each, numbers, options, combiner, output_weights)
-    weights = combiner.edge_weights("all" if layer == "all" else numbers[0], looks_ahead=stack == "enc")
+    weights = combiner.edge_weights("all" if layer == "all" else numbers[0])
     settings = {
         "model": model_name(store.about.model or ""),
         "stack": stack,

@@ -23,11 +23,11 @@ from traceformer.analysis.statistics import (
     ValueTally,
     logit_statistics,
 )
-from traceformer.analysis.visibility import visibility_of
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
+from traceformer.questions.sights import sights_of
 from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
@@ -99,10 +99,8 @@ def statistics(
         for spec in specs:
             if spec.key.site == "attn_pattern":
                 heads: list[HeadStatistics] = []
-                for layer in spec.layers:
-                    tally = AttentionTally(
-                        len(spec.heads), rules, visibility_of(store.about.attention, spec.key, layer)
-                    )
+                for layer, sight in sights_of(store, spec).items():
+                    tally = AttentionTally(len(spec.heads), rules, sight)
                     for _, pattern in part(spec, layer):
                         tally.add(pattern)
                     heads.append(tally.result())

@@ -107,6 +107,7 @@ class RunMeta:
         projection: The directions that were projected onto while recording: their `names`, and the `site`.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
+        quantised: How its weights were quantised, if they were.
         max_seq_len: The most tokens of an example, or that per stack.
         generation: How responses were sampled.
         tokens: How many there were, and how many texts were cut.
@@ -138,6 +139,7 @@ class RunMeta:
     dims: Mapping[Stack, Dims] = field(default_factory=dict[Stack, Dims])
     attention: AttentionFacts = AttentionFacts()
     model_dtype: str | None = None
+    quantised: str | None = None
     device: str | None = None
     versions: Mapping[str, str] | None = None
     python: str | None = None
@@ -299,6 +301,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "dims": _dims,
     "attention": _attention,
     "model_dtype": _text,
+    "quantised": _text,
     "device": _text,
     "versions": _text_by_name,
     "python": _text,

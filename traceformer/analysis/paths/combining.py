@@ -7,6 +7,7 @@ import numpy as np
 
 from traceformer.analysis.paths.flow import Heads, check_rows, combine_heads
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions
+from traceformer.analysis.visibility import looks_ahead
 from traceformer.shapes import Float, Int
 from traceformer.sites import Attention
 
@@ -84,15 +85,19 @@ class HeadCombiner:
             if matrices.chosen is not None and combined.chosen is not None:
                 matrices.chosen[layer, queries, keys] = np.array(self._heads, np.int16)[combined.chosen]
 
-    def edge_weights(self, layer: int | Literal["all"], *, looks_ahead: bool) -> list[EdgeWeights]:
-        """Returns what came: one set of weights, or one per head if each is traced by itself."""
+    def edge_weights(self, layer: int | Literal["all"]) -> list[EdgeWeights]:
+        """Returns what came: one set of weights, or one per head if each is traced by itself.
+
+        Whether a token looks at later ones is seen in the weights: a decoder's may, too.
+        """
         own, cross = self._matrices["self"], self._matrices.get("cross")
+        ahead = any(looks_ahead(of_way) for of_way in own.weights)
         return [
             EdgeWeights(
                 own.weights[way],
                 layer,
                 heads=(self._heads[way],) if self._by_head else self._heads,
-                looks_ahead=looks_ahead,
+                looks_ahead=ahead,
                 row_sums=(min(low for low, _ in self._sums), max(high for _, high in self._sums)),
                 chosen=own.chosen,
                 source=None if cross is None else cross.weights[way, 0],

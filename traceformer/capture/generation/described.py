@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from traceformer.capture.generation.prompts import Prompts, ReadPrompt
-from traceformer.capture.generation.sampling import Sampling
+from traceformer.capture.generation.sampling import Choosing, Sampling
 from traceformer.capture.tokenizing import Encoded
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
@@ -48,7 +48,14 @@ def generation_configuration(
 
 
 def with_generation(
-    meta: RunMeta, model: LoadedModel, prompts: Prompts, sampling: Sampling, *, replay: bool, capture_steps: bool
+    meta: RunMeta,
+    model: LoadedModel,
+    prompts: Prompts,
+    sampling: Sampling,
+    choosing: Choosing,
+    *,
+    replay: bool,
+    capture_steps: bool,
 ) -> RunMeta:
     """Returns what a run states of its model and, added to it, of its prompts and of how they were answered."""
     n_ctx: dict[Stack, int | None] = {stack: dims.n_ctx or None for stack, dims in model.dims.stacks.items()}
@@ -66,10 +73,11 @@ def with_generation(
             "recorded": "in one pass over each finished text" if replay else "token by token",
             "capture_steps": capture_steps,
             "prompt_sets": [prompt_set.name for prompt_set in prompts.sets],
+            "replaced": dict(choosing.replaced),
             "model_config": _plain(model.model.generation_config.to_dict()),  # pyright: ignore
         },
         category=prompts.category,
-        padding="a decoder's on the left within batches, with explicit positions; never stored",
+        padding=meta.padding or "a decoder's on the left within batches, with explicit positions; never stored",
         decoder_inputs="[start, y0 .. y(n-1)]" if is_encdec else None,
     )
 

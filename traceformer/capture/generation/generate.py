@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,11 +29,13 @@ from traceformer.capture.generation.described import (
     with_generation,
 )
 from traceformer.capture.generation.prompts import Prompts, ReadPrompt, complete, read_prompts
+from traceformer.capture.generation.replay import check_replay
 from traceformer.capture.generation.respond import Responder, Responses
-from traceformer.capture.generation.sampling import Sampling
+from traceformer.capture.generation.sampling import Sampling, choosing_of
 from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.provenance import model_configuration, model_meta
+from traceformer.capture.sharing import Sharing
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
@@ -55,12 +57,12 @@ def generate(
     prompts: str | Path | PromptSet | Sequence[str],
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
-    max_tokens: int = 50,
-    temperature: float = 0.6,
-    top_k: int = 50,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float | None = None,
-    num_return_sequences: int = 1,
-    num_beams: int = 1,
+    num_return_sequences: int | None = None,
+    num_beams: int | None = None,
     stop: str | Iterable[str] = (),
     seed: int = 42,
     more: Mapping[str, Any] | None = None,
@@ -85,6 +87,9 @@ def generate(
         run.tokens.response[0]
 
     Without `out` the run lives in memory, and `run.save(path)` keeps it.
+
+    What is left open, and everything that is not named here, is as the model's own generation_config.json says. Where
+    that says nothing a response has up to 50 tokens, sampled at temperature 0.6 from the 50 likeliest.
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
@@ -117,7 +122,8 @@ def generate(
     Raises:
         NotFound, Unreadable: a model or prompts that are not there, or not what they should be.
         UsageError: no prompt, or one that does not fit into the model's context.
-        Unsupported: a model that generates no text, or a site that it has no place for.
+        Unsupported: a model that generates no text, or not by its settings; a site that it has no place for; a replay
+            that would give other numbers than the model had when it chose.
         RunExists, ConfigurationChanged: `out` is taken, or was begun differently.
         NumericError: logits that are no numbers, or a value that the stored dtype cannot hold.
         OutOfSpace: the disk or the memory is too small; what was committed stays.
@@ -130,16 +136,20 @@ def generate(
         hidden_layers=hidden_layers,
         derived=derived,
     )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    sampling = Sampling(
-        max_tokens, temperature, top_k, top_p, num_return_sequences, num_beams, stops, seed, dict(more or {})
-    )
+    given = {
+        **{"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p},
+        **{"num_return_sequences": num_return_sequences, "num_beams": num_beams, "seed": seed},
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+        "more": dict(more or {}),
+    }
+    Sampling.of(None, **given)  # what makes no sense is said before the model is loaded
     folder = None if out is None else Path(out)
     place = Place(folder=folder, resume=resume, overwrite=overwrite, storage=Storage(dtype))
     place.check()
     asked = Prompts((_set_of(prompts),), chat, category)
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=True)
+        sampling = Sampling.of(loaded, **given)
         return answer(
             loaded, asked, selection, place, sampling=sampling, replay=replay, batch_size=batch_size, progress=shown
         )
@@ -176,8 +186,8 @@ def answer(
         place: Where the run goes.
         sampling: How tokens are chosen.
         batch_size: Prompts at a time.
-        replay: Whether to record one pass over each finished text. Beams, several responses and scores, which
-            include those of future keys, always are.
+        replay: Whether to record one pass over each finished text. Beams, several responses, guidance (which makes
+            passes of its own) and scores, which include those of future keys, always are.
         capture_steps: Whether exports write every step's own view as well.
         progress: Told how far it is.
         on_text: Given the text of a lone prompt's response as it is made.
@@ -192,11 +202,17 @@ def answer(
     if model.dims.arch == "enc" or not model.model.can_generate():
         why = "it has no decoder" if model.dims.arch == "enc" else why_no_output("logits", model.model)
         raise Unsupported(f"{model.name} generates no text", why=why, hint="traceformer extract records it")
-    replay = replay or sampling.is_searched or "attn_scores" in selection.sites
+    choosing, sharing = choosing_of(model, sampling), Sharing(model.model)
+    for name, instead in choosing.replaced.items():
+        stated = getattr(model.model.generation_config, name)
+        warnings.warn(f"{instead}, in place of {name}={stated} of {model.name}: the same numbers", stacklevel=2)
+    replay = replay or sampling.is_searched or choosing.runs_more or "attn_scores" in selection.sites
     plan = plan_arrays(selection, model.model)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     read = read_prompts(model, prompts, max_tokens=sampling.max_tokens)
+    if replay:
+        check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
     most = _lengths(read, sampling)
     layout = RunLayout.plan(
         arch=model.dims.arch,
@@ -209,21 +225,27 @@ def answer(
     )
     name = f"{model.name}_{prompts.name}_generated_n{layout.n_examples}"
     meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
-    meta = with_generation(meta, model, prompts, sampling, replay=replay, capture_steps=capture_steps)
+    meta = with_generation(meta, model, prompts, sampling, choosing, replay=replay, capture_steps=capture_steps)
     configuration = model_configuration(model, plan) | generation_configuration(model, prompts, sampling, replay=replay)
     with place.open(name, layout, meta, configuration, most) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
         counting = Counting(progress, total, lambda: writer.bytes_written)
-        answering = _Answering(
-            model, plan, sampling, None if replay else getattr(torch, layout.dtype), counting, on_text
-        )
+
+        def step(tokens: int) -> None:
+            counting.tokens += tokens
+            counting.tell("generating")
+
+        responder = Responder(model, sampling, choosing, on_step=step, on_text=on_text)
+        answering = _Answering(model, plan, responder, sharing, None if replay else getattr(torch, layout.dtype))
         with Pipeline(writer) as pipeline:
             for shard in writer.pending:
                 batch = read[shard * batch_size : (shard + 1) * batch_size]
-                responses = answering.respond(batch, sampling.seed + shard)
-                made, rows = _completed(model, batch, responses, sampling, sampling.seed + shard, prompts.category)
+                before, seed = counting.tokens, sampling.seed + shard
+                parts = answering.respond(batch, seed)
+                made, rows = _completed(model, batch, parts, sampling, seed, prompts.category)
+                counting.tokens = before + sum(len(each.tokens) for each in made)  # without padding and lost beams
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
-                answering.fill(sink, responses, rows, batch_size)
+                answering.fill(sink, parts, rows, batch_size)
                 table = generation_table(made, rows, layout.shard_range(shard), sampling, replay=replay)
                 pipeline.close_shard(shard, sink, table)
                 counting.examples += len(rows)
@@ -243,61 +265,77 @@ def _lengths(prompts: Sequence[ReadPrompt], sampling: Sampling) -> dict[Stack, l
     return {"dec": [length + sampling.max_tokens for length in lengths]}
 
 
+class _Part(NamedTuple):
+    """Prompts of a batch that are answered together, by their numbers in it, and the responses to them."""
+
+    numbers: Sequence[int]
+    responses: Responses
+
+
 class _Answering:
-    """One model answering batch after batch: observed token by token in a dtype, or, without one, replayed."""
+    """One model answering batch after batch: observed token by token in a dtype, or, without one, replayed.
+
+    Prompts of a batch that would change each other's numbers are answered apart, each with the batch's seed.
+    """
 
     def __init__(
         self,
         model: LoadedModel,
         plan: Plan,
-        sampling: Sampling,
+        responder: Responder,
+        sharing: Sharing,
         observed_in: torch.dtype | None,
-        counting: Counting,
-        on_text: Callable[[str], None] | None,
     ) -> None:
-        self._model, self._plan, self._observed_in, self._counting = model, plan, observed_in, counting
-        self._responder = Responder(model, sampling, on_step=self._step, on_text=on_text)
+        self._model, self._plan, self._observed_in = model, plan, observed_in
+        self._responder, self._sharing = responder, sharing
 
-    def respond(self, prompts: Sequence[ReadPrompt], seed: int) -> Responses:
-        before, rows = self._counting.tokens, [prompt.row for prompt in prompts]
-        if self._observed_in is None:
-            responses = self._responder.plain(rows, seed)
-        else:
-            responses = self._responder.observed(rows, seed, self._plan, self._observed_in)
-        self._counting.tokens = before + sum(map(len, responses.tokens))  # without padding and lost beams
-        return responses
+    def respond(self, prompts: Sequence[ReadPrompt], seed: int) -> list[_Part]:
+        rows = [prompt.row for prompt in prompts]
+        parts: list[_Part] = []
+        for numbers in self._responder.apart(rows, self._sharing):
+            together = [rows[number] for number in numbers]
+            if self._observed_in is None:
+                responses = self._responder.plain(together, seed)
+            else:
+                responses = self._responder.observed(together, seed, self._plan, self._observed_in)
+            parts.append(_Part(numbers, responses))
+        return parts
 
-    def fill(self, sink: ShardSink, responses: Responses, rows: Sequence[Encoded], batch_size: int) -> None:
+    def fill(self, sink: ShardSink, parts: Sequence[_Part], rows: Sequence[Encoded], batch_size: int) -> None:
         """Hands over what was observed, or records one pass over each finished text, as many at a time as prompts."""
-        if responses.memory is None:
+        if self._observed_in is None:
             batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
             run_batches(self._model, self._plan, rows, batches, sink)
             return
-        sink.begin(range(len(rows)), responses.spans)
-        responses.memory.pour(sink, responses.spans)
-        sink.end()
-
-    def _step(self, tokens: int) -> None:
-        self._counting.tokens += tokens
-        self._counting.tell("generating")
+        for numbers, responses in parts:
+            assert responses.memory is not None
+            sink.begin(numbers, responses.spans)
+            responses.memory.pour(sink, responses.spans)
+            sink.end()
 
 
 def _completed(
     model: LoadedModel,
     prompts: Sequence[ReadPrompt],
-    responses: Responses,
+    parts: Sequence[_Part],
     sampling: Sampling,
     seed: int,
     category: str | None,
 ) -> tuple[list[Generated], list[Encoded]]:
-    """Returns each response, and each whole row, prompt and response."""
+    """Returns each response, and each whole row, prompt and response, in the order of the prompts."""
     each = sampling.num_return_sequences
+    tokens_of = {
+        (number, sequence): part.responses.tokens[index * each + sequence]
+        for part in parts
+        for index, number in enumerate(part.numbers)
+        for sequence in range(each)
+    }
     made: list[Generated] = []
     rows: list[Encoded] = []
-    for number, tokens in enumerate(responses.tokens):
-        prompt = prompts[number // each]
+    for (number, sequence), tokens in sorted(tokens_of.items()):
+        prompt = prompts[number]
         row, text = complete(model, prompt, tokens)
         rows.append(row)
-        name = prompt.example_id if each == 1 else f"{prompt.example_id}-{number % each}"
-        made.append(Generated(prompt, number % each, tokens, text, seed, name, category))
+        name = prompt.example_id if each == 1 else f"{prompt.example_id}-{sequence}"
+        made.append(Generated(prompt, sequence, tokens, text, seed, name, category))
     return made, rows

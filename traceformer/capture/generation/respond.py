@@ -14,17 +14,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria, TextStreamer
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import BatchInputs
 from traceformer.capture.generation.grow import BatchMemory
-from traceformer.capture.generation.sampling import Sampling, generation_config
+from traceformer.capture.generation.sampling import Choosing, Sampling
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.sharing import Sharing
 from traceformer.capture.tokenizing import Encoded
-from traceformer.errors import NumericError
+from traceformer.errors import NumericError, TraceformerError, Unsupported
 from traceformer.models.load import quiet
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArraySpec, Stack
@@ -45,6 +47,9 @@ class Responder:
     """Generates from batches of prompts with one model and one way to choose tokens.
 
     Args:
+        loaded: the model.
+        sampling: how tokens are chosen.
+        choosing: the same, in this model's settings.
         on_step: told how many tokens were chosen, after each pass.
         on_text: given the text of a batch of one prompt, piece by piece.
     """
@@ -53,20 +58,39 @@ class Responder:
         self,
         loaded: LoadedModel,
         sampling: Sampling,
+        choosing: Choosing,
         *,
         on_step: Callable[[int], None] | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> None:
         self._loaded = loaded
         self._sampling = sampling
-        self._config, self._stop_strings = generation_config(loaded, sampling)
+        self._config, self._stop_strings = choosing.config, choosing.stops
+        self._reads_prompt = choosing.reads_prompt
         self._inputs = BatchInputs(loaded)
         self._watch = None if on_step is None else _Watch(on_step)
         self._on_text = on_text
 
+    def apart(self, prompts: Sequence[Encoded], sharing: Sharing) -> list[list[int]]:
+        """Returns the numbers of a batch's prompts in as many parts as must be answered apart.
+
+        What looks at a prompt's tokens to choose would take padding for some of them: then those of one length go
+        together.
+        """
+        lengths = [prompt.lengths for prompt in prompts]
+        parts = sharing.parts(range(len(prompts)), lengths, growth=self._sampling.max_tokens)
+        if not self._reads_prompt:
+            return parts
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, part in enumerate(parts):
+            for number in part:
+                alike.setdefault((index, *lengths[number].values()), []).append(number)
+        return [*alike.values()]
+
     def plain(self, prompts: Sequence[Encoded], seed: int) -> Responses:
         """Returns the responses to a batch of prompts; nothing is observed."""
         inputs, _ = self._inputs.to_continue(prompts)
+        Sharing(self._loaded.model).settle()
         with quiet(transformers), torch.inference_mode():
             sequences = self._generate(inputs, seed).sequences
         return Responses(self._cut(sequences, inputs), None, {})
@@ -102,10 +126,10 @@ class Responder:
         criteria: list[StoppingCriteria] = [] if self._watch is None else [self._watch]
         if self._stop_strings:
             criteria.append(_Stop(lambda row: self._has_stop(row[n_prompt:])))
-        if config.cache_implementation is not None:
+        if config.cache_implementation in ALL_STATIC_CACHE_IMPLEMENTATIONS:
             config.max_cache_len = n_prompt + self._sampling.max_tokens  # a static one with room for the last token
         streamer = _Pieces(self._loaded.tokenizer, self._on_text) if self._on_text and self._streams(batch) else None
-        with _seeded(seed, self._inputs.device):
+        with _seeded(seed, self._inputs.device), _settings(self._loaded.model, config), _explained(self._loaded.name):
             return self._loaded.model.generate(  # pyright: ignore[reportCallIssue]
                 **inputs,
                 **more,
@@ -172,6 +196,43 @@ def _seeded(seed: int, device: str) -> Generator[None]:
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _settings(model: Any, config: GenerationConfig) -> Generator[None]:
+    """Makes these the model's own in the block: `generate` takes from its own what a given config has as None."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _explained(name: str) -> Generator[None]:
+    """Turns what transformers says of settings that it cannot generate with into one of our errors."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, TraceformerError, BrokenPipeError):
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        text = str(error).strip()
+        raise Unsupported(
+            f"the `generate` of {name} fails",
+            why=f"{type(error).__name__}: {text.splitlines()[0] if text else 'transformers does not say why'}",
+            hint="other settings, in its generation_config.json or in `more`",
+        ) from error
 
 
 class _Finite(LogitsProcessor):

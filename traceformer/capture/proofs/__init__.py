@@ -6,5 +6,6 @@ check      runs the model with and without recording, and gathers what holds
 place      what a claim is, and where it is tested
 attention  claims about attention, from its input to what it adds to the stream
 stream     claims about the residual stream, the MLP and the logits
+limits     the limits that a config names, and both sides of them
 probe      what can be found out about a family that has no row
 """

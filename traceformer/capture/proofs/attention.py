@@ -157,8 +157,9 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     window = _window(place)
     if place.attention == "cross":
         return torch.ones_like(distance, dtype=torch.bool)
-    if place.stack == "enc" or getattr(place.config, "use_bidirectional_attention", False):
-        return distance.abs() <= (len(keys) if window is None else window)
+    if not getattr(place.module(place.attention_row.module), "is_causal", place.stack == "dec"):
+        reach = len(keys) if window is None else window if place.stack == "enc" else window - 1
+        return distance.abs() <= reach
     patterns = getattr(place.config, "head_patterns", None)
     if patterns is not None:
         seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]

@@ -5,11 +5,14 @@
 2. The same batch runs again while everything is recorded.
 3. Every claim in `proofs/` is tested at every place: each example, layer, stack and attention.
 4. Each example runs alone, without padding: every array must be what it was in the batch.
+
+Examples that may not share a pass, as `sharing` has it, are batches of their own.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +26,7 @@ from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.recorder import Recorder, own_output
+from traceformer.capture.sharing import Sharing
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
@@ -144,6 +148,7 @@ def check_model(
     model: PreTrainedModel,
     examples: Sequence[Example],
     *,
+    untested: Mapping[str, str] = MappingProxyType({}),
     name: str = "",
     architecture: Architecture | None = None,
     selection: Selection = _EVERYTHING,
@@ -154,6 +159,7 @@ def check_model(
         model: a Hugging Face model, with or without a head.
         examples: token ids; two or more of different lengths, so that there is padding. Windows and relative
             positions are proved as far as the examples are long.
+        untested: limits that the examples should lie on both sides of, and do not, and why.
         name: what to call the model, its class by default.
         architecture: another row than its family's own.
         selection: what to prove, everything by default; claims that need other sites are left out.
@@ -170,18 +176,27 @@ def check_model(
         examples = [{"enc": example["enc"]} for example in examples]
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
     with torch.inference_mode(), _evaluating(model):
-        scenes = list(_scenes(model, row, dims, plan.arrays, examples))
-        scores = (each for scene in scenes for each in _scores_of(scene))
-        largest_score = max((each.abs().max().item() for each in scores), default=1.0)
+        largest_score, has_attentions = 0.0, False
         errors: _Errors = {}
-        for scene in scenes:
-            _prove(scene, plan.arrays, errors)
-        untested = _prove_padding(scenes[0], plan.arrays, examples, errors)
-        if not any(scene.reference.attentions for scene in scenes):
-            untested["equals the model's own attentions"] = "the model returns none"
+        sharing = Sharing(model)
+        lengths = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
+        numbers = range(len(examples))
+        parts = [[number] for number in numbers] if runs_alone(model) else sharing.parts(numbers, lengths)
+        for part in parts:
+            scenes = list(_scenes(model, row, dims, plan.arrays, [examples[index] for index in part], sharing))
+            largest_score = max(largest_score, *(each.abs().max().item() for each in _scores_of(scenes[0])), 0.0)
+            for scene in scenes:
+                _prove(scene, plan.arrays, errors)
+            has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
+            _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
+        left_out = {**untested} | _without_padding(
+            model, [[examples[index] for index in part] for part in parts], sharing
+        )
+        if not has_attentions:
+            left_out["equals the model's own attentions"] = "the model returns none"
     order = {spec.key: index for index, spec in enumerate(plan.arrays)}
     proofs = tuple(
-        Proof(str(key), fact, error, tolerance_of(rounding, model.dtype, largest_score))
+        Proof(str(key), fact, error, tolerance_of(rounding, model.dtype, largest_score or 1.0))
         for (key, fact, rounding), error in sorted(errors.items(), key=lambda claim: order[claim[0][0]])
     )
     return CheckResult(
@@ -191,7 +206,7 @@ def check_model(
         implementation_of(model),
         proofs,
         _refused(model, row, plan.arrays) if selection is _EVERYTHING else {},
-        untested,
+        left_out,
     )
 
 
@@ -271,6 +286,7 @@ def _scenes(
     dims: ModelDims,
     specs: Sequence[ArraySpec],
     examples: Sequence[Example],
+    sharing: Sharing,
 ) -> Iterator[Scene]:
     """Yields the recorded batch, and another one under eager attention where the model's own is not eager.
 
@@ -279,23 +295,22 @@ def _scenes(
     Only eager attention returns patterns. They are compared with those recorded in the same forward pass: another
     implementation rounds otherwise, and a deep model, or one with large scores, would drift apart.
     """
-    batches = [[example] for example in examples] if runs_alone(model) else [examples]
+    inputs, spans = batch_of(model, examples)
+    ids: list[dict[Stack, Tensor]] = [
+        {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in examples
+    ]
     for implementation in dict.fromkeys((implementation_of(model), "eager")):
-        for batch in batches:
-            inputs, spans = batch_of(model, batch)
-            ids: list[dict[Stack, Tensor]] = [
-                {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in batch
-            ]
-            with using_attention(model, implementation):
-                reference = _reference(model, dims, inputs)
-                arrays = _record(model, row, specs, inputs, spans)
-                yield Scene(model, row, dims, tuple(ids), arrays, reference)
+        with using_attention(model, implementation):
+            reference = _reference(model, dims, inputs, sharing)
+            arrays = _record(model, row, specs, inputs, spans)
+            yield Scene(model, row, dims, tuple(ids), arrays, reference)
 
 
-def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Tensor]) -> Reference:
+def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Tensor], sharing: Sharing) -> Reference:
     stacks: dict[Stack, str] = {"enc": "encoder_", "dec": "decoder_"}
     if len(dims.stacks) == 1:
         stacks = dict.fromkeys(dims.stacks, "")
+    sharing.settle()
     logits = own_output(model(**inputs))
     output = model(**inputs, output_hidden_states=True, output_attentions=implementation_of(model) == "eager")
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
@@ -358,17 +373,32 @@ def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
                     errors[claim] = max(error, errors.get(claim, 0.0))
 
 
-def _prove_padding(
-    scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors
-) -> dict[str, str]:
-    """Adds what each example's arrays are off when it runs alone; returns why not, where that cannot be told."""
-    model = scene.model
-    if model.dtype not in (torch.float32, torch.float64):
+def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]], sharing: Sharing) -> dict[str, str]:
+    """Returns why it cannot be told what padding does, if it cannot."""
+    if sharing.quantised is not None:
+        return {ALONE: f"every text runs alone, since the model is quantised: {sharing.quantised}"}
+    if not _is_exact(model):
         return {ALONE: f"a batch of another shape rounds otherwise in {str(model.dtype).removeprefix('torch.')}"}
     if runs_alone(model):
         return {ALONE: "the model takes one text at a time"}
-    if len({tuple(map(len, example.values())) for example in examples}) == 1:
+    if not any(_is_padded(part) for part in parts):
         return {ALONE: "all examples have the same length, so there is no padding"}
+    return {}
+
+
+def _is_exact(model: PreTrainedModel) -> bool:
+    return model.dtype in (torch.float32, torch.float64)
+
+
+def _is_padded(examples: Sequence[Example]) -> bool:
+    return len({tuple(map(len, example.values())) for example in examples}) > 1
+
+
+def _prove_padding(scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors) -> None:
+    """Adds what each example's arrays are off when it runs alone, if it ran beside others, padded."""
+    model = scene.model
+    if not _is_exact(model) or not _is_padded(examples):
+        return
     for index, example in enumerate(examples):
         inputs, spans = batch_of(model, [example])
         unpadded = {name: tensor for name, tensor in inputs.items() if not name.endswith("attention_mask")}
@@ -376,7 +406,6 @@ def _prove_padding(
             claim = (key, ALONE, Rounding.BATCH)
             error = error_between(scene.arrays[key, layer][index], alone)
             errors[claim] = max(error, errors.get(claim, 0.0))
-    return {}
 
 
 def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpec]) -> dict[str, str]:

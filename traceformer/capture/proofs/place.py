@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
@@ -125,8 +126,11 @@ class Place:
 
 
 def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "position d_out"]:
-    """Returns what a module makes of (position, width), given as a batch of one in the module's dtype."""
-    dtype = next((parameter.dtype for parameter in module.parameters()), rows.dtype)
+    """Returns what a module makes of (position, width), given as a batch of one in the module's dtype.
+
+    The weights are those that it multiplies by, whatever it holds: a quantised module's parameters are codes.
+    """
+    dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
     return (output[0] if isinstance(output, tuple) else output)[0]
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
 from traceformer.capture.recorder import own_output
+from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack
 
 __all__ = ["STREAM_CLAIMS"]
@@ -18,6 +19,8 @@ def _embedding(place: Place) -> Sides:
     alone = len(place.scene.row.stacks) == 1
     owner = model if alone else model.get_encoder() if place.stack == "enc" else model.get_decoder()
     table = owner.get_input_embeddings()
+    if holds_codes(table.weight):
+        raise NotHere
     rows = table.weight[place.scene.ids[place.example][place.stack]]
     return place("token_embed"), rows * torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(rows.dtype)
 
