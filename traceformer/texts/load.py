@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
+from traceformer.filenames import readable_name
 from traceformer.texts import files, hub
 from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
@@ -169,7 +170,7 @@ def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: 
     splits = hub.load_hub(repository, config or None)
     found, split = _choose_split(wanted, splits, dataset)
     rows = hub.DatasetRows(splits[found], f"{dataset}, split {split}")
-    name = _file_name("-".join(part for part in (repository.rpartition("/")[2], config) if part))
+    name = readable_name("-".join(part for part in (repository.rpartition("/")[2], config) if part), otherwise="texts")
     # A column `id` on the Hub promises nothing; those of go_emotions repeat.
     make = example_maker(rows, name, split, text_column=text_column, own_ids=False)
     return select(rows, make, name=name, split=split, limit=limit)
@@ -191,13 +192,9 @@ def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: 
 
 
 def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_column: str | None) -> TextSource:
-    name = _file_name(name)
+    name = readable_name(name, otherwise="texts")
     make = example_maker(rows, name, split, text_column=text_column, own_ids=True)
     return select(rows, make, name=name, split=split, limit=limit)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "texts"
 
 
 def _no_such_data_set(dataset: str) -> NotFound:
