@@ -100,6 +100,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
+        byte_level=_is_byte_level(model.tokenizer),
         device=_device(model),
         versions={
             name: version(name)
@@ -107,6 +108,11 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         },
         python=platform.python_version(),
     )
+
+
+def _is_byte_level(tokenizer: Any) -> bool | None:
+    """Whether the vocabulary writes bytes as characters, as GPT-2's does; None without a tokenizer."""
+    return None if tokenizer is None else tokenizer.convert_tokens_to_string(["Ġ"]) == " "
 
 
 def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:

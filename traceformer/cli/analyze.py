@@ -57,7 +57,7 @@ def analyze(
         json: Print a JSON object.
     """
     from traceformer.cli.statistics import as_text, positions_as_text
-    from traceformer.questions.vocabulary import token_names
+    from traceformer.questions.vocabulary import token_texts
     from traceformer.store.run import Run
 
     if png is not None:
@@ -80,20 +80,23 @@ def analyze(
             name = run if run.endswith(_TRACE) else str(folder)
             following = _next(found, name, png)
             if json:
-                shown = [
-                    {"tokens": store.tokens_of(own.example_id, own.key.stack), **own.to_json()} for own in positions
-                ]
+                shown = [{"tokens": _tokens(store, own), **own.to_json()} for own in positions]
                 told.append({"run": name, **found.to_json(), "positions": shown})
                 continue
             print(*([""] if number else []), _title(store, name, found), as_text(found, layer), sep="\n\n")
             for own in positions:
-                tokens = store.tokens_of(own.example_id, own.key.stack)
-                print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
+                print("", positions_as_text(own, _tokens(store, own), token_texts(store)), sep="\n")
         if json:
             print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
             return
         made = " and ".join(str(path) for path in (png, parquet) if path is not None)
         print(f"{f'wrote {made}; ' if made else ''}next: traceformer {following}", file=sys.stderr)
+
+
+def _tokens(store: "Run", of: "ExampleLogits") -> list[str]:
+    from traceformer.questions.vocabulary import shown_tokens
+
+    return [piece.text for piece in shown_tokens(store, of.example_id, of.key.stack)]
 
 
 def _find(run: str, stack: ExitStack) -> list[Path]:

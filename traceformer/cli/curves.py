@@ -7,7 +7,7 @@ import numpy as np
 from traceformer.analysis.projection import TextCurves, dynamics
 from traceformer.cli.terminal import table
 from traceformer.shapes import Float32
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 __all__ = ["curve_table", "dynamics_table", "example_table", "layer_table"]
 
@@ -23,7 +23,7 @@ def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]
             columns.append(cosines)
             headers.append("cosine")
     rows = [
-        (str(position), part or "", printable(token), *(f"{column[position]:.4g}" for column in columns))
+        (str(position), part or "", visible(token), *(f"{column[position]:.4g}" for column in columns))
         for position, (part, token) in enumerate(zip(curves.parts, curves.tokens, strict=True))
     ]
     headers = ["position", "", "token", *headers]

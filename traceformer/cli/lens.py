@@ -14,7 +14,7 @@ from traceformer.cli.arguments import Indices, count, open_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 if TYPE_CHECKING:
     from traceformer.analysis.lens import Lens
@@ -110,7 +110,7 @@ def _grid(found: "Lens") -> str:
             str(position),
             _fit(found.tokens[i]),
             *(_fit(found.names[int(found.top_ids[layer, i, 0])]) for layer in shown),
-            _fit(targets[i] or ""),
+            "" if (target := targets[i]) is None else _fit(target),
         )
         for i, position in enumerate(found.positions)
     ]
@@ -131,14 +131,14 @@ def _one_position(found: "Lens", i: int) -> str:
             *((f"{found.entropy[row, i]:.2f}",) if known else ()),
             *_of_target(found, row, i),
             "  ".join(
-                f"{printable(found.names[int(token_id)])} {probability:.3g}"
+                f"{visible(found.names[int(token_id)])} {probability:.3g}"
                 for token_id, probability in zip(found.top_ids[row, i], found.top_probabilities[row, i], strict=True)
             ),
         )
         for row, layer in enumerate(found.layers)
     ]
-    title = f"position {found.positions[i]}, {printable(found.tokens[i])!r}"
-    title += "; nothing came next" if target is None else f"; what came next is {printable(target)!r}"
+    title = f"position {found.positions[i]}, {visible(found.tokens[i])}"
+    title += "; nothing came next" if target is None else f"; what came next is {visible(target)}"
     headers = ("layer", *(("entropy",) if known else ()), "came", "rank", "likeliest")
     return f"{title}\n" + table(headers, rows, numeric=range(1, len(headers) - 1))
 
@@ -150,5 +150,5 @@ def _of_target(found: "Lens", row: int, i: int) -> tuple[str, str]:
 
 
 def _fit(token: str) -> str:
-    text = printable(token)
+    text = visible(token)
     return text if cell_len(text) <= _CELLS else set_cell_size(text, _CELLS - 1) + "…"

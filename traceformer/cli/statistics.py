@@ -16,7 +16,7 @@ from traceformer.analysis.run_statistics import (
 )
 from traceformer.analysis.statistics import HeadStatistics
 from traceformer.cli.terminal import table
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 __all__ = ["as_text", "positions_as_text"]
 
@@ -92,13 +92,13 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
     rows = [
         (
             str(position),
-            printable(token),
+            visible(token),
             _number(own.entropy[position]),
-            printable(name(int(found.targets[position]))) if found.targets[position] >= 0 else "",
+            visible(name(int(found.targets[position]))) if found.targets[position] >= 0 else "",
             _number(own.target_probability[position]),
             str(own.target_rank[position] or ""),
             "  ".join(
-                f"{printable(name(int(token_id)))} {_number(probability)}"
+                f"{visible(name(int(token_id)))} {_number(probability)}"
                 for token_id, probability in zip(own.top_ids[position], own.top_probabilities[position], strict=True)
                 if token_id >= 0
             ),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from traceformer.figures.style import COLOURS, titled
 from traceformer.shapes import Float
-from traceformer.texts.shown import label
+from traceformer.texts.shown import label, visible
 
 __all__ = ["atlas_figure", "head_figure", "tile"]
 
@@ -29,7 +29,7 @@ def head_figure(
     for axis, tokens in ((axes.xaxis, key_tokens), (axes.yaxis, query_tokens)):
         every = math.ceil(len(tokens) / _MOST_TICKS)
         shown = range(0, len(tokens), every)
-        axis.set_ticks(shown, [label(tokens[position]) for position in shown], fontsize=7)
+        axis.set_ticks(shown, [label(visible(tokens[position])) for position in shown], fontsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel="key", ylabel="query")
     axes.set_title(titled(title), fontsize=10)

@@ -12,7 +12,7 @@ from traceformer.analysis.directions import Direction
 from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.errors import UsageError
 from traceformer.figures.style import inline, titled
-from traceformer.texts.shown import label
+from traceformer.texts.shown import label, visible
 
 __all__ = ["direction_figure", "direction_html", "traits_figure", "traits_html"]
 
@@ -92,7 +92,7 @@ def _of_one(own: TextCurves, title: str) -> Figure:
         axes.set_title(label(name), fontsize=9)
     step = math.ceil(n_tokens / _MOST_TICKS)
     shown = range(0, n_tokens, step)
-    panels[-1].set_xticks(shown, [label(own.tokens[position]) for position in shown], rotation=90, fontsize=7)
+    panels[-1].set_xticks(shown, [label(visible(own.tokens[position])) for position in shown], rotation=90, fontsize=7)
     figure.suptitle(titled(title), fontsize=10)
     return figure
 

@@ -102,6 +102,7 @@ class RunMeta:
         projection: The directions that were projected onto while recording.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
+        byte_level: Whether each character of a token's name is a byte.
         max_seq_len: The most tokens of an example, or that per stack.
         generation: How responses were sampled.
         tokens: How many there were, and how many texts were cut.
@@ -132,6 +133,7 @@ class RunMeta:
     dims: Mapping[Stack, Dims] = field(default_factory=dict[Stack, Dims])
     attention: AttentionFacts = AttentionFacts()
     model_dtype: str | None = None
+    byte_level: bool | None = None
     device: str | None = None
     versions: Mapping[str, str] | None = None
     python: str | None = None
@@ -287,6 +289,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "dims": _dims,
     "attention": _attention,
     "model_dtype": _text,
+    "byte_level": _flag,
     "device": _text,
     "versions": _text_by_name,
     "python": _text,

@@ -252,7 +252,7 @@ def _reading(value: Any, column: str, rows: Rows, index: int) -> Reading:
             return Words(tuple(parts))
         if not strays and len(parts) == 2:
             return Pair(*parts)
-        found = f"a list with {_kind(strays[0])}" if strays else f"{len(parts)} texts, where a pair has two,"
+        found = f"a list with {_kind(strays[0])}" if strays else f"a tuple of {len(parts)} texts (a pair has two)"
     raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be")
 
 
