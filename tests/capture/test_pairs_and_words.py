@@ -187,7 +187,7 @@ def test_what_is_neither_text_nor_pair_nor_words_is_refused(texts: list[Any], wh
 
 def test_the_words_of_a_treebank_are_those_that_tokens_share_characters_with(tmp_path: Path) -> None:
     words = ["1-2 don't", "1 do", "2 n't", "3 go", "4-5 du", "4 de", "5 le"]
-    (tmp_path / "a.conllu").write_text("\n".join("\t".join([*word.split(), *"xxxx_x__"]) for word in words))
+    (tmp_path / "a.conllu").write_text("\n".join("\t".join([*word.split(), *"xxxx0x__"]) for word in words))
     run = tf.record("byte", tmp_path / "a.conllu", "attn", layers=(0,))
     assert run.text(0) == "don't go du"
     # The two words of `du` share all of it: its tokens are the first one's.
