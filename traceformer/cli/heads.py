@@ -45,7 +45,7 @@ def heads(
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
-    text_column: Annotated[str | None, Parameter(group=_LIVE, metavar="COLUMN|A,B")] = None,
+    text_column: Annotated[str | None, Parameter(group=_LIVE, metavar="C|A,B")] = None,
     targets_file: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     seq_length: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     dtype: Annotated[Literal["float16", "float32"], Parameter(group=_LIVE)] = "float16",

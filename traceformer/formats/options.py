@@ -41,7 +41,7 @@ class ExportOptions:
         """
         refuse_to_replace(path, overwrite=self.overwrite)
         if path in self._claimed:
-            raise RunExists(f"two examples would be written to {path}", hint="`examples` one by one, to two folders")
+            raise RunExists(f"two examples would be written to {path}", hint="write each to a folder of its own")
         self._claimed.add(path)
         return path
 
