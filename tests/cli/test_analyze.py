@@ -92,7 +92,7 @@ def test_an_example_shows_what_was_expected_at_each_position(capsys: Capture, lo
     header = lines.index("dec.logits  example ex1") + 1
     assert lines[header].split() == ["position", "token", "entropy", "came", "probability", "rank", "most", "likely"]
     p = softmax(logits(1))
-    names = dict(enumerate(("The", "Ġcat", "Ġsat", "Hello", ",", r"Ġ\nworld", "!", "one", "#8")))
+    names = dict(enumerate(("The", "·cat", "·sat", "Hello", ",", "Ġ↵world", "!", "one", "#8")))
     first = lines[header + 1].split()
     best = np.argsort(-p[0])
     assert first[:2] == ["0", "Hello"]

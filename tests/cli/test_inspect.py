@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.cli.conftest import SENTENCES, causal_pattern
 from tests.store import runs
+from traceformer import record
 from traceformer.cli import main
 from traceformer.store.writer import RunWriter
 
@@ -71,9 +72,23 @@ def test_an_example_shows_its_text_and_tokens_with_positions(capsys: Capture, de
         "position  dec token",
         "       0  Hello",
         "       1  ,",
-        r"       2  Ġ\nworld",
+        "       2  Ġ↵world",  # no name of such a vocabulary holds a line break: it is shown as it stands
         "       3  !",
     ]
+
+
+def test_parts_of_a_character_are_bytes_and_say_of_what_they_are_a_part(capsys: Capture, tmp_path: Path) -> None:
+    record("byte", ["é b"], "attn", layers=(0,), out=tmp_path / "traces/bytes")
+    assert run(capsys, "inspect bytes --example 0").splitlines()[4:] == [
+        "position  dec token",
+        r"       0  \xc3       byte C3, part of é",
+        r"       1  \xa9       byte A9, part of é",
+        "       2  ·",
+        "       3  b",
+    ]
+    told = json.loads(run(capsys, "inspect bytes --example 0 --json"))
+    assert told["tokens"] == {"dec": [r"\xc3", r"\xa9", " ", "b"]}
+    assert told["names"] == {"dec": ["Ã", "©", "Ġ", "b"]}
 
 
 def test_an_example_of_an_encoder_decoder_shows_both_stacks(capsys: Capture, unfinished_run: Path) -> None:
@@ -92,11 +107,11 @@ def test_a_head_has_the_numbers_that_were_written(capsys: Capture, decoder_run: 
 def test_a_head_is_drawn_with_its_tokens(capsys: Capture, decoder_run: Path) -> None:
     lines = run(capsys, "inspect dec --head L2H1").splitlines()
     assert lines[0] == "L2H1  dec.self.attn_pattern  example ex0"
-    assert [line.split()[:2] for line in lines[3:6]] == [["0", "The"], ["1", "Ġcat"], ["2", "Ġsat"]]
+    assert [line.split()[:2] for line in lines[3:6]] == [["0", "The"], ["1", "·cat"], ["2", "·sat"]]
     pattern = causal_pattern(0, 2, 1, 3)
     for query, line in enumerate(lines[3:6]):
         key = int(pattern[query].argmax())
-        assert line.endswith(f" → {SENTENCES[0][key]} {pattern[query, key]:.2f}")
+        assert line.endswith(f" → {lines[3 + key].split()[1]} {pattern[query, key]:.2f}")
 
 
 def test_a_row_site_is_a_table_of_norms(capsys: Capture, decoder_run: Path) -> None:
@@ -105,8 +120,8 @@ def test_a_row_site_is_a_table_of_norms(capsys: Capture, decoder_run: Path) -> N
         "",
         "position  token  norm  min  max",
         "       0  The       0    0    0",
-        "       1  Ġcat      5   -4    3",
-        "       2  Ġsat     10   -8    6",
+        "       1  ·cat      5   -4    3",
+        "       2  ·sat     10   -8    6",
     ]
 
 

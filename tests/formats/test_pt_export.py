@@ -244,7 +244,7 @@ def test_texts_without_a_response_are_all_prompt(tmp_path: Path) -> None:
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
-    from traceformer.formats.outgoing import file_name
+    from traceformer.filenames import file_name
 
     for name in ("../up", "/etc/x", "..", ".", "a/b", "a\\b", "", "...", "x\0y"):
         made = file_name(name)

@@ -199,9 +199,9 @@ class Lens:
             target is known of where it is among the likeliest; elsewhere it is as if there were none.
         layers: The model's numbers of the layers.
         positions: Positions of the example.
-        tokens: The example's tokens at these positions.
+        tokens: The texts of the example's tokens at these positions.
         targets: The token that came next at each position, -1 where none did.
-        names: What every token is called that `targets` or `top_ids` names.
+        names: The text of every token that `targets` or `top_ids` names, `#id` where it is not known.
     """
 
     example_id: str

@@ -13,6 +13,7 @@ from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.cli.arguments import count, find_example
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
+from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
@@ -56,7 +57,7 @@ def analyze(
         json: Print a JSON object.
     """
     from traceformer.cli.statistics import as_text, positions_as_text
-    from traceformer.questions.vocabulary import token_names
+    from traceformer.questions.vocabulary import token_texts
     from traceformer.store.run import Run
 
     if png is not None:
@@ -79,20 +80,23 @@ def analyze(
             name = run if run.endswith(_TRACE) else str(folder)
             following = _next(found, name, png)
             if json:
-                shown = [
-                    {"tokens": store.tokens_of(own.example_id, own.key.stack), **own.to_json()} for own in positions
-                ]
+                shown = [{"tokens": _tokens(store, own), **own.to_json()} for own in positions]
                 told.append({"run": name, **found.to_json(), "positions": shown})
                 continue
             print(*([""] if number else []), _title(store, name, found), as_text(found, layer), sep="\n\n")
             for own in positions:
-                tokens = store.tokens_of(own.example_id, own.key.stack)
-                print("", positions_as_text(own, tokens, token_names(store)), sep="\n")
+                print("", positions_as_text(own, _tokens(store, own), token_texts(store)), sep="\n")
         if json:
             print(json_text.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
             return
         made = " and ".join(str(path) for path in (png, parquet) if path is not None)
         print(f"{f'wrote {made}; ' if made else ''}next: traceformer {following}", file=sys.stderr)
+
+
+def _tokens(store: "Run", of: "ExampleLogits") -> list[str]:
+    from traceformer.questions.vocabulary import shown_tokens
+
+    return [piece.text for piece in shown_tokens(store, of.example_id, of.key.stack)]
 
 
 def _find(run: str, stack: ExitStack) -> list[Path]:
@@ -149,7 +153,11 @@ def _analyze(
 def _title(store: "Run", name: str, found: "RunStatistics") -> str:
     stack = store.layout.stacks[-1]
     tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
-    what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"
+    what = (
+        f"example {printable(found.example_ids[0])}"
+        if len(found.example_ids) == 1
+        else f"{len(found.example_ids)} examples"
+    )
     unfinished = "" if store.finished else ", unfinished"
     return f"{name}{unfinished}: {what}, {tokens} {stack} tokens; {found.convention} convention, entropy in nats"
 

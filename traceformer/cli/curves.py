@@ -7,7 +7,7 @@ import numpy as np
 from traceformer.analysis.projection import TextCurves, dynamics
 from traceformer.cli.terminal import table
 from traceformer.shapes import Float32
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 __all__ = ["curve_table", "dynamics_table", "example_table", "layer_table"]
 
@@ -23,7 +23,7 @@ def curve_table(curves: TextCurves, direction: int, layers: Sequence[int | None]
             columns.append(cosines)
             headers.append("cosine")
     rows = [
-        (str(position), part or "", printable(token), *(f"{column[position]:.4g}" for column in columns))
+        (str(position), part or "", visible(token), *(f"{column[position]:.4g}" for column in columns))
         for position, (part, token) in enumerate(zip(curves.parts, curves.tokens, strict=True))
     ]
     headers = ["position", "", "token", *headers]
@@ -62,7 +62,13 @@ def dynamics_table(curves: TextCurves) -> str:
 def example_table(all_curves: Sequence[TextCurves], layer: int | None) -> str:
     """Returns a line per example and direction, at one layer."""
     rows = [
-        (own.example_id, name, str(len(own.tokens)), *_means([own], layer, i), *_peak(own.by_layer[layer].values[:, i]))
+        (
+            printable(own.example_id),
+            name,
+            str(len(own.tokens)),
+            *_means([own], layer, i),
+            *_peak(own.by_layer[layer].values[:, i]),
+        )
         for own in all_curves
         for i, name in enumerate(own.names)
     ]

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from traceformer.cli.arguments import count, find_example, open_example, parse_head
 from traceformer.cli.terminal import table
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.sites import ArraySpec
-from traceformer.texts.shown import printable
+from traceformer.sites import ArraySpec, Stack
+from traceformer.texts.shown import Piece, part_notes, printable, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ class _Slice:
     @property
     def title(self) -> str:
         place = "".join(f"{letter}{n}" for letter, n in (("L", self.layer), ("H", self.head)) if n is not None)
-        return "  ".join(part for part in (place, str(self.spec.key), f"example {self.example_id}") if part)
+        return "  ".join(part for part in (place, str(self.spec.key), f"example {printable(self.example_id)}") if part)
 
 
 def inspect(
@@ -106,7 +106,7 @@ def inspect(
         check_format(png)
     if png is not None and layer is None and head_number is None:
         _save_atlas(store, example_id, spec, png)
-        picture = f"all heads of {spec.key}, example {example_id}"
+        picture = f"all heads of {spec.key}, example {printable(example_id)}"
         print(json_text.dumps({"run": str(store.folder), "png": str(png)}) if json else f"{png}: {picture}")
         return
     found = _slice(store, example_id, spec, layer, head_number)
@@ -125,30 +125,41 @@ def inspect(
 class _Example:
     example_id: str
     text: str
-    tokens: dict[str, list[str]]
+    tokens: dict[Stack, list[Piece]]
+    names: dict[Stack, list[str]]
     n_prompt: int | None  # of a generation: where its response begins, in the decoder
 
     def to_json(self) -> dict[str, Any]:
         generated = {} if self.n_prompt is None else {"n_prompt": self.n_prompt}
-        return {"example_id": self.example_id, "text": self.text, "tokens": self.tokens, **generated}
+        texts = {stack: [piece.text for piece in pieces] for stack, pieces in self.tokens.items()}
+        told = {"example_id": self.example_id, "text": self.text, "tokens": texts, "names": self.names}
+        return {**told, **generated}
 
     def __str__(self) -> str:
-        lines = [f"example {self.example_id}", "", printable(self.text)]
-        for stack, tokens in self.tokens.items():
+        lines = [f"example {printable(self.example_id)}", "", printable(self.text)]
+        for stack, pieces in self.tokens.items():
             begins = self.n_prompt if stack == "dec" else None
+            notes = part_notes([piece.hex for piece in pieces])
             rows = [
-                (str(position), printable(token), "← the response begins" if position == begins else "")
-                for position, token in enumerate(tokens)
+                (
+                    str(position),
+                    visible(piece.text),
+                    "  ".join(filter(None, (note, "← the response begins" if position == begins else ""))),
+                )
+                for position, (piece, note) in enumerate(zip(pieces, notes, strict=True))
             ]
             lines += ["", table(("position", f"{stack} token", ""), rows, numeric=(0,))]
         return "\n".join(lines)
 
 
 def _example(store: "Run", name: str) -> _Example:
-    example_id = find_example(store, name)
-    tokens = {stack: store.tokens_of(example_id, stack) for stack in store.layout.stacks}
+    from traceformer.questions.vocabulary import shown_tokens
+
+    example_id, stacks = find_example(store, name), store.layout.stacks
+    tokens = {stack: shown_tokens(store, example_id, stack) for stack in stacks}
+    names = {stack: store.tokens_of(example_id, stack) for stack in stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
-    return _Example(example_id, store.text(example_id), dict[str, list[str]](tokens), n_prompt)
+    return _Example(example_id, store.text(example_id), tokens, names, n_prompt)
 
 
 def _find_array(store: "Run", site: str | None) -> ArraySpec:
@@ -188,8 +199,8 @@ def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, he
         layer,
         head,
         values.reshape(values.shape[-2:]),  # without the axis of a layer or head that is the only one
-        store.tokens_of(example_id, spec.key.token_stack),
-        store.tokens_of(example_id, spec.key.key_stack) if spec.site.is_matrix else [],
+        _texts(store, example_id, spec.key.token_stack),
+        _texts(store, example_id, spec.key.key_stack) if spec.site.is_matrix else [],
     )
 
 
@@ -198,6 +209,12 @@ def _entries(store: "Run", spec: ArraySpec) -> list[str]:
     labels = store.about.labels or ()
     is_named = spec.site.axes[-1] == "label" and len(labels) == spec.width
     return list(labels) if is_named else [str(number) for number in range(spec.width)]
+
+
+def _texts(store: "Run", example_id: str, stack: Stack) -> list[str]:
+    from traceformer.questions.vocabulary import shown_tokens
+
+    return [piece.text for piece in shown_tokens(store, example_id, stack)]
 
 
 def _draw(found: _Slice) -> str:
@@ -214,12 +231,12 @@ def _draw(found: _Slice) -> str:
         return draw_matrix(found.values, found.row_tokens, found.key_tokens, width=width)
     if found.spec.site.holds_ids:
         rows = [
-            (str(position), printable(token), " ".join(map(str, row)))
+            (str(position), visible(token), " ".join(map(str, row)))
             for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
         ]
         return table(("position", "token", "token ids"), rows, numeric=(0,))
     rows = [
-        (str(position), printable(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
+        (str(position), visible(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
         for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
     ]
     return table(("position", "token", "norm", "min", "max"), rows, numeric=(0, 2, 3, 4))
@@ -267,7 +284,7 @@ def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> No
         for layer in spec.layers
     ]
     title = (
-        f"{spec.key}  example {example_id}\nqueries downwards, keys to the right; "
+        f"{spec.key}  example {printable(example_id)}\nqueries downwards, keys to the right; "
         "each head in square-root colours up to its own maximum"
     )
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

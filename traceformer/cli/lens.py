@@ -1,6 +1,7 @@
 """`traceformer lens`: what a model would say after each of its layers."""
 
 import json as json_text
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from traceformer.cli.arguments import Indices, count, open_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 if TYPE_CHECKING:
     from traceformer.analysis.lens import Lens
@@ -82,7 +83,7 @@ def lens(
     if json:
         print(json_text.dumps({"run": str(store.folder), **found.to_json()}, indent=2))
         return
-    print(f"{found.key}  example {found.example_id}: the likeliest next token after each layer", end="\n\n")
+    print(f"{found.key}  example {printable(found.example_id)}: the likeliest next token after each layer", end="\n\n")
     if position is None:
         print(_grid(found))
     else:
@@ -90,7 +91,8 @@ def lens(
     surest = int(np.nanargmax(found.top_probabilities[-1, :, 0]))
     then = f"--png {store.name}-lens.png" if position is not None else f"--position {found.positions[surest]}"
     made = "" if png is None else f"wrote {png}; "
-    print(f"{made}next: traceformer lens {store.folder} --example {found.example_id} {then}", file=sys.stderr)
+    named = shlex.quote(printable(found.example_id))
+    print(f"{made}next: traceformer lens {store.folder} --example {named} {then}", file=sys.stderr)
 
 
 def _grid(found: "Lens") -> str:
@@ -108,7 +110,7 @@ def _grid(found: "Lens") -> str:
             str(position),
             _fit(found.tokens[i]),
             *(_fit(found.names[int(found.top_ids[layer, i, 0])]) for layer in shown),
-            _fit(targets[i] or ""),
+            "" if (target := targets[i]) is None else _fit(target),
         )
         for i, position in enumerate(found.positions)
     ]
@@ -129,14 +131,14 @@ def _one_position(found: "Lens", i: int) -> str:
             *((f"{found.entropy[row, i]:.2f}",) if known else ()),
             *_of_target(found, row, i),
             "  ".join(
-                f"{printable(found.names[int(token_id)])} {probability:.3g}"
+                f"{visible(found.names[int(token_id)])} {probability:.3g}"
                 for token_id, probability in zip(found.top_ids[row, i], found.top_probabilities[row, i], strict=True)
             ),
         )
         for row, layer in enumerate(found.layers)
     ]
-    title = f"position {found.positions[i]}, {printable(found.tokens[i])!r}"
-    title += "; nothing came next" if target is None else f"; what came next is {printable(target)!r}"
+    title = f"position {found.positions[i]}, {visible(found.tokens[i])}"
+    title += "; nothing came next" if target is None else f"; what came next is {visible(target)}"
     headers = ("layer", *(("entropy",) if known else ()), "came", "rank", "likeliest")
     return f"{title}\n" + table(headers, rows, numeric=range(1, len(headers) - 1))
 
@@ -148,5 +150,5 @@ def _of_target(found: "Lens", row: int, i: int) -> tuple[str, str]:
 
 
 def _fit(token: str) -> str:
-    text = printable(token)
+    text = visible(token)
     return text if cell_len(text) <= _CELLS else set_cell_size(text, _CELLS - 1) + "…"

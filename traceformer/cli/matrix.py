@@ -7,7 +7,7 @@ import numpy as np
 from rich.cells import cell_len, set_cell_size
 
 from traceformer.shapes import Float
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import visible
 
 __all__ = ["SHADES", "draw_matrix"]
 
@@ -64,7 +64,7 @@ def _labels(tokens: Sequence[str]) -> list[str]:
 
 
 def _fit(token: str) -> str:
-    text = printable(token)
+    text = visible(token)
     return text if cell_len(text) <= _TOKEN_CELLS else set_cell_size(text, _TOKEN_CELLS - 1) + "…"
 
 

@@ -16,7 +16,7 @@ from traceformer.analysis.run_statistics import (
 )
 from traceformer.analysis.statistics import HeadStatistics
 from traceformer.cli.terminal import table
-from traceformer.texts.shown import printable
+from traceformer.texts.shown import printable, visible
 
 __all__ = ["as_text", "positions_as_text"]
 
@@ -92,13 +92,13 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
     rows = [
         (
             str(position),
-            printable(token),
+            visible(token),
             _number(own.entropy[position]),
-            printable(name(int(found.targets[position]))) if found.targets[position] >= 0 else "",
+            visible(name(int(found.targets[position]))) if found.targets[position] >= 0 else "",
             _number(own.target_probability[position]),
             str(own.target_rank[position] or ""),
             "  ".join(
-                f"{printable(name(int(token_id)))} {_number(probability)}"
+                f"{visible(name(int(token_id)))} {_number(probability)}"
                 for token_id, probability in zip(own.top_ids[position], own.top_probabilities[position], strict=True)
                 if token_id >= 0
             ),
@@ -106,7 +106,7 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
         for position, token in enumerate(tokens)
     ]
     headers = ("position", "token", "entropy", "came", "probability", "rank", "most likely")
-    return f"{found.key}  example {found.example_id}\n" + table(headers, rows, numeric=(0, 2, 4, 5))
+    return f"{found.key}  example {printable(found.example_id)}\n" + table(headers, rows, numeric=(0, 2, 4, 5))
 
 
 def _number(value: float) -> str:

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from traceformer.analysis.lens import Lens
-from traceformer.figures.style import inline
-from traceformer.texts.shown import label
+from traceformer.figures.style import inline, titled
+from traceformer.texts.shown import label, visible
 
 __all__ = ["lens_figure", "lens_html"]
 
@@ -32,7 +32,7 @@ def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
         for layer in range(n_layers):
             for position in range(n_positions):
                 token_id, light = int(value.top_ids[layer, position, 0]), probabilities[layer, position] > 0.5
-                text = label(_short(value.names[token_id]))
+                text = label(_short(visible(value.names[token_id])))
                 axes.text(
                     position, layer, text, ha="center", va="center", fontsize=7, color="black" if light else "white"
                 )
@@ -40,13 +40,13 @@ def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
                     axes.add_patch(_frame(position, layer))
     every = 1 if written else math.ceil(n_positions / 64)
     shown = range(0, n_positions, every)
-    axes.set_xticks(shown, [label(_short(value.tokens[i])) for i in shown], fontsize=7, rotation=90)
+    axes.set_xticks(shown, [label(_short(visible(value.tokens[i]))) for i in shown], fontsize=7, rotation=90)
     step = math.ceil(n_layers / 32)
     axes.set_yticks(range(0, n_layers, step), [f"L{layer}" for layer in value.layers[::step]], fontsize=8)
     axes.tick_params(length=0)
     axes.set(xlabel="token at the position", ylabel="after layer")
     what = "the likeliest next token after each layer" + ", framed where it came" * written
-    figure.suptitle(f"{title or f'{value.key}  example {value.example_id}'}\n{what}", fontsize=9)
+    figure.suptitle(titled(f"{title or f'{value.key}  example {value.example_id}'}\n{what}"), fontsize=9)
     figure.colorbar(image, ax=axes, label="its probability", shrink=0.9)
     return figure
 

@@ -14,7 +14,7 @@ from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.recorded import recorded
 from traceformer.questions.statistics import targets_of
-from traceformer.questions.vocabulary import token_names
+from traceformer.questions.vocabulary import shown_tokens, token_texts
 from traceformer.shapes import Float32, Int64
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
@@ -187,13 +187,13 @@ def _lens(
     **found: Any,
 ) -> Lens:
     """What was found, with the texts of its tokens."""
-    tokens, name = run.tokens_of(example, "dec"), token_names(run, model)
+    tokens, text = shown_tokens(run, example, "dec"), token_texts(run, model)
     ids = {*found["top_ids"].flat, *found["targets"][found["targets"] >= 0]}
     return Lens(
         run.example_id(example),
         positions=tuple(positions.tolist()),
-        tokens=tuple(tokens[position] for position in positions),
-        names={int(token_id): name(int(token_id)) for token_id in ids},
+        tokens=tuple(tokens[position].text for position in positions),
+        names={int(token_id): text(int(token_id)) for token_id in ids},
         **found,
     )
 

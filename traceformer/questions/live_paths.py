@@ -22,7 +22,7 @@ from traceformer.errors import UsageError
 from traceformer.formats.results.path_traces import model_name
 from traceformer.shapes import Bool, Float, Int
 from traceformer.sites import ArraySpec, Attention, Selection, Stack
-from traceformer.texts.shown import pieces_decoded
+from traceformer.texts.shown import pieces_decoded, unnamed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +143,12 @@ class TracedModel:
 
     def _tokens(self, text: Text, stack: Stack, bos_token_id: int | None) -> TokenRow:
         ids, tokenizer = text.ids.tolist(), self.tokenizer
-        pieces = pieces_decoded(tokenizer.convert_ids_to_tokens(ids), [tokenizer.decode([each]) for each in ids])
+        # A model may have embeddings that its tokenizer has no token for.
+        known = zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+        names = [unnamed(each) if name is None else name for each, name in known]
+        pieces = pieces_decoded(
+            names, [tokenizer.decode([each]) or name for each, name in zip(ids, names, strict=True)]
+        )
         ends = {tokenizer.bos_token_id if bos_token_id is None else bos_token_id}
         if stack == "enc":
             ends |= {getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id", "eos_token_id")}

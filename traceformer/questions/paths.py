@@ -17,10 +17,10 @@ from traceformer.formats.results.path_traces import model_name
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import TracedModel, output_weights
 from traceformer.questions.model_of_run import load_model_of
+from traceformer.questions.vocabulary import shown_tokens
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.run import Run
-from traceformer.texts.shown import pieces_of_text
 
 __all__ = ["OutputWeights", "paths", "trace_stored"]
 
@@ -186,7 +186,7 @@ def _tokens(store: Run, example_id: str, stack: Stack, bos_token_id: int | None)
     # Runs that were imported may lack ids and places.
     ids = [int(each) for each in encodings.get(f"{prefix}input_ids") or [-1] * len(tokens)]
     offsets = encodings.get(f"{prefix}offset_mapping")
-    pieces = pieces_of_text(tokens, offsets, store.text(example_id))
+    pieces = shown_tokens(store, example_id, stack)
     if bos_token_id is not None:
         is_end = np.array([each == bos_token_id for each in ids], bool)
     else:  # tokens that are nowhere in the text were put there by the tokenizer

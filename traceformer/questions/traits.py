@@ -17,6 +17,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.recorded import Texts, recorded
 from traceformer.questions.trait_rows import example_rows, project_run
+from traceformer.questions.vocabulary import shown_tokens
 from traceformer.sites import SITES, ArraySpec
 from traceformer.store.run import Run
 
@@ -272,7 +273,7 @@ def _curves(
         curves.append(
             TextCurves(
                 own_id,
-                run.tokens_of(own_id, stack),
+                [piece.text for piece in shown_tokens(run, own_id, stack)],
                 None if begins is None or np.isnan(begins) else int(begins),
                 names,
                 {layer: ProjectedRows(rows.values[here], rows.norms[here]) for layer, rows in by_layer.items()},

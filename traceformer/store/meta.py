@@ -108,6 +108,7 @@ class RunMeta:
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
         quantised: How its weights were quantised, if they were.
+        byte_level: Whether each character of a token's name is a byte.
         max_seq_len: The most tokens of an example, or that per stack.
         generation: How responses were sampled.
         tokens: How many there were, and how many texts were cut.
@@ -140,6 +141,7 @@ class RunMeta:
     attention: AttentionFacts = AttentionFacts()
     model_dtype: str | None = None
     quantised: str | None = None
+    byte_level: bool | None = None
     device: str | None = None
     versions: Mapping[str, str] | None = None
     python: str | None = None
@@ -302,6 +304,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "attention": _attention,
     "model_dtype": _text,
     "quantised": _text,
+    "byte_level": _flag,
     "device": _text,
     "versions": _text_by_name,
     "python": _text,

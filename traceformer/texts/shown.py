@@ -1,11 +1,13 @@
 r"""What a reader is shown for a token, in a terminal, in a figure and on a page.
 
-Its text is what the tokenizer makes of it (`pieces_decoded`, `pieces_of_text`). Byte-level vocabularies write a byte as
-a printable character (`Ġ` for a space) or as `<0xE2>`. A token that is no whole number of characters has no text of
-its own, and its bytes are shown as `\xe2\x82`. One that is known by number only is called `#475` (`unnamed`).
+Its text is what the tokenizer makes of it (`pieces_decoded`, `pieces_of_text`, `pieces_named`). Byte-level
+vocabularies write a byte as a printable character (`Ġ` for a space) or as `<0xE2>`. A token that is no whole number of
+characters has no text of its own, and its bytes are shown as `\xe2\x82`; `part_notes` say which character they are a
+part of. One that is known by number only is called `#475` (`unnamed`).
 
-How that text is written depends on where it stands: `printable` in a line of a terminal, `visible` where it is a word
-among others and nothing may be invisible (chains of tokens, pages), `label` in a figure.
+Results, frames and JSON hold that text. Terminals, figures and pages show `visible` of it: a space is `·`, and nothing
+is invisible or moves others. `printable` is for a whole text in a line of a terminal; `label` is how matplotlib takes
+what it is to print.
 """
 
 import re
@@ -14,11 +16,22 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-__all__ = ["Piece", "label", "part_notes", "pieces_decoded", "pieces_of_text", "printable", "unnamed", "visible"]
+__all__ = [
+    "Piece",
+    "label",
+    "part_notes",
+    "pieces_decoded",
+    "pieces_named",
+    "pieces_of_text",
+    "printable",
+    "unnamed",
+    "visible",
+]
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACES = ("Ġ", "▁")  # how vocabularies write the space before a word
 _LOST = "\N{REPLACEMENT CHARACTER}"
+_UNKNOWN = re.compile(r"[\[<]unk[\]>]", re.IGNORECASE)
 
 
 class Piece(NamedTuple):
@@ -36,21 +49,39 @@ def pieces_decoded(tokens: Sequence[str], decoded: Sequence[str]) -> list[Piece]
     ]
 
 
-def pieces_of_text(tokens: Sequence[str], offsets: Sequence[Sequence[int]] | None, text: str) -> list[Piece]:
+def pieces_named(tokens: Sequence[str], byte_level: bool | None = None) -> list[Piece]:
+    """Returns tokens as shown, from their names in the vocabulary alone: how these write spaces and bytes is undone.
+
+    Args:
+        tokens: The names.
+        byte_level: Whether each of their characters is a byte; for None it is if one of them has a space's or a line
+            break's.
+    """
+    if byte_level is None:
+        byte_level = any(character in token for token in tokens for character in "ĠĊ")
+    return [_named(token, byte_level) for token in tokens]
+
+
+def _named(token: str, byte_level: bool) -> Piece:
+    if byte_level or _BYTE.fullmatch(token):
+        return _bytes_shown(token, otherwise=token)
+    return Piece(token.replace("▁", " "))
+
+
+def pieces_of_text(
+    tokens: Sequence[str], offsets: Sequence[Sequence[int]] | None, text: str, byte_level: bool | None = None
+) -> list[Piece]:
     """Returns tokens as shown, from their names in the vocabulary and where they lie in the text.
 
-    Tokens that lie nowhere, as special ones do, are shown by name. Without offsets so are all, but for how names
-    write spaces and, in a byte-level vocabulary, bytes.
+    Tokens that lie nowhere, as special ones do, are shown by name, and so is one that stands for what the vocabulary
+    lacks. Without offsets all are, as `pieces_named` has it.
     """
     if offsets is None:
-        byte_level = any(character in token for token in tokens for character in "ĠĊ")
-        return [
-            _bytes_shown(token, otherwise=token) if byte_level else Piece(token.replace("▁", " ")) for token in tokens
-        ]
+        return pieces_named(tokens, byte_level)
     spans = [(int(start), int(stop)) for start, stop in offsets]
     shown: list[Piece] = []
     for i, (token, (start, stop)) in enumerate(zip(tokens, spans, strict=True)):
-        if start >= stop:
+        if start >= stop or _UNKNOWN.fullmatch(token):
             shown.append(Piece(token))
         elif any(_overlap((start, stop), spans[j]) for j in (i - 1, i + 1) if 0 <= j < len(spans)):
             shown.append(_bytes_shown(token, otherwise=text[start:stop]))

@@ -14,6 +14,7 @@ from traceformer.analysis.paths.result import TraceResult, format_path
 from traceformer.analysis.paths.sankey import BeamPath
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import Unsupported, UsageError
+from traceformer.texts.shown import visible
 
 
 def row_of(n: int, *, ends: tuple[int, ...] = (), padding: tuple[int, ...] = ()) -> TokenRow:
@@ -214,10 +215,12 @@ def test_json_that_is_no_trace_is_refused(data: dict[str, Any]) -> None:
         TraceResult.from_json(data)
 
 
-def test_paths_in_words_are_those_of_the_package() -> None:
+def test_paths_in_words_are_those_of_the_package_with_every_token_made_visible() -> None:
     tokens = ["end", " a b", "", "new\nline", "tab\t", "first"]
     path = BeamPath(list(range(6)), tokens, list(range(6)), [0.5] * 5, -3.0, -0.60005)
-    foreign = ForeignPath(list(range(6)), tokens, list(range(6)), [0.5] * 5, -3.0, -0.60005)
+    foreign = ForeignPath(
+        list(range(6)), [visible(token) for token in tokens], list(range(6)), [0.5] * 5, -3.0, -0.60005
+    )
     assert format_path(path) == format_path_text(foreign)
 
 

@@ -157,17 +157,16 @@ _METADATA = ("seq_len", "target_pos", "layer", "top_beam", "top_k", "settings", 
 
 
 def format_path(path: BeamPath) -> str:
-    """Returns a path in words, the earliest token first: `The -> quick -> fox (score: -1.2345)`.
+    """Returns a path in words, the earliest token first: `The -> ·quick -> ·fox (score: -1.2345)`.
 
-    Tokens with spaces stand in quotes. Across layers a token that stays where it is stands once.
+    Across layers a token that stays where it is stands once.
     """
     tokens: list[str] = []
     previous: tuple[int, str | None] | None = None
     stacks = path.stacks or [None] * len(path.positions)
     for place, token in reversed(list(zip(zip(path.positions, stacks, strict=True), path.tokens, strict=True))):
         if place != previous:
-            shown = token.replace("\n", "\\n").replace("\t", "\\t")
-            tokens.append(f'"{shown}"' if " " in shown or not shown else shown)
+            tokens.append(visible(token))
         previous = place
     return f"{' -> '.join(tokens)} (score: {path.score_norm:.4f})"
 
