@@ -46,6 +46,8 @@ def numbers_of(text: str | None) -> tuple[int, ...] | None:
 class Loading:
     """How a model is loaded."""
 
+    adapter: Annotated[str | None, Parameter(group=MODEL, metavar="FOLDER|NAME")] = None
+    """An adapter of PEFT for the model, in a folder or on the Hub."""
     revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """The commit, tag or branch of the model on the Hub."""
     allow_pickle: Annotated[bool, Parameter(group=MODEL)] = False
@@ -60,6 +62,7 @@ class Loading:
 
         return load_model(
             name,
+            adapter=self.adapter,
             revision=self.revision,
             device=self.device,
             dtype=self.model_dtype,

@@ -25,7 +25,7 @@ _NOT_READABLE = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _NAMED_ALIKE = (
-    "accumulation all_prompt_sets allow_pickle attention batch_size capture chat convention data dataset device "
+    "accumulation adapter all_prompt_sets allow_pickle attention batch_size capture chat convention data dataset device "
     "dtype evaluations example features floor format grad_clip heads heads_dec heads_enc init k layers layers_dec "
     "layers_enc layout learning_rate lens_top_k limit lossless max_tokens method model model_dtype num_beams "
     "num_epochs num_return_sequences output overwrite patience position preset project project_site prompt "

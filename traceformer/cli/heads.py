@@ -41,7 +41,9 @@ def heads(
     num_seqs: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     model_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
+    adapter: Annotated[str | None, Parameter(group=_LIVE, metavar="FOLDER|NAME")] = None,
     revision: Annotated[str | None, Parameter(group=_LIVE)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_LIVE)] = False,
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
@@ -73,7 +75,9 @@ def heads(
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         model: A Hugging Face model name, or a folder that holds a model.
         model_path: A folder that holds a model; goes before --model.
+        adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         dataset: Texts, one example each: as in `traceformer extract`.
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
         split: Which part of the data set; of a file: validation (its last tenth, the default), train or all.
@@ -107,7 +111,9 @@ def heads(
         from traceformer.models.load import load_model
 
         source = str(model_path or model)
-        loaded = load_model(source, revision=revision, device=device, dtype=model_dtype)
+        loaded = load_model(
+            source, adapter=adapter, revision=revision, device=device, dtype=model_dtype, allow_pickle=allow_pickle
+        )
         texts = _texts(source, revision, dataset, data_path, split)
         with steps_shown("measuring") as progress:
             measured[output] = questions.heads(

@@ -154,7 +154,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model)
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model_and_adapter)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -230,7 +230,7 @@ def _of_model(
         batches = batches_by_length(reading.rows, batch_size)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    return join_heads(tables, source=reading.source, model=loaded.source)
+    return join_heads(tables, source=reading.source, model=loaded.source_and_adapter)
 
 
 def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
