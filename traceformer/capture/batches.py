@@ -130,6 +130,7 @@ def pad(
 ) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
     """Returns a batch padded on one side, as a model's forward takes it, and where its true tokens are.
 
+    Segment ids go in where rows have them; padding, which is never looked at, is of the first segment.
     `with_positions` adds explicit position ids (decoders), so that padding can never shift a position. Encoders are
     padded on the right whatever `side` says: some count positions from the left without asking the mask.
     """
@@ -150,6 +151,11 @@ def pad(
         prefix = "decoder_" if stack == "dec" and len(stacks) > 1 else ""
         inputs[f"{prefix}input_ids"] = ids.to(device)
         inputs[f"{prefix}attention_mask"] = mask.to(device)
+        if stack == stacks[0] and rows[0].types is not None:
+            types = torch.zeros((len(rows), longest), dtype=torch.long)
+            for index, (row, span) in enumerate(zip(rows, spans[stack], strict=True)):
+                types[index, span.start : span.stop] = torch.tensor(row.types)
+            inputs["token_type_ids"] = types.to(device)
         if with_positions:
             starts = torch.tensor([span.start for span in spans[stack]])[:, None]
             inputs["position_ids"] = (torch.arange(longest) - starts).clamp(min=0).to(device)

@@ -40,6 +40,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
+from traceformer.texts.examples import TextColumn, TextList
 from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
@@ -47,7 +48,7 @@ __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts
 
 def record(
     model: str | Path | LoadedModel,
-    texts: str | Path | Sequence[str],
+    texts: str | Path | TextList,
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -57,7 +58,7 @@ def record(
     lens_top_k: int | None = None,
     targets: str | Path | Sequence[str] | None = None,
     split: str | None = None,
-    text_column: str | None = None,
+    text_column: TextColumn | None = None,
     limit: int | None = None,
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,
@@ -80,7 +81,8 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list of strings; the name of a data set (`demo`, `ud_ewt`, `hf:NAME`); or a file or folder of texts.
+        texts: A list of strings, of pairs of strings (tuples), or of texts in words (lists of strings); the name of a
+            data set (`demo`, `ud_ewt`, `hf:NAME`); or a file or folder of texts.
         capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
         layers: The model's own numbers, for both stacks or by stack; all for None.
         heads: Likewise.
@@ -89,7 +91,7 @@ def record(
         lens_top_k: The k likeliest next tokens after each layer are recorded, too.
         targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
         split: Which part of a data set.
-        text_column: The column that holds the text, where a data set does not say.
+        text_column: The column that holds the text or its words, where a data set does not say; two for pairs of texts.
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
         dec_max_len: Where targets are cut.
@@ -140,11 +142,11 @@ def record(
 
 
 def read_texts(
-    texts: str | Path | Sequence[str],
+    texts: str | Path | TextList,
     targets: str | Path | Sequence[str] | None = None,
     *,
     split: str | None = None,
-    text_column: str | None = None,
+    text_column: TextColumn | None = None,
     limit: int | None = None,
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,

@@ -19,7 +19,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
-from traceformer.texts.examples import Example
+from traceformer.texts.examples import Example, Pair, Words
 
 __all__ = ["model_configuration", "model_meta", "text_configuration", "token_table", "with_texts"]
 
@@ -160,7 +160,7 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
     several types is kept as JSON.
     """
     stack: Stack = "dec" if rows.encoder.arch == "dec" else "enc"
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[Any] | pa.Array] = {
         "example_id": [example.example_id for example in examples],
         "split": [rows.texts.source.split] * len(examples),
         "index": [example.index for example in examples],
@@ -173,6 +173,7 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
         "truncated": [row.truncated for row in part],
         "content_hash": [_sha256(example.text) for example in examples],
     }
+    columns |= _parts_of_texts(examples, part)
     if rows.texts.targets is not None:
         columns |= {
             "dec_input_ids": [row.ids["dec"] for row in part],
@@ -188,7 +189,47 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
     return pa.table({name: _column(values) for name, values in columns.items()})
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _parts_of_texts(examples: Sequence[Example], part: Sequence[Encoded]) -> dict[str, list[Any] | pa.Array]:
+    """Returns which text of a pair each token is of, and its segment id; or which word, where words are known."""
+    columns: dict[str, list[Any] | pa.Array] = {}
+    numbers = pa.list_(pa.int32())
+    if isinstance(examples[0].parts, Pair):
+        columns["text_pair"] = [example.parts and example.parts[1] for example in examples]
+        columns["sequence_ids"] = pa.array([row.sequences for row in part], numbers)
+        if part[0].types is not None:
+            columns["token_type_ids"] = pa.array([row.types for row in part], numbers)
+    elif isinstance(examples[0].parts, Words):
+        columns["words"] = [list(example.reading[0]) for example in examples]
+        columns["word"] = pa.array([row.words for row in part], numbers)
+    elif "word_offsets" in examples[0].extra:
+        places = [example.extra["word_offsets"] for example in examples]
+        columns["word"] = pa.array([words_at(own, row.offsets) for own, row in zip(places, part, strict=True)], numbers)
+    return columns
+
+
+def words_at(places: Any, offsets: Sequence[tuple[int, int]] | None) -> list[int | None] | None:
+    """Returns for each token the first word that it shares a character with, None for a token of no word.
+
+    Args:
+        places: The [start, end) of each word in the text, as a data set states them.
+        offsets: That of each token.
+    """
+    if offsets is None or not isinstance(places, list):
+        return None
+    spans: list[tuple[int, int]] = []
+    for place in places:
+        if not isinstance(place, list) or [type(end) for end in place] != [int, int]:
+            return None
+        spans.append((place[0], place[1]))
+    return [
+        next((n for n, (start, stop) in enumerate(spans) if max(start, own[0]) < min(stop, own[1])), None)
+        for own in offsets
+    ]
+
+
+def _column(values: list[Any] | pa.Array) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

@@ -1,21 +1,24 @@
-"""Texts into token ids, as the model will read them.
+"""Texts, pairs of texts and lists of words into token ids, as the model will read them.
 
 `tokenize` goes over all texts once, to learn their lengths; the tokens themselves are made again when they are asked
 for, so that a run over millions of texts keeps four bytes of each.
 """
 
 import hashlib
+import inspect
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, overload
 
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
-from traceformer.texts.examples import Example, TextSource
+from traceformer.texts.examples import Example, Pair, Reading, TextSource, Words
 
 __all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
 
@@ -24,7 +27,12 @@ _AT_ONCE = 1000  # texts tokenised in one call while measuring lengths
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example's tokens, in every stack that runs; `labels` are what a decoder's targets say comes next."""
+    """One example's tokens, in every stack that runs; `labels` are what a decoder's targets say comes next.
+
+    `offsets` are characters of the example's `text`, also where that is put together from a pair or from words. Of a
+    pair, `sequences` says which text each token is of (0, 1, or None for one of the tokenizer's own), and `types` are
+    the segment ids that the model is given, if it knows any. `words` says which word each token is of.
+    """
 
     ids: Mapping[Stack, list[int]]
     tokens: Mapping[Stack, list[str]]
@@ -32,6 +40,9 @@ class Encoded:
     labels: list[int] | None = None
     truncated: bool = False
     target_truncated: bool = False
+    types: list[int] | None = None
+    sequences: list[int | None] | None = None
+    words: list[int | None] | None = None
 
     def length(self, stack: Stack) -> int:
         return len(self.ids[stack])
@@ -73,6 +84,10 @@ class Encoder:
 
     def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
         self._tokenizer = loaded.reader()
+        self._name = loaded.name
+        segments = getattr(loaded.config, "type_vocab_size", 0) or 0
+        takes_types = "token_type_ids" in inspect.signature(loaded.model.forward).parameters
+        self._has_segments = segments > 1 and takes_types
         self.arch = loaded.dims.arch
         self._input_stack: Stack = "dec" if self.arch == "dec" else "enc"
         n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
@@ -89,16 +104,23 @@ class Encoder:
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
 
-    def encode(self, texts: Sequence[str], targets: Sequence[str] | None = None) -> list[Encoded]:
-        """Returns the tokens of each text, and of its target's decoder inputs and labels.
+    def encode(self, texts: Sequence[Reading], targets: Sequence[str] | None = None) -> list[Encoded]:
+        """Returns the tokens of each text, and of its target's decoder inputs and labels; texts are all of one kind.
 
-        Decoder inputs are the labels shifted right, [start, y0 .. y(n-2)] for labels y0 .. y(n-1), as the model
+        A pair is what `tokenizer(first, second)` makes of it, words what `tokenizer(words, is_split_into_words=True)`
+        does. Decoder inputs are the labels shifted right, [start, y0 .. y(n-2)] for labels y0 .. y(n-1), as the model
         was trained.
+
+        Raises:
+            Unsupported: words, and a tokenizer that does not say which word a token is of, or that runs them together.
+            UsageError: there is no room for a pair beside its special tokens.
         """
         if not texts:
             return []
-        inputs = self._tokenize(list(texts), self.max_tokens)
+        inputs = self._tokenize(texts, self.max_tokens)
         labels = None if targets is None else self._tokenize(None, self.max_target_tokens, text_target=list(targets))
+        is_pair, has_words = isinstance(texts[0], Pair), isinstance(texts[0], Words)
+        types = inputs.get("token_type_ids") if is_pair and self._has_segments else None
         if labels is not None and self._start is None:
             raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         rows: list[Encoded] = []
@@ -109,7 +131,7 @@ class Encoder:
                 expected = labels["input_ids"][index]
                 if not ids or not expected:
                     raise Unreadable(
-                        f"{'the target of' if ids else ''} {texts[index][:40]!r} has no token",
+                        f"{'the target of ' if ids else ''}{_text_of(texts[index])[:40]!r} has no token",
                         why="an encoder-decoder cannot run on nothing",
                     )
                 all_ids["dec"] = [self._start, *expected[:-1]]
@@ -119,28 +141,82 @@ class Encoder:
                 Encoded(
                     all_ids,
                     {stack: self._tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
-                    inputs["offset_mapping"][index] if self._tokenizer.is_fast else None,
+                    self._offsets(inputs, index, texts[index]) if self._tokenizer.is_fast else None,
                     expected,
                     self._is_truncated(inputs, index, texts[index]),
                     targets is not None and self._is_truncated(labels, index, targets[index]),
+                    types=None if types is None else types[index],
+                    sequences=inputs.sequence_ids(index) if is_pair and self._tokenizer.is_fast else None,
+                    words=inputs.word_ids(index) if has_words else None,
                 )
             )
         return rows
 
-    def _tokenize(self, texts: list[str] | None, limit: int | None, **targets: Any) -> Any:
+    def _tokenize(self, texts: Sequence[Reading] | None, limit: int | None, **targets: Any) -> Any:
         return self._tokenizer(
-            texts,
+            *([None] if texts is None else self._given(texts)),
             truncation=limit is not None,
             max_length=limit,
             return_attention_mask=False,
             return_offsets_mapping=self._tokenizer.is_fast and texts is not None,
+            is_split_into_words=texts is not None and isinstance(texts[0], Words),
             **targets,
         )
 
-    def _is_truncated(self, inputs: Any, index: int, text: str) -> bool:
+    def _given(self, texts: Sequence[Reading]) -> list[list[Any]]:
+        """Texts as a tokenizer takes them: a list of them, or a list of firsts and one of seconds."""
+        if isinstance(texts[0], Pair):
+            special = self._tokenizer.num_special_tokens_to_add(pair=True)
+            if self.max_tokens is not None and self.max_tokens <= special:
+                why = f"{special} special tokens are always added to a pair"
+                raise UsageError(f"`max_seq_len={self.max_tokens}` leaves no room for text", why=why)
+            return list(map(list, zip(*texts, strict=True)))
+        if isinstance(texts[0], Words):
+            return [[[self._before_words + word for word in of.words] for of in texts if isinstance(of, Words)]]
+        return [list(texts)]
+
+    @cached_property
+    def _before_words(self) -> str:
+        """What keeps words apart: byte-level tokenizers write each without the space before it, as if at the start.
+
+        transformers no longer refuses that where it was not told `add_prefix_space=True`; a space before each word
+        gives the ids that it gives then.
+        """
+        if not self._tokenizer.is_fast:
+            raise Unsupported(
+                f"the tokenizer of {self._name} does not say which word a token is of",
+                why="it is not a fast one",
+                hint="join each text's words with spaces",
+            )
+        for before in ("", " "):
+            ids = self._tokenizer([before + "a"] * 2, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+            if " " in self._tokenizer.decode(ids).strip():
+                return before
+        raise Unsupported(
+            f"the tokenizer of {self._name} runs words together",
+            why="a text without spaces is not what was meant",
+            hint="join each text's words as the model should read them",
+        )
+
+    def _offsets(self, inputs: Any, index: int, text: Reading) -> list[tuple[int, int]]:
+        """Where each token lies in the example's text; the tokenizer counts from the start of its part of it."""
+        own: list[tuple[int, int]] = inputs["offset_mapping"][index]
+        if isinstance(text, str):
+            return own
+        parts = inputs.sequence_ids(index) if isinstance(text, Pair) else inputs.word_ids(index)
+        strings = text if isinstance(text, Pair) else text.words
+        before = 0 if isinstance(text, Pair) else len(self._before_words)
+        starts = [*accumulate((len(string) + 1 for string in strings), initial=-before)]
+        return [
+            (0, 0) if part is None else (max(starts[part] + start, 0), max(starts[part] + stop, 0))
+            for part, (start, stop) in zip(parts, own, strict=True)
+        ]
+
+    def _is_truncated(self, inputs: Any, index: int, text: Reading) -> bool:
         if self._tokenizer.is_fast:
             return bool(inputs.encodings[index].overflowing)
-        return len(self._tokenizer(text)["input_ids"]) > len(inputs["input_ids"][index])
+        whole = self._tokenizer(*text) if isinstance(text, Pair) else self._tokenizer(text)
+        return len(whole["input_ids"]) > len(inputs["input_ids"][index])
 
     def check(self, ids: Sequence[int]) -> None:
         """Makes sure that the model has an embedding for every id.
@@ -155,7 +231,7 @@ class Encoder:
                 hint="put the model's own tokenizer files in its folder",
             )
 
-    def measure(self, texts: Sequence[str], targets: Sequence[str] | None = None) -> Lengths:
+    def measure(self, texts: Sequence[Reading], targets: Sequence[str] | None = None) -> Lengths:
         """Returns the lengths of all examples, tokenising them in slices; no token is kept."""
         lengths = Lengths()
         for start in range(0, len(texts), _AT_ONCE):
@@ -166,6 +242,10 @@ class Encoder:
                 for stack in row.ids:
                     lengths.tokens.setdefault(stack, array("I")).append(row.length(stack))
         return lengths
+
+
+def _text_of(text: Reading) -> str:
+    return text if isinstance(text, str) else text.text
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -219,7 +299,7 @@ class Rows:
         """Returns the examples of these numbers, and their tokens."""
         examples = list(self.texts.source.examples[numbers.start : numbers.stop])
         targets = None if self.texts.targets is None else self.texts.targets[numbers.start : numbers.stop]
-        return examples, self.encoder.encode([example.text for example in examples], targets)
+        return examples, self.encoder.encode([example.reading for example in examples], targets)
 
 
 def tokenize(model: LoadedModel, texts: Texts) -> Rows:
@@ -232,14 +312,13 @@ def tokenize(model: LoadedModel, texts: Texts) -> Rows:
     """
     encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens)
     source = texts.source
-    lengths = encoder.measure(_TextsOf(source.examples), texts.targets)
+    lengths = encoder.measure(_ReadingsOf(source.examples), texts.targets)
     if lengths.truncated:
         can_read = model.dims.stacks[texts.stacks(model)[0]].n_ctx
         why = "all that the model can read" if encoder.max_tokens == can_read else '`max_seq_len="auto"` takes more'
-        warnings.warn(
-            f"texts are cut to {encoder.max_tokens} tokens ({why}): {lengths.truncated} of {len(source.examples)}",
-            stacklevel=2,
-        )
+        first = ", of a pair the longer text first" * isinstance(source.examples[0].reading, Pair)
+        how = f"{encoder.max_tokens} tokens{first} ({why})"
+        warnings.warn(f"texts are cut to {how}: {lengths.truncated} of {len(source.examples)}", stacklevel=2)
     if lengths.targets_truncated:
         warnings.warn(
             f"targets are cut to {encoder.max_target_tokens} tokens (`dec_max_len` takes more): "
@@ -251,8 +330,8 @@ def tokenize(model: LoadedModel, texts: Texts) -> Rows:
     return Rows(texts, encoder, lengths)
 
 
-class _TextsOf(Sequence[str]):
-    """The texts of some examples, made when they are looked at."""
+class _ReadingsOf(Sequence[Reading]):
+    """What is read of some examples, made when they are looked at."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
@@ -261,12 +340,12 @@ class _TextsOf(Sequence[str]):
         return len(self._examples)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> Reading: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: slice) -> list[Reading]: ...
 
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
         if isinstance(index, slice):
-            return [example.text for example in self._examples[index]]
-        return self._examples[index].text
+            return [example.reading for example in self._examples[index]]
+        return self._examples[index].reading

@@ -13,6 +13,7 @@ from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.cli.arguments import count, find_example
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
+from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
@@ -149,7 +150,11 @@ def _analyze(
 def _title(store: "Run", name: str, found: "RunStatistics") -> str:
     stack = store.layout.stacks[-1]
     tokens = sum(store.length(example_id, stack) for example_id in found.example_ids)
-    what = f"example {found.example_ids[0]}" if len(found.example_ids) == 1 else f"{len(found.example_ids)} examples"
+    what = (
+        f"example {printable(found.example_ids[0])}"
+        if len(found.example_ids) == 1
+        else f"{len(found.example_ids)} examples"
+    )
     unfinished = "" if store.finished else ", unfinished"
     return f"{name}{unfinished}: {what}, {tokens} {stack} tokens; {found.convention} convention, entropy in nats"
 

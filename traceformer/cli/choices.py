@@ -80,8 +80,8 @@ class TextChoice:
     """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .csv, .parquet, .conllu."""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
-    text_column: str | None = None
-    """The column that holds the text, where the data set does not say."""
+    text_column: Annotated[str | None, Parameter(metavar="COLUMN|A,B")] = None
+    """The column that holds the text or its words, where the data set does not say; A,B for pairs of texts."""
     targets_file: Path | None = None
     """One target per line, for the decoder of an encoder-decoder; without it only the encoder runs."""
     limit: Annotated[int | Literal["all"], count("N|all")] = 32

@@ -62,7 +62,13 @@ def dynamics_table(curves: TextCurves) -> str:
 def example_table(all_curves: Sequence[TextCurves], layer: int | None) -> str:
     """Returns a line per example and direction, at one layer."""
     rows = [
-        (own.example_id, name, str(len(own.tokens)), *_means([own], layer, i), *_peak(own.by_layer[layer].values[:, i]))
+        (
+            printable(own.example_id),
+            name,
+            str(len(own.tokens)),
+            *_means([own], layer, i),
+            *_peak(own.by_layer[layer].values[:, i]),
+        )
         for own in all_curves
         for i, name in enumerate(own.names)
     ]

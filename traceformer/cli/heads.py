@@ -47,7 +47,7 @@ def heads(
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
-    text_column: Annotated[str | None, Parameter(group=_LIVE)] = None,
+    text_column: Annotated[str | None, Parameter(group=_LIVE, metavar="COLUMN|A,B")] = None,
     targets_file: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     seq_length: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     dtype: Annotated[Literal["float16", "float32"], Parameter(group=_LIVE)] = "float16",
@@ -81,7 +81,7 @@ def heads(
         dataset: Texts, one example each: as in `traceformer extract`.
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
         split: Which part of the data set; of a file: validation (its last tenth, the default), train or all.
-        text_column: The column that holds the text, where the data set does not say.
+        text_column: The column that holds the text or its words, where the data set does not say; A,B for pairs.
         targets_file: One target per line, for the decoder of an encoder-decoder; without it only the encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         dtype: What patterns are rounded to first; float16 gives the numbers of a run stored as it is by default.

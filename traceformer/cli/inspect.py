@@ -41,7 +41,7 @@ class _Slice:
     @property
     def title(self) -> str:
         place = "".join(f"{letter}{n}" for letter, n in (("L", self.layer), ("H", self.head)) if n is not None)
-        return "  ".join(part for part in (place, str(self.spec.key), f"example {self.example_id}") if part)
+        return "  ".join(part for part in (place, str(self.spec.key), f"example {printable(self.example_id)}") if part)
 
 
 def inspect(
@@ -103,7 +103,7 @@ def inspect(
         check_format(png)
     if png is not None and layer is None and head_number is None:
         _save_atlas(store, example_id, spec, png)
-        picture = f"all heads of {spec.key}, example {example_id}"
+        picture = f"all heads of {spec.key}, example {printable(example_id)}"
         print(json_text.dumps({"run": str(store.folder), "png": str(png)}) if json else f"{png}: {picture}")
         return
     found = _slice(store, example_id, spec, layer, head_number)
@@ -130,7 +130,7 @@ class _Example:
         return {"example_id": self.example_id, "text": self.text, "tokens": self.tokens, **generated}
 
     def __str__(self) -> str:
-        lines = [f"example {self.example_id}", "", printable(self.text)]
+        lines = [f"example {printable(self.example_id)}", "", printable(self.text)]
         for stack, tokens in self.tokens.items():
             begins = self.n_prompt if stack == "dec" else None
             rows = [
@@ -242,7 +242,7 @@ def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> No
         for layer in spec.layers
     ]
     title = (
-        f"{spec.key}  example {example_id}\nqueries downwards, keys to the right; "
+        f"{spec.key}  example {printable(example_id)}\nqueries downwards, keys to the right; "
         "each head in square-root colours up to its own maximum"
     )
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

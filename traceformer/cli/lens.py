@@ -1,6 +1,7 @@
 """`traceformer lens`: what a model would say after each of its layers."""
 
 import json as json_text
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -91,7 +92,7 @@ def lens(
     if json:
         print(json_text.dumps({"run": str(store.folder), **found.to_json()}, indent=2))
         return
-    print(f"{found.key}  example {found.example_id}: the likeliest next token after each layer", end="\n\n")
+    print(f"{found.key}  example {printable(found.example_id)}: the likeliest next token after each layer", end="\n\n")
     if position is None:
         print(_grid(found))
     else:
@@ -99,7 +100,8 @@ def lens(
     surest = int(np.nanargmax(found.top_probabilities[-1, :, 0]))
     then = f"--png {store.name}-lens.png" if position is not None else f"--position {found.positions[surest]}"
     made = "" if png is None else f"wrote {png}; "
-    print(f"{made}next: traceformer lens {store.folder} --example {found.example_id} {then}", file=sys.stderr)
+    named = shlex.quote(printable(found.example_id))
+    print(f"{made}next: traceformer lens {store.folder} --example {named} {then}", file=sys.stderr)
 
 
 def _grid(found: "Lens") -> str:

@@ -1,6 +1,7 @@
 """`traceformer project`: how far every token lies along trait vectors, and how that develops."""
 
 import json as json_text
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import find_example
 from traceformer.errors import UsageError
+from traceformer.filenames import file_name
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
+from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.projection import Projections
@@ -90,7 +93,7 @@ def project(
     made = " and ".join(str(path) for path in (png, output) if path is not None)
     given = "".join([" --vector", *(f" {path}" for path in vector)] * bool(vector)) + f" --layer {layer}" * bool(layer)
     first = told[0].examples[0].example_id
-    then = f"--example {first}" + f" --png {first}.png" * (example is not None)
+    then = f"--example {shlex.quote(printable(first))}" + f" --png {file_name(first)}.png" * (example is not None)
     print(f"{f'wrote {made}; ' if made else ''}next: traceformer project {folders[0]}{given} {then}", file=sys.stderr)
 
 
@@ -114,7 +117,7 @@ def _one_example(found: "Projections") -> str:
     place = f"L{layers[0]}  " if len(layers) == 1 and layers[0] is not None else ""
     rest = f"\n\n{len(shown)} of {len(layers)} layers fit the width; --layer chooses others, --json has all"
     parts = [
-        f"{name}  {place}{found.key}  example {own.example_id}\n\n{curve_table(own, i, shown)}"
+        f"{name}  {place}{found.key}  example {printable(own.example_id)}\n\n{curve_table(own, i, shown)}"
         + rest * (len(shown) < len(layers))
         for i, name in enumerate(found.names)
     ]
@@ -127,7 +130,7 @@ def _write_json(found: "Projections", folder: Path) -> None:
     about = {name: value for name, value in whole.items() if name != "examples"}
     folder.mkdir(parents=True, exist_ok=True)
     for own in whole["examples"]:
-        path = folder / f"{own['example_id']}.json"
+        path = folder / f"{file_name(own['example_id'])}.json"
         part = path.with_name(f".{path.name}.part")
         part.write_text(json_text.dumps({**about, **own}, indent=2) + "\n", encoding="utf-8")
         part.replace(path)

@@ -106,7 +106,7 @@ def positions_as_text(found: ExampleLogits, tokens: Sequence[str], name: Callabl
         for position, token in enumerate(tokens)
     ]
     headers = ("position", "token", "entropy", "came", "probability", "rank", "most likely")
-    return f"{found.key}  example {found.example_id}\n" + table(headers, rows, numeric=(0, 2, 4, 5))
+    return f"{found.key}  example {printable(found.example_id)}\n" + table(headers, rows, numeric=(0, 2, 4, 5))
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from traceformer.figures.style import COLOURS
+from traceformer.figures.style import COLOURS, titled
 from traceformer.shapes import Float
 from traceformer.texts.shown import label
 
@@ -32,7 +32,7 @@ def head_figure(
         axis.set_ticks(shown, [label(tokens[position]) for position in shown], fontsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel="key", ylabel="query")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(titled(title), fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
 
@@ -81,5 +81,5 @@ def atlas_figure(
     axes.set_yticks([row * pitch + pixels / 2 for row in range(n_layers)], [f"L{layer}" for layer in layers])
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(titled(title), fontsize=10, wrap=True)
     return figure

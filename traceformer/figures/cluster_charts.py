@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from traceformer.analysis.clusters import principal_map
 from traceformer.analysis.head_clusters import HeadClusters
-from traceformer.figures.style import CLUSTERS, inline
+from traceformer.figures.style import CLUSTERS, inline, titled
 
 __all__ = ["ClusterChart", "clusters_figure", "clusters_html"]
 
@@ -58,7 +58,7 @@ def scores_figure(clusters: HeadClusters) -> Figure:
     axes.set_xticks(ks)
     axes.grid(alpha=0.3)
     axes.set(xlabel="number of clusters k", ylabel="mean silhouette")
-    figure.suptitle(f"{_of(clusters)}: heads {_by(clusters)}", fontsize=10, wrap=True)
+    figure.suptitle(titled(f"{_of(clusters)}: heads {_by(clusters)}"), fontsize=10, wrap=True)
     return figure
 
 
@@ -80,7 +80,7 @@ def silhouettes_figure(clusters: HeadClusters) -> Figure:
     axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes], fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"silhouette; their mean is {clustering.score:.3f}")
-    figure.suptitle(_title(clusters), fontsize=10, wrap=True)
+    figure.suptitle(titled(_title(clusters)), fontsize=10, wrap=True)
     return figure
 
 
@@ -94,7 +94,7 @@ def map_figure(clusters: HeadClusters) -> Figure:
     for cluster, name in enumerate(best.names):
         for number, marker in zip(range(len(of)), _MARKERS * len(of), strict=False):
             own = (best.labels == cluster) & (tables == number)
-            label = name if len(of) == 1 else f"{name}, {of[number]}"
+            label = name if len(of) == 1 else f"{name}, {titled(of[number])}"
             if own.any():
                 axes.scatter(*flat[own].T, color=CLUSTERS(cluster % 10), marker=marker, s=26, alpha=0.8, label=label)
     if len(names) <= _MOST_NAMED:
@@ -105,7 +105,7 @@ def map_figure(clusters: HeadClusters) -> Figure:
         ylabel=f"second principal component ({shares[1]:.0%})",
     )
     figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    axes.set_title(_title(clusters), fontsize=10, wrap=True)
+    axes.set_title(titled(_title(clusters)), fontsize=10, wrap=True)
     return figure
 
 
@@ -118,7 +118,9 @@ def distributions_figure(clusters: HeadClusters) -> Figure:
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     random = np.random.default_rng(0)
     for axes, (metric, tables) in zip(places, values.items(), strict=False):
-        axes.boxplot(list(tables.values()), tick_labels=list(tables), showfliers=False, widths=0.6)
+        axes.boxplot(
+            list(tables.values()), tick_labels=[titled(table) for table in tables], showfliers=False, widths=0.6
+        )
         for number, own in enumerate(tables.values()):
             across = number + 1 + random.uniform(-0.18, 0.18, len(own))
             axes.scatter(across, own, s=8, alpha=0.5, color=CLUSTERS(number % 10))
@@ -126,7 +128,7 @@ def distributions_figure(clusters: HeadClusters) -> Figure:
         axes.tick_params(labelsize=7)
     for axes in places[len(values) :]:
         axes.set_axis_off()
-    figure.suptitle(f"{_of(clusters)}: the metrics of every head", fontsize=10, wrap=True)
+    figure.suptitle(titled(f"{_of(clusters)}: the metrics of every head"), fontsize=10, wrap=True)
     return figure
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from traceformer.analysis.run_statistics import RunStatistics
-from traceformer.figures.style import COLOURS
+from traceformer.figures.style import COLOURS, titled
 
 __all__ = ["entropy_figure"]
 
@@ -28,5 +28,6 @@ def entropy_figure(statistics: RunStatistics) -> Figure:
                 shade = "black" if value > (low + high) / 2 else "white"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
         figure.colorbar(image, ax=axes, shrink=0.8)
-    figure.suptitle(f"{statistics.source}: mean entropy of where each head looks, in nats", fontsize=10, wrap=True)
+    heading = titled(f"{statistics.source}: mean entropy of where each head looks, in nats")
+    figure.suptitle(heading, fontsize=10, wrap=True)
     return figure

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.errors import SelectionError
-from traceformer.figures.style import COLOURS, inline
+from traceformer.figures.style import COLOURS, inline, titled
 
 __all__ = ["heads_figure", "heads_html"]
 
@@ -49,7 +49,7 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
         figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).ax.tick_params(labelsize=6)
     for axes in places[len(shown) :]:
         axes.set_axis_off()
-    figure.suptitle(_title(found), fontsize=10, y=1 - 0.15 / size[1])
+    figure.suptitle(titled(_title(found)), fontsize=10, y=1 - 0.15 / size[1])
     return figure
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from traceformer.analysis.lens import Lens
-from traceformer.figures.style import inline
+from traceformer.figures.style import inline, titled
 from traceformer.texts.shown import label
 
 __all__ = ["lens_figure", "lens_html"]
@@ -46,7 +46,7 @@ def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
     axes.tick_params(length=0)
     axes.set(xlabel="token at the position", ylabel="after layer")
     what = "the likeliest next token after each layer" + ", framed where it came" * written
-    figure.suptitle(f"{title or f'{value.key}  example {value.example_id}'}\n{what}", fontsize=9)
+    figure.suptitle(titled(f"{title or f'{value.key}  example {value.example_id}'}\n{what}"), fontsize=9)
     figure.colorbar(image, ax=axes, label="its probability", shrink=0.9)
     return figure
 

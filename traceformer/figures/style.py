@@ -16,7 +16,7 @@ from traceformer.errors import UsageError
 from traceformer.presentation import notebook
 from traceformer.texts.shown import label
 
-__all__ = ["CLUSTERS", "COLOURS", "check_format", "inline", "label", "save", "shown_in_notebooks"]
+__all__ = ["CLUSTERS", "COLOURS", "check_format", "inline", "label", "save", "shown_in_notebooks", "titled"]
 
 COLOURS = "magma"
 """The colours of numbers."""
@@ -35,6 +35,11 @@ def check_format(path: Path) -> None:
     ending = path.suffix.removeprefix(".")
     if ending and ending not in formats:
         raise UsageError(f"no picture format {ending!r}", hint=f"end it in one of {' '.join(sorted(formats))}")
+
+
+def titled(text: str) -> str:
+    """Returns a title, of one line or several, as matplotlib prints it: names of files and examples are in it."""
+    return "\n".join(map(label, text.split("\n")))
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:

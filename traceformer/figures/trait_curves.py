@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.errors import UsageError
-from traceformer.figures.style import inline
+from traceformer.figures.style import inline, titled
 from traceformer.texts.shown import label
 
 __all__ = ["direction_figure", "direction_html", "traits_figure", "traits_html"]
@@ -42,7 +42,7 @@ def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
         for i, name in enumerate(own.names):
             axes.plot(own.mean(i), color=_LINES(i % 10), linewidth=1.2, label=label(name))
         _decorate(axes, own)
-        axes.set_title(own.example_id, fontsize=8)
+        axes.set_title(label(own.example_id), fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=7)
     for axes in places[len(shown) :]:
@@ -50,7 +50,7 @@ def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
     places[0].legend(fontsize=7)
     layers = "" if len(found[0].by_layer) == 1 else f", mean over {len(found[0].by_layer)} layers"
     first = f", the first {len(shown)} of {len(found)} examples" if len(shown) < len(found) else ""
-    figure.suptitle(f"{title}{_layer(found[0])}: projection of every token{layers}{first}", fontsize=10)
+    figure.suptitle(titled(f"{title}{_layer(found[0])}: projection of every token{layers}{first}"), fontsize=10)
     return figure
 
 
@@ -93,7 +93,7 @@ def _of_one(own: TextCurves, title: str) -> Figure:
     step = math.ceil(n_tokens / _MOST_TICKS)
     shown = range(0, n_tokens, step)
     panels[-1].set_xticks(shown, [label(own.tokens[position]) for position in shown], rotation=90, fontsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(titled(title), fontsize=10)
     return figure
 
 

@@ -1,8 +1,10 @@
 """What can be said of an export or an import, whatever the format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from traceformer.errors import RunExists
+from traceformer.formats.whole import refuse_to_replace
 from traceformer.progress import OnStep, quiet
 
 __all__ = ["ExportOptions", "ImportOptions"]
@@ -29,6 +31,19 @@ class ExportOptions:
     progress: OnStep = quiet
     layout: str | None = None
     layers: tuple[int, ...] | None = None
+    _claimed: set[Path] = field(default_factory=set[Path], init=False, repr=False, compare=False)
+
+    def claimed(self, path: Path) -> Path:
+        """Returns the path, if this export may write there.
+
+        Raises:
+            RunExists: something is there that may not be replaced, or that this export wrote for another example.
+        """
+        refuse_to_replace(path, overwrite=self.overwrite)
+        if path in self._claimed:
+            raise RunExists(f"two examples would be written to {path}", hint="`examples` one by one, to two folders")
+        self._claimed.add(path)
+        return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
 """What an export tells of its run and of each example, so that an import can give them back."""
 
-import hashlib
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from traceformer.store.names import Dtype
 from traceformer.store.run import Run
 from traceformer.texts.shown import unnamed
 
-__all__ = ["Passage", "described_run", "file_name", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
+__all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
 
 _OF_A_RUN = (
     *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset"),
@@ -65,14 +63,6 @@ def key_of(site: str, stack: Stack) -> ArrayKey:
     """Returns a site's key in a stack, in self-attention where it has to be said."""
     attention = "self" if ArraySpec(ArrayKey(stack, None, site)).site.of_attention else None
     return ArrayKey(stack, attention, site)
-
-
-def file_name(name: str) -> str:
-    """Returns the name if a file may have it, or else what a file may have of it and a digest."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    if plain == name and name.strip("."):
-        return name
-    return f"{plain.strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)

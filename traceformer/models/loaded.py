@@ -1,11 +1,11 @@
 """A model that is at hand: with its tokenizer, its sizes, and where both came from."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import Unsupported, UsageError
+from traceformer.filenames import readable_name
 from traceformer.models.dims import ModelDims
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def short_name(source: str) -> str:
     """Returns a model's name as it stands in a run id: a folder's own name, a Hub name with its `/` replaced."""
     path = Path(source)
     name = path.resolve().name if path.is_dir() else source
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
+    return readable_name(name, otherwise="model")
 
 
 def with_padding(tokenizer: Any) -> Any:

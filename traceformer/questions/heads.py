@@ -25,6 +25,7 @@ from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.texts.examples import TextColumn, TextList
 from traceformer.texts.windows import FileWindows
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ def attention_name(key: ArrayKey) -> str:
 
 def heads(
     of: Run | LoadedModel,
-    texts: str | Path | Sequence[str] | FileWindows | TrainingTexts | None = None,
+    texts: str | Path | TextList | FileWindows | TrainingTexts | None = None,
     *,
     convention: ConventionName = "exact",
     window: int = 8,
     limit: int | None = None,
     split: str | None = None,
-    text_column: str | None = None,
+    text_column: TextColumn | None = None,
     targets: str | Path | Sequence[str] | None = None,
     seq_length: int | None = None,
     batch_size: int = 4,
@@ -73,7 +74,7 @@ def heads(
         window: How many tokens on either side `local_mass` counts.
         limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
         split: Which part of a data set.
-        text_column: The column of a data set that holds the text, where it does not say.
+        text_column: The column of a data set that holds the text or its words, where it does not say; two for pairs.
         targets: One target per text, a list or file, for the decoder of an encoder-decoder; else only its encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         batch_size: Examples per forward pass.

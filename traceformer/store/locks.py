@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
+from traceformer.filenames import file_name
 from traceformer.store.commits import RunHead, configuration_digest
 from traceformer.store.files import FileLock, canonical
 from traceformer.store.layout import META
@@ -72,10 +73,13 @@ def final_folder(folder: Path) -> Path:
 
 
 def timestamped_folder(parent: Path, name: str) -> Path:
-    """Returns `parent/DATE-TIME_name`, with `-2`, `-3`, ... after the time where a run of the same second has it."""
+    """Returns `parent/DATE-TIME_name`, with `-2`, `-3`, ... after the time where a run of the same second has it.
+
+    The name is what a file may have of it.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     stamps = itertools.chain([stamp], (f"{stamp}-{number}" for number in itertools.count(2)))
-    folders = (parent / f"{each}_{name}" for each in stamps)
+    folders = (parent / f"{each}_{file_name(name)}" for each in stamps)
     return next(folder for folder in folders if not folder.exists() and not unfinished_folder(folder).exists())
 
 

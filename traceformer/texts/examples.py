@@ -11,18 +11,66 @@ import json
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable, UsageError
 
-__all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
+__all__ = [
+    "Example",
+    "ListRows",
+    "MakeExample",
+    "Pair",
+    "Reading",
+    "Row",
+    "Rows",
+    "TextColumn",
+    "TextList",
+    "TextSource",
+    "Words",
+    "example_maker",
+    "make_id",
+    "select",
+]
 
 Row: TypeAlias = Mapping[str, Any]
 
+TextColumn: TypeAlias = str | tuple[str, str]
+"""The column of texts, or of lists of words; or the two columns of pairs of texts, `a,b` for short."""
+
+TextList: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]]
+"""Texts, pairs of texts (tuples), or texts in words (lists)."""
+
 # In the order in which they are looked for in a user's data.
 _ID_COLUMNS = ("example_id", "id")
+
+
+class Pair(NamedTuple):
+    """Two texts that a model reads as one input, as its tokenizer puts them together."""
+
+    first: str
+    second: str
+
+    @property
+    def text(self) -> str:
+        """Both, with a line break between them."""
+        return "\n".join(self)
+
+
+class Words(NamedTuple):
+    """A text that came in words, each of which becomes tokens by itself."""
+
+    words: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The words with a space between any two."""
+        return " ".join(self.words)
+
+
+Reading: TypeAlias = str | Pair | Words
+"""What a tokenizer is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +79,18 @@ class Example:
 
     `index` is the row number in the split; blank texts are left out, so indices may have gaps.
     `extra` is what the data set adds: labels, answerKey, upos, head ... Its keys are the same for all examples of
-    a source, with None where a row says nothing.
+    a source, with None where a row says nothing. `parts` are what `text` was put together from: a pair, or words.
     """
 
     example_id: str
     index: int
     text: str
     extra: Mapping[str, Any]
+    parts: Pair | Words | None = None
+
+    @property
+    def reading(self) -> Reading:
+        return self.text if self.parts is None else self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +134,12 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """A list of texts as rows."""
+    """A list of texts, of pairs or of lists of words as rows."""
 
     label = "the list of texts"
     columns = ("text",)
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: TextList) -> None:
         self._texts = tuple(texts)
 
     def __iter__(self) -> Iterator[Row]:
@@ -138,39 +191,83 @@ def make_id(name: str, split: str, index: int, text: str) -> str:
     return hashlib.sha1(f"{name}::{split}::{index}::{text}".encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def example_maker(rows: Rows, name: str, split: str, *, text_column: str | None, own_ids: bool) -> MakeExample:
-    """Returns the function that makes examples of rows whose text is in one column.
+def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool) -> MakeExample:
+    """Returns the function that makes examples of rows whose text is in one column, or that are pairs of two.
 
-    Without `text_column` the text is in `text`, or in the only column there is. With `own_ids` a column
-    `example_id` or `id` names the examples. All other columns become `extra`.
+    Without `text_column` the text is in `text`, or in the only column there is; it may be a list of words. With
+    `own_ids` a column `example_id` or `id` names the examples. All other columns become `extra`.
 
     Raises:
         NotFound: no such column.
-        UsageError: several columns, and none is called `text`.
+        UsageError: several columns, and none is called `text`; or more than two are named.
     """
-    text_name = text_column or _only_text_column(rows)
-    if text_name not in rows.columns:
-        raise NotFound(
-            f"{rows.label} has no column {text_name!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
-        )
-    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column != text_name), None)
+    text_names = _text_columns(rows, text_column)
+    for text_name in text_names:
+        if text_name not in rows.columns:
+            raise NotFound(
+                f"{rows.label} has no column {text_name!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
+            )
+    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column not in text_names), None)
     if not own_ids:
         id_name = None
 
     def make(row: Row, index: int) -> Example:
-        text = row.get(text_name)
-        if not isinstance(text, str):
-            found = "nothing" if text is None else f"a value of type {type(text).__name__}"
-            raise Unreadable(f"{rows.where(index)}: {found} where the text {text_name!r} should be")
-        extra = {column: value for column, value in row.items() if column not in (text_name, id_name)}
+        readings = [_reading(row.get(text_name), text_name, rows, index) for text_name in text_names]
+        reading = readings[0] if len(readings) == 1 else _paired(readings, text_names, rows, index)
+        text, parts = (reading, None) if isinstance(reading, str) else (reading.text, reading)
+        extra = {column: value for column, value in row.items() if column not in (*text_names, id_name)}
         if id_name is None:
-            return Example(make_id(name, split, index, text), index, text, extra)
+            return Example(make_id(name, split, index, text), index, text, extra, parts)
         own_id = row.get(id_name)
         if own_id is None or own_id == "":
             raise Unreadable(f"{rows.where(index)}: no value in the id column {id_name!r}", hint=_NO_IDS_HINT)
-        return Example(str(own_id), index, text, extra)
+        return Example(str(own_id), index, text, extra, parts)
 
     return make
+
+
+def _text_columns(rows: Rows, text_column: TextColumn | None) -> tuple[str, ...]:
+    if text_column is None:
+        return (_only_text_column(rows),)
+    if isinstance(text_column, tuple):
+        return text_column
+    names = tuple(name.strip() for name in text_column.split(","))
+    if len(names) == 1 or text_column in rows.columns:
+        return (text_column,)
+    if len(names) > 2:
+        raise UsageError(f"`text_column` names {len(names)} columns", hint="one, or two for pairs of texts: A,B")
+    return names
+
+
+def _reading(value: Any, column: str, rows: Rows, index: int) -> Reading:
+    """Returns what a cell says: a text, a pair (a tuple, as only a list in Python has) or words."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, tuple | list):
+        found = _kind(value)
+    else:
+        parts: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
+        strays = [part for part in parts if not isinstance(part, str)]
+        if not strays and isinstance(value, list):
+            return Words(tuple(parts))
+        if not strays and len(parts) == 2:
+            return Pair(*parts)
+        found = f"a list with {_kind(strays[0])}" if strays else f"{len(parts)} texts, where a pair has two,"
+    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be")
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _paired(readings: Sequence[Reading], columns: Sequence[str], rows: Rows, index: int) -> Pair:
+    for reading, column in zip(readings, columns, strict=True):
+        if not isinstance(reading, str):
+            raise Unreadable(
+                f"{rows.where(index)}: a list of words where the text {column!r} of a pair should be",
+                hint="pairs are of two texts; one column of words is read word by word",
+            )
+    return Pair(*map(str, readings))
 
 
 _NO_IDS_HINT = "fill it, or rename the column: ids are made where none are given"
@@ -187,6 +284,9 @@ def _only_text_column(rows: Rows) -> str:
     )
 
 
+_KINDS: Mapping[type, str] = {str: "a text", Pair: "a pair of texts", Words: "a list of words"}
+
+
 def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int | None) -> TextSource:
     """Returns the first `limit` examples (all, for None) whose text is not blank.
 
@@ -197,12 +297,18 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     id_hashes = array("Q")
     digest = hashlib.sha256()
     extra_columns: dict[str, None] = {}  # a set that keeps the order
-    skipped = 0
+    skipped, kind = 0, str
     for number, row in enumerate(rows):
         example = make(row, number)
         if not example.text.strip():
             skipped += 1
             continue
+        if numbers and type(example.reading) is not kind:
+            raise Unreadable(
+                f"{rows.where(number)}: {_KINDS[type(example.reading)]}, where {_KINDS[kind]} came before",
+                hint="texts, pairs and lists of words go into runs of their own",
+            )
+        kind = type(example.reading)
         digest.update(_canonical(example, rows))
         id_hashes.append(_hash64(example.example_id))
         numbers.append(number)
@@ -216,7 +322,9 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
 
 
 def _canonical(example: Example, rows: Rows) -> bytes:
-    fields = [example.example_id, example.index, example.text, example.extra]
+    fields: list[Any] = [example.example_id, example.index, example.text, example.extra]
+    if example.parts is not None:
+        fields.append([_KINDS[type(example.parts)], example.parts])
     try:
         return json.dumps(fields, ensure_ascii=False, sort_keys=True, default=repr).encode() + b"\n"
     except UnicodeEncodeError as error:

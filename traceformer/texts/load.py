@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
+from traceformer.filenames import readable_name
 from traceformer.texts import files, hub
-from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
+from traceformer.texts.examples import ListRows, Rows, TextColumn, TextList, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
 from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
 
@@ -21,24 +22,26 @@ _WHAT_TO_GIVE = f"give {', '.join(_NAMES)}, hf:NAME[:CONFIG], a file or a folder
 
 
 def load_texts(
-    dataset: str | Path | Sequence[str],
+    dataset: str | Path | TextList,
     *,
     split: str | None = None,
     limit: int | None = None,
-    text_column: str | None = None,
+    text_column: TextColumn | None = None,
 ) -> TextSource:
     """Returns the examples that a user means.
 
     `load_texts("ud_ewt", split="test", limit=32)`, `load_texts("hf:fancyzhx/ag_news")`, `load_texts("my/texts.jsonl")`,
-    `load_texts(["One text.", "Another."])`.
+    `load_texts(["One text.", "Another."])`, `load_texts([("A pair's first", "and second")])`,
+    `load_texts([["A", "text", "in", "words"]])`.
 
     Args:
         dataset: `demo`, a named set, `hf:NAME[:CONFIG]`, a file, or a folder of files or of `save_to_disk`; or the
-            texts themselves.
+            texts themselves: strings, pairs of strings as tuples, or lists of words.
         split: one of the data set's; without it, `validation`, or the only split there is. A file, or a folder whose
             files name no splits, takes any name here, and is `all` without one.
         limit: how many examples, from the beginning; blank texts do not count.
-        text_column: the column that holds the text; not for data sets that build it.
+        text_column: the column that holds the text, or lists of words; two of them (`"a,b"`, `("a", "b")`) for pairs of
+            texts. Not for data sets that build their text.
 
     Raises:
         NotFound: no such data set, configuration, split or column.
@@ -58,7 +61,7 @@ def load_texts(
         raise Unreadable(f"cannot read {dataset!r}", why=error.strerror or str(error)) from error
 
 
-def _load(dataset: str, split: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load(dataset: str, split: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     if dataset.startswith("hf:"):
         return _load_hub(dataset, split, limit, text_column)
     if dataset in _NAMES:
@@ -132,7 +135,7 @@ def _choose_or_name_split(wanted: str | None, available: Collection[str], what: 
     return "all", wanted or "all"
 
 
-def _load_list(texts: Sequence[str], wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load_list(texts: TextList, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     for name, given in (("split", wanted), ("text_column", text_column)):
         if given is not None:
             raise UsageError(f"`{name}` does not apply to a list of texts")
@@ -164,25 +167,25 @@ def _load_named(name: str, wanted: str | None, limit: int | None) -> TextSource:
     return select(rows, named.maker(rows, split), name=name, split=split, limit=limit)
 
 
-def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     repository, _, config = dataset.removeprefix("hf:").partition(":")
     splits = hub.load_hub(repository, config or None)
     found, split = _choose_split(wanted, splits, dataset)
     rows = hub.DatasetRows(splits[found], f"{dataset}, split {split}")
-    name = _file_name("-".join(part for part in (repository.rpartition("/")[2], config) if part))
+    name = readable_name("-".join(part for part in (repository.rpartition("/")[2], config) if part), otherwise="texts")
     # A column `id` on the Hub promises nothing; those of go_emotions repeat.
     make = example_maker(rows, name, split, text_column=text_column, own_ids=False)
     return select(rows, make, name=name, split=split, limit=limit)
 
 
-def _load_saved(folder: Path, wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load_saved(folder: Path, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     splits = hub.load_saved(folder)
     found, split = _choose_or_name_split(wanted, splits, str(folder))
     rows = hub.DatasetRows(splits[found], f"{folder}, split {split}")
     return _select_own(rows, folder.resolve().name, split, limit, text_column)
 
 
-def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     splits = files.folder_splits(path) if path.is_dir() else {"all": [path]}
     found, split = _choose_or_name_split(wanted, splits, str(path))
     rows = files.open_files(splits[found], f"{path}, split {split}")
@@ -190,14 +193,10 @@ def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: 
     return _select_own(rows, resolved.name if path.is_dir() else resolved.stem, split, limit, text_column)
 
 
-def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_column: str | None) -> TextSource:
-    name = _file_name(name)
+def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_column: TextColumn | None) -> TextSource:
+    name = readable_name(name, otherwise="texts")
     make = example_maker(rows, name, split, text_column=text_column, own_ids=True)
     return select(rows, make, name=name, split=split, limit=limit)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "texts"
 
 
 def _no_such_data_set(dataset: str) -> NotFound:

@@ -8,13 +8,13 @@ up in file names, so both are letters, digits, dots, dashes and underscores.
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.filenames import MOST, is_plain, readable_name
 from traceformer.texts.lines import Lines
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
 PROMPT_SETS = Path(__file__).with_name("prompt_sets")
 ADHOC = "adhoc"
 _KINDS = (".txt", ".json", ".jsonl")
-_SAFE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,10 @@ def check_name(name: str, what: str) -> str:
     Raises:
         UsageError: it may not.
     """
-    if not _SAFE.fullmatch(name) or name in (".", ".."):
+    if not is_plain(name):
         raise UsageError(
-            f"{what} {name!r} cannot be part of a file name", hint="use letters, digits, dots, dashes and underscores"
+            f"{what} {name!r} cannot be part of a file name",
+            hint=f"use up to {MOST} letters, digits, dots, dashes and underscores",
         )
     return name
 
@@ -100,7 +100,7 @@ def load_prompts(path: str | Path) -> PromptSet:
         raise Unreadable(f"{path} is no prompts file", why=f"its name ends in none of {', '.join(_KINDS)}")
     if not path.is_file():
         raise NotFound(f"no prompts file {path}")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "prompts"
+    name = readable_name(path.stem, otherwise="prompts")
     kind = path.suffix.lower()
     if kind == ".json":
         return _read_set(path, name)
@@ -121,7 +121,7 @@ def load_prompt_set(name: str, folder: Path = PROMPT_SETS) -> PromptSet:
         Unreadable: as `load_prompts`.
     """
     shipped = folder / f"{name}.json"
-    if _SAFE.fullmatch(name) and shipped.is_file():
+    if is_plain(name) and shipped.is_file():
         return load_prompts(shipped)
     if Path(name).suffix.lower() in _KINDS:
         return load_prompts(name)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from traceformer.errors import NotRecorded, SelectionError, UsageError
+from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
+from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
-from traceformer.formats.whole import refuse_to_replace
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec
 from traceformer.store.run import Run
@@ -60,11 +60,11 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     if layout not in LAYOUTS:
         raise UsageError(f"no layout {layout!r}", hint=" or ".join(f'`layout="{name}"`' for name in LAYOUTS))
     ids = store.ids if options.example_ids is None else options.example_ids
+    taken = frozenset(store.ids)
     for done, example_id in enumerate(ids, start=1):
-        example = _Example.of(store, example_id, layout, options)
+        example = _Example.of(store, example_id, layout, options, taken)
         for path, data in example.files():
-            target = folder / path
-            refuse_to_replace(target, overwrite=options.overwrite)
+            target = options.claimed(folder / path)
             write_torch_file(target, data, written_dtype(store))
             yield target
         options.progress(done, len(ids))
@@ -80,12 +80,13 @@ class _Example:
     specs: Mapping[str, ArraySpec]
     layers: tuple[int, ...]
     lossless: bool
+    taken: frozenset[str]  # the run's ids, of which no other may become a file's name
 
     @classmethod
-    def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions) -> "_Example":
+    def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions, taken: frozenset[str]) -> "_Example":
         passage = Passage.of(store, example_id, "the Gemma capture's files")
         specs = _recorded(store, passage, layout)
-        return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless)
+        return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless, taken)
 
     def files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yields where each file goes, and what it holds."""
@@ -99,8 +100,9 @@ class _Example:
     def _names(self) -> tuple[str, str]:
         """The prompt set's name and the prompt's, with which of its responses it is where there are several."""
         of_set, name = self.passage.row.get("prompt_set"), self.passage.example_id
-        if of_set and name.startswith(f"{of_set}-"):
-            name = name.removeprefix(f"{of_set}-")
+        shorter = name.removeprefix(f"{of_set}-")
+        if of_set and shorter not in self.taken:
+            name = shorter
         return file_name(str(of_set or self.store.about.dataset or "run")), file_name(name)
 
     def _internals(self, layer: int) -> dict[str, Any]:

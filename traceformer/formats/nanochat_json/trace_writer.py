@@ -7,7 +7,6 @@ number has the fewest digits that give it back; a tensor that came from a file i
 import json
 import math
 import os
-import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedWriter
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from traceformer.errors import UsageError
+from traceformer.filenames import MOST, is_plain
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace
 from traceformer.formats.whole import appearing_whole
 from traceformer.shapes import Float
@@ -35,8 +35,10 @@ def check_trace_id(trace_id: str) -> str:
     Raises:
         UsageError: it may not.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", trace_id) or trace_id in (".", ".."):
-        raise UsageError(f"{trace_id!r} is no trace id", why="letters, digits, dots, dashes and underscores make one")
+    if not is_plain(trace_id):
+        raise UsageError(
+            f"{trace_id!r} is no trace id", why=f"up to {MOST} letters, digits, dots, dashes and underscores make one"
+        )
     return trace_id
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from traceformer.errors import NotRecorded
+from traceformer.filenames import file_name
 from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
-from traceformer.formats.whole import refuse_to_replace
+from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
@@ -43,13 +43,12 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     Raises:
         Unsupported: the run is an encoder-decoder's.
         NotRecorded: it holds nothing that such a trace has.
-        RunExists: a file is in the way.
+        RunExists: a file is in the way, of another example or of another export.
     """
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         trace = trace_of(store, example_id, steps=options.steps, lossless=options.lossless)
-        path = folder / f"{trace.head.trace_id}.json"
-        refuse_to_replace(path, overwrite=options.overwrite)
+        path = options.claimed(folder / f"{trace.head.trace_id}.json")
         write_trace(path, trace)
         options.progress(done, len(ids))
         yield path
@@ -223,8 +222,7 @@ def _known(rows: Float[np.ndarray, "row value"]) -> slice:
 
 def _trace_id(example_id: str, timestamp: str) -> str:
     """Returns the engine's `trace_{time}`, and the example's name, since a batch has one time."""
-    name = file_name(example_id)
-    if name.startswith("trace_"):
-        return name
+    if example_id.startswith("trace_"):
+        return file_name(example_id)
     time = re.sub(r"[-:]", "", timestamp).replace("T", "_").replace(".", "_")
-    return "_".join(("trace", *((time,) if re.fullmatch(r"[0-9_]+", time) else ()), name))
+    return file_name("_".join(("trace", *((time,) if re.fullmatch(r"[0-9_]+", time) else ()), example_id)))

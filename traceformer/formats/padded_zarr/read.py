@@ -32,7 +32,10 @@ from traceformer.store.names import Arch, array_path, key_at
 __all__ = ["PADDED", "PADDED_ZARR_FORMAT", "read_files", "recognises"]
 
 PADDED_ZARR_FORMAT = "traceformer padded-zarr 1"
-PADDED: Mapping[str, Any] = {"input_ids": 0, "attention_mask": 0, "tokens": "", "offset_mapping": [0, 0]}
+PADDED: Mapping[str, Any] = {
+    **{"input_ids": 0, "attention_mask": 0, "tokens": "", "offset_mapping": [0, 0]},
+    **{"token_type_ids": 0, "sequence_ids": None, "word": None},
+}
 """The columns of `tokens.parquet` that have T entries, and what fills them up; `dec_input_ids` and so on likewise."""
 _FIRST = ("hidden", "resid_pre")  # whose first entry is what enters block 0
 _STACKS: Mapping[Arch, tuple[Stack, ...]] = {"enc": ("enc",), "dec": ("dec",), "encdec": ("enc", "dec")}

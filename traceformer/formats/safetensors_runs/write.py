@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import described_run, file_name, plain_row
+from traceformer.formats.outgoing import described_run, plain_row
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.shapes import Shaped
 from traceformer.store.files import checksum, durable_write
@@ -39,8 +40,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     refuse_to_replace(manifest, overwrite=options.overwrite)
     examples: list[dict[str, Any]] = []
     for done, example_id in enumerate(ids, start=1):
-        path = folder / f"{file_name(example_id)}.safetensors"
-        refuse_to_replace(path, overwrite=options.overwrite)
+        path = options.claimed(folder / f"{file_name(example_id)}.safetensors")
         _write(path, store, example_id)
         lengths = {stack: store.length(example_id, stack) for stack in store.layout.stacks}
         found = checksum(path, "sha256")

@@ -6,10 +6,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import file_name, written_dtype
+from traceformer.formats.outgoing import written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
-from traceformer.formats.whole import refuse_to_replace
 from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
@@ -27,8 +27,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     """
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
-        path = folder / f"{file_name(example_id)}.pt"
-        refuse_to_replace(path, overwrite=options.overwrite)
+        path = options.claimed(folder / f"{file_name(example_id)}.pt")
         cache = {name: Part(values) for name, values in store.cache(example_id).items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))
