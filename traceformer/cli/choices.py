@@ -82,6 +82,8 @@ class TextChoice:
     """Which part of the data set."""
     text_column: Annotated[str | None, Parameter(metavar="COLUMN|A,B")] = None
     """The column that holds the text or its words, where the data set does not say; A,B for pairs of texts."""
+    ids_column: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    """The column that holds token ids in place of texts; they need no tokenizer."""
     targets_file: Path | None = None
     """One target per line, for the decoder of an encoder-decoder; without it only the encoder runs."""
     limit: Annotated[int | Literal["all"], count("N|all")] = 32
@@ -99,6 +101,7 @@ class TextChoice:
             self.targets_file,
             split=self.split,
             text_column=self.text_column,
+            ids_column=self.ids_column,
             limit=None if self.limit == "all" else self.limit,
             max_seq_len=self.max_seq_len,
             dec_max_len=self.dec_max_len,

@@ -48,6 +48,7 @@ def heads(
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
     text_column: Annotated[str | None, Parameter(group=_LIVE, metavar="COLUMN|A,B")] = None,
+    ids_column: Annotated[str | None, Parameter(group=_LIVE, metavar="COLUMN")] = None,
     targets_file: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     seq_length: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     dtype: Annotated[Literal["float16", "float32"], Parameter(group=_LIVE)] = "float16",
@@ -82,6 +83,7 @@ def heads(
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
         split: Which part of the data set; of a file: validation (its last tenth, the default), train or all.
         text_column: The column that holds the text or its words, where the data set does not say; A,B for pairs.
+        ids_column: The column that holds token ids in place of texts; they need no tokenizer.
         targets_file: One target per line, for the decoder of an encoder-decoder; without it only the encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         dtype: What patterns are rounded to first; float16 gives the numbers of a run stored as it is by default.
@@ -124,6 +126,7 @@ def heads(
                 limit=num_seqs,
                 split=split if data_path is None else None,
                 text_column=text_column,
+                ids_column=ids_column,
                 targets=targets_file,
                 seq_length=seq_length,
                 batch_size=batch_size,

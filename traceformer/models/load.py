@@ -65,8 +65,8 @@ def load_model(
     them. A tokenizer in its folder goes before the model's.
 
     Or it is a model of transformers that is at hand: with a head or without, on any device, in any dtype, in train mode
-    or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is used;
-    without one only token ids can be read.
+    or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is
+    used; without one only token ids can be read.
 
     Raises:
         UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.
@@ -160,7 +160,9 @@ def load_model(
         if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
             own = load_tokenizer(str(adapter_folder), adapter_folder)
         elif own is None:
-            own = load_tokenizer(name, folder if local else Path(cached_file(name, "config.json", **place)).parent, **place)
+            own = load_tokenizer(
+                name, folder if local else Path(cached_file(name, "config.json", **place)).parent, **place
+            )
         made, info = getattr(transformers, kind).from_pretrained(
             name,
             config=config,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "LoadedModel", "short_name", "weights_digest", "with_padding"]
+__all__ = ["Adapter", "LoadedModel", "short_name", "valid_pad_id", "weights_digest", "with_padding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,8 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token that batches are padded with: masked, so that any one does."""
-        own = None if self.tokenizer is None else self.tokenizer.pad_token_id
-        return own if own is not None else getattr(self.config, "pad_token_id", None) or 0
+        """The token that batches are padded with: masked, so that any one does that has an embedding."""
+        return valid_pad_id(self.model, None if self.tokenizer is None else self.tokenizer.pad_token_id)
 
     def reader(self) -> Any:
         """Returns the tokenizer, with which texts can be read.
@@ -80,7 +79,8 @@ class LoadedModel:
         if self.tokenizer is None:
             raise UsageError(
                 f"texts cannot be read without a tokenizer, and {self.name} came with none",
-                hint="load_model(model, tokenizer); or give token ids in place of texts",
+                hint="token ids in place of texts: `ids_column=COLUMN`, or lists of them in Python; or its tokenizer's "
+                "files beside its weights; of a model at hand load_model(model, tokenizer)",
             )
         return self.tokenizer
 
@@ -94,6 +94,13 @@ class LoadedModel:
             f"d_model {stacks[-1].d_model}, {dtype} on {self.model.device}"
             f"{'' if self.adapter is None else f', adapter {self.adapter.source}'})"
         )
+
+
+def valid_pad_id(model: "PreTrainedModel", stated: int | None = None) -> int:
+    """Returns the token to pad with: the one stated, the config's, or 0. Some lie beyond the embeddings, or are -1."""
+    n_embeddings = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportAttributeAccessIssue]
+    ids = (stated, getattr(model.config, "pad_token_id", None))
+    return next((token for token in ids if isinstance(token, int) and 0 <= token < n_embeddings), 0)
 
 
 def short_name(source: str) -> str:

@@ -41,7 +41,7 @@ def check(
 
     Args:
         model: A loaded model, a folder, a Hub name, or the name of a family, for a tiny random model of it.
-        texts: Texts of different lengths; three sentences for None.
+        texts: Texts of different lengths; three sentences for None, or random tokens where there is no tokenizer.
         dtype: What a model that is loaded here computes in; float32 proves most.
         device: Where such a model runs.
         adapter: An adapter of PEFT for a model that is loaded here.
@@ -83,7 +83,9 @@ def check(
             except NotFound as error:
                 near = difflib.get_close_matches(str(model), TINY, n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
-        checked, name, examples = model.model, model.name, _encode(model, texts or _TEXTS)
+        is_mute = model.tokenizer is None and not texts
+        examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
+        checked, name = model.model, model.name
     if checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name)
     return check_model(checked, examples, name=name)

@@ -280,7 +280,12 @@ class _Sink:
 def output_weights(
     model: "PreTrainedModel", stack: Stack, attention: Attention, layer: int, n_heads: int
 ) -> Float[np.ndarray, "head d_head d_model"]:
-    """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream."""
+    """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream.
+
+    It is what the module multiplies by, which may be more than its own weight: an adapter's, or codes with scales.
+    """
+    import torch
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     from traceformer.models.families import architecture_of
@@ -289,8 +294,15 @@ def output_weights(
     own = row.attention_of(attention)
     assert own is not None
     module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
-    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
-    array = weight.detach().float().cpu().numpy()
+    with torch.inference_mode():
+        if type(module) is Conv1D:
+            weight = module.weight
+        elif type(module) is nn.Linear:
+            weight = module.weight.T
+        else:
+            unit = torch.eye(module.in_features, dtype=model.dtype, device=next(module.parameters()).device)
+            weight = module(unit) - module(torch.zeros_like(unit[:1]))
+    array = weight.float().cpu().numpy()
     return array.reshape(n_heads, -1, array.shape[1])
 
 

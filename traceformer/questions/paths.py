@@ -71,7 +71,7 @@ def paths(
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
-        traced = TracedModel(source.model, source.tokenizer, source.dims)
+        traced = TracedModel(source.model, source.reader(), source.dims)
         decoder_ids = None if target_text is None else traced.decoder_ids_of(target_text)
         number = -1 if layer is None else layer
         ids = traced.ids_of(example)
