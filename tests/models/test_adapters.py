@@ -34,6 +34,7 @@ PROJECTIONS = {
 }
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Setting `save_embedding_layers`:UserWarning",
+    "ignore:Unsupported layer type:UserWarning",
     "ignore:fan_in_fan_out is set to False:UserWarning",
     "ignore:`is_gradient_checkpointing` is deprecated",
 )

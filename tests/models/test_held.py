@@ -30,6 +30,7 @@ from traceformer.sites import Selection
 from traceformer.store.run import TraceStore
 
 Folder = Callable[..., Path]
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT reads it
 # Nothing is compiled before it runs; the eager backend spares the import of torch's compiler.
 compiled = partial(torch.compile, backend="eager")
 WRAPPERS: Mapping[str, Callable[[nn.Module], Any]] = {
