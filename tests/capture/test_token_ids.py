@@ -56,7 +56,7 @@ def test_a_model_without_a_tokenizer_reads_token_ids_and_no_texts(family: str, m
     measured = heads(loaded, IDS).to_frame()
     np.testing.assert_allclose(measured.entropy, heads(run).to_frame().entropy, atol=1e-3)
     for read in (record, heads, paths):
-        with pytest.raises(UsageError, match="texts cannot be read without a tokenizer.*`ids_column=COLUMN`"):
+        with pytest.raises(UsageError, match=r"texts cannot be read without a tokenizer.*`ids_column=COLUMN`"):
             read(loaded, "demo")
     assert check(loaded).ok
 
@@ -94,13 +94,20 @@ def test_token_ids_of_a_file_are_those_of_a_list(kind: str, load: Load, tmp_path
 def test_what_is_no_token_id_is_refused_by_its_number(load: Load, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"token id 99 requested, but tiny-gpt2 has ids 0-98; it stands in .* 5 99"):
         record(load("gpt2"), [[1, 2], [5, 99]], "resid")
-    for ids, message in (([5, -1], "-1"), ([5, 1.5], "1.5"), ([5, True], "True"), ([5, None], "None")):
-        with pytest.raises(Unreadable, match=rf"text 1 of the list: {message} where the token ids"):
-            record(load("gpt2"), [[1, 2], ids], "resid")
+    with pytest.raises(Unreadable, match="text 1 of the list: -1 where the token ids"):
+        record(load("gpt2"), [[1, 2], [5, -1]], "resid")
     path = tmp_path / "ids.jsonl"
-    path.write_text('{"input_ids": "one two"}\n')
-    with pytest.raises(Unreadable, match="line 1: one two where the token ids 'input_ids' should be"):
-        read_texts(path, ids_column="input_ids")
+    cells = {
+        "[5, 1.5]": "1.5",
+        "[5, true]": "True",
+        "[null]": "None",
+        '"one two"': "'one two'",
+        "3": "a value of type int",
+    }
+    for cell, message in cells.items():
+        path.write_text(f'{{"input_ids": {cell}}}\n')
+        with pytest.raises(Unreadable, match=f"line 1: {message} where the token ids 'input_ids' should be"):
+            read_texts(path, ids_column="input_ids")
     with pytest.raises(UsageError, match="`text_column` and `ids_column`"):
         read_texts(path, ids_column="input_ids", text_column="input_ids")
     path.write_text('{"input_ids": [1, 2]}\n')

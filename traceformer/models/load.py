@@ -152,6 +152,8 @@ def load_model(
         if stated.get("model_type") in FAMILIES:
             import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)
+    if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
+        config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
     arch = arch_of(config)
     kind = {"encdec": "AutoModelForSeq2SeqLM", "dec": "AutoModelForCausalLM"}.get(
         arch, "AutoModelForMaskedLM" if with_head and _has_masked_head(config) else "AutoModel"
