@@ -111,7 +111,9 @@ def test_what_is_no_token_id_is_refused_by_its_number(load: Load, tmp_path: Path
     with pytest.raises(UsageError, match="`text_column` and `ids_column`"):
         read_texts(path, ids_column="input_ids", text_column="input_ids")
     path.write_text('{"input_ids": [1, 2]}\n')
-    with pytest.raises(Unreadable, match="a list with a value of type int"):
+    with pytest.raises(
+        Unreadable, match=r"a list with a value of type int .*`ids_column=input_ids`, if these are token ids"
+    ):
         read_texts(path, text_column="input_ids")
 
 

@@ -302,7 +302,7 @@ def output_weights(
         else:
             unit = torch.eye(module.in_features, dtype=model.dtype, device=next(module.parameters()).device)
             weight = module(unit) - module(torch.zeros_like(unit[:1]))
-    array = weight.float().cpu().numpy()
+    array = weight.detach().float().cpu().numpy()
     return array.reshape(n_heads, -1, array.shape[1])
 
 

@@ -279,7 +279,9 @@ def _reading(value: Any, column: str, rows: Rows, index: int) -> Reading:
         if not strays and len(parts) == 2:
             return Pair(*parts)
         found = f"a list with {_kind(strays[0])}" if strays else f"{len(parts)} texts, where a pair has two,"
-    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be")
+    numbers = isinstance(value, list) and all(isinstance(part, int) for part in value)
+    hint = f"`ids_column={column}`, if these are token ids" if numbers else ""
+    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be", hint=hint)
 
 
 def _ids(value: Any, column: str, rows: Rows, index: int) -> Ids:
