@@ -194,7 +194,9 @@ def _parts_of_texts(examples: Sequence[Example], part: Sequence[Encoded]) -> dic
     columns: dict[str, list[Any] | pa.Array] = {}
     numbers = pa.list_(pa.int32())
     if isinstance(examples[0].parts, Pair):
-        columns["text_pair"] = [example.parts and example.parts[1] for example in examples]
+        columns["text_pair"] = [
+            example.parts.second if isinstance(example.parts, Pair) else None for example in examples
+        ]
         columns["sequence_ids"] = pa.array([row.sequences for row in part], numbers)
         if part[0].types is not None:
             columns["token_type_ids"] = pa.array([row.types for row in part], numbers)

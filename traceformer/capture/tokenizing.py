@@ -222,7 +222,7 @@ class Encoder:
     def _offsets(self, inputs: Any, index: int, text: Reading) -> list[tuple[int, int]]:
         """Where each token lies in the example's text; the tokenizer counts from the start of its part of it."""
         own: list[tuple[int, int]] = inputs["offset_mapping"][index]
-        if isinstance(text, str):
+        if isinstance(text, str | Ids):
             return own
         parts = inputs.sequence_ids(index) if isinstance(text, Pair) else inputs.word_ids(index)
         strings = text if isinstance(text, Pair) else text.words

@@ -38,7 +38,7 @@ def find_adapter(source: str, revision: str | None, *, local_only: bool) -> Path
         Unsupported: it has one, and peft is not installed.
         Unreadable: its configuration is no JSON object, or only its weights are pickled.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
     from transformers.utils.peft_utils import find_adapter_config_file
 
     config = find_adapter_config_file(source, revision=revision, local_files_only=local_only)

@@ -80,7 +80,7 @@ def load_model(
     import torch
     import transformers
     from transformers import AutoConfig, PretrainedConfig
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     from traceformer.models.adapters import adapt, find_adapter
     from traceformer.models.held import hold, own_tokenizer
@@ -162,9 +162,8 @@ def load_model(
         if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
             own = load_tokenizer(str(adapter_folder), adapter_folder)
         elif own is None:
-            own = load_tokenizer(
-                name, folder if local else Path(cached_file(name, "config.json", **place)).parent, **place
-            )
+            snapshot = folder if local else Path(str(cached_file(name, "config.json", **place))).parent
+            own = load_tokenizer(name, snapshot, **place)
         made, info = getattr(transformers, kind).from_pretrained(
             name,
             config=config,

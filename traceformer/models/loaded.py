@@ -98,7 +98,7 @@ class LoadedModel:
 
 def valid_pad_id(model: "PreTrainedModel", stated: int | None = None) -> int:
     """Returns the token to pad with: the one stated, the config's, or 0. Some lie beyond the embeddings, or are -1."""
-    n_embeddings = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportAttributeAccessIssue]
+    n_embeddings = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
     ids = (stated, getattr(model.config, "pad_token_id", None))
     return next((token for token in ids if isinstance(token, int) and 0 <= token < n_embeddings), 0)
 
