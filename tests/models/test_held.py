@@ -8,14 +8,21 @@ from typing import Any
 
 import accelerate
 import numpy as np
+import peft
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tests.tiny_folders import TEXTS
+from traceformer.capture.attention import Span
 from traceformer.capture.extract import record
+from traceformer.capture.plan import plan_arrays
+from traceformer.capture.recorder import Recorder
+from traceformer.compat import ReverseAttentionTracer
 from traceformer.errors import Unsupported, UsageError
+from traceformer.models.held import underneath
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel, weights_digest
 from traceformer.models.tiny import tiny_model
@@ -23,6 +30,7 @@ from traceformer.sites import Selection
 from traceformer.store.run import TraceStore
 
 Folder = Callable[..., Path]
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT reads it
 # Nothing is compiled before it runs; the eager backend spares the import of torch's compiler.
 compiled = partial(torch.compile, backend="eager")
 WRAPPERS: Mapping[str, Callable[[nn.Module], Any]] = {
@@ -90,6 +98,63 @@ def test_what_is_recorded_is_what_the_model_itself_returns_and_it_stays_as_it_wa
             np.testing.assert_allclose(run.attn(example, layer), expected.attentions[layer][0].numpy(), atol=3e-6)
 
 
+def with_lora(model: Any) -> Any:
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+def hooked(model: Any) -> Any:
+    """As accelerate leaves it: each module's forward is replaced by one that moves what comes in."""
+    add_hook_to_module(model.transformer.h[0], AlignDevicesHook("cpu"))
+    return accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *WRAPPERS.values(),
+        with_lora,
+        lambda model: nn.DataParallel(with_lora(model)),
+        lambda model: compiled(with_lora(model)),
+        lambda model: with_lora(model).base_model,
+        lambda model: with_lora(model).get_base_model(),
+        hooked,
+        lambda model: with_lora(hooked(model)),
+        lambda model: accelerate.Accelerator(cpu=True).prepare_model(model),
+    ],
+)
+def test_every_wrapper_is_opened_wherever_a_model_is_taken(wrap: Callable[[Any], Any], tokenizer: Any) -> None:
+    wrapped = wrap(tiny_model("gpt2"))
+    ids = [5, 6, 7, 8]
+    own = getattr(wrapped, "_orig_mod", wrapped).eval()  # compiling it takes seconds
+    with torch.inference_mode():
+        expected = own(input_ids=torch.tensor([ids])).logits[0]
+
+    run = record(load_model(wrapped, tokenizer), [ids], "logits attn_pattern", dtype="float32")
+    assert np.array_equal(run.get(0, "logits"), expected.numpy())
+
+    taken: list[Tensor] = []
+    plan = plan_arrays(Selection(("logits",)), underneath(wrapped), stacks=("dec",))
+    with Recorder(wrapped, plan.arrays, Taking(taken)) as recorder:
+        recorder.run({"dec": [Span(0, len(ids))]}, input_ids=torch.tensor([ids]))
+    assert torch.equal(taken[0][0], expected)
+
+    followed = ReverseAttentionTracer(wrapped, tokenizer).trace(ids, layer=1, agg_heads=0, top_beam=1, top_k=1)
+    path = followed.beams[0]
+    assert path.edge_attns[0] == pytest.approx(run.attn(0, 1, 0)[path.positions[0], path.positions[1]], abs=1e-6)
+
+
+class Taking:
+    def __init__(self, taken: list[Tensor]) -> None:
+        self.taken = taken
+
+    def rows(self, spec: Any, layer: int | None, rows: Tensor) -> None:
+        self.taken.append(rows.clone())
+
+    def square(self, *_: Any) -> None:
+        raise AssertionError("no matrix was asked for")
+
+
 def test_in_bfloat16_it_is_recorded_in_bfloat16(tokenizer: Any, text_file: Path, tmp_path: Path) -> None:
     model: Any = tiny_model("llama").bfloat16()
     run = recorded(load_model(model, tokenizer), text_file, tmp_path / "run")
@@ -136,22 +201,6 @@ def test_without_a_tokenizer_texts_are_refused(text_file: Path, tmp_path: Path) 
         recorded(loaded, text_file, tmp_path / "run")
 
 
-class PeftModelForCausalLM(nn.Module):
-    """What PEFT's model looks like from outside."""
-
-    __module__ = "peft.peft_model"
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.base_model = model
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.base_model, name)
-
-
 class OwnTransformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return ids
@@ -173,12 +222,6 @@ def compiled_in_place() -> PreTrainedModel:
     return model
 
 
-def adapted() -> PreTrainedModel:
-    model: Any = tiny_model("llama")
-    model.model.layers[0].mlp = PeftModelForCausalLM(model.model.layers[0].mlp)
-    return model
-
-
 def compiled_in_part() -> PreTrainedModel:
     model: Any = tiny_model("llama")
     model.model.layers[1] = compiled(model.model.layers[1])
@@ -188,9 +231,6 @@ def compiled_in_part() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PeftModelForCausalLM(tiny_model("gpt2")), r"a model of PEFT.*merge_and_unload\(\)"),
-        (lambda: nn.DataParallel(PeftModelForCausalLM(tiny_model("gpt2"))), "a model of PEFT"),
-        (adapted, r"LlamaForCausalLM has adapters of PEFT, at model\.layers\.0\.mlp;.*merge"),
         (offloaded, "weights of GPT2LMHeadModel are on no device, transformer.wte.weight .*accelerate"),
         (never_loaded, "they were never loaded"),
         (compiled_in_place, "GPT2LMHeadModel is compiled in place"),
@@ -200,10 +240,13 @@ def compiled_in_part() -> PreTrainedModel:
         (lambda: nn.DataParallel(OwnTransformer()), "OwnTransformer is no model of transformers"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_by_name(make: Callable[[], nn.Module], message: str) -> None:
-    model = make()
-    with pytest.raises(Unsupported, match=message):
-        load_model(model)
+def test_what_cannot_be_recorded_is_refused_by_name(
+    make: Callable[[], nn.Module], message: str, tokenizer: Any
+) -> None:
+    model: Any = make()
+    for take in (load_model, partial(Recorder, arrays=[]), lambda it: ReverseAttentionTracer(it, tokenizer)):
+        with pytest.raises(Unsupported, match=message):
+            take(model)
 
 
 def test_what_is_no_model_is_refused_with_what_would_work(tokenizer: Any) -> None:

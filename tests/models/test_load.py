@@ -12,6 +12,7 @@ from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.load import BUILT_IN, load_model, pick_device
 from traceformer.models.tiny import tiny_model
+from traceformer.models.weights import files_digest, open_folder
 
 
 def test_a_model_loads_in_eval_mode_with_its_own_dtype(tiny_folder: Callable[..., Path]) -> None:
@@ -98,3 +99,25 @@ def test_a_tokenizer_stands_in_for_the_models_own(tiny_folder: Callable[..., Pat
     assert loaded.tokenizer is not tokenizer
     with pytest.raises(UsageError, match="dict is no tokenizer"):
         load_model(folder, {}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "/tmp/model.safetensors", "part/model.safetensors", ".."]
+)
+def test_an_index_that_names_a_file_elsewhere_is_refused(
+    name: str, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder("gpt2"), folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    for read in (load_model, open_folder, files_digest):
+        with pytest.raises(Unreadable, match=r"index\.json names .*; the weights of a model lie in its own folder"):
+            read(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(Unreadable, match="lists no weights"):
+        load_model(folder)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_changes_no_digest(tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder("bert")  # a masked language model has none
+    assert load_model(folder, device="cpu").digest == load_model(folder, device="cpu").digest

@@ -32,7 +32,7 @@ from traceformer.capture.provenance import (
     with_texts,
 )
 from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import reads_itself, runs_alone
@@ -42,7 +42,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
-from traceformer.texts.examples import Example, TextColumn, TextList
+from traceformer.texts.examples import Example, IdsColumn, TextColumn, TextList
 from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
@@ -61,6 +61,7 @@ def record(
     targets: str | Path | Sequence[str] | None = None,
     split: str | None = None,
     text_column: TextColumn | None = None,
+    ids_column: str | None = None,
     limit: int | None = None,
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,
@@ -94,6 +95,7 @@ def record(
         targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
         split: Which part of a data set.
         text_column: The column that holds the text or its words, where a data set does not say; two for pairs of texts.
+        ids_column: The column that holds token ids in place of texts, which then need no tokenizer.
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
         dec_max_len: Where targets are cut.
@@ -134,6 +136,7 @@ def record(
         targets,
         split=split,
         text_column=text_column,
+        ids_column=ids_column,
         limit=limit,
         max_seq_len=max_seq_len,
         dec_max_len=dec_max_len,
@@ -149,6 +152,7 @@ def read_texts(
     *,
     split: str | None = None,
     text_column: TextColumn | None = None,
+    ids_column: str | None = None,
     limit: int | None = None,
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,
@@ -158,6 +162,10 @@ def read_texts(
     Raises:
         NotFound, Unreadable, UsageError: no such texts, or fewer targets than texts.
     """
+    if ids_column is not None:
+        if text_column is not None:
+            raise UsageError("`text_column` and `ids_column`", why="a row is read as a text or as token ids")
+        text_column = IdsColumn(ids_column)
     source = load_texts(texts, split=split, limit=limit, text_column=text_column)
     lines = None if targets is None else load_targets(targets, source.examples[-1].index + 1)
     chosen = None if lines is None else [lines[example.index] for example in source.examples]

@@ -30,6 +30,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
     """Returns what decides a run's bytes on the model's side, by name: it must be equal for a run to be resumed."""
     return {
         "model weights": model.digest,
+        **({} if model.adapter is None else {"adapter": model.adapter.files or model.adapter.source}),
         "model config": _sha256(model.config.to_json_string()),
         "tokenizer": tokenizer_digest(model.tokenizer),
         "selection": [_summary(spec) for spec in plan.arrays],
@@ -90,6 +91,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         model_type=model.config.model_type,
         revision=model.revision,
         model_files=None if model.held else digest_of_model(model.source, model.revision),
+        adapter=None if model.adapter is None else {name: text for name, text in asdict(model.adapter).items() if text},
         arch=dims.arch,
         num_layers=first.n_layers,
         num_heads=first.n_heads,
@@ -208,7 +210,9 @@ def _parts_of_texts(examples: Sequence[Example], part: Sequence[Encoded]) -> dic
     columns: dict[str, list[Any] | pa.Array] = {}
     numbers = pa.list_(pa.int32())
     if isinstance(examples[0].parts, Pair):
-        columns["text_pair"] = [example.parts and example.parts[1] for example in examples]
+        columns["text_pair"] = [
+            example.parts.second if isinstance(example.parts, Pair) else None for example in examples
+        ]
         columns["sequence_ids"] = pa.array([row.sequences for row in part], numbers)
         if part[0].types is not None:
             columns["token_type_ids"] = pa.array([row.types for row in part], numbers)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from traceformer.capture.attention import Listener, Listening, Span, observed_name
 from traceformer.capture.passes import (
@@ -41,6 +41,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
+from traceformer.models.held import underneath
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "own_output"]
@@ -66,14 +67,16 @@ class Recorder:
     """Observes the forward passes of one model from one thread, as long as the `with` block lasts.
 
     Args:
-        model: a Hugging Face model (with or without a head) whose family has a row in `FAMILIES`.
+        model: a Hugging Face model (with or without a head) whose family has a row in `FAMILIES`; of a wrapper, such as
+            DataParallel, the model underneath is run.
         arrays: what to record; layers and heads are the model's own numbers.
         sink: where the arrays of `run` go.
         architecture: another row than the family's own.
         derived: what those of the arrays are computed from that no module shows.
 
     Raises:
-        Unsupported: on entry or in the first pass, if something asked for is never seen.
+        Unsupported: if it is no model that can be recorded; on entry or in the first pass, if something asked for is
+            never seen.
         UsageError: on entry, if another recorder is at work on the same model.
 
     Attributes:
@@ -82,16 +85,17 @@ class Recorder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         arrays: Sequence[ArraySpec],
         sink: Sink | None = None,
         architecture: Architecture | None = None,
         derived: Sequence[Derived] = (),
     ) -> None:
-        self._model = model
-        self._row = architecture or architecture_of(model.config)
+        self._model = underneath(model)
+        config = self._model.config
+        self._row = architecture or architecture_of(config)
         self._derived: dict[ArrayKey, Derived] = {spec.key: each for each in derived for spec in each.specs}
-        self._dims = ModelDims.from_config(model.config)
+        self._dims = ModelDims.from_config(config)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
         self._undo = ExitStack()

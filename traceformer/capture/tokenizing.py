@@ -18,7 +18,8 @@ from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
-from traceformer.texts.examples import Example, Pair, Reading, TextSource, Words
+from traceformer.texts.examples import Example, Ids, Pair, Reading, TextSource, Words
+from traceformer.texts.shown import unnamed
 
 __all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
 
@@ -87,7 +88,7 @@ class Encoder:
     """
 
     def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
-        self._tokenizer = loaded.reader()
+        self._loaded = loaded
         self._name = loaded.name
         segments = getattr(loaded.config, "type_vocab_size", 0) or 0
         takes_types = "token_type_ids" in inspect.signature(loaded.model.forward).parameters
@@ -99,7 +100,7 @@ class Encoder:
         self.max_tokens = min(limits) if limits else None
         n_ctx = loaded.dims.stacks["dec"].n_ctx if self.arch == "encdec" else 0
         self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
-        special = self._tokenizer.num_special_tokens_to_add()
+        special = 0 if loaded.tokenizer is None else loaded.tokenizer.num_special_tokens_to_add()
         for name, limit in (("max_seq_len", self.max_tokens), ("dec_max_len", self.max_target_tokens)):
             if limit is not None and limit <= special:
                 raise UsageError(
@@ -107,6 +108,10 @@ class Encoder:
                 )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._loaded.reader()
 
     def encode(self, texts: Sequence[Reading], targets: Sequence[str] | None = None) -> list[Encoded]:
         """Returns the tokens of each text, and of its target's decoder inputs and labels; texts are all of one kind.
@@ -121,6 +126,8 @@ class Encoder:
         """
         if not texts:
             return []
+        if isinstance(texts[0], Ids) and targets is None:
+            return [self._of_ids(each.ids) for each in texts if isinstance(each, Ids)]
         inputs = self._tokenize(texts, self.max_tokens)
         labels = None if targets is None else self._tokenize(None, self.max_target_tokens, text_target=list(targets))
         is_pair, has_words = isinstance(texts[0], Pair), isinstance(texts[0], Words)
@@ -155,6 +162,20 @@ class Encoder:
                 )
             )
         return rows
+
+    def _of_ids(self, ids: Sequence[int]) -> Encoded:
+        """A text that came as token ids: as it is, but for what is too long."""
+        strays = [each for each in ids if not 0 <= each < self._n_embeddings]
+        if strays:
+            raise UsageError(
+                f"token id {strays[0]} requested, but {self._name} has ids 0-{self._n_embeddings - 1}",
+                why=f"it stands in the text {' '.join(map(str, ids[:8]))}{' ..' if len(ids) > 8 else ''}",
+            )
+        kept, tokenizer = list(ids[: self.max_tokens]), self._loaded.tokenizer
+        named = [None] * len(kept) if tokenizer is None else tokenizer.convert_ids_to_tokens(kept)
+        tokens = [unnamed(each) if name is None else name for each, name in zip(kept, named, strict=True)]
+        stack = self._input_stack
+        return Encoded({stack: kept}, {stack: tokens}, None, truncated=len(kept) < len(ids))
 
     def _tokenize(self, texts: Sequence[Reading] | None, limit: int | None, **targets: Any) -> Any:
         return self._tokenizer(
@@ -205,7 +226,7 @@ class Encoder:
     def _offsets(self, inputs: Any, index: int, text: Reading) -> list[tuple[int, int]]:
         """Where each token lies in the example's text; the tokenizer counts from the start of its part of it."""
         own: list[tuple[int, int]] = inputs["offset_mapping"][index]
-        if isinstance(text, str):
+        if isinstance(text, str | Ids):
             return own
         parts = inputs.sequence_ids(index) if isinstance(text, Pair) else inputs.word_ids(index)
         strings = text if isinstance(text, Pair) else text.words
@@ -253,8 +274,13 @@ def _text_of(text: Reading) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Returns a SHA-256 of what decides the ids: the vocabulary, the special tokens and the tokenizer's rules."""
+    """Returns a SHA-256 of what decides the ids: the vocabulary, the special tokens and the tokenizer's rules.
+
+    Without a tokenizer it is that of nothing.
+    """
     digest = hashlib.sha256()
+    if tokenizer is None:
+        return digest.hexdigest()
     if tokenizer.is_fast:
         digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for token, index in sorted(tokenizer.get_vocab().items()):

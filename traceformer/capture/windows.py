@@ -44,7 +44,7 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
             while len(windows) < count and most < stop - start:
                 most = 2 * most or count * length * _BYTES_PER_TOKEN
                 data += file.read(min(most, stop - start) - len(data))
-                windows = _text_windows(loaded.tokenizer, data, length)[:count]
+                windows = _text_windows(loaded.reader(), data, length)[:count]
     if not windows:
         what = {"validation": "the last tenth of ", "train": "the first nine tenths of ", "all": ""}[part]
         raise Unreadable(
@@ -52,9 +52,7 @@ def file_windows(loaded: LoadedModel, path: Path, length: int, count: int, part:
             why=f"it holds {stop - start} bytes",
             hint="a smaller `seq_length`" + ("" if part == "all" else ', or `split="all"`'),
         )
-    return [
-        Encoded({stack: ids}, {stack: loaded.tokenizer.convert_ids_to_tokens(ids)}, offsets=None) for ids in windows
-    ]
+    return [Encoded({stack: ids}, {stack: loaded.reader().convert_ids_to_tokens(ids)}, offsets=None) for ids in windows]
 
 
 def check_length(loaded: LoadedModel, length: int) -> Stack:

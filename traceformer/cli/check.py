@@ -25,7 +25,9 @@ def check(
     text: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="TEXT...")] = (),
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str | None = None,
+    adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
     json: bool = False,
 ) -> int:
     """Prove on a model that every site means what it says.
@@ -41,14 +43,24 @@ def check(
         text: Texts to run, of different lengths; three sentences by default.
         dtype: What the model computes in; float32 proves most.
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
+        adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         json: Print a JSON object.
     """
     from traceformer.capture.proofs.check import CheckResult
     from traceformer.models.tiny import TINY
     from traceformer.questions.check import check as prove
 
-    result = prove(model, text or None, dtype=dtype, device=device, revision=revision)
+    result = prove(
+        model,
+        text or None,
+        dtype=dtype,
+        device=device,
+        adapter=adapter,
+        revision=revision,
+        allow_pickle=allow_pickle,
+    )
     supported = isinstance(result, CheckResult)
     if json:
         print(json_text.dumps({"supported": supported, **result.to_json()}, indent=2))

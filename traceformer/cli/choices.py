@@ -46,6 +46,8 @@ def numbers_of(text: str | None) -> tuple[int, ...] | None:
 class Loading:
     """How a model is loaded."""
 
+    adapter: Annotated[str | None, Parameter(group=MODEL, metavar="FOLDER|NAME")] = None
+    """An adapter of PEFT for the model, in a folder or on the Hub."""
     revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """The commit, tag or branch of the model on the Hub."""
     allow_pickle: Annotated[bool, Parameter(group=MODEL)] = False
@@ -60,6 +62,7 @@ class Loading:
 
         return load_model(
             name,
+            adapter=self.adapter,
             revision=self.revision,
             device=self.device,
             dtype=self.model_dtype,
@@ -79,6 +82,8 @@ class TextChoice:
     """Which part of the data set."""
     text_column: Annotated[str | None, Parameter(metavar="C|A,B")] = None
     """The column that holds the text or its words, where the data set does not say; A,B for pairs of texts."""
+    ids_column: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    """The column that holds token ids in place of texts; they need no tokenizer."""
     targets_file: Path | None = None
     """One target per line, for the decoder of an encoder-decoder; without it only the encoder runs."""
     limit: Annotated[int | Literal["all"], count("N|all")] = 32
@@ -96,6 +101,7 @@ class TextChoice:
             self.targets_file,
             split=self.split,
             text_column=self.text_column,
+            ids_column=self.ids_column,
             limit=None if self.limit == "all" else self.limit,
             max_seq_len=self.max_seq_len,
             dec_max_len=self.dec_max_len,

@@ -41,11 +41,14 @@ def heads(
     num_seqs: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     model_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
+    adapter: Annotated[str | None, Parameter(group=_LIVE, metavar="FOLDER|NAME")] = None,
     revision: Annotated[str | None, Parameter(group=_LIVE)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_LIVE)] = False,
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
     text_column: Annotated[str | None, Parameter(group=_LIVE, metavar="C|A,B")] = None,
+    ids_column: Annotated[str | None, Parameter(group=_LIVE, metavar="COLUMN")] = None,
     targets_file: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     seq_length: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     dtype: Annotated[Literal["float16", "float32"], Parameter(group=_LIVE)] = "float16",
@@ -73,11 +76,14 @@ def heads(
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         model: A Hugging Face model name, or a folder that holds a model.
         model_path: A folder that holds a model; goes before --model.
+        adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         dataset: Texts, one example each: as in `traceformer extract`.
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
         split: Which part of the data set; of a file: validation (its last tenth, the default), train or all.
         text_column: The column that holds the text or its words, where the data set does not say; A,B for pairs.
+        ids_column: The column that holds token ids in place of texts; they need no tokenizer.
         targets_file: One target per line, for the decoder of an encoder-decoder; without it only the encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         dtype: What patterns are rounded to first; float16 gives the numbers of a run stored as it is by default.
@@ -107,7 +113,9 @@ def heads(
         from traceformer.models.load import load_model
 
         source = str(model_path or model)
-        loaded = load_model(source, revision=revision, device=device, dtype=model_dtype)
+        loaded = load_model(
+            source, adapter=adapter, revision=revision, device=device, dtype=model_dtype, allow_pickle=allow_pickle
+        )
         texts = _texts(source, revision, dataset, data_path, split)
         with steps_shown("measuring") as progress:
             measured[output] = questions.heads(
@@ -118,6 +126,7 @@ def heads(
                 limit=num_seqs,
                 split=split if data_path is None else None,
                 text_column=text_column,
+                ids_column=ids_column,
                 targets=targets_file,
                 seq_length=seq_length,
                 batch_size=batch_size,

@@ -33,6 +33,8 @@ def lens(
     layers: Indices = None,
     position: Indices = None,
     model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
+    allow_pickle: bool = False,
     png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     json: bool = False,
 ) -> None:
@@ -53,6 +55,8 @@ def lens(
         layers: Which layers; all that are stored by default.
         position: Which positions; all by default.
         model: Where the model's folder is now, if it was moved.
+        adapter: Where the folder of its adapter is now, likewise.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         png: Save a picture of all layers and positions, in the format that the ending names.
         json: Print a JSON object.
     """
@@ -65,6 +69,11 @@ def lens(
         from traceformer.figures.style import check_format
 
         check_format(png)
+    at_hand = None
+    if adapter is not None or allow_pickle:
+        from traceformer.questions.model_of_run import load_model_of
+
+        at_hand = load_model_of(store, model=model, adapter=adapter, allow_pickle=allow_pickle)
     with steps_shown("reading out") as progress:
         found = read_lens(
             store,
@@ -72,7 +81,7 @@ def lens(
             layers=None if layers is None else parse_indices(layers),
             positions=None if position is None else parse_indices(position),
             top_k=top_k,
-            model=model,
+            model=at_hand or model,
             progress=progress,
         )
     if png is not None:

@@ -15,7 +15,6 @@ from traceformer.presentation import present
 
 if TYPE_CHECKING:
     from traceformer.analysis.paths.result import Paths
-    from traceformer.models.loaded import LoadedModel
 
 __all__ = ["paths"]
 
@@ -68,7 +67,9 @@ def paths(
     open_browser: Annotated[bool, Parameter(group=_OUTPUT)] = False,
     device: Annotated[str | None, Parameter(group=_MODEL)] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_MODEL)] = None,
+    adapter: Annotated[str | None, Parameter(group=_MODEL, metavar="FOLDER|NAME")] = None,
     revision: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_MODEL)] = False,
     json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """Which tokens led to a token: paths backward through attention.
@@ -106,7 +107,10 @@ def paths(
         open_browser: Show the page.
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
         dtype: What the model computes in; as it is stored by default.
+        adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them; also a run's model, for
+            --weighting value-norm.
         json: Print the result as JSON, in the layout of reverse-attention's trace.json.
     """
     from traceformer.analysis.paths.trace import PathOptions
@@ -149,7 +153,15 @@ def paths(
         assert model is not None
         if text is None:
             raise UsageError("--model needs --text", hint='--text "The quick brown fox"')
-        source, given = _loaded(model, device, dtype, revision), text
+        from traceformer.models.load import load_model
+
+        print("loading", file=sys.stderr)
+        source, given = (
+            load_model(
+                model, adapter=adapter, device=device, dtype=dtype, revision=revision, allow_pickle=allow_pickle
+            ),
+            text,
+        )
     result = find_paths(
         source,
         given,
@@ -159,17 +171,11 @@ def paths(
         target_text=target_text,
         bos_token_id=bos_token_id,
         device=device,
+        allow_pickle=allow_pickle,
         **options,
     )
     print(json_text.dumps(result.to_json(), indent=2, ensure_ascii=False) if json else report(result))
     _save(result, html, png, open_browser)
-
-
-def _loaded(model: str, device: str | None, dtype: str | None, revision: str | None) -> "LoadedModel":
-    from traceformer.models.load import load_model
-
-    print("loading", file=sys.stderr)
-    return load_model(model, device=device, dtype=dtype, revision=revision)
 
 
 def _save(result: "Paths", html: Path | None, png: Path | None, open_browser: bool) -> None:

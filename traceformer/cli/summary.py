@@ -139,7 +139,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         run=str(folder),
         kind=about.kind or "extraction",
         finished=store.finished,
-        model=about.model or "unknown",
+        model=about.model_and_adapter or "unknown",
         arch=layout.arch,
         dataset=about.dataset or "unknown",
         split=about.split or "unknown",

@@ -4,7 +4,7 @@ import json as json_text
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
@@ -41,6 +41,8 @@ def fit(
     negative: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
     output: Annotated[Path, Parameter(group=_OUTPUT, metavar="FOLDER")],
     model: Annotated[str | None, Parameter(group=_TEXTS)] = None,
+    adapter: Annotated[str | None, Parameter(group=_TEXTS, metavar="FOLDER|NAME")] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_TEXTS)] = False,
     method: Annotated[tuple[Method, ...], Parameter(group=_FIT, consume_multiple=(1, None), metavar="METHOD...")] = (
         "mean_diff",
     ),
@@ -64,6 +66,8 @@ def fit(
         negative: The texts that lack it.
         output: The folder to write METHOD.safetensors into, with a vector per layer.
         model: The model that reads the texts; a folder, a Hub name or a built-in model.
+        adapter: An adapter of PEFT for the model, in a folder or on the Hub.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         method: mean_diff, probe (logistic regression), pca (first component of the differences of pairs); or several.
         site: Where to look for it.
         layer: Which layers; all that are stored by default.
@@ -81,7 +85,8 @@ def fit(
         check_format(png)
     trait = name or output.resolve().name
     layers = None if layer == "all" else parse_indices(layer)
-    runs = _runs_of_kinds(positive, negative, model, site, layers, device)
+    loading = {"adapter": adapter, "device": device, "allow_pickle": allow_pickle}
+    runs = _runs_of_kinds(positive, negative, model, site, layers, loading)
     with steps_shown("fitting") as progress:
         fitted = fit_directions(
             *runs, method, site=site, layers=layers, position=position, name=trait, progress=progress
@@ -145,7 +150,12 @@ def show(
 
 
 def _runs_of_kinds(
-    positive: str, negative: str, model: str | None, site: str, layers: tuple[int, ...] | None, device: str | None
+    positive: str,
+    negative: str,
+    model: str | None,
+    site: str,
+    layers: tuple[int, ...] | None,
+    loading: dict[str, Any],
 ) -> "tuple[list[Run], list[Run]]":
     """The runs of both kinds of texts; recorded now, and kept nowhere, where a model is given."""
     if model is None:
@@ -154,7 +164,7 @@ def _runs_of_kinds(
     from traceformer.capture.extract import record
     from traceformer.models.load import load_model
 
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, **loading)
 
     def recorded(texts: str) -> "Run":
         read, name = _texts(texts), site.rpartition(".")[2]

@@ -17,8 +17,9 @@ from traceformer.texts.shown import unnamed
 __all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
 
 _OF_A_RUN = (
-    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "arch", "dataset", "split", "dims"),
-    *("attention", "capture", "category", "generation", "labels", "projection", "time", "versions", "unknown_rows"),
+    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset", "split"),
+    *("dims", "attention", "capture", "category", "generation", "labels", "projection", "time", "versions"),
+    "unknown_rows",
 )
 _PLACES = ("shard", "slot", "dec_slot")
 

@@ -11,6 +11,8 @@ load                from a name or a folder to a model and its tokenizer, withou
 loaded              a model at hand: its tokenizer, its sizes, and where both came from
 held                a model that the user holds already: what lies under its wrappers
 quantised           models whose weights are codes, and the weights that they multiply by
+adapters            adapters of PEFT: loaded as layers around a model's own, and proved to run as PEFT's model does
+tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 tiny                tiny random models of each family's real class

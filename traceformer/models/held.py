@@ -1,8 +1,8 @@
 """A model that the user holds already: what lies under its wrappers, if it can be recorded. Nothing of it is changed.
 
-1. What a wrapper holds is found: torch.compile's, and those that copy a model to several devices.
-2. What could not be recorded truly is refused by name: what is not transformers', PEFT's wrappers, weights that are
-   elsewhere, modules that run compiled, encoders made causal.
+1. What a wrapper holds is found: torch.compile's, PEFT's, and those that copy a model to several devices.
+2. What could not be recorded truly is refused by name: what is not transformers', adapters that do more than stand
+   around the modules of blocks, weights that are elsewhere, modules that run compiled, encoders made causal.
 3. The tokenizer is copied, and the copy set up for padding.
 """
 
@@ -14,13 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from traceformer.errors import Unsupported, UsageError
+from traceformer.models.adapters import adapter_of, check_adapters, is_of_peft, underneath_peft
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
 
 __all__ = ["hold", "own_tokenizer", "underneath"]
 
 _WOULD_WORK = "a model of transformers, such as AutoModelForCausalLM.from_pretrained gives, or the name of one"
-_ADAPTED = "its adapters stand around the modules and weights that its family's row names"
 
 
 def hold(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
@@ -41,6 +41,7 @@ def hold(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
         None,
         weights_digest(found),
         held=True,
+        adapter=adapter_of(found),
     )
 
 
@@ -62,10 +63,8 @@ def _unwrapped(model: Any) -> PreTrainedModel:
         return model
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} is no model", hint=_WOULD_WORK)
-    if _is_of_peft(model):
-        raise Unsupported(
-            f"{name} is a model of PEFT", why=_ADAPTED, hint="load_model(model.merge_and_unload(), tokenizer)"
-        )
+    if is_of_peft(model):
+        return _unwrapped(underneath_peft(model))
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrapped(model.module)
     compiled = dict(model.named_children()).get("_orig_mod")  # torch.compile's OptimizedModule
@@ -103,11 +102,8 @@ def _check(model: PreTrainedModel) -> None:
             why="accelerate has them elsewhere until they are used" if is_offloaded else "they were never loaded",
             hint="load it without offloading: no device_map, or one that has room for all of it",
         )
-    adapted = [path for path, module in model.named_modules() if _is_of_peft(module)]
-    if adapted:
-        raise Unsupported(
-            f"{name} has adapters of PEFT, at {adapted[0]}", why=_ADAPTED, hint="merge them into its weights first"
-        )
+    if any(map(is_of_peft, model.modules())):
+        check_adapters(model)
     compiled = [path for path, module in model.named_modules() if _runs_compiled(module)]
     if compiled:
         raise Unsupported(
@@ -115,10 +111,6 @@ def _check(model: PreTrainedModel) -> None:
             why="what runs there is no longer its modules",
             hint="record it before that; what torch.compile(model) returns has the model as it was underneath",
         )
-
-
-def _is_of_peft(module: nn.Module) -> bool:
-    return any(each.__module__.partition(".")[0] == "peft" for each in type(module).__mro__)
 
 
 def _runs_compiled(module: nn.Module) -> bool:

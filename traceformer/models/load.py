@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
-from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+from traceformer.models.loaded import LoadedModel, short_name, weights_digest
 from traceformer.models.outputs import auto_class
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def load_model(
     model: "str | Path | nn.Module",
     tokenizer: Any = None,
     *,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -61,28 +62,39 @@ def load_model(
     dtype they are stored in unless `dtype` says otherwise; the built-in models compute in float32. A `tokenizer` given
     stands in for the model's own.
 
+    An `adapter` of PEFT is a folder or a Hub name; a folder that holds one beside a model's weights comes with it, and
+    one that holds nothing else with the model that it was made for. Its layers stand around the model's, as PEFT has
+    them. A tokenizer in its folder goes before the model's.
+
     Or it is a model of transformers that is at hand: with a head or without, on any device, in any dtype, in train mode
-    or not, under torch.compile or DataParallel. It stays as it is, and so does its tokenizer, of which a copy is used;
-    without one only token ids can be read.
+    or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is
+    used; without one only token ids can be read.
 
     Raises:
         UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.
-        NotFound: no such folder, and no such model on the Hub or in its cache; a built-in model is not installed.
+        NotFound: no such folder or adapter, and no such model on the Hub or in its cache; a built-in model is not
+            installed.
         Unreadable: the folder is not a transformer, has only pickled weights, or its weights are not those of the model
-            that its config describes.
-        Unsupported: the model needs code of its own, which is not run; or it is at hand, and cannot be recorded.
+            that its config describes; or an adapter does not fit.
+        Unsupported: the model needs code of its own, which is not run; it is at hand, and cannot be recorded; peft is
+            not installed, or an adapter is of a kind that cannot be recorded.
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.utils.hub import cached_file
 
+    from traceformer.models.adapters import adapt, find_adapter
     from traceformer.models.held import hold, own_tokenizer
+    from traceformer.models.tokenizer import load_tokenizer, tokenizer_lies_in
+    from traceformer.models.weights import check_index
 
     own = None if tokenizer is None else own_tokenizer(tokenizer)
     if not isinstance(model, str | Path):
         settings = {
-            **{"revision": revision, "device": device, "dtype": dtype, "attn_implementation": attn_implementation},
-            **{"with_head": with_head, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
+            **{"adapter": adapter, "revision": revision, "device": device, "dtype": dtype},
+            **{"attn_implementation": attn_implementation, "with_head": with_head},
+            **{"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
         }
         given = [f"`{setting}`" for setting, value in settings.items() if value]
         if given:
@@ -90,6 +102,8 @@ def load_model(
         return hold(model, own)
     name = model if isinstance(model, str) else str(model.absolute())  # a path is never a name of the Hub
     if name.startswith("nanochat:"):
+        if adapter is not None:
+            raise UsageError("`adapter` of a nanochat checkpoint", why="PEFT makes adapters for folders and Hub names")
         from traceformer.models.nanochat import load_nanochat
 
         loaded = load_nanochat(
@@ -106,21 +120,48 @@ def load_model(
         raise Unreadable(f"{name} is a file", why=why, hint="a folder that train or save_pretrained made")
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise NotFound(f"no model folder {name}")
-    if local and not (folder / "config.json").is_file():
-        raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
+    local_only = not local and not _hub_answers()
     place: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
-        "local_files_only": not local and not _hub_answers(),
+        "local_files_only": local_only,
     }
+    with _explained(name, local):
+        beside = find_adapter(name, revision, local_only=local_only)
+    if beside is not None and adapter is not None:
+        why = f"{name} has one of its own beside its weights"
+        raise UsageError("which adapter?", why=why, hint="leave `adapter` away, or name a model without one")
+    if beside is not None and not (beside / "config.json").is_file():
+        return _load_base_of(
+            beside,
+            name if revision is None else str(beside),
+            tokenizer,
+            device=device,
+            dtype=dtype,
+            with_head=with_head,
+            attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+    if local and not (folder / "config.json").is_file():
+        raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
+    if local:
+        check_index(folder)
+    adapter_name = name if adapter is None else str(adapter.absolute() if isinstance(adapter, Path) else adapter)
+    adapter_folder = beside if adapter is None else _find_named_adapter(adapter_name)
     with _explained(name, local), quiet(transformers):
         stated, _ = PretrainedConfig.get_config_dict(name, **place)
         if stated.get("model_type") in FAMILIES:
             import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)
+    if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
+        config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
     with _explained(name, local), quiet(transformers):
-        if own is None:
-            own = with_padding(AutoTokenizer.from_pretrained(name, **place))
+        if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
+            own = load_tokenizer(str(adapter_folder), adapter_folder)
+        elif own is None:
+            snapshot = folder if local else Path(str(cached_file(name, "config.json", **place))).parent
+            own = load_tokenizer(name, snapshot, **place)
         made, info = getattr(transformers, auto_class(config, with_head=with_head)).from_pretrained(
             name,
             config=config,
@@ -128,19 +169,56 @@ def load_model(
             use_safetensors=None if allow_pickle else True,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            adapter_kwargs={"subfolder": "none"},  # or transformers would put an adapter in by itself, with peft only
             **place,
         )
     _check_keys(source, info, is_bare=made.base_model is made)
-    made = made.to(pick_device(device)).eval()
+    with torch.no_grad():
+        for key in info["missing_keys"]:  # a pooler, which would be random, and so would the digest of the weights
+            made.get_parameter(key).zero_()
+    made, adapted = made.to(pick_device(device)).eval(), None
+    short = short_name(source)
+    if adapter_folder is not None:
+        with quiet(transformers):
+            made, adapted = adapt(made, source, adapter_folder, adapter_name, allow_pickle=allow_pickle)
+        short = short if adapter is None else f"{short}-{short_name(adapter_name)}"
     return LoadedModel(
-        made,
+        made.eval(),
         own,
         ModelDims.from_config(config),
-        short_name(source),
+        short,
         source,
         revision,
         weights_digest(made),
+        adapter=adapted,
     )
+
+
+def _find_named_adapter(name: str) -> Path:
+    from traceformer.models.adapters import find_adapter
+
+    local = Path(name).is_dir()
+    with _explained(name, local):
+        folder = find_adapter(name, None, local_only=not local and not _hub_answers())
+    if folder is None:
+        why = "there is no adapter_config.json in the folder" if local else "no folder, and none in the Hub's cache"
+        raise NotFound(f"no adapter {name}", why=why)
+    return folder
+
+
+def _load_base_of(folder: Path, adapter: str, tokenizer: Any, **settings: Any) -> LoadedModel:
+    """Returns the model that an adapter was made for, with it."""
+    from traceformer.models.adapters import base_of
+
+    base, revision = base_of(folder)
+    hint = f'`model=MODEL, adapter="{adapter}"` says where that is'
+    if base is None:
+        raise Unreadable(f"{adapter} holds an adapter alone", why="it does not say of which model", hint=hint)
+    try:
+        return load_model(base, tokenizer, adapter=adapter, revision=revision, **settings)
+    except NotFound as error:
+        why = f"{error.message}; {error.why}" if error.why else error.message
+        raise NotFound(f"{adapter} holds an adapter alone, made for {base}", why=why, hint=hint) from error
 
 
 def as_loaded(model: "str | Path | LoadedModel | nn.Module", *, with_head: bool) -> LoadedModel:
@@ -229,7 +307,7 @@ def _explained(name: str, local: bool) -> Generator[None]:
             raise Unreadable(
                 f"{name} has no safetensors weights",
                 why="pickled weights can run code when they are read",
-                hint="convert them to safetensors, or pass `allow_pickle=True` if you trust them",
+                hint="convert them to safetensors, or load them with `allow_pickle=True` if you trust them",
             ) from error
         if local:
             raise Unreadable(f"{name} cannot be loaded", why=first) from error

@@ -12,7 +12,24 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["LoadedModel", "short_name", "weights_digest", "with_padding"]
+__all__ = ["Adapter", "LoadedModel", "short_name", "valid_pad_id", "weights_digest", "with_padding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter of PEFT that a model has in its layers.
+
+    Attributes:
+        source: The name that it was loaded under; in a model at hand its name there, or several.
+        kind: PEFT's name of such adapters: `lora`, `ia3`.
+        made_for: The name of the base model that its configuration states.
+        files: `adapter_digest` of its files, where it was loaded from some.
+    """
+
+    source: str
+    kind: str
+    made_for: str | None = None
+    files: str | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -25,6 +42,7 @@ class LoadedModel:
         source: The name it was loaded under, or that it gives itself.
         digest: `weights_digest`'s.
         held: Whether it was at hand already: its weights may be those of no file.
+        adapter: The adapter that it has in its layers.
     """
 
     model: "PreTrainedModel"
@@ -35,6 +53,13 @@ class LoadedModel:
     revision: str | None
     digest: str
     held: bool = False
+    adapter: Adapter | None = None
+
+    @property
+    def source_and_adapter(self) -> str:
+        """The name it was loaded under, and that of its adapter: `gpt2 + my-adapter`."""
+        beside = self.adapter and self.adapter.source
+        return self.source if not beside or beside == self.source else f"{self.source} + {beside}"
 
     @property
     def config(self) -> Any:
@@ -42,9 +67,8 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token that batches are padded with: masked, so that any one does."""
-        own = None if self.tokenizer is None else self.tokenizer.pad_token_id
-        return own if own is not None else getattr(self.config, "pad_token_id", None) or 0
+        """The token that batches are padded with: masked, so that any one does that has an embedding."""
+        return valid_pad_id(self.model, None if self.tokenizer is None else self.tokenizer.pad_token_id)
 
     def reader(self) -> Any:
         """Returns the tokenizer, with which texts can be read.
@@ -55,7 +79,8 @@ class LoadedModel:
         if self.tokenizer is None:
             raise UsageError(
                 f"texts cannot be read without a tokenizer, and {self.name} came with none",
-                hint="load_model(model, tokenizer); or give token ids in place of texts",
+                hint="token ids in place of texts: `ids_column=COLUMN`, or lists of them in Python; or its tokenizer's "
+                "files beside its weights; of a model at hand load_model(model, tokenizer)",
             )
         return self.tokenizer
 
@@ -66,8 +91,16 @@ class LoadedModel:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return (
             f"Model({self.name!r}: {self.config.model_type}, {kind}, {layers} layers of {stacks[-1].n_heads} heads, "
-            f"d_model {stacks[-1].d_model}, {dtype} on {self.model.device})"
+            f"d_model {stacks[-1].d_model}, {dtype} on {self.model.device}"
+            f"{'' if self.adapter is None else f', adapter {self.adapter.source}'})"
         )
+
+
+def valid_pad_id(model: "PreTrainedModel", stated: int | None = None) -> int:
+    """Returns the token to pad with: the one stated, the config's, or 0. Some lie beyond the embeddings, or are -1."""
+    n_embeddings = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+    ids = (stated, getattr(model.config, "pad_token_id", None))
+    return next((token for token in ids if isinstance(token, int) and 0 <= token < n_embeddings), 0)
 
 
 def short_name(source: str) -> str:
@@ -91,7 +124,10 @@ def with_padding(tokenizer: Any) -> Any:
 
 
 def weights_digest(model: "nn.Module") -> str:
-    """Returns a 128-bit hash (XXH3) over every parameter's name, shape, dtype and bytes, in slices of bounded size."""
+    """Returns a 128-bit hash (XXH3) over every parameter's name, shape, dtype and bytes, in slices of bounded size.
+
+    Of adapters it covers as well which of them are at work, and how strongly.
+    """
     import torch
     import xxhash
 
@@ -103,7 +139,12 @@ def weights_digest(model: "nn.Module") -> str:
             bits = tensor.detach().reshape(-1).view(views[tensor.element_size()])
             for part in bits.split(_DIGEST_SLICE):
                 digest.update(part.cpu().numpy().data)
+    for name, module in model.named_modules():
+        at_work = {setting: getattr(module, setting) for setting in _OF_ADAPTERS if hasattr(module, setting)}
+        if "active_adapters" in at_work:
+            digest.update(f"{name} {type(module).__name__} {at_work}".encode())
     return digest.hexdigest()
 
 
 _DIGEST_SLICE = 16 << 20  # elements
+_OF_ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")  # no tensors, of PEFT's layers

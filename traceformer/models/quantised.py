@@ -60,17 +60,18 @@ def refuse_codes(tensors: Mapping[str, Tensor], what: str) -> None:
 def weights_of(module: Any) -> Float[Tensor, "d_in d_out"]:
     """Returns the weights that a linear module multiplies its input by, in float32.
 
-    Of a quantised module they are what it makes of the unit vectors, less what it makes of zero: whatever it holds,
-    and whatever it does with it.
+    Of any but a plain one (quantised, or with an adapter around it) they are what it makes of the unit vectors, less
+    what it makes of zero: whatever it holds, and whatever it does with it.
     """
     from transformers.pytorch_utils import Conv1D
 
     weight: Tensor = module.weight
-    if not holds_codes(weight):
+    if type(module) in (nn.Linear, Conv1D) and not holds_codes(weight):
         return (weight if isinstance(module, Conv1D) else weight.T).detach().float()
+    dtype = _computed_in(module) if holds_codes(weight) else weight.dtype
     with torch.inference_mode():
         # One vector at a time: such a module may round all vectors of a pass by the largest.
-        units = torch.eye(module.in_features, device=weight.device, dtype=_computed_in(module))
+        units = torch.eye(module.in_features, device=weight.device, dtype=dtype)
         rows = [module(unit[None])[0] for unit in (torch.zeros_like(units[0]), *units)]
     return torch.stack(rows[1:]).float() - rows[0].float()
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,15 +17,20 @@ from traceformer.shapes import Float, Float32, Int32
 from traceformer.store.dtypes import decode
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "StoredTensor",
+    "adapter_digest",
+    "check_index",
     "digest_of_model",
     "files_digest",
     "find_model_folder",
     "open_file",
     "open_folder",
     "read_config",
+    "read_json",
 ]
 
+ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -112,13 +117,10 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
         NotFound: the folder holds no safetensors weights.
         Unreadable: a file is damaged, or lacks a tensor that the index names.
     """
-    index: Mapping[str, str] | None = None
-    if (folder / _INDEX).is_file():
-        index = _read_json(folder / _INDEX).get("weight_map", {})
     found: dict[str, StoredTensor] = {}
     for path in _weight_files(folder):
         found |= open_file(path)[0]
-    missing = [name for name in index or {} if name not in found]
+    missing = [name for name in _weight_map(folder) if name not in found]
     if missing:
         raise Unreadable(f"{folder} lacks {missing[0]}", why=f"{_INDEX} names it")
     return found
@@ -133,7 +135,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / _CONFIG).is_file():
         raise NotFound(f"no {_CONFIG} in {folder}")
-    return _read_json(folder / _CONFIG)
+    return read_json(folder / _CONFIG)
 
 
 def files_digest(folder: Path) -> str:
@@ -143,7 +145,22 @@ def files_digest(folder: Path) -> str:
         NotFound: the folder holds no config, or no safetensors weights.
     """
     read_config(folder)
-    found = [(path, path.stat()) for path in (folder / _CONFIG, *_weight_files(folder))]
+    return _digest_of((folder / _CONFIG, *_weight_files(folder)))
+
+
+def adapter_digest(folder: Path) -> str:
+    """Returns `files_digest`'s hash over the configuration and the weights of an adapter, as its files hold them.
+
+    Raises:
+        NotFound: the folder holds no adapter.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise NotFound(f"no adapter in {folder}", why=f"there is no {ADAPTER_CONFIG}")
+    return _digest_of((folder / ADAPTER_CONFIG, *sorted(folder.glob("adapter_model.*"))))
+
+
+def _digest_of(paths: Sequence[Path]) -> str:
+    found = [(path, path.stat()) for path in paths]
     return _files_digest(tuple((path.absolute(), stat.st_size, stat.st_mtime_ns) for path, stat in found))
 
 
@@ -168,8 +185,10 @@ def digest_of_model(source: str, revision: str | None = None) -> str | None:
         return None
 
 
-def find_model_folder(source: str, revision: str | None = None) -> Path:
+def find_model_folder(source: str, revision: str | None = None, *, config: str = _CONFIG) -> Path:
     """Returns where a model of this name lies: a folder itself, a built-in model's, or a Hub model's in the cache.
+
+    It is known by its `config`; an adapter by ADAPTER_CONFIG.
 
     Raises:
         NotFound: it is none of these.
@@ -177,13 +196,13 @@ def find_model_folder(source: str, revision: str | None = None) -> Path:
     if source in BUILT_IN:
         return built_in_folder(source)
     folder = Path(source)
-    if (folder / _CONFIG).is_file():
+    if (folder / config).is_file():
         return folder
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(source, _CONFIG, revision=revision)
+        cached = try_to_load_from_cache(source, config, revision=revision)
     except HFValidationError:  # a path, so no name of the Hub
         cached = None
     if not isinstance(cached, str):
@@ -192,10 +211,7 @@ def find_model_folder(source: str, revision: str | None = None) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        names: set[str] = set(_read_json(folder / _INDEX).get("weight_map", {}).values())
-    else:
-        names = {_WEIGHTS}
+    names = set(_weight_map(folder).values()) or {_WEIGHTS}
     paths = [folder / name for name in sorted(names)]
     for path in paths:
         if not path.is_file():
@@ -203,7 +219,35 @@ def _weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def check_index(folder: Path) -> None:
+    """Makes sure that the index of a model's weights, if there is one, names files beside itself.
+
+    Raises:
+        Unreadable: it is no index, or names files elsewhere.
+    """
+    _weight_map(folder)
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    """The file in which each tensor lies, by the folder's index; empty where there is none."""
+    path = folder / _INDEX
+    if not path.is_file():
+        return {}
+    listed = read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise Unreadable(f"{path} lists no weights", why="it has no weight_map with the file of each tensor")
+    for name in listed.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+            raise Unreadable(f"{path} names {name!r}", why="the weights of a model lie in its own folder, as files")
+    return listed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        Unreadable: there is none in it.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

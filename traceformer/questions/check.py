@@ -29,7 +29,9 @@ def check(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
 ) -> "CheckResult | Probe":
     """Returns what is proved of a model: everything is recorded, and compared with what the model itself computes.
 
@@ -39,11 +41,14 @@ def check(
 
     Args:
         model: A loaded model, a folder, a Hub name, or the name of a family, for a tiny random model of it.
-        texts: Texts of different lengths; three sentences for None. Where they all lie on one side of a limit that the
-            model's config names (a window, the length it was first trained on), some as long and longer are added.
+        texts: Texts of different lengths; three sentences for None, or random tokens where there is no tokenizer. Where
+            they all lie on one side of a limit that the model's config names (a window, the length it was first trained
+            on), some as long and longer are added.
         dtype: What a model that is loaded here computes in; float32 proves most.
         device: Where such a model runs.
+        adapter: An adapter of PEFT for a model that is loaded here.
         revision: The commit, tag or branch of a model on the Hub.
+        allow_pickle: Whether the weights of a model that is loaded here may be pickled.
 
     Raises:
         NotFound, Unreadable, Unsupported: as `load_model` raises them.
@@ -69,11 +74,21 @@ def check(
     else:
         if not isinstance(model, LoadedModel):
             try:
-                model = load_model(str(model), revision=revision, device=device, dtype=dtype, with_head=True)
+                model = load_model(
+                    str(model),
+                    adapter=adapter,
+                    revision=revision,
+                    device=device,
+                    dtype=dtype,
+                    with_head=True,
+                    allow_pickle=allow_pickle,
+                )
             except NotFound as error:
                 near = difflib.get_close_matches(str(model), TINY, n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
-        checked, name, examples = model.model, model.name, _encode(model, texts or _TEXTS)
+        is_mute = model.tokenizer is None and not texts
+        examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
+        checked, name = model.model, model.name
     if checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name)
     examples, untested = straddling(checked, examples)

@@ -57,6 +57,7 @@ def heads(
     limit: int | None = None,
     split: str | None = None,
     text_column: TextColumn | None = None,
+    ids_column: str | None = None,
     targets: str | Path | Sequence[str] | None = None,
     seq_length: int | None = None,
     batch_size: int = 4,
@@ -76,6 +77,7 @@ def heads(
         limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
         split: Which part of a data set.
         text_column: The column of a data set that holds the text or its words, where it does not say; two for pairs.
+        ids_column: The column that holds token ids in place of texts.
         targets: One target per text, a list or file, for the decoder of an encoder-decoder; else only its encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         batch_size: Examples per forward pass.
@@ -99,7 +101,8 @@ def heads(
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
     length = seq_length or _SEQ_LENGTH
     if isinstance(texts, FileWindows | TrainingTexts):
-        for name, given in (("split", split), ("text_column", text_column), ("targets", targets)):
+        of_data_sets = {"split": split, "text_column": text_column, "ids_column": ids_column, "targets": targets}
+        for name, given in of_data_sets.items():
             if given is not None:
                 raise UsageError(f"`{name}` goes with a data set", why="a file in windows is one long text")
         reading = _windows(of, texts, seq_length, limit or _LIMIT)
@@ -112,6 +115,7 @@ def heads(
             targets,
             split=split,
             text_column=text_column,
+            ids_column=ids_column,
             limit=limit or (None if is_list else _LIMIT),
             max_seq_len=length,
             dec_max_len=length,
@@ -156,7 +160,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model)
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model_and_adapter)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -240,7 +244,7 @@ def _of_model(
         batches = batches_by_length(reading.rows, batch_size)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    return join_heads(tables, source=reading.source, model=loaded.source)
+    return join_heads(tables, source=reading.source, model=loaded.source_and_adapter)
 
 
 def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
@@ -267,7 +271,7 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         span = texts.corpus.validation
         starts = range(0, len(span) - length + 1, length)[:count]
         windows = [span.tokens(start, start + length).tolist() for start in starts]
-        tokens = loaded.tokenizer.convert_ids_to_tokens
+        tokens = loaded.reader().convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
     return _reading(loaded, rows, (stack,), str(texts))
 

@@ -1,11 +1,12 @@
 """The model that a run was recorded with, once it is known to be the same as then."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
 from traceformer.models.readout import Readout, open_readout, readout_of
-from traceformer.models.weights import files_digest, find_model_folder, read_config
+from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -
 
     Args:
         run: A run of a model that predicts a next token.
-        model: Where the model's folder is now; where the run says by default. Or the model itself.
+        model: Where the model's folder is now; where the run says by default. Or the model itself. An adapter that it
+            had changes neither, but has to be the same, too.
 
     Raises:
         NotFound: its folder is not there.
@@ -37,8 +39,22 @@ def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -
     return open_readout(folder, read_config(folder))
 
 
-def load_model_of(run: Run, *, device: str | None = None) -> "LoadedModel":
-    """Returns a run's model, loaded; on the processor by default.
+def load_model_of(
+    run: Run,
+    *,
+    model: str | Path | None = None,
+    adapter: str | None = None,
+    device: str | None = None,
+    allow_pickle: bool = False,
+) -> "LoadedModel":
+    """Returns a run's model, loaded, with the adapter that it had.
+
+    Args:
+        run: The run.
+        model: Where its folder is now; where the run says by default.
+        adapter: Where the adapter's folder is now, likewise.
+        device: The processor by default.
+        allow_pickle: Whether its weights may be pickled.
 
     Raises:
         NotFound: it is not where it was.
@@ -46,8 +62,18 @@ def load_model_of(run: Run, *, device: str | None = None) -> "LoadedModel":
     """
     from traceformer.models.load import load_model
 
-    source = str(run.about.model)
-    loaded = load_model(source, revision=run.about.revision, device=device or "cpu")
+    about = run.about
+    source = str(model or about.model)
+    if adapter is None and about.adapter is not None and about.adapter.get("source") != about.model:
+        adapter = _adapter_source(about.adapter)
+    loaded = load_model(
+        source,
+        adapter=adapter,
+        revision=about.revision if model is None else None,
+        device=device or "cpu",
+        dtype=about.model_dtype,
+        allow_pickle=allow_pickle,
+    )
     recorded = run.about.model_weights
     if loaded.digest != recorded:
         raise _changed(source, "weights", loaded.digest, recorded)
@@ -65,6 +91,12 @@ def _folder_of(run: Run, moved_to: str | Path | None) -> Path:
 
 
 def _check_unchanged(run: Run, folder: Path) -> None:
+    adapter = run.about.adapter
+    if adapter is not None:
+        source = _adapter_source(adapter)
+        now = adapter_digest(folder if source == run.about.model else _adapter_folder(source))
+        if now != adapter["files"]:
+            raise _changed(source, "adapter's files", now, adapter["files"])
     recorded: str | None = run.about.model_files
     if recorded is not None:
         what, now = "files", files_digest(folder)
@@ -77,6 +109,21 @@ def _check_unchanged(run: Run, folder: Path) -> None:
         what, now = "weights", load_model(str(folder), dtype=run.about.model_dtype).digest
     if now != recorded:
         raise _changed(str(folder), what, now, recorded)
+
+
+def _adapter_source(adapter: Mapping[str, str]) -> str:
+    if "files" not in adapter:
+        why = f"it was at hand with its adapter, {adapter.get('source')!r}"
+        raise NotFound("the model of this run lies in no folder", why=why, hint="`model=MODEL`, the model itself")
+    return adapter["source"]
+
+
+def _adapter_folder(source: str) -> Path:
+    try:
+        return find_model_folder(source, config=ADAPTER_CONFIG)
+    except NotFound as error:
+        hint = "`adapter=FOLDER` says where it is now"
+        raise NotFound(f"the adapter of this run is not at {source}", hint=hint) from error
 
 
 def _changed(where: str, what: str, now: str, recorded: str | None) -> ConfigurationChanged:

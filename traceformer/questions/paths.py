@@ -38,6 +38,7 @@ def paths(
     target_text: str | None = None,
     bos_token_id: int | None = None,
     device: str | None = None,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> Paths:
     """Returns the paths that lead to a token, best first: which tokens the model looked at, and which these looked at.
@@ -55,6 +56,7 @@ def paths(
         target_text: What an encoder-decoder's decoder reads: paths lead from there into the text.
         bos_token_id: At which tokens paths end; by default those that begin a text.
         device: Where a run's model is loaded, for value norms; the processor by default.
+        allow_pickle: Whether the weights of a run's model may be pickled.
         options: Fields of `PathOptions`: `top_beam`, `top_k`, `min_attn`, `agg_heads` ("mean", "max", "none", or a
             head's number), `length_norm`, `stop_at_bos`, `search` ("beam", "exact"), `weighting` ("attention",
             "rollout", "value-norm"), `exclude_self`, `exclude_sink`, `max_flow`; and `certify`, which is True here:
@@ -69,22 +71,22 @@ def paths(
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
-        traced = TracedModel(source.model, source.tokenizer, source.dims)
+        traced = TracedModel(source.model, source.reader(), source.dims)
         decoder_ids = None if target_text is None else traced.decoder_ids_of(target_text)
         number = -1 if layer is None else layer
         ids = traced.ids_of(example)
         return traced.trace(ids, [to], number, chosen, bos_token_id=bos_token_id, decoder_input_ids=decoder_ids)[0]
     if target_text is not None:
         raise UsageError("a target text goes with a model", why="a run has texts of its own")
-    weights = _output_weights(source, device) if chosen.weighting == "value-norm" else None
+    weights = _output_weights(source, device, allow_pickle) if chosen.weighting == "value-norm" else None
     return trace_stored(
         source, example, [to], layer, chosen, stack=stack, bos_token_id=bos_token_id, output_weights=weights
     )[0]
 
 
-def _output_weights(run: Run, device: str | None) -> OutputWeights:
+def _output_weights(run: Run, device: str | None, allow_pickle: bool) -> OutputWeights:
     """W_O of the model that a run was made with, found where it was found then."""
-    loaded = load_model_of(run, device=device)
+    loaded = load_model_of(run, device=device, allow_pickle=allow_pickle)
 
     def read(stack: Stack, attention: Attention, layer: int) -> Float[np.ndarray, "head d_head d_model"]:
         return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)

@@ -107,7 +107,7 @@ def fit_directions(
     about = {
         "site": specs[runs[0]].key.site,
         "position": position,
-        "model": runs[0].about.model,
+        "model": runs[0].about.model_and_adapter,
         "model_weights": digests[0],
         "examples": [sum(run.n for run in kind) for kind in kinds],
     }

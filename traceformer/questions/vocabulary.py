@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceformer.errors import NotFound
+from traceformer.models.tokenizer import vocabulary_in
 from traceformer.models.weights import find_model_folder
 from traceformer.sites import Stack
 from traceformer.store.run import Run
@@ -53,13 +54,11 @@ def token_texts(run: Run, model: "str | Path | LoadedModel | None" = None) -> Ca
 
 def _vocabulary(model: "str | Path | LoadedModel", revision: str | None) -> dict[int, str]:
     if isinstance(model, str | Path):
-        from tokenizers import Tokenizer
-
         try:
-            path = find_model_folder(str(model), revision) / "tokenizer.json"
+            folder = find_model_folder(str(model), revision)
         except NotFound:
             return {}
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else {}
+        vocabulary = vocabulary_in(folder)
     else:
         vocabulary = {} if model.tokenizer is None else model.tokenizer.get_vocab()
     return {token_id: token for token, token_id in vocabulary.items()}

@@ -99,6 +99,7 @@ class RunMeta:
         kind: `generation`, or None for texts that were read.
         model: Where the model came from: a name on the Hub, a folder.
         model_files: The digest of its files.
+        adapter: What it had in its layers: `source`, `kind`, and where it came from files `made_for` and `files`.
         num_layers, num_heads, head_dim: Of the encoder, if there is one.
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
@@ -125,6 +126,7 @@ class RunMeta:
     model_type: str | None = None
     revision: str | None = None
     model_files: str | None = None
+    adapter: Mapping[str, str] | None = None
     arch: Arch | None = None
     n_examples: int | None = None
     num_layers: int | None = None
@@ -181,6 +183,12 @@ class RunMeta:
         known = {name: _plain(getattr(self, name)) for name in _FIELDS}
         stated = {name: value for name, value in known.items() if name in always or value not in (None, {})}
         return stated | {name: value for name, value in self.other.items() if name not in stated}
+
+    @property
+    def model_and_adapter(self) -> str | None:
+        """The model's name, and that of the adapter that it had: `gpt2 + my-adapter`."""
+        beside = self.adapter and self.adapter.get("source")
+        return self.model if self.model is None or not beside or beside == self.model else f"{self.model} + {beside}"
 
     def dims_of(self, stack: Stack) -> Dims:
         """Returns the sizes of a stack, of which the run may state none."""
@@ -292,6 +300,7 @@ _FACTS: Mapping[str, Callable[[Any], Any]] = {
 }
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("run_id", "kind", "model", "model_name", "model_type", "revision", "model_files"), _text),
+    "adapter": _text_by_name,
     "arch": _arch,
     **dict.fromkeys(("n_examples", "num_layers", "num_heads", "head_dim"), _whole),
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),

@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from traceformer.errors import NotFound, Unreadable, UsageError
 
 __all__ = [
     "Example",
+    "Ids",
+    "IdsColumn",
     "ListRows",
     "MakeExample",
     "Pair",
@@ -36,11 +39,18 @@ __all__ = [
 
 Row: TypeAlias = Mapping[str, Any]
 
-TextColumn: TypeAlias = str | tuple[str, str]
-"""The column of texts, or of lists of words; or the two columns of pairs of texts, `a,b` for short."""
 
-TextList: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]]
-"""Texts, pairs of texts (tuples), or texts in words (lists)."""
+class IdsColumn(NamedTuple):
+    """The column of token ids: lists of whole numbers, or strings of them."""
+
+    name: str
+
+
+TextColumn: TypeAlias = str | tuple[str, str] | IdsColumn
+"""The column of texts, or of lists of words; or the two columns of pairs of texts, `a,b` for short; or of token ids."""
+
+TextList: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]] | Sequence[Sequence[int]]
+"""Texts, pairs of texts (tuples), texts in words (lists), or texts in token ids (lists)."""
 
 # In the order in which they are looked for in a user's data.
 _ID_COLUMNS = ("example_id", "id")
@@ -69,8 +79,19 @@ class Words(NamedTuple):
         return " ".join(self.words)
 
 
-Reading: TypeAlias = str | Pair | Words
-"""What a tokenizer is given."""
+class Ids(NamedTuple):
+    """A text that came as token ids, which a model reads as they are, without a tokenizer."""
+
+    ids: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The numbers: what they say only a tokenizer knows."""
+        return " ".join(map(str, self.ids))
+
+
+Reading: TypeAlias = str | Pair | Words | Ids
+"""What a tokenizer is given, or what it would have made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +100,15 @@ class Example:
 
     `index` is the row number in the split; blank texts are left out, so indices may have gaps.
     `extra` is what the data set adds: labels, answerKey, upos, head ... Its keys are the same for all examples of
-    a source, with None where a row says nothing. `parts` are what `text` was put together from: a pair, or words.
+    a source, with None where a row says nothing. `parts` are what `text` was put together from: a pair, words, or
+    token ids.
     """
 
     example_id: str
     index: int
     text: str
     extra: Mapping[str, Any]
-    parts: Pair | Words | None = None
+    parts: Pair | Words | Ids | None = None
 
     @property
     def reading(self) -> Reading:
@@ -134,7 +156,7 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """A list of texts, of pairs or of lists of words as rows."""
+    """A list of texts, of pairs or of lists of words or token ids as rows."""
 
     label = "the list of texts"
     columns = ("text",)
@@ -195,13 +217,15 @@ def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn 
     """Returns the function that makes examples of rows whose text is in one column, or that are pairs of two.
 
     Without `text_column` the text is in `text`, or in the only column there is; it may be a list of words. With
-    `own_ids` a column `example_id` or `id` names the examples. All other columns become `extra`.
+    `own_ids` a column `example_id` or `id` names the examples. All other columns become `extra`. Token ids are read
+    of an `IdsColumn` only.
 
     Raises:
         NotFound: no such column.
         UsageError: several columns, and none is called `text`; or more than two are named.
     """
     text_names = _text_columns(rows, text_column)
+    read = _ids if isinstance(text_column, IdsColumn) else _reading
     for text_name in text_names:
         if text_name not in rows.columns:
             raise NotFound(
@@ -212,7 +236,7 @@ def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn 
         id_name = None
 
     def make(row: Row, index: int) -> Example:
-        readings = [_reading(row.get(text_name), text_name, rows, index) for text_name in text_names]
+        readings = [read(row.get(text_name), text_name, rows, index) for text_name in text_names]
         reading = readings[0] if len(readings) == 1 else _paired(readings, text_names, rows, index)
         text, parts = (reading, None) if isinstance(reading, str) else (reading.text, reading)
         extra = {column: value for column, value in row.items() if column not in (*text_names, id_name)}
@@ -229,6 +253,8 @@ def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn 
 def _text_columns(rows: Rows, text_column: TextColumn | None) -> tuple[str, ...]:
     if text_column is None:
         return (_only_text_column(rows),)
+    if isinstance(text_column, IdsColumn):
+        return (text_column.name,)
     if isinstance(text_column, tuple):
         return text_column
     names = tuple(name.strip() for name in text_column.split(","))
@@ -253,7 +279,26 @@ def _reading(value: Any, column: str, rows: Rows, index: int) -> Reading:
         if not strays and len(parts) == 2:
             return Pair(*parts)
         found = f"a list with {_kind(strays[0])}" if strays else f"a tuple of {len(parts)} texts (a pair has two)"
-    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be")
+    numbers = isinstance(value, list) and all(isinstance(part, int) for part in value)
+    hint = f"`ids_column={column}`, if these are token ids" if numbers else ""
+    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be", hint=hint)
+
+
+def _ids(value: Any, column: str, rows: Rows, index: int) -> Ids:
+    """Returns the token ids in a cell: a list of them, or a string with spaces or commas between them."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\[?[\d\s,]*\]?\s*", value):
+        return Ids(tuple(int(number) for number in re.findall(r"\d+", value)))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        numbers: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
+        strays = [each for each in numbers if not isinstance(each, int) or isinstance(each, bool) or each < 0]
+        if not strays:
+            return Ids(tuple(numbers))
+        found = f"{strays[0]!r}"
+    else:
+        found = repr(value)[:40] if isinstance(value, str) else _kind(value)
+    raise Unreadable(
+        f"{rows.where(index)}: {found} where the token ids {column!r} should be", why="they are whole numbers from 0"
+    )
 
 
 def _kind(value: Any) -> str:
@@ -284,7 +329,7 @@ def _only_text_column(rows: Rows) -> str:
     )
 
 
-_KINDS: Mapping[type, str] = {str: "a text", Pair: "a pair of texts", Words: "a list of words"}
+_KINDS: Mapping[type, str] = {str: "a text", Pair: "a pair of texts", Words: "a list of words", Ids: "token ids"}
 
 
 def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int | None) -> TextSource:

@@ -9,7 +9,16 @@ from pathlib import Path
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
 from traceformer.filenames import readable_name
 from traceformer.texts import files, hub
-from traceformer.texts.examples import ListRows, Rows, TextColumn, TextList, TextSource, example_maker, select
+from traceformer.texts.examples import (
+    IdsColumn,
+    ListRows,
+    Rows,
+    TextColumn,
+    TextList,
+    TextSource,
+    example_maker,
+    select,
+)
 from traceformer.texts.lines import Lines
 from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
 
@@ -141,8 +150,10 @@ def _load_list(texts: TextList, wanted: str | None, limit: int | None, text_colu
             raise UsageError(f"`{name}` does not apply to a list of texts")
     if len(texts) == 0:
         raise UsageError("no text to read", why="the list is empty")
+    first = texts[0]
+    in_ids = not isinstance(first, str) and len(first) > 0 and isinstance(first[0], int)
     rows = ListRows(texts)
-    make = example_maker(rows, "texts", "all", text_column="text", own_ids=False)
+    make = example_maker(rows, "texts", "all", text_column=IdsColumn("text") if in_ids else "text", own_ids=False)
     return replace(select(rows, make, name="texts", split="all", limit=limit), dataset="a list of texts")
 
 

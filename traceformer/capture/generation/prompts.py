@@ -54,7 +54,7 @@ def read_prompts(model: LoadedModel, prompts: Prompts, *, max_tokens: int) -> li
     named = [(each.name, prompt) for each in prompts.sets for prompt in each.prompts]
     texts = [_in_template(model, prompt.text) if prompts.chat else prompt.text for _, prompt in named]
     # A template brings its own special tokens.
-    inputs = model.tokenizer(texts, add_special_tokens=not prompts.chat, return_attention_mask=False, verbose=False)
+    inputs = model.reader()(texts, add_special_tokens=not prompts.chat, return_attention_mask=False, verbose=False)
     encoder = Encoder(model, "auto", max_target_tokens=64)  # there are no targets
     found: dict[str, ReadPrompt] = {}
     for (name, prompt), text, ids in zip(named, texts, inputs["input_ids"], strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models.loaded import LoadedModel
+from traceformer.models.loaded import LoadedModel, valid_pad_id
 
 __all__ = ["Choosing", "Sampling", "choosing_of"]
 
@@ -182,7 +182,9 @@ def _settings(loaded: LoadedModel, config: GenerationConfig, sampling: Sampling)
         "top_p": 1.0 if greedy or sampling.top_p is None else sampling.top_p,
         "num_beams": sampling.num_beams,
         "num_return_sequences": sampling.num_return_sequences,
-        "pad_token_id": loaded.pad_id if config.pad_token_id is None else config.pad_token_id,
+        "pad_token_id": valid_pad_id(
+            loaded.model, loaded.pad_id if config.pad_token_id is None else config.pad_token_id
+        ),
         "return_dict_in_generate": True,
         "output_attentions": False,
         "output_hidden_states": False,

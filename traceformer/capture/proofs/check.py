@@ -32,6 +32,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
+from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
 
@@ -275,9 +276,9 @@ def _scores_of(scene: Scene) -> Iterator[Tensor]:
 
 def batch_of(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
     rows = [Encoded({stack: list(ids) for stack, ids in example.items()}, {}, None) for example in examples]
-    pad_id = getattr(model.config, "pad_token_id", None) or 0
-    # Position ids are left to the model: padding on the right shifts none, and some families take none.
-    return pad(rows, pad_id, str(model.device), with_positions=False)
+    # Padding is never looked at. Position ids are left to the model: padding on the right shifts none, and some
+    # families take none.
+    return pad(rows, valid_pad_id(model), str(model.device), with_positions=False)
 
 
 def _scenes(
