@@ -147,7 +147,9 @@ def texts(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
                 columns = [*rows[0]]
                 column = "text" if "text" in columns else None
                 lines = [row.get(column) for row in rows] if column else found
-            if found != [line for line in (line and line.removesuffix("\r") for line in lines) if line and line.strip()]:
+            if found != [
+                line for line in (line and line.removesuffix("\r") for line in lines) if line and line.strip()
+            ]:
                 return f"{name} has other texts"
     return ""
 

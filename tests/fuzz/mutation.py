@@ -26,7 +26,21 @@ _ODD: tuple[Any, ...] = (
 )
 _WORDS = (
     *("0", "-1", "1.5", "1e400", "nan", "inf", "-", "--", "", " ", ",", "0-", "5-3", "0,,1", "L5H3", "l0h0", "L-1H2"),
-    *("latest", "..", "/", ".", "a" * 300, "\u200b", "\udc80", "é", "０", "²", "L０H²", "99999999999999999999", "0-99999"),
+    *(
+        "latest",
+        "..",
+        "/",
+        ".",
+        "a" * 300,
+        "\u200b",
+        "\udc80",
+        "é",
+        "０",
+        "²",
+        "L０H²",
+        "99999999999999999999",
+        "0-99999",
+    ),
     *("dec.self.q", "attn_pattern", "hidden", "all", "None", "True", "[0]", "0x10", "1_000", "+1", "~", "*", "'", '"'),
 )
 
@@ -168,7 +182,10 @@ def _npy(data: bytes, random: Random) -> bytes:
     header = data[10 : 10 + length].decode("latin-1")
     old, new = random.choice(
         (
-            ("'<f4'", random.choice(("'<f8'", "'<f2'", "'O'", "'V9'", "'<U5'", "'<c8'", "'<M8[s]'", "'q'", "[('a','<f4')]"))),
+            (
+                "'<f4'",
+                random.choice(("'<f8'", "'<f2'", "'O'", "'V9'", "'<U5'", "'<c8'", "'<M8[s]'", "'q'", "[('a','<f4')]")),
+            ),
             ("False", random.choice(("True", "None", "1", "[]"))),
             ("(", random.choice(("(2, ", "(-1, ", "(99999999999, ", "('a', ", "[", "((), ", "(1e9, ", "(True, "))),
             ("'shape'", random.choice(("'sharp'", "b'shape'", "1"))),
@@ -224,7 +241,9 @@ def _lines(data: bytes, random: Random) -> bytes:
         case 2:
             lines[at] = line.rstrip(b"\n")
         case 3:
-            lines[at] = random.choice((b"\n", b"\x00\n", b"\xe2\x80\x8b\n", b'"\n', b"\r", b",\n", b"\t\n", b"# x = 1\n"))
+            lines[at] = random.choice(
+                (b"\n", b"\x00\n", b"\xe2\x80\x8b\n", b'"\n', b"\r", b",\n", b"\t\n", b"# x = 1\n")
+            )
         case _:
             separator = random.choice((b",", b"\t", b" "))
             cells = line.rstrip(b"\n").split(separator)

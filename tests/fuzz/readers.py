@@ -91,9 +91,7 @@ def _import(folder: Path) -> Any:
     run = import_run(folder / "files", out=folder / "out")
     return {
         **{f"{row} text": run.text(row) for row in range(run.n)},
-        **{
-            f"{row} {spec.key}": np.array(run.get(row, spec.key)) for row in range(run.n) for spec in run.layout.arrays
-        },
+        **{f"{row} {spec.key}": np.array(run.get(row, spec.key)) for row in range(run.n) for spec in run.layout.arrays},
     }
 
 

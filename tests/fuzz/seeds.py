@@ -50,7 +50,9 @@ def _run(folder: Path) -> None:
 
 def _encdec_run(folder: Path) -> None:
     arrays = tuple(runs.spec(key) for key in ("enc.hidden", "dec.cross.attn_pattern", "dec.self.q", "dec.cross.k"))
-    runs.write(folder / "run", runs.plan("encdec", arrays, n_examples=3, longest={"enc": 9, "dec": 5}, shard_examples=2))
+    runs.write(
+        folder / "run", runs.plan("encdec", arrays, n_examples=3, longest={"enc": 9, "dec": 5}, shard_examples=2)
+    )
 
 
 def _unfinished_run(folder: Path) -> None:
