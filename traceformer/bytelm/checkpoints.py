@@ -27,7 +27,7 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
     """Makes the folder ready: empty but for `state`, or holding what was begun with the same one.
 
     Raises:
-        RunExists: it is not empty, and neither `resume` nor `overwrite` is meant.
+        RunExists: it is not empty, and neither `resume` nor `overwrite` is meant, or it is no training's.
         ConfigurationChanged: it was begun with another state.
     """
     checkpoints = folder / "checkpoints"
@@ -47,7 +47,14 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
             raise RunExists(
                 f"{folder} is not empty", hint="`resume=True` goes on with it, `overwrite=True` begins again"
             )
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if not begun.is_file() and (checkpoints.exists() or not (folder / "training.json").is_file()):
+            raise RunExists(
+                f"{folder} is not empty, and no training's",
+                why="nothing in it is replaced",
+                hint="choose another `out`",
+            )
+        for path in checkpoints.glob("checkpoint-*"):
+            shutil.rmtree(path)
     checkpoints.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 

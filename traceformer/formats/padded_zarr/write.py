@@ -25,6 +25,7 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
+from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
@@ -50,8 +51,12 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
 
 
 def _refuse_existing(folder: Path, options: ExportOptions) -> None:
+    check_place(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    others = [path.name for path in folder.iterdir() if path.name not in (META, TOKENS) and path.suffix != ".zarr"]
+    if others and recognises(folder / META):
+        raise RunExists(f"{folder} holds what is not its own: {', '.join(sorted(others)[:3])}", hint="move that away")
     if not recognises(folder / META):
         raise RunExists(f"{folder} is there already, and is something else", hint="`folder` names another folder")
     refuse_to_replace(folder, overwrite=options.overwrite)
