@@ -49,7 +49,6 @@ class Reader:
 
 def _read_run(folder: Path) -> dict[str, Any]:
     from traceformer.cli.summary import summarise
-    from traceformer.questions.heads import heads
     from traceformer.store.folders import list_runs
     from traceformer.store.run import Run
     from traceformer.store.verification import verify_folder
@@ -71,8 +70,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
         if not spec.site.is_matrix:
             layer = spec.layers[0] if spec.layers else None
             found[f"all {spec.key}"] = np.array(run.activations(str(spec.key), layer=layer))
-    if any(spec.key.site == "attn_pattern" for spec in run.layout.arrays):
-        _or_error(lambda: heads(run).to_frame())
     return found
 
 

@@ -1,4 +1,4 @@
-"""Valid files of every kind that is read, made by the product itself, or as the code that it reads files of wrote them."""
+"""Valid files of every kind that is read, made by the product, or as the code did whose files it reads."""
 
 import json
 import shutil
@@ -34,18 +34,19 @@ def write(name: str, folder: Path) -> None:
 
 @cache
 def _recorded() -> Run:
-    """A decoder's run in memory: every site, two layers."""
+    """A decoder's run in memory, of two layers."""
     import tempfile
 
     from traceformer.capture.extract import record
 
     with tempfile.TemporaryDirectory() as place:
         write_tiny_model(Path(place) / "model", "gpt2", n_layer=2)
-        return record(str(Path(place) / "model"), list(TEXTS), "all", shard_examples=2)
+        return record(str(Path(place) / "model"), list(TEXTS), "attn qkv resid hidden internals", shard_examples=2)
 
 
 def _run(folder: Path) -> None:
-    _recorded().save(folder / "run")
+    arrays = tuple(runs.spec(key) for key in ("dec.self.attn_pattern", "dec.self.k", "dec.hidden"))
+    runs.write(folder / "run", runs.plan("dec", arrays, n_examples=3, longest={"dec": 9}, shard_examples=2))
 
 
 def _encdec_run(folder: Path) -> None:
@@ -56,7 +57,7 @@ def _encdec_run(folder: Path) -> None:
 
 
 def _unfinished_run(folder: Path) -> None:
-    runs.begin(folder / "run", 2, runs.plan(arrays=runs.FEW, n_examples=7, longest={"dec": 9}, shard_examples=2))
+    runs.begin(folder / "run", 2, runs.plan(arrays=runs.FEW[::2], n_examples=7, longest={"dec": 9}, shard_examples=2))
 
 
 def _exported(folder: Path, format: str, **options: str | bool) -> None:
@@ -179,7 +180,7 @@ def _words(folder: Path) -> None:
 
 
 def _commands(folder: Path) -> None:
-    _run(folder)
+    _recorded().save(folder / "run")
     _directions(folder)
     _head_tables(folder)
 

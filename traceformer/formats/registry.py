@@ -24,7 +24,8 @@ from traceformer.formats.transformer_lens import write as write_transformer_lens
 from traceformer.formats.whole import remove_leftovers
 from traceformer.progress import OnStep, steps_watched
 from traceformer.store.files import free_space
-from traceformer.store.locks import refuse_existing
+from traceformer.store.locks import final_folder, refuse_existing
+from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 
 __all__ = ["FORMATS", "READABLE", "Format", "Reads", "Writes", "export", "files_of", "import_run", "named"]
@@ -172,7 +173,8 @@ def import_run(
     if out is not None:
         if not str(out):
             raise UsageError("the run's folder has no name", hint="`out` names it")
-        refuse_existing(Path(out), overwrite)
+        check_place(Path(out))
+        refuse_existing(final_folder(Path(out)), overwrite)
     readers = READABLE if format is None else {format: _reader(format)}
     found = files_of(files, readers)
     reader = _recognised(found) if format is None else readers[format]

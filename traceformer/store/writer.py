@@ -50,7 +50,7 @@ from traceformer.store.locks import (
     unfinished_folder,
 )
 from traceformer.store.meta import RunMeta
-from traceformer.store.replacing import check_unfinished, is_run, remove_run
+from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
 from traceformer.store.shards import is_written_directly, write_shard
 from traceformer.store.tables import encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
@@ -149,6 +149,7 @@ class RunWriter:
             ConfigurationChanged: another writer began the run differently; also with `overwrite`.
         """
         _check_writer(writer)
+        check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with claiming(unfinished):
@@ -190,6 +191,7 @@ class RunWriter:
             RunExists: a finished run is at `folder`, or another process is writing.
         """
         _check_writer(writer)
+        check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         if not (unfinished / META).exists():
             refuse_existing(final, overwrite=False)
