@@ -127,12 +127,12 @@ def _read_path_traces(folder: Path) -> Any:
     from traceformer.formats.results.path_traces import load_trace
     from traceformer.viewer.payloads import paths_payload
 
-    for path in sorted(folder.iterdir()):
-        found = _or_error(lambda own=path: load_trace(own))
+    read = {path.name: _or_error(lambda own=path: load_trace(own)) for path in sorted(folder.iterdir())}
+    for found in read.values():
         if not isinstance(found, Exception):
             found.to_json(), repr(found), found.to_frame()
             _or_error(lambda own=found: paths_payload(own.to_json()))
-    return None
+    return read
 
 
 def _read_prompts(folder: Path) -> Any:

@@ -38,5 +38,5 @@ def load_trace(path: str | Path) -> Paths:
         return Paths.from_json(data)
     except FileNotFoundError as error:
         raise NotFound(f"no file {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, UsageError) as error:
+    except (ValueError, RecursionError) as error:  # UsageError is a ValueError, too; so are numbers of 5000 digits
         raise Unreadable(f"{path} is no trace.json", why=str(error)) from error
