@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import NAMED_FOLDER, count
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
