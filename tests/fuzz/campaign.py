@@ -1,7 +1,7 @@
 """A campaign: `python -m tests.fuzz.campaign --inputs 100000 --seed N` damages files and reads them, reader by reader.
 
 1. The seeds of every reader are written once; an input is its number: the same seed and number damage the same.
-2. Inputs are read in a process of their own, which may use 10 seconds and 2 GiB for one. What ends it is a finding.
+2. Inputs are read in a process of their own, which may use 10 seconds of processor and 2 GiB for one. What ends it is a finding.
 3. An outcome is an answer, a TraceformerError, or a finding: any other error, a wrong answer, too much time or memory.
 4. Counts are printed per reader, and of each kind of finding the first; the exit code is 1 if there was any.
 
@@ -12,6 +12,7 @@ import argparse
 import collections
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -75,15 +76,16 @@ def outcome(reader: Reader, seeds: Path, place: Path, random: Random, intact: An
 
     try:
         reader.change(place, random)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         read = reader.read(place)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > BYTES >> 11:
             return f"more than {BYTES >> 31} GiB of memory"
         wrong = reader.judge(place, seeds, read, intact)
         if wrong:
-            return f"a wrong answer: {wrong}"
+            quoted = re.compile(r"'.*'|\d+")
+            return f"a wrong answer: {quoted.sub('...', wrong)[:80]}"
         parts = read.values() if isinstance(read, dict) else ()
         return "refused" if any(isinstance(part, TraceformerError) for part in parts) else "answered"
     except TraceformerError as error:
@@ -96,7 +98,7 @@ def outcome(reader: Reader, seeds: Path, place: Path, random: Random, intact: An
             traceback.print_exc()
         return _named(error)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if not told:
             _restore(seeds, place)
 
@@ -127,7 +129,7 @@ def _restore(seeds: Path, place: Path) -> None:
 
 def prepare_process() -> None:
     """Limits what this process may use; what an input may use comes on top of what is loaded already."""
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     warnings.simplefilter("ignore")
     sizes = Path("/proc/self/statm").read_text().split()
     used = int(sizes[0]) * resource.getpagesize()

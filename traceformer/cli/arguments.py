@@ -86,7 +86,7 @@ def parse_head(layer: int | None, head: str | None) -> tuple[int | None, int | N
     """
     if head is None:
         return layer, None
-    match = re.fullmatch(r"(?:[Ll](\d+))?[Hh]?(\d+)", head)
+    match = re.fullmatch(r"(?:(?:[Ll](\d+))?[Hh])?(\d+)", head)
     if not match:
         raise SelectionError(f"cannot read the head {head!r}", hint="--head L5H3, or --layer 5 --head 3")
     if match[1] is None:

@@ -18,6 +18,7 @@ from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.formats.whole import appearing_whole
 from traceformer.models.weights import open_file
+from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32, Shaped
 from traceformer.store.files import free_space
 
@@ -90,7 +91,7 @@ def _read_safetensors(path: Path) -> _Found:
 def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a file of ours says."""
     try:
-        about = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+        about = {name: parse_json(value) for name, value in metadata.items() if name != "format"}
     except ValueError as error:
         raise Unreadable(f"{path}: its metadata is not what `vectors fit` writes", why=str(error)) from error
     quality = about.get("quality", {})
