@@ -1,7 +1,8 @@
 """A campaign: `python -m tests.fuzz.campaign --inputs 100000 --seed N` damages files and reads them, reader by reader.
 
 1. The seeds of every reader are written once; an input is its number: the same seed and number damage the same.
-2. Inputs are read in a process of their own, which may use 10 seconds of processor and 2 GiB for one. What ends it is a finding.
+2. Inputs are read in a process of their own, which may use 10 seconds of processor and 2 GiB for one. What ends it is
+   a finding.
 3. An outcome is an answer, a TraceformerError, or a finding: any other error, a wrong answer, too much time or memory.
 4. Counts are printed per reader, and of each kind of finding the first; the exit code is 1 if there was any.
 
