@@ -151,7 +151,11 @@ def _changed(tree: Any, random: Random) -> Any:
 
 
 def _places(tree: Any, path: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], Any]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree[:40]) if isinstance(tree, list) else ()
+    # Of a list that is deep already, the outer ones are enough.
+    inside = len(path) < 60
+    items = (
+        tree.items() if isinstance(tree, dict) else enumerate(tree[:40]) if isinstance(tree, list) and inside else ()
+    )
     return [place for key, own in items for place in (((*path, key), own), *_places(own, (*path, key)))]
 
 
