@@ -148,7 +148,7 @@ def _work(name: str, seeds: Path, seed: str, first: int, last: int, seconds: flo
     prepare_process()
     told = os.fdopen(os.dup(1), "w")
     for number in range(first, last):
-        if time.monotonic() > ends:
+        if number and time.monotonic() > ends:  # each reader gets one at least
             break
         print(number, file=told, flush=True)
         kind = outcome(reader, seeds, place, Random(f"{seed}/{name}/{number}"), intact)
@@ -158,7 +158,7 @@ def _work(name: str, seeds: Path, seed: str, first: int, last: int, seconds: flo
 def _inputs(name: str, seeds: Path, seed: str, count: int, seconds: float) -> Iterator[tuple[int, str]]:
     """Yields what became of every input; a process that an input ends is followed by another."""
     first, ends = 0, time.monotonic() + seconds
-    while first < count and time.monotonic() < ends:
+    while first < count and (not first or time.monotonic() < ends):
         command = [sys.executable, "-m", "tests.fuzz.campaign", "--reader", name, "--seed", seed, "--seeds", str(seeds)]
         command += ["--inputs", f"{count}", "--first", f"{first}", "--seconds", f"{ends - time.monotonic()}", "--work"]
         process = subprocess.Popen(
