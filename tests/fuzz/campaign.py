@@ -12,6 +12,7 @@
 import argparse
 import collections
 import json
+import math
 import os
 import re
 import resource
@@ -186,13 +187,13 @@ def _inputs(name: str, seeds: Path, seed: str, count: int, seconds: float) -> It
 
 
 class _Watch:
-    """Kills a process that says nothing for a minute: it hangs where Python cannot interrupt it."""
+    """Kills a process that has begun, and says nothing for two minutes: it hangs where Python cannot interrupt it."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         import threading
 
         self.killed = False
-        self._process, self._last, self._done = process, time.monotonic(), threading.Event()
+        self._process, self._last, self._done = process, math.inf, threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
     def seen(self) -> None:
