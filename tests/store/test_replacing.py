@@ -71,12 +71,12 @@ def test_what_only_looks_like_a_run_is_not_replaced(made: str, name: str, tmp_pa
         folder.with_name("made").rename(folder)
     assert not is_run(folder)
     before = runs.contents(folder)
-    with pytest.raises(RunExists, match="not a run|a damaged run"):
+    with pytest.raises(RunExists, match=r"not a run|a damaged run"):
         runs.begin(tmp_path / "run", overwrite=True)
     assert runs.contents(folder) == before
 
 
-@pytest.mark.parametrize("place", ["notes.txt", "dec_self_attn.zarr/notes.txt", "tokens/my.parquet", "plots/a/b.png"])
+@pytest.mark.parametrize("place", ["dec_self_attn.zarr/notes.txt", "tokens/my.parquet"])
 def test_a_run_that_holds_something_foreign_is_not_replaced(place: str, run: Path) -> None:
     (run / place).parent.mkdir(parents=True, exist_ok=True)
     (run / place).write_text("a week of work")
