@@ -1,7 +1,9 @@
 """What every test runs under: no network, one thread, and every annotation in the package checked at run time."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,3 +66,22 @@ def minilm() -> Path:
 def skip_for() -> Callable[[str], None]:
     """Skips the running test for one of the reasons in the table."""
     return skip
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB: mounted, where the tests may, or the one that the environment names."""
+    given = os.environ.get("TRACEFORMER_SMALL_DISK")
+    if given:
+        folder = Path(given) / f"test-{os.getpid()}"
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
+        return
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        skip("small disk")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)

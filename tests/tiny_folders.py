@@ -29,6 +29,23 @@ def _tokenizer_json(ends_with_eos: bool) -> str:
     return tokenizer.to_str()
 
 
+def write_tiny_model(folder: Path, family: str, *, seed: int = 0, **changes: Any) -> None:
+    """Writes a family's tiny random model, and its tokenizer, as `save_pretrained` does."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from traceformer.models.tiny import tiny_model
+
+    tiny_model(family, seed=seed, **changes).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json(family in ENDS_WITH_EOS)),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Returns the folder of a family's tiny random model, made once per session and set of changes."""
@@ -37,21 +54,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     def folder(family: str, *, seed: int = 0, **changes: Any) -> Path:
         key = (family, seed, repr(sorted(changes.items())))
         if key not in made:
-            from tokenizers import Tokenizer
-            from transformers import PreTrainedTokenizerFast
-
-            from traceformer.models.tiny import tiny_model
-
-            path = tmp_path_factory.mktemp("models") / f"tiny-{family}"
-            tiny_model(family, seed=seed, **changes).save_pretrained(path)
-            PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(_tokenizer_json(family in ENDS_WITH_EOS)),
-                pad_token="<pad>",
-                bos_token="<s>",
-                eos_token="</s>",
-                unk_token="<unk>",
-            ).save_pretrained(path)
-            made[key] = path
+            made[key] = tmp_path_factory.mktemp("models") / f"tiny-{family}"
+            write_tiny_model(made[key], family, seed=seed, **changes)
         return made[key]
 
     return folder

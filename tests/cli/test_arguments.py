@@ -46,7 +46,7 @@ def test_a_head_is_read_however_it_is_written(layer: int, head: int) -> None:
     assert parse_head(None, str(head)) == (None, head)
 
 
-@pytest.mark.parametrize("head", ["", "L5", "H", "5.3", "L5 H3", "-1", "L-1H2"])
+@pytest.mark.parametrize("head", ["", "L5", "L53", "H", "5.3", "L5 H3", "-1", "L-1H2"])
 def test_what_is_no_head_is_refused(head: str) -> None:
     with pytest.raises(SelectionError, match="--head L5H3"):
         parse_head(None, head)

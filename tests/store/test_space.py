@@ -1,10 +1,7 @@
 """A full disk costs the open shard and nothing else."""
 
 import errno
-import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,25 +41,6 @@ def test_a_disk_that_fills_up_while_writing_costs_only_the_open_shard(
     assert runs.contents(folder) == before
     monkeypatch.undo()
     assert verify_run(runs.complete(tmp_path / "run")) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, skip_for: Callable[[str], None]) -> Iterator[Path]:
-    """A file system of 24 MB: mounted, where the tests may, or the one that the environment names."""
-    given = os.environ.get("TRACEFORMER_SMALL_DISK")
-    if given:
-        folder = Path(given) / f"test-{os.getpid()}"
-        folder.mkdir()
-        yield folder
-        shutil.rmtree(folder)
-        return
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        skip_for("small disk")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.slow

@@ -4,13 +4,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 from safetensors.torch import load_model
 from transformers import PreTrainedModel
 
-from traceformer.errors import ConfigurationChanged, NotFound, RunExists
+from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
+from traceformer.plain_json import parse_json
 
 __all__ = ["load_weights", "newest_checkpoint", "prepare_folder", "refuse_other_weights"]
 
@@ -27,13 +28,14 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
     """Makes the folder ready: empty but for `state`, or holding what was begun with the same one.
 
     Raises:
-        RunExists: it is not empty, and neither `resume` nor `overwrite` is meant.
+        RunExists: it is not empty, and neither `resume` nor `overwrite` is meant, or it is no training's.
         ConfigurationChanged: it was begun with another state.
+        Unreadable: what it was begun with cannot be read.
     """
     checkpoints = folder / "checkpoints"
     begun = checkpoints / "settings.json"
     if resume and begun.is_file():
-        before = json.loads(begun.read_text(encoding="utf-8"))
+        before = _settings(begun)
         changed = [name for name in state if state[name] != before.get(name)]
         if changed:
             raise ConfigurationChanged(
@@ -47,9 +49,26 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
             raise RunExists(
                 f"{folder} is not empty", hint="`resume=True` goes on with it, `overwrite=True` begins again"
             )
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if not begun.is_file() and (checkpoints.exists() or not (folder / "training.json").is_file()):
+            raise RunExists(
+                f"{folder} is not empty, and no training's",
+                why="nothing in it is replaced",
+                hint="choose another `out`",
+            )
+        for path in checkpoints.glob("checkpoint-*"):
+            shutil.rmtree(path)
     checkpoints.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        stated = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise Unreadable(f"{path} is not JSON", why=str(error), hint="`overwrite=True` begins again") from error
+    if not isinstance(stated, dict):
+        raise Unreadable(f"{path} holds no settings", hint="`overwrite=True` begins again")
+    return cast(dict[str, Any], stated)
 
 
 def refuse_other_weights(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -89,7 +108,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return True

@@ -38,6 +38,7 @@ from traceformer.bytelm.settings import Precision, ReportTo, TrainSettings
 from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.bytelm.windows import Windows, bits_and_bytes
 from traceformer.errors import UsageError
+from traceformer.store.files import free_space
 
 __all__ = ["Progress", "learning_rate_factor", "train"]
 
@@ -91,6 +92,7 @@ def train(
         NotFound, Unreadable: what `open_corpus` raises of the data.
         RunExists: the folder is not empty, and neither `resume` nor `overwrite` is meant.
         ConfigurationChanged: what is to be resumed was begun with other settings, data or weights.
+        OutOfSpace: the disk is full; the checkpoints before are kept.
     """
     config = build_config(settings.preset, settings.attention)
     length = settings.seq_length or config.max_position_embeddings
@@ -123,19 +125,22 @@ def train(
     trainer.measured, trainer.length = corpus.validation, length
     reporter = _Reporter(show, settings.batch_size * settings.accumulation * arguments.world_size * (length - 1))
     trainer.add_callback(reporter)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with free_space(folder, kept="the checkpoints before are kept", hint="free some space, then `resume=True`"):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    # The figures are those of the weights as they are saved.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).to(getattr(torch, dtype)).float()
-    outcome = _outcome(trainer, reporter, folder, model, corpus)
-    if trainer.is_world_process_zero():
-        model.config.use_cache = True  # the Trainer turns it off
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-        ByteTokenizer(model_max_length=config.max_position_embeddings).save_pretrained(folder)
-        text = json.dumps({"settings": state, "outcome": outcome.to_json()}, indent=2)
-        (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(settings, outcome, command), encoding="utf-8")
-        draw_curves(outcome, folder / "loss.png")
+        # The figures are those of the weights as they are saved.
+        model = (
+            trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).to(getattr(torch, dtype)).float()
+        )
+        outcome = _outcome(trainer, reporter, folder, model, corpus)
+        if trainer.is_world_process_zero():
+            model.config.use_cache = True  # the Trainer turns it off
+            model.to(getattr(torch, dtype)).save_pretrained(folder)
+            ByteTokenizer(model_max_length=config.max_position_embeddings).save_pretrained(folder)
+            text = json.dumps({"settings": state, "outcome": outcome.to_json()}, indent=2)
+            (folder / "training.json").write_text(text + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(model_card(settings, outcome, command), encoding="utf-8")
+            draw_curves(outcome, folder / "loss.png")
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, Token
@@ -11,12 +12,23 @@ from traceformer.errors import SelectionError, UsageError
 if TYPE_CHECKING:
     from traceformer.store.run import Run
 
-__all__ = ["Indices", "count", "find_example", "open_example", "parse_head"]
+__all__ = ["NAMED_FOLDER", "Indices", "count", "find_example", "open_example", "parse_head"]
 
 
 # A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
 Indices = Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="I,J-K")]
 """Layers, heads or positions, as `sites.parse_indices` reads them."""
+
+
+def _folder(_: object, tokens: Sequence[Token]) -> Path:
+    # Of a name that is empty, as an unset variable of a shell is, a path would make the working folder.
+    if not tokens[0].value:
+        raise ValueError("it takes the name of a folder, and this is empty")
+    return Path(tokens[0].value)
+
+
+NAMED_FOLDER = Parameter(metavar="DIR", converter=_folder, n_tokens=1)
+"""A folder to write into; `.` is meant by who writes it, and an empty name is not."""
 
 
 def count(metavar: str, *, least: int = 1) -> Parameter:
@@ -74,7 +86,7 @@ def parse_head(layer: int | None, head: str | None) -> tuple[int | None, int | N
     """
     if head is None:
         return layer, None
-    match = re.fullmatch(r"(?:[Ll](\d+))?[Hh]?(\d+)", head)
+    match = re.fullmatch(r"(?:(?:[Ll](\d+))?[Hh])?(\d+)", head)
     if not match:
         raise SelectionError(f"cannot read the head {head!r}", hint="--head L5H3, or --layer 5 --head 3")
     if match[1] is None:

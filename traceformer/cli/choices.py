@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import Indices, count
+from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
@@ -176,7 +176,7 @@ class SelectionChoice:
 class PlaceChoice:
     """Where a run goes."""
 
-    out_dir: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    out_dir: Annotated[Path | None, NAMED_FOLDER] = None
     """The run's folder, in place of one in ./traces that is named after time, model and texts."""
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""

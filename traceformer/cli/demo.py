@@ -3,11 +3,14 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from traceformer.cli.arguments import NAMED_FOLDER
 
 __all__ = ["demo"]
 
 
-def demo(*, out_dir: Path = Path("traces/demo")) -> int:
+def demo(*, out_dir: Annotated[Path, NAMED_FOLDER] = Path("traces/demo")) -> int:
     """Record the built-in model on the built-in texts, and look at the run.
 
     The model is `byte`, a small decoder that reads bytes and was trained on Python's documentation.
@@ -18,7 +21,9 @@ def demo(*, out_dir: Path = Path("traces/demo")) -> int:
         out_dir: The run's folder; an earlier demo there is replaced.
     """
     from traceformer.cli import main
+    from traceformer.store.replacing import check_place
 
+    check_place(out_dir)
     endings = ("", ".png", "-heads.csv", "-paths.png")
     run, picture, heads, paths = (shlex.quote(str(out_dir.with_name(out_dir.name + ending))) for ending in endings)
     for command in (

@@ -1,7 +1,6 @@
 """What is printed, and returned to the shell, when a command fails."""
 
 import ast
-import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from cyclopts.exceptions import (
 )
 
 from traceformer.errors import OutOfSpace, TraceformerError, UsageError
+from traceformer.store.files import is_full
 
 __all__ = ["FLAGS", "INTERRUPTED", "Failure", "explain", "in_flags"]
 
 INTERRUPTED = 130
 _NOT_READABLE = 3
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _NAMED_ALIKE = (
     "accumulation adapter all_prompt_sets allow_pickle attention batch_size capture chat convention data dataset "
@@ -74,12 +73,9 @@ def explain(error: BaseException) -> Failure | None:
         return Failure(OutOfSpace.exit_code, "out of memory", why, "a smaller --batch_size, or fewer --layers")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
-        if error.errno in _FULL:
-            return Failure(
-                OutOfSpace.exit_code,
-                f"{where}the disk is full",
-                hint="free some space, then the same command with --resume",
-            )
+        if is_full(error):
+            hint = "free some space, then the same command again"
+            return Failure(OutOfSpace.exit_code, f"{where}the disk is full", hint=hint)
         return Failure(_NOT_READABLE, f"{where}{error.strerror or error}")
     return None
 

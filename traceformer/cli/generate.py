@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import Indices, count
+from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
 from traceformer.cli.choices import (
     CHOOSE,
     HOW,
@@ -135,7 +135,7 @@ def generate(
     computed: DerivedChoice = DerivedChoice(),  # noqa: B008
     capture_steps: Annotated[bool, Parameter(group=RECORD)] = False,
     replay: Annotated[bool, Parameter(group=RECORD)] = False,
-    experiment: Annotated[Path | None, Parameter(group=WHERE, metavar="DIR")] = None,
+    experiment: Annotated[Path | None, NAMED_FOLDER, Parameter(group=WHERE)] = None,
     where: PlaceChoice = PlaceChoice(),  # noqa: B008
     batch_size: Annotated[int, Parameter(group=HOW), count("N")] = 8,
     json: Annotated[bool, Parameter(group=HOW)] = False,

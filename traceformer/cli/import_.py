@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from traceformer.cli.arguments import NAMED_FOLDER
 from traceformer.progress import steps_shown
 
 __all__ = ["import_"]
@@ -16,7 +17,7 @@ def import_(
     files: Annotated[tuple[Path, ...], Parameter(name="FILE", consume_multiple=(1, None))],
     /,
     *,
-    out_dir: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    out_dir: Annotated[Path | None, NAMED_FOLDER] = None,
     overwrite: bool = False,
     json: bool = False,
 ) -> None:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import count, find_example, open_example, parse_head
 from traceformer.cli.terminal import table
-from traceformer.errors import NotRecorded, SelectionError
+from traceformer.errors import NotFound, NotRecorded, SelectionError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.texts.shown import Piece, part_notes, printable, visible
 
@@ -75,11 +75,14 @@ def inspect(
         json: Print a JSON object.
     """
     from traceformer.cli.summary import summarise, summarise_experiment
+    from traceformer.formats.whole import leftovers
     from traceformer.store.folders import find_run, runs_in
     from traceformer.store.layout import META
     from traceformer.store.run import Run
 
     layer, head_number = parse_head(layer, head)
+    left = [str(path) for path in leftovers(Path(run))]
+    told = f"left by an export that was killed: {', '.join(left)}; the next one there removes it" if left else ""
     at_a_place = not (layer is None and head_number is None and site is None)
     if example is None and png is None and not at_a_place and not (Path(run) / META).is_file():
         several = runs_in(Path(run))
@@ -88,7 +91,10 @@ def inspect(
             print(json_text.dumps(experiment.to_json(), indent=2) if json else experiment)
             return
     if example is None:
-        folder = find_run(run)
+        try:
+            folder = find_run(run)
+        except NotFound as error:
+            raise NotFound(error.message, why="; ".join(filter(None, (error.why, told))), hint=error.hint) from error
         store = Run(folder)
         shown = summarise(store, folder) if png is None and not at_a_place else None
     else:
@@ -96,6 +102,8 @@ def inspect(
         shown = _example(store, example) if png is None and not at_a_place else None
     if shown is not None:
         print(json_text.dumps(shown.to_json(), indent=2) if json else shown)
+        if told:
+            print(told, file=sys.stderr)
         return
 
     spec = _find_array(store, site)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import NAMED_FOLDER, count
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def train(
     accumulation: Annotated[int, Parameter(group=_STEPS), count("N")] = 1,
     patience: Annotated[int | None, Parameter(group=_STEPS), count("N")] = None,
     seed: Annotated[int, Parameter(group=_STEPS)] = 42,
-    out_dir: Annotated[Path | None, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")] = None,
+    out_dir: Annotated[
+        Path | None, NAMED_FOLDER, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")
+    ] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(group=_WHERE)] = "float32",
     resume: Annotated[bool, Parameter(group=_WHERE)] = False,
     overwrite: Annotated[bool, Parameter(group=_WHERE)] = False,

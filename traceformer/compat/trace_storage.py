@@ -1,6 +1,5 @@
 """TraceStorage: a folder of nanochat traces, one `{trace_id}.json` each."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from traceformer.formats.nanochat_json.traces import (
     read_skeleton,
     read_trace,
 )
+from traceformer.plain_json import parse_json
 
 __all__ = ["TraceStorage", "new_trace_id"]
 
@@ -103,7 +103,7 @@ class TraceStorage:
         path = self.path(trace_id)
         head = read_head(path)
         try:
-            data: dict[str, Any] = json.loads(path.read_bytes())
+            data: dict[str, Any] = parse_json(path.read_bytes())
         except ValueError as error:
             raise Unreadable(f"{path} is not JSON", why=str(error)) from error
         return data | asdict(head)

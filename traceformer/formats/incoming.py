@@ -76,7 +76,7 @@ def write_run(
     meta = _meta(layout, source, stated, {**(imported or {})}, partial=partial)
     digest = {"files": [_sha256(path) for path in files]}
     folder = destination(options, str(meta.run_id))
-    with RunWriter.create(folder, layout, meta, digest=digest, overwrite=options.overwrite) as writer:
+    with RunWriter.create(folder, layout, meta, digest=digest, overwrite=options.overwrite, resumable=False) as writer:
         for shard in writer.pending:
             buffer, rows = writer.buffer(), layout.shard_range(shard)
             buffer.begin({stack: own[rows.start : rows.stop] for stack, own in lengths.items()})

@@ -21,7 +21,11 @@ from traceformer.formats.padded_zarr import write as write_padded_zarr
 from traceformer.formats.safetensors_runs import read as read_safetensors
 from traceformer.formats.safetensors_runs import write as write_safetensors
 from traceformer.formats.transformer_lens import write as write_transformer_lens
+from traceformer.formats.whole import remove_leftovers
 from traceformer.progress import OnStep, steps_watched
+from traceformer.store.files import free_space
+from traceformer.store.locks import final_folder, refuse_existing
+from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 
 __all__ = ["FORMATS", "READABLE", "Format", "Reads", "Writes", "export", "files_of", "import_run", "named"]
@@ -116,6 +120,7 @@ def export(
         UsageError: no such format, or it has no such option or layout.
         ExampleNotFound, NotRecorded, SelectionError, Unsupported: the run lacks what the format is to hold.
         RunExists: a file is in the way.
+        OutOfSpace: the disk is full.
     """
     write = named(format).write
     given = {"layout": layout is not None, "layers": layers is not None, "steps": steps, "lossless": lossless}
@@ -123,7 +128,10 @@ def export(
         if given[option] and option not in write.OPTIONS:
             takes = ", ".join(name for name in given if name in write.OPTIONS)
             raise UsageError(f'`format="{format}"` has no `{option}`', why=f"it takes {takes}" if takes else "")
-    with steps_watched("exporting", progress) as show:
+    if not str(folder):
+        raise UsageError("the folder to write into has no name", hint="`folder` names it")
+    remove_leftovers(Path(folder))
+    with steps_watched("exporting", progress) as show, free_space(Path(folder)):
         options = ExportOptions(
             example_ids=None if examples is None else tuple(run.example_id(example) for example in examples),
             steps=steps or None,
@@ -160,7 +168,13 @@ def import_run(
         Unreadable: files are of no known format or of several, or not as the format has them.
         UsageError: no such format, one that gives no run back, or no files.
         RunExists: a run is at the folder asked for.
+        OutOfSpace: the disk is full; what was begun is removed.
     """
+    if out is not None:
+        if not str(out):
+            raise UsageError("the run's folder has no name", hint="`out` names it")
+        check_place(Path(out))
+        refuse_existing(final_folder(Path(out)), overwrite)
     readers = READABLE if format is None else {format: _reader(format)}
     found = files_of(files, readers)
     reader = _recognised(found) if format is None else readers[format]

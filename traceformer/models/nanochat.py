@@ -8,7 +8,6 @@
    own, and the cosines and sines of the rotary embedding, which it rounds to bfloat16.
 """
 
-import json
 import os
 import pickle
 import re
@@ -22,6 +21,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.load import pick_device, quiet
 from traceformer.models.loaded import LoadedModel, weights_digest
 from traceformer.models.nanochat_tokenizer import BOS, END, load_tokenizer
+from traceformer.plain_json import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +205,7 @@ def _round_as_nanochat(_: Any, __: Any, cos_sin: "tuple[torch.Tensor, torch.Tens
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"no file {path}", why="nanochat writes it beside the weights") from None
     except ValueError as error:

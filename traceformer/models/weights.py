@@ -1,6 +1,5 @@
 """A model folder's weights as its safetensors files hold them: by name, as float32, when asked for, without torch."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from traceformer.errors import NotFound, Unreadable
 from traceformer.models.load import BUILT_IN, built_in_folder
+from traceformer.plain_json import parse_json
 from traceformer.shapes import Float, Float32, Int32
 from traceformer.store.dtypes import decode
 
@@ -101,7 +101,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         raise Unreadable(f"{path} is not a safetensors file, or not all of one", why=str(error)) from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, Any] = parse_json(file.read(length))
     metadata: dict[str, str] = header.pop("__metadata__", {})
     tensors = {
         name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
@@ -249,8 +249,8 @@ def read_json(path: Path) -> dict[str, Any]:
         Unreadable: there is none in it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise Unreadable(f"{path} is not JSON", why=str(error)) from error
     if not isinstance(data, dict):
         raise Unreadable(f"{path} is no JSON object")

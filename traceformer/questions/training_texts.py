@@ -1,11 +1,11 @@
 """What a byte-level model was measured on while it was trained: `training.json` beside its weights names it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceformer.errors import NotFound
+from traceformer.plain_json import parse_json
 
 if TYPE_CHECKING:
     from traceformer.bytelm.corpus import Corpus, Split
@@ -35,7 +35,7 @@ def training_texts(folder: Path) -> TrainingTexts | None:
 
     path = folder / _FILE
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = parse_json(path.read_text(encoding="utf-8"))["settings"]
         data, split = str(settings["data"]), str(settings["split"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -26,6 +26,7 @@ shards        a shard straight from memory, in zarr's sharding format
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again
+replacing     what may be replaced, or removed: a run and nothing else; and where a run can lie at all
 locks         who may write a run, and whether it was begun with the same configuration
 files         durable files, sealed JSON, checksums, and locks that die with their process
 marks         a few bytes of each array file's own, which a reader compares first

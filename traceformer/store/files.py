@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "durable_write",
     "durable_write_parts",
     "free_space",
+    "is_full",
     "is_sealed",
     "read_sealed",
     "seal",
@@ -34,6 +36,11 @@ __all__ = [
 Algorithm: TypeAlias = Literal["sha256", "xxh3_128"]
 
 TEMPORARY = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# How tensorstore, safetensors and pyarrow write the operating system's number into their messages.
+_NUMBER_IS = ("os_error_code='", "os error ", "[errno ", "[Errno ")
+_TORCH_CANNOT_WRITE = ("failed writing", "unexpected pos", "write failed", "iostream error")
+_NO_ROOM = 1 << 20
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _SEAL_BYTES = len(b',\n  "sha256": ""\n}\n') + 64
 
@@ -211,26 +218,43 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def free_space(folder: Path, undo: Callable[[], None] = lambda: None) -> Generator[None]:
+def free_space(
+    folder: Path,
+    undo: Callable[[], None] = lambda: None,
+    *,
+    kept: str = "what was written whole is kept",
+    hint: str = "free some space, then the same again",
+) -> Generator[None]:
     """Turns a full disk inside the block into OutOfSpace, after `undo` has given back what was begun.
+
+    `kept` and `hint` say what is there afterwards, and what would work.
 
     Raises:
         OutOfSpace: the operating system refused to write more.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        # tensorstore has no error class of its own; its message carries the operating system's number.
-        codes = (errno.ENOSPC, errno.EDQUOT)
-        told = [f"os_error_code='{code}'" for code in codes]
-        if not (isinstance(error, OSError) and error.errno in codes) and not any(t in str(error) for t in told):
+    except Exception as error:  # every library has a class of its own for it
+        if isinstance(error, OutOfSpace) or not is_full(error, folder):
             raise
         undo()
-        raise OutOfSpace(
-            f"the disk of {folder} is full",
-            why="what was committed is kept",
-            hint="free some space, then `resume=True`",
-        ) from error
+        raise OutOfSpace(f"the disk of {folder} is full", why=kept, hint=hint) from error
+
+
+def is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Returns whether an error says that a disk has no room left.
+
+    Where torch's says nothing but that a file could not be written, the disk of `folder` is looked at.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    text = str(error)
+    if any(f"{number_is}{code}" in text for code in _FULL for number_is in _NUMBER_IS):
+        return True
+    if folder is not None and isinstance(error, RuntimeError) and any(told in text for told in _TORCH_CANNOT_WRITE):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free < _NO_ROOM
+    return False
 
 
 class FileLock:

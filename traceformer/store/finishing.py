@@ -1,6 +1,5 @@
 """Turns the committed shards of all writers into a finished run; each step can be done again after a crash."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.files import TEMPORARY, sync_file, sync_folder
-from traceformer.store.layout import META, TOKENS, RunLayout
-from traceformer.store.locks import claiming
+from traceformer.store.layout import TOKENS, RunLayout
+from traceformer.store.locks import claiming, refuse_existing
+from traceformer.store.replacing import move_aside, remove_aside
 from traceformer.store.shards import write_chunk
 from traceformer.store.tables import PARQUET, common_schema, with_schema
 from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
@@ -52,20 +52,15 @@ def _complete(folder: Path, head: RunHead) -> None:
 
 def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
     """Renames the run. One that it replaces is moved aside first and deleted last, so one of both is always there."""
-    aside = final.with_name(f"_old_{final.name}")
     if final.exists():
         if not overwrite:
             raise RunExists(f"{final} was made meanwhile", hint=f"move it away; this run is complete in {unfinished}")
-        _remove_run(aside)
-        final.rename(aside)
+        refuse_existing(final, overwrite)
+        remove_aside(final)
+        move_aside(final)
     unfinished.rename(final)
     sync_folder(final.parent)
-    _remove_run(aside)
-
-
-def _remove_run(folder: Path) -> None:
-    if folder.is_dir() and ((folder / META).exists() or not any(folder.iterdir())):
-        shutil.rmtree(folder)
+    remove_aside(final)
 
 
 def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:

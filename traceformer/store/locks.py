@@ -18,6 +18,7 @@ from traceformer.filenames import file_name
 from traceformer.store.commits import RunHead, configuration_digest
 from traceformer.store.files import FileLock, canonical
 from traceformer.store.layout import META, UNFINISHED
+from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked
 
 __all__ = [
     "begun_head",
@@ -82,6 +83,14 @@ def timestamped_folder(parent: Path, name: str) -> Path:
 
 
 def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
+    """Refuses a folder that a run cannot be put at, because of what it is or of what is there.
+
+    Raises:
+        UsageError: as `check_place` raises it.
+        RunExists: something is there, and may not be replaced.
+    """
+    for place in (final, unfinished_folder(final)):
+        check_place(place)
     if not final.exists():
         return
     if resume and not overwrite and (final / META).exists():
@@ -90,8 +99,10 @@ def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
         )
     if not overwrite:
         raise RunExists(f"{final} exists", hint="choose another `out`; `overwrite=True` replaces it")
-    if not (final / META).exists() and (not final.is_dir() or any(final.iterdir())):
-        raise RunExists(f"{final} exists and is not a run", hint="choose another `out`")
+    check_replaceable(final)
+    aside = aside_of(final)
+    if aside.exists() and not is_marked(aside):
+        raise RunExists(f"{aside} is in the way", why=f"{final} is moved there until it is replaced", hint="rename it")
 
 
 def lock_writer(unfinished: Path, writer: tuple[int, int]) -> FileLock:

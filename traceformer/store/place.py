@@ -20,6 +20,7 @@ from traceformer.store.locks import (
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import Dtype
+from traceformer.store.replacing import check_place, check_unfinished
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 
@@ -62,13 +63,16 @@ class Place:
         """Finds out what cannot work before a model is loaded, not after.
 
         Raises:
-            RunExists: a finished run is in the way.
-            UsageError: writers that share a run must know its folder.
+            RunExists: a run is in the way, or something that is none.
+            UsageError: writers that share a run must know its folder; or that is none that a run can be put at.
         """
         if self.writer[1] > 1 and self.folder is None:
             raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
         if self.folder is not None:
+            check_place(self.folder)
             refuse_existing(final_folder(self.folder), self.overwrite, self.resume)
+            if not self.resume and self.writer[1] == 1:
+                check_unfinished(unfinished_folder(self.folder), overwrite=self.overwrite)
 
     def open(
         self,

@@ -24,7 +24,9 @@ def save_run(source: Source, folder: Path, *, overwrite: bool) -> Path:
     index, layout, table = source.index, source.head.layout, source.token_table()
     table = table.drop_columns([name for name in _PLACES if name in table.column_names])
     meta = {**source.head.meta, "run_id": folder.name}
-    with RunWriter.create(folder, layout, meta, digest=source.head.configuration, overwrite=overwrite) as writer:
+    with RunWriter.create(
+        folder, layout, meta, digest=source.head.configuration, overwrite=overwrite, resumable=False
+    ) as writer:
         for shard in writer.pending:
             rows, buffer = index.rows_of(shard), writer.buffer()
             buffer.begin({stack: own[rows.start : rows.stop].tolist() for stack, own in index.lengths.items()})

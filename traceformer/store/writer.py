@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from traceformer.errors import NotFound, OutOfSpace, RunExists, UsageError
+from traceformer.errors import NotFound, OutOfSpace, UsageError
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
@@ -50,6 +51,7 @@ from traceformer.store.locks import (
 )
 from traceformer.store.marks import marked
 from traceformer.store.meta import RunMeta
+from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
 from traceformer.store.shards import is_written_directly, write_shard
 from traceformer.store.tables import PARQUET, encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
@@ -81,13 +83,25 @@ class RunWriter:
         bytes_written: What this writer has committed so far, as it lies on disk.
     """
 
-    def __init__(self, folder: Path, head: RunHead, writer: tuple[int, int], lock: FileLock, overwrite: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        head: RunHead,
+        writer: tuple[int, int],
+        lock: FileLock,
+        overwrite: bool,
+        resumable: bool = True,
+    ) -> None:
         self.folder = folder
         self.layout = head.layout
         self._head = head
         self._writer = writer
         self._lock = lock
         self._overwrite = overwrite
+        self._resumable = resumable
+        self._kept = "what was committed is kept" if resumable else "nothing of it is kept"
+        self._hint = f"free some space, then {'`resume=True`' if resumable else 'the same again'}"
+        self._space = partial(free_space, folder, kept=self._kept, hint=self._hint)
         self._nan_is_unknown = head.about.unknown_rows == "NaN"
         # Nothing is cached: a shard is written once and whole.
         self._context = ts.Context(
@@ -115,6 +129,7 @@ class RunWriter:
         digest: Mapping[str, Any],
         writer: tuple[int, int] = (0, 1),
         overwrite: bool = False,
+        resumable: bool = True,
     ) -> Self:
         """Begins a run, or, as one of several writers, joins the one that another began with the same `digest`.
 
@@ -126,6 +141,8 @@ class RunWriter:
             writer: (w, W): this one is the w-th of W.
             overwrite: Replace a finished run at `folder`, when this one is finished, and an unfinished one now
                 (unless there are several writers).
+            resumable: Whether what an error leaves can be gone on with. If not, it is removed, and messages do not
+                speak of it.
 
         Raises:
             RunExists: something is at `folder`, or an unfinished run beside it, and may not be replaced; or another
@@ -133,10 +150,12 @@ class RunWriter:
             ConfigurationChanged: another writer began the run differently; also with `overwrite`.
         """
         _check_writer(writer)
+        check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with claiming(unfinished):
             refuse_existing(final, overwrite)
+            check_unfinished(unfinished, overwrite=overwrite or writer[1] > 1, resumable=resumable)
             unfinished.mkdir(exist_ok=True)
             lock = lock_writer(unfinished, writer)
             try:
@@ -145,16 +164,11 @@ class RunWriter:
                     head.write(unfinished)
                 elif writer[1] > 1:  # never started anew: it may hold what another writer has committed
                     head = begun_head(unfinished, head)
-                elif overwrite:
+                else:
                     refuse_other_writers(unfinished, writer, of_any_number=True)
                     empty_folder(unfinished, keep=lock.path)
                     head.write(unfinished)
-                else:
-                    raise RunExists(
-                        f"an unfinished run is in {unfinished}",
-                        hint="`resume=True` continues it, `overwrite=True` starts anew",
-                    )
-                return cls(unfinished, head, writer, lock, overwrite)
+                return cls(unfinished, head, writer, lock, overwrite, resumable)
             except BaseException:
                 lock.release()
                 raise
@@ -178,6 +192,7 @@ class RunWriter:
             RunExists: a finished run is at `folder`, or another process is writing.
         """
         _check_writer(writer)
+        check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         if not (unfinished / META).exists():
             refuse_existing(final, overwrite=False)
@@ -198,6 +213,8 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self._resumable and is_run(self.folder):
+            remove_run(self.folder)
         self.close()
 
     def close(self) -> None:
@@ -238,7 +255,7 @@ class RunWriter:
             self._remove_leftovers(shard)
             self._check_space(buffer, tokens)
             buffer.compress()
-            with free_space(self.folder, undo=lambda: self._remove_leftovers(shard)):
+            with self._space(undo=lambda: self._remove_leftovers(shard)):
                 files = self._write_arrays(shard, buffer)
                 path = token_path(shard)
                 durable_write(self.folder / path, _parquet(self._with_places(shard, buffer, encodable(tokens))))
@@ -262,7 +279,7 @@ class RunWriter:
         """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
         final = final_folder(self.folder)
         if len(committed_shards(self.folder)) == self.layout.n_shards:
-            with free_space(self.folder):
+            with self._space():
                 finish_run(self.folder, final, self._head, overwrite=self._overwrite)
         elif self.folder.exists():
             return self.folder
@@ -271,7 +288,7 @@ class RunWriter:
 
     def _prepare_folder(self) -> None:
         """Makes folders and zarr metadata, which follow from the head, where a crash left none."""
-        with free_space(self.folder):
+        with self._space():
             write_metadata(self.folder, self.layout)
             for name in (COMMITS, TOKEN_SHARDS):
                 (self.folder / name).mkdir(exist_ok=True)
@@ -299,8 +316,8 @@ class RunWriter:
         if free < needed:
             raise OutOfSpace(
                 f"{free >> 20} MiB free for {self.folder}",
-                why=f"the next shard may need {needed >> 20} MiB; what was committed is kept",
-                hint="free some space, then `resume=True`",
+                why=f"the next shard may need {needed >> 20} MiB; {self._kept}",
+                hint=self._hint,
             )
 
     def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:

@@ -6,7 +6,6 @@ needed, so millions of rows need no memory. A file that changes in between is re
 
 import csv
 import io
-import json
 import re
 from array import array
 from bisect import bisect_right
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from traceformer.errors import NotFound, Unreadable
+from traceformer.plain_json import parse_json
 from traceformer.texts import conllu
 from traceformer.texts.examples import Row, Rows
 from traceformer.texts.lines import Lines
@@ -135,8 +135,8 @@ def _read_jsonl(lines: Lines) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and very deep nesting
+            row = parse_json(line)
+        except ValueError as error:
             raise Unreadable(f"{lines.path}, line {lines.number}: not JSON", why=str(error)) from None
         if not isinstance(row, dict):
             found = type(row).__name__

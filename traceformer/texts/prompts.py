@@ -15,6 +15,7 @@ from typing import Any
 
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.filenames import MOST, is_plain, readable_name
+from traceformer.plain_json import parse_json
 from traceformer.texts.lines import Lines
 
 __all__ = [
@@ -165,8 +166,8 @@ def _read_set(path: Path, name: str) -> PromptSet:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise Unreadable(f"{where}: not JSON", why=str(error)) from error
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_types
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
 from traceformer.presentation import present
@@ -97,9 +98,23 @@ class Paths:
                 "certificate": Certificate(**certificate) if certificate else None,
                 "heads": [cls.from_json(head) for head in data.get("heads", ())],
             }
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls(**fields)._checked()
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError("this is no trace.json", why=f"{type(error).__name__}: {error}") from error
+
+    def _checked(self) -> "Paths":
+        """Returns the result itself, if it is what it is said to be."""
+        check_types(replace(self, heads=[]), Paths, "the trace")
+        if not 0 <= self.target_pos < len(self.tokens):
+            raise TypeError(f"the target is {self.target_pos}, of {len(self.tokens)} tokens")
+        for texts, notes in ((self.tokens, self.token_bytes or None), (self.source_tokens, self.source_bytes)):
+            if notes is not None and len(notes) != len(texts or ()):
+                raise TypeError(f"{len(texts or ())} tokens, but the bytes of {len(notes)}")
+            check_bytes(notes or ())
+        for number, beam in enumerate(self.beams):
+            check_path(beam, f"path {number}")
+        check_diagram(self.sankey, self.beams, across_layers=self.layer == "all")
+        return self
 
     def __repr__(self) -> str:
         where = "all layers" if self.layer == "all" else f"layer {self.layer}"

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable
+from traceformer.plain_json import parse_json
 from traceformer.shapes import Float
 
 __all__ = ["SIDE_FILE", "Captures", "Tensor", "Trace", "TraceHead", "read_head", "read_skeleton", "read_trace"]
@@ -197,7 +198,7 @@ def _with_side_file(head: TraceHead, path: Path) -> TraceHead:
     if head.response or not beside.is_file():
         return head
     try:
-        data = json.loads(beside.read_text(encoding="utf-8"))
+        data = parse_json(beside.read_text(encoding="utf-8"))
     except ValueError:
         return head
     if not isinstance(data, dict) or not isinstance(data.get("response"), str):
@@ -256,12 +257,15 @@ def read_skeleton(path: Path) -> dict[str, Any]:
             position = end
     rest.append(content[position:])
     try:
-        data = json.loads(b"".join(rest))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        data = parse_json(b"".join(rest))
+    except ValueError as error:
         raise Unreadable(f"{path} is not JSON", why=str(error)) from error
     if not isinstance(data, dict):
         raise Unreadable(f"{path} is no trace", why="it is no JSON object")
-    return {name: _with_texts(value, texts, parse=name not in _BIG) for name, value in data.items()}
+    try:
+        return {name: _with_texts(value, texts, parse=name not in _BIG) for name, value in data.items()}
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{path} is no trace", why=str(error)) from error
 
 
 def _end_of_numbers(content: bytes, start: int) -> int | None:
@@ -279,7 +283,7 @@ def _with_texts(value: Any, texts: Mapping[str, bytes], *, parse: bool) -> Any:
     if isinstance(value, list):
         return [_with_texts(own, texts, parse=parse) for own in value]
     if isinstance(value, str) and value in texts:
-        return json.loads(texts[value]) if parse else texts[value]
+        return parse_json(texts[value]) if parse else texts[value]
     return value
 
 

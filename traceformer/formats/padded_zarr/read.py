@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import tensorstore as ts
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.plain_json import parse_json
 from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
@@ -47,7 +47,7 @@ def recognises(path: Path) -> bool:
     if path.name != META or not path.with_name(TOKENS).is_file():
         return False
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(path.read_bytes())
     except ValueError:
         return False
     return isinstance(meta, dict) and "arch" in meta and "layout" not in meta
@@ -108,13 +108,18 @@ class _Folder:
 
     @classmethod
     def of(cls, path: Path) -> "_Folder":
-        stated = json.loads((path / META).read_bytes())
+        try:
+            stated = parse_json((path / META).read_bytes())
+        except ValueError as error:
+            raise Unreadable(f"{path / META} is not JSON", why=str(error)) from error
+        if not isinstance(stated, dict):
+            raise Unreadable(f"{path / META} is no JSON object")
         arch: Arch = stated.get("arch")
         if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
             table = pq.read_table(path / TOKENS).to_pylist()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise Unreadable(f"{path / TOKENS} is no table", why=str(error).partition("\n")[0]) from error
         if not table:
             raise Unreadable(f"{path / TOKENS} lists no examples")

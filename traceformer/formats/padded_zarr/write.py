@@ -21,11 +21,13 @@ from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, plain_row
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
+from traceformer.shapes import Num
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import IN_MEMORY
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
+from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
@@ -51,8 +53,12 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
 
 
 def _refuse_existing(folder: Path, options: ExportOptions) -> None:
+    check_place(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    others = [path.name for path in folder.iterdir() if path.name not in (META, TOKENS) and path.suffix != ".zarr"]
+    if others and recognises(folder / META):
+        raise RunExists(f"{folder} holds what is not its own: {', '.join(sorted(others)[:3])}", hint="move that away")
     if not recognises(folder / META):
         raise RunExists(f"{folder} is there already, and is something else", hint="`folder` names another folder")
     refuse_to_replace(folder, overwrite=options.overwrite)
@@ -65,9 +71,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
     arrays = {spec: _create(store, spec, folder, len(ids), longest) for spec in store.layout.arrays}
     for row, example_id in enumerate(ids):
         for spec, array in arrays.items():
-            values = store.get(example_id, spec.key)
-            place = tuple(slice(0, size) for size in values.shape)
-            array[row][place].write(values).result()
+            _put(array[row], store.get(example_id, spec.key))
         options.progress(row + 1, len(ids))
     rows = [_padded(store, example_id, longest) for example_id in ids]
     pq.write_table(pa.Table.from_pylist(rows), folder / TOKENS, compression="zstd")
@@ -83,6 +87,15 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
         },
     }
     (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def _put(array: ts.TensorStore, values: Num[np.ndarray, "..."]) -> None:
+    """Writes an example's values, chunk by chunk, and returns once none is on its way, also where one fails."""
+    rows, width = values.shape[-2:]
+    writes = [array[index][:rows, :width].write(values[index]) for index in np.ndindex(values.shape[:-2])]
+    failed = [error for write in writes if (error := write.exception()) is not None]
+    if failed:
+        raise failed[0]
 
 
 def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[Stack, int]) -> ts.TensorStore:

@@ -16,8 +16,11 @@ import numpy as np
 
 from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.formats.whole import appearing_whole
 from traceformer.models.weights import open_file
+from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32, Shaped
+from traceformer.store.files import free_space
 
 __all__ = ["read_all_directions", "read_direction", "write_direction"]
 
@@ -54,7 +57,11 @@ def read_direction(path: Path) -> Direction:
 
 
 def write_direction(direction: Direction, path: str | Path) -> None:
-    """Writes a .safetensors file."""
+    """Writes a .safetensors file.
+
+    Raises:
+        OutOfSpace: the disk is full.
+    """
     from safetensors.numpy import save_file
 
     path = Path(path)
@@ -64,9 +71,8 @@ def write_direction(direction: Direction, path: str | Path) -> None:
     quality = {str(layer): dict(own) for layer, own in direction.quality.items()}
     told = {**direction.about, "name": direction.name, **({"quality": quality} if quality else {})}
     about = {name: json.dumps(value) for name, value in told.items()}
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata={"format": _FORMAT, **about})
-    part.replace(path)
+    with free_space(path.parent), appearing_whole(path) as part:
+        save_file(tensors, part, metadata={"format": _FORMAT, **about})
 
 
 _Found = tuple[dict[int | None, Shaped[np.ndarray, "..."]], dict[str, Any]]
@@ -85,7 +91,7 @@ def _read_safetensors(path: Path) -> _Found:
 def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a file of ours says."""
     try:
-        about = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+        about = {name: parse_json(value) for name, value in metadata.items() if name != "format"}
     except ValueError as error:
         raise Unreadable(f"{path}: its metadata is not what `vectors fit` writes", why=str(error)) from error
     quality = about.get("quality", {})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.plain_json import parse_json
 
 __all__ = ["load_trace", "model_name", "save_trace"]
 
@@ -32,11 +33,11 @@ def load_trace(path: str | Path) -> Paths:
         Unreadable: it is something else.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = parse_json(Path(path).read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise UsageError("it holds no JSON object")
         return Paths.from_json(data)
     except FileNotFoundError as error:
         raise NotFound(f"no file {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, UsageError) as error:
+    except ValueError as error:  # UsageError is one, too
         raise Unreadable(f"{path} is no trace.json", why=str(error)) from error

@@ -3,7 +3,6 @@
 Every file is the one whose SHA-256 the manifest lists, and lies beside it; the run comes back bit for bit.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.safetensors_runs.write import MANIFEST, SAFETENSORS_FORMAT
 from traceformer.models.weights import StoredTensor, open_file
+from traceformer.plain_json import parse_json
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.files import checksum
@@ -30,7 +30,7 @@ def recognises(path: Path) -> bool:
     if path.name != MANIFEST or not path.is_file():
         return False
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except ValueError:
         return False
     return isinstance(data, dict) and data.get("format") == SAFETENSORS_FORMAT
@@ -113,7 +113,7 @@ def _tensor(tensors: Mapping[str, StoredTensor], spec: ArraySpec, path: Path) ->
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
         arrays = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
         listed = tuple(
             _Listed(_inside(path, each["file"]), each["sha256"], _lengths(each["lengths"]), dict(each["row"]))
