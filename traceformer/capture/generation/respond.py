@@ -147,7 +147,8 @@ class Responder:
 
     def _run_last_token(self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any]) -> None:
         last = output.sequences[:, -1:]
-        given: dict[str, Any] = {"past_key_values": output.past_key_values, "use_cache": True, "return_dict": True}
+        cache = "cache" if "cache" in self._inputs.accepted else "past_key_values"  # renamed by transformers 5.24
+        given: dict[str, Any] = {cache: output.past_key_values, "use_cache": True, "return_dict": True}
         mask = inputs["attention_mask"]
         if not self._is_decoder:
             self._loaded.model(decoder_input_ids=last, attention_mask=mask, **more, **given)
