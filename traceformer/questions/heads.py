@@ -146,7 +146,7 @@ def _of_run(
                 size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
                 for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
                     measurement.add(
-                        partial(store.get, example_id, spec.key, layer, head),
+                        partial(store.get, example_id, spec.key, layer, head, dtype="stored"),
                         geometries[sights[spec.layers[0] if layer is None else layer]],
                         layer=layer,
                         head=head,

@@ -149,7 +149,7 @@ class _Example:
     def _read(self, site: str, layer: int) -> Float[np.ndarray, "..."]:
         """One layer of a site: (token, d), heads side by side, or (head, query, key)."""
         spec = self.specs[site]
-        values = self.store.get(self.passage.example_id, spec.key, layer)
+        values = self.store.get(self.passage.example_id, spec.key, layer, dtype="stored")
         if spec.heads and not spec.site.is_matrix:
             return np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(values.shape[1], -1)
         return values
@@ -177,7 +177,7 @@ class _Example:
         return lossless_arrays(self.store, "the Gemma capture's files")
 
     def _whole(self, spec: ArraySpec, layer: int | None = None) -> Part:
-        return Part(self.store.get(self.passage.example_id, spec.key, layer))
+        return Part(self.store.get(self.passage.example_id, spec.key, layer, dtype="stored"))
 
     def _told(self, further: Mapping[str, Part], layer: int | None = None) -> dict[str, Any]:
         arrays = self._all() if self.lossless else self.specs.values()

@@ -138,13 +138,13 @@ class _Example:
         for site in ("token_embed", "logits", "attn_pattern", *ACTIVATION_SITES.values()):
             spec = self.spec(site)
             if spec is not None:
-                self._blocks[spec.key] = self._store.get(self._id, spec.key)
+                self._blocks[spec.key] = self._store.get(self._id, spec.key, dtype="stored")
 
     def _read(self, spec: ArraySpec, layer: int | None) -> Float[np.ndarray, "..."]:
         kept = self._blocks.get(spec.key)
         if kept is not None:
             return kept if layer is None else kept[spec.layers.index(layer)]
-        return self._store.get(self._id, spec.key, layer)
+        return self._store.get(self._id, spec.key, layer, dtype="stored")
 
     def _rows(self, spec: ArraySpec, layer: int | None, rows: slice) -> Tensor:
         if self._is_partial:
@@ -174,7 +174,7 @@ class _Example:
             if kept is not None:
                 yield kept[spec.layers.index(layer), index, rows, : rows.stop]
             else:
-                yield self._store.get(self._id, spec.key, layer, head)[rows, : rows.stop]
+                yield self._store.get(self._id, spec.key, layer, head, dtype="stored")[rows, : rows.stop]
 
     def _whole(self, spec: ArraySpec) -> Tensor:
         """An array as the run has it: (1[, layer][, head], token, d) or (1, layer, head, query, key)."""
@@ -185,7 +185,7 @@ class _Example:
         return Tensor(
             (1, *lead, *last),
             f"torch.{self._store.dtype}",
-            blocks=lambda: (self._store.get(self._id, spec.key, layer) for layer in layers),
+            blocks=lambda: (self._store.get(self._id, spec.key, layer, dtype="stored") for layer in layers),
         )
 
     def _tensor(self, values: Float[np.ndarray, "..."]) -> Tensor:

@@ -22,7 +22,7 @@ from traceformer.formats.outgoing import described_run, plain_row
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.dtypes import IN_MEMORY
+from traceformer.store.dtypes import dtype_read
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
 from traceformer.store.run import Run
@@ -64,7 +64,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
     arrays = {spec: _create(store, spec, folder, len(ids), longest) for spec in store.layout.arrays}
     for row, example_id in enumerate(ids):
         for spec, array in arrays.items():
-            values = store.get(example_id, spec.key)
+            values = store.get(example_id, spec.key, dtype="stored")
             place = tuple(slice(0, size) for size in values.shape)
             array[row][place].write(values).result()
         options.progress(row + 1, len(ids))
@@ -95,7 +95,7 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
     named = {"layers": list(spec.layers), "heads": list(spec.heads)}
     attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
     (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
-    dtype = np.dtype(IN_MEMORY[store.layout.stored(spec)]).newbyteorder("<").str
+    dtype = dtype_read(store.layout.stored(spec), "stored").newbyteorder("<").str
     return ts.open(
         {
             "driver": "zarr",

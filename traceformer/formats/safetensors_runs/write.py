@@ -64,7 +64,7 @@ def _write(path: Path, store: Run, example_id: str) -> None:
 
     arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
     for spec in store.layout.arrays:
-        values = store.get(example_id, spec.key)
+        values = store.get(example_id, spec.key, dtype="stored")
         if store.layout.stored(spec) == "bfloat16":
             values = values.astype(ts.bfloat16.numpy_dtype)
         arrays[str(spec.key)] = np.ascontiguousarray(values)

@@ -29,7 +29,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     for done, example_id in enumerate(ids, start=1):
         path = folder / f"{file_name(example_id)}.pt"
         refuse_to_replace(path, overwrite=options.overwrite)
-        cache = {name: Part(values) for name, values in store.cache(example_id).items()}
+        cache = {name: Part(values) for name, values in store.cache(example_id, dtype="stored").items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))
         yield path
