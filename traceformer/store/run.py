@@ -30,6 +30,7 @@ from traceformer.store.zarr3 import reading
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     import xarray as xr
 
 __all__ = ["Run", "TraceStore"]
@@ -324,9 +325,17 @@ class Run:
     # Text and tokens
 
     @cached_property
+    def table(self) -> "pa.Table":
+        """The token table in Arrow, with the types and values that were recorded."""
+        return self._source.token_table()
+
+    @cached_property
     def tokens(self) -> "pd.DataFrame":
-        """One row per example: example_id, text, input_ids, tokens, and what the data set adds."""
-        return self._source.token_table().to_pandas()
+        """One row per example: example_id, text, input_ids, tokens, and what the data set adds.
+
+        Whole numbers beside a missing one stay whole numbers, in a column of objects: as floats they would end at 2^53.
+        """
+        return self.table.to_pandas(integer_object_nulls=True)
 
     def text(self, example: int | str) -> str:
         return self._token_row(example)["text"]

@@ -18,7 +18,15 @@ import numpy as np
 
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, written_dtype
+from traceformer.formats.outgoing import (
+    Passage,
+    described_run,
+    file_name,
+    key_of,
+    lossless_arrays,
+    row_types,
+    written_dtype,
+)
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.formats.whole import refuse_to_replace
 from traceformer.shapes import Float
@@ -192,6 +200,7 @@ class _Example:
             "after_attn": "the residual stream between attention and MLP (resid_mid), not its normed copy",
             "example_id": self.passage.example_id,
             "row": dict(self.passage.row),
+            "types": row_types(self.store),
             "run": described_run(self.store),
             "arrays": [spec.to_json() for spec in arrays],
             "further": dict(further),

@@ -17,7 +17,7 @@ from traceformer.errors import NotRecorded
 from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays
+from traceformer.formats.outgoing import Passage, described_run, file_name, key_of, lossless_arrays, row_types
 from traceformer.formats.whole import refuse_to_replace
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
@@ -201,6 +201,7 @@ class _Example:
             "tokens": row.get("tokens"),
             "row": {name: value for name, value in row.items() if name not in (*_OF_TOKENS, "metadata")},
             "arrays": [spec.to_json() for spec in specs],
+            "types": row_types(self._store),
             "run": described_run(self._store),
         }
         source = model.split(":")[1] if model.startswith("nanochat:") else model

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
 from traceformer.errors import RunExists
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import described_run, plain_row
+from traceformer.formats.outgoing import described_run, plain_row, row_types
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
+from traceformer.formats.rows import TokenRow, read_types, token_table
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import dtype_read
@@ -68,8 +67,9 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
             place = tuple(slice(0, size) for size in values.shape)
             array[row][place].write(values).result()
         options.progress(row + 1, len(ids))
-    rows = [_padded(store, example_id, longest) for example_id in ids]
-    pq.write_table(pa.Table.from_pylist(rows), folder / TOKENS, compression="zstd")
+    types = read_types(row_types(store), str(folder))
+    rows = [TokenRow(_padded(store, example_id, longest), types) for example_id in ids]
+    pq.write_table(token_table(rows, str(folder)), folder / TOKENS, compression="zstd")
     meta = {name: store.meta[name] for name in _DOCUMENTED if name in store.meta} | {
         "arch": store.arch,
         "n_examples": len(ids),
