@@ -56,7 +56,7 @@ COLUMNS: dict[str, pa.Array] = {
     "date": pa.array([datetime.date(1, 1, 1), None]),
     "date64": pa.array([86_400_000, None], pa.date64()),
     "time": pa.array([86_399_999, None], pa.time32("ms")),
-    "time64": pa.array([1, None], pa.time64("ns")),
+    "time64": pa.array([1000, None], pa.time64("ns")),
     "duration": pa.array([-5, None], pa.duration("us")),
     "decimal": pa.array([Decimal("-1.10"), None], pa.decimal128(38, 2)),
     "list": pa.array([[1, None], None], pa.list_(pa.int16())),
@@ -257,7 +257,7 @@ def test_a_description_with_odd_values_is_refused(
 
 @pytest.mark.parametrize("member", ["row", "run", "arrays", "types", "layer", "dtype"])
 def test_a_description_with_a_tensor_is_refused(files: dict[str, Path], member: str, tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match="ndarray is where a plain value should be|is not what an export writes"):
+    with pytest.raises(Unreadable, match=r"ndarray is where a plain value should be|is not what an export writes"):
         import_run(changed(files["pt"], "pt", member, torch.zeros(2), tmp_path / "odd"), "pt", tmp_path / "back")
 
 

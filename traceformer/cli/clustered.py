@@ -10,7 +10,7 @@ __all__ = ["as_text"]
 _HEADS_SHOWN = 8  # of a cluster, fewer where their names are long
 _LEGEND = (
     "names say on which side of the mean a centroid lies: Focused-Local nearer, with less entropy; Wider-Local nearer, "
-    "with more;\nGlobal-Anchor further, with less; Strided further, with more"
+    "with more;\nGlobal-Anchor further, with less; Strided further, with more; a number where it is on no side clearly"
 )
 
 
