@@ -188,7 +188,7 @@ def test_heads_that_hardly_differ_get_no_names() -> None:
 
 @pytest.mark.parametrize(
     ("feature", "mean", "clear"),
-    [("entropy", 2.0, 0.1), ("induction", 0.3, 0.05), ("sparsity_0.0001", 0.5, 0.05), ("distance", 30.0, 3.0)],
+    [("entropy", 2.0, 0.1), ("distance", 30.0, 1.5), ("induction", 0.3, 0.05), ("sparsity_0.0001", 0.5, 0.05)],
 )
 def test_a_side_is_said_from_its_threshold_on(feature: str, mean: float, clear: float) -> None:
     for gap, names in (

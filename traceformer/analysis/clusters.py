@@ -13,8 +13,8 @@ The names say no more than on which side of the mean over all heads a cluster's 
     lower entropy     Focused-Local    Global-Anchor
     higher entropy    Wider-Local      Strided
 
-A side is said where the centroid is clearly on it: entropy 0.1 nats from the mean, a share (0 to 1) 0.05, any other
-metric a tenth of the mean. A cluster that is not clearly on a side of both has no name but its number, `cluster 2`:
+A side is said where the centroid is clearly on it: a share (0 to 1) by 0.05, entropy, distance and any other metric by a
+twentieth of the mean. A cluster that is not clearly on a side of both has no name but its number, `cluster 2`:
 standardising makes clusters of any differences, those of an untrained model's heads, too.
 
 A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns
@@ -43,9 +43,8 @@ _NAMES: Mapping[tuple[bool, bool], str] = {
 }
 """(entropy above the mean, distance above the mean) -> name."""
 
-_CLEAR_ENTROPY = 0.1  # nats: attention to a tenth more or fewer keys
 _CLEAR_SHARE = 0.05
-_CLEAR_PART = 0.1  # of the mean
+_CLEAR_PART = 0.05  # of the mean
 _SHARES = ("max_weight", "previous_token", "first_token", "self", "duplicate_token", "induction", "local_mass")
 
 
@@ -173,11 +172,7 @@ def _is_clear(
 ) -> Bool[np.ndarray, "cluster feature"]:
     """Returns where a centroid is clearly on one side of the mean over all heads."""
     least = [
-        _CLEAR_ENTROPY
-        if feature == "entropy"
-        else _CLEAR_SHARE
-        if feature in _SHARES or feature.split("_")[0] == SPARSITY
-        else _CLEAR_PART * abs(mean)
+        _CLEAR_SHARE if feature in _SHARES or feature.split("_")[0] == SPARSITY else _CLEAR_PART * abs(mean)
         for feature, mean in zip(features, means, strict=True)
     ]
     return np.abs(centroids - means) >= np.maximum(least, np.finfo(np.float64).tiny)
