@@ -283,14 +283,24 @@ def test_a_trace_with_absurd_ids_or_shapes_is_refused(ids: str, shape: str, tmp_
         import_run(tmp_path / "t.json", "json", tmp_path / "back")
 
 
-def test_the_same_export_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+def made(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["pt", "transformerlens"])
+def test_the_same_export_is_the_same_bytes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recorded(tmp_path / "run", {})
+    export(run, name, tmp_path / "here")
+    monkeypatch.setattr("os.getpid", lambda: 1234567)
+    export(run, name, tmp_path / "there")
+    assert made(tmp_path / "here") == made(tmp_path / "there") != {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FORMATS, "transformerlens"])
+def test_another_process_exports_the_same_bytes(name: str, tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", {"float": COLUMNS["float"]})
-    other = "import sys, traceformer as tf; tf.export(tf.open_run(sys.argv[1]), sys.argv[2], sys.argv[3])"
-
-    def made(folder: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    for name in ("pt", "transformerlens"):
-        export(run, name, tmp_path / "here" / name)
-        subprocess.run([sys.executable, "-c", other, str(run.folder), name, str(tmp_path / "there" / name)], check=True)
-        assert made(tmp_path / "here" / name) == made(tmp_path / "there" / name) != {}
+    export(run, name, tmp_path / "here")
+    code = "import sys, traceformer as tf; tf.export(tf.open_run(sys.argv[1]), sys.argv[2], sys.argv[3])"
+    subprocess.run([sys.executable, "-c", code, str(run.folder), name, str(tmp_path / "there")], check=True)
+    assert made(tmp_path / "here") == made(tmp_path / "there") != {}

@@ -13,8 +13,8 @@ The names say no more than on which side of the mean over all heads a cluster's 
     lower entropy     Focused-Local    Global-Anchor
     higher entropy    Wider-Local      Strided
 
-A side is said where the centroid is clearly on it: a share (0 to 1) by 0.05, entropy, distance and any other metric by a
-twentieth of the mean. A cluster that is not clearly on a side of both has no name but its number, `cluster 2`:
+A side is said where the centroid is clearly on it: a share (0 to 1) by 0.05, entropy, distance and any other metric by
+a twentieth of the mean. A cluster that is not clearly on a side of both has no name but its number, `cluster 2`:
 standardising makes clusters of any differences, those of an untrained model's heads, too.
 
 A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns

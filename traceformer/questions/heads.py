@@ -7,6 +7,7 @@ in memory is one batch's forward pass and a few blocks. Both give the same numbe
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -154,7 +155,15 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model)
+    hashes = store.table["content_hash"][: len(ids)].to_pylist() if "content_hash" in store.table.column_names else None
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model, texts=_digest(hashes))
+
+
+def _digest(hashes: Sequence[str] | None) -> str | None:
+    """How many texts there are and a digest of them all, from that of each; None where these are not known."""
+    if hashes is None:
+        return None
+    return f"{len(hashes)} texts {sha256(' '.join(map(str, hashes)).encode()).hexdigest()[:12]}"
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -175,12 +184,13 @@ def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | 
 
 
 class _Reading(NamedTuple):
-    """The patterns to measure, the tokens to read, what `meta.json` would say of the model, what the texts are."""
+    """The patterns to measure, the tokens to read, what `meta.json` would say, the texts' name and their digest."""
 
     plan: "Plan"
     rows: "Sequence[Encoded]"
     meta: "RunMeta"
     source: str
+    texts: str | None
 
 
 def _of_model(
@@ -230,7 +240,7 @@ def _of_model(
         batches = batches_by_length(reading.rows, batch_size)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    return join_heads(tables, source=reading.source, model=loaded.source)
+    return join_heads(tables, source=reading.source, model=loaded.source, texts=reading.texts)
 
 
 def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
@@ -240,7 +250,8 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     stacks, source = texts.stacks(loaded), texts.source
     _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
-    return _reading(loaded, rows, stacks, name)
+    hashes = [sha256(example.text.encode("utf-8", "surrogatepass")).hexdigest() for example in source.examples]
+    return _reading(loaded, rows, stacks, name, _digest(hashes))
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
@@ -259,13 +270,16 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         windows = [span.tokens(start, start + length).tolist() for start in starts]
         tokens = loaded.tokenizer.convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
-    return _reading(loaded, rows, (stack,), str(texts))
+    hashes = [sha256(np.asarray(row.ids[stack], np.int64).tobytes()).hexdigest() for row in rows]
+    return _reading(loaded, rows, (stack,), str(texts), _digest(hashes))
 
 
-def _reading(loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str) -> _Reading:
+def _reading(
+    loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str, texts: str | None
+) -> _Reading:
     """All patterns of these stacks."""
     from traceformer.capture.plan import plan_arrays
     from traceformer.capture.provenance import model_meta
 
     plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks)
-    return _Reading(plan, rows, model_meta(loaded, plan), source)
+    return _Reading(plan, rows, model_meta(loaded, plan), source, texts)
