@@ -9,7 +9,10 @@ import pytest
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import UsageError
 from traceformer.formats.results.head_tables import read_heads
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
 from traceformer.questions.clusters import cluster
+from traceformer.questions.heads import heads
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"
 
@@ -42,6 +45,21 @@ def test_all_features_are_those_that_every_head_has() -> None:
     assert cluster(THESIS, features=["all"], k=2).features == ("entropy", "sparsity", "distance")
     with pytest.raises(UsageError, match="twice"):
         cluster(THESIS, features=["entropy", "entropy"])
+
+
+def test_a_trained_model_s_heads_have_names_and_an_untrained_one_s_have_none(byte: LoadedModel) -> None:
+    texts = ["The Eiffel Tower is in Paris. The Eiffel Tower is in Paris.", "Rome is in Italy, and Rome is old."]
+    untrained = load_model(type(byte.model)(byte.model.config).eval(), byte.tokenizer)
+    for features in (("entropy", "sparsity", "distance"), ("previous_token", "induction")):
+        names = {
+            which: [
+                name.split(" (")[0] for name in cluster(heads(model, texts), features=features).clusterings.best.names
+            ]
+            for which, model in (("trained", byte), ("untrained", untrained))
+        }
+        wanted = {"Focused-Local", "Strided"} if "entropy" in features else {"high previous_token", "high induction"}
+        assert wanted <= set(names["trained"])
+        assert names["untrained"] == [f"cluster {number}" for number in range(len(names["untrained"]))]
 
 
 # What may stand side by side

@@ -219,7 +219,9 @@ class HeadMetrics:
         return present(self, "html")
 
 
-def join_heads(tables: Sequence[HeadMetrics], *, source: str, model: str | None, texts: str | None) -> HeadMetrics:
+def join_heads(
+    tables: Sequence[HeadMetrics], *, source: str, model: str | None, texts: str | None = None
+) -> HeadMetrics:
     """Returns the heads of several attentions, measured in the same way, as one table."""
     about = replace(
         tables[0].about,

@@ -122,7 +122,7 @@ def token_ids(values: Any, where: str) -> tuple[int, ...]:
     """
     ids = () if values is None else values
     if not isinstance(ids, list | tuple) or not all(type(each) is int and abs(each) <= _LARGEST_ID for each in ids):
-        raise Unreadable(f"{where}: its token ids are none", why=f"they are whole numbers, {_LARGEST_ID} at most")
+        raise Unreadable(f"{where}: its token ids are no whole numbers", why=f"of {_LARGEST_ID} at most")
     return tuple(ids)
 
 
