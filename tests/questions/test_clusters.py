@@ -71,7 +71,8 @@ STATED: dict[str, object] = {
 
 def measured(seed: int, **about: object) -> HeadMetrics:
     values = np.random.default_rng(seed).random((3, 6))
-    columns = dict(zip(("entropy", "sparsity_0.0001", "distance"), values, strict=True))
+    names: tuple[str, ...] = ("entropy", "sparsity_0.0001", "distance")
+    columns = dict(zip(names, values, strict=True))
     told = Measured(**{"source": f"table {seed}", **STATED, **about})  # pyright: ignore[reportArgumentType]
     return HeadMetrics(tuple(HeadName("dec.self", 0, head) for head in range(6)), columns, told)
 

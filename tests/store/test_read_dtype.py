@@ -16,8 +16,8 @@ PATTERN, RESIDUAL, VALUES = (
     runs.ArrayKey.parse(key) for key in ("dec.self.attn_pattern", "dec.resid_post", "dec.self.v")
 )
 LENGTHS, HEADS, D = (300, 40), 2, 48
-FINITE = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-FINITE = FINITE[np.isfinite(FINITE)]
+EVERY = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+FINITE = EVERY[np.isfinite(EVERY)]
 
 
 def residual() -> np.ndarray:
@@ -66,7 +66,8 @@ def test_sums_over_what_is_read_are_those_of_float64(run: Run) -> None:
 def test_sums_over_the_tree_are_those_of_float64(run: Run) -> None:
     if run.folder is None:
         return  # a tree is of files
-    tree, exact = run.to_xarray(), residual().astype(np.float64)
+    tree: Any = run.to_xarray()
+    exact = residual().astype(np.float64)
     rows = tree["dec_res_post_mlp"]["x"].sel(layer=3)
     assert rows.mean().item() == pytest.approx(exact.mean(), rel=1e-4)
     assert np.allclose(rows.mean("dec_token"), exact.mean(axis=0), rtol=1e-4, atol=1e-5)
@@ -103,7 +104,7 @@ def test_who_asks_for_what_is_stored_gets_it(run: Run, name: str) -> None:
 
 def test_a_tree_of_what_is_stored(run: Run) -> None:
     if run.folder is not None:
-        rows = run.to_xarray(dtype="stored")["dec_res_post_mlp"]["x"]
+        rows: Any = run.to_xarray(dtype="stored")["dec_res_post_mlp"]["x"]
         assert rows.dtype == rows.values.dtype == np.float16
         assert np.array_equal(rows.values[0], residual())
 

@@ -187,10 +187,10 @@ def _names(
     """Names by entropy and distance, or by the clear metric furthest from the mean; each of them once."""
     if "entropy" in features and "distance" in features:
         both = [features.index("entropy"), features.index("distance")]
-        is_named = clear[:, both].all(axis=1)
+        is_named = np.all(clear[:, both], axis=1)
         names = [_NAMES[bool(entropy), bool(distance)] for entropy, distance in standardised[:, both] > 0]
     else:
-        is_named = clear.any(axis=1)
+        is_named = np.any(clear, axis=1)
         furthest = np.where(clear, np.abs(standardised), -1).argmax(axis=1)
         names = [
             f"{'high' if centroid[feature] > 0 else 'low'} {features[feature]}"

@@ -104,7 +104,7 @@ def _check_alike(tables: Mapping[str, HeadMetrics]) -> None:
         if len(models) > 1 and len(texts) > 1:
             raise UsageError(
                 f"{one} and {other} differ in model and in texts",
-                why=f"either may be why their heads do: {' and '.join(sorted(texts))}",
+                why=f"either may be why their heads do: {' and '.join(sorted(map(str, texts)))}",
                 hint="measure both models on the same texts",
             )
 
