@@ -155,15 +155,15 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    hashes = store.table["content_hash"][: len(ids)].to_pylist() if "content_hash" in store.table.column_names else None
-    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model, texts=_digest(hashes))
+    texts = store.table["text"][: len(ids)].to_pylist() if "text" in store.table.column_names else [None]
+    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model, texts=_digest(texts))
 
 
-def _digest(hashes: Sequence[str] | None) -> str | None:
-    """How many texts there are and a digest of them all, from that of each; None where these are not known."""
-    if hashes is None:
-        return None
-    return f"{len(hashes)} texts {sha256(' '.join(map(str, hashes)).encode()).hexdigest()[:12]}"
+def _digest(texts: Sequence[str | bytes | None]) -> str | None:
+    """Returns how many texts there are and a digest of them all; None where one is not known."""
+    parts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
+    hashes = [sha256(part).digest() for part in parts if part is not None]
+    return None if len(hashes) < len(parts) else f"{len(parts)} texts {sha256(b''.join(hashes)).hexdigest()[:12]}"
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -250,8 +250,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     stacks, source = texts.stacks(loaded), texts.source
     _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
-    hashes = [sha256(example.text.encode("utf-8", "surrogatepass")).hexdigest() for example in source.examples]
-    return _reading(loaded, rows, stacks, name, _digest(hashes))
+    return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
@@ -270,8 +269,8 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         windows = [span.tokens(start, start + length).tolist() for start in starts]
         tokens = loaded.tokenizer.convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
-    hashes = [sha256(np.asarray(row.ids[stack], np.int64).tobytes()).hexdigest() for row in rows]
-    return _reading(loaded, rows, (stack,), str(texts), _digest(hashes))
+    parts = [np.asarray(row.ids[stack], np.int64).tobytes() for row in rows]
+    return _reading(loaded, rows, (stack,), str(texts), _digest(parts))
 
 
 def _reading(
