@@ -55,7 +55,7 @@ def thesis_loop(store: TraceStore, example_id: str) -> None:
     """The byte-transformer thesis's three metrics, matrix by matrix."""
     for layer in range(LAYERS):
         for head in range(HEADS):
-            a = store.attn(example_id, layer, head).astype(np.float32)
+            a = store.attn(example_id, layer, head)
             a = a / (a.sum(-1, keepdims=True) + 1e-9)
             distance = np.abs(np.arange(TOKENS)[:, None] - np.arange(TOKENS))
             _ = -(a * np.log(a + 1e-9)).sum(-1).mean(), (a < 1e-4).mean(), (a * distance).sum() / a.sum()
@@ -70,7 +70,7 @@ def full_loop(store: TraceStore, example_id: str) -> None:
     follow[:, 1:] = same[:, :-1]
     for layer in range(LAYERS):
         for head in range(HEADS):
-            a = store.attn(example_id, layer, head).astype(np.float32)
+            a = store.attn(example_id, layer, head)
             a = a / a.sum(-1, keepdims=True)
             _ = -(a * np.log(np.where(a > 0, a, 1))).sum(-1).mean(), (a < 1e-4)[offset <= 0].mean()
             _ = (a * np.abs(offset)).sum() / TOKENS, a.max(-1).mean(), a[:, 0].mean()

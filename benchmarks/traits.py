@@ -66,7 +66,7 @@ def measure_projection(folder: Path, quick: bool) -> Iterator[Row]:
 
     def in_numpy() -> None:
         units = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        rows = store.activations("resid_post", 0).astype(np.float32)
+        rows = store.activations("resid_post", 0)
         _ = rows @ units.T, np.linalg.norm(rows, axis=1)
 
     works = {"ours": lambda: project_run(store, "resid_post", 0, directions), "numpy": in_numpy}

@@ -3,8 +3,8 @@
 `make test-newest` runs this, outside of continuous integration, whose versions stand in `constraints.txt`:
 
 1. The fast tests in `.venv-newest`, where nothing is pinned but torch.
-2. The tests that need no torch in `.venv-newest-readers`, on the newest Python that is there: zarr and numpy give their newest
-   releases only to such. That a run written here is read there is one of them.
+2. The tests that need no torch in `.venv-newest-readers`, on the newest Python that is there: zarr and numpy give their
+   newest releases only to such.
 
 Both environments are made anew each time. What differs from `constraints.txt` is printed before the tests.
 """

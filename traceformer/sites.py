@@ -80,6 +80,7 @@ class Site:
         return self.name in _OF_ATTENTION
 
 
+_LARGEST = 2**31 - 1  # number of a layer or head, or width
 _ROW = ("layer", "position", "d_model")
 _MLP = ("layer", "position", "d_mlp")
 _Q = ("layer", "head", "position", "d_head")
@@ -206,8 +207,9 @@ class ArraySpec:
             SelectionError: there is no such array.
         """
         spec = cls(ArrayKey.parse(data["key"]), tuple(data["layers"]), tuple(data["heads"]), data["width"])
-        if not all(type(number) is int and number >= 0 for number in (*spec.layers, *spec.heads, spec.width)):
-            raise TypeError(f"layers, heads and width of {spec.key} are whole numbers")
+        numbers = (*spec.layers, *spec.heads, spec.width)
+        if not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):
+            raise TypeError(f"layers, heads and width of {spec.key} are whole numbers, {_LARGEST} at most")
         return spec
 
 

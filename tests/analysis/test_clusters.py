@@ -170,3 +170,38 @@ def test_the_map_keeps_as_much_variance_as_a_plane_can(features: int) -> None:
     expected = np.append(variances, 0)[:2]
     assert flat.var(axis=0, ddof=1) == pytest.approx(expected)
     assert shares == pytest.approx(expected / variances.sum())
+
+
+# What clusters are called
+
+
+def test_heads_that_hardly_differ_get_no_names() -> None:
+    """Sixteen heads of an untrained model, measured: entropies from 3.36 to 3.38."""
+    random = np.random.default_rng(0)
+    values = np.stack(
+        [random.uniform(3.36, 3.38, 16), random.uniform(0, 1e-3, 16), random.uniform(14.0, 14.4, 16)], axis=1
+    )
+    for features, own in ((FEATURES, values), (FEATURES[:1], values[:, :1]), (("induction",), values[:, 1:2])):
+        for k, found in cluster_heads(own, features).by_k.items():
+            assert found.names == tuple(f"cluster {number}" for number in range(k))
+
+
+@pytest.mark.parametrize(
+    ("feature", "mean", "clear"),
+    [("entropy", 2.0, 0.1), ("distance", 30.0, 1.5), ("induction", 0.3, 0.05), ("sparsity_0.0001", 0.5, 0.05)],
+)
+def test_a_side_is_said_from_its_threshold_on(feature: str, mean: float, clear: float) -> None:
+    for gap, names in (
+        (0.98 * clear, {"cluster 0", "cluster 1"}),
+        (1.02 * clear, {f"low {feature}", f"high {feature}"}),
+    ):
+        values = mean + gap * np.array([[-1.0], [-1.0], [1.0], [1.0]]) + 1e-6 * np.array([[-1.0], [1.0], [-1.0], [1.0]])
+        assert set(cluster_heads(values, (feature,), ks=(2,)).best.names) == names
+
+
+def test_a_name_of_two_sides_needs_both() -> None:
+    entropy, distance = np.array([1.0, 1.0, 3.0, 3.0]), np.array([20.0, 20.1, 20.2, 20.3])
+    values = np.stack([entropy, distance], axis=1)
+    assert cluster_heads(values, ("entropy", "distance"), ks=(2,)).best.names == ("cluster 0", "cluster 1")
+    values[:, 1] = [20, 21, 40, 41]
+    assert cluster_heads(values, ("entropy", "distance"), ks=(2,)).best.names == ("Focused-Local", "Strided")

@@ -142,7 +142,9 @@ def test_a_model_in_bfloat16_is_traced_in_bfloat16(tiny_folder: Folder, tmp_path
     ids = torch.tensor(result["prompt_tokens"] + result["response_tokens"])
     embedded = engine.model.get_input_embeddings()(ids)
     assert torch.equal(torch.tensor(data["token_embeddings"]["data"][0]).bfloat16(), embedded)
-    assert engine.extract_model_captures()["output_logits"].dtype == torch.bfloat16
+    wide, own = (engine.extract_model_captures(dtype=dtype)["output_logits"] for dtype in ("float32", "stored"))
+    assert (wide.dtype, own.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(wide, own.float())
 
 
 def test_a_model_in_train_mode_answers_without_dropout_and_stays_in_it(tiny_folder: Folder, tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ def test_a_model_reads_a_list_of_texts_as_a_run_of_them_has_it(byte_run: TraceSt
         assert live.values[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
     of_set = heads(byte, "demo", seq_length=128)
     assert of_set.about.source == "demo validation"
+    assert (of_set.about.texts or "").startswith("10 texts ")
+    assert of_set.about.texts == live.about.texts != heads(byte_run, limit=9).about.texts
     assert of_set.values["entropy"] == pytest.approx(live.values["entropy"], rel=1e-6)
     assert heads(byte, texts, limit=2, seq_length=9999).about.examples == {"dec.self": 2}
 

@@ -90,12 +90,14 @@ def as_stored(layout: RunLayout, array: ArraySpec, numbers: np.ndarray) -> np.nd
 
 
 def as_read(layout: RunLayout, array: ArraySpec, numbers: np.ndarray) -> np.ndarray:
-    """Returns what a reader must get."""
+    """Returns what a reader must get: float32, but token ids."""
     stored = layout.stored(array)
     bits = as_stored(layout, array, numbers)
     if stored == "sqrt8":
         return ((bits / 255) ** 2).astype(np.float32)
-    return bits.view(ml_dtypes.bfloat16).astype(np.float32) if stored == "bfloat16" else bits
+    if stored == "int32":
+        return bits
+    return (bits.view(ml_dtypes.bfloat16) if stored == "bfloat16" else bits).astype(np.float32)
 
 
 def expected(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:

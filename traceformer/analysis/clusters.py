@@ -7,11 +7,15 @@
    1; their mean is the score of k, and the k with the highest one is the best.
 4. Clusters are numbered by their mean distance and named by their centroids.
 
-The names say no more than on which side of the mean a cluster's centroid lies:
+The names say no more than on which side of the mean over all heads a cluster's centroid lies:
 
                       nearer           further
     lower entropy     Focused-Local    Global-Anchor
     higher entropy    Wider-Local      Strided
+
+A side is said where the centroid is clearly on it: a share (0 to 1) by 0.05, entropy, distance and any other metric by
+a twentieth of the mean. A cluster that is not clearly on a side of both has no name but its number, `cluster 2`:
+standardising makes clusters of any differences, those of an untrained model's heads, too.
 
 A far and focused head looks at a few distant places, a far and broad one at many; whether these are the fixed columns
 of the thesis's sparse models, its pattern must show. Clusters on the same side are told apart by the metric in which
@@ -24,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from traceformer.analysis.conventions import SPARSITY
 from traceformer.analysis.methods import ClusterMethod
 from traceformer.errors import UsageError
-from traceformer.shapes import Float64, Int64
+from traceformer.shapes import Bool, Float64, Int64
 
 __all__ = ["Clustering", "Clusterings", "cluster_heads", "cluster_shares", "principal_map"]
 
@@ -37,6 +42,10 @@ _NAMES: Mapping[tuple[bool, bool], str] = {
     (True, True): "Strided",
 }
 """(entropy above the mean, distance above the mean) -> name."""
+
+_CLEAR_SHARE = 0.05
+_CLEAR_PART = 0.05  # of the mean
+_SHARES = ("max_weight", "previous_token", "first_token", "self", "duplicate_token", "induction", "local_mass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,25 +159,44 @@ def _clustering(
     standardised = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(k)])
     silhouettes = np.asarray(silhouette_samples(points, labels), np.float64)
     return Clustering(
-        labels, silhouettes, centroids[order], standardised, _names(centroids[order], standardised, features)
+        labels,
+        silhouettes,
+        centroids[order],
+        standardised,
+        _names(centroids[order], standardised, _is_clear(centroids[order], values.mean(axis=0), features), features),
     )
+
+
+def _is_clear(
+    centroids: Float64[np.ndarray, "cluster feature"], means: Float64[np.ndarray, "feature"], features: Sequence[str]
+) -> Bool[np.ndarray, "cluster feature"]:
+    """Returns where a centroid is clearly on one side of the mean over all heads."""
+    least = [
+        _CLEAR_SHARE if feature in _SHARES or feature.split("_")[0] == SPARSITY else _CLEAR_PART * abs(mean)
+        for feature, mean in zip(features, means, strict=True)
+    ]
+    return np.abs(centroids - means) >= np.maximum(least, np.finfo(np.float64).tiny)
 
 
 def _names(
     centroids: Float64[np.ndarray, "cluster feature"],
     standardised: Float64[np.ndarray, "cluster feature"],
+    clear: Bool[np.ndarray, "cluster feature"],
     features: Sequence[str],
 ) -> tuple[str, ...]:
-    """Names by entropy and distance, or by the metric furthest from the mean; each of them once."""
+    """Names by entropy and distance, or by the clear metric furthest from the mean; each of them once."""
     if "entropy" in features and "distance" in features:
-        sides = standardised[:, [features.index("entropy"), features.index("distance")]] > 0
-        names = [_NAMES[bool(entropy), bool(distance)] for entropy, distance in sides]
+        both = [features.index("entropy"), features.index("distance")]
+        is_named = np.all(clear[:, both], axis=1)
+        names = [_NAMES[bool(entropy), bool(distance)] for entropy, distance in standardised[:, both] > 0]
     else:
-        furthest = np.abs(standardised).argmax(axis=1)
+        is_named = np.any(clear, axis=1)
+        furthest = np.where(clear, np.abs(standardised), -1).argmax(axis=1)
         names = [
             f"{'high' if centroid[feature] > 0 else 'low'} {features[feature]}"
             for centroid, feature in zip(standardised, furthest, strict=True)
         ]
+    names = [name if is_named[cluster] else f"cluster {cluster}" for cluster, name in enumerate(names)]
     for name in dict.fromkeys(names):
         alike = [cluster for cluster, own in enumerate(names) if own == name]
         if len(alike) > 1:

@@ -62,6 +62,12 @@ class HeadClusters:
         return cluster_shares(self.clusterings.best.labels, self.table_of)
 
     @property
+    def unstated(self) -> tuple[str, ...]:
+        """What not all of several tables say, so that they may differ in it: convention, model, texts."""
+        asked = ("convention", "model", "texts") if len(self.tables) > 1 else ()
+        return tuple(name for name in asked if any(getattr(own.about, name) is None for own in self.tables.values()))
+
+    @property
     def by_metric(self) -> dict[str, dict[str, Float64[np.ndarray, "row"]]]:
         """Each metric that all tables have for all heads: metric -> table -> values."""
         first = next(iter(self.tables.values()))
@@ -115,6 +121,7 @@ class HeadClusters:
         if len(self.tables) > 1:
             shares = zip(self.tables, self.shares.tolist(), strict=True)
             shown["shares"] = {label: dict(zip(best.names, own, strict=True)) for label, own in shares}
+            shown["unstated"] = list(self.unstated)
             shown["metrics"] = {
                 metric: {label: distribution(own) for label, own in tables.items()}
                 for metric, tables in self.by_metric.items()

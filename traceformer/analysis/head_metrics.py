@@ -38,7 +38,9 @@ class Measured:
     Attributes:
         source: The run, the texts or the file that the metrics come from.
         model: The model's name.
+        texts: How many texts were read, and a digest of them: the same for the same texts, wherever they come from.
         convention: What entropy and sparsity mean, as in `conventions.py`.
+        sparse_below: What a cell is sparse below.
         window: How many tokens on either side `local_mass` counts.
         examples: How many examples the metrics of each attention are means over.
         queries: How many queries these have together.
@@ -50,6 +52,8 @@ class Measured:
     window: int | None = None
     examples: Mapping[str, int] = field(default_factory=dict[str, int])
     queries: Mapping[str, int] = field(default_factory=dict[str, int])
+    texts: str | None = None
+    sparse_below: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -171,7 +175,9 @@ class HeadMetrics:
         return {
             "source": about.source,
             "model": about.model,
+            "texts": about.texts,
             "convention": about.convention,
+            "sparse_below": about.sparse_below,
             "window": about.window,
             "attention": {
                 attention: {
@@ -213,12 +219,15 @@ class HeadMetrics:
         return present(self, "html")
 
 
-def join_heads(tables: Sequence[HeadMetrics], *, source: str, model: str | None) -> HeadMetrics:
+def join_heads(
+    tables: Sequence[HeadMetrics], *, source: str, model: str | None, texts: str | None = None
+) -> HeadMetrics:
     """Returns the heads of several attentions, measured in the same way, as one table."""
     about = replace(
         tables[0].about,
         source=source,
         model=model,
+        texts=texts,
         examples={name: count for table in tables for name, count in table.about.examples.items()},
         queries={name: count for table in tables for name, count in table.about.queries.items()},
     )

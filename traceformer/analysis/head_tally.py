@@ -178,6 +178,7 @@ class Measurement:
             {self._convention.column(name): columns[name].copy() for name in METRICS},
             Measured(
                 convention=self._convention.name,
+                sparse_below=self._convention.sparse_weight,
                 window=self._window,
                 examples={self._attention: int(self._examples.max())},
                 queries={self._attention: int(self._queries.max())},

@@ -10,7 +10,7 @@ __all__ = ["as_text"]
 _HEADS_SHOWN = 8  # of a cluster, fewer where their names are long
 _LEGEND = (
     "names say on which side of the mean a centroid lies: Focused-Local nearer, with less entropy; Wider-Local nearer, "
-    "with more;\nGlobal-Anchor further, with less; Strided further, with more"
+    "with more;\nGlobal-Anchor further, with less; Strided further, with more; a number where it is on no side clearly"
 )
 
 
@@ -33,6 +33,8 @@ def as_text(clusters: HeadClusters) -> str:
         shares = zip(clusters.tables, clusters.shares, strict=True)
         rows = [(label, *(f"{share:.1%}" for share in own)) for label, own in shares]
         parts.append(table(("share of heads", *best.names), rows, numeric=range(1, len(best.names) + 1)))
+        if clusters.unstated:
+            parts.append(f"not every table says its {', '.join(clusters.unstated)}: they may differ in it")
         headers = ("metric", "", "mean", "std", "min", "25 %", "50 %", "75 %", "max")
         parts.append(table(headers, list(_distribution_rows(clusters)), numeric=range(2, len(headers))))
     return "\n\n".join(parts)

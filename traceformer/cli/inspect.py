@@ -186,13 +186,10 @@ def _find_array(store: "Run", site: str | None) -> ArraySpec:
 
 
 def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
-    import numpy as np
-
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")
     values = store.get(example_id, spec.key, layer, head)
-    values = values if spec.site.holds_ids else values.astype(np.float32)
     if 0 in values.shape:
         raise NotRecorded(f"example {example_id} has no tokens in {spec.key}")
     layer = spec.layers[0] if layer is None and spec.layers else layer

@@ -25,6 +25,7 @@ from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, Selection
+from traceformer.store.dtypes import ReadDtype
 from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage
 from traceformer.texts.prompts import one_prompt
@@ -139,19 +140,21 @@ class InterpretabilityEngine:
         """Forgets the last generation; its trace stays."""
         self._last = None
 
-    def extract_model_captures(self) -> dict[str, Any]:
+    def extract_model_captures(self, *, dtype: ReadDtype = "float32") -> dict[str, Any]:
         """Returns what the last generation showed, as torch tensors of a batch of one; None after a clear.
+
+        They are float32 (float64 of a trace in float64); `dtype="stored"` leaves them in the model's own dtype.
 
         `token_embeddings` (1, T, d_model), `output_logits` (1, response, d_vocab), `attention_weights` per layer
         (1, head, T, T), `layer_activations` per layer pre_attn_norm, post_attn, pre_mlp_norm, post_mlp (1, T, d_model).
         """
         last, layers = self._last or Captures(), range(self._dims.stacks["dec"].n_layers)
         return {
-            "token_embeddings": _torch(last.token_embeddings),
-            "output_logits": _torch(last.output_logits),
-            "attention_weights": [_torch(last.attention.get(layer)) for layer in layers],
+            "token_embeddings": _torch(last.token_embeddings, dtype),
+            "output_logits": _torch(last.output_logits, dtype),
+            "attention_weights": [_torch(last.attention.get(layer), dtype) for layer in layers],
             "layer_activations": [
-                {name: _torch(last.activations.get(layer, {}).get(name)) for name in ACTIVATION_SITES}
+                {name: _torch(last.activations.get(layer, {}).get(name), dtype) for name in ACTIVATION_SITES}
                 for layer in layers
             ],
         }
@@ -170,10 +173,13 @@ class InterpretabilityEngine:
         }
 
 
-def _torch(tensor: Tensor | None) -> Any:
+def _torch(tensor: Tensor | None, dtype: ReadDtype) -> Any:
     import torch
 
-    return None if tensor is None else torch.from_numpy(tensor.array()).to(getattr(torch, tensor.dtype[6:]))
+    if tensor is None:
+        return None
+    wide = torch.from_numpy(tensor.array())
+    return wide.to(getattr(torch, tensor.dtype[6:])) if dtype == "stored" else wide
 
 
 def _analysis(trace: Trace, convention: ConventionName) -> dict[str, Any]:

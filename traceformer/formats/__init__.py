@@ -6,6 +6,7 @@ can be had back.
 registry          the formats, one row each; `export` and `import_run`
 options           what can be said of an export or an import, whatever the format
 outgoing          what an export tells of its run, so that an import can give it back
+rows              rows of the token table as plain values, exactly, and back
 incoming          a run made of other people's files, unknown rows and all
 whole             files that appear whole or not at all
 torch_files       what torch saved, without running pickle's code

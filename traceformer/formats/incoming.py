@@ -1,7 +1,6 @@
 """A run made of other people's files: what every import does once it knows which arrays they hold."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from traceformer.errors import Unreadable
 from traceformer.formats.options import ImportOptions
+from traceformer.formats.rows import TokenRow, check_plain, token_table
 from traceformer.models.loaded import short_name
 from traceformer.shapes import Float, Num, Shaped
 from traceformer.sites import ArraySpec, Stack
@@ -29,7 +28,7 @@ RUNS = Path("traces")
 UNKNOWN = "unknown_rows"
 """In `meta.json`: how rows that the files lack are told apart."""
 
-Fill: TypeAlias = Callable[[ShardBuffer, int, int], Mapping[str, Any]]
+Fill: TypeAlias = Callable[[ShardBuffer, int, int], TokenRow]
 """Puts an example's arrays into a slot of a buffer and returns its row of the token table: (buffer, slot, index)."""
 
 
@@ -64,7 +63,10 @@ def write_run(
 
     Raises:
         RunExists: a run is at the folder asked for.
+        Unreadable: what is stated, or a row of the token table, is of no plain values.
     """
+    where = str(files[0] if len(files) == 1 else files[0].parent)
+    check_plain(dict(stated), where)
     layout = RunLayout.plan(
         arch=arch,
         arrays=arrays,
@@ -80,12 +82,11 @@ def write_run(
         for shard in writer.pending:
             buffer, rows = writer.buffer(), layout.shard_range(shard)
             buffer.begin({stack: own[rows.start : rows.stop] for stack, own in lengths.items()})
-            table: list[Mapping[str, Any]] = []
+            table: list[TokenRow] = []
             for slot, index in enumerate(rows):
                 table.append(fill(buffer, slot, index))
                 options.progress(index + 1, layout.n_examples)
-            names = list(dict.fromkeys(name for row in table for name in row))
-            writer.commit(shard, buffer, pa.table({name: _column([row.get(name) for row in table]) for name in names}))
+            writer.commit(shard, buffer, token_table(table, where))
         return writer.finish()
 
 
@@ -214,10 +215,3 @@ def _dims(arrays: Sequence[ArraySpec], stack: Stack) -> dict[str, int]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types
-        return pa.array([json.dumps(value, ensure_ascii=False) for value in values])

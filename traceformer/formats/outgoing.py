@@ -1,20 +1,20 @@
 """What an export tells of its run and of each example, so that an import can give them back."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from traceformer.errors import Unsupported
+from traceformer.formats.rows import row_values, types_text
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.names import Dtype
 from traceformer.store.run import Run
 from traceformer.texts.shown import unnamed
 
-__all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "written_dtype"]
+__all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "row_types", "written_dtype"]
 
 _OF_A_RUN = (
     *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset", "split"),
@@ -46,20 +46,21 @@ def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:
 
 
 def plain_row(store: Run, example_id: str) -> dict[str, Any]:
-    """Returns the example's row of the token table as plain values, without where it lies in this run."""
-    row: dict[str, Any] = store.tokens.iloc[store.row(example_id)].to_dict()
-    return {name: _plain(value) for name, value in row.items() if name not in _PLACES}
+    """Returns the example's row of the token table as plain values, without where it lies in this run.
+
+    Raises:
+        Unsupported: a column is of a type that no export can hold.
+    """
+    return row_values(_told(store), store.row(example_id))
 
 
-def _plain(value: Any) -> Any:
-    """A table's value as JSON has it."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def row_types(store: Run) -> str:
+    """Returns the types of the columns that `plain_row` tells, as text."""
+    return types_text(_told(store).schema)
+
+
+def _told(store: Run) -> pa.Table:
+    return store.table.drop_columns([name for name in _PLACES if name in store.table.column_names])
 
 
 def key_of(site: str, stack: Stack) -> ArrayKey:

@@ -31,7 +31,8 @@ class Part(NamedTuple):
 def write_torch_file(path: Path, value: Any, dtype: str) -> None:
     """Writes containers of numbers, texts and `Part`s, these as tensors of a dtype; the file appears whole or not.
 
-    Parts of one array become views of one tensor, and `torch.load` gives them back as such.
+    Parts of one array become views of one tensor, and `torch.load` gives them back as such. The same value is the same
+    bytes each time.
     """
     import torch
 
@@ -49,8 +50,9 @@ def write_torch_file(path: Path, value: Any, dtype: str) -> None:
             return [as_torch(each) for each in value]
         return value
 
-    with appearing_whole(path) as part:
-        torch.save(as_torch(value), part)
+    # Given a path, torch writes its stem into the archive, and while a file is written its name is a passing one.
+    with appearing_whole(path) as part, part.open("wb") as file:
+        torch.save(as_torch(value), file)
 
 
 def read_torch_file(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """Heads into clusters by their metrics: of one table, or of several side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TypeAlias
 
@@ -44,16 +45,11 @@ def cluster(
     Raises:
         NotFound, Unreadable: a file is not there, or it is no table of heads.
         NotRecorded: a table lacks a metric, or some head lacks it.
-        UsageError: too few heads for some k, or tables whose numbers mean different things.
+        UsageError: too few heads for some k; or tables whose numbers mean different things, or may, since only some of
+            them say in which convention they are; or which differ in model and texts, so that either may be why.
     """
     named = {label: _read(table, attention) for label, table in _labelled(tables).items()}
-    conventions = {each.about.convention for each in named.values()} - {None}
-    if len(conventions) > 1:
-        raise UsageError(
-            f"tables of the conventions {' and '.join(sorted(map(str, conventions)))}",
-            why="their numbers mean different things",
-            hint="measure all of them in one",
-        )
+    _check_alike(named)
     names = _features(features, named)
     values = np.concatenate([each.features(names) for each in named.values()])
     ks = range(2, max(2, min(_LARGEST_K, len(values) - 1)) + 1) if k is None else (k,) if isinstance(k, int) else k
@@ -77,6 +73,40 @@ def _read(table: Table, attention: str | None) -> HeadMetrics:
     if not isinstance(table, HeadMetrics):
         return read_heads(table, attention)
     return table if attention is None else table.part(attention)
+
+
+def _check_alike(tables: Mapping[str, HeadMetrics]) -> None:
+    conventions = {each.about.convention for each in tables.values()}
+    if len(conventions - {None}) > 1:
+        raise UsageError(
+            f"tables of the conventions {' and '.join(sorted(map(str, conventions - {None})))}",
+            why="their numbers mean different things",
+            hint="measure all of them in one",
+        )
+    if len(conventions) > 1:
+        silent = [label for label, each in tables.items() if each.about.convention is None]
+        raise UsageError(
+            f"{' and '.join(silent)} do not say in which convention they were measured, and others do",
+            why="their numbers may mean different things",
+            hint="measure all of them in one",
+        )
+    for name, what in (("window", "windows"), ("sparse_below", "thresholds of sparse cells")):
+        stated = {getattr(each.about, name) for each in tables.values()} - {None}
+        if len(stated) > 1:
+            raise UsageError(
+                f"tables with the {what} {' and '.join(map(str, sorted(stated)))}",
+                why="their numbers mean different things",
+                hint="measure all of them with one",
+            )
+    for (one, first), (other, second) in combinations(tables.items(), 2):
+        abouts = first.about, second.about
+        models, texts = {each.model for each in abouts} - {None}, {each.texts for each in abouts} - {None}
+        if len(models) > 1 and len(texts) > 1:
+            raise UsageError(
+                f"{one} and {other} differ in model and in texts",
+                why=f"either may be why their heads do: {' and '.join(sorted(map(str, texts)))}",
+                hint="measure both models on the same texts",
+            )
 
 
 def _features(features: Sequence[str], tables: Mapping[str, HeadMetrics]) -> list[str]:

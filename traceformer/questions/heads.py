@@ -7,6 +7,7 @@ in memory is one batch's forward pass and a few blocks. Both give the same numbe
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -152,7 +153,7 @@ def _of_run(
                 size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
                 for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
                     measurement.add(
-                        partial(store.get, example_id, spec.key, layer, head),
+                        partial(store.get, example_id, spec.key, layer, head, dtype="stored"),
                         geometries[sights[spec.layers[0] if layer is None else layer]],
                         layer=layer,
                         head=head,
@@ -160,7 +161,16 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    return join_heads(measured, source=str(store.folder or store.name), model=store.about.model_and_adapter)
+    texts = store.table["text"][: len(ids)].to_pylist() if "text" in store.table.column_names else [None]
+    model, source = store.about.model_and_adapter, str(store.folder or store.name)
+    return join_heads(measured, source=source, model=model, texts=_digest(texts))
+
+
+def _digest(texts: Sequence[str | bytes | None]) -> str | None:
+    """Returns how many texts there are and a digest of them all; None where one is not known."""
+    parts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
+    hashes = [sha256(part).digest() for part in parts if part is not None]
+    return None if len(hashes) < len(parts) else f"{len(parts)} texts {sha256(b''.join(hashes)).hexdigest()[:12]}"
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -181,12 +191,13 @@ def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | 
 
 
 class _Reading(NamedTuple):
-    """The patterns to measure, the tokens to read, what `meta.json` would say of the model, what the texts are."""
+    """The patterns to measure, the tokens to read, what `meta.json` would say, the texts' name and their digest."""
 
     plan: "Plan"
     rows: "Sequence[Encoded]"
     meta: "RunMeta"
     source: str
+    texts: str | None
 
 
 def _of_model(
@@ -244,7 +255,7 @@ def _of_model(
         batches = batches_by_length(reading.rows, batch_size)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    return join_heads(tables, source=reading.source, model=loaded.source_and_adapter)
+    return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)
 
 
 def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
@@ -254,7 +265,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     stacks, source = texts.stacks(loaded), texts.source
     _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
-    return _reading(loaded, rows, stacks, name)
+    return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
@@ -273,13 +284,16 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         windows = [span.tokens(start, start + length).tolist() for start in starts]
         tokens = loaded.reader().convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
-    return _reading(loaded, rows, (stack,), str(texts))
+    parts = [np.asarray(row.ids[stack], np.int64).tobytes() for row in rows]
+    return _reading(loaded, rows, (stack,), str(texts), _digest(parts))
 
 
-def _reading(loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str) -> _Reading:
+def _reading(
+    loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str, texts: str | None
+) -> _Reading:
     """All patterns of these stacks."""
     from traceformer.capture.plan import plan_arrays
     from traceformer.capture.provenance import model_meta
 
     plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks)
-    return _Reading(plan, rows, model_meta(loaded, plan), source)
+    return _Reading(plan, rows, model_meta(loaded, plan), source, texts)

@@ -11,11 +11,11 @@ from traceformer.errors import NotRecorded, SelectionError
 from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
 from traceformer.store.columns import Column
-from traceformer.store.dtypes import decode
+from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout, head_index, layer_index
 from traceformer.store.meta import RunMeta
 from traceformer.store.source import Lead, Source
-from traceformer.store.zarr3 import read_ahead, reading
+from traceformer.store.zarr3 import as_read, read_ahead, reading
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -116,7 +116,10 @@ def shortened(numbers: Sequence[int]) -> str:
 
 
 class RunArrays:
-    """The arrays of a run, opened. `layer` and `head` are the model's numbers, None for all; a row is an example's."""
+    """The arrays of a run, opened. `layer` and `head` are the model's numbers, None for all; a row is an example's.
+
+    `dtype` is what numbers are read as, in all methods.
+    """
 
     def __init__(self, source: Source, about: RunMeta) -> None:
         self._source = source
@@ -124,17 +127,20 @@ class RunArrays:
         self._index = source.index
         self._about = about
 
-    def example(self, spec: ArraySpec, row: int, layer: int | None, head: int | None) -> Num[np.ndarray, "..."]:
+    def example(
+        self, spec: ArraySpec, row: int, layer: int | None, head: int | None, dtype: ReadDtype
+    ) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d).
 
         Of an array with one row per example it is ([layer,] [head,] d).
         """
-        view = self._source.part(spec, range(row, row + 1), self._lead(spec, layer, head))
+        stored = self._layout.stored(spec)
+        view = as_read(self._source.part(spec, range(row, row + 1), self._lead(spec, layer, head)), stored, dtype)
         with self._reading(spec):
-            values = decode(view.read().result(), self._layout.stored(spec))
+            values = decode(view.read().result(), stored)
         return values if spec.site.is_per_token else values[0]
 
-    def column(self, spec: ArraySpec, layer: int | None, head: int | None) -> Column:
+    def column(self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype) -> Column:
         """Returns one layer of a token array, or of an array with one row per example, over all examples.
 
         Raises:
@@ -145,30 +151,32 @@ class RunArrays:
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
         lead = self._lead(spec, layer, head)
-        array = self._source.whole(spec)
+        array, stored = self._source.whole(spec), self._layout.stored(spec)
         if spec.site.is_per_example:
-            view = array[(slice(None), *lead)]
+            view = as_read(array[(slice(None), *lead)], stored, dtype)
             return Column(
                 view=view if view.rank == 2 else view.transpose([1, 0, 2]),
-                stored=self._layout.stored(spec),
+                stored=stored,
+                dtype=dtype_read(stored, dtype),
                 spans=self._index.example_spans,
                 chunk=self._layout.chunk_shape(spec)[0],
             )
         return Column(
-            view=array[lead] if lead else array,
-            stored=self._layout.stored(spec),
+            view=as_read(array[lead] if lead else array, stored, dtype),
+            stored=stored,
+            dtype=dtype_read(stored, dtype),
             spans=self._index.token_spans(spec.key.token_stack),
             chunk=self._layout.chunk_shape(spec)[-2],
         )
 
     def by_example(
-        self, spec: ArraySpec, layer: int | None, head: int | None
+        self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         """Yields each row and its part, as views of one block per step of the source, reading one step ahead."""
-        lead = self._lead(spec, layer, head)
+        lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
         ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
         for rows in self._source.steps(spec):
-            ahead.append((rows, *read_ahead(self._source.part(spec, rows, lead))))
+            ahead.append((rows, *read_ahead(as_read(self._source.part(spec, rows, lead), stored, dtype))))
             if len(ahead) > 1:
                 yield from self._rows_of(spec, *ahead.popleft())
         while ahead:

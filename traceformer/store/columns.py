@@ -7,12 +7,12 @@ asked for is read. Reading runs a few pieces ahead of the caller, on tensorstore
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from traceformer.shapes import Num
-from traceformer.store.dtypes import IN_MEMORY, ON_DISK, decode
+from traceformer.store.dtypes import decode
 from traceformer.store.index import Spans
 from traceformer.store.names import Stored
 from traceformer.store.zarr3 import Array
@@ -32,11 +32,12 @@ class Column:
     """One layer, and one head or all of them, of a token array.
 
     `view` is (slot, d), or (head, slot, d) which reads as (slot, head * d): heads in order, as `z` enters W_O.
-    `chunk` is the number of slots that are read together.
+    `chunk` is the number of slots that are read together, `dtype` what the rows are.
     """
 
     view: Array
     stored: Stored
+    dtype: np.dtype[Any]
     spans: Spans
     chunk: int
 
@@ -71,8 +72,8 @@ def gather(column: Column) -> Num[np.ndarray, "token d"]:
     """Returns all tokens' rows, in the data set's order."""
     import tensorstore as ts
 
-    rows = np.empty((len(column.spans), column.width), IN_MEMORY[column.stored])
-    if column.view.rank == 2 and ON_DISK[column.stored] == rows.dtype:
+    rows = np.empty((len(column.spans), column.width), column.dtype)
+    if column.view.rank == 2 and column.view.dtype.numpy_dtype == rows.dtype:
         target, start, writing = ts.array(rows, write=True, copy=False), 0, []
         for first, last in column.pieces(len(rows)):
             writing.append(target[start : start + last - first].write(column.view[first:last]))
@@ -143,4 +144,4 @@ def _through_window(
 
 
 def _empty(tokens: int, column: Column) -> Num[np.ndarray, "token d"]:
-    return np.empty((tokens, column.width), IN_MEMORY[column.stored])
+    return np.empty((tokens, column.width), column.dtype)

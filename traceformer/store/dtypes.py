@@ -1,26 +1,33 @@
 """How numbers are stored: bfloat16 as its bits, patterns optionally as rounded square roots, never an inf.
 
-float16 and float32 are themselves on disk and in memory. bfloat16 lies on disk as uint16, since zarr-python cannot
-open bfloat16, and is read as float32, which holds it exactly. `sqrt8` keeps round(255 sqrt(p)) in a byte: at most
-0.004 away from p, and read as float32. Token ids are int32 in any run.
+Whoever reads gets float32, which holds float16 and bfloat16 exactly: sums in float16 end at 65504 and have three
+digits. bfloat16 lies on disk as uint16, since zarr-python cannot open bfloat16. `sqrt8` keeps round(255 sqrt(p)) in a
+byte, at most 0.004 away from p. Who asks for numbers as they are stored gets float16 of float16; of the other two
+float32, since numpy has no type for them. Token ids are int32 in any run.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from traceformer.errors import SelectionError
 from traceformer.shapes import Float, Num, Shaped, UInt8, UInt16
 from traceformer.store.names import Stored
 
 __all__ = [
     "ZSTD_LEVEL",
     "NonFinite",
+    "ReadDtype",
     "decode",
+    "dtype_read",
     "encode_sqrt8",
     "first_nonfinite",
     "nan_of",
 ]
+
+ReadDtype: TypeAlias = Literal["float32", "stored"]
+"""What numbers are read as: float32, or as they are stored."""
 
 # The levels below it leave 1.01 bytes of a byte of GPT-2's patterns where this leaves 0.78; those above, the same.
 ZSTD_LEVEL = 1
@@ -30,13 +37,6 @@ ON_DISK: Mapping[Stored, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
     "sqrt8": np.dtype(np.uint8),
-    "int32": np.dtype(np.int32),
-}
-IN_MEMORY: Mapping[Stored, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-    "sqrt8": np.dtype(np.float32),
     "int32": np.dtype(np.int32),
 }
 
@@ -60,6 +60,18 @@ class NonFinite(NamedTuple):
 
     at: tuple[int, ...]
     kind: Literal["inf", "nan"]
+
+
+def dtype_read(stored: Stored, dtype: ReadDtype) -> np.dtype[Any]:
+    """Returns the type that stored values are read as.
+
+    Raises:
+        SelectionError: `dtype` is neither `float32` nor `stored`.
+    """
+    if dtype not in ("float32", "stored"):
+        raise SelectionError(f"no dtype {dtype!r}", hint="float32, or stored: float16 where the run is float16")
+    as_stored = stored == "int32" or (stored == "float16" and dtype == "stored")
+    return ON_DISK[stored] if as_stored else np.dtype(np.float32)
 
 
 def first_nonfinite(array: Shaped[np.ndarray, "..."], stored: Stored) -> NonFinite | None:

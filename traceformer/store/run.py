@@ -1,7 +1,8 @@
 """Run: everything that was recorded, by example, site, the model's own layer, and head.
 
-What is returned has true lengths: no padding, no gaps. float16 and float32 runs give their own dtype, bfloat16 and
-sqrt8 runs give float32. Only the chunks that are needed are read.
+What is returned has true lengths: no padding, no gaps. Numbers come in float32, whatever they are stored in, since
+sums over float16 are soon wrong or infinite; `dtype="stored"` gives float16 where the run is float16. Only the chunks
+that are needed are read.
 """
 
 import re
@@ -18,6 +19,7 @@ from traceformer.shapes import Float, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
+from traceformer.store.dtypes import ReadDtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
@@ -28,6 +30,7 @@ from traceformer.store.zarr3 import reading
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     import xarray as xr
 
 __all__ = ["Run", "TraceStore"]
@@ -50,6 +53,8 @@ class Run:
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
+    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16 (bfloat16
+    and sqrt8, for which numpy has no type, are float32 then, too).
     Damage in the files that are read raises CorruptRun. A worker process is given the run itself, which opens it anew;
     one that is forked after arrays were read raises Unsupported instead of reading (`docs/runs.md` has the ways on).
 
@@ -233,6 +238,7 @@ class Run:
         *,
         side: str | None = None,
         kind: str | None = None,
+        dtype: ReadDtype = "float32",
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
@@ -243,7 +249,7 @@ class Run:
             ExampleNotFound, NotRecorded: it is not in this run.
             SelectionError: nor is that layer or head; the message names the stored ones.
         """
-        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head)
+        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype)
 
     # The padded store's names for it
 
@@ -254,12 +260,14 @@ class Run:
         head: int | None = None,
         side: str | None = None,
         kind: str | None = None,
+        *,
+        dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
         """Returns attention patterns ([layer,] [head,] query, key): rows are where each query looks.
 
         With two stacks that have them, `side` is `enc`.
         """
-        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head)
+        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head, dtype=dtype)
 
     def qkv(
         self,
@@ -269,41 +277,56 @@ class Run:
         head: int | None = None,
         side: str | None = None,
         kind: str | None = None,
+        *,
+        dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
         """Returns queries, keys or values ([layer,] [head,] token, d_head); see `attn` for `side`."""
         if which not in ("q", "k", "v"):
             raise SelectionError(f"no {which!r} in qkv", hint="q, k or v")
-        return self.get(example, self.spec(which, side, kind, prefer="enc").key, layer, head)
+        return self.get(example, self.spec(which, side, kind, prefer="enc").key, layer, head, dtype=dtype)
 
     def hidden(
-        self, example: int | str, side: str | None = None, layer: int | None = None
+        self,
+        example: int | str,
+        side: str | None = None,
+        layer: int | None = None,
+        *,
+        dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "*entry token d_model"]:
         """Returns Hugging Face's hidden states ([L+1,] token, d_model), entry `layer` or all; see `attn` for `side`."""
-        return self.get(example, self.spec("hidden", side, prefer="enc").key, layer)
+        return self.get(example, self.spec("hidden", side, prefer="enc").key, layer, dtype=dtype)
 
-    def resid_embed(self, example: int | str, side: str | None = None) -> Float[np.ndarray, "token d_model"]:
+    def resid_embed(
+        self, example: int | str, side: str | None = None, *, dtype: ReadDtype = "float32"
+    ) -> Float[np.ndarray, "token d_model"]:
         """Returns what enters block 0; see `attn` for `side`."""
-        return self.get(example, self.spec("embed", side, prefer="enc").key)
+        return self.get(example, self.spec("embed", side, prefer="enc").key, dtype=dtype)
 
     def resid(
-        self, example: int | str, stage: str, layer: int | None = None, side: str | None = None
+        self,
+        example: int | str,
+        stage: str,
+        layer: int | None = None,
+        side: str | None = None,
+        *,
+        dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "*layer token d_model"]:
         """Returns the residual stream at `pre_attn`, `post_attn` or `post_mlp` ([layer,] token, d_model)."""
         site = _STAGES.get(stage, stage)
         if site not in _STAGES.values():
             raise SelectionError(f"no stage {stage!r}", hint=f"choose from {' '.join((*_STAGES, *_STAGES.values()))}")
-        return self.get(example, self.spec(site, side, prefer="enc").key, layer)
+        return self.get(example, self.spec(site, side, prefer="enc").key, layer, dtype=dtype)
 
-    def class_logits(self, example: int | str) -> Float[np.ndarray, "label"]:
+    def class_logits(self, example: int | str, *, dtype: ReadDtype = "float32") -> Float[np.ndarray, "label"]:
         """Returns what a classifier or reward model says of an example's text; `about.labels` names the entries.
 
         NaN for an example without tokens.
         """
-        return self.get(example, "class_logits")
+        return self.get(example, "class_logits", dtype=dtype)
 
     # TransformerLens's names for it
 
-    def cache(self, example: int | str) -> dict[str, Float[np.ndarray, "batch ..."]]:
+    def cache(self, example: int | str, *, dtype: ReadDtype = "float32") -> dict[str, Float[np.ndarray, "batch ..."]]:
         """Returns what is recorded of an example as TransformerLens caches it: arrays by the names of its hooks.
 
         `run.cache(0)["blocks.3.attn.hook_pattern"]` is (1, head, query, key). Sites without a hook are left out;
@@ -313,14 +336,22 @@ class Run:
             NotRecorded: the run holds no site that has a hook.
             Unsupported: TransformerLens has no names for such a model.
         """
-        return present(self, "transformer_lens", self.example_id(example))
+        return present(self, "transformer_lens", self.example_id(example), dtype)
 
     # Text and tokens
 
     @cached_property
+    def table(self) -> "pa.Table":
+        """The token table in Arrow, with the types and values that were recorded."""
+        return self._source.token_table()
+
+    @cached_property
     def tokens(self) -> "pd.DataFrame":
-        """One row per example: example_id, text, input_ids, tokens, and what the data set adds."""
-        return self._source.token_table().to_pandas()
+        """One row per example: example_id, text, input_ids, tokens, and what the data set adds.
+
+        Whole numbers beside a missing one stay whole numbers, in a column of objects: as floats they would end at 2^53.
+        """
+        return self.table.to_pandas(integer_object_nulls=True)
 
     def text(self, example: int | str) -> str:
         return self._token_row(example)["text"]
@@ -355,6 +386,7 @@ class Run:
         *,
         side: str | None = None,
         kind: str | None = None,
+        dtype: ReadDtype = "float32",
     ) -> Num[np.ndarray, "token d"]:
         """Returns one layer's rows of all tokens of all examples, in the data set's order.
 
@@ -365,7 +397,7 @@ class Run:
         Raises:
             SelectionError: the site has layers and none is named, or is a matrix.
         """
-        column = self._arrays.column(self.spec(site, side, kind), layer, head)
+        column = self._arrays.column(self.spec(site, side, kind), layer, head, dtype)
         with reading(self._source.name):
             return columns.gather(column)
 
@@ -380,6 +412,7 @@ class Run:
         head: int | None = None,
         side: str | None = None,
         kind: str | None = None,
+        dtype: ReadDtype = "float32",
     ) -> Iterator[Num[np.ndarray, "token d"]]:
         """Yields the rows of `activations` in batches of `batch_tokens` (the last may be shorter), each a new array.
 
@@ -388,7 +421,7 @@ class Run:
         """
         if batch_tokens < 1:
             raise SelectionError(f"batches of {batch_tokens} tokens")
-        column = self._arrays.column(self.spec(site, side, kind), layer, head)
+        column = self._arrays.column(self.spec(site, side, kind), layer, head, dtype)
         batches = (
             columns.shuffled_batches(column, batch_tokens, seed) if shuffle else columns.batches(column, batch_tokens)
         )
@@ -414,13 +447,14 @@ class Run:
         *,
         side: str | None = None,
         kind: str | None = None,
+        dtype: ReadDtype = "float32",
     ) -> Iterator[tuple[str, Num[np.ndarray, "..."]]]:
         """Yields each example's id and its matrix (query, key) or rows (token, d) of one head, in the data set's order.
 
         Reads one shard ahead. The arrays are views of a block that holds one shard of this head: copy what you keep.
         """
         spec = self.spec(site, side, kind)
-        return ((self._index.ids[row], values) for row, values in self._arrays.by_example(spec, layer, head))
+        return ((self._index.ids[row], values) for row, values in self._arrays.by_example(spec, layer, head, dtype))
 
     def verify(self) -> Verification:
         """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""
@@ -443,7 +477,7 @@ class Run:
             raise Unsupported("this run is in memory", why="it has no files", hint="run.save(path) first")
         return self._source
 
-    def to_xarray(self) -> "xr.DataTree":
+    def to_xarray(self, *, dtype: ReadDtype = "float32") -> "xr.DataTree":
         """Returns the run as named-dimension data sets, one per zarr group, read when used.
 
         Token axes have no gaps and carry `token_example` (a row of `tokens`) and `token_position`; `layer` and
@@ -454,7 +488,7 @@ class Run:
             from traceformer.store.xarrays import data_tree
         except ModuleNotFoundError as error:
             raise Unsupported(f"{error.name} is not installed", hint="pip install 'traceformer[zarr]'") from error
-        return data_tree(source)
+        return data_tree(source, dtype)
 
 
 TraceStore = Run

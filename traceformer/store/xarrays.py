@@ -11,11 +11,12 @@ from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexed
 
 from traceformer.shapes import Int64
 from traceformer.sites import ArraySpec
-from traceformer.store.dtypes import IN_MEMORY, decode
+from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.folder import RunFolder
 from traceformer.store.index import RunIndex, Spans
 from traceformer.store.layout import RunLayout
-from traceformer.store.zarr3 import reading
+from traceformer.store.names import Stored
+from traceformer.store.zarr3 import as_read, reading
 
 __all__ = ["data_tree"]
 
@@ -33,10 +34,15 @@ class _Source:
     spec: ArraySpec
     axis: int
     spans: Spans
+    dtype: ReadDtype
 
     @property
     def layout(self) -> RunLayout:
         return self.run.head.layout
+
+    @property
+    def stored(self) -> Stored:
+        return self.layout.stored(self.spec)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,7 +52,7 @@ class _Source:
 
     def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
         """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
-        array = self.run.array(self.spec, self.run.index.shards)
+        array = as_read(self.run.array(self.spec, self.run.index.shards), self.stored, self.dtype)
         along = key[self.axis]
         wanted = np.arange(len(self.spans))[along]
         stretches = [int(self.spans.places(wanted.reshape(1))[0])] if wanted.ndim == 0 else self._stretches(wanted)
@@ -54,7 +60,7 @@ class _Source:
             ahead = [array.oindex[(*key[: self.axis], part, *key[self.axis + 1 :])].read() for part in stretches]
             # An axis before this one that an integer takes away moves this one to the left.
             axis = self.axis - sum(isinstance(part, int) for part in key[: self.axis])
-            parts = [decode(future.result(), self.layout.stored(self.spec)) for future in ahead]
+            parts = [decode(future.result(), self.stored) for future in ahead]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
     def _stretches(self, wanted: Int64[np.ndarray, "n"]) -> list[slice | Int64[np.ndarray, "n"]]:
@@ -73,7 +79,7 @@ class _LazyArray(BackendArray):
     def __init__(self, source: _Source) -> None:
         self.source = source
         self.shape = source.shape
-        self.dtype = IN_MEMORY[source.layout.stored(source.spec)]
+        self.dtype = dtype_read(source.stored, source.dtype)
 
     def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
         return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._read)
@@ -93,8 +99,11 @@ def _plain(part: Any, size: int) -> AxisIndex:
     return np.asarray(part) % size
 
 
-def data_tree(run: RunFolder) -> xr.DataTree:
-    """Returns the run as a tree of data sets, one per zarr group: `tree["dec_res_post_mlp"]["x"]`."""
+def data_tree(run: RunFolder, dtype: ReadDtype = "float32") -> xr.DataTree:
+    """Returns the run as a tree of data sets, one per zarr group: `tree["dec_res_post_mlp"]["x"]`.
+
+    Numbers are float32, or as they are stored, when they are read.
+    """
     layout, index = run.head.layout, run.index
     groups: dict[str, dict[str, xr.Variable]] = {}
     coordinates: dict[str, dict[str, xr.Variable]] = {}
@@ -104,7 +113,7 @@ def data_tree(run: RunFolder) -> xr.DataTree:
         tokens = spec.site.is_per_token
         spans = index.token_spans(spec.key.token_stack) if tokens else index.example_spans
         axis = len(layout.buffer_shape(spec)) - 2 if tokens else 0
-        source = _Source(run, spec, axis, spans)
+        source = _Source(run, spec, axis, spans, dtype)
         attributes = {"key": str(spec.key), "meaning": spec.site.meaning, "stored_dtype": layout.stored(spec)}
         axes = layout.axes(spec)
         groups.setdefault(name, {})[leaf] = xr.Variable(axes, LazilyIndexedArray(_LazyArray(source)), attributes)

@@ -21,7 +21,8 @@ def metrics(source: str = 'runs/"a", b', convention: str | None = "nanochat") ->
     values = dict(zip(("entropy", "sparsity_0.01", "distance"), random, strict=True))
     counts = {"enc.self": 3, "dec.cross": 2}
     name = next((name for name in CONVENTIONS if name == convention), None)
-    about = Measured(source, "byte", name, 8, counts, {kind: 10 * count for kind, count in counts.items()})
+    queries = {kind: 10 * count for kind, count in counts.items()}
+    about = Measured(source, "byte", name, 8, counts, queries, texts="3 texts 0123456789ab", sparse_below=0.01)
     return HeadMetrics(tuple(rows), values, about)
 
 
@@ -36,7 +37,9 @@ def test_a_table_begins_as_the_thesis_has_it_and_says_how_it_was_measured(tmp_pa
     metrics().write(tmp_path / "heads.csv")
     frame = pd.read_csv(tmp_path / "heads.csv")
     assert list(frame)[:5] == ["layer", "head", "entropy", "sparsity_0.01", "distance"]
-    assert list(frame)[5:] == ["attention", "convention", "window", "source", "model", "examples", "queries"]
+    how = ["attention", "convention", "window", "source", "model", "examples", "queries", "texts", "sparse_below"]
+    assert list(frame)[5:] == how
+    assert (frame.texts.unique().tolist(), frame.sparse_below.unique().tolist()) == (["3 texts 0123456789ab"], [0.01])
     assert frame.convention.unique().tolist() == ["nanochat"]
     assert frame.examples.tolist() == [3] * 4 + [2] * 4
     assert frame.distance.isna().tolist() == [False] * 4 + [True] * 4
@@ -71,3 +74,12 @@ def test_an_attention_that_is_not_there_is_refused(tmp_path: Path) -> None:
     metrics("here").write(tmp_path / "heads.csv")
     with pytest.raises(NotFound, match=r"here has no attention dec\.self; it has dec\.cross, enc\.self"):
         read_heads(tmp_path / "heads.csv", "dec.self")
+
+
+@pytest.mark.parametrize("number", ["1" * 13, "9" * 5000, "-1", "1.5", "1e3", "²"])
+@pytest.mark.parametrize("column", ["layer", "head", "window"])
+def test_absurd_numbers_are_refused(column: str, number: str, tmp_path: Path) -> None:
+    cells = {"layer": "0", "head": "0", "window": "8", "entropy": "1"} | {column: number}
+    (tmp_path / "heads.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n", encoding="utf-8")
+    with pytest.raises(Unreadable, match=f"line 2: the {column} is"):
+        read_heads(tmp_path / "heads.csv")

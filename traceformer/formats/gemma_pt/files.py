@@ -11,6 +11,7 @@ from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.gemma_pt.write import INTERNALS, PT_FORMAT, RESIDUAL
 from traceformer.formats.incoming import UNKNOWN
 from traceformer.formats.outgoing import key_of
+from traceformer.formats.rows import check_plain, read_types, token_ids
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
@@ -39,12 +40,11 @@ class _Words(NamedTuple):
             raise Unreadable(f"{path}: the tokens of its {name} are no list")
         if tokens is None and ids is None:
             raise Unreadable(f"{path}: its {name} has no tokens", why="an example of a run is its tokens")
-        if not all(isinstance(each, int) for each in ids or ()):
-            raise Unreadable(f"{path}: the token ids of its {name} are no whole numbers")
+        ids = None if ids is None else token_ids(ids, f"{path}, {name}")
         words = tuple(f"#{each}" for each in ids or ()) if tokens is None else tuple(map(str, tokens))
         if ids is not None and len(ids) != len(words):
             raise Unreadable(f"{path}: its {name} has {len(words)} tokens and {len(ids)} token ids")
-        return cls(str(text), words, None if ids is None else tuple(ids))
+        return cls(str(text), words, ids)
 
 
 class PtFile:
@@ -52,6 +52,7 @@ class PtFile:
 
     Attributes:
         ours: What an export of ours says in it, nothing in others.
+        types: Those of the row of the token table that it tells, if it does.
         prompt, response: The words.
         further: Arrays that it holds as the run had them, by key.
         is_mean: Whether the patterns that it shows are means over heads.
@@ -67,6 +68,7 @@ class PtFile:
         if not isinstance(self._prompt, dict) or not isinstance(self._response, dict):
             raise Unreadable(f"{path}: 'prompt' and 'response' are not dicts")
         self.ours: Mapping[str, Any] = self._told(data.get("traceformer"))
+        self.types = read_types(self.ours["types"], str(path)) if "types" in self.ours else None
         self.prompt, self.response = (_Words.of(data, name, path) for name in ("prompt", "response"))
         self.tokens = self.prompt.tokens + self.response.tokens
         self.n_prompt, self.n = len(self.prompt.tokens), len(self.tokens)
@@ -98,7 +100,7 @@ class PtFile:
     @property
     def layer(self) -> int:
         """The layer of a file of one."""
-        told, named = self.ours.get("layer"), re.search(r"_L(\d+)$", self.path.stem)
+        told, named = self.ours.get("layer"), re.search(r"_L(\d{1,6})$", self.path.stem)
         if told is None and named is None:
             raise Unreadable(f"which layer is {self.path} of?", why="its name does not end in _L and a number")
         return int(told) if told is not None else int(named[1]) if named else 0
@@ -172,6 +174,7 @@ class PtFile:
         for name, kind in (("row", dict), ("run", dict), ("further", dict), ("arrays", list)):
             if not isinstance(ours.get(name), kind):
                 raise Unreadable(f"{self.path}: traceformer.{name} is not what an export writes")
+        check_plain({name: value for name, value in ours.items() if name != "further"}, f"{self.path}, traceformer")
         return ours
 
     def _take_residual(self) -> None:
@@ -311,7 +314,7 @@ class PtFile:
 
 
 def _layer_of(name: Any, path: Path) -> int:
-    found = re.fullmatch(r"(?:layer_)?(\d+)", str(name))
+    found = re.fullmatch(r"(?:layer_)?(\d{1,6})", str(name))
     if not found:
         raise Unreadable(f"{path}: which layer is {name!r}?", hint="0, '0' or 'layer_0'")
     return int(found[1])

@@ -23,6 +23,7 @@ from traceformer.errors import Unreadable
 from traceformer.formats.gemma_pt.files import PtFile
 from traceformer.formats.incoming import common_dtype, put, token_row, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.formats.rows import TokenRow
 from traceformer.formats.torch_files import read_torch_file
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Stack
@@ -48,7 +49,7 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     """
     grouped: dict[tuple[Path, str], list[Path]] = {}
     for path in files:
-        grouped.setdefault((path.parent, re.sub(r"_L\d+$", "", path.stem)), []).append(path)
+        grouped.setdefault((path.parent, re.sub(r"_L\d{1,6}$", "", path.stem)), []).append(path)
     outlines = [_Outline.of(_read(paths), paths) for paths in grouped.values()]
     first, numbers = outlines[0], _TokenNumbers()
     for outline in outlines:
@@ -59,7 +60,7 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
                 hint="import them apart",
             )
 
-    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> TokenRow:
         outline = outlines[index]
         parts = _read(outline.paths)
         for spec in first.arrays:
@@ -176,13 +177,14 @@ class _TokenNumbers:
         return [self._known.setdefault(token, -1 - len(self._known)) for token in tokens]
 
 
-def _row(part: PtFile, index: int, numbers: _TokenNumbers) -> dict[str, Any]:
-    of_set, name = part.path.parent.name, re.sub(r"_L\d+$", "", part.path.stem)
+def _row(part: PtFile, index: int, numbers: _TokenNumbers) -> TokenRow:
+    of_set, name = part.path.parent.name, re.sub(r"_L\d{1,6}$", "", part.path.stem)
     ids = numbers.of(part.tokens) if part.ids is None else part.ids
     example_id, words = f"{of_set}-{name}" if of_set else name, (part.prompt.text, part.response.text)
     row = token_row(example_id, index, *words, ids, part.n_prompt, part.tokens)
     row |= {"prompt_set": of_set, "prompt_id": name}
-    return row | {name: value for name, value in part.ours.get("row", {}).items() if name not in _ROW_OF_OURS}
+    row |= {name: value for name, value in part.ours.get("row", {}).items() if name not in _ROW_OF_OURS}
+    return TokenRow(row, part.types)
 
 
 def _without_heads(stated: Mapping[str, Any]) -> dict[str, Any]:

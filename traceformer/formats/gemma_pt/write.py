@@ -19,7 +19,7 @@ import numpy as np
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, written_dtype
+from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, row_types, written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec
@@ -151,7 +151,7 @@ class _Example:
     def _read(self, site: str, layer: int) -> Float[np.ndarray, "..."]:
         """One layer of a site: (token, d), heads side by side, or (head, query, key)."""
         spec = self.specs[site]
-        values = self.store.get(self.passage.example_id, spec.key, layer)
+        values = self.store.get(self.passage.example_id, spec.key, layer, dtype="stored")
         if spec.heads and not spec.site.is_matrix:
             return np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(values.shape[1], -1)
         return values
@@ -179,7 +179,7 @@ class _Example:
         return lossless_arrays(self.store, "the Gemma capture's files")
 
     def _whole(self, spec: ArraySpec, layer: int | None = None) -> Part:
-        return Part(self.store.get(self.passage.example_id, spec.key, layer))
+        return Part(self.store.get(self.passage.example_id, spec.key, layer, dtype="stored"))
 
     def _told(self, further: Mapping[str, Part], layer: int | None = None) -> dict[str, Any]:
         arrays = self._all() if self.lossless else self.specs.values()
@@ -194,6 +194,7 @@ class _Example:
             "after_attn": "the residual stream between attention and MLP (resid_mid), not its normed copy",
             "example_id": self.passage.example_id,
             "row": dict(self.passage.row),
+            "types": row_types(self.store),
             "run": described_run(self.store),
             "arrays": [spec.to_json() for spec in arrays],
             "further": dict(further),

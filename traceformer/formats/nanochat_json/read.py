@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from traceformer.errors import Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, encoded, token_row, write_run
@@ -21,6 +22,7 @@ from traceformer.formats.nanochat_json.traces import SIDE_FILE, Captures, Tensor
 from traceformer.formats.nanochat_json.write import ACTIVATION_SITES
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.outgoing import key_of
+from traceformer.formats.rows import TokenRow, check_plain, read_types
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.dtypes import nan_of
@@ -59,7 +61,7 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
                 hint="import them apart",
             )
 
-    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> TokenRow:
         trace = read_trace(files[index])
         _fill(buffer, slot, trace, outlines[index], files[index])
         return _row(trace, _Ours.of(trace, files[index]), index)
@@ -127,22 +129,25 @@ class _Ours:
     row: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokens: Sequence[str] | None = None
     run: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    types: pa.Schema | None = None
 
     @classmethod
     def of(cls, trace: Trace, path: Path) -> "_Ours":
         data = trace.head.metadata.get("traceformer")
         if data is None:
             return cls()
+        check_plain(data, f"{path}: metadata.traceformer")
         try:
             arrays = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
             row = {name: value for name, value in data["row"].items() if name not in _OURS_ALONE}
             tokens = None if data["tokens"] is None else [str(token) for token in data["tokens"]]
             run = dict(data["run"])
+            types = read_types(data["types"], str(path)) if "types" in data else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unreadable(f"{path}: metadata.traceformer is not what an export writes", why=str(error)) from error
         if tokens is not None and len(tokens) != len(trace.input_tokens) + len(trace.output_tokens):
             raise Unreadable(f"{path}: metadata.traceformer names {len(tokens)} tokens", why="there are others")
-        return cls(arrays, row, tokens, run)
+        return cls(arrays, row, tokens, run, types)
 
 
 class _Piece(NamedTuple):
@@ -257,7 +262,7 @@ def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path:
         target[..., piece.start : piece.start + piece.n_rows, :] = encoded(values, buffer.layout.dtype, path)
 
 
-def _row(trace: Trace, ours: _Ours, index: int) -> dict[str, Any]:
+def _row(trace: Trace, ours: _Ours, index: int) -> TokenRow:
     """Returns the example's row of the token table; metadata that is not ours is kept as JSON."""
     head = trace.head
     metadata = {name: value for name, value in head.metadata.items() if name != "traceformer"}
@@ -268,4 +273,4 @@ def _row(trace: Trace, ours: _Ours, index: int) -> dict[str, Any]:
         "timestamp": head.timestamp,
         "metadata": json.dumps(metadata, ensure_ascii=False),
     }
-    return row | dict(ours.row)
+    return TokenRow(row | dict(ours.row), ours.types)

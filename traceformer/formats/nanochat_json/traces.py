@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable
+from traceformer.formats.rows import token_ids
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Float
 
@@ -37,6 +38,7 @@ SIDE_FILE = "_metadata.json"
 _BIG = ("tokens", "model_data", "intermediate_steps", "traceformer")  # what stands behind a trace's head
 _OF_A_HEAD = frozenset(("trace_id", "timestamp", "prompt", "response", "category", "metadata"))
 _HEAD_BYTES = 4096
+_LONGEST = 2**31 - 1  # of an axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,10 @@ def read_head(path: Path) -> TraceHead:
         raise NotFound(f"no trace {path}") from None
     except UnicodeDecodeError as error:
         raise Unreadable(f"{path} is not UTF-8", why=str(error)) from None
+    except Unreadable:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise Unreadable(f"{path} is no trace", why=str(error)) from None
 
 
 def _members_before_numbers(text: str) -> dict[str, Any]:
@@ -222,8 +228,8 @@ def read_trace(path: Path) -> Trace:
     try:
         return Trace(
             head,
-            tuple(map(int, tokens.get("input_tokens") or ())),
-            tuple(map(int, tokens.get("output_tokens") or ())),
+            token_ids(tokens.get("input_tokens"), str(path)),
+            token_ids(tokens.get("output_tokens"), str(path)),
             _captures(data.get("model_data") or {}, path),
             None if steps is None else tuple(_captures(step, path) for step in steps),
             {name: _tensor(tensor, path) for name, tensor in (data.get("traceformer") or {}).get("arrays", {}).items()},
@@ -305,15 +311,15 @@ def _captures(data: Mapping[str, Any], path: Path) -> Captures:
 
 
 def _layer(name: str, path: Path) -> int:
-    match = re.fullmatch(r"layer_(\d+)", name)
+    match = re.fullmatch(r"layer_(\d{1,6})", name)
     if not match:
         raise Unreadable(f"{path} has {name!r} where a layer should be", hint="layer_0, layer_1, ...")
     return int(match[1])
 
 
 def _tensor(data: Mapping[str, Any], path: Path, axes: int | None = None) -> Tensor:
-    shape = tuple(map(int, data["shape"]))
-    if shape[:1] != (1,) or any(size < 0 for size in shape):
+    shape = tuple(data["shape"])
+    if shape[:1] != (1,) or not all(type(size) is int and 0 <= size <= _LONGEST for size in shape):
         raise Unreadable(f"{path} has a tensor of shape {list(shape)}", why="a trace holds one sequence, a batch of 1")
     if axes is not None and len(shape) != axes:
         raise Unreadable(f"{path} has a tensor of shape {list(shape)}", why=f"it should have {axes} axes")

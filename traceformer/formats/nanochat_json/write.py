@@ -18,7 +18,7 @@ from traceformer.filenames import file_name
 from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays
+from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, row_types
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
@@ -137,13 +137,13 @@ class _Example:
         for site in ("token_embed", "logits", "attn_pattern", *ACTIVATION_SITES.values()):
             spec = self.spec(site)
             if spec is not None:
-                self._blocks[spec.key] = self._store.get(self._id, spec.key)
+                self._blocks[spec.key] = self._store.get(self._id, spec.key, dtype="stored")
 
     def _read(self, spec: ArraySpec, layer: int | None) -> Float[np.ndarray, "..."]:
         kept = self._blocks.get(spec.key)
         if kept is not None:
             return kept if layer is None else kept[spec.layers.index(layer)]
-        return self._store.get(self._id, spec.key, layer)
+        return self._store.get(self._id, spec.key, layer, dtype="stored")
 
     def _rows(self, spec: ArraySpec, layer: int | None, rows: slice) -> Tensor:
         if self._is_partial:
@@ -173,7 +173,7 @@ class _Example:
             if kept is not None:
                 yield kept[spec.layers.index(layer), index, rows, : rows.stop]
             else:
-                yield self._store.get(self._id, spec.key, layer, head)[rows, : rows.stop]
+                yield self._store.get(self._id, spec.key, layer, head, dtype="stored")[rows, : rows.stop]
 
     def _whole(self, spec: ArraySpec) -> Tensor:
         """An array as the run has it: (1[, layer][, head], token, d) or (1, layer, head, query, key)."""
@@ -184,7 +184,7 @@ class _Example:
         return Tensor(
             (1, *lead, *last),
             f"torch.{self._store.dtype}",
-            blocks=lambda: (self._store.get(self._id, spec.key, layer) for layer in layers),
+            blocks=lambda: (self._store.get(self._id, spec.key, layer, dtype="stored") for layer in layers),
         )
 
     def _tensor(self, values: Float[np.ndarray, "..."]) -> Tensor:
@@ -200,6 +200,7 @@ class _Example:
             "tokens": row.get("tokens"),
             "row": {name: value for name, value in row.items() if name not in (*_OF_TOKENS, "metadata")},
             "arrays": [spec.to_json() for spec in specs],
+            "types": row_types(self._store),
             "run": described_run(self._store),
         }
         source = model.split(":")[1] if model.startswith("nanochat:") else model

@@ -22,6 +22,7 @@ import tensorstore as ts
 from traceformer.errors import SelectionError, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.formats.rows import TokenRow, row_values
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
@@ -65,7 +66,7 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
     source = _Folder.of(files[0].parent)
     partial = UNKNOWN in source.run
 
-    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> TokenRow:
         for spec in source.arrays:
             put(buffer, slot, spec, source.values(spec, index), str(source.path), partial=partial)
         return source.row(index)
@@ -103,6 +104,7 @@ class _Folder:
     spans: Mapping[Stack, Sequence[slice]]
     opened: Mapping[ArrayKey, ts.TensorStore]
     table: Sequence[Mapping[str, Any]]
+    types: pa.Schema
     run: Mapping[str, Any]
     is_ours: bool
 
@@ -118,9 +120,10 @@ class _Folder:
         if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
-            table = pq.read_table(path / TOKENS).to_pylist()
+            held = pq.read_table(path / TOKENS)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise Unreadable(f"{path / TOKENS} is no table", why=str(error).partition("\n")[0]) from error
+        table = [row_values(held, row) for row in range(held.num_rows)]
         if not table:
             raise Unreadable(f"{path / TOKENS} lists no examples")
         spans: dict[Stack, list[slice]] = {
@@ -142,7 +145,7 @@ class _Folder:
                 raise Unreadable(f"{path} has no {spec.key} of its {len(table)} examples")
         if not arrays:
             raise Unreadable(f"{path} holds no arrays")
-        return cls(path, arch, arrays, spans, found, table, run, ours is not None)
+        return cls(path, arch, arrays, spans, found, table, held.schema, run, ours is not None)
 
     def values(self, spec: ArraySpec, index: int) -> Num[np.ndarray, "..."]:
         """Returns an example's part of an array, without padding."""
@@ -166,7 +169,7 @@ class _Folder:
             )
         return values
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> TokenRow:
         """Returns the example's row of the token table, without padding."""
         row = dict(self.table[index])
         for stack, spans in self.spans.items():
@@ -178,7 +181,7 @@ class _Folder:
         text = str(row.get("text") or "")
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         defaults = {"split": "imported", "index": index, "content_hash": digest}
-        return {**row, **{name: value for name, value in defaults.items() if name not in row}}
+        return TokenRow(defaults | row, self.types)
 
 
 def _column_of(name: str, stack: Stack, arch: Arch) -> str:

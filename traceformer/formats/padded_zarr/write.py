@@ -11,19 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorstore as ts
 
 from traceformer.errors import RunExists
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import described_run, plain_row
+from traceformer.formats.outgoing import described_run, plain_row, row_types
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
+from traceformer.formats.rows import TokenRow, read_types, token_table
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.shapes import Num
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.dtypes import IN_MEMORY
+from traceformer.store.dtypes import dtype_read
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import META, TOKENS
 from traceformer.store.names import array_path
@@ -71,10 +70,11 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
     arrays = {spec: _create(store, spec, folder, len(ids), longest) for spec in store.layout.arrays}
     for row, example_id in enumerate(ids):
         for spec, array in arrays.items():
-            _put(array[row], store.get(example_id, spec.key))
+            _put(array[row], store.get(example_id, spec.key, dtype="stored"))
         options.progress(row + 1, len(ids))
-    rows = [_padded(store, example_id, longest) for example_id in ids]
-    pq.write_table(pa.Table.from_pylist(rows), folder / TOKENS, compression="zstd")
+    types = read_types(row_types(store), str(folder))
+    rows = [TokenRow(_padded(store, example_id, longest), types) for example_id in ids]
+    pq.write_table(token_table(rows, str(folder)), folder / TOKENS, compression="zstd")
     meta = {name: store.meta[name] for name in _DOCUMENTED if name in store.meta} | {
         "arch": store.arch,
         "n_examples": len(ids),
@@ -110,7 +110,7 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
     attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
     (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
     use_tensorstore()
-    dtype = np.dtype(IN_MEMORY[store.layout.stored(spec)]).newbyteorder("<").str
+    dtype = dtype_read(store.layout.stored(spec), "stored").newbyteorder("<").str
     return ts.open(
         {
             "driver": "zarr",

@@ -8,6 +8,8 @@ that the file's name ends in, as in the Gemma capture's `probe_layer16.pt`, or t
 
 import json
 import re
+import tokenize
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,12 @@ from traceformer.store.files import free_space
 __all__ = ["read_all_directions", "read_direction", "write_direction"]
 
 _FORMAT = "traceformer directions 1"
-_OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d+)|(\d+)")
+_OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d{1,6})|(\d{1,6})")
+# What numpy raises, one or the other, where a header is damaged, which is a dict as Python writes it.
+_DAMAGED = (
+    *(ValueError, TypeError, LookupError, OverflowError, EOFError, OSError, SyntaxError, RecursionError, MemoryError),
+    tokenize.TokenError,
+)
 
 
 def read_direction(path: Path) -> Direction:
@@ -103,9 +110,10 @@ def _about(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 def _read_npy(path: Path) -> _Found:
     try:
-        with path.open("rb") as file:  # np.load would open an archive of that name, too
+        with path.open("rb") as file, warnings.catch_warnings():  # np.load would open an archive of that name, too
+            warnings.simplefilter("ignore", UserWarning)  # that a header looks like Python 2's
             values = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise Unreadable(f"{path} is no .npy file of numbers", why=str(error).partition("\n")[0]) from error
     return _rows(values), {}
 

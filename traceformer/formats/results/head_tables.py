@@ -1,8 +1,8 @@
 """Tables of head metrics as CSV: a row per head, and the thesis's `layer,head,entropy,sparsity,distance` in front.
 
-Behind the metrics, in every row, stand the head's attention and how it was measured: convention, window, source, model,
-examples, queries. Whoever reads a table by the names of its columns, as the thesis's own code does, never sees them; a
-table that lacks them, such as the thesis's own, is read too.
+Behind the metrics, in every row, stand the head's attention and how it was measured: convention, window, source (the
+run), model, examples, queries, texts, and what a cell is sparse below. Whoever reads a table by the names of its
+columns, as the thesis's own code does, never sees them; a table that lacks them, such as the thesis's own, is read too.
 """
 
 import csv
@@ -20,7 +20,9 @@ from traceformer.errors import NotFound, Unreadable
 
 __all__ = ["read_heads", "write_clusters", "write_heads"]
 
-_ABOUT = ("attention", "convention", "window", "source", "model", "examples", "queries")
+_ABOUT = ("attention", "convention", "window", "source", "model", "examples", "queries", "texts", "sparse_below")
+
+_DIGITS = 12  # of a layer, or a count
 
 
 def write_heads(metrics: HeadMetrics, path: str | Path) -> None:
@@ -34,6 +36,7 @@ def write_heads(metrics: HeadMetrics, path: str | Path) -> None:
             shown = ["" if math.isnan(value) else repr(float(value)) for value in values]
             counts = about.examples.get(row.attention), about.queries.get(row.attention)
             how = (row.attention, about.convention, about.window, about.source, about.model, *counts)
+            how += about.texts, about.sparse_below
             writer.writerow([row.layer, row.head, *shown, *how])
 
 
@@ -79,7 +82,7 @@ def _about(path: Path, rows: "Sequence[tuple[int, _Row]]") -> Measured:
     def counts(name: str) -> dict[str, int]:
         return {row.get("attention") or "": _whole(path, line, row, name) for line, row in rows if row.get(name)}
 
-    convention, window = only("convention"), only("window")
+    convention, window, below = only("convention"), only("window"), only("sparse_below")
     known: ConventionName | None = next((name for name in CONVENTIONS if name == convention), None)
     if convention is not None and known is None:
         raise Unreadable(f"{path}: no convention {convention!r}", hint=f"one of {', '.join(CONVENTIONS)}")
@@ -90,6 +93,8 @@ def _about(path: Path, rows: "Sequence[tuple[int, _Row]]") -> Measured:
         window=None if window is None else _whole(path, *rows[0], "window"),
         examples=counts("examples"),
         queries=counts("queries"),
+        texts=only("texts"),
+        sparse_below=None if below is None else _number(path, *rows[0], "sparse_below"),
     )
 
 
@@ -115,8 +120,8 @@ def _is_words(rows: Sequence[tuple[int, _Row]], name: str) -> bool:
 
 def _whole(path: Path, line: int, row: _Row, name: str) -> int:
     text = (row[name] or "").strip()
-    if not text.isdecimal():
-        raise Unreadable(f"{path}, line {line}: the {name} is {text!r}", hint="a whole number from 0")
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise Unreadable(f"{path}, line {line}: the {name} is {text[:40]!r}", hint="a whole number from 0")
     return int(text)
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.incoming import UNKNOWN, common_dtype, put, write_run
 from traceformer.formats.options import ImportOptions
+from traceformer.formats.rows import TokenRow, check_plain, read_types
 from traceformer.formats.safetensors_runs.write import MANIFEST, SAFETENSORS_FORMAT
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.plain_json import parse_json
@@ -49,6 +52,7 @@ class _Manifest(NamedTuple):
     arch: Arch
     arrays: tuple[ArraySpec, ...]
     run: Mapping[str, Any]
+    types: pa.Schema | None
     examples: tuple[_Listed, ...]
 
 
@@ -79,14 +83,14 @@ def read_files(files: Sequence[Path], options: ImportOptions) -> Path:
         kept = [_tensor(tensors, spec, each.path).dtype for spec in manifest.arrays if not spec.site.holds_ids]
         dtypes |= {_NAMES.get(dtype, dtype) for dtype in kept}
 
-    def fill(buffer: ShardBuffer, slot: int, index: int) -> Mapping[str, Any]:
+    def fill(buffer: ShardBuffer, slot: int, index: int) -> TokenRow:
         example = examples[index]
         tensors, _ = open_file(example.path)
         for spec in manifest.arrays:
             tensor = _tensor(tensors, spec, example.path)
             values = tensor.ids() if spec.site.holds_ids else tensor.read()
             put(buffer, slot, spec, values, str(example.path), partial=UNKNOWN in manifest.run)
-        return example.row
+        return TokenRow(example.row, manifest.types)
 
     stacks: list[Stack] = [*examples[0].lengths]
     if any(set(each.lengths) != set(stacks) for each in examples):
@@ -114,6 +118,7 @@ def _tensor(tensors: Mapping[str, StoredTensor], spec: ArraySpec, path: Path) ->
 def _read_manifest(path: Path) -> _Manifest:
     try:
         data = parse_json(path.read_bytes())
+        check_plain(data, str(path))
         arrays = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
         listed = tuple(
             _Listed(_inside(path, each["file"]), each["sha256"], _lengths(each["lengths"]), dict(each["row"]))
@@ -122,8 +127,9 @@ def _read_manifest(path: Path) -> _Manifest:
         arch = data["arch"]
         if arch not in ("enc", "dec", "encdec"):
             raise ValueError(f"arch {arch!r}")
-        return _Manifest(arch, arrays, dict(data["run"]), listed)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        types = read_types(data["types"], str(path)) if "types" in data else None
+        return _Manifest(arch, arrays, dict(data["run"]), types, listed)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, Unreadable):
             raise
         raise Unreadable(f"{path} is not a manifest that an export writes", why=str(error)) from error

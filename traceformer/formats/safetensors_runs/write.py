@@ -2,7 +2,8 @@
 
 A tensor is named as its array is (`dec.self.q`) and has the example's own axes: (layer, head, token, d_head), or
 (layer, head, query, key). The manifest says which layers and heads these are, which model and texts, and the SHA-256
-of every file. bfloat16 stays bfloat16, token ids are int32.
+of every file, and has each example's row of the token table, as `formats.rows` writes it. bfloat16 stays bfloat16,
+token ids are int32.
 """
 
 import json
@@ -15,7 +16,7 @@ import tensorstore as ts
 
 from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import described_run, plain_row
+from traceformer.formats.outgoing import described_run, plain_row, row_types
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.shapes import Shaped
 from traceformer.store.files import checksum, durable_write
@@ -53,6 +54,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
         "arch": store.arch,
         "arrays": [spec.to_json() for spec in store.layout.arrays],
         "run": described_run(store),
+        "types": row_types(store),
         "examples": examples,
     }
     durable_write(manifest, json.dumps(described, indent=2).encode())
@@ -64,7 +66,7 @@ def _write(path: Path, store: Run, example_id: str) -> None:
 
     arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
     for spec in store.layout.arrays:
-        values = store.get(example_id, spec.key)
+        values = store.get(example_id, spec.key, dtype="stored")
         if store.layout.stored(spec) == "bfloat16":
             values = values.astype(ts.bfloat16.numpy_dtype)
         arrays[str(spec.key)] = np.ascontiguousarray(values)

@@ -21,6 +21,7 @@ from traceformer.models.families import FAMILIES
 from traceformer.models.family import Family
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.dtypes import ReadDtype
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
@@ -71,7 +72,7 @@ HOOKS: Mapping[str, Hook] = {
 """Every site, and the hook that shows the same tensor in a decoder of one stack."""
 
 
-def cached(run: Run, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."]]:
+def cached(run: Run, example_id: str, dtype: ReadDtype = "float32") -> dict[str, Float[np.ndarray, "batch ..."]]:
     """Returns an example's arrays by hook; `Run.cache` calls this.
 
     Raises:
@@ -90,7 +91,7 @@ def cached(run: Run, example_id: str) -> dict[str, Float[np.ndarray, "batch ..."
         for layer in spec.layers or (None,):
             names = [name for name in _names(spec.key, layer, family, about, layout) if name not in found]
             if names:
-                values = _as_cached(spec, run.get(example_id, spec.key, layer), about)
+                values = _as_cached(spec, run.get(example_id, spec.key, layer, dtype=dtype), about)
                 found |= dict.fromkeys(names, values)
     if not found:
         raise NotRecorded(

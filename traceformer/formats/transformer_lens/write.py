@@ -28,7 +28,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         path = options.claimed(folder / f"{file_name(example_id)}.pt")
-        cache = {name: Part(values) for name, values in store.cache(example_id).items()}
+        cache = {name: Part(values) for name, values in store.cache(example_id, dtype="stored").items()}
         write_torch_file(path, cache, written_dtype(store))
         options.progress(done, len(ids))
         yield path
