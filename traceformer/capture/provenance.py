@@ -1,10 +1,9 @@
 """Where a run came from: what must be equal to resume it, what `meta.json` states, and its token table."""
 
 import hashlib
-import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
@@ -19,9 +18,16 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
+from traceformer.store.tables import as_json
 from traceformer.texts.examples import Example
 
 __all__ = ["model_configuration", "model_meta", "text_configuration", "token_table", "with_texts"]
+
+_OURS = (
+    *("shard", "slot", "dec_slot", "n_prompt"),
+    *("dec_input_ids", "dec_attention_mask", "dec_tokens", "dec_labels", "dec_n_tokens", "dec_truncated"),
+)
+"""Columns of `tokens.parquet` that mean something wherever they occur, so that no data set's column may be called so."""
 
 
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
@@ -154,8 +160,8 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:
     """Returns the rows of `tokens.parquet` for one shard; the writer adds where each example lies.
 
-    A column of the data set that bears the name of one of ours is kept as `data_NAME`. One whose values are of
-    several types is kept as JSON.
+    A column of the data set that bears the name of one of ours is kept as `data_NAME`, and one with that name in turn
+    as `data_data_NAME`. One whose values are of several types is kept as JSON.
     """
     stack: Stack = "dec" if rows.encoder.arch == "dec" else "enc"
     columns: dict[str, list[Any]] = {
@@ -180,14 +186,24 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
             "dec_n_tokens": [row.length("dec") for row in part],
             "dec_truncated": [row.target_truncated for row in part],
         }
-    taken = {*columns, "shard", "slot", "dec_slot"}
-    for name in examples[0].extra:
-        columns[f"data_{name}" if name in taken else name] = [example.extra[name] for example in examples]
+    for name, kept_as in _kept_as(examples[0].extra, {*columns, *_OURS}).items():
+        columns[kept_as] = [example.extra[name] for example in examples]
     return pa.table({name: _column(values) for name, values in columns.items()})
+
+
+def _kept_as(names: Collection[str], ours: Collection[str]) -> dict[str, str]:
+    """Returns a name of its own for each column that a data set adds, beside ours and its other columns."""
+    kept: dict[str, str] = {}
+    for name in names:
+        own = name
+        while own in ours or own in kept.values() or (own != name and own in names):
+            own = f"data_{own}"
+        kept[name] = own
+    return kept
 
 
 def _column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([json.dumps(value, ensure_ascii=False, default=str) for value in values])
+    except (pa.ArrowException, OverflowError):
+        return pa.array(map(as_json, values), pa.string())
