@@ -27,7 +27,7 @@ _OURS = (
     *("shard", "slot", "dec_slot", "n_prompt"),
     *("dec_input_ids", "dec_attention_mask", "dec_tokens", "dec_labels", "dec_n_tokens", "dec_truncated"),
 )
-"""Columns of `tokens.parquet` that mean something wherever they occur, so that no data set's column may be called so."""
+"""Columns of `tokens.parquet` that mean something wherever they occur: no data set's column may be called so."""
 
 
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
@@ -47,9 +47,10 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
 
 def text_configuration(rows: Rows) -> dict[str, Any]:
     """Returns what decides a run's bytes on the texts' side."""
-    targets = rows.texts.targets
+    targets, tokenizer = rows.texts.targets, rows.encoder.tokenizer
     return {
         "texts": rows.texts.source.digest,
+        **({"chat template": _sha256(repr(tokenizer.chat_template))} if rows.texts.source.is_chat else {}),
         "targets": None if targets is None else _sha256("\n".join(targets)),
         "max_seq_len": rows.encoder.max_tokens,
         "dec_max_len": rows.encoder.max_target_tokens,

@@ -8,9 +8,10 @@ import hashlib
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
+from traceformer.capture.chats import ChatTexts
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
@@ -65,26 +66,39 @@ class Encoder:
         loaded: the model and its tokenizer.
         max_tokens: the longest text, or "auto"; never more than the model can read.
         max_target_tokens: the longest target of an encoder-decoder, its end token included.
+        add_special: whether texts get special tokens; those in a chat template have theirs.
 
     Raises:
         UsageError: there is no tokenizer, or a limit leaves no room beside its special tokens.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
     """
 
-    def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
-        self._tokenizer = loaded.reader()
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        max_tokens: int | Literal["auto"],
+        max_target_tokens: int,
+        *,
+        add_special: bool = True,
+    ) -> None:
+        self.tokenizer = loaded.reader()
         self.arch = loaded.dims.arch
-        self._input_stack: Stack = "dec" if self.arch == "dec" else "enc"
-        n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
+        self.input_stack: Stack = "dec" if self.arch == "dec" else "enc"
+        n_ctx = loaded.dims.stacks[self.input_stack].n_ctx
         limits = [limit for limit in (n_ctx, max_tokens) if limit and limit != "auto"]
         self.max_tokens = min(limits) if limits else None
         n_ctx = loaded.dims.stacks["dec"].n_ctx if self.arch == "encdec" else 0
         self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
-        special = self._tokenizer.num_special_tokens_to_add()
-        for name, limit in (("max_seq_len", self.max_tokens), ("dec_max_len", self.max_target_tokens)):
-            if limit is not None and limit <= special:
+        self._add_special = add_special
+        special = self.tokenizer.num_special_tokens_to_add()
+        room = {
+            "max_seq_len": (self.max_tokens, special if add_special else 0),
+            "dec_max_len": (self.max_target_tokens, special),
+        }
+        for name, (limit, n) in room.items():
+            if limit is not None and limit <= n:
                 raise UsageError(
-                    f"`{name}={limit}` leaves no room for text", why=f"{special} special tokens are always added"
+                    f"`{name}={limit}` leaves no room for text", why=f"{n} special tokens are always added"
                 )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
@@ -97,20 +111,19 @@ class Encoder:
         """
         if not texts:
             return []
-        inputs = self._tokenize(list(texts), self.max_tokens)
+        inputs = self._tokenize(list(texts), self.max_tokens, add_special_tokens=self._add_special)
         labels = None if targets is None else self._tokenize(None, self.max_target_tokens, text_target=list(targets))
         if labels is not None and self._start is None:
             raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         rows: list[Encoded] = []
         for index, ids in enumerate(inputs["input_ids"]):
-            all_ids: dict[Stack, list[int]] = {self._input_stack: ids}
+            all_ids: dict[Stack, list[int]] = {self.input_stack: ids}
             expected: list[int] | None = None
             if labels is not None:
                 expected = labels["input_ids"][index]
-                if not ids or not expected:
+                if not expected:
                     raise Unreadable(
-                        f"{'the target of' if ids else ''} {texts[index][:40]!r} has no token",
-                        why="an encoder-decoder cannot run on nothing",
+                        f"the target of {texts[index][:40]!r} has no token", why="a decoder cannot run on nothing"
                     )
                 all_ids["dec"] = [self._start, *expected[:-1]]
             for each in all_ids.values():
@@ -118,29 +131,30 @@ class Encoder:
             rows.append(
                 Encoded(
                     all_ids,
-                    {stack: self._tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
-                    inputs["offset_mapping"][index] if self._tokenizer.is_fast else None,
+                    {stack: self.tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
+                    inputs["offset_mapping"][index] if self.tokenizer.is_fast else None,
                     expected,
-                    self._is_truncated(inputs, index, texts[index]),
-                    targets is not None and self._is_truncated(labels, index, targets[index]),
+                    self._is_truncated(inputs, index, texts[index], add_special=self._add_special),
+                    targets is not None and self._is_truncated(labels, index, targets[index], add_special=True),
                 )
             )
         return rows
 
-    def _tokenize(self, texts: list[str] | None, limit: int | None, **targets: Any) -> Any:
-        return self._tokenizer(
+    def _tokenize(self, texts: list[str] | None, limit: int | None, **more: Any) -> Any:
+        return self.tokenizer(
             texts,
             truncation=limit is not None,
             max_length=limit,
             return_attention_mask=False,
-            return_offsets_mapping=self._tokenizer.is_fast and texts is not None,
-            **targets,
+            return_offsets_mapping=self.tokenizer.is_fast and texts is not None,
+            **more,
         )
 
-    def _is_truncated(self, inputs: Any, index: int, text: str) -> bool:
-        if self._tokenizer.is_fast:
+    def _is_truncated(self, inputs: Any, index: int, text: str, *, add_special: bool) -> bool:
+        if self.tokenizer.is_fast:
             return bool(inputs.encodings[index].overflowing)
-        return len(self._tokenizer(text)["input_ids"]) > len(inputs["input_ids"][index])
+        whole = self.tokenizer(text, add_special_tokens=add_special)["input_ids"]
+        return len(whole) > len(inputs["input_ids"][index])
 
     def check(self, ids: Sequence[int]) -> None:
         """Makes sure that the model has an embedding for every id.
@@ -225,14 +239,20 @@ class Rows:
 def tokenize(model: LoadedModel, texts: Texts) -> Rows:
     """Returns the tokens of all texts as one model reads them; warns of those that are cut or passed over.
 
+    Conversations are texts in the model's chat template. A text without a token, such as a zero-width space for some
+    tokenizers, is passed over as a blank one is.
+
     Raises:
-        UsageError: a limit leaves no room beside the tokenizer's special tokens.
+        UsageError: a limit leaves no room beside the tokenizer's special tokens; or no template for conversations.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
-        Unreadable: a text or target without a token, in an encoder-decoder.
+        Unreadable: a target without a token, or no text with one; a conversation that the template refuses.
     """
-    encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens)
+    encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens, add_special=not texts.source.is_chat)
+    if texts.source.is_chat:
+        texts = replace(texts, source=replace(texts.source, examples=ChatTexts(model, texts.source.examples)))
+    lengths = encoder.measure(_TextsOf(texts.source.examples), texts.targets)
+    texts, lengths = _with_tokens(texts, lengths, encoder.input_stack)
     source = texts.source
-    lengths = encoder.measure(_TextsOf(source.examples), texts.targets)
     if lengths.truncated:
         can_read = model.dims.stacks[texts.stacks(model)[0]].n_ctx
         why = "all that the model can read" if encoder.max_tokens == can_read else '`max_seq_len="auto"` takes more'
@@ -247,8 +267,50 @@ def tokenize(model: LoadedModel, texts: Texts) -> Rows:
             stacklevel=2,
         )
     if source.skipped:
-        warnings.warn(f"blank texts are passed over: {source.skipped}", stacklevel=2)
+        warnings.warn(f"null or blank texts are passed over: {source.skipped}", stacklevel=2)
     return Rows(texts, encoder, lengths)
+
+
+def _with_tokens(texts: Texts, lengths: Lengths, stack: Stack) -> tuple[Texts, Lengths]:
+    """Returns the texts that have a token, and the lengths of these; warns of others."""
+    kept = array("Q", (number for number, length in enumerate(lengths.tokens[stack]) if length))
+    examples, targets = texts.source.examples, texts.targets
+    if len(kept) == len(examples):
+        return texts, lengths
+    first = next(number for number, length in enumerate(lengths.tokens[stack]) if not length)
+    which = f"row {examples[first].index} is {examples[first].text[:40]!r}"
+    if not kept:
+        raise Unreadable("no text has a token", why=which)
+    warnings.warn(f"texts without a token are passed over: {len(examples) - len(kept)} ({which})", stacklevel=3)
+    of_kept = {stack: array("I", (own[number] for number in kept)) for stack, own in lengths.tokens.items()}
+    chosen = replace(
+        texts,
+        source=replace(texts.source, examples=_Chosen(examples, kept)),
+        targets=None if targets is None else [targets[number] for number in kept],
+    )
+    return chosen, replace(lengths, tokens=of_kept)
+
+
+class _Chosen(Sequence[Example]):
+    """Some of the examples, by their numbers."""
+
+    def __init__(self, examples: Sequence[Example], numbers: "array[int]") -> None:
+        self._examples = examples
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return _Chosen(self._examples, self._numbers[index])
+        return self._examples[self._numbers[index]]
 
 
 class _TextsOf(Sequence[str]):

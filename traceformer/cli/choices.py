@@ -74,11 +74,12 @@ class TextChoice:
     """Which texts a model reads, and where they are cut."""
 
     dataset: str = "ud_ewt"
-    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .csv, .parquet, .conllu."""
+    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .json, .csv, .tsv, .parquet,
+    .conllu, also as .gz, .bz2, .xz, .zst."""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
     text_column: str | None = None
-    """The column that holds the text, where the data set does not say."""
+    """The column that holds the text, or the messages of a chat; a.b for a part of one."""
     targets_file: Path | None = None
     """One target per line, for the decoder of an encoder-decoder; without it only the encoder runs."""
     limit: Annotated[int | Literal["all"], count("N|all")] = 32

@@ -238,7 +238,8 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     from traceformer.capture.tokenizing import tokenize
 
     stacks, source = texts.stacks(loaded), texts.source
-    _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
+    tokenized = tokenize(loaded, texts)
+    _, rows = tokenized.part(range(len(tokenized.texts.source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
     return _reading(loaded, rows, stacks, name)
 

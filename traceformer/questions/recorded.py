@@ -1,18 +1,12 @@
 """A run to ask: the run itself, or one in memory of a model over texts."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeAlias
-
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Numbers
 from traceformer.store.run import Run
+from traceformer.texts.load import Texts
 
 __all__ = ["Texts", "recorded"]
-
-Texts: TypeAlias = str | Path | Sequence[str]
-"""A list of strings, the name of a data set, or a file or folder of texts."""
 
 
 def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None) -> Run:

@@ -64,7 +64,13 @@ def _common_struct(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
 def _common_decimal(kinds: Sequence[Any]) -> pa.DataType | None:
     scale = max(kind.scale for kind in kinds)
     precision = scale + max(kind.precision - kind.scale for kind in kinds)
-    return None if precision > 76 else pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+    return (
+        None
+        if precision > 76
+        else pa.decimal128(precision, scale)
+        if precision <= 38
+        else pa.decimal256(precision, scale)
+    )
 
 
 def _width(kind: pa.DataType) -> int:

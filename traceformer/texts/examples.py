@@ -2,7 +2,7 @@
 
 1. A reader (`files`, `hub`) offers one split as `Rows`.
 2. A function makes an example of a row: the text, an id, and what the data set adds.
-3. `select` walks the rows once, up to the limit: it checks every text and id, skips blank texts, and hashes
+3. `select` walks the rows once, up to the limit: it checks every text and id, skips null and blank texts, and hashes
    what it takes. It keeps 16 bytes per example; texts stay where they are until someone asks for them again.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.texts.chats import Chat, Message, is_chat, read_chat
 
 __all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
 
@@ -29,7 +30,8 @@ _ID_COLUMNS = ("example_id", "id")
 class Example:
     """One input of a run.
 
-    `index` is the row number in the split; blank texts are left out, so indices may have gaps.
+    `index` is the row number in the split; null and blank texts are left out, so indices may have gaps.
+    The text of a conversation is its messages as JSON, until a model's chat template makes a text of them.
     `extra` is what the data set adds: labels, answerKey, upos, head ... Its keys are the same for all examples of
     a source, with None where a row says nothing.
     """
@@ -38,6 +40,7 @@ class Example:
     index: int
     text: str
     extra: Mapping[str, Any]
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ class TextSource:
     """The examples that were selected, in the data set's order.
 
     `name` is short and fit for a file name, `dataset` is what was asked for. `digest` is a SHA-256 over ids, row
-    numbers, texts and extras: it differs whenever anything selected differs. `skipped` counts the blank texts that were
-    passed over.
+    numbers, texts and extras: it differs whenever anything selected differs. `skipped` counts the null and blank texts
+    that were passed over. `is_chat`: whether all of them are conversations; else none is.
     """
 
     name: str
@@ -55,6 +58,7 @@ class TextSource:
     digest: str
     skipped: int = 0
     dataset: str = ""
+    is_chat: bool = False
 
 
 @runtime_checkable
@@ -62,8 +66,12 @@ class Rows(Protocol):
     """One split of a data set, row by row.
 
     `columns` are those of the first row, `label` names the split in messages. A row can be had by its number
-    once an iteration has passed it.
+    once an iteration has passed it. `has_every_field`: whether objects have every field that any of them has, so that
+    a null may stand for one that is not there.
     """
+
+    @property
+    def has_every_field(self) -> bool: ...
 
     @property
     def label(self) -> str: ...
@@ -81,12 +89,13 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """A list of texts as rows."""
+    """A list of texts, or of conversations, as rows."""
 
     label = "the list of texts"
     columns = ("text",)
+    has_every_field = False
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str | Sequence[Message]]) -> None:
         self._texts = tuple(texts)
 
     def __iter__(self) -> Iterator[Row]:
@@ -139,38 +148,69 @@ def make_id(name: str, split: str, index: int, text: str) -> str:
 
 
 def example_maker(rows: Rows, name: str, split: str, *, text_column: str | None, own_ids: bool) -> MakeExample:
-    """Returns the function that makes examples of rows whose text is in one column.
+    """Returns the function that makes examples of rows whose text, or whose messages, are in one column.
 
-    Without `text_column` the text is in `text`, or in the only column there is. With `own_ids` a column
-    `example_id` or `id` names the examples. All other columns become `extra`.
+    Without `text_column` that is `text`, or the only column there is, or `messages`, beside which `tools` may tell what
+    can be called. `text_column` may lead into objects: `answer.text`. With `own_ids` a column `example_id` or `id`
+    names the examples. All other columns become `extra`, and so do `messages` and columns of which only a part is text.
 
     Raises:
         NotFound: no such column.
-        UsageError: several columns, and none is called `text`.
+        UsageError: several columns, and none is called `text` or `messages`.
     """
     text_name = text_column or _only_text_column(rows)
-    if text_name not in rows.columns:
+    path = (text_name,) if text_name in rows.columns else tuple(text_name.split("."))
+    if path[0] not in rows.columns:
         raise NotFound(
-            f"{rows.label} has no column {text_name!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
+            f"{rows.label} has no column {path[0]!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
         )
-    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column != text_name), None)
+    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column != path[0]), None)
     if not own_ids:
         id_name = None
 
     def make(row: Row, index: int) -> Example:
-        text = row.get(text_name)
-        if not isinstance(text, str):
-            found = "nothing" if text is None else f"a value of type {type(text).__name__}"
-            raise Unreadable(f"{rows.where(index)}: {found} where the text {text_name!r} should be")
-        extra = {column: value for column, value in row.items() if column not in (text_name, id_name)}
-        if id_name is None:
-            return Example(make_id(name, split, index, text), index, text, extra)
+        text, chat = _value_at(row, path, rows, index), None
+        if is_chat(text):
+            chat = read_chat(text, row.get("tools"), rows.where(index), nulls_are_absent=rows.has_every_field)
+            text = str(chat)
+        elif text is None or text == []:  # a null, or no messages
+            text = ""
+        elif not isinstance(text, str):
+            found = f"a value of type {type(text).__name__}"
+            raise Unreadable(
+                f"{rows.where(index)}: {found} where the text {text_name!r} should be",
+                hint='messages are objects with "role" and "content"' if isinstance(text, list) else "",
+            )
+        own_text = text_name if len(path) == 1 and chat is None else None
+        extra = {column: value for column, value in row.items() if column not in (own_text, id_name)}
+        if id_name is None or not text.strip():
+            return Example(make_id(name, split, index, text), index, text, extra, chat)
         own_id = row.get(id_name)
         if own_id is None or own_id == "":
             raise Unreadable(f"{rows.where(index)}: no value in the id column {id_name!r}", hint=_NO_IDS_HINT)
-        return Example(str(own_id), index, text, extra)
+        return Example(str(own_id), index, text, extra, chat)
 
     return make
+
+
+def _value_at(row: Row, path: Sequence[str], rows: Rows, index: int) -> Any:
+    """Returns what a column, or a part of one, holds; None where it is null."""
+    value: Any = row
+    for depth, name in enumerate(path):
+        if value is None and depth:
+            return None
+        if not isinstance(value, Mapping):
+            raise Unreadable(
+                f"{rows.where(index)}: nothing where the text {'.'.join(path)!r} should be",
+                why=f"{'.'.join(path[:depth])} is of type {type(value).__name__}, which has no part {name!r}",
+            )
+        if name not in value:
+            raise Unreadable(
+                f"{rows.where(index)}: nothing where the text {'.'.join(path)!r} should be",
+                hint=f"{'.'.join(path[:depth])} has: {', '.join(map(str, value))}" if depth else "",
+            )
+        value = value[name]
+    return value
 
 
 _NO_IDS_HINT = "fill it, or rename the column: ids are made where none are given"
@@ -181,6 +221,8 @@ def _only_text_column(rows: Rows) -> str:
         return "text"
     if len(rows.columns) == 1:
         return rows.columns[0]
+    if "messages" in rows.columns:
+        return "messages"
     raise UsageError(
         f"which column of {rows.label} holds the text?",
         hint=f"give `text_column`, one of: {', '.join(rows.columns)}",
@@ -191,18 +233,23 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     """Returns the first `limit` examples (all, for None) whose text is not blank.
 
     Raises:
-        Unreadable: a row that is no example, an id that occurs twice, or no text at all.
+        Unreadable: a row that is no example, an id that occurs twice, conversations among texts, or no text at all.
     """
     numbers = array("Q")
     id_hashes = array("Q")
     digest = hashlib.sha256()
     extra_columns: dict[str, None] = {}  # a set that keeps the order
-    skipped = 0
+    skipped, are_chats = 0, False
     for number, row in enumerate(rows):
         example = make(row, number)
         if not example.text.strip():
             skipped += 1
             continue
+        if not numbers:
+            are_chats = example.chat is not None
+        elif are_chats != (example.chat is not None):
+            what = "a text among conversations" if are_chats else "a conversation among texts"
+            raise Unreadable(f"{rows.where(number)}: {what}", why="one chat template or none goes around all of them")
         digest.update(_canonical(example, rows))
         id_hashes.append(_hash64(example.example_id))
         numbers.append(number)
@@ -212,7 +259,8 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     if not numbers:
         raise Unreadable(f"{rows.label} holds no text", why=f"all {skipped} of its rows are blank" if skipped else "")
     _refuse_duplicate_ids(rows, make, numbers, id_hashes)
-    return TextSource(name, split, _LazyExamples(rows, numbers, make, extra_columns), digest.hexdigest(), skipped)
+    examples = _LazyExamples(rows, numbers, make, extra_columns)
+    return TextSource(name, split, examples, digest.hexdigest(), skipped, is_chat=are_chats)
 
 
 def _canonical(example: Example, rows: Rows) -> bytes:

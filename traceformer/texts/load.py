@@ -5,14 +5,16 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
 from traceformer.texts import files, hub
+from traceformer.texts.chats import Message
 from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
 from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
 
-__all__ = ["DEFAULT_SPLIT", "load_targets", "load_texts"]
+__all__ = ["DEFAULT_SPLIT", "Texts", "load_targets", "load_texts"]
 
 DEFAULT_SPLIT = "validation"
 
@@ -20,8 +22,12 @@ _NAMES = ("demo", *NAMED_SETS)
 _WHAT_TO_GIVE = f"give {', '.join(_NAMES)}, hf:NAME[:CONFIG], a file or a folder; in Python, a text goes into a list"
 
 
+Texts: TypeAlias = str | Path | Sequence[str | Sequence[Message]]
+"""The name of a data set, a file or folder, or a list of texts or of conversations."""
+
+
 def load_texts(
-    dataset: str | Path | Sequence[str],
+    dataset: Texts,
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -34,11 +40,12 @@ def load_texts(
 
     Args:
         dataset: `demo`, a named set, `hf:NAME[:CONFIG]`, a file, or a folder of files or of `save_to_disk`; or the
-            texts themselves.
+            texts themselves, or conversations, which are lists of messages: `{"role": "user", "content": "Hi"}`.
         split: one of the data set's; without it, `validation`, or the only split there is. A file, or a folder whose
             files name no splits, takes any name here, and is `all` without one.
-        limit: how many examples, from the beginning; blank texts do not count.
-        text_column: the column that holds the text; not for data sets that build it.
+        limit: how many examples, from the beginning; null and blank texts do not count.
+        text_column: the column that holds the text or the messages, `answer.text` for a part of one; not for data sets
+            that build it.
 
     Raises:
         NotFound: no such data set, configuration, split or column.
@@ -132,7 +139,9 @@ def _choose_or_name_split(wanted: str | None, available: Collection[str], what: 
     return "all", wanted or "all"
 
 
-def _load_list(texts: Sequence[str], wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:
+def _load_list(
+    texts: Sequence[str | Sequence[Message]], wanted: str | None, limit: int | None, text_column: str | None
+) -> TextSource:
     for name, given in (("split", wanted), ("text_column", text_column)):
         if given is not None:
             raise UsageError(f"`{name}` does not apply to a list of texts")
@@ -186,8 +195,7 @@ def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: 
     splits = files.folder_splits(path) if path.is_dir() else {"all": [path]}
     found, split = _choose_or_name_split(wanted, splits, str(path))
     rows = files.open_files(splits[found], f"{path}, split {split}")
-    resolved = path.resolve()
-    return _select_own(rows, resolved.name if path.is_dir() else resolved.stem, split, limit, text_column)
+    return _select_own(rows, files.name_of(path.resolve()), split, limit, text_column)
 
 
 def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_column: str | None) -> TextSource:
@@ -206,7 +214,7 @@ def _no_such_data_set(dataset: str) -> NotFound:
     near = difflib.get_close_matches(dataset, [*_NAMES, *beside], n=3)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
-    elif re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and path.suffix not in files.KINDS:
+    elif re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and files.kind_of(path) not in files.KINDS:
         hint = f"if it is on the Hub, write hf:{dataset}"
     else:
         hint = _WHAT_TO_GIVE
