@@ -204,7 +204,10 @@ def _kept_as(names: Collection[str], ours: Collection[str]) -> dict[str, str]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array(map(as_json, values), pa.string())
+    # What pandas has for a time or a span, where Arrow would drop the nanoseconds.
+    if not any(getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0) for value in values):
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            pass
+    return pa.array(map(as_json, values), pa.string())

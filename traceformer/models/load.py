@@ -12,6 +12,7 @@ from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupport
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+from traceformer.network import hub_answers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +110,7 @@ def load_model(
     place: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
-        "local_files_only": not local and not _hub_answers(),
+        "local_files_only": not local and not hub_answers(),
     }
     with _explained(name, local), quiet(transformers):
         stated, _ = PretrainedConfig.get_config_dict(name, **place)
@@ -187,19 +188,6 @@ def _check_keys(name: str, info: Mapping[str, Any]) -> None:
 
 def _some(keys: Sequence[str]) -> str:
     return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub's name can be resolved: without a network, its client would try for half a minute."""
-    import socket
-    from urllib.parse import urlsplit
-
-    from huggingface_hub.constants import ENDPOINT
-
-    try:
-        return bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None))
-    except OSError:
-        return False
 
 
 def _has_masked_head(config: Any) -> bool:

@@ -115,7 +115,7 @@ def _column(table: pa.Table, field: pa.Field) -> Any:
     if field.name not in table.column_names:
         return pa.nulls(table.num_rows, field.type)
     column = table.column(field.name)
-    # Never cast to its own type: for some nested types Arrow has no such cast.
+    # Never cast to its own type: pyarrow 26 makes an invalid array of a list of nulls.
     if column.type == field.type:
         return column
     values = column.to_pylist()
@@ -125,7 +125,7 @@ def _column(table: pa.Table, field: pa.Field) -> Any:
 
 
 def encodable(table: pa.Table) -> pa.Table:
-    """Returns the table with columns that Parquet cannot hold (objects without a field) as JSON text."""
+    """Returns the table with columns that Parquet cannot hold (such as objects without a field) as JSON text."""
     schema = pa.schema(
         [(field.name, field.type if _parquet_holds(field.type) else pa.string()) for field in table.schema]
     )

@@ -92,17 +92,17 @@ class ListRows:
     """A list of texts, or of conversations, as rows."""
 
     label = "the list of texts"
-    columns = ("text",)
     has_every_field = False
 
     def __init__(self, texts: Sequence[str | Sequence[Message]]) -> None:
         self._texts = tuple(texts)
+        self.columns = ("messages" if is_chat(texts[0]) else "text",)
 
     def __iter__(self) -> Iterator[Row]:
-        return ({"text": text} for text in self._texts)
+        return ({self.columns[0]: text} for text in self._texts)
 
     def __getitem__(self, number: int) -> Row:
-        return {"text": self._texts[number]}
+        return {self.columns[0]: self._texts[number]}
 
     def where(self, number: int) -> str:
         return f"text {number} of the list"

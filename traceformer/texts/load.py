@@ -12,7 +12,7 @@ from traceformer.texts import files, hub
 from traceformer.texts.chats import Message
 from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
-from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
+from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet, make_named
 
 __all__ = ["DEFAULT_SPLIT", "Texts", "load_targets", "load_texts"]
 
@@ -148,7 +148,7 @@ def _load_list(
     if len(texts) == 0:
         raise UsageError("no text to read", why="the list is empty")
     rows = ListRows(texts)
-    make = example_maker(rows, "texts", "all", text_column="text", own_ids=False)
+    make = example_maker(rows, "texts", "all", text_column=None, own_ids=False)
     return replace(select(rows, make, name="texts", split="all", limit=limit), dataset="a list of texts")
 
 
@@ -170,7 +170,7 @@ def _load_named(name: str, wanted: str | None, limit: int | None) -> TextSource:
             f"{named.repository} is not laid out as expected: no column {', '.join(missing)}",
             why=f"it has: {', '.join(rows.columns)}",
         )
-    return select(rows, named.maker(rows, split), name=name, split=split, limit=limit)
+    return select(rows, make_named(named, rows, split), name=name, split=split, limit=limit)
 
 
 def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: str | None) -> TextSource:

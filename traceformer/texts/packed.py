@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["PACKED", "OpenBytes", "is_packed", "opener", "unpacked_name"]
 
-OpenBytes: TypeAlias = Callable[[], IO[bytes]]
+OpenBytes: TypeAlias = Callable[[], BufferedIOBase]
 
 _BLOCK = 1 << 18
 
 
-def _open_zstd(path: Path) -> IO[bytes]:
+def _open_zstd(path: Path) -> Any:
     import pyarrow as pa
 
     return pa.input_stream(str(path), compression="zstd")
 
 
-PACKED: Mapping[str, Callable[[Path], IO[bytes]]] = {
+PACKED: Mapping[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
@@ -68,9 +69,9 @@ class _Unpacked:
         self._kept: IO[bytes] | None = None
         self._size = 0
         with self._damage_explained():
-            self._rest: IO[bytes] | None = PACKED[path.suffix.lower()](path)
+            self._rest: Any = PACKED[path.suffix.lower()](path)
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BufferedIOBase:
         return io.BufferedReader(_View(self), _BLOCK)
 
     def read(self, position: int, count: int) -> bytes:
@@ -83,7 +84,7 @@ class _Unpacked:
             self._kept.seek(position)
             return self._kept.read(count)
 
-    def _unpack(self, rest: IO[bytes]) -> None:
+    def _unpack(self, rest: Any) -> None:
         with self._damage_explained():
             block = rest.read(_BLOCK)
         if not block:
