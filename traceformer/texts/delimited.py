@@ -35,12 +35,16 @@ _LOOKED_AT = 100  # records
 
 
 class Table(NamedTuple):
-    """What separates a table's columns, their names, and where its first record begins: a byte, after so many lines."""
+    """What separates a table's columns, their names, and where its first record begins: a byte, after so many lines.
+
+    `is_quoted`: whether the header begins with a quote, so that quotes are certain to be CSV's own.
+    """
 
     delimiter: str
     header: tuple[str, ...]
     start: int
     line: int
+    is_quoted: bool
 
 
 def find_table(open_bytes: OpenBytes, path: Path) -> Table:
@@ -67,8 +71,9 @@ def _table(open_bytes: OpenBytes, path: Path, mark: str, skip: int = 0) -> Table
         lines = Lines(stream, path)
         for _ in range(skip):
             next(lines)
-        header = next(_records(lines, mark), [])
-        return Table(mark, tuple(header), lines.position, lines.number)
+        read: list[str] = []
+        header = next(_records(_kept(lines, read), mark, lines), [])
+        return Table(mark, tuple(header), lines.position, lines.number, "".join(read).startswith('"'))
 
 
 def _table_if_any(open_bytes: OpenBytes, path: Path, mark: str) -> Table | None:
@@ -95,7 +100,8 @@ def _chosen(open_bytes: OpenBytes, path: Path, found: Mapping[str, Table]) -> Ta
 def _fits(open_bytes: OpenBytes, path: Path, table: Table) -> bool:
     with open_bytes() as stream:
         stream.seek(table.start)
-        records = _records(Lines(stream, path, table.start, table.line), table.delimiter)
+        lines = Lines(stream, path, table.start, table.line)
+        records = _records(lines, table.delimiter, lines)
         try:
             return all(len(record) == len(table.header) for record in islice(records, _LOOKED_AT))
         except Unreadable:
@@ -108,7 +114,11 @@ def read_rows(table: Table, lines: Lines) -> Iterator[dict[str, str]]:
     Raises:
         Unreadable: a row that is no record of the table; names the line.
     """
-    for record in _records(lines, table.delimiter, table.header):
+    read: list[str] = []
+    for record in _records(_kept(lines, read), table.delimiter, lines):
+        if table.delimiter == "\t" and len(read) > 1 and len(table.header) > 1 and not table.is_quoted:
+            _refuse_swallowed(read, table.header, lines)
+        read.clear()
         if len(record) != len(table.header):
             separators = _DELIMITERS.get(table.delimiter, repr(table.delimiter))
             raise Unreadable(
@@ -119,17 +129,12 @@ def read_rows(table: Table, lines: Lines) -> Iterator[dict[str, str]]:
         yield dict(zip(table.header, record, strict=True))
 
 
-def _records(lines: Lines, mark: str, header: Sequence[str] = ()) -> Iterator[list[str]]:
+def _records(source: Iterator[str], mark: str, lines: Lines) -> Iterator[list[str]]:
+    """Yields the records in a source of lines, without empty ones; `lines` says where it is."""
     # A text longer than the module's default of 128 KiB is no mistake.
     csv.field_size_limit(2**31 - 1)
-    read: list[str] = []
     try:
-        for record in csv.reader(_kept(lines, read), delimiter=mark, strict=True):
-            if mark == "\t" and len(read) > 1 and len(header) > 1:
-                _refuse_swallowed(read, header, lines)
-            read.clear()
-            if record:
-                yield record
+        yield from filter(None, csv.reader(source, delimiter=mark, strict=True))
     except csv.Error as error:
         raise Unreadable(f"{lines.path}, line {lines.number}: not CSV", why=str(error)) from None
 
@@ -147,5 +152,5 @@ def _refuse_swallowed(read: Sequence[str], header: Sequence[str], lines: Lines) 
         raise Unreadable(
             f"{lines.path}, lines {first} to {lines.number}: one text in quotes, or several rows?",
             why=f"a quote opens in the first and closes in the last, and each has {len(header)} columns by itself",
-            hint='where quotes are part of the texts, write them as CSV does: "" in a text that has quotes around it',
+            hint="if quotes are CSV's own here, put them around the header's names, too; else double them, in quotes",
         )

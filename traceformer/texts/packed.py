@@ -67,9 +67,15 @@ class _Unpacked:
         self._path = path
         self._lock = threading.Lock()
         self._kept: IO[bytes] | None = None
+        self._rest: Any = None
         self._size = 0
         with self._damage_explained():
-            self._rest: Any = PACKED[path.suffix.lower()](path)
+            self._rest = PACKED[path.suffix.lower()](path)
+
+    def __del__(self) -> None:
+        for file in (self._rest, self._kept):
+            if file is not None:
+                file.close()
 
     def open(self) -> BufferedIOBase:
         return io.BufferedReader(_View(self), _BLOCK)
