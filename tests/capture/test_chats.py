@@ -9,9 +9,11 @@ import pytest
 
 import traceformer as tf
 from tests.texts.test_chats import CHATS
+from traceformer.capture.chats import ChatTexts
 from traceformer.errors import ConfigurationChanged, Unreadable, UsageError
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
+from traceformer.texts.load import load_texts
 
 PLAIN = (
     "<s>{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}{{ m.role }}: "
@@ -19,7 +21,7 @@ PLAIN = (
     "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}{{ '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-IN_PARTS = "{% for m in messages %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endfor %}"
+OF_PARTS = "{% for m in messages %}{% for part in m.content %}[{{ part }}]{% endfor %}{% endfor %}"
 EITHER = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for part in m.content %}{{ part.text }}{% if not loop.last %}|{% endif %}{% endfor %}{% endif %}{% endfor %}"
@@ -41,6 +43,7 @@ def rendered(model: LoadedModel, row: dict[str, Any], **how: Any) -> tuple[str, 
     return text, list(model.tokenizer.apply_chat_template(row["messages"], **given)["input_ids"])
 
 
+@pytest.mark.filterwarnings("ignore:texts are cut")
 def test_a_recorded_conversation_is_the_templates_whole_text(model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, CHATS)))
     run = tf.record(model, tmp_path / "a.jsonl", "resid", layers=[0], max_seq_len="auto")
@@ -62,30 +65,22 @@ def test_a_generation_answers_what_stands_before_the_last_answer(model: LoadedMo
     assert list(plain.input_ids[: plain.n_prompt]) == model.tokenizer("plain")["input_ids"]
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"), [(PLAIN, "<s>user: abcd</s>"), (EITHER, "ab|cd"), (IN_PARTS, "abcd")]
-)
-def test_parts_are_handed_over_where_the_template_takes_them(template: str, expected: str, model: LoadedModel) -> None:
+def test_parts_are_handed_over_where_the_template_takes_them(model: LoadedModel) -> None:
     """A template that knows strings only would print the list as Python shows it."""
-    model.tokenizer.chat_template = template if template != IN_PARTS else IN_PARTS.replace("part.text", "part")
-    if template == IN_PARTS:  # a string is a list of its characters, too: not what one part gives
-        expected = "[a][b][c][d]"
-    run = tf.record(model, [PARTS], "resid", layers=[0])
-    assert run.tokens.text[0] == expected
     whole = [{"role": "user", "content": "abcd"}]
-    as_whole = model.tokenizer.apply_chat_template(whole, tokenize=False)
-    assert run.tokens.text[0] == (
-        model.tokenizer.apply_chat_template(PARTS, tokenize=False) if template == EITHER else as_whole
-    )
+    for template, messages in ((PLAIN, whole), (OF_PARTS, whole), (EITHER, PARTS)):
+        model.tokenizer.chat_template = template
+        run = tf.record(model, [PARTS], "resid", layers=[0])
+        assert run.tokens.text[0] == model.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert run.tokens.text[0] == "ab|cd"
 
 
 def test_without_a_template_or_where_it_refuses_that_is_said(model: LoadedModel) -> None:
     model.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(
-        Unreadable, match=r"row 0 \(.*\): the chat template of tiny-gpt2 refuses it; roles must alternate"
-    ):
-        tf.record(model, [CHATS[0]["messages"]])
-    with pytest.raises(Unreadable, match="prompt 1 of prompts: the chat template .* refuses it"):
+    examples = load_texts([CHATS[0]["messages"]]).examples
+    with pytest.raises(Unreadable, match=r"row 0 \(.*\): the chat template of .* refuses it; roles must alternate"):
+        ChatTexts(model, examples)[0]
+    with pytest.raises(Unreadable, match=r"prompt 1 of prompts: the chat template .* refuses it"):
         tf.generate(model, [CHATS[0]["messages"]])
     model.tokenizer.chat_template = None
     with pytest.raises(UsageError, match="read in a chat template, and tiny-gpt2 has none"):
@@ -95,17 +90,26 @@ def test_without_a_template_or_where_it_refuses_that_is_said(model: LoadedModel)
 
 
 def test_a_run_does_not_go_on_in_another_template(model: LoadedModel, tmp_path: Path) -> None:
-    chats = [CHATS[0]["messages"], CHATS[1]["messages"]]
+    chats = [CHATS[0]["messages"], PARTS]
 
     def record(stop_after: int | None = None) -> None:
         def stop(progress: Any) -> None:
             if stop_after is not None and progress.examples_done >= stop_after:
                 raise KeyboardInterrupt
 
-        tf.record(model, chats, "resid", layers=[0], out=tmp_path / "run", shard_examples=1, resume=True, progress=stop)
+        tf.record(
+            model,
+            chats,
+            "resid",
+            layers=[0],
+            out=tmp_path / "run",
+            shard_examples=1,
+            resume=not stop_after,
+            progress=stop,
+        )
 
     with pytest.raises(KeyboardInterrupt):
-        record(stop_after=2)
+        record(stop_after=1)
     model.tokenizer.chat_template = PLAIN.replace("assistant:", "assistant>")
     with pytest.raises(ConfigurationChanged, match="chat template"):
         record()

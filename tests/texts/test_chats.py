@@ -46,9 +46,7 @@ def test_messages_are_kept_as_they_are_found_with_their_tools(tmp_path: Path) ->
 
 def test_fields_that_only_other_messages_have_are_left_out_of_tables(tmp_path: Path) -> None:
     tools = [None, json.dumps([WEATHER])]  # as JSON text, since each tool has fields of its own
-    table = pa.Table.from_pylist([{"messages": row["messages"]} for row in CHATS]).append_column(
-        "tools", pa.array(tools)
-    )
+    table = pa.table({"messages": [row["messages"] for row in CHATS], "tools": tools})
     pq.write_table(table, tmp_path / "a.parquet")
     assert set(pq.read_table(tmp_path / "a.parquet")["messages"][0].as_py()[0]) > {"role", "content"}
     source = load_texts(tmp_path / "a.parquet")
@@ -61,7 +59,7 @@ def test_fields_that_only_other_messages_have_are_left_out_of_tables(tmp_path: P
     [
         (
             [{"messages": ["Hi"]}],
-            "line 1: a value of type list where the text 'messages' should be; messages are objects",
+            "line 1: a value of type list where the text .* messages are objects",
         ),
         ([{"messages": [{"from": "human", "value": "Hi"}]}], "line 1: a value of type list"),
         ([{"messages": [{"role": 1, "content": "Hi"}]}], "line 1, message 0: the role is 1"),

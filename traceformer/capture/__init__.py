@@ -11,6 +11,7 @@ passes      one pass: what it has yet to show, where its true tokens are, who ta
 batches     batches of rows, and the one loop that runs them
 plan        from what was asked for to the arrays that a given model can give
 tokenizing  texts to token ids, as the model will read them
+chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order
