@@ -211,7 +211,7 @@ def test_texts_without_a_token_are_passed_over_with_a_count(place: Workplace) ->
     assert "texts without a token are passed over: 2 (row 1 is '\\u200b')" in err
     run = TraceStore("run")
     assert list(run.tokens["index"]) == [0, 2]
-    assert [run.hidden(row).shape[1] for row in (0, 1)] == run.tokens.n_tokens.tolist() == [1, 7]
+    assert [run.hidden(row).shape[1] for row in (0, 1)] == run.tokens.n_tokens.tolist() == [1, 6]
     (place.folder / "none.txt").write_text(f"{nothing}\n")
     code, err = place.extract("--capture attn --overwrite", texts="none.txt")
     assert code == INPUT
