@@ -7,7 +7,7 @@ found, and are written as JSON wherever a text must stand for them.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from traceformer.errors import Unreadable
 
@@ -36,7 +36,7 @@ class Chat:
         return replace(self, messages=self.messages[:n])
 
 
-def is_chat(value: object) -> bool:
+def is_chat(value: object) -> TypeGuard[Sequence[Message]]:
     """Returns whether a value is meant as messages: a list of objects that have roles."""
     return (
         isinstance(value, Sequence)
