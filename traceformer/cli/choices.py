@@ -74,7 +74,7 @@ class TextChoice:
     """Which texts a model reads, and where they are cut."""
 
     dataset: str = "ud_ewt"
-    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG]; .txt .json .jsonl .csv .tsv .parquet .conllu [.gz]"""
+    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG]; .txt .json .jsonl .csv .tsv .parquet .conllu, .gz"""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
     text_column: str | None = None
