@@ -46,9 +46,13 @@ def _common_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
     if all(map(types.is_map, known)):
         key, item = (_common_type([getattr(kind, part) for kind in known]) for part in ("key_type", "item_type"))
         return None if key is None or item is None else pa.map_(key, item)
-    for same in (_is_text, _is_binary, types.is_signed_integer, types.is_unsigned_integer, types.is_floating):
+    if all(map(_is_text, known)):
+        return pa.string()
+    if all(map(_is_binary, known)):
+        return pa.binary()
+    for same in (types.is_signed_integer, types.is_unsigned_integer, types.is_floating):
         if all(map(same, known)):
-            return {_is_text: pa.string(), _is_binary: pa.binary()}.get(same) or max(known, key=_width)
+            return max(known, key=_width)
     return _common_decimal(known) if all(map(types.is_decimal, known)) else None
 
 

@@ -91,6 +91,7 @@ def load_hub(repository: str, config: str | None) -> Mapping[str, "Dataset"]:
         UsageError: not a repository's name.
     """
     import datasets
+    import datasets.config
     from datasets.exceptions import DatasetsError
 
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
@@ -124,6 +125,7 @@ def _mirrored(repository: str) -> Path | None:
 def _fingerprint(place: Path, config: str | None) -> str:
     """Returns a hash of what a configuration of a repository is made of: its data files, and what describes them."""
     import datasets
+    import datasets.config
     import xxhash
 
     files = datasets.load_dataset_builder(str(place), config).config.data_files
@@ -143,6 +145,7 @@ def _fingerprint(place: Path, config: str | None) -> str:
 def _no_retries() -> Generator[None]:
     """Has the library look into its cache alone where the Hub cannot be reached: it would try for half a minute."""
     import datasets
+    import datasets.config
 
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not hub_answers()
