@@ -202,6 +202,23 @@ def test_one_token_and_blank_texts_are_recorded_and_passed_over(place: Workplace
     assert run.hidden(run.tokens.example_id[0]).shape == (4, 1, 32)
 
 
+@pytest.mark.filterwarnings("default:texts without a token")
+def test_texts_without_a_token_are_passed_over_with_a_count(place: Workplace) -> None:
+    nothing = "\u200b"  # which this tokenizer drops
+    (place.folder / "none.txt").write_text(f"a\n{nothing}\nThe end of it.\n{nothing * 2}\n")
+    code, err = place.extract("--capture attn hidden", texts="none.txt")
+    assert code == 0
+    assert "texts without a token are passed over: 2 (row 1 is '\\u200b')" in err
+    run = TraceStore("run")
+    assert list(run.tokens["index"]) == [0, 2]
+    assert [run.hidden(row).shape[1] for row in (0, 1)] == run.tokens.n_tokens.tolist() == [1, 6]
+    (place.folder / "none.txt").write_text(f"{nothing}\n")
+    code, err = place.extract("--capture attn --overwrite", texts="none.txt")
+    assert code == INPUT
+    assert "no text has a token" in err
+    assert TraceStore("run").n == 2
+
+
 @pytest.mark.filterwarnings("ignore:texts are cut")
 def test_texts_longer_than_the_context_are_cut_to_it(place: Workplace) -> None:
     (place.folder / "long.txt").write_text(" ".join(TEXTS * 3) + "\nshort\n")

@@ -18,7 +18,7 @@ from traceformer.capture.tokenizing import Encoder
 from traceformer.cli import main
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
-from traceformer.texts.examples import Pair, Words
+from traceformer.texts.cells import Pair, Words
 from traceformer.texts.load import load_texts
 
 PAIRS = [
@@ -197,3 +197,18 @@ def test_the_words_of_a_treebank_are_those_that_tokens_share_characters_with(tmp
 def test_words_whose_places_are_no_places_are_not_aligned() -> None:
     assert words_at([[0, 1], "x"], [(0, 1)]) is None
     assert words_at(None, [(0, 1)]) is None
+
+
+@pytest.mark.parametrize("texts", [[("\u200b", "\u200b"), ("a", "b")], [["\u200b"], ["a", "b"]]])
+def test_pairs_and_words_without_a_token_are_passed_over_with_a_count(gpt2: LoadedModel, texts: list[Any]) -> None:
+    with pytest.warns(UserWarning, match=r"texts without a token are passed over: 1 \(row 0 is '\\u200b"):
+        run = tf.record(gpt2, texts, "embed")
+    assert run.tokens["index"].tolist() == [1]
+    assert list(run.encodings(0)["input_ids"]) == gpt2.tokenizer("a b")["input_ids"]
+
+
+def test_a_data_sets_column_called_word_is_not_taken_for_the_words_of_tokens(gpt2: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "The end.", "word": [7], "words": ["x"]}')
+    run = tf.record(gpt2, tmp_path / "a.jsonl", "embed")
+    assert "word" not in run.encodings(0)
+    assert [list(run.tokens[name][0]) for name in ("data_word", "words")] == [[7], ["x"]]

@@ -1,6 +1,7 @@
 """Texts in a user's own files: what is read, exactly as it stands there, and what is refused, with its place."""
 
 import csv
+import gzip
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
@@ -240,7 +241,16 @@ def test_a_file_that_changes_after_loading_is_refused(tmp_path: Path, kind: str)
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: a JSON list, not an object"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: nothing where the text 'text' should be"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', "line 2: nothing where the text 'text' should be"),
+        ("a.jsonl", b'{"text": {"b": "a"}}\n', "line 1: a value of type dict where the text"),
+        ("a.json", b'["a", {"text": "b"}]', "entry 1: a JSON dict, not the string it should be; a list of strings"),
+        ("a.json", b'[{"text": "a"}, "b"]', "entry 1: a JSON str, not the object"),
+        ("a.json", b'[["a"]]', "entry 0: a JSON list, not the string"),
+        ("a.json", b'{\n "text": "a"\n}', "neither a list of records or strings, nor JSON lines"),
+        ("a.json", b'"a"', "neither a list of records or strings, nor JSON lines"),
+        ("a.json", b'["a"', "is not JSON"),
+        ("a.json", b'[]', "holds no text|no column"),
+        ("a.json", b'["\xff"]', "is not UTF-8"),
+        ("a.parquet.gz", b"x", "is compressed; Parquet files are, inside; unpack it"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', "line 2: a value of type int where the text"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', "line 1: half a surrogate pair"),
         ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', "line 2: no value in the id column 'id'"),
@@ -284,12 +294,28 @@ CLUTTER = [
 ]
 
 
+BYTES = st.one_of(st.binary(), st.lists(st.sampled_from(CLUTTER)).map(lambda parts: "".join(parts).encode()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@given(content=st.one_of(st.binary(), st.lists(st.sampled_from(CLUTTER)).map(lambda parts: "".join(parts).encode())))
+@given(content=BYTES)
 def test_any_bytes_are_read_or_refused_in_our_own_words(
     tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes
 ) -> None:
-    path = write(tmp_path_factory.getbasetemp(), f"clutter.{kind}", content)
+    _read_or_refused(tmp_path_factory.getbasetemp(), kind, content)
+
+
+@pytest.mark.parametrize("kind", ["json", "tsv", "jsonl.gz", "txt.zst"])
+@settings(max_examples=20)
+@given(content=BYTES)
+def test_so_are_those_of_further_kinds(tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes) -> None:
+    _read_or_refused(tmp_path_factory.getbasetemp(), kind, content)
+    if kind == "jsonl.gz":
+        _read_or_refused(tmp_path_factory.getbasetemp(), kind, gzip.compress(content))
+
+
+def _read_or_refused(folder: Path, kind: str, content: bytes) -> None:
+    path = write(folder, f"clutter.{kind}", content)
     try:
         examples = load_texts(path).examples
     except TraceformerError as error:
@@ -335,3 +361,62 @@ def test_a_damaged_file_among_several_is_named(tmp_path: Path) -> None:
     write(tmp_path, "set/b.jsonl", '{"text": "b"}\n{"text":\n')
     with pytest.raises(Unreadable, match=r"b.jsonl, line 2: not JSON"):
         load_texts(str(tmp_path / "set"))
+
+
+def test_a_json_file_holds_a_list_of_records_or_of_strings_or_json_lines(tmp_path: Path) -> None:
+    records = load_texts(write(tmp_path, "a.json", '\ufeff [{"text": "a", "n": 1}, {"text": "b", "n": [null]}]'))
+    assert [(e.index, e.text, e.extra) for e in records.examples] == [(0, "a", {"n": 1}), (1, "b", {"n": [None]})]
+    strings = load_texts(write(tmp_path, "b.json", '["a", null, " ", "d\\n"]'))
+    assert [(e.index, e.text) for e in strings.examples] == [(0, "a"), (3, "d\n")]
+    assert strings.skipped == 2
+    lines = load_texts(write(tmp_path, "c.json", '{"text": "a", "n": 1}\n{"text": "b", "n": 2}\n'))
+    assert [(e.text, e.extra) for e in lines.examples] == [("a", {"n": 1}), ("b", {"n": 2})]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+def test_null_texts_are_passed_over_as_blank_ones_are_and_rows_keep_their_numbers(tmp_path: Path, kind: str) -> None:
+    texts = [None, "a", "\u00a0", "b", None]
+    rows = [{"text": text, "id": None if text is None else text} for text in texts]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        source = load_texts(tmp_path / "a.parquet")
+    else:
+        content = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
+        source = load_texts(write(tmp_path, f"a.{kind}", content))
+    assert [(e.index, e.text) for e in source.examples] == [(1, "a"), (3, "b")]
+    assert source.skipped == 3
+
+
+def test_the_text_may_be_a_part_of_a_column(tmp_path: Path) -> None:
+    rows = [
+        {"a": {"b": {"c": "deep"}, "n": 1}},
+        {"a": None},
+        {"a": {"b": None}},
+        {"a": {"b": {"c": "last"}, "n": None}},
+    ]
+    path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    source = load_texts(path, text_column="a.b.c")
+    assert [(e.index, e.text, e.extra) for e in source.examples] == [(0, "deep", rows[0]), (3, "last", rows[3])]
+    whole = load_texts(write(tmp_path, "b.jsonl", '{"a.b": "dots", "a": {"b": "part"}}'), text_column="a.b")
+    assert texts_of(whole) == ["dots"]
+    with pytest.raises(Unreadable, match=r"line 1: nothing where the text 'a.x' should be; a has: b, n"):
+        load_texts(path, text_column="a.x")
+    with pytest.raises(Unreadable, match=r"line 1: nothing where .*; a.n is of type int, which has no part 'x'"):
+        load_texts(path, text_column="a.n.x")
+    with pytest.raises(NotFound, match="no column 'x'"):
+        load_texts(path, text_column="x.b")
+
+
+def test_what_describes_a_data_set_beside_its_files_is_no_part_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "set/train.jsonl", '{"text": "a"}\n')
+    write(tmp_path, "set/dataset_infos.json", '{"default": {}}')
+    assert texts_of(load_texts(tmp_path / "set")) == ["a"]
+    write(tmp_path, "set/more.json", '["b"]')
+    with pytest.raises(Unreadable, match=r"mixes .json and .jsonl files"):
+        load_texts(tmp_path / "set")
+
+
+def test_columns_with_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(Unreadable, match="several columns called text"):
+        load_texts(tmp_path / "a.parquet")

@@ -1,12 +1,17 @@
 """Data sets that the `datasets` library holds: a stand-in for the Hub, no Hub at all, and `save_to_disk`."""
 
+import os
+import shutil
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.texts.hub_copy import write_repository
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.network import hub_answers
 from traceformer.texts.load import load_texts
 
 ROWS = {"text": ["first", " ", "third"], "label": [1, 0, 1], "id": ["same", "same", "same"]}
@@ -64,6 +69,51 @@ def test_what_a_hub_data_set_does_not_have_is_refused_with_what_it_has(reviews: 
 def test_without_the_hub_it_says_how_to_bring_the_data_here(own_cache: None) -> None:
     with pytest.raises(NotFound, match=r"hf download tau/commonsense_qa .*TRACEFORMER_DATASETS=DIR"):
         load_texts("csqa")
+
+
+def test_where_the_hub_cannot_be_reached_it_is_not_asked(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to the Hub")
+
+    asked: list[object] = []
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("traceformer.network.getproxies", dict)
+    for call in ("hf_hub_download", "dataset_info", "list_repo_tree"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{call}", lambda *call, **_: asked.append(call))
+    with pytest.raises(NotFound, match="the Hub cannot be reached"):
+        load_texts("hf:someone/reviews")
+    assert not asked
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_a_proxy_is_not_asked_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.create_connection", lambda *_: pytest.fail("connected past the proxy"))
+    monkeypatch.setattr("traceformer.network.getproxies", lambda: {"https": "http://proxy:3128"})
+    assert hub_answers()
+
+
+def test_what_is_read_is_what_lies_there_whatever_the_cache_holds(
+    hub: Path, reviews: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> tuple[list[str], str]:
+        source = load_texts(f"{reviews}:large")
+        return [example.text for example in source.examples], source.digest
+
+    file = hub / "someone/reviews/large/a.parquet"
+    first = read()
+    content, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    changed = pq.read_table(file).set_column(0, "text", pa.array(["FIRST", " ", "third"]))
+    pq.write_table(changed, file)
+    os.utime(file, ns=times)  # the time of change tells nothing
+    assert read()[0] == ["FIRST", "third"]
+    shutil.copytree(hub, tmp_path / "elsewhere")
+    pq.write_table(changed.slice(2), tmp_path / "elsewhere/someone/reviews/large/a.parquet")
+    monkeypatch.setenv("TRACEFORMER_DATASETS", str(tmp_path / "elsewhere"))
+    assert read()[0] == ["third"]
+    monkeypatch.setenv("TRACEFORMER_DATASETS", str(hub))
+    file.write_bytes(content)
+    assert read() == first
 
 
 def test_a_data_set_that_is_a_script_is_refused_and_not_run(hub: Path) -> None:

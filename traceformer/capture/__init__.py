@@ -13,6 +13,7 @@ sharing     which rows may share a pass: those whose numbers no other row of it 
 sight       which attentions let a query look at later keys: measured
 plan        from what was asked for to the arrays that a given model can give
 tokenizing  texts to token ids, as the model will read them
+chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order

@@ -42,7 +42,9 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
-from traceformer.texts.examples import Example, IdsColumn, TextColumn, TextList
+from traceformer.texts.cells import IdsColumn, TextColumn
+from traceformer.texts.examples import Example
+from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
 
 __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
@@ -50,7 +52,7 @@ __all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts
 
 def record(
     model: str | Path | LoadedModel,
-    texts: str | Path | TextList,
+    texts: AskedTexts,
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -84,8 +86,9 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list of strings, of pairs of strings (tuples), or of texts in words (lists of strings); the name of a
-            data set (`demo`, `ud_ewt`, `hf:NAME`); or a file or folder of texts.
+        texts: A list of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
+            conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
+            `ud_ewt`, `hf:NAME`); or a file or folder of texts.
         capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
         layers: The model's own numbers, for both stacks or by stack; all for None.
         heads: Likewise.
@@ -94,7 +97,8 @@ def record(
         lens_top_k: The k likeliest next tokens after each layer are recorded, too.
         targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
         split: Which part of a data set.
-        text_column: The column that holds the text or its words, where a data set does not say; two for pairs of texts.
+        text_column: The column that holds the text, its words, or the messages of a chat, where a data set does not
+            say; two for pairs of texts; `answer.text` for a part of a column.
         ids_column: The column that holds token ids in place of texts, which then need no tokenizer.
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
@@ -147,7 +151,7 @@ def record(
 
 
 def read_texts(
-    texts: str | Path | TextList,
+    texts: AskedTexts,
     targets: str | Path | Sequence[str] | None = None,
     *,
     split: str | None = None,
@@ -259,7 +263,7 @@ def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Sto
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,
-        n_examples=len(texts.source.examples),
+        n_examples=len(rows.texts.source.examples),
         longest=rows.lengths.longest,
         mean=rows.lengths.mean,
         dtype=storage.dtype,

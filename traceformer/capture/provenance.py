@@ -1,10 +1,9 @@
 """Where a run came from: what must be equal to resume it, what `meta.json` states, and its token table."""
 
 import hashlib
-import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
@@ -21,9 +20,19 @@ from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.meta import AttentionFacts, Dims, RunMeta
-from traceformer.texts.examples import Example, Pair, Words
+from traceformer.store.tables import as_json
+from traceformer.texts.cells import Pair, Words
+from traceformer.texts.chats import Chat
+from traceformer.texts.examples import Example
 
 __all__ = ["model_configuration", "model_meta", "text_configuration", "token_table", "with_texts"]
+
+_OURS = (
+    *("shard", "slot", "dec_slot", "n_prompt"),
+    *("sequence_ids", "token_type_ids", "word"),
+    *("dec_input_ids", "dec_attention_mask", "dec_tokens", "dec_labels", "dec_n_tokens", "dec_truncated"),
+)
+"""Columns of `tokens.parquet` that mean something wherever they occur: no data set's column may be called so."""
 
 
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
@@ -44,9 +53,10 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
 
 def text_configuration(rows: Rows) -> dict[str, Any]:
     """Returns what decides a run's bytes on the texts' side."""
-    targets = rows.texts.targets
+    targets, is_chat = rows.texts.targets, rows.texts.source.kind is Chat
     return {
         "texts": rows.texts.source.digest,
+        **({"chat template": _sha256(repr(rows.encoder.tokenizer.chat_template))} if is_chat else {}),
         "targets": None if targets is None else _sha256("\n".join(targets)),
         "max_seq_len": rows.encoder.max_tokens,
         "dec_max_len": rows.encoder.max_target_tokens,
@@ -172,8 +182,8 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:
     """Returns the rows of `tokens.parquet` for one shard; the writer adds where each example lies.
 
-    A column of the data set that bears the name of one of ours is kept as `data_NAME`. One whose values are of
-    several types is kept as JSON.
+    A column of the data set that bears the name of one of ours is kept as `data_NAME`, and one with that name in turn
+    as `data_data_NAME`. One whose values are of several types is kept as JSON.
     """
     stack: Stack = "dec" if rows.encoder.arch == "dec" else "enc"
     columns: dict[str, list[Any] | pa.Array] = {
@@ -199,9 +209,8 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
             "dec_n_tokens": [row.length("dec") for row in part],
             "dec_truncated": [row.target_truncated for row in part],
         }
-    taken = {*columns, "shard", "slot", "dec_slot"}
-    for name in examples[0].extra:
-        columns[f"data_{name}" if name in taken else name] = [example.extra[name] for example in examples]
+    for name, kept_as in _kept_as(examples[0].extra, {*columns, *_OURS}).items():
+        columns[kept_as] = [example.extra[name] for example in examples]
     return pa.table({name: _column(values) for name, values in columns.items()})
 
 
@@ -245,10 +254,24 @@ def words_at(places: Any, offsets: Sequence[tuple[int, int]] | None) -> list[int
     ]
 
 
+def _kept_as(names: Collection[str], ours: Collection[str]) -> dict[str, str]:
+    """Returns a name of its own for each column that a data set adds, beside ours and its other columns."""
+    kept: dict[str, str] = {}
+    for name in names:
+        own = name
+        while own in ours or own in kept.values() or (own != name and own in names):
+            own = f"data_{own}"
+        kept[name] = own
+    return kept
+
+
 def _column(values: list[Any] | pa.Array) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([json.dumps(value, ensure_ascii=False, default=str) for value in values])
+    # What pandas has for a time or a span, where Arrow would drop the nanoseconds.
+    if not any(getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0) for value in values):
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            pass
+    return pa.array(map(as_json, values), pa.string())

@@ -1,4 +1,4 @@
-"""Texts, pairs of texts and lists of words into token ids, as the model will read them.
+"""Texts, pairs of texts, lists of words and conversations into token ids, as the model will read them.
 
 `tokenize` goes over all texts once, to learn their lengths; the tokens themselves are made again when they are asked
 for, so that a run over millions of texts keeps four bytes of each.
@@ -9,16 +9,19 @@ import inspect
 import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal, overload
 
+from traceformer.capture.chats import ChatTexts
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
-from traceformer.texts.examples import Example, Ids, Pair, Reading, TextSource, Words
+from traceformer.texts.cells import Ids, Pair, Reading, Words
+from traceformer.texts.chats import Chat
+from traceformer.texts.examples import Example, TextSource
 from traceformer.texts.shown import unnamed
 
 __all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
@@ -81,36 +84,49 @@ class Encoder:
         loaded: the model and its tokenizer.
         max_tokens: the longest text, or "auto"; never more than the model can read.
         max_target_tokens: the longest target of an encoder-decoder, its end token included.
+        add_special: whether texts get special tokens; those in a chat template have theirs.
 
     Raises:
         UsageError: there is no tokenizer, or a limit leaves no room beside its special tokens.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
     """
 
-    def __init__(self, loaded: LoadedModel, max_tokens: int | Literal["auto"], max_target_tokens: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        max_tokens: int | Literal["auto"],
+        max_target_tokens: int,
+        *,
+        add_special: bool = True,
+    ) -> None:
         self._loaded = loaded
         self._name = loaded.name
         segments = getattr(loaded.config, "type_vocab_size", 0) or 0
         takes_types = "token_type_ids" in inspect.signature(loaded.model.forward).parameters
         self._has_segments = segments > 1 and takes_types
         self.arch = loaded.dims.arch
-        self._input_stack: Stack = "dec" if self.arch == "dec" else "enc"
-        n_ctx = loaded.dims.stacks[self._input_stack].n_ctx
+        self.input_stack: Stack = "dec" if self.arch == "dec" else "enc"
+        n_ctx = loaded.dims.stacks[self.input_stack].n_ctx
         limits = [limit for limit in (n_ctx, max_tokens) if limit and limit != "auto"]
         self.max_tokens = min(limits) if limits else None
         n_ctx = loaded.dims.stacks["dec"].n_ctx if self.arch == "encdec" else 0
         self.max_target_tokens = min(max_target_tokens, n_ctx) if n_ctx else max_target_tokens
+        self._add_special = add_special
         special = 0 if loaded.tokenizer is None else loaded.tokenizer.num_special_tokens_to_add()
-        for name, limit in (("max_seq_len", self.max_tokens), ("dec_max_len", self.max_target_tokens)):
-            if limit is not None and limit <= special:
+        for name, limit, n in (
+            ("max_seq_len", self.max_tokens, special if add_special else 0),
+            ("dec_max_len", self.max_target_tokens, special),
+        ):
+            if limit is not None and limit <= n:
                 raise UsageError(
-                    f"`{name}={limit}` leaves no room for text", why=f"{special} special tokens are always added"
+                    f"`{name}={limit}` leaves no room for text", why=f"{n} special tokens are always added"
                 )
         self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
 
     @property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """The model's; it is an error to ask for it where there is none."""
         return self._loaded.reader()
 
     def encode(self, texts: Sequence[Reading], targets: Sequence[str] | None = None) -> list[Encoded]:
@@ -118,9 +134,10 @@ class Encoder:
 
         A pair is what `tokenizer(first, second)` makes of it, words what `tokenizer(words, is_split_into_words=True)`
         does. Decoder inputs are the labels shifted right, [start, y0 .. y(n-2)] for labels y0 .. y(n-1), as the model
-        was trained.
+        was trained. A text without a token has an empty row.
 
         Raises:
+            Unreadable: a target has no token, and its text has one.
             Unsupported: words, and a tokenizer that does not say which word a token is of, or that runs them together.
             UsageError: there is no room for a pair beside its special tokens.
         """
@@ -136,14 +153,14 @@ class Encoder:
             raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         rows: list[Encoded] = []
         for index, ids in enumerate(inputs["input_ids"]):
-            all_ids: dict[Stack, list[int]] = {self._input_stack: ids}
+            all_ids: dict[Stack, list[int]] = {self.input_stack: ids}
             expected: list[int] | None = None
             if labels is not None:
                 expected = labels["input_ids"][index]
-                if not ids or not expected:
+                if ids and not expected:
                     raise Unreadable(
-                        f"{'the target of ' if ids else ''}{_text_of(texts[index])[:40]!r} has no token",
-                        why="an encoder-decoder cannot run on nothing",
+                        f"the target of {_text_of(texts[index])[:40]!r} has no token",
+                        why="a decoder cannot run on nothing",
                     )
                 all_ids["dec"] = [self._start, *expected[:-1]]
             for each in all_ids.values():
@@ -151,13 +168,13 @@ class Encoder:
             rows.append(
                 Encoded(
                     all_ids,
-                    {stack: self._tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
-                    self._offsets(inputs, index, texts[index]) if self._tokenizer.is_fast else None,
+                    {stack: self.tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
+                    self._offsets(inputs, index, texts[index]) if self.tokenizer.is_fast else None,
                     expected,
-                    self._is_truncated(inputs, index, texts[index]),
-                    targets is not None and self._is_truncated(labels, index, targets[index]),
+                    self._is_truncated(inputs, index, texts[index], add_special=self._add_special),
+                    targets is not None and self._is_truncated(labels, index, targets[index], add_special=True),
                     types=None if types is None else types[index],
-                    sequences=inputs.sequence_ids(index) if is_pair and self._tokenizer.is_fast else None,
+                    sequences=inputs.sequence_ids(index) if is_pair and self.tokenizer.is_fast else None,
                     words=inputs.word_ids(index) if has_words else None,
                 )
             )
@@ -174,24 +191,25 @@ class Encoder:
         kept, tokenizer = list(ids[: self.max_tokens]), self._loaded.tokenizer
         named = [None] * len(kept) if tokenizer is None else tokenizer.convert_ids_to_tokens(kept)
         tokens = [unnamed(each) if name is None else name for each, name in zip(kept, named, strict=True)]
-        stack = self._input_stack
+        stack = self.input_stack
         return Encoded({stack: kept}, {stack: tokens}, None, truncated=len(kept) < len(ids))
 
     def _tokenize(self, texts: Sequence[Reading] | None, limit: int | None, **targets: Any) -> Any:
-        return self._tokenizer(
+        return self.tokenizer(
             *([None] if texts is None else self._given(texts)),
             truncation=limit is not None,
             max_length=limit,
             return_attention_mask=False,
-            return_offsets_mapping=self._tokenizer.is_fast and texts is not None,
+            return_offsets_mapping=self.tokenizer.is_fast and texts is not None,
             is_split_into_words=texts is not None and isinstance(texts[0], Words),
+            add_special_tokens=texts is None or self._add_special,
             **targets,
         )
 
     def _given(self, texts: Sequence[Reading]) -> list[list[Any]]:
         """Texts as a tokenizer takes them: a list of them, or a list of firsts and one of seconds."""
         if isinstance(texts[0], Pair):
-            special = self._tokenizer.num_special_tokens_to_add(pair=True)
+            special = self.tokenizer.num_special_tokens_to_add(pair=True)
             if self.max_tokens is not None and self.max_tokens <= special:
                 why = f"{special} special tokens are always added to a pair"
                 raise UsageError(f"`max_seq_len={self.max_tokens}` leaves no room for text", why=why)
@@ -207,15 +225,15 @@ class Encoder:
         transformers no longer refuses that where it was not told `add_prefix_space=True`; a space before each word
         gives the ids that it gives then.
         """
-        if not self._tokenizer.is_fast:
+        if not self.tokenizer.is_fast:
             raise Unsupported(
                 f"the tokenizer of {self._name} does not say which word a token is of",
                 why="it is not a fast one",
                 hint="join each text's words with spaces",
             )
         for before in ("", " "):
-            ids = self._tokenizer([before + "a"] * 2, is_split_into_words=True, add_special_tokens=False)["input_ids"]
-            if " " in self._tokenizer.decode(ids).strip():
+            ids = self.tokenizer([before + "a"] * 2, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+            if " " in self.tokenizer.decode(ids).strip():
                 return before
         raise Unsupported(
             f"the tokenizer of {self._name} runs words together",
@@ -237,10 +255,11 @@ class Encoder:
             for part, (start, stop) in zip(parts, own, strict=True)
         ]
 
-    def _is_truncated(self, inputs: Any, index: int, text: Reading) -> bool:
-        if self._tokenizer.is_fast:
+    def _is_truncated(self, inputs: Any, index: int, text: Reading, *, add_special: bool) -> bool:
+        if self.tokenizer.is_fast:
             return bool(inputs.encodings[index].overflowing)
-        whole = self._tokenizer(*text) if isinstance(text, Pair) else self._tokenizer(text)
+        given = text if isinstance(text, Pair) else (text,)
+        whole = self.tokenizer(*given, add_special_tokens=add_special)
         return len(whole["input_ids"]) > len(inputs["input_ids"][index])
 
     def check(self, ids: Sequence[int]) -> None:
@@ -335,18 +354,25 @@ class Rows:
 def tokenize(model: LoadedModel, texts: Texts) -> Rows:
     """Returns the tokens of all texts as one model reads them; warns of those that are cut or passed over.
 
+    Conversations are texts in the model's chat template. A text without a token, such as a zero-width space for some
+    tokenizers, is passed over as a blank one is; so are pairs and words.
+
     Raises:
-        UsageError: a limit leaves no room beside the tokenizer's special tokens.
+        UsageError: a limit leaves no room beside the tokenizer's special tokens; or no template for conversations.
         Unsupported: the tokenizer makes ids that the model has no embedding for.
-        Unreadable: a text or target without a token, in an encoder-decoder.
+        Unreadable: a target without a token, or no text with one; a conversation that the template refuses.
     """
-    encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens)
+    is_chat = texts.source.kind is Chat
+    encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens, add_special=not is_chat)
+    if is_chat:
+        texts = replace(texts, source=replace(texts.source, examples=ChatTexts(model, texts.source.examples)))
+    lengths = encoder.measure(_ReadingsOf(texts.source.examples), texts.targets)
+    texts, lengths = _with_tokens(texts, lengths, encoder.input_stack)
     source = texts.source
-    lengths = encoder.measure(_ReadingsOf(source.examples), texts.targets)
     if lengths.truncated:
         can_read = model.dims.stacks[texts.stacks(model)[0]].n_ctx
         why = "all that the model can read" if encoder.max_tokens == can_read else '`max_seq_len="auto"` takes more'
-        first = ", of a pair the longer text first" * isinstance(source.examples[0].reading, Pair)
+        first = ", of a pair the longer text first" if source.kind is Pair else ""
         how = f"{encoder.max_tokens} tokens{first} ({why})"
         warnings.warn(f"texts are cut to {how}: {lengths.truncated} of {len(source.examples)}", stacklevel=2)
     if lengths.targets_truncated:
@@ -356,8 +382,50 @@ def tokenize(model: LoadedModel, texts: Texts) -> Rows:
             stacklevel=2,
         )
     if source.skipped:
-        warnings.warn(f"blank texts are passed over: {source.skipped}", stacklevel=2)
+        warnings.warn(f"null or blank texts are passed over: {source.skipped}", stacklevel=2)
     return Rows(texts, encoder, lengths)
+
+
+def _with_tokens(texts: Texts, lengths: Lengths, stack: Stack) -> tuple[Texts, Lengths]:
+    """Returns the texts that have a token, and the lengths of these; warns of others."""
+    kept = array("Q", (number for number, length in enumerate(lengths.tokens[stack]) if length))
+    examples, targets = texts.source.examples, texts.targets
+    if len(kept) == len(examples):
+        return texts, lengths
+    first = next(number for number, length in enumerate(lengths.tokens[stack]) if not length)
+    which = f"row {examples[first].index} is {examples[first].text[:40]!r}"
+    if not kept:
+        raise Unreadable("no text has a token", why=which)
+    warnings.warn(f"texts without a token are passed over: {len(examples) - len(kept)} ({which})", stacklevel=3)
+    of_kept = {stack: array("I", (own[number] for number in kept)) for stack, own in lengths.tokens.items()}
+    chosen = replace(
+        texts,
+        source=replace(texts.source, examples=_Chosen(examples, kept)),
+        targets=None if targets is None else [targets[number] for number in kept],
+    )
+    return chosen, replace(lengths, tokens=of_kept)
+
+
+class _Chosen(Sequence[Example]):
+    """Some of the examples, by their numbers."""
+
+    def __init__(self, examples: Sequence[Example], numbers: "array[int]") -> None:
+        self._examples = examples
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return _Chosen(self._examples, self._numbers[index])
+        return self._examples[self._numbers[index]]
 
 
 class _ReadingsOf(Sequence[Reading]):

@@ -77,11 +77,11 @@ class TextChoice:
     """Which texts a model reads, and where they are cut."""
 
     dataset: str = "ud_ewt"
-    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG], or files: .txt, .jsonl, .csv, .parquet, .conllu."""
+    """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG]; .txt .json .jsonl .csv .tsv .parquet .conllu, .gz"""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
-    text_column: Annotated[str | None, Parameter(metavar="C|A,B")] = None
-    """The column that holds the text or its words, where the data set does not say; A,B for pairs of texts."""
+    text_column: Annotated[str | None, Parameter(metavar="COLUMN|A,B")] = None
+    """Where the text, its words or the messages of a chat are; A,B for pairs of texts, a.b for a part of a column."""
     ids_column: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     """The column that holds token ids in place of texts; they need no tokenizer."""
     targets_file: Path | None = None

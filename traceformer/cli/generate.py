@@ -52,7 +52,7 @@ class PromptChoice:
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="TEXT")] = None
     """The prompt."""
     prompts: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    """A file of prompts: .txt (one per line), .jsonl, or .json (a prompt set)."""
+    """A file of prompts: .txt (one per line), .jsonl (with text or messages), or .json (a prompt set)."""
     prompt_set: Annotated[str | None, Parameter(metavar="NAME|FILE")] = None
     """A prompt set by its name, or in a .json file."""
     all_prompt_sets: bool = False

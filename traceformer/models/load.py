@@ -13,6 +13,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
 from traceformer.models.outputs import auto_class
+from traceformer.network import hub_answers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,7 +121,7 @@ def load_model(
         raise Unreadable(f"{name} is a file", why=why, hint="a folder that train or save_pretrained made")
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise NotFound(f"no model folder {name}")
-    local_only = not local and not _hub_answers()
+    local_only = not local and not hub_answers()
     place: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -199,7 +200,7 @@ def _find_named_adapter(name: str) -> Path:
 
     local = Path(name).is_dir()
     with _explained(name, local):
-        folder = find_adapter(name, None, local_only=not local and not _hub_answers())
+        folder = find_adapter(name, None, local_only=not local and not hub_answers())
     if folder is None:
         why = "there is no adapter_config.json in the folder" if local else "no folder, and none in the Hub's cache"
         raise NotFound(f"no adapter {name}", why=why)
@@ -263,19 +264,6 @@ def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:
 
 def _some(keys: Sequence[str]) -> str:
     return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub's name can be resolved: without a network, its client would try for half a minute."""
-    import socket
-    from urllib.parse import urlsplit
-
-    from huggingface_hub.constants import ENDPOINT
-
-    try:
-        return bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None))
-    except OSError:
-        return False
 
 
 @contextmanager

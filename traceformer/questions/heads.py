@@ -27,7 +27,7 @@ from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
-from traceformer.texts.examples import TextColumn, TextList
+from traceformer.texts.cells import TextColumn, TextList
 from traceformer.texts.windows import FileWindows
 
 if TYPE_CHECKING:
@@ -263,7 +263,8 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     from traceformer.capture.tokenizing import tokenize
 
     stacks, source = texts.stacks(loaded), texts.source
-    _, rows = tokenize(loaded, texts).part(range(len(source.examples)))
+    tokenized = tokenize(loaded, texts)
+    _, rows = tokenized.part(range(len(tokenized.texts.source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
     return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
 

@@ -1,18 +1,12 @@
 """A run to ask: the run itself, or one in memory of a model over texts."""
 
-from pathlib import Path
-from typing import TypeAlias
-
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Numbers
 from traceformer.store.run import Run
-from traceformer.texts.examples import TextList
+from traceformer.texts.load import Texts
 
 __all__ = ["Texts", "recorded"]
-
-Texts: TypeAlias = str | Path | TextList
-"""A list of strings (or of pairs, or of lists of words), the name of a data set, or a file or folder of texts."""
 
 
 def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None) -> Run:

@@ -2,117 +2,70 @@
 
 1. A reader (`files`, `hub`) offers one split as `Rows`.
 2. A function makes an example of a row: the text, an id, and what the data set adds.
-3. `select` walks the rows once, up to the limit: it checks every text and id, skips blank texts, and hashes
+3. `select` walks the rows once, up to the limit: it checks every text and id, skips null and blank texts, and hashes
    what it takes. It keeps 16 bytes per example; texts stay where they are until someone asks for them again.
 """
 
 import hashlib
 import json
-import re
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.texts.cells import (
+    KINDS,
+    Cell,
+    Ids,
+    IdsColumn,
+    Pair,
+    Reading,
+    TextColumn,
+    TextList,
+    Words,
+    column_paths,
+    read_cell,
+    read_ids,
+    read_pair,
+)
+from traceformer.texts.chats import Chat, is_chat
 
-__all__ = [
-    "Example",
-    "Ids",
-    "IdsColumn",
-    "ListRows",
-    "MakeExample",
-    "Pair",
-    "Reading",
-    "Row",
-    "Rows",
-    "TextColumn",
-    "TextList",
-    "TextSource",
-    "Words",
-    "example_maker",
-    "make_id",
-    "select",
-]
+__all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
 
 Row: TypeAlias = Mapping[str, Any]
 
-
-class IdsColumn(NamedTuple):
-    """The column of token ids: lists of whole numbers, or strings of them."""
-
-    name: str
-
-
-TextColumn: TypeAlias = str | tuple[str, str] | IdsColumn
-"""The column of texts, or of lists of words; or the two columns of pairs of texts, `a,b` for short; or of token ids."""
-
-TextList: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | Sequence[Sequence[str]] | Sequence[Sequence[int]]
-"""Texts, pairs of texts (tuples), texts in words (lists), or texts in token ids (lists)."""
-
 # In the order in which they are looked for in a user's data.
 _ID_COLUMNS = ("example_id", "id")
-
-
-class Pair(NamedTuple):
-    """Two texts that a model reads as one input, as its tokenizer puts them together."""
-
-    first: str
-    second: str
-
-    @property
-    def text(self) -> str:
-        """Both, with a line break between them."""
-        return "\n".join(self)
-
-
-class Words(NamedTuple):
-    """A text that came in words, each of which becomes tokens by itself."""
-
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The words with a space between any two."""
-        return " ".join(self.words)
-
-
-class Ids(NamedTuple):
-    """A text that came as token ids, which a model reads as they are, without a tokenizer."""
-
-    ids: tuple[int, ...]
-
-    @property
-    def text(self) -> str:
-        """The numbers: what they say only a tokenizer knows."""
-        return " ".join(map(str, self.ids))
-
-
-Reading: TypeAlias = str | Pair | Words | Ids
-"""What a tokenizer is given, or what it would have made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One input of a run.
 
-    `index` is the row number in the split; blank texts are left out, so indices may have gaps.
+    `index` is the row number in the split; null and blank texts are left out, so indices may have gaps.
     `extra` is what the data set adds: labels, answerKey, upos, head ... Its keys are the same for all examples of
-    a source, with None where a row says nothing. `parts` are what `text` was put together from: a pair, words, or
-    token ids.
+    a source, with None where a row says nothing. `parts` are what `text` was put together from: a pair, words, token
+    ids, or a conversation, whose text is its messages as JSON until a model's chat template makes a text of them.
     """
 
     example_id: str
     index: int
     text: str
     extra: Mapping[str, Any]
-    parts: Pair | Words | Ids | None = None
+    parts: Pair | Words | Ids | Chat | None = None
 
     @property
     def reading(self) -> Reading:
-        return self.text if self.parts is None else self.parts
+        """What a tokenizer is given: of a conversation the text."""
+        return self.text if self.parts is None or isinstance(self.parts, Chat) else self.parts
+
+    @property
+    def kind(self) -> type[Any]:
+        """What it is, one of `KINDS`."""
+        return str if self.parts is None else type(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +73,8 @@ class TextSource:
     """The examples that were selected, in the data set's order.
 
     `name` is short and fit for a file name, `dataset` is what was asked for. `digest` is a SHA-256 over ids, row
-    numbers, texts and extras: it differs whenever anything selected differs. `skipped` counts the blank texts that were
-    passed over.
+    numbers, texts and extras: it differs whenever anything selected differs. `skipped` counts the null and blank texts
+    that were passed over. `kind` is what all examples are, one of `KINDS`.
     """
 
     name: str
@@ -130,6 +83,7 @@ class TextSource:
     digest: str
     skipped: int = 0
     dataset: str = ""
+    kind: type[Any] = str
 
 
 @runtime_checkable
@@ -137,8 +91,12 @@ class Rows(Protocol):
     """One split of a data set, row by row.
 
     `columns` are those of the first row, `label` names the split in messages. A row can be had by its number
-    once an iteration has passed it.
+    once an iteration has passed it. `has_every_field`: whether objects have every field that any of them has, so that
+    a null may stand for one that is not there.
     """
+
+    @property
+    def has_every_field(self) -> bool: ...
 
     @property
     def label(self) -> str: ...
@@ -156,19 +114,20 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """A list of texts, of pairs or of lists of words or token ids as rows."""
+    """A list of texts, of pairs, of conversations, or of lists of words or token ids as rows."""
 
     label = "the list of texts"
-    columns = ("text",)
+    has_every_field = False
 
     def __init__(self, texts: TextList) -> None:
         self._texts = tuple(texts)
+        self.columns = ("messages" if is_chat(texts[0]) else "text",)
 
     def __iter__(self) -> Iterator[Row]:
-        return ({"text": text} for text in self._texts)
+        return ({self.columns[0]: text} for text in self._texts)
 
     def __getitem__(self, number: int) -> Row:
-        return {"text": self._texts[number]}
+        return {self.columns[0]: self._texts[number]}
 
     def where(self, number: int) -> str:
         return f"text {number} of the list"
@@ -214,33 +173,47 @@ def make_id(name: str, split: str, index: int, text: str) -> str:
 
 
 def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool) -> MakeExample:
-    """Returns the function that makes examples of rows whose text is in one column, or that are pairs of two.
+    """Returns the function that makes examples of rows whose cell is in one column, or that are pairs of two.
 
-    Without `text_column` the text is in `text`, or in the only column there is; it may be a list of words. With
-    `own_ids` a column `example_id` or `id` names the examples. All other columns become `extra`. Token ids are read
-    of an `IdsColumn` only.
+    Without `text_column` the cell is in `text`, or in the only column there is, or in `messages`, beside which `tools`
+    may tell what can be called. `text_column` may lead into objects: `answer.text`. With `own_ids` a column
+    `example_id` or `id` names the examples. All other columns become `extra`, and so do `messages` and columns of which
+    only a part is read. Token ids are read of an `IdsColumn` only.
 
     Raises:
         NotFound: no such column.
-        UsageError: several columns, and none is called `text`; or more than two are named.
+        UsageError: several columns, and none is called `text` or `messages`; or more than two are named.
     """
-    text_names = _text_columns(rows, text_column)
-    read = _ids if isinstance(text_column, IdsColumn) else _reading
-    for text_name in text_names:
-        if text_name not in rows.columns:
+    paths = column_paths(rows.columns, _only_text_column(rows) if text_column is None else text_column)
+    names, are_ids = [".".join(path) for path in paths], isinstance(text_column, IdsColumn)
+    for path in paths:
+        if path[0] not in rows.columns:
             raise NotFound(
-                f"{rows.label} has no column {text_name!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
+                f"{rows.label} has no column {path[0]!r}", hint=f"it has: {', '.join(rows.columns) or 'no columns'}"
             )
-    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column not in text_names), None)
+    firsts, whole = {path[0] for path in paths}, {path[0] for path in paths if len(path) == 1}
+    id_name = next((column for column in _ID_COLUMNS if column in rows.columns and column not in firsts), None)
     if not own_ids:
         id_name = None
 
+    def read(row: Row, index: int) -> Cell:
+        where = rows.where(index)
+        values = [
+            _value_at(row, path, f"the {'token ids' if are_ids else 'text'} {'.'.join(path)!r}", where)
+            for path in paths
+        ]
+        if len(values) > 1:
+            return read_pair(values, names, where)
+        if are_ids:
+            return read_ids(values[0], names[0], where)
+        return read_cell(values[0], names[0], where, tools=row.get("tools"), nulls_are_absent=rows.has_every_field)
+
     def make(row: Row, index: int) -> Example:
-        readings = [read(row.get(text_name), text_name, rows, index) for text_name in text_names]
-        reading = readings[0] if len(readings) == 1 else _paired(readings, text_names, rows, index)
-        text, parts = (reading, None) if isinstance(reading, str) else (reading.text, reading)
-        extra = {column: value for column, value in row.items() if column not in (*text_names, id_name)}
-        if id_name is None:
+        cell = read(row, index)
+        text, parts = (cell, None) if isinstance(cell, str) else (cell.text, cell)
+        left_out = {id_name} if isinstance(cell, Chat) else {id_name, *whole}
+        extra = {column: value for column, value in row.items() if column not in left_out}
+        if id_name is None or not text.strip():
             return Example(make_id(name, split, index, text), index, text, extra, parts)
         own_id = row.get(id_name)
         if own_id is None or own_id == "":
@@ -250,69 +223,24 @@ def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn 
     return make
 
 
-def _text_columns(rows: Rows, text_column: TextColumn | None) -> tuple[str, ...]:
-    if text_column is None:
-        return (_only_text_column(rows),)
-    if isinstance(text_column, IdsColumn):
-        return (text_column.name,)
-    if isinstance(text_column, tuple):
-        return text_column
-    names = tuple(name.strip() for name in text_column.split(","))
-    if len(names) == 1 or text_column in rows.columns:
-        return (text_column,)
-    if len(names) > 2:
-        raise UsageError(f"`text_column` names {len(names)} columns", hint="one, or two for pairs of texts: A,B")
-    return names
-
-
-def _reading(value: Any, column: str, rows: Rows, index: int) -> Reading:
-    """Returns what a cell says: a text, a pair (a tuple, as only a list in Python has) or words."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, tuple | list):
-        found = _kind(value)
-    else:
-        parts: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
-        strays = [part for part in parts if not isinstance(part, str)]
-        if not strays and isinstance(value, list):
-            return Words(tuple(parts))
-        if not strays and len(parts) == 2:
-            return Pair(*parts)
-        found = f"a list with {_kind(strays[0])}" if strays else f"a tuple of {len(parts)} texts (a pair has two)"
-    numbers = isinstance(value, list) and all(isinstance(part, int) for part in value)
-    hint = f"`ids_column={column}`, if these are token ids" if numbers else ""
-    raise Unreadable(f"{rows.where(index)}: {found} where the text {column!r} should be", hint=hint)
-
-
-def _ids(value: Any, column: str, rows: Rows, index: int) -> Ids:
-    """Returns the token ids in a cell: a list of them, or a string with spaces or commas between them."""
-    if isinstance(value, str) and re.fullmatch(r"\s*\[?[\d\s,]*\]?\s*", value):
-        return Ids(tuple(int(number) for number in re.findall(r"\d+", value)))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        numbers: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
-        strays = [each for each in numbers if not isinstance(each, int) or isinstance(each, bool) or each < 0]
-        if not strays:
-            return Ids(tuple(numbers))
-        found = f"{strays[0]!r}"
-    else:
-        found = repr(value)[:40] if isinstance(value, str) else _kind(value)
-    raise Unreadable(
-        f"{rows.where(index)}: {found} where the token ids {column!r} should be", why="they are whole numbers from 0"
-    )
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _paired(readings: Sequence[Reading], columns: Sequence[str], rows: Rows, index: int) -> Pair:
-    for reading, column in zip(readings, columns, strict=True):
-        if not isinstance(reading, str):
+def _value_at(row: Row, path: Sequence[str], what: str, where: str) -> Any:
+    """Returns what a column, or a part of one, holds; None where it is null."""
+    value: Any = row
+    for depth, name in enumerate(path):
+        if value is None and depth:
+            return None
+        if not isinstance(value, Mapping):
             raise Unreadable(
-                f"{rows.where(index)}: a list of words where the text {column!r} of a pair should be",
-                hint="pairs are of two texts; one column of words is read word by word",
+                f"{where}: nothing where {what} should be",
+                why=f"{'.'.join(path[:depth])} is of type {type(value).__name__}, which has no part {name!r}",
             )
-    return Pair(*map(str, readings))
+        if name not in value:
+            raise Unreadable(
+                f"{where}: nothing where {what} should be",
+                hint=f"{'.'.join(path[:depth])} has: {', '.join(map(str, value))}" if depth else "",
+            )
+        value = value[name]
+    return value
 
 
 _NO_IDS_HINT = "fill it, or rename the column: ids are made where none are given"
@@ -323,20 +251,19 @@ def _only_text_column(rows: Rows) -> str:
         return "text"
     if len(rows.columns) == 1:
         return rows.columns[0]
+    if "messages" in rows.columns:
+        return "messages"
     raise UsageError(
         f"which column of {rows.label} holds the text?",
         hint=f"give `text_column`, one of: {', '.join(rows.columns)}",
     )
 
 
-_KINDS: Mapping[type, str] = {str: "a text", Pair: "a pair of texts", Words: "a list of words", Ids: "token ids"}
-
-
 def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int | None) -> TextSource:
     """Returns the first `limit` examples (all, for None) whose text is not blank.
 
     Raises:
-        Unreadable: a row that is no example, an id that occurs twice, or no text at all.
+        Unreadable: a row that is no example, an id that occurs twice, examples of several kinds, or no text at all.
     """
     numbers = array("Q")
     id_hashes = array("Q")
@@ -348,12 +275,12 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
         if not example.text.strip():
             skipped += 1
             continue
-        if numbers and type(example.reading) is not kind:
+        if numbers and example.kind is not kind:
             raise Unreadable(
-                f"{rows.where(number)}: {_KINDS[type(example.reading)]}, where {_KINDS[kind]} came before",
-                hint="texts, pairs and lists of words go into runs of their own",
+                f"{rows.where(number)}: {KINDS[example.kind]}, where {KINDS[kind]} came before",
+                hint="texts, pairs, lists of words and conversations go into runs of their own",
             )
-        kind = type(example.reading)
+        kind = example.kind
         digest.update(_canonical(example, rows))
         id_hashes.append(_hash64(example.example_id))
         numbers.append(number)
@@ -363,13 +290,14 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     if not numbers:
         raise Unreadable(f"{rows.label} holds no text", why=f"all {skipped} of its rows are blank" if skipped else "")
     _refuse_duplicate_ids(rows, make, numbers, id_hashes)
-    return TextSource(name, split, _LazyExamples(rows, numbers, make, extra_columns), digest.hexdigest(), skipped)
+    examples = _LazyExamples(rows, numbers, make, extra_columns)
+    return TextSource(name, split, examples, digest.hexdigest(), skipped, kind=kind)
 
 
 def _canonical(example: Example, rows: Rows) -> bytes:
     fields: list[Any] = [example.example_id, example.index, example.text, example.extra]
     if example.parts is not None:
-        fields.append([_KINDS[type(example.parts)], example.parts])
+        fields.append([KINDS[example.kind], example.parts])
     try:
         return json.dumps(fields, ensure_ascii=False, sort_keys=True, default=repr).encode() + b"\n"
     except UnicodeEncodeError as error:

@@ -1,10 +1,10 @@
-"""Texts in a user's own files: .txt, .jsonl, .csv, .parquet, .conllu, one or a folder of them.
+"""Texts in a user's own files: .txt, .jsonl, .json, .csv, .tsv, .parquet, .conllu, one or a folder of them.
 
 Text files are walked once, remembering where each row ends; a row is read again from the file when its text is
 needed, so millions of rows need no memory. A file that changes in between is refused, never read wrongly.
 """
 
-import csv
+import codecs
 import io
 import re
 from array import array
@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from traceformer.errors import NotFound, Unreadable
 from traceformer.plain_json import parse_json
 from traceformer.texts import conllu
+from traceformer.texts.delimited import find_table, read_rows
 from traceformer.texts.examples import Row, Rows
 from traceformer.texts.lines import Lines
+from traceformer.texts.packed import PACKED, OpenBytes, is_packed, opener, unpacked_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["KINDS", "VALIDATION_NAMES", "folder_splits", "open_files"]
+__all__ = ["KINDS", "VALIDATION_NAMES", "folder_splits", "kind_of", "name_of", "open_files"]
 
 ReadRows: TypeAlias = Callable[[Lines], Iterator[Row]]
 
@@ -35,6 +37,8 @@ VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[-_.])(train|test|{'|'.join(VALIDATION_NAMES)})(?=[-_.]|$)", re.IGNORECASE)
 # What lies beside the data in most downloaded folders.
 _NOT_DATA = re.compile(r"readme|licen[sc]e|\..*", re.IGNORECASE)
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
+_LOOKED_AT = 4096  # bytes, for the first character of a .json file
 
 
 def folder_splits(folder: Path) -> dict[str, list[Path]]:
@@ -52,13 +56,18 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
         path
         for place in (folder, *inner)
         for path in place.iterdir()
-        if path.is_file() and path.suffix.lower() in KINDS and not _NOT_DATA.fullmatch(path.stem)
+        if path.is_file() and kind_of(path) in KINDS and not _is_beside_data(path)
     )
-    kinds = sorted({path.suffix.lower() for path in files})
+    kinds = sorted({kind_of(path) for path in files})
     if not kinds:
         raise NotFound(f"no texts in the folder {folder}", hint=f"it should hold {_KNOWN}")
     if len(kinds) > 1:
         raise Unreadable(f"the folder {folder} mixes {' and '.join(kinds)} files", hint="name one file, or sort them")
+    twice = [path for path in files if is_packed(path) and unpacked_name(path) in files]
+    if twice:
+        raise Unreadable(
+            f"the folder {folder} has {unpacked_name(twice[0]).name} and {twice[0].name}", hint="leave one of them"
+        )
     splits: dict[str, list[Path]] = {}
     for path in files:
         splits.setdefault(_split_named_by(path.relative_to(folder)), []).append(path)
@@ -68,6 +77,10 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
             hint="name them all like train.txt, or none of them",
         )
     return splits
+
+
+def _is_beside_data(path: Path) -> bool:
+    return path.name.lower() in _DESCRIPTIONS or bool(_NOT_DATA.fullmatch(path.stem))
 
 
 def _names_split_or_data(name: str) -> bool:
@@ -91,38 +104,60 @@ def open_files(paths: Sequence[Path], label: str) -> Rows:
     return parts[0] if len(parts) == 1 else _Concatenated(parts, label)
 
 
+def kind_of(path: Path) -> str:
+    """Returns the end of a file's name that tells its kind: `.jsonl` of `a.JSONL` and `a.jsonl.gz`."""
+    return unpacked_name(path).suffix.lower()
+
+
+def name_of(path: Path) -> str:
+    """Returns a file's name without what tells its kind and compression, or a folder's name."""
+    return path.name if path.is_dir() else unpacked_name(path).stem
+
+
 def _open_file(path: Path) -> Rows:
-    open_kind = KINDS.get(path.suffix.lower())
+    open_kind = KINDS.get(kind_of(path))
     if open_kind is None:
         raise Unreadable(f"{path} is of no kind that can be read", hint=f"give {_KNOWN}, or a folder of them")
     if path.stat().st_size == 0:
         raise Unreadable(f"{path} is empty")
-    return open_kind(path)
+    return open_kind(path, opener(path))
 
 
-def _open_txt(path: Path) -> Rows:
-    return _TextRows(path, ("text",), _read_txt)
+def _open_txt(path: Path, open_bytes: OpenBytes) -> Rows:
+    return _TextRows(path, open_bytes, ("text",), _read_txt)
 
 
-def _open_conllu(path: Path) -> Rows:
-    return _TextRows(path, conllu.COLUMNS, conllu.read_sentences)
+def _open_conllu(path: Path, open_bytes: OpenBytes) -> Rows:
+    return _TextRows(path, open_bytes, conllu.COLUMNS, conllu.read_sentences)
 
 
-def _open_jsonl(path: Path) -> Rows:
-    with path.open("rb") as stream:
+def _open_jsonl(path: Path, open_bytes: OpenBytes) -> Rows:
+    with open_bytes() as stream:
         first = next(_read_jsonl(Lines(stream, path)), {})
-    return _TextRows(path, tuple(first), _read_jsonl)
+    return _TextRows(path, open_bytes, tuple(first), _read_jsonl)
 
 
-def _open_csv(path: Path) -> Rows:
-    with path.open("rb") as stream:
-        lines = Lines(stream, path)
-        header = next(_read_records(lines), [])
-        repeated = {column for column in header if header.count(column) > 1}
-        if repeated:
-            raise Unreadable(f"{path}: the header names {' and '.join(sorted(repeated))} more than once")
-        body, line = lines.position, lines.number
-    return _TextRows(path, tuple(header), partial(_read_csv, header), body, line)
+def _open_json(path: Path, open_bytes: OpenBytes) -> Rows:
+    """A list of records or of strings, which is held in memory; or, as many are called so, JSON lines."""
+    with open_bytes() as stream:
+        if stream.read(_LOOKED_AT).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return _ListedRows(path, _listed(path, open_bytes))
+    try:
+        return _open_jsonl(path, open_bytes)
+    except Unreadable as error:
+        what = "neither a list of records or strings, nor JSON lines"
+        raise Unreadable(f"{path} is {what}", why=f"{error.message}: {error.why}", hint=_JSON_HINT) from error
+
+
+def _open_table(path: Path, open_bytes: OpenBytes) -> Rows:
+    table = find_table(open_bytes, path)
+    return _TextRows(path, open_bytes, table.header, partial(read_rows, table), table.start, table.line)
+
+
+def _open_parquet(path: Path, open_bytes: OpenBytes) -> Rows:
+    if is_packed(path):
+        raise Unreadable(f"{path} is compressed", why="Parquet files are, inside", hint="unpack it")
+    return _ParquetRows(path)
 
 
 def _read_txt(lines: Lines) -> Iterator[Row]:
@@ -144,35 +179,64 @@ def _read_jsonl(lines: Lines) -> Iterator[Row]:
         yield row
 
 
-def _read_records(lines: Lines) -> Iterator[list[str]]:
-    # A text longer than the module's default of 128 KiB is no mistake.
-    csv.field_size_limit(2**31 - 1)
+def _listed(path: Path, open_bytes: OpenBytes) -> list[Row]:
+    with open_bytes() as stream:
+        content = stream.read()
     try:
-        yield from filter(None, csv.reader(lines, strict=True))
-    except csv.Error as error:
-        raise Unreadable(f"{lines.path}, line {lines.number}: not CSV", why=str(error)) from None
+        items = parse_json(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"{path} is not UTF-8", why=str(error)) from None
+    except ValueError as error:
+        raise Unreadable(f"{path} is not JSON", why=str(error)) from None
+    kind, called = (dict, "object") if items and isinstance(items[0], dict) else (str, "string")
+    for number, item in enumerate(items):
+        if not isinstance(item, kind) and not (kind is str and item is None):
+            found = type(item).__name__
+            raise Unreadable(f"{path}, entry {number}: a JSON {found}, not the {called} it should be", hint=_JSON_HINT)
+    return items if kind is dict else [{"text": item} for item in items]
 
 
-def _read_csv(header: Sequence[str], lines: Lines) -> Iterator[Row]:
-    for record in _read_records(lines):
-        if len(record) != len(header):
-            raise Unreadable(
-                f"{lines.path}, line {lines.number}: not CSV",
-                why=f"the header has {len(header)} columns, this row has {len(record)}",
-                hint="put quotes around texts that contain commas",
-            )
-        yield dict(zip(header, record, strict=True))
+_JSON_HINT = 'a list of strings, a list of objects such as {"text": "..."}, or one such object on each line'
+
+
+class _ListedRows:
+    """The rows of a list in a file, all of them in memory."""
+
+    has_every_field = False
+
+    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
+        self.label = str(path)
+        self.columns = tuple(rows[0]) if rows else ()
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def __getitem__(self, number: int) -> Row:
+        return self._rows[number]
+
+    def where(self, number: int) -> str:
+        return f"{self.label}, entry {number}"
 
 
 class _TextRows:
     """The rows of a text file, whose first row begins at byte `start`, after `first_line` lines."""
 
+    has_every_field = False
+
     def __init__(
-        self, path: Path, columns: tuple[str, ...], read: ReadRows, start: int = 0, first_line: int = 0
+        self,
+        path: Path,
+        open_bytes: OpenBytes,
+        columns: tuple[str, ...],
+        read: ReadRows,
+        start: int = 0,
+        first_line: int = 0,
     ) -> None:
         self.label = str(path)
         self.columns = columns
         self._path = path
+        self._open = open_bytes
         self._read = read
         self._first_line = first_line
         self._bounds = array("Q", [start])  # row i lies in [bounds[i], bounds[i + 1])
@@ -181,7 +245,7 @@ class _TextRows:
 
     def __iter__(self) -> Iterator[Row]:
         del self._bounds[1:], self._line_numbers[:]
-        with self._path.open("rb") as stream:
+        with self._open() as stream:
             stream.seek(self._bounds[0])
             lines = Lines(stream, self._path, self._bounds[0], self._first_line)
             for row in self._read(lines):
@@ -192,7 +256,7 @@ class _TextRows:
     def __getitem__(self, number: int) -> Row:
         start, end = self._bounds[number], self._bounds[number + 1]
         _refuse_changed(self._path, self._version)
-        with self._path.open("rb") as stream:
+        with self._open() as stream:
             stream.seek(start)
             return next(self._read(Lines(io.BytesIO(stream.read(end - start)), self._path, start)))
 
@@ -213,12 +277,17 @@ def _refuse_changed(path: Path, version: tuple[int, int]) -> None:
 class _ParquetRows:
     """The rows of a Parquet file, held one row group at a time."""
 
+    has_every_field = True
+
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         self._path = path
         self._version = _version(path)
         with _parquet(path) as file:
             self.columns = tuple(file.schema_arrow.names)
+            repeated = {column for column in self.columns if self.columns.count(column) > 1}
+            if repeated:
+                raise Unreadable(f"{path} has several columns called {' and '.join(sorted(repeated))}")
             sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
             self._starts = [0, *accumulate(sizes)]
 
@@ -262,6 +331,7 @@ class _Concatenated:
     def __init__(self, parts: Sequence[Rows], label: str) -> None:
         self.label = label
         self.columns = parts[0].columns
+        self.has_every_field = parts[0].has_every_field
         self._parts = parts
         self._starts: list[int] = []
 
@@ -287,11 +357,13 @@ class _Concatenated:
         return self._parts[index], number - self._starts[index]
 
 
-KINDS: Mapping[str, Callable[[Path], Rows]] = {
+KINDS: Mapping[str, Callable[[Path, OpenBytes], Rows]] = {
     ".txt": _open_txt,
     ".jsonl": _open_jsonl,
-    ".csv": _open_csv,
-    ".parquet": _ParquetRows,
+    ".json": _open_json,
+    ".csv": _open_table,
+    ".tsv": _open_table,
+    ".parquet": _open_parquet,
     ".conllu": _open_conllu,
 }
-_KNOWN = ", ".join(KINDS)
+_KNOWN = f"{', '.join(KINDS)}, as they are or as {', '.join(PACKED)}"

@@ -1,17 +1,20 @@
 """Data sets that the `datasets` library holds: on the Hugging Face Hub, in its cache, or saved by `save_to_disk`.
 
 A folder of downloaded repositories can stand in for the Hub: with `TRACEFORMER_DATASETS=/data`, the repository
-`tau/commonsense_qa` is read from `/data/tau/commonsense_qa` if that exists.
+`tau/commonsense_qa` is read from `/data/tau/commonsense_qa` if that exists. The library's cache knows such a folder by
+its name and README only; so each state of its files gets a cache of its own, and what is read is what lies there.
 """
 
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, OutOfSpace, Unreadable, UsageError
+from traceformer.network import hub_answers
 from traceformer.texts.examples import Row
 
 if TYPE_CHECKING:
@@ -20,10 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["DatasetRows", "is_saved_dataset", "load_hub", "load_saved"]
 
 _MIRROR = "TRACEFORMER_DATASETS"
+_BLOCK = 1 << 22
 
 
 class DatasetRows:
     """The rows of a memory-mapped `datasets.Dataset`; columns of pictures, sound and the like are left out."""
+
+    has_every_field = True
 
     def __init__(self, dataset: "Dataset", label: str) -> None:
         media = [name for name, feature in dataset.features.items() if _is_media(feature)]
@@ -85,13 +91,19 @@ def load_hub(repository: str, config: str | None) -> Mapping[str, "Dataset"]:
         UsageError: not a repository's name.
     """
     import datasets
+    import datasets.config
     from datasets.exceptions import DatasetsError
 
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
         raise UsageError(f"{repository!r} is no data set's name on the Hub", hint="write hf:OWNER/NAME[:CONFIG]")
     place = _mirrored(repository)
     try:
-        loaded = datasets.load_dataset(str(place) if place else repository, config)
+        if place:
+            cache = Path(datasets.config.HF_DATASETS_CACHE) / "traceformer" / _fingerprint(place, config)
+            loaded = datasets.load_dataset(str(place), config, cache_dir=str(cache))
+        else:
+            with _no_retries():
+                loaded = datasets.load_dataset(repository, config)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise _explained(error, repository, config, place) from error
     assert isinstance(loaded, datasets.DatasetDict)
@@ -108,6 +120,39 @@ def _mirrored(repository: str) -> Path | None:
         return None
     place = Path(mirror) / repository
     return place if place.is_dir() else None
+
+
+def _fingerprint(place: Path, config: str | None) -> str:
+    """Returns a hash of what a configuration of a repository is made of: its data files, and what describes them."""
+    import datasets
+    import datasets.config
+    import xxhash
+
+    files = datasets.load_dataset_builder(str(place), config).config.data_files
+    assert isinstance(files, dict)
+    described = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME, "dataset_infos.json")
+    parts = [("", str(path)) for name in described if (path := place / name).is_file()]
+    digest = xxhash.xxh3_128()
+    for split, path in (*parts, *((str(split), str(path)) for split, paths in files.items() for path in paths)):
+        digest.update(f"{split}\0{os.path.relpath(path, place)}\0{os.path.getsize(path)}\0".encode())
+        with open(path, "rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _no_retries() -> Generator[None]:
+    """Has the library look into its cache alone where the Hub cannot be reached: it would try for half a minute."""
+    import datasets
+    import datasets.config
+
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not hub_answers()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
 
 
 def _explained(error: Exception, repository: str, config: str | None, place: Path | None) -> Exception:

@@ -5,24 +5,17 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, UsageError
 from traceformer.filenames import readable_name
 from traceformer.texts import files, hub
-from traceformer.texts.examples import (
-    IdsColumn,
-    ListRows,
-    Rows,
-    TextColumn,
-    TextList,
-    TextSource,
-    example_maker,
-    select,
-)
+from traceformer.texts.cells import IdsColumn, TextColumn, TextList, holds_ids
+from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker, select
 from traceformer.texts.lines import Lines
-from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet
+from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet, make_named
 
-__all__ = ["DEFAULT_SPLIT", "load_targets", "load_texts"]
+__all__ = ["DEFAULT_SPLIT", "Texts", "load_targets", "load_texts"]
 
 DEFAULT_SPLIT = "validation"
 
@@ -30,8 +23,13 @@ _NAMES = ("demo", *NAMED_SETS)
 _WHAT_TO_GIVE = f"give {', '.join(_NAMES)}, hf:NAME[:CONFIG], a file or a folder; in Python, a text goes into a list"
 
 
+Texts: TypeAlias = str | Path | TextList
+"""The name of a data set, a file or folder, or a list of texts, of pairs, of lists of words or token ids, or of
+conversations."""
+
+
 def load_texts(
-    dataset: str | Path | TextList,
+    dataset: Texts,
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -45,12 +43,14 @@ def load_texts(
 
     Args:
         dataset: `demo`, a named set, `hf:NAME[:CONFIG]`, a file, or a folder of files or of `save_to_disk`; or the
-            texts themselves: strings, pairs of strings as tuples, or lists of words.
+            texts themselves: strings, pairs of strings as tuples, lists of words or of token ids, or conversations,
+            which are lists of messages: `{"role": "user", "content": "Hi"}`.
         split: one of the data set's; without it, `validation`, or the only split there is. A file, or a folder whose
             files name no splits, takes any name here, and is `all` without one.
-        limit: how many examples, from the beginning; blank texts do not count.
-        text_column: the column that holds the text, or lists of words; two of them (`"a,b"`, `("a", "b")`) for pairs of
-            texts. Not for data sets that build their text.
+        limit: how many examples, from the beginning; null and blank texts do not count.
+        text_column: the column that holds the text, lists of words, or messages, `answer.text` for a part of one; two
+            of them (`"a,b"`, `("a", "b")`) for pairs of texts; or that of token ids. Not for data sets that build their
+            text.
 
     Raises:
         NotFound: no such data set, configuration, split or column.
@@ -150,10 +150,10 @@ def _load_list(texts: TextList, wanted: str | None, limit: int | None, text_colu
             raise UsageError(f"`{name}` does not apply to a list of texts")
     if len(texts) == 0:
         raise UsageError("no text to read", why="the list is empty")
-    first = texts[0]
-    in_ids = not isinstance(first, str) and len(first) > 0 and isinstance(first[0], int)
     rows = ListRows(texts)
-    make = example_maker(rows, "texts", "all", text_column=IdsColumn("text") if in_ids else "text", own_ids=False)
+    make = example_maker(
+        rows, "texts", "all", text_column=IdsColumn("text") if holds_ids(texts) else None, own_ids=False
+    )
     return replace(select(rows, make, name="texts", split="all", limit=limit), dataset="a list of texts")
 
 
@@ -175,7 +175,7 @@ def _load_named(name: str, wanted: str | None, limit: int | None) -> TextSource:
             f"{named.repository} is not laid out as expected: no column {', '.join(missing)}",
             why=f"it has: {', '.join(rows.columns)}",
         )
-    return select(rows, named.maker(rows, split), name=name, split=split, limit=limit)
+    return select(rows, make_named(named, rows, split), name=name, split=split, limit=limit)
 
 
 def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
@@ -200,8 +200,7 @@ def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: 
     splits = files.folder_splits(path) if path.is_dir() else {"all": [path]}
     found, split = _choose_or_name_split(wanted, splits, str(path))
     rows = files.open_files(splits[found], f"{path}, split {split}")
-    resolved = path.resolve()
-    return _select_own(rows, resolved.name if path.is_dir() else resolved.stem, split, limit, text_column)
+    return _select_own(rows, files.name_of(path.resolve()), split, limit, text_column)
 
 
 def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_column: TextColumn | None) -> TextSource:
@@ -216,7 +215,7 @@ def _no_such_data_set(dataset: str) -> NotFound:
     near = difflib.get_close_matches(dataset, [*_NAMES, *beside], n=3)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
-    elif re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and path.suffix not in files.KINDS:
+    elif re.fullmatch(r"[\w-]+/[\w.-]+", dataset) and files.kind_of(path) not in files.KINDS:
         hint = f"if it is on the Hub, write hf:{dataset}"
     else:
         hint = _WHAT_TO_GIVE

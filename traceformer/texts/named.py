@@ -14,7 +14,7 @@ from traceformer.texts import conllu
 from traceformer.texts.examples import Example, MakeExample, Row, example_maker, make_id
 from traceformer.texts.hub import DatasetRows
 
-__all__ = ["DEMO_FILE", "NAMED_SETS", "NamedSet"]
+__all__ = ["DEMO_FILE", "NAMED_SETS", "NamedSet", "make_named"]
 
 DEMO_FILE = Path(__file__).with_name("demo.jsonl")
 
@@ -27,6 +27,23 @@ class NamedSet:
     config: str | None
     columns: tuple[str, ...]
     maker: Callable[[DatasetRows, str], MakeExample]
+
+
+def make_named(named: NamedSet, rows: DatasetRows, split: str) -> MakeExample:
+    """Returns the function that makes examples of a named set's rows; it refuses those that are not laid out so."""
+    make = named.maker(rows, split)
+
+    def checked(row: Row, index: int) -> Example:
+        try:
+            return make(row, index)
+        except Unreadable:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise Unreadable(
+                f"{rows.where(index)}: not laid out as {named.repository} is", why=f"{type(error).__name__}: {error}"
+            ) from error
+
+    return checked
 
 
 def _ud_ewt(rows: DatasetRows, split: str) -> MakeExample:
@@ -66,7 +83,7 @@ def _go_emotions(rows: DatasetRows, split: str) -> MakeExample:
         raise Unreadable(f"{rows.label}: the column 'labels' does not name its classes")
 
     def make(row: Row, index: int) -> Example:
-        text, labels = row["text"], row["labels"]
+        text, labels = row["text"] or "", row["labels"]
         extra = {
             "labels_idx": labels,
             "labels_names": [names[label] for label in labels],
@@ -80,6 +97,8 @@ def _go_emotions(rows: DatasetRows, split: str) -> MakeExample:
 
 def _csqa(rows: DatasetRows, split: str) -> MakeExample:
     def make(row: Row, index: int) -> Example:
+        if row["question"] is None:
+            return Example("", index, "", {})
         question, choices = row["question"], _pairs(row["choices"])
         if len(choices) != 5:
             raise Unreadable(f"{rows.where(index)}: {len(choices)} choices, where csqa has 5")

@@ -1,8 +1,9 @@
 """Prompts to generate from: one on the command line, a file of them, or a prompt set that has a name.
 
 A prompt set is the Gemma capture's JSON, `{"name", "description", "prompts": [{"id", "text", "note"}]}`. A .txt file
-holds one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. Names and ids end
-up in file names, so both are letters, digits, dots, dashes and underscores.
+holds one prompt per line, named by the line's number; a .jsonl file one object with "text" per line. In place of "text"
+there may be "messages", a conversation to answer, and "tools" beside them. Names and ids end up in file names, so both
+are letters, digits, dots, dashes and underscores.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from typing import Any
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.filenames import MOST, is_plain, readable_name
 from traceformer.plain_json import parse_json
+from traceformer.texts.chats import Chat, Message, is_chat, read_chat
 from traceformer.texts.lines import Lines
 
 __all__ = [
@@ -38,11 +40,15 @@ _KINDS = (".txt", ".json", ".jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt; `prompt_id` is unique within its set."""
+    """One prompt; `prompt_id` is unique within its set.
+
+    The text of a conversation is its messages as JSON, until a model's chat template makes a text of it.
+    """
 
     prompt_id: str
     text: str
     note: str | None = None
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +83,30 @@ def one_prompt(text: str) -> PromptSet:
     return PromptSet(ADHOC, "", (Prompt("1", text),))
 
 
-def listed_prompts(texts: Sequence[str]) -> PromptSet:
-    """Returns the set of prompts in a list: `prompts`, with the ids 1, 2, ...
+def listed_prompts(texts: Sequence[str | Sequence[Message]]) -> PromptSet:
+    """Returns the set of prompts in a list, texts and conversations: `prompts`, with the ids 1, 2, ...
 
     Raises:
         UsageError: there is none, or one of them is empty.
+        Unreadable: messages without a role or content.
     """
     if not texts:
         raise UsageError("no prompt", hint="a list of one at least")
-    prompts = [one_prompt(text).prompts[0] for text in texts]
+    prompts = [
+        one_prompt(text).prompts[0] if isinstance(text, str) else _chat_prompt(text, None, f"prompt {n}", str(n))
+        for n, text in enumerate(texts, start=1)
+    ]
     return PromptSet("prompts", "", tuple(replace(each, prompt_id=str(n)) for n, each in enumerate(prompts, start=1)))
+
+
+def _chat_prompt(messages: object, tools: object, where: str, prompt_id: str, note: str | None = None) -> Prompt:
+    """Returns the prompt that a conversation is: up to the answer, which is the model's to give."""
+    if not is_chat(messages):
+        raise Unreadable(f"{where}: no messages", hint='a list of objects such as {"role": "user", "content": "Hi"}')
+    chat = read_chat(messages, tools, where, nulls_are_absent=False).to_answer()
+    if not chat.messages:
+        raise Unreadable(f"{where}: nothing to answer", why="all of its messages are the assistant's")
+    return Prompt(prompt_id, chat.text, note, chat)
 
 
 def load_prompts(path: str | Path) -> PromptSet:
@@ -177,10 +197,12 @@ def _entry(entry: Any, where: str, default_id: str | None = None) -> Prompt:
     prompt_id, text, note = entry.get("id", default_id), entry.get("text"), entry.get("note")
     if isinstance(prompt_id, bool) or not isinstance(prompt_id, int | str):
         raise Unreadable(f"{where}: the id must be a number or a string", why=f"it is {prompt_id!r}")
-    if not isinstance(text, str):
-        raise Unreadable(f"{where}: no text", why=f"text is {text!r}")
     if note is not None and not isinstance(note, str):
         raise Unreadable(f"{where}: the note must be a string", why=f"it is {note!r}")
+    if text is None and "messages" in entry:
+        return _chat_prompt(entry["messages"], entry.get("tools"), where, str(prompt_id), note)
+    if not isinstance(text, str):
+        raise Unreadable(f"{where}: no text", why=f"text is {text!r}")
     return Prompt(str(prompt_id), text, note)
 
 

@@ -43,6 +43,7 @@ def generation_configuration(
         "sampling": _plain(sampling.to_json()),
         "generation config": _plain(model.model.generation_config.to_dict()),  # pyright: ignore
         "chat": prompts.chat,
+        **({"chat template": repr(model.tokenizer.chat_template)} if prompts.chat or prompts.has_chats else {}),
         "replay": replay,
     }
 

@@ -47,6 +47,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
+from traceformer.texts.chats import Message
 from traceformer.texts.prompts import PromptSet, listed_prompts, load_prompts, one_prompt
 
 __all__ = ["answer", "generate"]
@@ -54,7 +55,7 @@ __all__ = ["answer", "generate"]
 
 def generate(
     model: str | Path | LoadedModel,
-    prompts: str | Path | PromptSet | Sequence[str],
+    prompts: str | Path | PromptSet | Sequence[str | Sequence[Message]],
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     max_tokens: int | None = None,
@@ -93,7 +94,8 @@ def generate(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        prompts: A prompt, a list of them, a file of them (a `Path`), or a prompt set.
+        prompts: A prompt, a list of them, a file of them (a `Path`), or a prompt set. Conversations, lists of messages,
+            are answered in the model's chat template; one that ends with the assistant gets another such end.
         capture: As of `record`.
         max_tokens: The most tokens of a response.
         temperature: How freely to choose; 0 takes the most likely token.
@@ -104,7 +106,7 @@ def generate(
         stop: Strings at which a response ends.
         seed: Of the first batch; batch k has seed + k.
         more: Further settings of transformers' GenerationConfig.
-        chat: Put each prompt into the model's chat template.
+        chat: Put each prompt that is a text into the model's chat template, as a user's only message.
         category: A label for the responses.
         layers: As of `record`, and so `heads`, `hidden_layers`, `project`, `lens_top_k`.
         heads: The model's own numbers.
@@ -155,7 +157,7 @@ def generate(
         )
 
 
-def _set_of(prompts: str | Path | PromptSet | Sequence[str]) -> PromptSet:
+def _set_of(prompts: str | Path | PromptSet | Sequence[str | Sequence[Message]]) -> PromptSet:
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, str):

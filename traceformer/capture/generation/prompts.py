@@ -1,12 +1,14 @@
 """Prompts as one model reads them: in its chat template or as they are, checked against its context."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from traceformer.capture.chats import check_template, in_template
 from traceformer.capture.tokenizing import Encoded, Encoder
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
+from traceformer.texts.chats import Chat
 from traceformer.texts.prompts import Prompt, PromptSet
 from traceformer.texts.shown import unnamed
 
@@ -25,6 +27,11 @@ class Prompts:
     def name(self) -> str:
         """What stands for the prompts in a run's name."""
         return self.sets[0].name if len(self.sets) == 1 else "all-prompt-sets"
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether any of them is a conversation, which is read in the chat template whatever `chat` says."""
+        return any(prompt.chat is not None for each in self.sets for prompt in each.prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +53,28 @@ def read_prompts(model: LoadedModel, prompts: Prompts, *, max_tokens: int) -> li
 
     Raises:
         UsageError: a prompt without tokens, or one that leaves no room for `max_tokens` in the model's context; a
-            chat template is asked for, and there is none.
+            chat template is asked for, or needed for a conversation, and there is none.
         Unsupported: the tokenizer belongs to another model.
+        Unreadable: the template refuses a conversation.
     """
     if prompts.chat and not getattr(model.tokenizer, "chat_template", None):
         raise UsageError(f"`chat` needs a chat template, and {model.name} has none", hint="`chat=False`")
-    named = [(each.name, prompt) for each in prompts.sets for prompt in each.prompts]
-    texts = [_in_template(model, prompt.text) if prompts.chat else prompt.text for _, prompt in named]
-    # A template brings its own special tokens.
-    inputs = model.reader()(texts, add_special_tokens=not prompts.chat, return_attention_mask=False, verbose=False)
+    if prompts.has_chats:
+        check_template(model)
     encoder = Encoder(model, "auto", max_target_tokens=64)  # there are no targets
     found: dict[str, ReadPrompt] = {}
-    for (name, prompt), text, ids in zip(named, texts, inputs["input_ids"], strict=True):
+    for name, prompt in ((each.name, prompt) for each in prompts.sets for prompt in each.prompts):
+        text = prompt.text
+        if prompts.chat or prompt.chat:
+            chat = prompt.chat or Chat(({"role": "user", "content": prompt.text},))
+            text = in_template(model, chat, f"prompt {prompt.prompt_id} of {name}", to_answer=True)
+        if prompt.chat:
+            prompt = replace(prompt, text=text)
+        # A template brings its own special tokens.
+        inputs = model.reader()(
+            text, add_special_tokens=not (prompts.chat or prompt.chat), return_attention_mask=False, verbose=False
+        )
+        ids: list[int] = inputs["input_ids"]
         encoder.check(ids)
         _check_room(model, f"prompt {prompt.prompt_id} of {name}", len(ids), max_tokens)
         stack: Stack = "dec" if model.dims.arch == "dec" else "enc"
@@ -67,11 +84,6 @@ def read_prompts(model: LoadedModel, prompts: Prompts, *, max_tokens: int) -> li
             raise UsageError(f"two prompts would be called {read.example_id}", hint="rename a prompt set or an id")
         found[read.example_id] = read
     return list(found.values())
-
-
-def _in_template(loaded: LoadedModel, text: str) -> str:
-    messages = [{"role": "user", "content": text}]
-    return loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def _check_room(loaded: LoadedModel, what: str, length: int, max_tokens: int) -> None:
