@@ -158,11 +158,11 @@ def assert_equal_runs(new: TraceStore, old: TraceStore, *, but: tuple[str, ...] 
 
 
 def test_a_lossless_export_says_that_it_leaves_rows_of_whole_texts_out(tmp_path: Path) -> None:
-    arrays = [runs.spec("dec.class_logits"), runs.spec("dec.embed")]
+    arrays = [runs.spec("dec.class_logits"), runs.spec("dec.token_embed")]
     old = TraceStore(runs.write(tmp_path / "run", runs.plan(arrays=arrays, n_examples=1)))
     with pytest.warns(UserWarning, match=r"dec\.class_logits left out: nanochat traces hold rows of tokens"):
         files = exported(old, tmp_path / "out", lossless=True)
-    assert [str(each.key) for each in imported(files, tmp_path / "back").layout.arrays] == ["dec.embed"]
+    assert [str(each.key) for each in imported(files, tmp_path / "back").layout.arrays] == ["dec.token_embed"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
