@@ -14,7 +14,7 @@ from table import Row, main, row, seconds
 
 import traceformer as tf
 from traceformer.store.commits import read_commits, read_manifest, token_path
-from traceformer.store.files import Checksum
+from traceformer.store.files import Checksum, is_intact
 from traceformer.store.folder import RunFolder
 from traceformer.store.layout import TOKENS
 from traceformer.store.marks import check_file
@@ -40,7 +40,7 @@ def measure(folder: Path, turns: int) -> Iterator[Row]:
                 check_file(place / path, written[path], run.layout.index_bytes(spec))
 
     def hash_whole(name: str, told: Callable[[], Checksum]) -> None:
-        assert told().is_of((place / name).read_bytes())
+        assert is_intact((place / name).read_bytes(), told())
 
     def share(what: str, work: Callable[[], object], read: Callable[[Run], object]) -> Row:
         ratios: list[float] = []

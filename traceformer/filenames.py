@@ -32,7 +32,7 @@ def file_name(name: str) -> str:
     Different names never become the same: what ends like a digest gets one of its own.
     """
     plain = _OTHERS.sub("-", name).strip("-.")
-    if plain == name and len(name) <= MOST and not _DIGEST.fullmatch(name) and not _DEVICES.fullmatch(name):
+    if is_plain(plain) and plain == name and not _DIGEST.fullmatch(name) and not _DEVICES.fullmatch(name):
         return name
     # Half a surrogate pair cannot be encoded, and is a name all the same.
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGITS]

@@ -19,13 +19,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import traceformer.bytelm  # noqa: F401  registers the sparse model
+from traceformer.bytelm.checkpoints import prepare_folder
 from traceformer.bytelm.corpus import Span, open_corpus
 from traceformer.bytelm.outcome import Outcome, curves_figure
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.settings import TrainSettings
 from traceformer.bytelm.train import Progress, learning_rate_factor, train
 from traceformer.bytelm.windows import Windows, bits_and_bytes
-from traceformer.errors import ConfigurationChanged, NotFound, RunExists, UsageError
+from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +355,23 @@ def test_two_processes_train_one_model(text: Path, tmp_path: Path) -> None:
     bits, n_bytes = bits_and_bytes(model, corpus.validation, length=128, batch_size=4)
     assert outcome["validation"]["model"] == pytest.approx(bits / n_bytes, rel=1e-5)
     assert outcome["bytes_read"] == outcome["steps"] * 2 * 4 * 127
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "checkpoints/checkpoint-5/model.safetensors", "meta.json"])
+def test_only_a_training_is_begun_again(there: str, tmp_path: Path) -> None:
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("somebody's")
+    with pytest.raises(RunExists, match="no training's"):
+        prepare_folder(tmp_path, {"seed": 1}, resume=False, overwrite=True)
+    assert (tmp_path / there).read_text() == "somebody's"
+
+
+def test_what_lies_beside_checkpoints_stays(tmp_path: Path) -> None:
+    prepare_folder(tmp_path, {"seed": 1}, resume=False, overwrite=False)
+    (tmp_path / "checkpoints/checkpoint-5").mkdir()
+    (tmp_path / "checkpoints/notes.txt").write_text("mine")
+    prepare_folder(tmp_path, {"seed": 2}, resume=False, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["notes.txt", "settings.json"]
+    (tmp_path / "checkpoints/settings.json").write_text("[" * 100_000)
+    with pytest.raises(Unreadable, match=r"settings\.json is not JSON"):
+        prepare_folder(tmp_path, {"seed": 2}, resume=True, overwrite=False)

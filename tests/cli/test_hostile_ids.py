@@ -17,7 +17,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.writer import RunWriter
 
 HOSTILE = (
-    *("../up", "/abs", "a/b", "a\\b", "a-b", "..", ".", "...", "x" * 300, "x" * 299 + "y", "\0", "x\0y", "a\nb"),
+    *("", "../up", "/abs", "a/b", "a\\b", "a-b", "..", ".", "...", "x" * 300, "x" * 299 + "y", "\0", "x\0y", "a\nb"),
     *("CON", "con.txt", "nul", "-rf", "--json", ".hidden", "~", "$HOME", "$x^$", "a b", "a%2Fb", "é", "e\u0301"),
     *("\u202eabc", "\ud800", "NUL", "C:", "x.", " ", "ü" * 200),
 )
@@ -27,7 +27,7 @@ FORMATS = {"json": "*.json", "safetensors": "*.safetensors", "transformerlens": 
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose examples have such ids, as a file of texts may give them."""
-    ids = [name for name in HOSTILE if name != "\ud800"]  # which no table holds
+    ids = [name for name in HOSTILE if name not in ("", "\ud800")]  # which no table of texts holds
     pattern = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), (0,), (0, 1))
     stream = [ArraySpec(ArrayKey("dec", None, f"resid_{place}"), (0,), width=4) for place in ("pre", "mid", "post")]
     layout = RunLayout.plan(arch="dec", arrays=[pattern, *stream], n_examples=len(ids), longest={"dec": 2})

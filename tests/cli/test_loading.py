@@ -55,6 +55,7 @@ def test_pickled_weights_are_loaded_where_they_are_trusted(verb: str, pickled: P
     assert main([*arguments, "--allow-pickle"]) == 0
 
 
+@pytest.mark.slow
 def test_lens_and_paths_of_a_run_with_pickled_weights(pickled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = ["--capture", "attn", "v", "resid", "--limit", "1", "--out_dir", "run", "--allow-pickle"]
     assert main(["extract", "--model", str(pickled), "--dataset", "demo", *what]) == 0

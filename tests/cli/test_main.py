@@ -106,7 +106,7 @@ def test_an_error_is_three_lines_and_an_exit_code(name: str, capsys: pytest.Capt
         (
             OSError(errno.ENOSPC, "No space left on device", "traces/x"),
             5,
-            ["error: traces/x: the disk is full", "try:   free some space, then the same command with --resume"],
+            ["error: traces/x: the disk is full", "try:   free some space, then the same command again"],
         ),
         (PermissionError(errno.EACCES, "Permission denied", "traces"), 3, ["error: traces: Permission denied"]),
     ],

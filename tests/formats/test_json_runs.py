@@ -157,9 +157,18 @@ def assert_equal_runs(new: TraceStore, old: TraceStore, *, but: tuple[str, ...] 
     assert tables[0][list(tables[1])].to_json() == tables[1].to_json()
 
 
+def test_a_lossless_export_says_that_it_leaves_rows_of_whole_texts_out(tmp_path: Path) -> None:
+    arrays = [runs.spec("dec.class_logits"), runs.spec("dec.token_embed")]
+    old = TraceStore(runs.write(tmp_path / "run", runs.plan(arrays=arrays, n_examples=1)))
+    with pytest.warns(UserWarning, match=r"dec\.class_logits left out: nanochat traces hold rows of tokens"):
+        files = exported(old, tmp_path / "out", lossless=True)
+    assert [str(each.key) for each in imported(files, tmp_path / "back").layout.arrays] == ["dec.token_embed"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str) -> None:
-    arrays = [each for each in runs.DEC if not each.site.is_derived]  # ids are left out, with a warning
+    # Ids and rows of whole texts are left out, with a warning.
+    arrays = [each for each in runs.DEC if not each.site.is_derived and not each.site.is_per_example]
     planned = runs.plan(arrays=arrays, n_examples=5, shard_examples=2, dtype=dtype)
     old = TraceStore(runs.write(tmp_path / "run", planned))
     files = exported(old, tmp_path / "out", lossless=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 import zarr
 import zarr.codecs
 
@@ -102,6 +103,20 @@ def test_zarr_and_pandas_read_what_the_padded_stores_documentation_shows(tmp_pat
             padded[tuple(slice(0, size) for size in expected.shape)] = expected
             assert np.array_equal(values[row], padded)
             assert n == expected.shape[-2]
+
+
+def test_zeros_are_zeros_to_xarray(tmp_path: Path) -> None:
+    store = TraceStore(with_masks(tmp_path / "run", "dec", "float16"))
+    folder = exported(store, tmp_path / "out")
+    for spec in store.layout.arrays:
+        group, leaf = store.layout.array_path(spec.key).split("/")
+        seen = xr.open_zarr(folder / group, chunks=None, consolidated=False)[leaf]
+        plain = array(folder, f"{group}/{leaf}")
+        assert seen.dtype == plain.dtype
+        assert seen.values.tobytes() == plain[:].tobytes()
+        ours = xr.open_zarr(store.folder / group, chunks=None)[leaf]
+        assert not np.isnan(ours.values).any()
+        assert (seen.values == 0).any()
 
 
 def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_an_adapter_is_recorded_as_peft_itself_runs_it(
     assert loaded.digest != load_model(base, device="cpu").digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_adapters_of_other_families_give_their_models_logits(family: str, adapter: Folder, tiny_folder: Folder) -> None:
     loaded = load_model(adapter(family), device="cpu")

@@ -99,7 +99,7 @@ class Recorder:
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
         self._undo = ExitStack()
-        self.sharing = Sharing(model)
+        self.sharing = Sharing(self._model)
 
     def __enter__(self) -> Self:
         with _recorded_lock:

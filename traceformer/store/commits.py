@@ -218,7 +218,7 @@ class CommitRecord:
         return (
             known
             and len(self.examples) == len(layout.shard_range(self.shard))
-            and self.files.keys() == files | {token_path(self.shard)}
+            and set(self.files) == files | {token_path(self.shard)}
         )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "durable_write_parts",
     "free_space",
     "is_full",
+    "is_intact",
     "is_sealed",
     "read_sealed",
     "seal",
@@ -65,9 +66,10 @@ class Checksum(NamedTuple):
         algorithm: Algorithm = "sha256" if "sha256" in data else "xxh3_128"
         return cls(data["bytes"], algorithm, data[algorithm], data.get("mark", ""))
 
-    def is_of(self, data: bytes) -> bool:
-        """Returns whether `data` is what the file held."""
-        return self == Checksum(len(data), "sha256", sha256(data))
+
+def is_intact(data: bytes, written: Checksum) -> bool:
+    """Returns whether `data` is what a file with a SHA-256 held when it was written."""
+    return written == Checksum(len(data), "sha256", sha256(data))
 
 
 def checksum(path: Path, algorithm: Algorithm) -> Checksum:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
-from traceformer.store.files import Checksum
+from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
@@ -155,7 +155,7 @@ class RunFolder:
         path = self.folder / name
         with reading(path):
             data = path.read_bytes()
-            if not written.is_of(data):
+            if not is_intact(data, written):
                 raise CorruptRun(f"{path} was changed after it was written", hint="traceformer verify lists the damage")
             return pq.read_table(pa.BufferReader(data))
 

@@ -60,14 +60,11 @@ def _is(value: object, kind: Any, where: str) -> bool:
 
 
 def _is_plain(value: object, kind: Any) -> bool:
-    if kind in (int, float):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and abs(value) < 2**63 if kind is int else whole or _is_finite(value)
-    return isinstance(value, kind)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return kind is float and isinstance(value, float) and math.isfinite(value)
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -116,7 +116,7 @@ class _Folder:
             raise Unreadable(f"{path / META} is not JSON", why=str(error)) from error
         if not isinstance(stated, dict):
             raise Unreadable(f"{path / META} is no JSON object")
-        arch: Arch = stated.get("arch")
+        arch = cast(Arch, stated.get("arch"))
         if arch not in tuple(_STACKS):  # whatever it is: not all that JSON holds has a hash
             raise Unreadable(f"{path / META} states the arch {arch!r}", why="it is enc, dec or encdec")
         try:
