@@ -91,6 +91,19 @@ def test_token_ids_of_a_file_are_those_of_a_list(kind: str, load: Load, tmp_path
     np.testing.assert_allclose(measured.entropy, heads(load("gpt2"), IDS).to_frame().entropy)
 
 
+def test_token_ids_have_targets_as_texts_have(load: Load) -> None:
+    loaded = load("t5")
+    texts, targets = ["Paris, London", "Rome"], ["the end", "and"]
+    ids = loaded.tokenizer(texts)["input_ids"]
+    of_ids, of_texts = (record(loaded, given, "resid", targets=targets) for given in (ids, texts))
+    for example, same in zip(of_ids.ids, of_texts.ids, strict=True):
+        for stack in ("enc", "dec"):
+            site = f"{stack}.resid_post"
+            assert np.array_equal(of_ids.get(example, site, 1), of_texts.get(same, site, 1))
+    for name in ("dec_input_ids", "dec_labels", "dec_tokens"):
+        assert [list(row) for row in of_ids.tokens[name]] == [list(row) for row in of_texts.tokens[name]]
+
+
 def test_what_is_no_token_id_is_refused_by_its_number(load: Load, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"token id 99 requested, but tiny-gpt2 has ids 0-98; it stands in .* 5 99"):
         record(load("gpt2"), [[1, 2], [5, 99]], "resid")

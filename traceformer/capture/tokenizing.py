@@ -143,42 +143,53 @@ class Encoder:
         """
         if not texts:
             return []
-        if isinstance(texts[0], Ids) and targets is None:
-            return [self._of_ids(each.ids) for each in texts if isinstance(each, Ids)]
+        ids = [each.ids for each in texts if isinstance(each, Ids)]
+        rows = [self._of_ids(each) for each in ids] if ids else self._of_texts(texts)
+        return rows if targets is None else self._with_targets(rows, texts, targets)
+
+    def _of_texts(self, texts: Sequence[Reading]) -> list[Encoded]:
         inputs = self._tokenize(texts, self.max_tokens)
-        labels = None if targets is None else self._tokenize(None, self.max_target_tokens, text_target=list(targets))
         is_pair, has_words = isinstance(texts[0], Pair), isinstance(texts[0], Words)
         types = inputs.get("token_type_ids") if is_pair and self._has_segments else None
-        if labels is not None and self._start is None:
-            raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         rows: list[Encoded] = []
-        for index, ids in enumerate(inputs["input_ids"]):
-            all_ids: dict[Stack, list[int]] = {self.input_stack: ids}
-            expected: list[int] | None = None
-            if labels is not None:
-                expected = labels["input_ids"][index]
-                if ids and not expected:
-                    raise Unreadable(
-                        f"the target of {_text_of(texts[index])[:40]!r} has no token",
-                        why="a decoder cannot run on nothing",
-                    )
-                all_ids["dec"] = [self._start, *expected[:-1]]
-            for each in all_ids.values():
-                self.check(each)
+        for index, (ids, text) in enumerate(zip(inputs["input_ids"], texts, strict=True)):
+            self.check(ids)
             rows.append(
                 Encoded(
-                    all_ids,
-                    {stack: self.tokenizer.convert_ids_to_tokens(each) for stack, each in all_ids.items()},
-                    self._offsets(inputs, index, texts[index]) if self.tokenizer.is_fast else None,
-                    expected,
-                    self._is_truncated(inputs, index, texts[index], add_special=self._add_special),
-                    targets is not None and self._is_truncated(labels, index, targets[index], add_special=True),
+                    {self.input_stack: ids},
+                    {self.input_stack: self.tokenizer.convert_ids_to_tokens(ids)},
+                    self._offsets(inputs, index, text) if self.tokenizer.is_fast else None,
+                    truncated=self._is_truncated(inputs, index, text, add_special=self._add_special),
                     types=None if types is None else types[index],
                     sequences=inputs.sequence_ids(index) if is_pair and self.tokenizer.is_fast else None,
                     words=inputs.word_ids(index) if has_words else None,
                 )
             )
         return rows
+
+    def _with_targets(self, rows: Sequence[Encoded], texts: Sequence[Reading], targets: Sequence[str]) -> list[Encoded]:
+        """The rows with what a decoder reads and is to say."""
+        if self._start is None:
+            raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
+        labels = self._tokenize(None, self.max_target_tokens, text_target=list(targets))
+        whole: list[Encoded] = []
+        for index, (row, expected) in enumerate(zip(rows, labels["input_ids"], strict=True)):
+            if row.length(self.input_stack) and not expected:
+                raise Unreadable(
+                    f"the target of {_text_of(texts[index])[:40]!r} has no token", why="a decoder cannot run on nothing"
+                )
+            read = [self._start, *expected[:-1]]
+            self.check(read)
+            whole.append(
+                replace(
+                    row,
+                    ids={**row.ids, "dec": read},
+                    tokens={**row.tokens, "dec": self.tokenizer.convert_ids_to_tokens(read)},
+                    labels=expected,
+                    target_truncated=self._is_truncated(labels, index, targets[index], add_special=True),
+                )
+            )
+        return whole
 
     def _of_ids(self, ids: Sequence[int]) -> Encoded:
         """A text that came as token ids: as it is, but for what is too long."""

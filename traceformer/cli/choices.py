@@ -80,7 +80,7 @@ class TextChoice:
     """demo, ud_ewt, go_emotions, csqa, wikitext, hf:NAME[:CONFIG]; .txt .json .jsonl .csv .tsv .parquet .conllu, .gz"""
     split: Annotated[str | None, Parameter(show_default="validation")] = None
     """Which part of the data set."""
-    text_column: Annotated[str | None, Parameter(metavar="COLUMN|A,B")] = None
+    text_column: Annotated[str | None, Parameter(metavar="C|A,B")] = None
     """Where the text, its words or the messages of a chat are; A,B for pairs of texts, a.b for a part of a column."""
     ids_column: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     """The column that holds token ids in place of texts; they need no tokenizer."""

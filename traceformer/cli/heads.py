@@ -82,7 +82,7 @@ def heads(
         dataset: Texts, one example each: as in `traceformer extract`.
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
         split: Which part of the data set; of a file: validation (its last tenth, the default), train or all.
-        text_column: The column that holds the text or its words, where the data set does not say; A,B for pairs.
+        text_column: Where the text, its words or the messages of a chat are; A,B for pairs, a.b for a part of a column.
         ids_column: The column that holds token ids in place of texts; they need no tokenizer.
         targets_file: One target per line, for the decoder of an encoder-decoder; without it only the encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.

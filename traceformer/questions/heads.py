@@ -77,7 +77,8 @@ def heads(
         window: How many tokens on either side `local_mass` counts.
         limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
         split: Which part of a data set.
-        text_column: The column of a data set that holds the text or its words, where it does not say; two for pairs.
+        text_column: The column of a data set that holds the text, its words or messages, where it does not say; two for
+            pairs.
         ids_column: The column that holds token ids in place of texts.
         targets: One target per text, a list or file, for the decoder of an encoder-decoder; else only its encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
