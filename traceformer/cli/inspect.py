@@ -164,8 +164,8 @@ def _example(store: "Run", name: str) -> _Example:
     from traceformer.questions.vocabulary import shown_tokens
 
     example_id, stacks = find_example(store, name), store.layout.stacks
-    tokens = {stack: shown_tokens(store, example_id, stack) for stack in stacks}
-    names = {stack: store.tokens_of(example_id, stack) for stack in stacks}
+    tokens: dict[Stack, list[Piece]] = {stack: shown_tokens(store, example_id, stack) for stack in stacks}
+    names: dict[Stack, list[str]] = {stack: store.tokens_of(example_id, stack) for stack in stacks}
     n_prompt = store.encodings(example_id).get("n_prompt")
     return _Example(example_id, store.text(example_id), tokens, names, n_prompt)
 

@@ -26,7 +26,7 @@ from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.recorder import Recorder, own_output
-from traceformer.capture.sharing import Sharing
+from traceformer.capture.sharing import Lengths, Sharing
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, arch_of
@@ -180,7 +180,7 @@ def check_model(
         largest_score, has_attentions = 0.0, False
         errors: _Errors = {}
         sharing = Sharing(model)
-        lengths = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
+        lengths: list[Lengths] = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
         numbers = range(len(examples))
         parts = [[number] for number in numbers] if runs_alone(model) else sharing.parts(numbers, lengths)
         for part in parts:
