@@ -152,14 +152,14 @@ def test_byte_level_words_are_what_the_tokenizer_makes_of_them_with_spaces_befor
     plain, spaced = byte_level(add_prefix_space=False), byte_level(add_prefix_space=True)
     wide = replace(gpt2, tokenizer=plain)
     encoder = Encoder(wide, "auto", 64)
-    encoder._n_embeddings = 280  # the tiny model has fewer, and is not run
+    encoder._n_embeddings = 280  # the tiny model has fewer, and is not run  # pyright: ignore[reportPrivateUsage]
     [row] = encoder.encode([Words(tuple(words))])
     own = spaced(words, is_split_into_words=True)
     assert row.tokens["dec"] == own.tokens()
     assert row.words == own.word_ids()
     text = " ".join(words)
     for number, word in enumerate(words):
-        places = [place for place, of in zip(row.offsets or [], row.words, strict=True) if of == number]
+        places = [place for place, of in zip(row.offsets or [], row.words or [], strict=True) if of == number]
         assert text[min(start for start, _ in places) : max(stop for _, stop in places)].strip() == word
 
 

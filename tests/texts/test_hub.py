@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-import datasets
+import datasets.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

@@ -131,7 +131,7 @@ def test_what_cannot_be_recorded_is_refused_by_name(
 
 
 def test_what_transformers_raises_is_the_products_error(with_settings: Callable[..., LoadedModel]) -> None:
-    with pytest.raises(Unsupported, match="the `generate` of tiny-llama fails") as refused:
+    with pytest.raises(Unsupported, match=r"the generate\(\) of tiny-llama fails") as refused:
         generate(with_settings("llama", top_h=7.0), PROMPTS, max_tokens=3, temperature=1)
     assert "ValueError" in refused.value.why
 

@@ -230,9 +230,9 @@ def _explained(name: str) -> Generator[None]:
     ) as error:
         text = str(error).strip()
         raise Unsupported(
-            f"the `generate` of {name} fails",
+            f"the generate() of {name} fails",
             why=f"{type(error).__name__}: {text.splitlines()[0] if text else 'transformers does not say why'}",
-            hint="other settings, in its generation_config.json or in `more`",
+            hint="other settings, in its generation_config.json or, in Python, as more={...}",
         ) from error
 
 

@@ -242,7 +242,7 @@ def _refuse(loaded: LoadedModel, config: GenerationConfig) -> None:
             raise Unsupported(
                 f"{name}={getattr(config, name)!r} of {loaded.name}'s generation_config.json",
                 why=why,
-                hint=f'take it out there, or `more={{"{name}": None}}`',
+                hint=f'take it out there, or in Python more={{"{name}": None}}',
             )
     plain = copy.deepcopy(config)
     for name in _GUESSING:
