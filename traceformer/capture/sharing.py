@@ -127,8 +127,14 @@ def _grown(stack: Stack, growth: int) -> int:
 def _rotary_modules(model: nn.Module) -> Iterator[nn.Module]:
     """Yields the modules that make something of positions, and have no weights: of whatever family, whatever name."""
     for module in model.modules():
-        if not module._parameters and not module._modules and "position_ids" in _taken_by(type(module)):  # pyright: ignore[reportPrivateUsage]
+        if not module._parameters and not module._modules and _is_rotary(type(module)):  # pyright: ignore[reportPrivateUsage]
             yield module
+
+
+@cache
+def _is_rotary(kind: type[nn.Module]) -> bool:
+    """Whether its forward takes hidden states, for their dtype and device, and then positions."""
+    return list(inspect.signature(kind.forward).parameters)[2:3] == ["position_ids"]
 
 
 @cache

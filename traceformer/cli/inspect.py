@@ -186,6 +186,8 @@ def _find_array(store: "Run", site: str | None) -> ArraySpec:
 
 
 def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, head: int | None) -> _Slice:
+    import numpy as np
+
     for number, stored, what in ((layer, spec.layers, "layer"), (head, spec.heads, "head")):
         if number is None and len(stored) > 1:
             raise SelectionError(f"which {what}?", why=f"{spec.key} has {len(stored)} of them", hint="--head L5H3")

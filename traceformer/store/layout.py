@@ -297,7 +297,8 @@ class RunLayout:
         sizes = (layout.n_examples, layout.shard_examples, *layout.max_tokens.values(), *layout.chunk_slots.values())
         if not all(type(size) is int and 0 < size < _MOST for size in sizes):
             raise ValueError("its sizes are no whole numbers from 1")
-        stacks = {stack for spec in layout.arrays for stack in (spec.key.token_stack, spec.key.stack)}
+        with_tokens = [spec.key for spec in layout.arrays if not spec.site.is_per_example]
+        stacks = {stack for key in with_tokens for stack in (key.token_stack, key.stack)}
         if (
             not layout.arrays
             or not stacks <= set(layout.stacks)
