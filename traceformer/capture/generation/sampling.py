@@ -84,7 +84,9 @@ class Sampling:
             UsageError: a value that makes no sense.
         """
         named = {name: value for name, value in given.items() if value is not None}
-        stated = {} if model is None or not model.model.can_generate() else _stated(model)
+        if model is not None and not model.model.can_generate():
+            model = None  # which is refused, once it is asked to
+        stated = {} if model is None else _stated(model)
         length = None if model is None else _own_config(model).max_length
         if model is not None and length is not None and "max_tokens" not in {*named, *stated}:
             warnings.warn(
