@@ -116,7 +116,7 @@ def test_zeros_are_zeros_to_xarray(tmp_path: Path) -> None:
         assert seen.values.tobytes() == plain[:].tobytes()
         ours = xr.open_zarr(store.folder / group, chunks=None)[leaf]
         assert not np.isnan(ours.values).any()
-        assert (seen.values == 0).any()
+        assert spec.site.is_per_example or (seen.values == 0).any()  # which padding is, or the future
 
 
 def test_bfloat16_is_written_as_float32(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
     arrays = {spec: _create(store, spec, folder, len(ids), longest) for spec in store.layout.arrays}
     for row, example_id in enumerate(ids):
         for spec, array in arrays.items():
-            _put(array[row], store.get(example_id, spec.key, dtype="stored"))
+            _put(array[row], store.get(example_id, spec.key, dtype="stored"), 1 if spec.site.is_per_example else 2)
         options.progress(row + 1, len(ids))
     types = read_types(row_types(store), str(folder))
     rows = [TokenRow(_padded(store, example_id, longest), types) for example_id in ids]
@@ -90,10 +90,13 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
     (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
-def _put(array: ts.TensorStore, values: Num[np.ndarray, "..."]) -> None:
-    """Writes an example's values, chunk by chunk, and returns once none is on its way, also where one fails."""
-    rows, width = values.shape[-2:]
-    writes = [array[index][:rows, :width].write(values[index]) for index in np.ndindex(values.shape[:-2])]
+def _put(array: ts.TensorStore, values: Num[np.ndarray, "..."], chunk_axes: int) -> None:
+    """Writes an example's values, chunk by chunk, and returns once none is on its way, also where one fails.
+
+    A chunk has the last `chunk_axes` axes.
+    """
+    region = tuple(slice(size) for size in values.shape[-chunk_axes:])
+    writes = [array[index][region].write(values[index]) for index in np.ndindex(values.shape[:-chunk_axes])]
     failed = [error for write in writes if (error := write.exception()) is not None]
     if failed:
         raise failed[0]
