@@ -9,7 +9,7 @@ import pytest
 
 import traceformer as tf
 from tests.texts.test_chats import CHATS
-from traceformer.capture.chats import ChatTexts
+from traceformer.capture.chats import reading_chats
 from traceformer.errors import ConfigurationChanged, Unreadable, UsageError
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
@@ -79,7 +79,7 @@ def test_without_a_template_or_where_it_refuses_that_is_said(model: LoadedModel)
     model.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     examples = load_texts([CHATS[0]["messages"]]).examples
     with pytest.raises(Unreadable, match=r"row 0 \(.*\): the chat template of .* refuses it; roles must alternate"):
-        ChatTexts(model, examples)[0]
+        reading_chats(model)(examples[0])
     with pytest.raises(Unreadable, match=r"prompt 1 of prompts: the chat template .* refuses it"):
         tf.generate(model, [CHATS[0]["messages"]])
     model.tokenizer.chat_template = None

@@ -1,8 +1,8 @@
 """Conversations as one model reads them: in its tokenizer's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -11,35 +11,25 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.texts.chats import Chat, Message
 from traceformer.texts.examples import Example
 
-__all__ = ["ChatTexts", "check_template", "in_template"]
+__all__ = ["check_template", "in_template", "reading_chats"]
 
 _PROBE = "a text of one part"
 
 
-class ChatTexts(Sequence[Example]):
-    """Examples whose text is their conversation in a model's chat template, whole, made when they are asked for."""
+def reading_chats(model: LoadedModel) -> Callable[[Example], Example]:
+    """Returns what gives an example its text: its conversation in a model's chat template, whole.
 
-    def __init__(self, model: LoadedModel, examples: Sequence[Example]) -> None:
-        check_template(model)
-        self._model = model
-        self._examples = examples
+    Raises:
+        UsageError: there is no template.
+    """
+    check_template(model)
 
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return ChatTexts(self._model, self._examples[index])
-        example = self._examples[index]
+    def with_text(example: Example) -> Example:
         assert isinstance(example.parts, Chat)
         where = f"row {example.index} ({example.example_id})"
-        return replace(example, text=in_template(self._model, example.parts, where, to_answer=False))
+        return replace(example, text=in_template(model, example.parts, where, to_answer=False))
+
+    return with_text
 
 
 def check_template(model: LoadedModel) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-from traceformer.capture.chats import ChatTexts
+from traceformer.capture.chats import reading_chats
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
@@ -22,6 +22,7 @@ from traceformer.sites import Stack
 from traceformer.texts.cells import Ids, Pair, Reading, Words
 from traceformer.texts.chats import Chat
 from traceformer.texts.examples import Example, TextSource
+from traceformer.texts.lazily import Lazily
 from traceformer.texts.shown import unnamed
 
 __all__ = ["Encoded", "Encoder", "Lengths", "Rows", "Texts", "tokenize", "tokenizer_digest"]
@@ -291,7 +292,7 @@ class Encoder:
         lengths = Lengths()
         for start in range(0, len(texts), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            for row in self.encode(texts[part], None if targets is None else targets[part]):
+            for row in self.encode(list(texts[part]), None if targets is None else targets[part]):
                 lengths.truncated += row.truncated
                 lengths.targets_truncated += row.target_truncated
                 for stack in row.ids:
@@ -376,8 +377,10 @@ def tokenize(model: LoadedModel, texts: Texts) -> Rows:
     is_chat = texts.source.kind is Chat
     encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens, add_special=not is_chat)
     if is_chat:
-        texts = replace(texts, source=replace(texts.source, examples=ChatTexts(model, texts.source.examples)))
-    lengths = encoder.measure(_ReadingsOf(texts.source.examples), texts.targets)
+        texts = replace(
+            texts, source=replace(texts.source, examples=Lazily(texts.source.examples, reading_chats(model)))
+        )
+    lengths = encoder.measure(Lazily(texts.source.examples, lambda example: example.reading), texts.targets)
     texts, lengths = _with_tokens(texts, lengths, encoder.input_stack)
     source = texts.source
     if lengths.truncated:
@@ -411,50 +414,7 @@ def _with_tokens(texts: Texts, lengths: Lengths, stack: Stack) -> tuple[Texts, L
     of_kept = {stack: array("I", (own[number] for number in kept)) for stack, own in lengths.tokens.items()}
     chosen = replace(
         texts,
-        source=replace(texts.source, examples=_Chosen(examples, kept)),
+        source=replace(texts.source, examples=Lazily(kept, examples.__getitem__)),
         targets=None if targets is None else [targets[number] for number in kept],
     )
     return chosen, replace(lengths, tokens=of_kept)
-
-
-class _Chosen(Sequence[Example]):
-    """Some of the examples, by their numbers."""
-
-    def __init__(self, examples: Sequence[Example], numbers: "array[int]") -> None:
-        self._examples = examples
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return _Chosen(self._examples, self._numbers[index])
-        return self._examples[self._numbers[index]]
-
-
-class _ReadingsOf(Sequence[Reading]):
-    """What is read of some examples, made when they are looked at."""
-
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Reading: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Reading]: ...
-
-    def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
-        if isinstance(index, slice):
-            return [example.reading for example in self._examples[index]]
-        return self._examples[index].reading

@@ -268,7 +268,10 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
         CorruptRun: it is not as it was written.
     """
     listed = read_sealed(folder / MANIFEST)["files"]
-    return {path: Checksum.from_json(file) for path, file in listed.items()}
+    try:
+        return {path: Checksum.from_json(file) for path, file in listed.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptRun(f"{folder / MANIFEST} states no checksums of files", why=repr(error)) from error
 
 
 def has_lost_manifest(folder: Path) -> bool:

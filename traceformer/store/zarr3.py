@@ -223,9 +223,24 @@ def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Co
     known = {name: stated[name] for name in _KNOWN}
     kvstore = {"driver": "file", "path": f"{folder / path}/"}
     options = {"store_data_equal_to_fill_value": True, "recheck_cached_data": False}
+    refuse_deep_metadata(folder / path / "zarr.json")
     with reading(folder / path):
         asked = {"driver": "zarr3", "kvstore": kvstore, "metadata": known, **options}
         return ts.open(asked, open=True, context=context).result()
+
+
+def refuse_deep_metadata(path: Path) -> None:
+    """Refuses an array's metadata that no reader of JSON takes: tensorstore 0.1.86 would end the process.
+
+    Raises:
+        CorruptRun: it is no JSON, or nests too deep.
+    """
+    try:
+        parse_json(path.read_bytes())
+    except FileNotFoundError:
+        pass  # which tensorstore says
+    except (OSError, ValueError) as error:
+        raise CorruptRun(f"{path} cannot be read", why=str(error)) from error
 
 
 def as_read(view: Array, stored: Stored, dtype: ReadDtype) -> Array:

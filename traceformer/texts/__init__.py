@@ -17,5 +17,6 @@ prompts    prompts: one, a file of them, or a set that has a name
 windows    one long file in consecutive windows of tokens
 cells      what is read: a text, a pair of texts, words, token ids or a conversation
 examples   what every data set becomes: examples that are made when they are asked for
+lazily     sequences whose items are made when they are asked for
 shown      how a token is written: its text or bytes, in a terminal, in a figure, on a page
 """

@@ -201,7 +201,7 @@ def read_ids(value: Any, column: str, where: str) -> Ids:
 def holds_ids(texts: TextList) -> bool:
     """Returns whether a list is one of texts in token ids: the first entry with anything in it says so."""
     first: Any = next((text for text in texts if text), "")
-    return not isinstance(first, str) and isinstance(first[0], int)
+    return isinstance(first, Sequence) and not isinstance(first, str) and isinstance(first[0], int)
 
 
 def _type_of(value: Any) -> str:

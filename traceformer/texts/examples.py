@@ -9,9 +9,9 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from traceformer.texts.cells import (
     read_pair,
 )
 from traceformer.texts.chats import Chat, is_chat
+from traceformer.texts.lazily import Lazily
 
 __all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
 
@@ -134,36 +135,6 @@ class ListRows:
 
 
 MakeExample: TypeAlias = Callable[[Row, int], Example]
-
-
-class _LazyExamples(Sequence[Example]):
-    """The examples of some rows, made anew each time they are asked for; all have the same keys in `extra`."""
-
-    __slots__ = ("_extra_columns", "_make", "_numbers", "_rows")
-
-    def __init__(self, rows: Rows, numbers: "array[int]", make: MakeExample, extra_columns: Collection[str]) -> None:
-        self._rows = rows
-        self._numbers = numbers
-        self._make = make
-        self._extra_columns = extra_columns
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return _LazyExamples(self._rows, self._numbers[index], self._make, self._extra_columns)
-        number = self._numbers[index]
-        example = self._make(self._rows[number], number)
-        if len(example.extra) == len(self._extra_columns):
-            return example
-        return replace(example, extra={column: example.extra.get(column) for column in self._extra_columns})
 
 
 def make_id(name: str, split: str, index: int, text: str) -> str:
@@ -290,7 +261,15 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     if not numbers:
         raise Unreadable(f"{rows.label} holds no text", why=f"all {skipped} of its rows are blank" if skipped else "")
     _refuse_duplicate_ids(rows, make, numbers, id_hashes)
-    examples = _LazyExamples(rows, numbers, make, extra_columns)
+
+    def numbered(number: int) -> Example:
+        """The example of a row; all have the same keys in `extra`."""
+        example = make(rows[number], number)
+        if len(example.extra) == len(extra_columns):
+            return example
+        return replace(example, extra={column: example.extra.get(column) for column in extra_columns})
+
+    examples = Lazily(numbers, numbered)
     return TextSource(name, split, examples, digest.hexdigest(), skipped, kind=kind)
 
 
