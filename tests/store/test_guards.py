@@ -1,6 +1,7 @@
 """What readers notice by themselves: every number is of the file, the example and the layer that were asked for."""
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import CorruptRun, Unreadable
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.commits import CommitRecord, verify_run
+from traceformer.store.commits import CommitRecord, read_manifest, verify_run
 from traceformer.store.files import read_sealed, seal, unseal
 from traceformer.store.meta import Dims, RunMeta
 
@@ -136,6 +137,22 @@ def test_metadata_that_names_other_files_is_an_error_and_not_zeros(copy: Path) -
     path.write_text(text.replace('"separator": "."', '"separator": "/"'))  # one bit
     with pytest.raises(CorruptRun, match="verify"):
         TraceStore(copy).get(0, "embed")
+
+
+def test_metadata_that_nests_too_deep_is_an_error(copy: Path) -> None:
+    path = copy / "dec_res_embed.zarr/x/zarr.json"
+    codecs = "[" * 100_000 + "]" * 100_000  # which Python's reader refuses; tensorstore would not come back
+    path.write_text(json.dumps({**json.loads(path.read_text()), "codecs": []}).replace("[]", codecs, 1))
+    with pytest.raises(CorruptRun, match="too deep"):
+        TraceStore(copy).get(0, "embed")
+
+
+@pytest.mark.parametrize("entry", [None, [], {}, {"sha256": "0"}, "text"])
+def test_a_manifest_without_checksums_is_an_error(entry: object, copy: Path) -> None:
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    (copy / "manifest.json").write_bytes(seal({"files": {**files, "meta.json": entry}}))
+    with pytest.raises(CorruptRun, match="checksums"):
+        read_manifest(copy)
 
 
 def test_a_record_keeps_the_crc32c_of_each_files_last_chunk_and_index(copy: Path) -> None:

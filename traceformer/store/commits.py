@@ -267,9 +267,9 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
         NotFound: there is no manifest.
         CorruptRun: it is not as it was written.
     """
-    listed = read_sealed(folder / MANIFEST)["files"]
+    listed = read_sealed(folder / MANIFEST)
     try:
-        return {path: Checksum.from_json(file) for path, file in listed.items()}
+        return {path: Checksum.from_json(file) for path, file in listed["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CorruptRun(f"{folder / MANIFEST} states no checksums of files", why=repr(error)) from error
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from traceformer.errors import CorruptRun
+from traceformer.plain_json import parse_json
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL, ReadDtype, dtype_read
 from traceformer.store.files import durable_write, sync_folder

@@ -212,10 +212,11 @@ def _places(path: Path, arch: Arch) -> Iterator[tuple[ArrayKey, str]]:
 
 def _open(path: Path, holds_ids: bool) -> ts.TensorStore:
     use_tensorstore()
-    driver = "zarr" if (path / ".zarray").is_file() else "zarr3"
+    driver, metadata = ("zarr", ".zarray") if (path / ".zarray").is_file() else ("zarr3", "zarr.json")
     try:
+        parse_json((path / metadata).read_bytes())  # too deep a nesting ends the process in tensorstore 0.1.86
         array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}, read=True).result()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise Unreadable(f"{path} is no Zarr array", why=str(error).partition("\n")[0]) from error
     allowed = ("int32",) if holds_ids else ("float16", "float32")
     if array.dtype.numpy_dtype.name not in allowed:
