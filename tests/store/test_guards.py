@@ -107,6 +107,15 @@ def test_a_run_that_is_moved_while_it_is_open_is_an_error_and_not_zeros(copy: Pa
     assert (run.get(2, site) == before).all()
 
 
+def test_arrays_are_read_after_the_working_directory_has_changed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    run = TraceStore(Path(copy.name))
+    first = run.get(2, "embed")
+    monkeypatch.chdir("/")
+    assert (run.get(2, "embed") == first).all()
+    assert run.get(2, "q").any()
+
+
 def test_a_file_that_is_replaced_while_it_is_open_is_an_error(copy: Path) -> None:
     run = TraceStore(copy)
     run.get(2, "embed")

@@ -42,6 +42,7 @@ class RunFolder:
 
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._open: dict[ArrayKey, Array] = {}
+        self._root = folder.absolute()  # a reader may change its working directory
         self._seen: dict[str, Identity | None] = {}
 
     @classmethod
@@ -110,16 +111,16 @@ class RunFolder:
         use_tensorstore()
         self._check_files(spec, shards)
         if spec.key not in self._open:
-            self._open[spec.key] = open_array(self.folder, self.head.layout, spec, self._context)
+            self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
         return self._open[spec.key]
 
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
         for shard in shards:
             for path in self.head.layout.shard_files(spec, shard):
                 # Each time: a run may be moved, removed or replaced while it is open.
-                found = identity(self.folder / path)
+                found = identity(self._root / path)
                 if found is None or self._seen.get(path) != found:
-                    check_file(self.folder / path, self._files[path], self.head.layout.index_bytes(spec))
+                    check_file(self._root / path, self._files[path], self.head.layout.index_bytes(spec))
                     self._seen[path] = found
 
     def token_table(self) -> "pa.Table":
