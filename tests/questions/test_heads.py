@@ -143,6 +143,13 @@ def byte_run(tmp_path_factory: pytest.TempPathFactory) -> TraceStore:
     return record("byte", "demo", "attn resid_post", limit=10, max_seq_len=128, out=folder)
 
 
+def test_statistics_of_a_run_without_patterns_are_a_table_without_heads(byte: LoadedModel) -> None:
+    run = record(byte, ["if it"], "resid_post", layers=[1])
+    table = statistics(run).to_frame()
+    assert table["layer"].tolist() == [1]
+    assert table["mean"][0] == pytest.approx(run.resid(0, "resid_post", layer=1).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.filterwarnings("ignore:the thesis convention says nothing about activations")
 def test_heads_and_statistics_give_the_same_number_for_the_same_name(

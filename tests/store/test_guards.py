@@ -97,6 +97,34 @@ def test_all_ways_to_read_a_shard_compare_it_first(copy: Path) -> None:
             asked()
 
 
+@pytest.mark.parametrize("site", ["embed", "attn_pattern", "q"])
+def test_a_run_that_is_moved_while_it_is_open_is_an_error_and_not_zeros(copy: Path, tmp_path: Path, site: str) -> None:
+    run = TraceStore(copy)
+    before = run.get(2, site)
+    copy.rename(tmp_path / "moved")
+    with pytest.raises(CorruptRun, match="is missing"):
+        run.get(3, site)
+    (tmp_path / "moved").rename(copy)
+    assert (run.get(2, site) == before).all()
+
+
+def test_arrays_are_read_after_the_working_directory_has_changed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    run = TraceStore(Path(copy.name))
+    first = run.get(2, "embed")
+    monkeypatch.chdir("/")
+    assert (run.get(2, "embed") == first).all()
+    assert run.get(2, "q").any()
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_an_error(copy: Path) -> None:
+    run = TraceStore(copy)
+    run.get(2, "embed")
+    (copy / "dec_res_embed.zarr/x/c.0.0").replace(copy / "dec_res_embed.zarr/x/c.1.0")
+    with pytest.raises(CorruptRun, match="another file than the one that was written there"):
+        run.get(3, "embed")
+
+
 def test_a_table_of_other_examples_is_an_error_even_where_the_records_say_so(copy: Path) -> None:
     swap(copy / "tokens/0.parquet", copy / "tokens/1.parquet")
     for shard in (0, 1):

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from traceformer.errors import NotFound, Unreadable
-from traceformer.texts.cells import Ids, IdsColumn, Pair, TextColumn, Words
+from traceformer.texts.cells import Ids, IdsColumn, Pair, TextColumn, Words, holds_ids, read_cell
 from traceformer.texts.chats import Chat
 from traceformer.texts.load import load_texts
 
@@ -73,3 +74,11 @@ def test_a_list_is_of_the_kind_of_its_first_entry_that_is_not_empty() -> None:
     assert [example.reading for example in load_texts([[], [5, 6], []]).examples] == [Ids((5, 6))]
     assert [example.reading for example in load_texts([[], ["a"]]).examples] == [Words(("a",))]
     assert [type(example.parts) for example in load_texts([[], SAID]).examples] == [Chat]
+
+
+def test_an_array_in_a_list_is_refused_with_the_way_on() -> None:
+    arrays: Any = (np.array([5, 6]),)
+    assert not holds_ids(arrays)
+    with pytest.raises(Unreadable, match="text 0: a value of type ndarray") as refused:
+        read_cell(arrays[0], "text", "text 0")
+    assert ".tolist()" in refused.value.hint

@@ -420,3 +420,10 @@ def test_columns_with_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(Unreadable, match="several columns called text"):
         load_texts(tmp_path / "a.parquet")
+
+
+def test_a_time_of_day_keeps_its_nanoseconds(tmp_path: Path) -> None:
+    at = pa.array([86_399_999_999_999, None, 5], pa.time64("ns"))
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "at": at}), tmp_path / "a.parquet")
+    examples = load_texts(tmp_path / "a.parquet").examples
+    assert [example.extra["at"] for example in examples] == ["23:59:59.999999999", None, "00:00:00.000000005"]

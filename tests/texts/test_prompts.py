@@ -173,3 +173,9 @@ def test_prompts_in_a_list_are_numbered_and_none_is_refused() -> None:
         listed_prompts([])
     with pytest.raises(UsageError, match="the prompt is empty"):
         listed_prompts(["a", " "])
+
+
+@pytest.mark.parametrize("entry", [[5, 6], ("a", "b"), ["a", "b"]], ids=["ids", "a pair", "words"])
+def test_what_can_be_recorded_but_not_answered_is_refused_as_what_it_is(entry: Any) -> None:
+    with pytest.raises(Unreadable, match="prompt 2 is neither a text nor a conversation"):
+        listed_prompts(["a", entry])

@@ -146,7 +146,8 @@ class RunStatistics:
         """Returns these rows as a table; cells that a row has no use for are empty."""
         import pandas as pd
 
-        return pd.DataFrame(list(self.rows())).astype({"layer": "Int64", "head": "Int64"}, errors="ignore")
+        table = pd.DataFrame(list(self.rows()))
+        return table.astype({name: "Int64" for name in ("layer", "head") if name in table})
 
     def to_json(self) -> dict[str, Any]:
         """Returns lists over heads for each layer of patterns, numbers for all else, with None for NaN."""

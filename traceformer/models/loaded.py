@@ -79,8 +79,8 @@ class LoadedModel:
         if self.tokenizer is None:
             raise UsageError(
                 f"texts cannot be read without a tokenizer, and {self.name} came with none",
-                hint="token ids in place of texts: `ids_column=COLUMN`, or lists of them in Python; or its tokenizer's "
-                "files beside its weights; of a model at hand load_model(model, tokenizer)",
+                hint="its tokenizer's files beside its weights; of a model at hand load_model(model, tokenizer); what "
+                "is recorded, but not answered, may be token ids: `ids_column=COLUMN`, or lists of them in Python",
             )
         return self.tokenizer
 

@@ -11,7 +11,7 @@ from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
-from traceformer.store.marks import check_file
+from traceformer.store.marks import Identity, check_file, identity
 from traceformer.store.source import Lead
 from traceformer.store.zarr3 import Array, open_array, reading
 
@@ -26,8 +26,8 @@ _CACHE_BYTES = 32 << 20
 class RunFolder:
     """The source of a run on disk; see `Source`. `files` is what the commit records say of the shards' files.
 
-    A file is held against its record before anything of it is used: an array's when it is first touched, by size and
-    mark; a token table each time it is read, whole.
+    A file is held against its record before anything of it is used: an array's when it is first touched, and when
+    it is no longer the file that it was, by size and mark; a token table each time it is read, whole.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class RunFolder:
 
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._open: dict[ArrayKey, Array] = {}
-        self._seen: set[tuple[ArrayKey, int]] = set()
+        self._root = folder.absolute()  # a reader may change its working directory
+        self._seen: dict[str, Identity | None] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -110,15 +111,17 @@ class RunFolder:
         use_tensorstore()
         self._check_files(spec, shards)
         if spec.key not in self._open:
-            self._open[spec.key] = open_array(self.folder, self.head.layout, spec, self._context)
+            self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
         return self._open[spec.key]
 
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
         for shard in shards:
-            if (spec.key, shard) not in self._seen:
-                for path in self.head.layout.shard_files(spec, shard):
-                    check_file(self.folder / path, self._files[path], self.head.layout.index_bytes(spec))
-                self._seen.add((spec.key, shard))
+            for path in self.head.layout.shard_files(spec, shard):
+                # Each time: a run may be moved, removed or replaced while it is open.
+                found = identity(self._root / path)
+                if found is None or self._seen.get(path) != found:
+                    check_file(self._root / path, self._files[path], self.head.layout.index_bytes(spec))
+                    self._seen[path] = found
 
     def token_table(self) -> "pa.Table":
         import pyarrow as pa

@@ -9,11 +9,15 @@ other sites, are not. Hashing a whole file is for `verify`.
 import os
 import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from traceformer.errors import CorruptRun
 from traceformer.store.files import Checksum
 
-__all__ = ["check_file", "marked"]
+__all__ = ["Identity", "check_file", "identity", "marked"]
+
+Identity: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change of a file."""
 
 _CRC_BYTES = 4
 
@@ -32,6 +36,15 @@ def check_file(path: Path, expected: Checksum, index_bytes: int) -> None:
     """
     if what := _difference(path, expected, index_bytes):
         raise CorruptRun(f"{path} {what}", hint="traceformer verify lists the damage")
+
+
+def identity(path: Path) -> Identity | None:
+    """Returns what a file is told by without being read; None if it is not there."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _difference(path: Path, expected: Checksum, index_bytes: int) -> str:

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from traceformer.errors import Unreadable, UsageError
@@ -139,7 +139,8 @@ def read_cell(value: Any, column: str, where: str, *, tools: object = None, null
     if is_chat(value):
         return read_chat(value, tools, where, nulls_are_absent=nulls_are_absent)
     if not isinstance(value, tuple | list):
-        raise Unreadable(f"{where}: {_type_of(value)} where the text {column!r} should be")
+        hint = "`.tolist()` makes lists of it, which are read as token ids" if hasattr(value, "tolist") else ""
+        raise Unreadable(f"{where}: {_type_of(value)} where the text {column!r} should be", hint=hint)
     parts: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
     strays, hint = [part for part in parts if not isinstance(part, str)], ""
     if strays:
@@ -198,10 +199,10 @@ def read_ids(value: Any, column: str, where: str) -> Ids:
     raise Unreadable(f"{where}: {found} where the token ids {column!r} should be", why="they are whole numbers from 0")
 
 
-def holds_ids(texts: TextList) -> bool:
+def holds_ids(texts: Iterable[Any]) -> bool:
     """Returns whether a list is one of texts in token ids: the first entry with anything in it says so."""
-    first: Any = next((text for text in texts if text), "")
-    return isinstance(first, Sequence) and not isinstance(first, str) and isinstance(first[0], int)
+    first: Any = next((text for text in texts if isinstance(text, str | list | tuple) and text), "")
+    return not isinstance(first, str) and isinstance(first[0], int)
 
 
 def _type_of(value: Any) -> str:

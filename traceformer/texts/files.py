@@ -294,15 +294,25 @@ class _ParquetRows:
     def __iter__(self) -> Iterator[Row]:
         with _parquet(self._path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+                yield from _rows_of(batch)
 
     def __getitem__(self, number: int) -> Row:
         _refuse_changed(self._path, self._version)
         group = bisect_right(self._starts, number) - 1
-        return _row_group(self._path, self._version, group).slice(number - self._starts[group], 1).to_pylist()[0]
+        return _rows_of(_row_group(self._path, self._version, group).slice(number - self._starts[group], 1))[0]
 
     def where(self, number: int) -> str:
         return f"{self._path}, row {number}"
+
+
+def _rows_of(part: "pa.RecordBatch | pa.Table") -> list[Row]:
+    """The rows as Python has them; a time of day in nanoseconds, which Python has not, is text."""
+    import pyarrow as pa
+
+    for number, column in enumerate(part.schema):
+        if column.type == pa.time64("ns"):
+            part = part.set_column(number, column.name, part.column(number).cast(pa.string()))
+    return part.to_pylist()
 
 
 @contextmanager

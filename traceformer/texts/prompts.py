@@ -17,7 +17,7 @@ from typing import Any
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.filenames import MOST, is_plain, readable_name
 from traceformer.plain_json import parse_json
-from traceformer.texts.chats import Chat, Message, is_chat, read_chat
+from traceformer.texts.chats import Chat, is_chat, read_chat
 from traceformer.texts.lines import Lines
 
 __all__ = [
@@ -83,20 +83,30 @@ def one_prompt(text: str) -> PromptSet:
     return PromptSet(ADHOC, "", (Prompt("1", text),))
 
 
-def listed_prompts(texts: Sequence[str | Sequence[Message]]) -> PromptSet:
+def listed_prompts(texts: Sequence[object]) -> PromptSet:
     """Returns the set of prompts in a list, texts and conversations: `prompts`, with the ids 1, 2, ...
 
     Raises:
         UsageError: there is none, or one of them is empty.
-        Unreadable: messages without a role or content.
+        Unreadable: one is neither a text nor a conversation, or has no content.
     """
     if not texts:
         raise UsageError("no prompt", hint="a list of one at least")
     prompts = [
-        one_prompt(text).prompts[0] if isinstance(text, str) else _chat_prompt(text, None, f"prompt {n}", str(n))
+        one_prompt(text).prompts[0] if isinstance(text, str) else _listed_chat(text, n)
         for n, text in enumerate(texts, start=1)
     ]
     return PromptSet("prompts", "", tuple(replace(each, prompt_id=str(n)) for n, each in enumerate(prompts, start=1)))
+
+
+def _listed_chat(entry: object, number: int) -> Prompt:
+    if not is_chat(entry):
+        raise Unreadable(
+            f"prompt {number} is neither a text nor a conversation",
+            why="pairs, words and token ids are recorded by `tf.record`, and not answered",
+            hint='a string, or a list of objects such as {"role": "user", "content": "Hi"}',
+        )
+    return _chat_prompt(entry, None, f"prompt {number}", str(number))
 
 
 def _chat_prompt(messages: object, tools: object, where: str, prompt_id: str, note: str | None = None) -> Prompt:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from traceformer.capture.generation.generate import generate
 from traceformer.capture.generation.sampling import Sampling
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.store.run import Run
@@ -144,8 +144,9 @@ def test_sampling_is_the_files_where_it_is_left_open(with_settings: Callable[...
     assert Sampling.of(with_settings("llama", do_sample=False, temperature=0.9)).temperature == 0
     assert Sampling.of(with_settings("llama", num_beams=4)).temperature == 0
     assert Sampling.of(with_settings("t5", max_length=12)).max_tokens == 11
-    with pytest.warns(UserWarning, match="in place of max_length=40"):
-        assert Sampling.of(with_settings("llama", max_length=40)).max_tokens == 50
+    with pytest.raises(UsageError, match="max_length=40 .* counts the prompt"):
+        Sampling.of(with_settings("llama", max_length=40))
+    assert Sampling.of(with_settings("llama", max_length=40), max_tokens=7).max_tokens == 7
 
 
 def test_a_sampled_response_is_the_models_own(with_settings: Callable[..., LoadedModel]) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -89,11 +88,8 @@ class Sampling:
         stated = {} if model is None else _stated(model)
         length = None if model is None else _own_config(model).max_length
         if model is not None and length is not None and "max_tokens" not in {*named, *stated}:
-            warnings.warn(
-                f"`max_tokens={Sampling().max_tokens}`, in place of max_length={length} of {model.name}, which counts "
-                "the prompt, too",
-                stacklevel=2,
-            )
+            why = f"max_length={length} in the generation_config.json of {model.name} counts the prompt, too"
+            raise UsageError("how many tokens may a response have?", why=why, hint="`max_tokens=50`")
         return cls(**{**stated, **named})
 
     @property
