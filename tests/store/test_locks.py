@@ -137,11 +137,13 @@ def test_a_crash_while_runs_change_places_loses_neither(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_is_no_run_is_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_is_no_run_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.tex").write_text("years of work")
-    with pytest.raises(RunExists, match="is not a run"):
-        runs.begin(tmp_path / "run", overwrite=True)
+    with pytest.raises(RunExists, match="is not a run") as refused:
+        runs.begin(tmp_path / "run", overwrite=overwrite)
+    assert "replaces it" not in str(refused.value)
     assert (tmp_path / "run/thesis.tex").read_text() == "years of work"
 
 

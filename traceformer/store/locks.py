@@ -97,9 +97,9 @@ def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
         raise RunExists(
             f"{final} is finished", why="there is nothing to resume", hint="`overwrite=True` begins it anew"
         )
+    check_replaceable(final)
     if not overwrite:
         raise RunExists(f"{final} exists", hint="choose another `out`; `overwrite=True` replaces it")
-    check_replaceable(final)
     aside = aside_of(final)
     if aside.exists() and not is_marked(aside):
         raise RunExists(f"{aside} is in the way", why=f"{final} is moved there until it is replaced", hint="rename it")
