@@ -144,7 +144,7 @@ def test_sampling_is_the_files_where_it_is_left_open(with_settings: Callable[...
     assert Sampling.of(with_settings("llama", do_sample=False, temperature=0.9)).temperature == 0
     assert Sampling.of(with_settings("llama", num_beams=4)).temperature == 0
     assert Sampling.of(with_settings("t5", max_length=12)).max_tokens == 11
-    with pytest.raises(UsageError, match="max_length=40 .* counts the prompt"):
+    with pytest.raises(UsageError, match=r"max_length=40 .* counts the prompt"):
         Sampling.of(with_settings("llama", max_length=40))
     assert Sampling.of(with_settings("llama", max_length=40), max_tokens=7).max_tokens == 7
 
