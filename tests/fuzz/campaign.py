@@ -161,22 +161,29 @@ def _inputs(name: str, seeds: Path, seed: str, count: int, seconds: float) -> It
     first, ends = 0, time.monotonic() + seconds
     while first < count and (not first or time.monotonic() < ends):
         command = [sys.executable, "-m", "tests.fuzz.campaign", "--reader", name, "--seed", seed, "--seeds", str(seeds)]
-        command += ["--inputs", f"{count}", "--first", f"{first}", "--seconds", f"{ends - time.monotonic()}", "--work"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **_OFFLINE}
-        )
-        assert process.stdout is not None
-        watch = _Watch(process)
+        command += [
+            "--inputs",
+            f"{count}",
+            "--first",
+            f"{first}",
+            "--seconds",
+            f"{max(0.0, ends - time.monotonic()):.3f}",
+            "--work",
+        ]
+        quiet: dict[str, Any] = {"stderr": subprocess.DEVNULL, "text": True, "env": {**os.environ, **_OFFLINE}}
         number = None
-        for line in process.stdout:
-            watch.seen()
-            if number is None:
-                number = int(line)
-            else:
-                yield number, json.loads(line)
-                first, number = number + 1, None
-        watch.stop()
-        code = process.wait()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, **quiet) as process:
+            assert process.stdout is not None
+            watch = _Watch(process)
+            for line in process.stdout:
+                watch.seen()
+                if number is None:
+                    number = int(line)
+                else:
+                    yield number, json.loads(line)
+                    first, number = number + 1, None
+            watch.stop()
+            code = process.wait()
         if number is not None:
             yield number, "hangs" if watch.killed else f"ends the process ({code})"
             first = number + 1
