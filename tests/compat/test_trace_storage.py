@@ -11,7 +11,7 @@ import torch
 
 from tests.formats.foreign import ACTIVATIONS, RESPONSE, N, T, documented, original, truth, write
 from traceformer.compat.trace_storage import TraceStorage
-from traceformer.errors import NotFound, UsageError
+from traceformer.errors import NotFound, Unreadable, UsageError
 
 
 def captures(own: Any, rows: slice) -> dict[str, Any]:
@@ -140,3 +140,10 @@ def test_what_is_no_tensor_of_one_sequence_is_refused(tmp_path: Path, bad: Any) 
     trace_id = storage.create_trace("a", "b")
     with pytest.raises(UsageError):
         storage.save_activations(trace_id, bad, None, [], [])
+
+
+@pytest.mark.parametrize("name", ["model_data", "tokens"])
+def test_a_trace_whose_parts_are_no_objects_has_no_summary(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "trace_a.json", {**documented("trace_a"), name: 5})
+    with pytest.raises(Unreadable, match=name):
+        TraceStorage(tmp_path).get_trace_summary("trace_a")

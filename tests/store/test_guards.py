@@ -167,6 +167,15 @@ def test_metadata_that_names_other_files_is_an_error_and_not_zeros(copy: Path) -
         TraceStore(copy).get(0, "embed")
 
 
+def test_metadata_that_states_another_layer_is_an_error(copy: Path) -> None:
+    path = next(copy.glob("*_qkv.zarr/k/zarr.json"))
+    stated = json.loads(path.read_text())
+    stated["shape"][0] += 1
+    path.write_text(json.dumps(stated))
+    with pytest.raises(CorruptRun, match="states the shape"):
+        TraceStore(copy).get(0, "k")
+
+
 def test_metadata_that_nests_too_deep_is_an_error(copy: Path) -> None:
     path = copy / "dec_res_embed.zarr/x/zarr.json"
     codecs = "[" * 100_000 + "]" * 100_000  # which Python's reader refuses; tensorstore would not come back

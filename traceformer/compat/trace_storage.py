@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,11 @@ class TraceStorage:
             data: dict[str, Any] = parse_json(path.read_bytes())
         except ValueError as error:
             raise Unreadable(f"{path} is not JSON", why=str(error)) from error
-        return data | asdict(head)
+        return data | _told(head)
 
     def load_trace_metadata(self, trace_id: str) -> dict[str, Any]:
         """Returns trace_id, timestamp, prompt, response, category and metadata."""
-        return asdict(read_head(self.path(trace_id)))
+        return _told(read_head(self.path(trace_id)))
 
     def load_trace_data(self, trace_id: str) -> dict[str, Any]:
         """Returns token_embeddings, output_logits, attention_weights and layer_activations."""
@@ -137,10 +137,10 @@ class TraceStorage:
         """Returns what a trace is about and the shapes of its arrays, without their numbers."""
         path = self.path(trace_id)
         data = read_skeleton(path)
-        metadata = asdict(read_head(path))
+        metadata = _told(read_head(path))
         del metadata["metadata"]
         info: dict[str, Any] = {}
-        for name, value in (data.get("model_data") or {}).items():
+        for name, value in _object_in(data, "model_data", path).items():
             if isinstance(value, dict):
                 is_tensor = "shape" in value
                 info[name] = (
@@ -148,12 +148,33 @@ class TraceStorage:
                     if is_tensor
                     else f"Dictionary with {len(value)} items"
                 )
-        tokens = data.get("tokens") or {}
+        tokens = _object_in(data, "tokens", path)
         for kind in ("input", "output"):
-            info[f"{kind}_token_count"] = len(tokens.get(f"{kind}_tokens") or ())
-        if data.get("intermediate_steps"):
-            info["intermediate_steps_count"] = len(data["intermediate_steps"])
+            info[f"{kind}_token_count"] = len(_list_in(tokens, f"{kind}_tokens", path))
+        if steps := _list_in(data, "intermediate_steps", path):
+            info["intermediate_steps_count"] = len(steps)
         return {"metadata": metadata, "data_info": info}
+
+
+def _told(head: TraceHead) -> dict[str, Any]:
+    """The fields of a head as they are: `asdict` would copy them, however deep they nest."""
+    return {field.name: getattr(head, field.name) for field in fields(head)}
+
+
+def _object_in(data: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The object under a name of a trace; an empty one where there is none."""
+    value = data.get(name) or {}
+    if not isinstance(value, dict):
+        raise Unreadable(f"{path} is no trace", why=f"its {name} are no JSON object")
+    return value
+
+
+def _list_in(data: dict[str, Any], name: str, path: Path) -> list[Any]:
+    """The list under a name of a trace; an empty one where there is none."""
+    value = data.get(name) or []
+    if not isinstance(value, list):
+        raise Unreadable(f"{path} is no trace", why=f"its {name} are no list")
+    return value
 
 
 def new_trace_id(folder: Path) -> tuple[str, str]:

@@ -227,7 +227,15 @@ def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Co
     refuse_deep_metadata(folder / path / "zarr.json")
     with reading(folder / path):
         asked = {"driver": "zarr3", "kvstore": kvstore, "metadata": known, **options}
-        return ts.open(asked, open=True, context=context).result()
+        array = ts.open(asked, open=True, context=context).result()
+    sizes, expected = list(array.shape), list(layout.array_shape(spec, None))
+    growing = (
+        -2 if spec.site.is_per_token else 0
+    )  # is as long as was declared, or was trimmed when the run was finished
+    sizes[growing] = expected[growing]
+    if sizes != expected:
+        raise CorruptRun(f"{folder / path}/zarr.json states the shape {array.shape}", why=f"{spec.key} is {expected}")
+    return array
 
 
 def refuse_deep_metadata(path: Path) -> None:
