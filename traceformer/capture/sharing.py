@@ -42,7 +42,7 @@ class Sharing:
         self.quantised = quantisation_of(model)
         self._model = model
         self._sides: dict[int, Hashable] = {}
-        self._ropes = [rope for rope in _rotary_modules(model) if self._at(rope, 1) != self._at(rope, _LONGEST)]
+        self._ropes = [rope for rope in _rotary_modules(model) if self._depends_on_length(rope)]
         self.settle()
 
     def settle(self) -> None:
@@ -107,6 +107,12 @@ class Sharing:
             raise UsageError(
                 f"texts of {several} tokens in one pass", why=f"{type(self._model).__name__}: {why}", hint="a pass each"
             )
+
+    def _depends_on_length(self, rope: nn.Module) -> bool:
+        try:
+            return self._at(rope, 1) != self._at(rope, _LONGEST)
+        except IndexError:  # a table with a row for each position (GPT-J's, from transformers 5.24 on)
+            return False
 
     def _at(self, rope: nn.Module, length: int) -> tuple[bytes, ...]:
         return self._tables(rope, (1, max(1, length - 1)))  # at position 0 all frequencies give the same

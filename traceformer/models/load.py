@@ -152,6 +152,10 @@ def load_model(
     adapter_folder = beside if adapter is None else _find_named_adapter(adapter_name)
     with _explained(name, local), quiet(transformers):
         stated, _ = PretrainedConfig.get_config_dict(name, **place)
+        if not isinstance(stated, dict) or not isinstance(stated.get("model_type", ""), str):
+            raise Unreadable(
+                f"{name} is not a transformer", why="its config.json holds no object that names a model type"
+            )
         if stated.get("model_type") in FAMILIES:
             import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)

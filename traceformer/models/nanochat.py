@@ -243,8 +243,20 @@ def _read_weights(path: Path) -> "Mapping[str, torch.Tensor]":
         raise Unreadable(
             f"{path} holds more than tensors", why="reading it could run code, so it is not read"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    # Whatever a damaged stream of pickled tensors comes upon, torch's own assertions among them.
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:
         raise Unreadable(f"{path} is damaged", why=str(error).splitlines()[0] if str(error) else "") from error
+    except AssertionError as error:
+        raise Unreadable(f"{path} is damaged", why="torch cannot make tensors of it") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise Unreadable(f"{path} is no dictionary of tensors")
     return weights
@@ -274,8 +286,11 @@ def _check_weights(weights: "Mapping[str, torch.Tensor]", config: "NanoChatConfi
     import torch
     from transformers import NanoChatForCausalLM
 
-    with torch.device("meta"):
-        model = NanoChatForCausalLM(config)
+    try:
+        with torch.device("meta"):
+            model = NanoChatForCausalLM(config)
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        raise Unreadable(f"{checkpoint.meta} states sizes that no model has", why=str(error)) from error
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     unknown = sorted(weights.keys() - shapes.keys())
     if unknown:

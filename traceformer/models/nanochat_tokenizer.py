@@ -48,7 +48,10 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
     from transformers import PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise Unreadable(f"{folder / 'tokenizer.json'} is no tokenizer", why=str(error)) from error
     elif not (folder / "tokenizer.pkl").is_file():
         raise NotFound(f"no tokenizer in {folder}", hint="put nanochat's tokenizer.pkl or a tokenizer.json there")
     elif not allow_pickle:
@@ -65,9 +68,11 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
     if tokenizer.post_processor is None:  # every document begins with <|bos|>
         bos = (BOS, tokenizer.token_to_id(BOS))
         tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[bos])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=END, clean_up_tokenization_spaces=False
-    )
+    named = {"bos_token": BOS, "eos_token": END, "clean_up_tokenization_spaces": False}
+    try:
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    except Exception as error:  # as above, of a tokenizer that parses and contradicts itself
+        raise Unreadable(f"the tokenizer in {folder} cannot be used", why=str(error)) from error
     wrapped.chat_template = _CHAT_TEMPLATE
     return with_padding(wrapped)
 
@@ -97,12 +102,20 @@ def _read_pickled_tokenizer(path: Path) -> tuple[dict[bytes, int], str, dict[str
         raise Unreadable(
             f"{path} is no pickled tokenizer of tiktoken", why=f"{error}; nothing of it was run"
         ) from error
-    except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except (EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
         raise Unreadable(f"{path} is damaged", why=str(error)) from error
     state = encoding.state if isinstance(encoding, _PickledEncoding) else None
     if not isinstance(state, dict) or not {"pat_str", "mergeable_ranks", "special_tokens"} <= state.keys():
         raise Unreadable(f"{path} holds no byte pairs", why="only a tokenizer that nanochat trained has them")
-    return state["mergeable_ranks"], state["pat_str"], state["special_tokens"]
+    ranks, pattern, special = state["mergeable_ranks"], state["pat_str"], state["special_tokens"]
+    if not (_numbers_by(bytes, ranks) and isinstance(pattern, str) and _numbers_by(str, special)):
+        raise Unreadable(f"{path} is damaged", why="its byte pairs are no bytes with a rank each")
+    return ranks, pattern, special
+
+
+def _numbers_by(kind: type, value: Any) -> bool:
+    """Whether it is a dictionary of whole numbers by keys of a kind."""
+    return isinstance(value, dict) and all(type(key) is kind and type(of) is int for key, of in value.items())
 
 
 def _from_byte_pairs(ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int]) -> "Tokenizer":

@@ -7,7 +7,7 @@ that is at hand. Nothing else can: a tied classifier would load as a language mo
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import Unsupported
+from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.dims import arch_of
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ def runs_alone(model: "PreTrainedModel") -> bool:
 
 def _named(config: Any) -> list[str]:
     stated = config.get("architectures") if isinstance(config, Mapping) else getattr(config, "architectures", None)
+    if not isinstance(stated or [], list | tuple):
+        raise Unreadable(
+            "the model's config.json is damaged", why=f"its architectures are {stated!r}, no list of names"
+        )
     return [str(name) for name in stated or ()]
 
 

@@ -60,6 +60,10 @@ def _is_media(feature: object) -> bool:
     return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
 
 
+_MISREAD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What `datasets` 5.2 raises of a saved data set whose JSON is not as it wrote it."""
+
+
 def is_saved_dataset(folder: Path) -> bool:
     """Returns whether `save_to_disk` wrote this folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
@@ -76,7 +80,7 @@ def load_saved(folder: Path) -> Mapping[str, "Dataset"]:
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (*_MISREAD, pa.ArrowException) as error:
         raise Unreadable(f"{folder} is not a data set that save_to_disk wrote", why=_first_line(error)) from error
     return _by_name(saved) if isinstance(saved, datasets.DatasetDict) else {"all": saved}
 

@@ -76,7 +76,7 @@ def _trace(result: Mapping[str, Any], name: str) -> Json:
     index = {node["id"]: place for place, node in enumerate(nodes)}
     at = {columns.place(node): place for place, node in enumerate(nodes)}
     paths = [[at[place] for place in columns.places(beam)] for beam in beams]
-    length_norm = settings.get("length_norm", "avg_logprob")
+    length_norm = str(settings.get("length_norm", "avg_logprob"))
     return {
         "name": name,
         "target": paths[0][0] if paths else 0,
