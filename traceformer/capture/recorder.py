@@ -44,7 +44,7 @@ from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "own_output"]
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_input", "first_output", "own_output"]
 
 
 class _Delivery(NamedTuple):
@@ -209,10 +209,14 @@ class Recorder:
                 (outputs if delivery.tap.side == "output" else inputs)[module].append(delivery)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._deliver(inputs[module], args[0] if args else kwargs["hidden_states"])
+            given = first_input(args, kwargs)
+            if given is not None:
+                self._deliver(inputs[module], given)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._deliver(outputs[module], output[0] if isinstance(output, tuple) else output)
+            made = first_output(output)
+            if made is not None:
+                self._deliver(outputs[module], made)
 
         def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             logits = own_output(output)
@@ -320,6 +324,18 @@ class Recorder:
             before = getattr(config, name)
             undo.callback(setattr, config, name, before)
             setattr(config, name, observed_name(before or "eager"))
+
+
+def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the tensor that a module is called on: its first argument, whatever it is called."""
+    given = (*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else ()), *kwargs.values())
+    return next((each for each in given if isinstance(each, Tensor)), None)
+
+
+def first_output(output: Any) -> Tensor | None:
+    """Returns the tensor that a module makes, the first of several."""
+    several = output if isinstance(output, tuple) else output.values() if isinstance(output, Mapping) else (output,)
+    return next((each for each in several if isinstance(each, Tensor)), None)
 
 
 def own_output(output: Any) -> Tensor | None:

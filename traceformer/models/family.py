@@ -1,7 +1,7 @@
 """What a family of models is to this package: the parts of which its row in `families.py` is made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, Attention, Stack
@@ -44,14 +44,17 @@ def into(path: str) -> Tap:
 
 @dataclass(frozen=True, slots=True)
 class AttentionRow:
-    """One attention of a block: the module handed to the attention function, its parts, and its sites."""
+    """One attention of a block: the module handed to the attention function, its parts, and its sites.
+
+    What a family has no such module for, or none that is known, is None.
+    """
 
     module: str
-    q_proj: Tap
-    k_proj: Tap
-    v_proj: Tap
-    out_proj: str
-    attn_out: Tap
+    q_proj: Tap | None
+    k_proj: Tap | None
+    v_proj: Tap | None
+    out_proj: str | None
+    attn_out: Tap | None
     attn_norm: Tap | None = None
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
@@ -86,15 +89,19 @@ class StackRow:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How a model is built: its stacks, and whether its attention passes through transformers' attention function."""
+    """How a model is built: its stacks, and whether its attention passes through transformers' attention function.
+
+    `refused` are places that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`.
+    """
 
     stacks: Mapping[Stack, StackRow]
     has_attention_function: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
         row = self.stacks.get(key.stack)
-        if row is None:
+        if row is None or str(key) in self.refused:
             return False
         if key.attention is not None:
             attention = row.attention_of(key.attention)
@@ -115,6 +122,35 @@ class Architecture:
         found = (ArrayKey(stack, attention, site) for stack in self.stacks for attention in attentions)
         last = list(self.stacks)[-1]
         return tuple(key for key in found if self.has(key) and (site not in OUTPUTS or key.stack == last))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all that it is made of, taps as [path, side, part, fused]."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Architecture":
+        """Returns what `to_json` made this of.
+
+        Raises:
+            KeyError, TypeError: it is nothing that `to_json` makes.
+        """
+        stacks: dict[Stack, StackRow] = {stack: _stack_row(own) for stack, own in data["stacks"].items()}
+        return cls(stacks, data["has_attention_function"], data["refused"])
+
+
+def _tap(data: Any) -> Tap | None:
+    return None if data is None else Tap(*data)
+
+
+def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
+    taps = ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")
+    return None if data is None else AttentionRow(**{**data, **{name: _tap(data[name]) for name in taps}})
+
+
+def _stack_row(data: Mapping[str, Any]) -> StackRow:
+    attention, cross = _attention_row(data["attention"]), _attention_row(data["cross"])
+    mlp = {site: Tap(*tap) for site, tap in data["mlp"].items()}
+    return StackRow(**{**data, "attention": attention, "cross": cross, "mlp": mlp})
 
 
 class ByFlag(NamedTuple):
