@@ -38,7 +38,10 @@ _SECONDS_BETWEEN_DRAWINGS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a recording is; `seconds` and the counts are of this process, since it began to run."""
+    """How far a recording is; `seconds` and the counts are of this process, since it began to run.
+
+    A notice is said once, and stays where it can be read.
+    """
 
     examples_done: int
     examples_total: int
@@ -46,6 +49,7 @@ class Progress:
     bytes_written: int
     seconds: float
     message: str = ""
+    is_notice: bool = False
 
 
 LOADING = Progress(0, 0, 0, 0, 0.0, "loading")
@@ -111,6 +115,9 @@ def _bar() -> Generator[OnProgress]:
         task = bar.add_task("", total=None, speed="")
 
         def show(progress: Progress) -> None:
+            if progress.is_notice:
+                bar.console.print(progress.message, markup=False, highlight=False)
+                return
             bar.update(
                 task,
                 description=progress.message,

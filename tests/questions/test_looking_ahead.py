@@ -44,7 +44,8 @@ def test_paths_follow_the_weights_on_later_tokens(live: bool, both_ways: LoadedM
     if live:
         found = paths(both_ways, TEXT, to=target, layer=0)
         text = live_paths.Text(np.array(both_ways.tokenizer(TEXT)["input_ids"]), np.ones(len(mean), bool))
-        [weights] = live_paths.record(both_ways.model, both_ways.dims, text, 0, PathOptions(), stack="dec")
+        traced = live_paths.TracedModel(both_ways.model, both_ways.tokenizer, both_ways.dims)
+        [weights] = live_paths.record(traced, text, 0, PathOptions(), stack="dec")
         np.testing.assert_allclose(weights.matrices[0], mean, atol=1e-5)
         assert weights.looks_ahead
     else:

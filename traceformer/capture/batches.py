@@ -58,7 +58,7 @@ def run_batches(
         Unsupported: the model never shows what is asked for.
     """
     inputs_of = BatchInputs(model)
-    with Recorder(model.model, plan.arrays, sink, derived=plan.derived) as recorder:
+    with Recorder(model.model, plan.arrays, sink, plan.architecture, plan.derived) as recorder:
         lengths = [row.lengths for row in rows]
         for part in (part for batch in batches for part in recorder.sharing.parts(batch, lengths)):
             inputs, spans = inputs_of.to_run([rows[index] for index in part])

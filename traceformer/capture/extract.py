@@ -24,6 +24,7 @@ from traceformer.capture.batches import batches_by_length, run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.proofs.fit import fitted, is_strange
 from traceformer.capture.provenance import (
     model_configuration,
     model_meta,
@@ -191,7 +192,7 @@ def extract(
         UsageError, SelectionError, Unsupported: as `plan_arrays` and `tokenize` raise them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
-    plan, rows, layout = prepare(model, texts, selection, place.storage)
+    model, plan, rows, layout = prepare(model, texts, selection, place.storage, progress)
     batch_size = _fitting(batch_size, model, plan, layout)
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
@@ -211,9 +212,16 @@ def extract(
         return finished(writer)
 
 
-class Prepared(NamedTuple):
-    """All that is known before the first byte is written: which arrays, of which tokens, and how both are laid out."""
+_FIRST = 8  # texts, of which some prove the row of a model whose family has none
 
+
+class Prepared(NamedTuple):
+    """All that is known before the first byte is written: which arrays, of which tokens, and how both are laid out.
+
+    The model has the row by which it is recorded.
+    """
+
+    model: LoadedModel
     plan: Plan
     rows: Rows
     layout: RunLayout
@@ -233,7 +241,7 @@ class Estimate:
 
 def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Place, *, batch_size: int = 8) -> Estimate:
     """Returns what the run would take; records one batch, writes nothing."""
-    plan, rows, layout = prepare(model, texts, selection, place.storage)
+    model, plan, rows, layout = prepare(model, texts, selection, place.storage)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
     batches = list(batches_by_length(part, _fitting(batch_size, model, plan, layout)))
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
@@ -254,12 +262,19 @@ def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Plac
     )
 
 
-def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Storage) -> Prepared:
+def prepare(
+    model: LoadedModel, texts: Texts, selection: Selection, storage: Storage, progress: OnProgress = quiet
+) -> Prepared:
     """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
-    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model))
+    rows = None
+    if is_strange(model):
+        rows = tokenize(model, texts)
+        _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
+        model = fitted(model, first, progress)
+    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
-    rows = tokenize(model, texts)
+    rows = rows or tokenize(model, texts)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,
@@ -271,7 +286,7 @@ def prepare(model: LoadedModel, texts: Texts, selection: Selection, storage: Sto
         codec=storage.codec,
         shard_examples=storage.shard_examples,
     )
-    return Prepared(plan, rows, layout)
+    return Prepared(model, plan, rows, layout)
 
 
 def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout) -> int:

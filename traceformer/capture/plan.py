@@ -22,11 +22,15 @@ _OF_CLASSES = tuple(site for site in OUTPUTS if site != "logits")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The arrays to record, the sites of selected groups that this family has no place for, and what is computed."""
+    """The arrays to record, the sites of selected groups that this family has no place for, and what is computed.
+
+    `architecture` is the row that says where they lie, None for that of the model's family.
+    """
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
     derived: tuple[Derived, ...] = ()
+    architecture: Architecture | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def plan_arrays(
             f"this model has none of {', '.join(selection.sites)}",
             why=_why_not(selection.sites[0], row, model, stacks),
         )
-    return Plan(tuple(arrays), tuple(left_out), derived)
+    return Plan(tuple(arrays), tuple(left_out), derived, architecture)
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -132,6 +136,9 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return why_no_output(site, model)
     if any(key.stack not in stacks for key in architecture.keys(site)):
         return "it is in the decoder, which runs only with `targets`"
+    refused = [why for key, why in architecture.refused.items() if key.rpartition(".")[2] == site]
+    if refused:
+        return refused[0]
     if site == "projection":
         return "projections are recorded with `project`"
     if site in ("lens_topk", "lens_topk_prob"):

@@ -13,7 +13,7 @@ import torch
 
 from traceformer.capture.plan import Plan
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
-from traceformer.models.families import architecture_of, family_of
+from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import label_names
 from traceformer.models.quantised import quantisation_of
@@ -41,6 +41,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "model weights": model.digest,
         **({} if model.adapter is None else {"adapter": model.adapter.files or model.adapter.source}),
         "model config": _sha256(model.config.to_json_string()),
+        **({} if model.architecture is None else {"row": model.architecture.to_json()}),
         "tokenizer": tokenizer_digest(model.tokenizer),
         "selection": [_summary(spec) for spec in plan.arrays],
         **plan.settings,
@@ -102,6 +103,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         revision=model.revision,
         model_files=None if model.held else digest_of_model(model.source, model.revision),
         adapter=None if model.adapter is None else {name: text for name, text in asdict(model.adapter).items() if text},
+        row=_row(model),
         arch=dims.arch,
         num_layers=first.n_layers,
         num_heads=first.n_heads,
@@ -125,6 +127,15 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         },
         python=platform.python_version(),
     )
+
+
+def _row(model: LoadedModel) -> dict[str, Any] | None:
+    """The row that the model is recorded by, where its family has none, or another's was chosen, and what proved it."""
+    if model.architecture is None:
+        return None
+    proved = model.proved
+    about = {} if proved is None else {**asdict(proved), "facts": list(proved.facts), "n_facts": len(proved.facts)}
+    return {"like": model.like, **about, "architecture": model.architecture.to_json()}
 
 
 def _labels(model: LoadedModel, plan: Plan) -> tuple[str, ...] | None:
@@ -160,19 +171,19 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
 
 def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
-    config, family = model.config, family_of(model.config)
+    config, family = model.config, FAMILIES.get(model.like or model.config.model_type)
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
-    if not architecture_of(config).has_attention_function:
+    if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)
     return AttentionFacts(
         _attention_implementation(model),
         gqa,
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        rotary=family.positions.kind == "rotary",
-        relative_position_bias=family.positions.kind == "relative bias",
+        rotary=None if family is None else family.positions.kind == "rotary",
+        relative_position_bias=None if family is None else family.positions.kind == "relative bias",
         softcap=getattr(config, "attn_logit_softcapping", None),
-        sinks=family.sinks,
+        sinks=model.has_sinks,
         sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),
         local_attention=getattr(config, "local_attention", None),
         layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),

@@ -345,7 +345,7 @@ def own_output(output: Any) -> Tensor | None:
     """
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    return getattr(output, "logits", None)
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

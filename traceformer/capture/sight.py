@@ -8,7 +8,6 @@ from traceformer.capture.attention import Span
 from traceformer.capture.batches import SquareSink, run_batches
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.tokenizing import Encoded
-from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
@@ -26,7 +25,7 @@ def looking_ahead(
     whose attention cannot be observed.
     """
     several = [row for row in rows if all(row.lengths.values())]
-    if not several or not architecture_of(model.config).has_attention_function:
+    if not several or not model.built.has_attention_function:
         return frozenset()
     found: set[tuple[ArrayKey, int]] = set()
 
@@ -35,7 +34,7 @@ def looking_ahead(
         if spec.key.attention == "self" and bool(ahead.any()):
             found.add((spec.key, layer))
 
-    plan = plan_arrays(Selection(("attn_pattern",)), model.model, stacks=stacks)
+    plan = plan_arrays(Selection(("attn_pattern",)), model.model, stacks=stacks, architecture=model.architecture)
     long = [row for row in several if min(row.lengths.values()) >= _ENOUGH] or several
     nearest = min(long, key=lambda row: abs(min(row.lengths.values()) - _ENOUGH))
     run_batches(model, plan, [nearest], [[0]], SquareSink(take))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from traceformer.capture.chats import reading_chats
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
-from traceformer.models.loaded import LoadedModel
+from traceformer.models.loaded import LoadedModel, n_embeddings_of
 from traceformer.sites import Stack
 from traceformer.texts.cells import Ids, Pair, Reading, Words
 from traceformer.texts.chats import Chat
@@ -122,7 +122,7 @@ class Encoder:
                 raise UsageError(
                     f"`{name}={limit}` leaves no room for text", why=f"{n} special tokens are always added"
                 )
-        self._n_embeddings = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+        self._n_embeddings = n_embeddings_of(loaded.model)
         self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
 
     @property

@@ -50,6 +50,8 @@ class Loading:
     """An adapter of PEFT for the model, in a folder or on the Hub."""
     revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """The commit, tag or branch of the model on the Hub."""
+    like: Annotated[str | None, Parameter(group=MODEL, metavar="FAMILY")] = None
+    """Record it by the row of this family, such as llama, once every fact of it is proved on the texts."""
     allow_pickle: Annotated[bool, Parameter(group=MODEL)] = False
     """Load weights from pickle files, which can run code of whoever made them."""
     device: str | None = None
@@ -68,6 +70,7 @@ class Loading:
             dtype=self.model_dtype,
             with_head=with_head,
             allow_pickle=self.allow_pickle,
+            like=self.like,
         )
 
 

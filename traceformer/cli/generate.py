@@ -240,6 +240,8 @@ def _text_shown(totals: Totals) -> Generator[OnProgress]:
     """Yields a callback that keeps `totals` and only says that the model is loading, so that the text stands alone."""
 
     def note(progress: Progress) -> None:
+        if progress.is_notice:
+            print(progress.message, file=sys.stderr)
         if progress.message == "loading":
             print("loading", file=sys.stderr, flush=True)
         totals.examples, totals.tokens = progress.examples_done, progress.tokens_done

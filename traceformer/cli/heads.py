@@ -43,6 +43,7 @@ def heads(
     model_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     adapter: Annotated[str | None, Parameter(group=_LIVE, metavar="FOLDER|NAME")] = None,
     revision: Annotated[str | None, Parameter(group=_LIVE)] = None,
+    like: Annotated[str | None, Parameter(group=_LIVE, metavar="FAMILY")] = None,
     allow_pickle: Annotated[bool, Parameter(group=_LIVE)] = False,
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     data_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
@@ -78,6 +79,7 @@ def heads(
         model_path: A folder that holds a model; goes before --model.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        like: Record it by the row of this family, such as llama, once every fact of it is proved on the texts.
         allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         dataset: Texts, one example each: as in `traceformer extract`.
         data_path: One file, read in consecutive windows; byte by byte by a byte-level model.
@@ -114,7 +116,13 @@ def heads(
 
         source = str(model_path or model)
         loaded = load_model(
-            source, adapter=adapter, revision=revision, device=device, dtype=model_dtype, allow_pickle=allow_pickle
+            source,
+            adapter=adapter,
+            revision=revision,
+            device=device,
+            dtype=model_dtype,
+            allow_pickle=allow_pickle,
+            like=like,
         )
         texts = _texts(source, revision, dataset, data_path, split)
         with steps_shown("measuring") as progress:

@@ -69,6 +69,7 @@ def paths(
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_MODEL)] = None,
     adapter: Annotated[str | None, Parameter(group=_MODEL, metavar="FOLDER|NAME")] = None,
     revision: Annotated[str | None, Parameter(group=_MODEL)] = None,
+    like: Annotated[str | None, Parameter(group=_MODEL, metavar="FAMILY")] = None,
     allow_pickle: Annotated[bool, Parameter(group=_MODEL)] = False,
     json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
@@ -109,6 +110,7 @@ def paths(
         dtype: What the model computes in; as it is stored by default.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        like: Record it by the row of this family, such as llama, once every fact of it is proved on the texts.
         allow_pickle: Load weights from pickle files, which can run code of whoever made them; also a run's model, for
             --weighting value-norm.
         json: Print the result as JSON, in the layout of reverse-attention's trace.json.
@@ -158,7 +160,13 @@ def paths(
         print("loading", file=sys.stderr)
         source, given = (
             load_model(
-                model, adapter=adapter, device=device, dtype=dtype, revision=revision, allow_pickle=allow_pickle
+                model,
+                adapter=adapter,
+                device=device,
+                dtype=dtype,
+                revision=revision,
+                allow_pickle=allow_pickle,
+                like=like,
             ),
             text,
         )

@@ -42,6 +42,7 @@ def fit(
     output: Annotated[Path, Parameter(group=_OUTPUT, metavar="FOLDER")],
     model: Annotated[str | None, Parameter(group=_TEXTS)] = None,
     adapter: Annotated[str | None, Parameter(group=_TEXTS, metavar="FOLDER|NAME")] = None,
+    like: Annotated[str | None, Parameter(group=_TEXTS, metavar="FAMILY")] = None,
     allow_pickle: Annotated[bool, Parameter(group=_TEXTS)] = False,
     method: Annotated[tuple[Method, ...], Parameter(group=_FIT, consume_multiple=(1, None), metavar="METHOD...")] = (
         "mean_diff",
@@ -67,6 +68,7 @@ def fit(
         output: The folder to write METHOD.safetensors into, with a vector per layer.
         model: The model that reads the texts; a folder, a Hub name or a built-in model.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
+        like: Record it by the row of this family, such as llama, once every fact of it is proved on the texts.
         allow_pickle: Load weights from pickle files, which can run code of whoever made them.
         method: mean_diff, probe (logistic regression), pca (first component of the differences of pairs); or several.
         site: Where to look for it.
@@ -85,7 +87,7 @@ def fit(
         check_format(png)
     trait = name or output.resolve().name
     layers = None if layer == "all" else parse_indices(layer)
-    loading = {"adapter": adapter, "device": device, "allow_pickle": allow_pickle}
+    loading = {"adapter": adapter, "device": device, "allow_pickle": allow_pickle, "like": like}
     runs = _runs_of_kinds(positive, negative, model, site, layers, loading)
     with steps_shown("fitting") as progress:
         fitted = fit_directions(

@@ -15,6 +15,7 @@ adapters            adapters of PEFT: loaded as layers around a model's own, and
 tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
+written             a row as it stands in Python, ready to be added
 tiny                tiny random models of each family's real class
 nanochat            nanochat's checkpoints in transformers' class, to the last rounding
 nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle

@@ -6,9 +6,10 @@ says what a row is made of, `architectures.py` has the blocks. Nothing outside `
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
-from traceformer.errors import Unsupported
+from traceformer.errors import NotFound, Unsupported
 from traceformer.models import architectures as blocks
 from traceformer.models.family import Architecture, Family, Positions, ReadoutRow, Tiny
 
@@ -254,18 +255,27 @@ def family_of(config: Any) -> Family:
         raise Unsupported(
             f"no architecture row for model type {model_type!r}",
             why=f"rows exist for {', '.join(sorted(FAMILIES))}",
-            hint="add a row to traceformer/models/families.py (CONTRIBUTING.md says how)",
+            hint="`traceformer check` on the model finds one, and proves it; what needs a readout needs a row in "
+            "traceformer/models/families.py (CONTRIBUTING.md says how)",
         )
     return row
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Returns how a model of this config (an object, or a config.json's dict) is built.
+def architecture_of(config: Any, like: str | None = None) -> Architecture:
+    """Returns how a model of this config (an object, or a config.json's dict) is built, by its family's row.
+
+    Args:
+        config: Its flags count, too.
+        like: Another family whose row to take.
 
     Raises:
         Unsupported: there is no row for its family.
+        NotFound: there is none for `like`.
     """
-    found = family_of(config).blocks
+    if like is not None and like not in FAMILIES:
+        near = get_close_matches(like, FAMILIES, n=1)
+        raise NotFound(f"no row of a family {like!r}", hint=near[0] if near else f"there are {', '.join(FAMILIES)}")
+    found = (family_of(config) if like is None else FAMILIES[like]).blocks
     if isinstance(found, Architecture):
         return found
     return found.when_true if _stated(config, found.flag, found.default) else found.when_false

@@ -1,5 +1,6 @@
 """What a family of models is to this package: the parts of which its row in `families.py` is made."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -124,8 +125,8 @@ class Architecture:
         return tuple(key for key in found if self.has(key) and (site not in OUTPUTS or key.stack == last))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all that it is made of, taps as [path, side, part, fused]."""
-        return asdict(self)
+        """Returns all that it is made of, as JSON has it: a tap is [path, side, part, fused]."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Architecture":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES
+from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
 from traceformer.models.outputs import auto_class
 from traceformer.network import hub_answers
@@ -50,6 +50,7 @@ def load_model(
     attn_implementation: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    like: str | None = None,
 ) -> LoadedModel:
     """Returns a model with its tokenizer, ready to be recorded.
 
@@ -71,10 +72,13 @@ def load_model(
     or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is
     used; without one only token ids can be read.
 
+    `like` is a family whose row the model is recorded by, whatever its own: `like="llama"`. Every fact of it is proved
+    on the first texts that are recorded.
+
     Raises:
         UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.
         NotFound: no such folder or adapter, and no such model on the Hub or in its cache; a built-in model is not
-            installed.
+            installed; no such family.
         Unreadable: the folder is not a transformer, has only pickled weights, or its weights are not those of the model
             that its config describes; or an adapter does not fit.
         Unsupported: the model needs code of its own, which is not run; it is at hand, and cannot be recorded; peft is
@@ -90,6 +94,21 @@ def load_model(
     from traceformer.models.tokenizer import load_tokenizer, tokenizer_lies_in
     from traceformer.models.weights import check_index
 
+    if like is not None:
+        architecture_of({}, like)  # a misspelt family fails before anything is loaded
+        loaded = load_model(
+            model,
+            tokenizer,
+            adapter=adapter,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            with_head=with_head,
+            attn_implementation=attn_implementation,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+        return replace(loaded, architecture=architecture_of(loaded.config, like), like=like)
     own = None if tokenizer is None else own_tokenizer(tokenizer)
     if not isinstance(model, str | Path):
         settings = {

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 from traceformer.errors import Unsupported, UsageError
 from traceformer.filenames import readable_name
 from traceformer.models.dims import ModelDims
+from traceformer.models.families import FAMILIES, architecture_of
+from traceformer.models.family import Architecture
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "LoadedModel", "short_name", "valid_pad_id", "weights_digest", "with_padding"]
+__all__ = [
+    "Adapter",
+    "LoadedModel",
+    "Proved",
+    "n_embeddings_of",
+    "short_name",
+    "valid_pad_id",
+    "weights_digest",
+    "with_padding",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,23 @@ class Adapter:
     files: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What was proved, on the texts that are recorded, of a row that is not that of the model's family.
+
+    Attributes:
+        how: Where the row is from, in words.
+        facts: What holds, each with the place that it is about.
+        error: The largest one of all.
+        tokens: How many there were in the texts that it was proved on.
+    """
+
+    how: str
+    facts: tuple[str, ...]
+    error: float
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class LoadedModel:
     """A model with its tokenizer, and where they came from.
@@ -43,6 +71,9 @@ class LoadedModel:
         digest: `weights_digest`'s.
         held: Whether it was at hand already: its weights may be those of no file.
         adapter: The adapter that it has in its layers.
+        architecture: How it is built, where that is not the row of its family: that of `like`, or one that was found.
+        like: The family whose row was chosen by hand.
+        proved: What was proved of `architecture`; None until it is.
     """
 
     model: "PreTrainedModel"
@@ -54,6 +85,26 @@ class LoadedModel:
     digest: str
     held: bool = False
     adapter: Adapter | None = None
+    architecture: Architecture | None = None
+    like: str | None = None
+    proved: Proved | None = None
+
+    @property
+    def built(self) -> Architecture:
+        """How it is built: as its own row says, or that of its family.
+
+        Raises:
+            Unsupported: there is neither.
+        """
+        return self.architecture or architecture_of(self.config)
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether a head may look at nothing, so that rows of its pattern sum to less than 1: told, or seen."""
+        family = FAMILIES.get(self.like or self.config.model_type)
+        if family is not None:
+            return family.sinks
+        return self.proved is not None and any(fact.endswith("(sinks)") for fact in self.proved.facts)
 
     @property
     def source_and_adapter(self) -> str:
@@ -98,9 +149,18 @@ class LoadedModel:
 
 def valid_pad_id(model: "PreTrainedModel", stated: int | None = None) -> int:
     """Returns the token to pad with: the one stated, the config's, or 0. Some lie beyond the embeddings, or are -1."""
-    n_embeddings = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+    n_embeddings = n_embeddings_of(model)
     ids = (stated, getattr(model.config, "pad_token_id", None))
     return next((token for token in ids if isinstance(token, int) and 0 <= token < n_embeddings), 0)
+
+
+def n_embeddings_of(model: "PreTrainedModel") -> int:
+    """Returns how many tokens have an embedding; where a class does not say where these are, its config says it."""
+    try:
+        embedding: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        return int(model.config.vocab_size)
+    return int(embedding.weight.shape[0])
 
 
 def short_name(source: str) -> str:

@@ -58,7 +58,8 @@ def output_site(model: "PreTrainedModel") -> str | None:
     if classifier is not None:
         site = _CLASSIFIERS[classifier]
         return None if site == "token_class_logits" and arch_of(model.config) == "encdec" else site
-    return "logits" if model.get_output_embeddings() is not None else None
+    has_head = model.get_output_embeddings() is not None or type(model).__name__.endswith("ForCausalLM")
+    return "logits" if has_head else None
 
 
 def why_no_output(site: str, model: "PreTrainedModel") -> str:

@@ -32,12 +32,13 @@ def check(
     adapter: str | Path | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    like: str | None = None,
 ) -> "CheckResult | Probe":
     """Returns what is proved of a model: everything is recorded, and compared with what the model itself computes.
 
         tf.check("gpt2").ok
 
-    Of a family without a row it returns a `Probe`: what can be proved all the same, and how to add the family.
+    Of a family without a row it returns a `Probe`: the row that was found, what is proved of it, and how to add it.
 
     Args:
         model: A loaded model, a folder, a Hub name, or the name of a family, for a tiny random model of it.
@@ -49,6 +50,7 @@ def check(
         adapter: An adapter of PEFT for a model that is loaded here.
         revision: The commit, tag or branch of a model on the Hub.
         allow_pickle: Whether the weights of a model that is loaded here may be pickled.
+        like: A family whose row is proved of a model that is loaded here, whatever its own.
 
     Raises:
         NotFound, Unreadable, Unsupported: as `load_model` raises them.
@@ -65,6 +67,7 @@ def check(
     from traceformer.models.tiny import TINY, tiny_model
 
     checked: Any
+    chosen = None
     if not isinstance(model, LoadedModel) and str(model) in TINY:
         if texts:
             raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
@@ -82,15 +85,16 @@ def check(
                     dtype=dtype,
                     with_head=True,
                     allow_pickle=allow_pickle,
+                    like=like,
                 )
             except NotFound as error:
                 near = difflib.get_close_matches(str(model), TINY, n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         is_mute = model.tokenizer is None and not texts
         examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
-        checked, name = model.model, model.name
-    if checked.config.model_type not in FAMILIES:
-        return probe_model(checked, examples, name=name)
+        checked, name, chosen = model.model, model.name, model.architecture
+    if chosen is not None or checked.config.model_type not in FAMILIES:
+        return probe_model(checked, examples, name=name, like=chosen)
     examples, untested = straddling(checked, examples)
     return check_model(checked, examples, untested=untested, name=name)
 

@@ -124,7 +124,7 @@ def heads(
         )
         reading = _texts(of, asked, is_list)
     with steps_watched("measuring", progress) as told:
-        return _of_model(of, reading, rules, window, batch_size, dtype, told)
+        return _of_model(reading, rules, window, batch_size, dtype, told)
 
 
 def _of_run(
@@ -192,8 +192,9 @@ def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | 
 
 
 class _Reading(NamedTuple):
-    """The patterns to measure, the tokens to read, what `meta.json` would say, the texts' name and their digest."""
+    """Whose patterns to measure, the tokens to read, what `meta.json` would say, the texts' name and their digest."""
 
+    model: LoadedModel
     plan: "Plan"
     rows: "Sequence[Encoded]"
     meta: "RunMeta"
@@ -202,7 +203,6 @@ class _Reading(NamedTuple):
 
 
 def _of_model(
-    loaded: LoadedModel,
     reading: _Reading,
     convention: Convention,
     window: int,
@@ -215,6 +215,7 @@ def _of_model(
     from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
     from traceformer.capture.sight import looking_ahead
 
+    loaded = reading.model
     ahead = looking_ahead(loaded, reading.rows, tuple(reading.rows[0].ids) if reading.rows else None)
     sights = {
         (spec.key, layer): visibility_of(reading.meta.attention, spec.key, layer, ahead=(spec.key, layer) in ahead)
@@ -295,7 +296,9 @@ def _reading(
 ) -> _Reading:
     """All patterns of these stacks."""
     from traceformer.capture.plan import plan_arrays
+    from traceformer.capture.proofs.fit import fitted
     from traceformer.capture.provenance import model_meta
 
-    plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks)
-    return _Reading(plan, rows, model_meta(loaded, plan), source, texts)
+    loaded = fitted(loaded, rows)
+    plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks, architecture=loaded.architecture)
+    return _Reading(loaded, plan, rows, model_meta(loaded, plan), source, texts)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from traceformer.capture.attention import Span
     from traceformer.models.dims import ModelDims, StackDims
+    from traceformer.models.family import Architecture
 
 __all__ = ["Text", "TracedModel", "output_weights", "record"]
 
@@ -49,11 +50,16 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TracedModel:
-    """A model through which attention is followed backward, with its tokenizer and its sizes."""
+    """A model through which attention is followed backward, with its tokenizer and its sizes.
+
+    `architecture` and `has_sinks` are told of a model that is not recorded as its family is.
+    """
 
     model: "PreTrainedModel"
     tokenizer: Any
     dims: "ModelDims"
+    architecture: "Architecture | None" = None
+    has_sinks: bool | None = None
 
     def ids_of(self, text: str) -> list[int]:
         """Returns a text's tokens as the model reads them."""
@@ -106,7 +112,7 @@ class TracedModel:
             # Never padded: T5's start token is its padding token.
             text = self._read(decoder_input_ids, np.ones_like(_as_row(decoder_input_ids, "decoder_input_ids")))
         tokens = self._tokens(text, stack, bos_token_id)
-        weights = record(self.model, self.dims, text, layer, options, stack=stack, source=source)
+        weights = record(self, text, layer, options, stack=stack, source=source)
         name = model_name(self.model.config.name_or_path or type(self.model).__name__)
         settings = {"model": name, "stack": stack}
         origin = None if source is None else self._tokens(source, "enc", None)
@@ -157,8 +163,7 @@ class TracedModel:
 
 
 def record(
-    model: "PreTrainedModel",
-    dims: "ModelDims",
+    traced: TracedModel,
     text: Text,
     layer: int | Literal["all"],
     options: PathOptions,
@@ -169,8 +174,7 @@ def record(
     """Returns the edge weights of one layer or all: one set, or one per head if each is traced by itself.
 
     Args:
-        model: It runs as far as the last layer that is asked for.
-        dims: Its sizes.
+        traced: The model, which runs as far as the last layer that is asked for.
         text: What the traced stack reads.
         layer: A number, negative counting from the last, or "all".
         options: How heads become weights.
@@ -185,6 +189,7 @@ def record(
     from traceformer.capture.recorder import Recorder
     from traceformer.models.families import family_of
 
+    model, dims = traced.model, traced.dims
     n_layers = dims.stacks[stack].n_layers
     if layer != "all" and not -n_layers <= layer < n_layers:
         raise UsageError(f"layer {layer} requested", why=f"{model.config.model_type} has layers 0-{n_layers - 1}")
@@ -193,7 +198,7 @@ def record(
     sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
     heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
     selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
-    plan = plan_arrays(selection, model, stacks=(stack,))
+    plan = plan_arrays(selection, model, stacks=(stack,), architecture=traced.architecture)
     arrays = [spec for spec in plan.arrays if source is not None or spec.key.attention == "self"]
     texts: dict[Attention, Text] = {"self": text}
     spans: dict[Stack, list[Span]] = {stack: [_span(text)]}
@@ -205,10 +210,10 @@ def record(
         layers=len(layers),
         queries=len(text.ids),
         keys={attention: len(each.ids) for attention, each in texts.items()},
-        has_sinks=family_of(model.config).sinks,
+        has_sinks=family_of(model.config).sinks if traced.has_sinks is None else traced.has_sinks,
     )
-    sink = _Sink(model, dims.stacks[stack], layers, texts, combiner)
-    with Recorder(model, arrays, sink) as recorder:
+    sink = _Sink(traced, dims.stacks[stack], layers, texts, combiner)
+    with Recorder(model, arrays, sink, traced.architecture) as recorder:
         recorder.run(spans, **_inputs(model, dims, text, source))
     return combiner.edge_weights("all" if layer == "all" else layers[0])
 
@@ -239,13 +244,13 @@ class _Sink:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        traced: TracedModel,
         dims: "StackDims",
         layers: tuple[int, ...],
         texts: Mapping[Attention, Text],
         combiner: HeadCombiner,
     ) -> None:
-        self._model = model
+        self._traced = traced
         self._dims = dims
         self._layers = layers
         self._texts = texts  # whose tokens the keys are
@@ -278,20 +283,32 @@ class _Sink:
         kv_heads, values = self._values[attention, layer]
         group = self._dims.n_heads // self._dims.n_kv_heads
         own = values[[kv_heads.index(head // group) for head in spec.heads]]
-        w_o = output_weights(self._model, spec.key.stack, attention, layer, self._dims.n_heads)
+        row = self._traced.architecture
+        w_o = output_weights(self._traced.model, spec.key.stack, attention, layer, self._dims.n_heads, row)
         return value_products(own, w_o[list(spec.heads)])
 
 
 def output_weights(
-    model: "PreTrainedModel", stack: Stack, attention: Attention, layer: int, n_heads: int
+    model: "PreTrainedModel",
+    stack: Stack,
+    attention: Attention,
+    layer: int,
+    n_heads: int,
+    architecture: "Architecture | None" = None,
 ) -> Float[np.ndarray, "head d_head d_model"]:
-    """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream."""
+    """Returns W_O of one attention, head by head: what each head's mix of values becomes in the residual stream.
+
+    Raises:
+        Unsupported: no output projection is known of it.
+    """
     from traceformer.models.families import architecture_of
     from traceformer.models.quantised import weights_of
 
-    row = architecture_of(model.config).stacks[stack]
+    row = (architecture or architecture_of(model.config)).stacks[stack]
     own = row.attention_of(attention)
     assert own is not None
+    if own.out_proj is None:
+        raise Unsupported("value norms of this model", why="its heads' output projection is not known")
     module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
     array = weights_of(module).cpu().numpy()
     return array.reshape(n_heads, -1, array.shape[1])

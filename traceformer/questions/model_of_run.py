@@ -1,10 +1,12 @@
 """The model that a run was recorded with, once it is known to be the same as then."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported
+from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unreadable, Unsupported
+from traceformer.models.family import Architecture
 from traceformer.models.readout import Readout, open_readout, readout_of
 from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
@@ -77,7 +79,19 @@ def load_model_of(
     recorded = run.about.model_weights
     if loaded.digest != recorded:
         raise _changed(source, "weights", loaded.digest, recorded)
-    return loaded
+    row = _row_of(run)
+    return loaded if row is None else replace(loaded, architecture=row)
+
+
+def _row_of(run: Run) -> Architecture | None:
+    """The row that the model was recorded by, where that was not its family's."""
+    stated = run.about.row
+    if stated is None:
+        return None
+    try:
+        return Architecture.from_json(stated["architecture"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unreadable("the run's row of its model is damaged", hint="record the run again") from error
 
 
 def _folder_of(run: Run, moved_to: str | Path | None) -> Path:

@@ -71,7 +71,8 @@ def paths(
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
-        traced = TracedModel(source.model, source.reader(), source.dims)
+        source = _with_row(source, example)
+        traced = TracedModel(source.model, source.reader(), source.dims, source.architecture, source.has_sinks)
         decoder_ids = None if target_text is None else traced.decoder_ids_of(target_text)
         number = -1 if layer is None else layer
         ids = traced.ids_of(example)
@@ -84,12 +85,21 @@ def paths(
     )[0]
 
 
+def _with_row(model: LoadedModel, text: str) -> LoadedModel:
+    """The model with a row that the text proves, where its family has none."""
+    from traceformer.capture.proofs.fit import fitted
+    from traceformer.capture.tokenizing import Encoder
+
+    return fitted(model, Encoder(model, "auto", 64).encode([text]))
+
+
 def _output_weights(run: Run, device: str | None, allow_pickle: bool) -> OutputWeights:
     """W_O of the model that a run was made with, found where it was found then."""
     loaded = load_model_of(run, device=device, allow_pickle=allow_pickle)
 
     def read(stack: Stack, attention: Attention, layer: int) -> Float[np.ndarray, "head d_head d_model"]:
-        return output_weights(loaded.model, stack, attention, layer, loaded.dims.stacks[stack].n_heads)
+        sizes = loaded.dims.stacks[stack]
+        return output_weights(loaded.model, stack, attention, layer, sizes.n_heads, loaded.architecture)
 
     return read
 

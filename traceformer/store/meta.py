@@ -100,6 +100,9 @@ class RunMeta:
         model: Where the model came from: a name on the Hub, a folder.
         model_files: The digest of its files.
         adapter: What it had in its layers: `source`, `kind`, and where it came from files `made_for` and `files`.
+        row: The row that it was recorded by, where its family has none: `architecture`, the family that it was chosen
+            `like`, `how` it was come by, and what proved it: `facts`, their number `n_facts`, the largest `error`, and
+            the `tokens` that they were proved on.
         num_layers, num_heads, head_dim: Of the encoder, if there is one.
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
@@ -127,6 +130,7 @@ class RunMeta:
     revision: str | None = None
     model_files: str | None = None
     adapter: Mapping[str, str] | None = None
+    row: Mapping[str, Any] | None = None
     arch: Arch | None = None
     n_examples: int | None = None
     num_layers: int | None = None
@@ -301,6 +305,7 @@ _FACTS: Mapping[str, Callable[[Any], Any]] = {
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("run_id", "kind", "model", "model_name", "model_type", "revision", "model_files"), _text),
     "adapter": _text_by_name,
+    "row": _mapping,
     "arch": _arch,
     **dict.fromkeys(("n_examples", "num_layers", "num_heads", "head_dim"), _whole),
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),

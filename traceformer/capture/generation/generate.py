@@ -34,6 +34,7 @@ from traceformer.capture.generation.respond import Responder, Responses
 from traceformer.capture.generation.sampling import Sampling, choosing_of
 from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.proofs.fit import fitted
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.tokenizing import Encoded
@@ -209,10 +210,11 @@ def answer(
         stated = getattr(model.model.generation_config, name)
         warnings.warn(f"{instead}, in place of {name}={stated} of {model.name}: the same numbers", stacklevel=2)
     replay = replay or sampling.is_searched or choosing.runs_more or "attn_scores" in selection.sites
-    plan = plan_arrays(selection, model.model)
+    read = read_prompts(model, prompts, max_tokens=sampling.max_tokens)
+    model = fitted(model, [each.row for each in read[:batch_size]], progress)
+    plan = plan_arrays(selection, model.model, architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
-    read = read_prompts(model, prompts, max_tokens=sampling.max_tokens)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
     most = _lengths(read, sampling)

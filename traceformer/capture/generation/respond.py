@@ -104,7 +104,7 @@ class Responder:
         memory = BatchMemory(plan.arrays, batch=len(prompts), columns=columns, dtype=dtype, device=self._inputs.device)
         with quiet(transformers), torch.inference_mode():
             self._observe_prompt_logits(inputs, plan.arrays, memory)
-            recording = Recorder(self._loaded.model, plan.arrays, derived=plan.derived)
+            recording = Recorder(self._loaded.model, plan.arrays, None, plan.architecture, plan.derived)
             with recording as recorder, recorder.growing(memory) as growth:
                 more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
                 output = self._generate(inputs, seed, **more)
@@ -170,7 +170,10 @@ class Responder:
         logits = [spec for spec in arrays if spec.key.site == "logits"]
         if not logits or not self._is_decoder or "logits_to_keep" not in self._inputs.accepted:
             return
-        with Recorder(self._loaded.model, logits) as recorder, recorder.growing(memory):
+        with (
+            Recorder(self._loaded.model, logits, None, self._loaded.architecture) as recorder,
+            recorder.growing(memory),
+        ):
             self._loaded.model(**inputs, use_cache=False, return_dict=True)
 
     def _cut(self, sequences: Tensor, inputs: dict[str, Tensor]) -> list[list[int]]:

@@ -9,6 +9,7 @@
 Examples that may not share a pass, as `sharing` has it, are batches of their own.
 """
 
+import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -313,14 +314,19 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
         stacks = dict.fromkeys(dims.stacks, "")
     sharing.settle()
     logits = own_output(model(**inputs))
-    output = model(**inputs, output_hidden_states=True, output_attentions=implementation_of(model) == "eager")
+    taken = inspect.signature(model.forward).parameters
+    asked = {"output_hidden_states": True, "output_attentions": implementation_of(model) == "eager"}
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
+        asked = {name: value for name, value in asked.items() if name in taken}  # a class of the user's own
+    output = model(**inputs, **asked)
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
     for stack, own in stacks.items():
         names[stack, "self"] = f"{own}attentions"
     attentions = {place: getattr(output, name, None) for place, name in names.items()}
+    hidden = {stack: getattr(output, f"{own}hidden_states", None) for stack, own in stacks.items()}
     return Reference(
         logits,
-        {stack: getattr(output, f"{own}hidden_states") for stack, own in stacks.items()},
+        {stack: states for stack, states in hidden.items() if states},
         {place: patterns for place, patterns in attentions.items() if patterns},
     )
 
@@ -368,7 +374,7 @@ def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
                         continue
                     except torch.OutOfMemoryError:
                         raise
-                    except RuntimeError:  # shapes that do not fit: the row names a module that does something else
+                    except (RuntimeError, TypeError, LookupError):  # the row names a module that does something else
                         error = torch.inf
                     claim = (spec.key, fact, rounding)
                     errors[claim] = max(error, errors.get(claim, 0.0))

@@ -162,9 +162,7 @@ def _steps(block: Block, made: Sequence[Tensor], stream: Tensor, most: int) -> l
     return None
 
 
-def _parallel(
-    block: Block, made: Sequence[Tensor], seen: Mapping[Attention, Attended]
-) -> tuple[Tensor, Tensor] | None:
+def _parallel(block: Block, made: Sequence[Tensor], seen: Mapping[Attention, Attended]) -> tuple[Tensor, Tensor] | None:
     """What attention and what the MLP adds, where both read what enters."""
     x, y = block.enters, block.leaves
     for is_sum in (_same, _near):
@@ -217,7 +215,8 @@ def _attention_row(
 ) -> AttentionRow:
     """What is found of one attention: `stream` is what it reads and adds to, `added` what it adds."""
     adding = [] if added is None else block.making(added)
-    attn_out = Tap(block.tap_path(adding[0])) if adding else None
+    outer = [call for call in adding if seen is not None and call.path == seen.path and not _is_norm(adding[0])]
+    attn_out = Tap(block.tap_path((outer or adding)[0])) if adding else None
     post_norm = None if norm is None else block.tap_path(norm)
     if seen is None:
         return AttentionRow("", None, None, None, None, attn_out, _norm_before(block, stream, adding), post_norm)
@@ -309,7 +308,9 @@ def _projection_of(block: Block, heads: Tensor, among: Sequence[Call], taken: Se
     fitting = [
         call
         for call in among
-        if block.rows(call.made).shape == target.shape and not any(call is other for other in taken) and _has_matrix(call)
+        if block.rows(call.made).shape == target.shape
+        and not any(call is other for other in taken)
+        and _has_matrix(call)
     ]
     if not fitting:
         return None
@@ -351,7 +352,8 @@ def _middle(block: Block, step: _Step, mlp: Mapping[str, Tap]) -> Tap | None:
     reading = block.reading(step.then)
     norm = mlp.get("mlp_norm")
     chosen = next((call for call in reading if norm is not None and block.tap_path(call) == norm.path), None)
-    return into(block.tap_path(chosen or reading[0])) if reading else None
+    chosen = chosen or min(reading, key=lambda call: call.began, default=None)
+    return None if chosen is None else into(block.tap_path(chosen))
 
 
 def _mlp(block: Block, stream: Tensor, added: Tensor, attn_norm: Tap | None) -> tuple[dict[str, Tap], MlpKind]:
@@ -366,19 +368,18 @@ def _mlp(block: Block, stream: Tensor, added: Tensor, attn_norm: Tap | None) -> 
         inner = _inside_mlp(block, down, inputs)
         if inner is not None:
             found, kind, given = inner
-    if given is None:
-        whole = [call for call in adding if any(_same(block.rows(call.given), each) for each in inputs)]
-        given = block.rows(whole[-1].given) if whole else None
-        adding = whole[-1:] or adding
+    reads = inputs if given is None else [given]
+    whole = [call for call in adding if any(_same(block.rows(call.given), each) for each in reads)]
+    if given is None and whole:
+        given = block.rows(whole[-1].given)
+    adding = whole[-1:] if whole and behind is None else adding
     norm = None if given is None else _norm_making(block, stream, given)
     if norm is not None and (attn_norm is None or block.tap_path(norm) != attn_norm.path):
         found = {"mlp_norm": Tap(block.tap_path(norm)), **found}
     return {**found, "mlp_out": Tap(block.tap_path(adding[0]))}, kind
 
 
-def _inside_mlp(
-    block: Block, down: Call, inputs: Sequence[Tensor]
-) -> tuple[dict[str, Tap], MlpKind, Tensor] | None:
+def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dict[str, Tap], MlpKind, Tensor] | None:
     """Up projection, activation, what goes into the down projection; and what the up projection reads."""
     mid = block.rows(down.given)
     found = {"mlp_mid": into(block.tap_path(down)), "mlp_down": Tap(block.tap_path(down))}

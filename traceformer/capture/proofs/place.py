@@ -37,7 +37,7 @@ class Reference:
     """What the model itself returns for a batch while nothing is recorded, padding included.
 
     `logits` is its own output, whatever its head makes, and None without a head; `hidden` has one tensor per entry,
-    `attentions` (eager) one per layer.
+    `attentions` (eager) one per layer; a stack whose model returns none is not in them.
     """
 
     logits: Tensor | None

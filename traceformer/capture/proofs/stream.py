@@ -18,7 +18,10 @@ def _embedding(place: Place) -> Sides:
     model: Any = place.scene.model
     alone = len(place.scene.row.stacks) == 1
     owner = model if alone else model.get_encoder() if place.stack == "enc" else model.get_decoder()
-    table = owner.get_input_embeddings()
+    try:
+        table = owner.get_input_embeddings()
+    except NotImplementedError:  # a class of the user's own, which does not say
+        table = model.base_model.get_submodule(place.row.token_embed)
     if holds_codes(table.weight):
         raise NotHere
     rows = table.weight[place.scene.ids[place.example][place.stack]]
@@ -51,6 +54,8 @@ def _narrowed_hidden(place: Place) -> Sides:
 def _recorded_and_own_hidden(place: Place) -> Sides:
     assert place.layer is not None
     recorded = place("hidden")
+    if place.stack not in place.scene.reference.hidden:
+        raise NotHere
     return recorded, place.scene.reference.hidden[place.stack][place.layer][place.example, : len(recorded)]
 
 
@@ -90,7 +95,8 @@ def _same_logits(place: Place) -> Sides:
 def _same_output(site: str) -> Callable[[Place], Sides]:
     def sides(place: Place) -> Sides:
         recorded, own = place(site), place.scene.reference.logits
-        assert own is not None
+        if own is None:
+            raise NotHere
         return recorded, own[place.example] if SITES[site].is_per_example else own[place.example, : len(recorded)]
 
     return sides
@@ -99,12 +105,13 @@ def _same_output(site: str) -> Callable[[Place], Sides]:
 def _unembedded(place: Place) -> Sides:
     """Unembedding by hand, for decoders: their heads are one matrix and, in some families, a scale, bias or softcap."""
     model, config, recorded = place.scene.model, place.config, place("logits")
-    if place.stack == "enc":
+    unembedding = model.get_output_embeddings()
+    if place.stack == "enc" or unembedding is None:
         raise NotHere
     stream = _project_out(place, place.last_stream())
     if getattr(config, "scale_decoder_outputs", False):
         stream = stream * config.d_model**-0.5
-    logits = apply(model.get_output_embeddings(), stream)
+    logits = apply(unembedding, stream)
     logits = logits + getattr(model, "final_logits_bias", torch.zeros(1, 1).to(logits))[0]
     softcap = getattr(config, "final_logit_softcapping", None)
     return recorded, logits if softcap is None else softcap * torch.tanh(logits / softcap)

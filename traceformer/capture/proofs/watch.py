@@ -125,7 +125,9 @@ def _watchable(base: nn.Module, depths: Mapping[Stack, int]) -> Iterator[tuple[s
     }
     outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     for path, module in base.named_modules():
-        others = (f"{where}.{n}." for where, n_layers in outer.items() for n in range(n_layers) if n != inside_of(n_layers))
+        others = (
+            f"{where}.{n}." for where, n_layers in outer.items() for n in range(n_layers) if n != inside_of(n_layers)
+        )
         if not any(path.startswith(other) for other in others):
             yield path, module
 
@@ -147,9 +149,7 @@ class _Listener:
         self._call = None
 
 
-def _run(
-    model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, paths: Mapping[nn.Module, str]
-) -> None:
+def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, paths: Mapping[nn.Module, str]) -> None:
     began: dict[nn.Module, list[tuple[int, Tensor | None]]] = {}
     clock = iter(range(1 << 30))
 

@@ -1,0 +1,254 @@
+"""A row for a model that is recorded by none of its family: found or chosen by hand, and proved on the user's own tokens.
+
+1. What is tried: the row of another family where one was chosen by hand; else the row found by watching a pass, and
+   every row there is whose modules the model has and that has more places than the best one proved so far.
+2. `check_model` proves each on a few of the texts that are to be recorded. A place of which a fact fails, or of which
+   none is known but that padding does not change it, is refused by name, and what is left is proved again, until every
+   fact holds.
+3. The row with the most places is taken. Without a residual stream that holds there is none.
+
+The row is a pure function of the model and the texts, so that an interrupted run finds it again.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from traceformer.capture.plan import plan_arrays
+from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
+from traceformer.capture.proofs.find import find_row
+from traceformer.capture.tokenizing import Encoded
+from traceformer.errors import Unsupported
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import FAMILIES
+from traceformer.models.family import Architecture
+from traceformer.models.loaded import LoadedModel, Proved
+from traceformer.progress import OnProgress, Progress, quiet
+from traceformer.sites import ArrayKey, Selection, Stack
+
+__all__ = ["Fit", "fit", "fitted", "has_modules", "is_strange", "rows_there_are"]
+
+_MOST_TOKENS = 64  # of each text: enough for patterns, and for padding to show
+_MOST_TEXTS = 8  # of the first ones, of which three are chosen
+_STREAM = ("resid_pre", "resid_post")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A row that a model is recorded by, of which every fact holds.
+
+    Attributes:
+        families: The families that have it; empty where it was found by watching the model.
+        result: What was proved of it.
+    """
+
+    architecture: Architecture
+    families: str
+    result: CheckResult
+
+
+def fitted(model: LoadedModel, rows: Sequence[Encoded], progress: OnProgress = quiet) -> LoadedModel:
+    """Returns the model with a row that was proved on some of these texts; itself where its family has its own.
+
+    Args:
+        model: Any model.
+        rows: The texts that are to be recorded.
+        progress: Told what was found.
+
+    Raises:
+        Unsupported: no row holds, not even of the residual stream.
+    """
+    if not is_strange(model):
+        return model
+    examples = _chosen(model, rows)
+    if not examples:
+        raise Unsupported(f"no row for {model.name} can be proved", why="there is no text of at least one token")
+    found = fit(model.model, examples, like=model.architecture, name=model.name)
+    proofs = found.result.proofs
+    how = "found one" if not found.families else f"took that of {found.families}"
+    if model.like is not None:
+        how = f"took that of {model.like}, as asked"
+    proved = Proved(
+        how,
+        tuple(f"{proof.key} {proof.fact}" for proof in proofs),
+        max((proof.error for proof in proofs), default=0.0),
+        sum(len(ids) for example in examples for ids in example.values()),
+    )
+    said = f"no row for {model.name}: {how} and proved {len(proofs)} facts on your texts"
+    progress(Progress(0, 0, 0, 0, 0.0, said, is_notice=True))
+    return replace(model, architecture=found.architecture, proved=proved)
+
+
+def is_strange(model: LoadedModel) -> bool:
+    """Whether its row has yet to be proved: its family has none, or another's was chosen by hand."""
+    is_own = model.architecture is None and model.config.model_type in FAMILIES
+    return not is_own and model.proved is None
+
+
+def _chosen(model: LoadedModel, rows: Sequence[Encoded]) -> list[Example]:
+    """The shortest and the longest of the first texts, and one between them, cut; a decoder repeats what it reads."""
+    usable = [row for row in rows if all(row.lengths.values())][:_MOST_TEXTS]
+    order = sorted(usable, key=lambda row: sum(row.lengths.values()))
+    picked = [order[n] for n in dict.fromkeys((0, len(order) - 1, len(order) // 2)) if n < len(order)] if order else []
+    examples: list[Example] = []
+    for row in picked:
+        ids: dict[Stack, Sequence[int]] = {stack: own[:_MOST_TOKENS] for stack, own in row.ids.items()}
+        if model.dims.arch == "encdec" and "dec" not in ids:
+            start = getattr(model.config, "decoder_start_token_id", None)
+            ids["dec"] = [*([] if start is None else [start]), *ids["enc"][: _MOST_TOKENS // 2]]
+        examples.append(ids)
+    if len(examples) > 1 and len({len(next(iter(each.values()))) for each in examples}) == 1:
+        first = examples[0]  # all are as long: a part of one shows what padding does
+        halves = {stack: own[: max(1, len(own) // 2)] for stack, own in first.items()}
+        examples = [halves, *examples[1:]]
+    if len(examples) == 1:
+        examples = [*examples, {stack: own[: max(1, len(own) // 2)] for stack, own in examples[0].items()}]
+    return examples
+
+
+def fit(
+    model: PreTrainedModel, examples: Sequence[Example], *, like: Architecture | None = None, name: str = ""
+) -> Fit:
+    """Returns the row with the most places that all their facts hold of.
+
+    Args:
+        model: Any model.
+        examples: Token ids, of different lengths.
+        like: The row to take, and no other.
+        name: What to call the model.
+
+    Raises:
+        Unsupported: no row holds, not even of the residual stream.
+    """
+    name = name or type(model).__name__
+    best: Fit | None = None
+    reasons: list[Unsupported] = []
+    for families, row in _candidates(model, examples, like, reasons):
+        if best is not None and _places(row) <= _places(best.architecture):
+            continue
+        try:
+            proved = _pared(model, examples, row, name)
+        except Unsupported as error:
+            reasons.append(error)
+            continue
+        if best is None or _places(proved.architecture) > _places(best.architecture):
+            best = replace(proved, families=families)
+    if best is None:
+        first = reasons[0]
+        raise Unsupported(
+            f"no row for {name} (model type {model.config.model_type!r}), and none that holds",
+            why=f"{first.message}: {first.why}" if first.why else first.message,
+            hint="`traceformer check` on the model says what was seen of it; `like=FAMILY` takes a row by hand",
+        )
+    return best
+
+
+def rows_there_are() -> Iterator[tuple[str, Architecture]]:
+    """Yields every row there is, once, with the families that have it; those chosen by a flag as `family (flag)`."""
+    families: dict[str, Architecture] = {}
+    for family, row in sorted(FAMILIES.items()):
+        if isinstance(row.blocks, Architecture):
+            families[family] = row.blocks
+        else:
+            families[f"{family} ({row.blocks.flag})"] = row.blocks.when_true
+            families[f"{family} (not {row.blocks.flag})"] = row.blocks.when_false
+    while families:
+        row = next(iter(families.values()))
+        yield ", ".join(name for name, each in families.items() if each is row), row
+        families = {name: each for name, each in families.items() if each is not row}
+
+
+def _candidates(
+    model: PreTrainedModel, examples: Sequence[Example], like: Architecture | None, reasons: list[Unsupported]
+) -> Iterator[tuple[str, Architecture]]:
+    if like is not None:
+        yield "", like
+        return
+    there = dict(rows_there_are())
+    try:
+        found = find_row(model, examples)
+    except Unsupported as error:
+        reasons.append(error)
+    else:
+        same = next((families for families, row in there.items() if row == found), "")
+        yield same, found
+    stacks = list(ModelDims.from_config(model.config).stacks)
+    for families, row in there.items():
+        if list(row.stacks) == stacks and has_modules(model, row):
+            yield families, row
+
+
+def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
+    """Whether every module that a row names is there, in every block."""
+    there = {path for path, _ in model.base_model.named_modules(remove_duplicate=False)}
+    for own in row.stacks.values():
+        layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
+        if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
+            return False
+        paths = {tap.path for tap in own.mlp.values()} | {own.post_norm}
+        for attention in (own.attention, own.cross):
+            if attention is not None:
+                taps = (attention.tap(site) for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out"))
+                paths |= {attention.module, attention.out_proj, attention.post_norm, *(tap.path for tap in taps if tap)}
+        if not all(f"{layer}.{path}" in there for layer in layers for path in paths if path):
+            return False
+    return True
+
+
+def _keys(row: Architecture) -> set[ArrayKey]:
+    return {key for site in Selection(("all",)).sites for key in row.keys(site)}
+
+
+def _places(row: Architecture) -> int:
+    return len(_keys(row))
+
+
+# A row of another family may name modules that take or give something else.
+_MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architecture, name: str) -> Fit:
+    """The row without the places that do not hold, and the proofs of all others.
+
+    Raises:
+        Unsupported: the residual stream does not hold, or the row names modules that do something else.
+    """
+    while True:
+        try:
+            result = check_model(model, examples, architecture=row, name=name)
+        except torch.OutOfMemoryError:
+            raise
+        except _MISFITS as error:
+            raise Unsupported(f"the row does not fit {name}", why=str(error).partition("\n")[0]) from error
+        refused = dict.fromkeys(_unproved(model, examples, row, result), "no fact about it is known")
+        refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok}
+        lost = [f"{key} {why}" for key, why in refused.items() if key.rpartition(".")[2] in _STREAM]
+        if lost:
+            raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])
+        if not refused:
+            return Fit(row, "", result)
+        row = replace(row, refused={**row.refused, **refused})
+
+
+def _why_failed(proof: Any) -> str:
+    return f"it does not hold that it {proof.fact}: off by {proof.error:.0e}"
+
+
+def _unproved(
+    model: PreTrainedModel, examples: Sequence[Example], row: Architecture, result: CheckResult
+) -> Iterator[str]:
+    """The places that are recorded and of which nothing is known but that padding does not change them."""
+    facts = {(proof.key, proof.fact) for proof in result.proofs if proof.fact != ALONE}
+    about = {key for key, _ in facts}
+    sums = {key for key, fact in facts if fact.startswith("equals resid_")}
+    for spec in plan_arrays(Selection(("all",)), model, architecture=row, stacks=tuple(examples[0])).arrays:
+        key, stack = str(spec.key), spec.key.stack
+        vouched = {"mlp_mid": f"{stack}.mlp_down" in about, "mlp_act": f"{stack}.mlp_mid" in about}
+        if spec.key.site == "attn_out":
+            parallel = row.stacks[stack].parallel
+            vouched["attn_out"] = f"{stack}.resid_mid" in sums or (parallel and f"{stack}.resid_post" in sums)
+        if key not in about and not vouched.get(spec.key.site, False):
+            yield key
