@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from traceformer.capture.plan import Plan
+from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
 from traceformer.models.families import architecture_of, family_of
 from traceformer.models.loaded import LoadedModel
@@ -48,6 +49,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "device": _device(model),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
+        **({"padding": "none"} if is_kept_apart(model.model) else {}),
     }
 
 
@@ -116,7 +118,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
         quantised=quantised,
-        padding=None if quantised is None else "none: of a quantised model every row runs alone",
+        padding=_no_padding(model, quantised),
         byte_level=_is_byte_level(model.tokenizer),
         device=_device(model),
         versions={
@@ -125,6 +127,13 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         },
         python=platform.python_version(),
     )
+
+
+def _no_padding(model: LoadedModel, quantised: str | None) -> str | None:
+    """Why no row is padded; None where they are."""
+    if quantised is not None:
+        return "none: of a quantised model every row runs alone"
+    return "none: padding changes this model's numbers, so that every row runs alone" if is_kept_apart(model.model) else None
 
 
 def _labels(model: LoadedModel, plan: Plan) -> tuple[str, ...] | None:

@@ -92,7 +92,7 @@ def probe_model(model: PreTrainedModel, examples: Sequence[Example], *, name: st
     Raises:
         Unsupported: its config states no number of layers, heads or dimensions, so that no row could fit.
     """
-    dims = ModelDims.from_config(model.config)
+    dims = ModelDims.of(model)
     depths = {stack.n_layers for stack in dims.stacks.values()}
     base: nn.Module = model.base_model
     blocks = tuple(
