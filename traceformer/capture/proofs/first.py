@@ -74,6 +74,8 @@ def prove_first(
     Raises:
         Unsupported: a fact does not hold.
     """
+    if not rows:
+        return
     with torch.inference_mode(), evaluating(model.model):
         trial = _Trial(model, plan, rows[0].lengths, to_continue)
         failed = trial.prove(*_two_of(rows, tokens))
