@@ -2,7 +2,8 @@
 
 1. `record` takes what a person writes (names, lists, files) and makes values of it: a model, texts, a selection, a
    place.
-2. `extract` plans the arrays and the run's layout, and goes shard by shard: the shard's texts are tokenised, batched by
+2. `extract` plans the arrays and the run's layout, has the model proved on what it will read first, and goes shard by
+   shard: the shard's texts are tokenised, batched by
    length, and run under a recorder whose sink is the shard's memory, which is handed over to be written while the next
    one is filled.
 3. When every shard is committed the run is finished: compacted, sealed by a manifest and renamed.
@@ -24,6 +25,7 @@ from traceformer.capture.batches import batches_by_length, run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.proofs.first import prove_first
 from traceformer.capture.proofs.fit import fitted, is_strange
 from traceformer.capture.provenance import (
     model_configuration,
@@ -189,11 +191,13 @@ def extract(
     """Returns the run of a model over texts (the unfinished one while other writers are still at work).
 
     Raises:
-        UsageError, SelectionError, Unsupported: as `plan_arrays` and `tokenize` raise them; nothing is written.
+        UsageError, SelectionError, Unsupported: as `plan_arrays`, `tokenize` and `prove_first` raise them; nothing is
+            written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     model, plan, rows, layout = prepare(model, texts, selection, place.storage, progress)
     batch_size = _fitting(batch_size, model, plan, layout)
+    prove_first(model, plan, _first_batch(rows, layout.shard_range(0), batch_size), sum(rows.lengths.total.values()))
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
     configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
@@ -287,6 +291,15 @@ def prepare(
         shard_examples=storage.shard_examples,
     )
     return Prepared(model, plan, rows, layout)
+
+
+def _first_batch(rows: Rows, numbers: range, batch_size: int) -> list[Encoded]:
+    """Returns the shortest and the longest text of the first batch of these examples, or the only one."""
+    lengths = rows.lengths.tokens
+    ordered = sorted(numbers, key=lambda number: [own[number] for own in lengths.values()])
+    batch = [number for number in ordered if all(own[number] for own in lengths.values())][:batch_size]
+    ends = dict.fromkeys((batch[0], batch[-1])) if batch else ()
+    return [row for number in ends for row in rows.part(range(number, number + 1))[1]]
 
 
 def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout) -> int:

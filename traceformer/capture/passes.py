@@ -143,27 +143,29 @@ class EverythingSeen(BaseException):
 
 @dataclass(slots=True)
 class ForwardPass:
-    """The pass at hand: what it has yet to show, and where its true tokens are."""
+    """The pass at hand: what it has yet to show, its rows and columns, and where its true tokens are."""
 
     sink: Sink | None
     growth: Growth | None = None
     pending: set[Wanted] = field(default_factory=set[Wanted])
     spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
     batch: int = 0
+    columns: Mapping[Stack, int] = field(default_factory=dict[Stack, int])
     finished: set[Stack] = field(default_factory=set[Stack])
     thread: int = 0
     mask: Tensor | OwnMask | None = None
     mask_looks_ahead: bool = True
 
-    def begin(self, wanted: frozenset[Wanted], spans: Spans) -> None:
+    def begin(self, wanted: frozenset[Wanted], spans: Spans, columns: Mapping[Stack, int]) -> None:
         self._begin(wanted, len(next(iter(spans.values()))))
-        self.spans = spans
+        self.spans, self.columns = spans, columns
         self.finished.clear()
 
     def begin_growing(self, wanted: frozenset[Wanted], growth: Growth, stack: Stack, columns: int, batch: int) -> None:
         """Begins a pass of one stack that adds columns to every row of a batch."""
         growth.begin(stack, columns)
         self._begin(wanted, batch)
+        self.columns = {which: added.length for which, added in growth.columns.items()}
         self.finished = {other for other in growth.seen if other != stack}
 
     def _begin(self, wanted: frozenset[Wanted], batch: int) -> None:

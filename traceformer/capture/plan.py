@@ -62,7 +62,7 @@ def plan_arrays(
         UsageError: traits that are no directions of the site, or more likeliest tokens than the vocabulary has.
     """
     row = architecture or architecture_of(model.config)
-    dims = ModelDims.from_config(model.config)
+    dims = ModelDims.of(model)
     output = output_site(model)
     _refuse_missing_stacks(selection, dims)
     stacks = tuple(dims.stacks) if stacks is None else tuple(stacks)

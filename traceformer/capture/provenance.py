@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from traceformer.capture.plan import Plan
+from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
 from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel
@@ -49,6 +50,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "device": _device(model),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
+        **({"padding": "none"} if is_kept_apart(model.model) else {}),
     }
 
 
@@ -118,7 +120,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
         quantised=quantised,
-        padding=None if quantised is None else "none: of a quantised model every row runs alone",
+        padding=_no_padding(model, quantised),
         byte_level=_is_byte_level(model.tokenizer),
         device=_device(model),
         versions={
@@ -136,6 +138,17 @@ def _row(model: LoadedModel) -> dict[str, Any] | None:
     proved = model.proved
     about = {} if proved is None else {**asdict(proved), "facts": list(proved.facts), "n_facts": len(proved.facts)}
     return {"like": model.like, **about, "architecture": model.architecture.to_json()}
+
+
+def _no_padding(model: LoadedModel, quantised: str | None) -> str | None:
+    """Why no row is padded; None where they are."""
+    if quantised is not None:
+        return "none: of a quantised model every row runs alone"
+    return (
+        "none: padding changes this model's numbers, so that every row runs alone"
+        if is_kept_apart(model.model)
+        else None
+    )
 
 
 def _labels(model: LoadedModel, plan: Plan) -> tuple[str, ...] | None:

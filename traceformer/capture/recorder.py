@@ -38,7 +38,7 @@ from traceformer.capture.passes import (
 )
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models.dims import ModelDims, StackDims
+from traceformer.models.dims import ModelDims, StackDims, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
@@ -95,7 +95,7 @@ class Recorder:
         config = self._model.config
         self._row = architecture or architecture_of(config)
         self._derived: dict[ArrayKey, Derived] = {spec.key: each for each in derived for spec in each.specs}
-        self._dims = ModelDims.from_config(config)
+        self._dims = ModelDims.of(self._model)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
         self._undo = ExitStack()
@@ -127,13 +127,15 @@ class Recorder:
 
         Raises:
             Unsupported: the pass ended, and something asked for was never seen.
-            UsageError: rows that may not share a pass, since one would change another's numbers.
+            UsageError: rows that may not share a pass, since one would change another's numbers; or a text that is
+                longer than the model has positions for.
         """
         self.sharing.check(
             [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
         )
+        check_positions(self._model, {stack: max(_lengths(own)) for stack, own in spans.items()})
         self.sharing.settle()
-        self._pass.begin(self._wanted, spans)
+        self._pass.begin(self._wanted, spans, self._columns(spans, inputs))
         try:
             with torch.inference_mode():
                 self._model(**inputs)
@@ -142,6 +144,16 @@ class Recorder:
         finally:
             unseen = self._pass.end()
         self._refuse(unseen)
+
+    def _columns(self, spans: Spans, inputs: Mapping[str, Any]) -> dict[Stack, int]:
+        """How many positions each stack has in a pass, padding included."""
+        columns: dict[Stack, int] = {}
+        for stack, own in spans.items():
+            prefix = "decoder_" if stack == "dec" and len(spans) > 1 else ""
+            given = [inputs.get(f"{prefix}{name}") for name in ("input_ids", "inputs_embeds")]
+            known = next((each for each in given if each is not None), None)
+            columns[stack] = max(span.stop for span in own) if known is None else known.shape[1]
+        return columns
 
     @contextmanager
     def growing(self, sink: GrowingSink) -> Generator[Growth]:
@@ -211,17 +223,17 @@ class Recorder:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = first_input(args, kwargs)
             if given is not None:
-                self._deliver(inputs[module], given)
+                self._deliver(module, inputs[module], given)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             made = first_output(output)
             if made is not None:
-                self._deliver(outputs[module], made)
+                self._deliver(module, outputs[module], made)
 
         def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             logits = own_output(output)
             assert logits is not None
-            self._deliver(outputs[module], logits)
+            self._deliver(module, outputs[module], logits)
 
         # The marks come first: a delivery at the same module may end the pass.
         for stack, row in self._row.stacks.items():
@@ -239,15 +251,13 @@ class Recorder:
 
         return mark
 
-    def _deliver(self, deliveries: Sequence[_Delivery], tensor: Tensor) -> None:
+    def _deliver(self, module: nn.Module, deliveries: Sequence[_Delivery], tensor: Tensor) -> None:
         if not self._pass.is_observed:
             return
-        # Some modules see a batch's tokens in one row after the other; what is told of a whole text has no positions.
-        is_flat = tensor.dim() == 2 and any(each.wanted.spec.site.is_per_token for each in deliveries)
-        rows = tensor.reshape(self._pass.batch, -1, tensor.shape[-1]) if is_flat else tensor
         made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
         for wanted, tap, after in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
+                rows = self._rows(module, wanted, tensor)
                 part = _part(rows, tap, self._dims.stacks[wanted.spec.key.stack])
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
@@ -258,6 +268,35 @@ class Recorder:
                         made[derived] = derived.of(wanted.layer, part)
                     part = made[derived][wanted.spec.key]
                 self._pass.take(wanted, part)
+
+    def _rows(self, module: nn.Module, wanted: Wanted, tensor: Tensor) -> Tensor:
+        """A module's tensor as (batch, position, width); (batch, width) where an array has one row per example.
+
+        Some modules see a batch's tokens one after the other, as rows of one matrix. Nothing else is taken for what it
+        may not be: with several residual streams, say, the first axis counts streams.
+        """
+        spec, batch = wanted.spec, self._pass.batch
+        if spec.site.is_per_example:
+            if tensor.dim() == 2 and len(tensor) == batch:
+                return tensor
+            expected = f"({batch}, width), a row for each text"
+        else:
+            columns = self._pass.columns[spec.key.token_stack]
+            # While sequences grow, a model computes the logits that it chooses by, and may leave out the others.
+            few = self._pass.growth is not None and spec.site.name in OUTPUTS
+            if tensor.dim() == 3 and len(tensor) == batch and (tensor.shape[1] == columns or few):
+                return tensor
+            if tensor.dim() == 2 and len(tensor) == batch * columns:
+                return tensor.unflatten(0, (batch, columns))
+            expected = f"({batch}, {columns}, width), batch by position"
+        path = next((name for name, each in self._model.named_modules() if each is module), "")
+        layer = "" if wanted.layer is None else f" of layer {wanted.layer}"
+        raise Unsupported(
+            f"what should be {spec.key}{layer} has shape {tuple(tensor.shape)}",
+            why=f"{path or type(self._model).__name__} ({type(module).__name__}) hands it over, and {expected} was "
+            "expected: the model may have several residual streams, or an axis of its own",
+            hint="run `traceformer check` on the model to see what can be recorded",
+        )
 
     def _module(self, path: str) -> Any:
         """The module at a path from the base model."""

@@ -4,13 +4,15 @@
    long, dynamic NTK stretches all rows by the longest. Which lengths have the same frequencies is asked of the model's
    own rotary modules, which are called as the model calls them, with the positions of texts of these lengths.
 2. A quantised module may round all tokens of a pass by the largest of them, so that rows of such models run alone.
-3. `Sharing.parts` parts a batch accordingly. It is a pure function of the model and the rows' lengths.
+3. So do rows of models whose numbers padding changes, whatever the mask says: `keep_apart` is told of these.
+4. `Sharing.parts` parts a batch accordingly. It is a pure function of the model and the rows' lengths.
 
 Some rotary modules also remember how long the last pass was; `Sharing.settle` has them forget it, so that a pass gives
 what it would give first of all.
 """
 
 import inspect
+import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeAlias
@@ -23,12 +25,23 @@ from traceformer.errors import UsageError
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import Stack
 
-__all__ = ["Lengths", "Sharing"]
+__all__ = ["Lengths", "Sharing", "is_kept_apart", "keep_apart"]
 
 Lengths: TypeAlias = Mapping[Stack, int]
 """The tokens of one row, per stack."""
 
 _LONGEST = 1 << 30
+
+_changed_by_padding: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def keep_apart(model: PreTrainedModel) -> None:
+    """Has every row of a model run alone from now on: it was seen that padding changes its numbers."""
+    _changed_by_padding.add(model.base_model)
+
+
+def is_kept_apart(model: PreTrainedModel) -> bool:
+    return model.base_model in _changed_by_padding
 
 
 class Sharing:
@@ -44,6 +57,13 @@ class Sharing:
         self._sides: dict[int, Hashable] = {}
         self._ropes = [rope for rope in _rotary_modules(model) if self._depends_on_length(rope)]
         self.settle()
+
+    @property
+    def alone(self) -> str | None:
+        """Why every row of the model runs alone; None where rows share a pass."""
+        if self.quantised is not None:
+            return f"the model is quantised: {self.quantised}"
+        return "padding changes the model's numbers" if is_kept_apart(self._model) else None
 
     def settle(self) -> None:
         """Has rotary modules forget how long the last pass was."""
@@ -75,7 +95,7 @@ class Sharing:
             lengths: Of all rows.
             growth: How many tokens may be added to each row's decoder: rows that part on the way are parted before.
         """
-        if self.quantised is not None:
+        if self.alone is not None:
             return [[row] for row in rows]
         together = [lengths[row] for row in rows]
         changing: list[Stack] = [stack for stack in lengths[0] if not self._share(stack, together, growth)]
@@ -104,6 +124,8 @@ class Sharing:
             why = "its rotary frequencies are chosen once for a pass, by its longest text"
             if self.quantised is not None:
                 why = f"it is quantised, {self.quantised}, and may round a pass by the largest of all its tokens"
+            elif self.alone is not None:
+                why = "padding changes its numbers"
             raise UsageError(
                 f"texts of {several} tokens in one pass", why=f"{type(self._model).__name__}: {why}", hint="a pass each"
             )

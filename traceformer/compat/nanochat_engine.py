@@ -61,7 +61,7 @@ class InterpretabilityEngine:
         self.model = underneath(model)
         self.tokenizer = tokenizer
         self.storage = TraceStorage(traces_dir)
-        self._dims = ModelDims.from_config(self.model.config)
+        self._dims = ModelDims.of(self.model)
         if self._dims.arch != "dec":
             raise Unsupported(
                 f"{type(self.model).__name__} is no causal language model",

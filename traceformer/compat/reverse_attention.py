@@ -53,7 +53,7 @@ class ReverseAttentionTracer:
         self.tokenizer = tokenizer
         self.device = self.model.device
         self.dtype = self.model.dtype
-        self._traced = TracedModel(self.model, tokenizer, ModelDims.from_config(self.model.config))
+        self._traced = TracedModel(self.model, tokenizer, ModelDims.of(self.model))
 
     def trace_text(
         self, text: str, target_pos: int | None = None, *, target_text: str | None = None, **options: Any

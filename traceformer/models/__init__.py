@@ -6,6 +6,7 @@ families            a row for each family: all that has to be known of it, as da
 family              the parts of which a row is made
 architectures       where each site lies in a block: paths of modules that alike families share
 outputs             what a model's class makes of its last hidden states: tokens, classes, or nothing
+behaviour           what only a pass tells of a model: whether it looks ahead, where its positions begin
 dims                the sizes of a model in this project's words, whatever its config calls them
 load                from a name or a folder to a model and its tokenizer, without running anybody's code
 loaded              a model at hand: its tokenizer, its sizes, and where both came from

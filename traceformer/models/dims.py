@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import FAMILIES
 from traceformer.sites import Stack
 
-__all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "has_experts", "n_ctx_of"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "arch_of_model", "check_positions", "has_experts", "n_ctx_of"]
 
 Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 
@@ -50,9 +53,21 @@ class ModelDims:
         Raises:
             Unsupported: the config states no number of layers, heads or dimensions, as vision models' may not.
         """
-        arch = arch_of(config)
+        return cls._of(config, arch_of(config), {})
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "ModelDims":
+        """Returns the sizes of a model that is at hand: its config's, but for what only a pass of it tells.
+
+        Raises:
+            Unsupported: as `from_config` does.
+        """
+        return cls._of(model.config, arch_of_model(model), _tables_of(model))
+
+    @classmethod
+    def _of(cls, config: Any, arch: Arch, tables: Mapping[Stack, int]) -> "ModelDims":
         sides: tuple[Stack, ...] = ("enc", "dec") if arch == "encdec" else (arch,)
-        return cls(arch, {side: _stack_dims(config, side, arch) for side in sides})
+        return cls(arch, {side: _stack_dims(config, side, arch, tables.get(side)) for side in sides})
 
     def to_json(self) -> dict[str, Any]:
         return {stack: asdict(dims) for stack, dims in self.stacks.items()}
@@ -71,7 +86,7 @@ def _first(config: Any, *names: str, default: int | None = None) -> int:
     return default
 
 
-def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
+def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDims:
     own = ("encoder_", "decoder_")[side == "dec"] if arch == "encdec" else ""
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
@@ -90,7 +105,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
         d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
         d_mlp=0 if has_experts(config) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
-        n_ctx=n_ctx_of(config),
+        n_ctx=n_ctx_of(config) if table is None else min(table, n_ctx_of(config) or table),
     )
 
 
@@ -99,8 +114,11 @@ def has_experts(config: Any) -> bool:
 
 
 def n_ctx_of(config: Any) -> int:
-    """Returns how many positions the model has, 0 where any length works, as the row of its family counts them."""
-    n_ctx = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0)
+    """Returns how many positions the model has, 0 where any length works, as the row of its family counts them.
+
+    Of a family without a row it is what the config states; `ModelDims.of` asks such a model itself.
+    """
+    n_ctx = max(0, _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0))
     row = FAMILIES.get(config.model_type)
     limit = "stated" if row is None else row.positions.limit
     if limit == "none":
@@ -109,14 +127,67 @@ def n_ctx_of(config: Any) -> int:
 
 
 def arch_of(config: Any) -> Arch:
-    """Returns enc, dec or encdec: what kind of stacks a model of this config has."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "encdec"
-    row = FAMILIES.get(config.model_type)
-    if row is not None and len(row.stacks) == 1:
-        return "dec" if "dec" in row.stacks else "enc"
+    """Returns enc, dec or encdec: what kind of stacks a model of this config has, as far as a config tells.
+
+    Of a family without a row it goes by the heads that transformers has for it. `arch_of_model` asks the model.
+    """
+    stated = _stated_arch(config)
+    if stated is not None:
+        return stated
     from transformers.models.auto import modeling_auto as auto
 
     # transformers can also wrap encoders as causal language models: those that it can wrap as masked ones.
     is_decoder = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
     return "dec" if is_decoder and type(config) not in auto.MODEL_FOR_MASKED_LM_MAPPING else "enc"
+
+
+def arch_of_model(model: "PreTrainedModel") -> Arch:
+    """Returns what kind of stacks a model has: as the row of its family says, or else as it behaves.
+
+    A model whose earlier tokens do not change with a later one is a decoder, whatever its class is called.
+    """
+    stated = _stated_arch(model.config)
+    if stated is not None:
+        return stated
+    from traceformer.models.behaviour import behaviour_of
+
+    looks_ahead = behaviour_of(model).looks_ahead
+    return arch_of(model.config) if looks_ahead is None else "enc" if looks_ahead else "dec"
+
+
+def _stated_arch(config: Any) -> Arch | None:
+    """What a config or the row of its family says outright."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encdec"
+    row = FAMILIES.get(config.model_type)
+    if row is None or len(row.stacks) > 1:
+        return None
+    return "dec" if "dec" in row.stacks else "enc"
+
+
+def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> None:
+    """Makes sure that a model has a position for every token of a text with these lengths.
+
+    Raises:
+        UsageError: it has a table of positions, and it is too short.
+    """
+    row = FAMILIES.get(model.config.model_type)
+    is_table = row is not None and row.positions.limit != "none" and row.positions.kind in ("learned", "alibi")
+    tables = _tables_of(model)
+    for stack, length in lengths.items():
+        most = n_ctx_of(model.config) if is_table else tables.get(stack, 0)
+        if most and length > most:
+            raise UsageError(
+                f"a text of {length} tokens",
+                why=f"{type(model).__name__} has positions for {most}",
+                hint=f"cut it to {most} tokens",
+            )
+
+
+def _tables_of(model: "PreTrainedModel") -> Mapping[Stack, int]:
+    """How many positions the tables of a model have whose family has no row."""
+    if model.config.model_type in FAMILIES:
+        return {}
+    from traceformer.models.behaviour import behaviour_of
+
+    return behaviour_of(model).positions

@@ -35,7 +35,7 @@ def hold(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     return LoadedModel(
         found,
         tokenizer,
-        ModelDims.from_config(found.config),
+        ModelDims.of(found),
         short_name(source),
         source,
         None,

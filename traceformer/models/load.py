@@ -209,7 +209,7 @@ def load_model(
     return LoadedModel(
         made.eval(),
         own,
-        ModelDims.from_config(config),
+        ModelDims.of(made),
         short,
         source,
         revision,

@@ -125,7 +125,7 @@ def load_nanochat(
     return LoadedModel(
         model,
         tokenizer,
-        ModelDims.from_config(model.config),
+        ModelDims.of(model),
         str(checkpoint).replace(":", "-"),
         str(checkpoint),
         None,

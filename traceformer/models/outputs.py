@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import Unreadable, Unsupported
-from traceformer.models.dims import arch_of
+from traceformer.models.dims import arch_of, arch_of_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ def output_site(model: "PreTrainedModel") -> str | None:
     classifier = _classifier_of([each.__name__ for each in type(model).__mro__])
     if classifier is not None:
         site = _CLASSIFIERS[classifier]
-        return None if site == "token_class_logits" and arch_of(model.config) == "encdec" else site
+        return None if site == "token_class_logits" and arch_of_model(model) == "encdec" else site
     has_head = model.get_output_embeddings() is not None or type(model).__name__.endswith("ForCausalLM")
     return "logits" if has_head else None
 
@@ -96,7 +96,7 @@ def refuse_without_logits(config: Mapping[str, Any], what: str) -> None:
 
 def reads_itself(model: "PreTrainedModel") -> bool:
     """Returns whether this is an encoder-decoder's classifier, whose decoder is given the encoder's text."""
-    return output_site(model) == "class_logits" and arch_of(model.config) == "encdec"
+    return output_site(model) == "class_logits" and arch_of_model(model) == "encdec"
 
 
 def padding_sought(model: "PreTrainedModel") -> int | None:
@@ -104,7 +104,7 @@ def padding_sought(model: "PreTrainedModel") -> int | None:
 
     A decoder's classifier pools the last token that is not its config's padding token, whatever the mask says.
     """
-    if output_site(model) != "class_logits" or arch_of(model.config) != "dec":
+    if output_site(model) != "class_logits" or arch_of_model(model) != "dec":
         return None
     padding: int | None = getattr(model.config, "pad_token_id", None)
     embedding: Any = model.get_input_embeddings()
@@ -117,7 +117,7 @@ def runs_alone(model: "PreTrainedModel") -> bool:
     A decoder's classifier without a padding token would pool padding. An encoder-decoder's wants as many end tokens in
     each text of a batch, whatever these are.
     """
-    is_decoder = output_site(model) == "class_logits" and arch_of(model.config) == "dec"
+    is_decoder = output_site(model) == "class_logits" and arch_of_model(model) == "dec"
     return reads_itself(model) or (is_decoder and padding_sought(model) is None)
 
 

@@ -91,7 +91,7 @@ def check(
                 near = difflib.get_close_matches(str(model), TINY, n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         is_mute = model.tokenizer is None and not texts
-        examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
+        examples = random_examples(model.config, arch=model.dims.arch) if is_mute else _encode(model, texts or _TEXTS)
         checked, name, chosen = model.model, model.name, model.architecture
     if chosen is not None or checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name, like=chosen)

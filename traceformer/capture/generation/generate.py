@@ -28,12 +28,13 @@ from traceformer.capture.generation.described import (
     generation_table,
     with_generation,
 )
-from traceformer.capture.generation.prompts import Prompts, ReadPrompt, complete, read_prompts
+from traceformer.capture.generation.prompts import Prompts, ReadPrompt, complete, read_prompts, started
 from traceformer.capture.generation.replay import check_replay
 from traceformer.capture.generation.respond import Responder, Responses
 from traceformer.capture.generation.sampling import Sampling, choosing_of
 from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.proofs.first import prove_first
 from traceformer.capture.proofs.fit import fitted
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
@@ -197,7 +198,8 @@ def answer(
         on_response: Given each response when it is complete.
 
     Raises:
-        UsageError, SelectionError, Unsupported: as `plan_arrays` and `read_prompts` raise them; nothing is written.
+        UsageError, SelectionError, Unsupported: as `plan_arrays`, `read_prompts` and `prove_first` raise them; nothing
+            is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `generate` does.
     """
     if batch_size < 1:
@@ -205,7 +207,7 @@ def answer(
     if model.dims.arch == "enc" or not model.model.can_generate():
         why = "it has no decoder" if model.dims.arch == "enc" else why_no_output("logits", model.model)
         raise Unsupported(f"{model.name} generates no text", why=why, hint="traceformer extract records it")
-    choosing, sharing = choosing_of(model, sampling), Sharing(model.model)
+    choosing = choosing_of(model, sampling)
     for name, instead in choosing.replaced.items():
         stated = getattr(model.model.generation_config, name)
         warnings.warn(f"{instead}, in place of {name}={stated} of {model.name}: the same numbers", stacklevel=2)
@@ -215,6 +217,9 @@ def answer(
     plan = plan_arrays(selection, model.model, architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
+    tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
+    prove_first(model, plan, [started(model, prompt) for prompt in read[:batch_size]], tokens, to_continue=not replay)
+    sharing = Sharing(model.model)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
     most = _lengths(read, sampling)

@@ -12,7 +12,7 @@ from traceformer.texts.chats import Chat
 from traceformer.texts.prompts import Prompt, PromptSet
 from traceformer.texts.shown import unnamed
 
-__all__ = ["Prompts", "ReadPrompt", "complete", "read_prompts"]
+__all__ = ["Prompts", "ReadPrompt", "complete", "read_prompts", "started"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,13 @@ def complete(loaded: LoadedModel, prompt: ReadPrompt, tokens: Sequence[int]) -> 
     if not whole.startswith(start):  # a character that prompt and response share
         start, whole = "", tokenizer.decode([*tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Encoded(stack_ids, names, None), whole.removeprefix(start)
+
+
+def started(loaded: LoadedModel, prompt: ReadPrompt) -> Encoded:
+    """Returns a prompt with what a decoder reads of it in a pass without any response: all, or a start token."""
+    if loaded.dims.arch == "dec":
+        return prompt.row
+    return replace(prompt.row, ids={**prompt.row.ids, "dec": [_start_token(loaded)]})
 
 
 def _start_token(loaded: LoadedModel) -> int:

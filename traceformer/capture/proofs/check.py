@@ -30,7 +30,8 @@ from traceformer.capture.recorder import Recorder, own_output
 from traceformer.capture.sharing import Lengths, Sharing
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models.dims import ModelDims, arch_of
+from traceformer.models.behaviour import evaluating
+from traceformer.models.dims import Arch, ModelDims, arch_of, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
@@ -42,12 +43,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALONE",
+    "Arrays",
     "CheckResult",
+    "Errors",
     "Example",
+    "Kept",
     "Proof",
     "batch_of",
     "check_model",
     "implementation_of",
+    "is_exact",
+    "prove",
     "random_examples",
     "tolerance_of",
     "using_attention",
@@ -168,18 +174,20 @@ def check_model(
 
     Raises:
         Unsupported: no row for this family, or the row names modules that the model has not.
-        UsageError: no example, or an empty one.
+        UsageError: no example, or an empty one, or one that the model has not enough positions for.
     """
     if not examples or not all(len(ids) for example in examples for ids in example.values()):
         raise UsageError("nothing to check the model on", hint="give texts of at least one token")
+    for example in examples:
+        check_positions(model, {stack: len(ids) for stack, ids in example.items()})
     row = architecture or architecture_of(model.config)
-    dims = ModelDims.from_config(model.config)
+    dims = ModelDims.of(model)
     if reads_itself(model):
         examples = [{"enc": example["enc"]} for example in examples]
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         largest_score, has_attentions = 0.0, False
-        errors: _Errors = {}
+        errors: Errors = {}
         sharing = Sharing(model)
         lengths: list[Lengths] = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
         numbers = range(len(examples))
@@ -188,7 +196,7 @@ def check_model(
             scenes = list(_scenes(model, row, dims, plan.arrays, [examples[index] for index in part], sharing))
             largest_score = max(largest_score, *(each.abs().max().item() for each in _scores_of(scenes[0])), 0.0)
             for scene in scenes:
-                _prove(scene, plan.arrays, errors)
+                prove(scene, plan.arrays, errors)
             has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
             _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
         left_out = {**untested} | _without_padding(
@@ -212,31 +220,34 @@ def check_model(
     )
 
 
-def random_examples(config: Any, *, seed: int = 0) -> list[Example]:
-    """Returns three examples of random token ids, up to 17 long, for models that have no tokenizer."""
+def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> list[Example]:
+    """Returns three examples of random token ids, up to 17 long, for models that have no tokenizer.
+
+    What stacks they are for is `arch`, or as far as the config tells.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
         # The first few ids tend to be padding, start and end tokens.
         return torch.randint(4, config.vocab_size, (length,), generator=generator).tolist()
 
-    arch = arch_of(config)
+    arch = arch or arch_of(config)
     if arch != "encdec":
         return [{arch: ids(length)} for length in (17, 9, 12)]
     start: int = config.decoder_start_token_id
     return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]
 
 
-_Arrays = dict[tuple[ArrayKey, int | None], list[Tensor]]
-_Errors = dict[tuple[ArrayKey, str, Rounding], float]
+Arrays = dict[tuple[ArrayKey, int | None], list[Tensor]]
+Errors = dict[tuple[ArrayKey, str, Rounding], float]
 
 
-class _Kept:
+class Kept:
     """A sink that keeps a copy of everything, cut to the true tokens of each example."""
 
     def __init__(self, spans: Mapping[Stack, Sequence[Span]]) -> None:
         self._spans = spans
-        self.arrays: _Arrays = {}
+        self.arrays: Arrays = {}
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
         if spec.site.is_per_example:
@@ -259,12 +270,12 @@ def _record(
     specs: Sequence[ArraySpec],
     inputs: Mapping[str, Tensor],
     spans: Mapping[Stack, Sequence[Span]],
-) -> _Arrays:
+) -> Arrays:
     """Everything, in one pass; then patterns without scores, which are computed another way, in a second one."""
-    arrays: _Arrays = {}
+    arrays: Arrays = {}
     for wanted in (specs, [spec for spec in specs if spec.key.site == "attn_pattern"]):
         if wanted:
-            kept = _Kept(spans)
+            kept = Kept(spans)
             with Recorder(model, wanted, kept, row) as recorder:
                 recorder.run(spans, **inputs)
             arrays |= kept.arrays
@@ -348,18 +359,7 @@ def using_attention(model: PreTrainedModel, implementation: str) -> Generator[No
         model.set_attn_implementation(before)
 
 
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Generator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
+def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
     """Raises the error of each claim about each array to the largest one over all layers and examples."""
     for spec in specs:
         for site, fact, sides, rounding in (*STREAM_CLAIMS, *ATTENTION_CLAIMS):
@@ -382,9 +382,9 @@ def _prove(scene: Scene, specs: Sequence[ArraySpec], errors: _Errors) -> None:
 
 def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]], sharing: Sharing) -> dict[str, str]:
     """Returns why it cannot be told what padding does, if it cannot."""
-    if sharing.quantised is not None:
-        return {ALONE: f"every text runs alone, since the model is quantised: {sharing.quantised}"}
-    if not _is_exact(model):
+    if sharing.alone is not None:
+        return {ALONE: f"every text runs alone, since {sharing.alone}"}
+    if not is_exact(model):
         return {ALONE: f"a batch of another shape rounds otherwise in {str(model.dtype).removeprefix('torch.')}"}
     if runs_alone(model):
         return {ALONE: "the model takes one text at a time"}
@@ -393,7 +393,7 @@ def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]],
     return {}
 
 
-def _is_exact(model: PreTrainedModel) -> bool:
+def is_exact(model: PreTrainedModel) -> bool:
     return model.dtype in (torch.float32, torch.float64)
 
 
@@ -401,10 +401,10 @@ def _is_padded(examples: Sequence[Example]) -> bool:
     return len({tuple(map(len, example.values())) for example in examples}) > 1
 
 
-def _prove_padding(scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: _Errors) -> None:
+def _prove_padding(scene: Scene, specs: Sequence[ArraySpec], examples: Sequence[Example], errors: Errors) -> None:
     """Adds what each example's arrays are off when it runs alone, if it ran beside others, padded."""
     model = scene.model
-    if not _is_exact(model) or not _is_padded(examples):
+    if not is_exact(model) or not _is_padded(examples):
         return
     for index, example in enumerate(examples):
         inputs, spans = batch_of(model, [example])

@@ -35,7 +35,7 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
     Raises:
         Unsupported: there is no one residual stream to be found in it; the message names what it has instead.
     """
-    dims = ModelDims.from_config(model.config)
+    dims = ModelDims.of(model)
     watched = watch(model, examples, {stack: own.n_layers for stack, own in dims.stacks.items()})
     paths = _blocks(model, dims, watched)
     refused: dict[str, str] = {}

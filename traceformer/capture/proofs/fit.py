@@ -175,7 +175,7 @@ def _candidates(
     else:
         same = next((families for families, row in there.items() if row == found), "")
         yield same, found
-    stacks = list(ModelDims.from_config(model.config).stacks)
+    stacks = list(ModelDims.of(model).stacks)
     for families, row in there.items():
         if list(row.stacks) == stacks and has_modules(model, row):
             yield families, row

@@ -39,7 +39,7 @@ def straddling(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[lis
     These repeat the tokens of the longest one. The second value are limits with both sides that are too far off to be
     tested, and why.
     """
-    stacks = ModelDims.from_config(model.config).stacks
+    stacks = ModelDims.of(model).stacks
     n_ctx = min((dims.n_ctx for dims in stacks.values() if dims.n_ctx), default=None)
     longest = max(examples, key=lambda example: sum(map(len, example.values())))
     grown, untested = [*examples], dict[str, str]()

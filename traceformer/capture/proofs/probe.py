@@ -98,7 +98,7 @@ def probe_model(
     Raises:
         Unsupported: its config states no number of layers, heads or dimensions, so that no row could fit.
     """
-    dims, base, name = ModelDims.from_config(model.config), model.base_model, name or type(model).__name__
+    dims, base, name = ModelDims.of(model), model.base_model, name or type(model).__name__
     depths = {stack.n_layers for stack in dims.stacks.values()}
     blocks = tuple(
         path for path, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module) in depths

@@ -1,0 +1,262 @@
+"""What is proved of a model before its first batch, always, on the texts that it is about to read.
+
+1. The shortest and the longest text of that batch, cut to `_MOST` tokens or fewer, run together as the batch will. Of
+   the first, the middle and the last layer the residual stream and, if anything of it is recorded, attention are kept.
+2. The claims of `stream` and `attention` about these are tested on the shorter, padded text: what blocks add to the
+   stream, and patterns as the softmax of q k under a mask made of positions alone.
+3. The shorter text runs alone; in a decoder without its last token. All must be what it was: nothing comes from
+   padding, from the other text or, in a decoder, from a later token.
+4. If not, further passes tell which of these it is. Padding alone is no fault: such a model's texts run one by one from
+   then on (`sharing.keep_apart`).
+
+It costs two passes of few tokens, `_SHARE` of those of the run where that leaves enough, and a few products in three
+layers. It proves what it names, on these tokens; `check` proves every site in every layer.
+Below float32 passes of other shapes round otherwise, and a layer passes that on: only what the first attention shows is
+compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from traceformer.capture.attention import Span
+from traceformer.capture.batches import BatchInputs
+from traceformer.capture.passes import Spans
+from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.proofs.check import Arrays, Errors, Kept, is_exact, prove, tolerance_of
+from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.sharing import Sharing, keep_apart
+from traceformer.capture.tokenizing import Encoded
+from traceformer.errors import Unsupported
+from traceformer.models.behaviour import evaluating
+from traceformer.models.family import Architecture
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import ArraySpec, Selection, Stack
+
+__all__ = ["prove_first"]
+
+_MOST, _FEWEST = 64, 8  # tokens of a text
+_SHARE = 0.02 / 3.5  # of a run's tokens for the longer text: with the shorter one twice, and the claims, 2 % of all
+
+_STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+_ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
+_COMPARED = ("resid_pre", "resid_post", "attn_out", "attn_pattern")
+
+# What padding, a neighbour or a later token does is far more than what rounding does.
+_FAR = 10
+
+
+class _Fact(NamedTuple):
+    """What did not hold, by how much, and by how much rounding explains."""
+
+    words: str
+    error: float
+    tolerance: float
+
+
+def prove_first(
+    model: LoadedModel, plan: Plan, rows: Sequence[Encoded], tokens: int, *, to_continue: bool = False
+) -> None:
+    """Proves of a model what can be proved cheaply, and has its texts run one by one if padding changes its numbers.
+
+    Args:
+        model: The model.
+        plan: What is about to be recorded.
+        rows: The first batch.
+        tokens: How many tokens the run has in all.
+        to_continue: Whether batches are padded as `generate` takes them.
+
+    Raises:
+        Unsupported: a fact does not hold.
+    """
+    if not rows:
+        return
+    with torch.inference_mode(), evaluating(model.model):
+        trial = _Trial(model, plan, rows[0].lengths, to_continue)
+        failed = trial.prove(*_two_of(rows, tokens))
+    if failed is not None:
+        raise Unsupported(
+            f"{model.name}: it does not hold that {failed.words}",
+            why=f"it is off by {failed.error:.1e}, where rounding explains {failed.tolerance:.0e}; nothing was recorded",
+            hint=f"`traceformer check {model.source}` says what holds",
+        )
+
+
+def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | None]:
+    """The shortest text of a batch and the longest, cut so that one is shorter; None where there is no second."""
+    most = min(_MOST, max(_FEWEST, int(tokens * _SHARE)))
+    ordered = sorted(rows, key=lambda row: [*row.lengths.values()])
+    longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
+    if len(rows) == 1:
+        return longest, None
+    return _cut(ordered[0], {stack: max(1, 2 * n // 3) for stack, n in longest.lengths.items()}), longest
+
+
+def _cut(row: Encoded, most: Mapping[Stack, int]) -> Encoded:
+    first = next(iter(row.ids))
+    types = None if row.types is None else row.types[: most[first]]
+    return replace(row, ids={stack: ids[: most[stack]] for stack, ids in row.ids.items()}, types=types)
+
+
+class _Keeping:
+    """A batch sink that keeps each row's arrays."""
+
+    def __init__(self) -> None:
+        self.kept = Kept({})
+
+    def begin(self, rows: Sequence[int], spans: Spans) -> None:
+        self.kept = Kept(spans)
+
+    def end(self) -> None:
+        pass
+
+    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
+        self.kept.rows(spec, layer, rows)
+
+    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        self.kept.square(spec, layer, example, queries, keys, block)
+
+
+_OneText = Mapping[Any, Tensor]
+"""The arrays of one text, by key and layer."""
+
+
+class _Trial:
+    """A model, what is kept of it, and how its batches are made."""
+
+    def __init__(self, model: LoadedModel, plan: Plan, lengths: Mapping[Stack, int], to_continue: bool) -> None:
+        self._model = model
+        self._row: Architecture = model.built
+        self._stacks = tuple(lengths)
+        self._specs = _kept(model, self._row, self._stacks, plan)
+        inputs = BatchInputs(model)
+        self._inputs = inputs.to_continue if to_continue else inputs.to_run
+        self._decoder: Stack | None = "dec" if "dec" in lengths and self._is_causal() else None
+        self._sharing = Sharing(model.model)
+        self._scale = 1.0
+
+    def _is_causal(self) -> bool:
+        """Whether the decoder's attention has not said itself that it looks both ways."""
+        row = self._row.stacks["dec"]
+        block = self._model.model.base_model.get_submodule(f"{row.blocks}.0")
+        return getattr(block.get_submodule(row.attention.module), "is_causal", True) is not False
+
+    def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
+        """Returns a fact that does not hold, if there is one."""
+        shorter = self._without_last(text)
+        together = [text] if other is None else [text, other]
+        if other is None and shorter is not text and self._may_share([shorter, text]):
+            together = [text, shorter]  # one pass proves both
+        whole, *rest = self._run(together)
+        self._scale = max(
+            [1.0, *(each.abs().max().item() for (key, _), each in whole.items() if key.site == "attn_scores")]
+        )
+        failed = self._claims(text, whole)
+        if failed is not None or self._sharing.quantised is not None:
+            return failed
+        if other is None:
+            if shorter is text:
+                return None
+            again = rest[0] if rest else self._alone(shorter)
+        else:
+            again = self._alone(shorter)
+        return None if self._differ(whole, again) is None else self._reason(text, other or shorter, whole)
+
+    def _claims(self, text: Encoded, arrays: _OneText) -> _Fact | None:
+        """The claim that is furthest from holding, if one does not."""
+        errors: Errors = {}
+        kept: Arrays = {place: [tensor] for place, tensor in arrays.items()}
+        reference = Reference(None, {}, {})
+        ids: Mapping[Stack, Tensor] = {stack: torch.tensor(own) for stack, own in text.ids.items()}
+        prove(Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference), self._specs, errors)
+        dtype = self._model.model.dtype
+        facts = [
+            _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._scale))
+            for (key, fact, rounding), error in errors.items()
+        ]
+        return max(
+            (fact for fact in facts if not fact.error <= fact.tolerance),
+            key=lambda fact: fact.error,
+            default=None,
+        )
+
+    def _reason(self, text: Encoded, other: Encoded, whole: _OneText) -> _Fact | None:
+        """Tells why a text's numbers were not the same again: a fact that does not hold, or None for padding alone."""
+        alone = self._alone(text)
+        if self._decoder is not None:
+            ahead = self._differ(self._alone(self._with_another_last(text)), alone, before_last=True)
+            if ahead is not None:
+                return ahead._replace(words="a decoder's token changes with no later one")
+        if self._differ(whole, alone) is not None:
+            beside = _cut(other, text.lengths)
+            if beside.lengths == text.lengths:
+                leak = self._differ(self._run([text, beside])[0], alone)
+                if leak is not None:
+                    return leak._replace(words="a text's numbers change with no other text in its batch")
+        keep_apart(self._model.model)
+        return None
+
+    def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
+        """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
+        dtype = self._model.model.dtype
+        exact = is_exact(self._model.model)
+        tolerance = _FAR * tolerance_of(Rounding.BATCH if exact else Rounding.MODEL, dtype, self._scale if exact else 1)
+        worst = 0.0
+        for (key, layer), tensor in one.items():
+            of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
+            if key.site not in _COMPARED or not (exact or of_first_attention):
+                continue
+            there = two[key, layer]
+            axes = (-2, -1) if key.site == "attn_pattern" else (-2,)
+            for axis in axes:
+                size = min(tensor.shape[axis], there.shape[axis])
+                size -= before_last and self._is_of_decoder(key, axis)
+                tensor, there = tensor.narrow(axis, 0, size), there.narrow(axis, 0, size)
+            worst = max(worst, error_between(tensor, there))
+        return None if worst <= tolerance else _Fact("", worst, tolerance)
+
+    def _is_of_decoder(self, key: Any, axis: int) -> bool:
+        return (key.key_stack if axis == -1 else key.token_stack) == "dec"
+
+    def _may_share(self, rows: Sequence[Encoded]) -> bool:
+        return len(self._sharing.parts(range(len(rows)), [row.lengths for row in rows])) == 1
+
+    def _alone(self, row: Encoded) -> _OneText:
+        [arrays] = self._run([row])
+        return arrays
+
+    def _run(self, rows: Sequence[Encoded]) -> list[_OneText]:
+        """Returns each row's arrays in one pass of them all, or in one each where they may not share it."""
+        found: dict[int, _OneText] = {}
+        sink = _Keeping()
+        with Recorder(self._model.model, self._specs, sink, self._model.architecture) as recorder:
+            for part in recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows]):
+                inputs, spans = self._inputs([rows[index] for index in part])
+                sink.begin(part, spans)
+                recorder.run(spans, **inputs)
+                for place, index in enumerate(part):
+                    found[index] = {key: each[place] for key, each in sink.kept.arrays.items()}
+        return [found[index] for index in range(len(rows))]
+
+    def _without_last(self, row: Encoded) -> Encoded:
+        """The row without its decoder's last token, if it has another one; the row itself of encoders."""
+        if self._decoder is None or row.length(self._decoder) == 1:
+            return row
+        return _cut(row, {**row.lengths, self._decoder: row.length(self._decoder) - 1})
+
+    def _with_another_last(self, row: Encoded) -> Encoded:
+        assert self._decoder is not None
+        *before, last = row.ids[self._decoder]
+        return replace(row, ids={**row.ids, self._decoder: [*before, last - 1 if last else 1]})
+
+
+def _kept(model: LoadedModel, row: Architecture, stacks: Sequence[Stack], plan: Plan) -> list[ArraySpec]:
+    """The arrays that claims are made of, in the first, the middle and the last layer."""
+    layers = {stack: tuple(sorted({0, n // 2, n - 1})) for stack in stacks for n in [model.dims.stacks[stack].n_layers]}
+    every = plan_arrays(Selection(("all",), layers=layers), model.model, stacks=stacks, architecture=row).arrays
+    attention = any(spec.key.site in _ATTENTION for spec in plan.arrays)
+    return [spec for spec in every if spec.key.site in (*_STREAM, *(_ATTENTION if attention else ()))]
