@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from traceformer.cli.terminal import table
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
     from traceformer.capture.proofs.check import CheckResult
@@ -27,14 +27,16 @@ def check(
     device: str | None = None,
     adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
     revision: str | None = None,
+    like: Annotated[str | None, Parameter(metavar="FAMILY")] = None,
     allow_pickle: bool = False,
+    write_row: bool = False,
     json: bool = False,
 ) -> int:
     """Prove on a model that every site means what it says.
 
     Everything is recorded on a few texts and compared with what the model itself returns and with what its own modules
-    make of the recorded values. One line per fact, with its largest error; the exit code is 1 if one fails. For a
-    family that is not known yet: what can be proved all the same, and how to add it.
+    make of the recorded values. One line per fact, with its largest error; the exit code is 1 if one fails. Of a family
+    that has no row one is found by watching a pass, and proved: what does not hold is refused by name.
 
     Example: `traceformer check byte`
 
@@ -45,7 +47,9 @@ def check(
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
         revision: The commit, tag or branch of the model on the Hub.
+        like: Prove the row of this family, such as llama, whatever the model's own.
         allow_pickle: Load weights from pickle files, which can run code of whoever made them.
+        write_row: Print the row of a family that has none as it goes into the package, and nothing else.
         json: Print a JSON object.
     """
     from traceformer.capture.proofs.check import CheckResult
@@ -60,17 +64,32 @@ def check(
         adapter=adapter,
         revision=revision,
         allow_pickle=allow_pickle,
+        like=like,
     )
+    if write_row:
+        return _write_row(result)
     supported = isinstance(result, CheckResult)
     if json:
         print(json_text.dumps({"supported": supported, **result.to_json()}, indent=2))
     else:
         print("\n".join(_lines(result) if isinstance(result, CheckResult) else _lines_of_unknown(result)))
-        if supported and result.ok and model not in TINY:
-            print(f"next: traceformer extract --model {model} --dataset demo", file=sys.stderr)
-    if not supported:
+        if result.ok and model not in TINY:
+            chosen = "" if like is None else f" --like {like}"
+            print(f"next: traceformer extract --model {model}{chosen} --dataset demo", file=sys.stderr)
+    if not supported and not result.ok:
         return Unsupported.exit_code
     return 0 if result.ok else 1
+
+
+def _write_row(result: "CheckResult | Probe") -> int:
+    from traceformer.capture.proofs.probe import Probe
+
+    if not isinstance(result, Probe):
+        raise UsageError(f"the row of {result.model}", why="its family has one", hint="leave --write-row out")
+    if result.row is None:
+        raise Unsupported(f"no row was found for {result.model}", why=result.obstacle)
+    print(result.row, end="")
+    return 0
 
 
 def _lines(result: "CheckResult") -> Iterator[str]:
@@ -108,24 +127,17 @@ def _number(value: float) -> str:
 
 
 def _lines_of_unknown(probe: "Probe") -> Iterator[str]:
-    yield f"{probe.model}: no architecture row for model type {probe.model_type!r}"
+    yield f"{probe.model}: no row for model type {probe.model_type!r}"
     yield ""
-    yield f"blocks          {', '.join(probe.blocks) or 'no list of as many modules as there are layers'}"
-    unseen = "does not call the attention function, so q, k, v and patterns are out of sight"
-    yield f"attention       {', '.join(probe.attention) or unseen}"
-    if probe.obstacle:
-        yield f"                {probe.obstacle}"
-    parts = [f"{path} ({kind})" for path, kind in probe.parts.items()]
-    yield f"in a block      {', '.join(parts)}"
-    if probe.without_row is not None:
+    result = probe.result
+    if result is None:
+        yield f"blocks          {', '.join(probe.blocks) or 'no list of as many modules as there are layers'}"
+        yield f"in a block      {', '.join(f'{path} ({kind})' for path, kind in probe.parts.items())}"
         yield ""
-        yield "without a row:"
-        yield _proofs(probe.without_row)
-    if probe.nearest is not None:
-        proofs = probe.nearest.result.proofs
-        failed = [proof for proof in proofs if not proof.ok]
+        yield f"none was found that holds: {probe.obstacle}"
+    else:
+        assert probe.found is not None
+        yield from _lines(result)
         yield ""
-        yield f"with the row of {probe.nearest.families}: {len(proofs) - len(failed)} of {len(proofs)} facts hold"
-        yield from (f"fails: {proof.key} {proof.fact} ({_number(proof.error)})" for proof in failed)
-    yield ""
+        yield f"found: {probe.found.families and f'the row of {probe.found.families}' or 'a row of its own'}"
     yield f"to add it: {probe.advice}"

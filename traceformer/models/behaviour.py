@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from traceformer.models.loaded import n_embeddings_of
 from traceformer.sites import Stack
 
 __all__ = ["Behaviour", "behaviour_of", "evaluating"]
@@ -82,7 +83,7 @@ def _observe(base: Any) -> Behaviour:
 
 def _tokens(base: Any) -> Tensor:
     """Tokens from the middle of the vocabulary, none of which means something to the model, in falling order."""
-    size = int(base.get_input_embeddings().weight.shape[0])
+    size = n_embeddings_of(base)
     stated = {
         value
         for name, value in base.config.to_dict().items()
@@ -103,7 +104,8 @@ def _last_hidden_state(base: Any, ids: Tensor, is_encdec: bool) -> Tensor:
     if "use_cache" in taken:
         inputs["use_cache"] = False
     output = base(**inputs)
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
+    several = output if isinstance(output, tuple) else (output,) if isinstance(output, Tensor) else [*output.values()]
+    hidden: Tensor = several[0]  # a class of the user's own may have another name for it
     if hidden.dim() != 3:
         raise ValueError("no (batch, position, width)")
     return hidden

@@ -173,8 +173,7 @@ def _parallel(block: Block, made: Sequence[Tensor], seen: Mapping[Attention, Att
 
 
 def _is_attention(block: Block, added: Tensor, seen: Mapping[Attention, Attended]) -> bool:
-    """Whether what is added comes from attention: from its output projection, or, out of sight, from a part that has a
-    name for it."""
+    """Whether attention adds this: by its output projection, or, out of sight, by the name of what makes it."""
     calls = block.making(added)
     if "self" in seen:
         out = _out_proj(block, seen["self"])
@@ -244,10 +243,11 @@ def _norm_making(block: Block, stream: Tensor, made: Tensor) -> Call | None:
 
 
 def _norm_before(block: Block, stream: Tensor | None, adding: Sequence[Call]) -> Tap | None:
-    """Attention's norm, where attention is out of sight: the one norm that reads the stream before it adds to it."""
+    """Attention's norm, where attention is out of sight: the one module that reads the stream before it."""
     if stream is None or not adding:
         return None
-    norms = [call for call in block.reading(stream) if _is_norm(call) and call.ended < adding[0].began]
+    reading = [call for call in block.reading(stream) if call.ended < adding[0].began]
+    norms = [call for call in reading if block.rows(call.made).shape == stream.shape]
     return Tap(block.tap_path(norms[0])) if len(norms) == 1 else None
 
 

@@ -1,4 +1,4 @@
-"""A row for a model that is recorded by none of its family: found or chosen by hand, and proved on the user's own tokens.
+"""A row for a model whose family has none: found or chosen by hand, and proved on the user's own tokens.
 
 1. What is tried: the row of another family where one was chosen by hand; else the row found by watching a pass, and
    every row there is whose modules the model has and that has more places than the best one proved so far.
@@ -242,13 +242,18 @@ def _unproved(
 ) -> Iterator[str]:
     """The places that are recorded and of which nothing is known but that padding does not change them."""
     facts = {(proof.key, proof.fact) for proof in result.proofs if proof.fact != ALONE}
-    about = {key for key, _ in facts}
-    sums = {key for key, fact in facts if fact.startswith("equals resid_")}
+    about, sums = {key for key, _ in facts}, {key for key, fact in facts if fact.startswith("equals resid_")}
     for spec in plan_arrays(Selection(("all",)), model, architecture=row, stacks=tuple(examples[0])).arrays:
         key, stack = str(spec.key), spec.key.stack
-        vouched = {"mlp_mid": f"{stack}.mlp_down" in about, "mlp_act": f"{stack}.mlp_mid" in about}
+        if key in about:
+            continue
+        by = {site: f"{stack}.{fact}" for site, fact in _VOUCHED.items()}
+        vouched = by.get(spec.key.site) in about
         if spec.key.site == "attn_out":
-            parallel = row.stacks[stack].parallel
-            vouched["attn_out"] = f"{stack}.resid_mid" in sums or (parallel and f"{stack}.resid_post" in sums)
-        if key not in about and not vouched.get(spec.key.site, False):
+            vouched = f"{stack}.{'resid_post' if row.stacks[stack].parallel else 'resid_mid'}" in sums
+        if not vouched:
             yield key
+
+
+_VOUCHED = {"resid_post": "resid_pre", "mlp_act": "mlp_mid", "mlp_mid": "mlp_down", "mlp_down": "mlp_out"}
+"""Sites about which a fact is one of another site: the stream behind a block is what the next one reads."""

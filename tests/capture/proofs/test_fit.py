@@ -1,0 +1,267 @@
+"""Rows that are found by watching a model, or chosen by hand, and what is recorded by them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.odd_model import OddForCausalLM, odd_model
+from traceformer.capture.extract import record
+from traceformer.capture.generation.generate import generate
+from traceformer.capture.plan import plan_arrays
+from traceformer.capture.proofs.check import Kept, batch_of, random_examples
+from traceformer.capture.proofs.find import find_row
+from traceformer.capture.proofs.fit import fit, fitted
+from traceformer.capture.provenance import model_configuration
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.tokenizing import Encoded
+from traceformer.errors import NotFound, Unsupported
+from traceformer.models import architectures, families
+from traceformer.models.families import FAMILIES, architecture_of
+from traceformer.models.family import Architecture
+from traceformer.models.load import load_model
+from traceformer.models.loaded import LoadedModel
+from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.written import written_architecture, written_row
+from traceformer.progress import Progress
+from traceformer.sites import Selection
+from traceformer.store.run import Run
+
+TEXTS = [[*range(5, 5 + length)] for length in (9, 21, 14, 3)]
+ARCHITECTURES = {
+    f"{family}-{number}": row for family, own in FAMILIES.items() for number, row in enumerate(own.architectures)
+}
+
+
+@pytest.fixture
+def ids_file(tmp_path: Path) -> Path:
+    path = tmp_path / "ids.jsonl"
+    path.write_text("\n".join(f'{{"ids": {text}}}' for text in TEXTS))
+    return path
+
+
+def recorded(model: Any, ids_file: Path, capture: str = "all", **options: Any) -> Run:
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    return record(loaded, str(ids_file), capture, ids_column="ids", dtype="float32", **options)
+
+
+def by_hand(model: OddForCausalLM, ids: list[int]) -> dict[str, Any]:
+    """The odd model's forward once more, a text at a time, with nothing but tensors."""
+    tower: Any = model.tower
+    x = tower.words.weight[ids] + tower.steps.weight[: len(ids)]
+    seen: dict[str, list[Any]] = {}
+
+    def keep(**values: torch.Tensor) -> None:
+        for site, value in values.items():
+            seen.setdefault(site, []).append(value.numpy())
+
+    def calm(norm: Any, rows: torch.Tensor) -> torch.Tensor:
+        return norm.scale * rows / (rows.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    hidden = [x]
+    for floor in tower.floors:
+        normed = calm(floor.calm, x)
+        q, k, v = (
+            (normed @ part.weight.T + part.bias).unflatten(-1, (4, 8)).transpose(0, 1)
+            for part in (floor.ear.asks, floor.ear.tells, floor.ear.gives)
+        )
+        scores = q @ k.transpose(1, 2) / 8**0.5
+        pattern = scores.masked_fill(torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        z = pattern @ v
+        heard = z.transpose(0, 1).flatten(1) @ floor.ear.says.weight.T + floor.ear.says.bias
+        grown = calm(floor.quiet, x + heard) @ floor.grows.weight.T + floor.grows.bias
+        bent = torch.nn.functional.gelu(grown)
+        out = bent @ floor.shrinks.weight.T + floor.shrinks.bias
+        keep(resid_pre=x, attn_norm=normed, q=q, k=k, v=v, attn_scores=scores, attn_pattern=pattern, z=z)
+        keep(attn_out=heard, resid_mid=x + heard, mlp_up=grown, mlp_act=bent, mlp_out=out, resid_post=x + heard + out)
+        x = x + heard + out
+        hidden.append(x)
+    hidden[-1] = calm(tower.roof, x)
+    whole: dict[str, Any] = {site: np.stack(layers) for site, layers in seen.items()}
+    return {**whole, "hidden": torch.stack(hidden).numpy(), "logits": (hidden[-1] @ model.speaks.weight.T).numpy()}
+
+
+def test_a_class_that_nobody_knows_is_recorded_as_its_forward_has_it(ids_file: Path) -> None:
+    model, told = odd_model(), list[Progress]()
+    run = recorded(model, ids_file, progress=told.append)
+    notices = [each.message for each in told if each.is_notice]
+    assert notices == ["no row for oddity: found one and proved 54 facts on your texts"]
+    assert run.about.row is not None
+    assert (run.about.row["how"], run.about.row["n_facts"], run.about.row["like"]) == ("found one", 54, None)
+    assert run.about.row["error"] < 1e-5
+    assert run.about.row["tokens"] == 3 + 14 + 21
+    assert "dec.resid_mid equals resid_pre + attn_out, normed in post-norm blocks" in run.about.row["facts"]
+    with torch.no_grad():
+        for example, ids in enumerate(TEXTS):
+            for site, expected in by_hand(model, ids).items():
+                key = next(spec.key for spec in run.layout.arrays if spec.key.site == site)
+                found = np.squeeze(run.get(run.example_id(example), key, dtype="float32"))
+                np.testing.assert_allclose(found, np.squeeze(expected), atol=2e-5, err_msg=site)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({"adds": 1.01}, "1 times the stream, 1 times ear.says and 1.01 times shrinks"),
+        ({"across_batch": True}, "is the same in a padded batch as alone"),
+    ],
+    ids=["another sum", "a norm across the batch"],
+)
+def test_what_does_not_hold_is_refused_before_anything_is_written(
+    odd: dict[str, Any], why: str, ids_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Unsupported, match="and none that holds") as refused:
+        recorded(odd_model(**odd), ids_file, "attn resid", out=tmp_path / "run")
+    assert why in refused.value.why
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.jsonl"]
+
+
+def test_a_sum_that_is_another_in_one_block_is_refused(ids_file: Path) -> None:
+    model: Any = odd_model()
+    model.tower.floors[2].adds = 1.01
+    with pytest.raises(Unsupported, match="and none that holds") as refused:
+        recorded(model, ids_file)
+    assert "dec.resid_post it does not hold that it equals resid_mid + mlp_out" in refused.value.why
+
+
+@pytest.mark.filterwarnings("ignore:oddity has no .*left out")
+def test_attention_out_of_sight_leaves_the_stream(ids_file: Path) -> None:
+    run = recorded(odd_model(own_attention=True), ids_file)
+    sites = {spec.key.site for spec in run.layout.arrays}
+    assert sites >= {"embed", "resid_pre", "attn_norm", "attn_out", "resid_mid", "mlp_mid", "resid_post", "hidden"}
+    assert not sites & {"q", "k", "v", "z", "attn_pattern"}
+    with pytest.raises(Unsupported, match="does not pass through transformers' attention function"):
+        recorded(odd_model(own_attention=True), ids_file, "attn_pattern")
+
+
+def test_an_encoder_is_one_by_what_its_tokens_see(ids_file: Path) -> None:
+    run = recorded(odd_model(looks_ahead=True), ids_file, "attn_pattern resid_post")
+    assert [str(spec.key) for spec in run.layout.arrays] == ["enc.self.attn_pattern", "enc.resid_post"]
+    assert np.triu(run.get(run.example_id(0), "enc.self.attn_pattern", 0), 1).max() > 0.05
+
+
+def test_what_is_as_wide_as_the_config_does_not_say_is_refused_by_name(ids_file: Path) -> None:
+    model = odd_model()
+    model.config.intermediate_size = 40
+    with pytest.raises(Unsupported, match="no mlp_mid: it is 48 wide, and the config says 40"):
+        recorded(model, ids_file, "mlp_mid")
+
+
+def test_a_row_chosen_by_hand_is_proved_like_any_other(ids_file: Path) -> None:
+    tiny = tiny_model("mistral")
+    run = recorded(load_model(tiny, like="llama"), ids_file, "attn resid")
+    assert run.about.row is not None
+    assert (run.about.row["like"], run.about.row["how"]) == ("llama", "took that of llama, as asked")
+    assert Architecture.from_json(run.about.row["architecture"]) == architecture_of({}, "llama")
+    own = recorded(tiny, ids_file, "attn resid")
+    assert own.about.row is None
+    for spec in own.layout.arrays:
+        for layer in spec.layers or (None,):
+            np.testing.assert_array_equal(run.get("1", spec.key, layer), own.get("1", spec.key, layer))
+
+
+def test_a_row_that_does_not_fit_is_refused(ids_file: Path) -> None:
+    with pytest.raises(Unsupported, match="no row for llama") as refused:
+        recorded(load_model(tiny_model("llama"), like="gpt2"), ids_file)
+    assert "has no module" in refused.value.why
+    with pytest.raises(NotFound, match="no row of a family 'lama'") as unknown:
+        load_model("byte", like="lama")
+    assert unknown.value.hint == "llama"
+
+
+def test_a_row_is_found_again_so_that_a_run_can_be_resumed() -> None:
+    rows = [Encoded({"dec": text}, {"dec": []}, None) for text in TEXTS]
+    told: list[Any] = []
+    for model in (load_model(odd_model()), load_model(odd_model())):
+        model = fitted(model, rows)
+        assert fitted(model, rows) is model
+        plan = plan_arrays(Selection(("resid_pre",)), model.model, architecture=model.architecture)
+        told.append(model_configuration(model, plan))
+    assert told[0] == told[1]
+    assert told[0]["row"]["stacks"]["dec"]["blocks"] == "floors"
+
+
+def test_a_model_of_a_hidden_family_generates_by_the_row_that_it_has(
+    byte: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = generate(byte, "return the", "resid_post", max_tokens=4)
+    monkeypatch.delitem(FAMILIES, byte.config.model_type)  # pyright: ignore[reportArgumentType]
+    found = generate(byte, "return the", "resid_post", max_tokens=4)
+    assert found.about.row is not None
+    assert own.about.row is None
+    [example] = own.tokens["example_id"]
+    np.testing.assert_array_equal(found.get(example, "resid_post"), own.get(example, "resid_post"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "modernbert", "t5", "bart", "mixtral"])
+def test_a_hidden_row_is_found_as_it_was_written_down(family: str) -> None:
+    model = tiny_model(family)
+    examples = random_examples(model.config)[:2]
+    found, own = find_row(model, examples), architecture_of(model.config)
+    assert {str(key) for site in Selection(("all",)).sites for key in found.keys(site)} == {
+        str(key) for site in Selection(("all",)).sites for key in own.keys(site)
+    }
+    if family != "t5":  # whose mlp_out is that of a module, which holds the one that the row has
+        assert found == own
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_row_is_written_as_python_and_read_again(name: str) -> None:
+    row = ARCHITECTURES[name]
+    assert eval(written_architecture(row), dict(vars(architectures))) == row
+    assert Architecture.from_json(row.to_json()) == row
+
+
+def test_a_written_row_is_laid_out_as_the_formatter_does(tmp_path: Path) -> None:
+    model = odd_model()
+    found = fit(model, random_examples(model.config, arch="dec"))
+    text = written_row(model, found.architecture)
+    blocks, _, entry = text.partition("\n\n")
+    assert blocks.startswith('ODDITY = Architecture(\n    {\n        "dec": StackRow(\n            "floors",\n')
+    namespace: dict[str, Any] = dict(vars(architectures))
+    exec(blocks, namespace)
+    assert namespace["ODDITY"] == found.architecture
+    written = tmp_path / "row.py"
+    written.write_text(f"{blocks}\n\nFAMILIES = {{\n{entry}}}\n")
+    formatted = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "120", str(written)]
+    assert subprocess.run(formatted, capture_output=True, text=True).returncode == 0
+    known: dict[str, Any] = {**vars(families), "blocks": type("Blocks", (), {"ODDITY": found.architecture})}
+    exec(f"FAMILIES = {{{entry}}}", known)
+    assert known["FAMILIES"]["oddity"].blocks is found.architecture
+    assert known["FAMILIES"]["oddity"].tiny.config["intermediate_size"] == 48
+
+
+def test_a_family_that_has_the_blocks_of_another_is_written_with_their_name() -> None:
+    model = tiny_model("llama")
+    assert '"llama": Family(blocks=blocks.LLAMA, positions=Positions("rotary"), ' in written_row(
+        model, architecture_of(model.config)
+    ).replace("\n        ", " ").replace("( ", "(")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY)
+def test_the_row_that_is_found_gives_the_arrays_of_the_one_that_is_there(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    examples, own = random_examples(model.config), architecture_of(model.config)
+    for each in [*FAMILIES]:
+        monkeypatch.delitem(FAMILIES, each)  # pyright: ignore[reportArgumentType]
+    found = fit(model, examples)
+    inputs, spans = batch_of(model, examples)
+    kept: list[Kept] = []
+    for row in (own, found.architecture):
+        sink = Kept(spans)
+        with Recorder(model, plan_arrays(Selection(("all",)), model, architecture=row).arrays, sink, row) as recorder:
+            recorder.run(spans, **inputs)
+        kept.append(sink)
+    missing = {key.site for key, _ in kept[0].arrays.keys() - kept[1].arrays.keys()}
+    assert missing == ({"q_proj", "k_proj", "v_proj"} if not own.has_attention_function else set())
+    for place, arrays in kept[1].arrays.items():
+        for one, other in zip(arrays, kept[0].arrays[place], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert found.result.ok
