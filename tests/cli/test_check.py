@@ -1,6 +1,7 @@
 """`traceformer check` as a user meets it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import pytest
 
 from traceformer.cli import main
 from traceformer.models.families import FAMILIES
-from traceformer.models.tiny import TINY
 
 
 def test_a_familys_name_checks_a_tiny_model_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,38 +64,46 @@ def test_a_fact_that_fails_is_shown_and_makes_the_exit_code_one(
     assert sum(line.endswith("FAILS") for line in shown.splitlines()) == 3
 
 
-STRANGER: tuple[str, dict[str, Any]] = (
-    "StableLmForCausalLM",
-    {
-        "vocab_size": 99,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-    },
-)
-
-
-def test_a_family_without_a_row_is_told_what_fits_and_how_to_add_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_family_without_a_row_is_told_what_was_found_and_how_to_add_it(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(TINY, "stablelm", STRANGER)  # pyright: ignore[reportArgumentType]
-    assert main(["check", "stablelm", "--device", "cpu"]) == 4
-    shown = capsys.readouterr().out
-    assert shown.startswith("a tiny random stablelm: no architecture row for model type 'stablelm'\n")
-    assert "blocks          layers\n" in shown
-    assert "attention       layers.*.self_attn\n" in shown
-    assert "without a row:\n" in shown
-    assert "with the row of byte_sparse, gemma, llama, mistral, qwen2, qwen3: 53 of 53 facts hold\n" in shown
-    assert shown.splitlines()[-1].startswith("to add it: the blocks of byte_sparse, gemma, llama")
-    assert main(["check", "stablelm", "--device", "cpu", "--json"]) == 4
+    folder = str(tiny_folder("gpt2"))
+    monkeypatch.delitem(FAMILIES, "gpt2")  # pyright: ignore[reportArgumentType]
+    assert main(["check", folder, "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0] == "tiny-gpt2: no row for model type 'gpt2'"
+    assert any(line.startswith("dec.self.attn_pattern  equals the softmax") for line in lines)
+    assert lines[-4].startswith("all 54 facts about 25 arrays hold; the largest error is ")
+    assert lines[-2:] == [
+        "found: a row of its own",
+        "to add it: add 'gpt2' to FAMILIES in traceformer/models/families.py with the blocks that `--write-row` prints",
+    ]
+    assert f"next: traceformer extract --model {folder} --dataset demo" in shown.err
+    assert main(["check", folder, "--device", "cpu", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["supported"], data["nearest"]["result"]["ok"]) == (False, True)
+    assert (data["supported"], data["ok"], data["result"]["ok"]) == (False, True, True)
+    assert main(["check", folder, "--device", "cpu", "--write-row"]) == 0
+    assert capsys.readouterr().out.startswith('    "gpt2": Family(\n        blocks=blocks.GPT2,\n')
+
+
+def test_the_row_of_another_family_is_proved_where_it_is_asked_for(
+    tiny_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["check", str(tiny_folder("mistral")), "--device", "cpu", "--like"]
+    assert main([*command, "llama"]) == 0
+    shown = capsys.readouterr()
+    assert "all 53 facts about 25 arrays hold" in shown.out
+    assert "--like llama --dataset demo" in shown.err
+    assert main([*command, "gpt2"]) == 4
+    assert "none was found that holds: the row does not fit" in capsys.readouterr().out
+    assert main([*command, "lama"]) == 3
+    assert "try:   llama" in capsys.readouterr().err
+
+
+def test_only_a_found_row_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "gpt2", "--device", "cpu", "--write-row"]) == 2
+    assert "its family has one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_an_encoder_is_one_by_what_its_tokens_see(ids_file: Path) -> None:
 def test_what_is_as_wide_as_the_config_does_not_say_is_refused_by_name(ids_file: Path) -> None:
     model = odd_model()
     model.config.intermediate_size = 40
-    with pytest.raises(Unsupported, match="no mlp_mid: it is 48 wide, and the config says 40"):
+    with pytest.raises(Unsupported, match="no mlp_mid; it is 48 wide, and the config says 40"):
         recorded(model, ids_file, "mlp_mid")
 
 

@@ -218,6 +218,8 @@ def _mixed_values(place: Place) -> Sides:
 
 def _projected_out(place: Place, mixed: Tensor) -> Sides:
     recorded, row = place("attn_out"), place.attention_row
+    if row.out_proj is None or row.attn_out is None:
+        raise NotHere
     return recorded, place.normed(row.attn_out.path, place.apply(row.out_proj, _merged(mixed)))
 
 

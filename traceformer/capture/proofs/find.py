@@ -54,7 +54,9 @@ def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[S
     for stack, sizes in dims.stacks.items():
         chains: list[tuple[int, str]] = []
         for path, module in model.base_model.named_modules():
-            if path in found.values() or not is_list_of_blocks(module, sizes.n_layers):
+            outer = (*found.values(), *(chain for _, chain in chains))
+            is_within = any(f"{path}.".startswith(f"{other}.") for other in outer)
+            if is_within or not is_list_of_blocks(module, sizes.n_layers):
                 continue
             why = _why_no_chain(watched, path, sizes)
             if why:

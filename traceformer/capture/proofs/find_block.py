@@ -206,7 +206,7 @@ def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
 
 def _out_proj(block: Block, seen: Attended) -> Call | None:
     mixed = seen.mixed.flatten(2)
-    return next((call for call in block.calls if _same(block.rows(call.given), mixed)), None)
+    return next((call for call in block.calls if _has_matrix(call) and _same(block.rows(call.given), mixed)), None)
 
 
 def _attention_row(

@@ -193,6 +193,9 @@ class _Trial:
                 return ahead._replace(words="a decoder's token changes with no later one")
         if self._differ(whole, alone) is not None:
             beside = _cut(other, text.lengths)
+            beside = replace(
+                beside, ids={stack: ids[::-1] for stack, ids in beside.ids.items()}
+            )  # texts may begin alike
             if beside.lengths == text.lengths:
                 leak = self._differ(self._run([text, beside])[0], alone)
                 if leak is not None:

@@ -102,7 +102,7 @@ def watch(model: PreTrainedModel, examples: Sequence[Example], depths: Mapping[S
         with using_attention(model, observed_name(implementation_of(model))):
             _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
     except Unsupported as error:
-        watched = Watched(ids, obstacle=str(error))
+        watched = Watched(ids, obstacle=error.message)
         _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
     return watched
 
