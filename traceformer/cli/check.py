@@ -139,5 +139,6 @@ def _lines_of_unknown(probe: "Probe") -> Iterator[str]:
         assert probe.found is not None
         yield from _lines(result)
         yield ""
-        yield f"found: {probe.found.families and f'the row of {probe.found.families}' or 'a row of its own'}"
+        of = probe.found.families
+        yield f"found: {f'the row of {of}' if of else 'a row of its own'}"
     yield f"to add it: {probe.advice}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
-from traceformer.store.meta import Dims
+from traceformer.store.meta import Dims, RunMeta
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes
@@ -152,7 +152,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
         bytes=_size(folder),
         arrays=tuple(arrays),
-        parts=tuple(dict.fromkeys(parts)),
+        parts=(*_row(about), *dict.fromkeys(parts)),
         labels=about.labels or (),
     )
 
@@ -171,6 +171,13 @@ def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
+
+
+def _row(about: RunMeta) -> Iterator[str]:
+    """Yields a line of the row that the model was recorded by, where that was not its family's."""
+    if about.row is not None:
+        facts, tokens = about.row.get("n_facts"), about.row.get("tokens")
+        yield f"no row for {about.model_type}: {about.row.get('how')}, {facts} facts proved on {tokens} tokens of its texts"
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ __all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row",
 _OF_A_RUN = (
     *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset", "split"),
     *("dims", "attention", "capture", "category", "generation", "labels", "projection", "time", "versions"),
-    "unknown_rows",
+    *("unknown_rows", "row"),
 )
 _PLACES = ("shard", "slot", "dec_slot")
 
