@@ -57,8 +57,9 @@ class DatasetRows:
         """
         import pyarrow as pa
 
+        table: Any = self._arrow[rows]
         try:
-            self._arrow[rows].validate(full=True)
+            table.validate(full=True)
         except pa.ArrowInvalid as error:
             raise Unreadable(f"{self.label} is damaged", why=_first_line(error)) from error
         return self._dataset[rows]
