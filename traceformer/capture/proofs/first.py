@@ -15,7 +15,7 @@ Below float32 passes of other shapes round otherwise, and a layer passes that on
 compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.check import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.sharing import Sharing, keep_apart
+from traceformer.capture.sharing import keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
@@ -40,8 +40,8 @@ from traceformer.sites import ArraySpec, Selection, Stack
 
 __all__ = ["prove_first"]
 
-_MOST, _FEWEST = 64, 8  # tokens of a text
-_SHARE = 0.02 / 3.5  # of a run's tokens for the longer text: with the shorter one twice, and the claims, 2 % of all
+_MOST, _FEWEST = 64, 32  # tokens of a text
+_SHARE = 0.02 / 3  # of a run's tokens: with another text beside it, half of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
@@ -76,8 +76,11 @@ def prove_first(
     """
     if not rows:
         return
-    with torch.inference_mode(), evaluating(model.model):
-        trial = _Trial(model, plan, rows[0].lengths, to_continue)
+    row, sink = architecture_of(model.config), _Keeping()
+    specs = _kept(model, row, tuple(rows[0].ids), plan)
+    with torch.inference_mode(), evaluating(model.model), Recorder(model.model, specs, sink) as recorder:
+        inputs = BatchInputs(model)
+        trial = _Trial(model, row, recorder, sink, inputs.to_continue if to_continue else inputs.to_run)
         failed = trial.prove(*_two_of(rows, tokens))
     if failed is not None:
         raise Unsupported(
@@ -94,7 +97,7 @@ def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | No
     longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
     if len(rows) == 1:
         return longest, None
-    return _cut(ordered[0], {stack: max(1, 2 * n // 3) for stack, n in longest.lengths.items()}), longest
+    return _cut(ordered[0], {stack: max(1, n // 2) for stack, n in longest.lengths.items()}), longest
 
 
 def _cut(row: Encoded, most: Mapping[Stack, int]) -> Encoded:
@@ -127,37 +130,32 @@ _OneText = Mapping[Any, Tensor]
 
 
 class _Trial:
-    """A model, what is kept of it, and how its batches are made."""
+    """A model that is being observed, and how its batches are made."""
 
-    def __init__(self, model: LoadedModel, plan: Plan, lengths: Mapping[Stack, int], to_continue: bool) -> None:
-        self._model = model
-        self._row: Architecture = architecture_of(model.config)
-        self._stacks = tuple(lengths)
-        self._specs = _kept(model, self._row, self._stacks, plan)
-        inputs = BatchInputs(model)
-        self._inputs = inputs.to_continue if to_continue else inputs.to_run
-        self._decoder: Stack | None = "dec" if "dec" in lengths and self._is_causal() else None
-        self._sharing = Sharing(model.model)
-        self._scale = 1.0
-
-    def _is_causal(self) -> bool:
-        """Whether the decoder's attention has not said itself that it looks both ways."""
-        row = self._row.stacks["dec"]
-        block = self._model.model.base_model.get_submodule(f"{row.blocks}.0")
-        return getattr(block.get_submodule(row.attention.module), "is_causal", True) is not False
+    def __init__(
+        self,
+        model: LoadedModel,
+        row: Architecture,
+        recorder: Recorder,
+        sink: _Keeping,
+        inputs: Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]],
+    ) -> None:
+        self._model, self._row = model, row
+        self._recorder, self._sink, self._inputs = recorder, sink, inputs
+        self._is_exact = is_exact(model.model)
+        self._largest_score = 1.0
 
     def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
         """Returns a fact that does not hold, if there is one."""
         shorter = self._without_last(text)
         together = [text] if other is None else [text, other]
-        if other is None and shorter is not text and self._may_share([shorter, text]):
+        if other is None and shorter is not text and len(self._parts([text, shorter])) == 1:
             together = [text, shorter]  # one pass proves both
         whole, *rest = self._run(together)
-        self._scale = max(
-            [1.0, *(each.abs().max().item() for (key, _), each in whole.items() if key.site == "attn_scores")]
-        )
+        scores = [each for (key, _), each in whole.items() if key.site == "attn_scores"]
+        self._largest_score = max([1.0, *(each.abs().max().item() for each in scores)])
         failed = self._claims(text, whole)
-        if failed is not None or self._sharing.quantised is not None:
+        if failed is not None or self._recorder.sharing.quantised is not None:
             return failed
         if other is None:
             if shorter is text:
@@ -173,10 +171,10 @@ class _Trial:
         kept: Arrays = {place: [tensor] for place, tensor in arrays.items()}
         reference = Reference(None, {}, {})
         ids: Mapping[Stack, Tensor] = {stack: torch.tensor(own) for stack, own in text.ids.items()}
-        prove(Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference), self._specs, errors)
+        prove(Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference), self._recorder.arrays, errors)
         dtype = self._model.model.dtype
         facts = [
-            _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._scale))
+            _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._largest_score))
             for (key, fact, rounding), error in errors.items()
         ]
         return max(
@@ -188,8 +186,8 @@ class _Trial:
     def _reason(self, text: Encoded, other: Encoded, whole: _OneText) -> _Fact | None:
         """Tells why a text's numbers were not the same again: a fact that does not hold, or None for padding alone."""
         alone = self._alone(text)
-        if self._decoder is not None:
-            ahead = self._differ(self._alone(self._with_another_last(text)), alone, before_last=True)
+        if self._is_causal(text):
+            ahead = self._differ(self._alone(_with_another_last(text)), alone, before_last=True)
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
         if self._differ(whole, alone) is not None:
@@ -203,28 +201,24 @@ class _Trial:
 
     def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
         """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
-        dtype = self._model.model.dtype
-        exact = is_exact(self._model.model)
-        tolerance = _FAR * tolerance_of(Rounding.BATCH if exact else Rounding.MODEL, dtype, self._scale if exact else 1)
+        rounding = Rounding.BATCH if self._is_exact else Rounding.MODEL
+        tolerance = _FAR * tolerance_of(rounding, self._model.model.dtype, self._largest_score)
         worst = 0.0
         for (key, layer), tensor in one.items():
             of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
-            if key.site not in _COMPARED or not (exact or of_first_attention):
+            if key.site not in _COMPARED or not (self._is_exact or of_first_attention):
                 continue
             there = two[key, layer]
             axes = (-2, -1) if key.site == "attn_pattern" else (-2,)
             for axis in axes:
                 size = min(tensor.shape[axis], there.shape[axis])
-                size -= before_last and self._is_of_decoder(key, axis)
+                size -= before_last and (key.key_stack if axis == -1 else key.token_stack) == "dec"
                 tensor, there = tensor.narrow(axis, 0, size), there.narrow(axis, 0, size)
             worst = max(worst, error_between(tensor, there))
         return None if worst <= tolerance else _Fact("", worst, tolerance)
 
-    def _is_of_decoder(self, key: Any, axis: int) -> bool:
-        return (key.key_stack if axis == -1 else key.token_stack) == "dec"
-
-    def _may_share(self, rows: Sequence[Encoded]) -> bool:
-        return len(self._sharing.parts(range(len(rows)), [row.lengths for row in rows])) == 1
+    def _parts(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        return self._recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows])
 
     def _alone(self, row: Encoded) -> _OneText:
         [arrays] = self._run([row])
@@ -233,26 +227,32 @@ class _Trial:
     def _run(self, rows: Sequence[Encoded]) -> list[_OneText]:
         """Returns each row's arrays in one pass of them all, or in one each where they may not share it."""
         found: dict[int, _OneText] = {}
-        sink = _Keeping()
-        with Recorder(self._model.model, self._specs, sink) as recorder:
-            for part in recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows]):
-                inputs, spans = self._inputs([rows[index] for index in part])
-                sink.begin(part, spans)
-                recorder.run(spans, **inputs)
-                for place, index in enumerate(part):
-                    found[index] = {key: each[place] for key, each in sink.kept.arrays.items()}
+        for part in self._parts(rows):
+            inputs, spans = self._inputs([rows[index] for index in part])
+            self._sink.begin(part, spans)
+            self._recorder.run(spans, **inputs)
+            for place, index in enumerate(part):
+                found[index] = {key: each[place] for key, each in self._sink.kept.arrays.items()}
         return [found[index] for index in range(len(rows))]
 
     def _without_last(self, row: Encoded) -> Encoded:
-        """The row without its decoder's last token, if it has another one; the row itself of encoders."""
-        if self._decoder is None or row.length(self._decoder) == 1:
+        """The row without its decoder's last token, if it has another one; the row itself where none is causal."""
+        if not self._is_causal(row) or row.length("dec") == 1:
             return row
-        return _cut(row, {**row.lengths, self._decoder: row.length(self._decoder) - 1})
+        return _cut(row, {**row.lengths, "dec": row.length("dec") - 1})
 
-    def _with_another_last(self, row: Encoded) -> Encoded:
-        assert self._decoder is not None
-        *before, last = row.ids[self._decoder]
-        return replace(row, ids={**row.ids, self._decoder: [*before, last - 1 if last else 1]})
+    def _is_causal(self, row: Encoded) -> bool:
+        """Whether there is a decoder, and its attention does not say itself that it looks both ways."""
+        if "dec" not in row.ids:
+            return False
+        own = self._row.stacks["dec"]
+        path = f"{own.blocks}.0.{own.attention.module}"
+        return getattr(self._model.model.base_model.get_submodule(path), "is_causal", True) is not False
+
+
+def _with_another_last(row: Encoded) -> Encoded:
+    *before, last = row.ids["dec"]
+    return replace(row, ids={**row.ids, "dec": [*before, last - 1 if last else 1]})
 
 
 def _kept(model: LoadedModel, row: Architecture, stacks: Sequence[Stack], plan: Plan) -> list[ArraySpec]:
