@@ -139,7 +139,11 @@ def _no_padding(model: LoadedModel, quantised: str | None) -> str | None:
     """Why no row is padded; None where they are."""
     if quantised is not None:
         return "none: of a quantised model every row runs alone"
-    return "none: padding changes this model's numbers, so that every row runs alone" if is_kept_apart(model.model) else None
+    return (
+        "none: padding changes this model's numbers, so that every row runs alone"
+        if is_kept_apart(model.model)
+        else None
+    )
 
 
 def _labels(model: LoadedModel, plan: Plan) -> tuple[str, ...] | None:

@@ -4,23 +4,26 @@
    the first, the middle and the last layer the residual stream and, if anything of it is recorded, attention are kept.
 2. The claims of `stream` and `attention` about these are tested on the shorter, padded text: what blocks add to the
    stream, and patterns as the softmax of q k under a mask made of positions alone.
-3. The shorter text runs alone; in a decoder without its last token. All must be what it was: nothing comes from
-   padding, from the other text or, in a decoder, from a later token.
-4. If not, further passes tell which of these it is. Padding alone is no fault: such a model's texts run one by one from
-   then on (`sharing.keep_apart`).
+3. The shorter text runs alone, and must be what it was: nothing comes from padding or from the other text. So do, in a
+   decoder, its first `_START` tokens: nothing comes from a later one. Where there is one text, all its tokens but the
+   last run beside it.
+4. If not, further passes tell why: rounding, where as much comes of the last bits of what enters the blocks; a
+   later token, in whose place stands another one; another text, as long as the first; or padding, which is no fault.
+   Such a model's texts run one by one from then on (`sharing.keep_apart`).
 
-It costs two passes of few tokens, `_SHARE` of those of the run where that leaves enough, and a few products in three
-layers. It proves what it names, on these tokens; `check` proves every site in every layer.
+It costs three passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
+It proves what it names, on these tokens; `check` proves every site in every layer.
 Below float32 passes of other shapes round otherwise, and a layer passes that on: only what the first attention shows is
 compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import BatchInputs
@@ -41,7 +44,8 @@ from traceformer.sites import ArraySpec, Selection, Stack
 __all__ = ["prove_first"]
 
 _MOST, _FEWEST = 64, 32  # tokens of a text
-_SHARE = 0.02 / 3  # of a run's tokens: with another text beside it, half of it again, and the claims, 2 % of the run
+_START = 8
+_SHARE = 0.02 / 3.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
@@ -97,7 +101,7 @@ def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | No
     longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
     if len(rows) == 1:
         return longest, None
-    return _cut(ordered[0], {stack: max(1, n // 2) for stack, n in longest.lengths.items()}), longest
+    return _cut(ordered[0], {stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
 
 
 def _cut(row: Encoded, most: Mapping[Stack, int]) -> Encoded:
@@ -143,14 +147,13 @@ class _Trial:
         self._model, self._row = model, row
         self._recorder, self._sink, self._inputs = recorder, sink, inputs
         self._is_exact = is_exact(model.model)
-        self._largest_score = 1.0
+        self._largest_score, self._rounding = 1.0, 0.0
 
     def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
         """Returns a fact that does not hold, if there is one."""
-        shorter = self._without_last(text)
-        together = [text] if other is None else [text, other]
-        if other is None and shorter is not text and len(self._parts([text, shorter])) == 1:
-            together = [text, shorter]  # one pass proves both
+        begun = self._begun(text, alone=other is not None)
+        beside = begun if other is None else other
+        together = [text] if beside is None else [text, beside]
         whole, *rest = self._run(together)
         scores = [each for (key, _), each in whole.items() if key.site == "attn_scores"]
         self._largest_score = max([1.0, *(each.abs().max().item() for each in scores)])
@@ -158,12 +161,11 @@ class _Trial:
         if failed is not None or self._recorder.sharing.quantised is not None:
             return failed
         if other is None:
-            if shorter is text:
-                return None
-            again = rest[0] if rest else self._alone(shorter)
-        else:
-            again = self._alone(shorter)
-        return None if self._differ(whole, again) is None else self._reason(text, other or shorter, whole)
+            return self._reason(text, None, whole) if rest and self._differ(whole, rest[0]) else None
+        alone = self._alone(text)
+        if self._differ(whole, alone) or (begun is not None and self._differ(alone, self._alone(begun))):
+            return self._reason(text, other, whole)
+        return None
 
     def _claims(self, text: Encoded, arrays: _OneText) -> _Fact | None:
         """The claim that is furthest from holding, if one does not."""
@@ -171,7 +173,11 @@ class _Trial:
         kept: Arrays = {place: [tensor] for place, tensor in arrays.items()}
         reference = Reference(None, {}, {})
         ids: Mapping[Stack, Tensor] = {stack: torch.tensor(own) for stack, own in text.ids.items()}
-        prove(Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference), self._recorder.arrays, errors)
+        prove(
+            Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference),
+            self._recorder.arrays,
+            errors,
+        )
         dtype = self._model.model.dtype
         facts = [
             _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._largest_score))
@@ -183,26 +189,48 @@ class _Trial:
             default=None,
         )
 
-    def _reason(self, text: Encoded, other: Encoded, whole: _OneText) -> _Fact | None:
+    def _reason(self, text: Encoded, other: Encoded | None, whole: _OneText) -> _Fact | None:
         """Tells why a text's numbers were not the same again: a fact that does not hold, or None for padding alone."""
         alone = self._alone(text)
+        with self._last_bits_changed(text):
+            rounded = self._differ(self._alone(text), alone)
+        self._rounding = 0.0 if rounded is None else rounded.error
         if self._is_causal(text):
             ahead = self._differ(self._alone(_with_another_last(text)), alone, before_last=True)
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
-        if self._differ(whole, alone) is not None:
+        if other is not None and self._differ(whole, alone) is not None:
             beside = _cut(other, text.lengths)
-            if beside.lengths == text.lengths:
-                leak = self._differ(self._run([text, beside])[0], alone)
-                if leak is not None:
-                    return leak._replace(words="a text's numbers change with no other text in its batch")
+            leak = self._differ(self._run([text, beside])[0], alone) if beside.lengths == text.lengths else None
+            if leak is not None:
+                return leak._replace(words="a text's numbers change with no other text in its batch")
         keep_apart(self._model.model)
         return None
+
+    @contextmanager
+    def _last_bits_changed(self, row: Encoded) -> Generator[None]:
+        """Changes what enters the blocks by as much as its dtype can tell apart, up and down."""
+        base: Any = self._model.model.base_model
+        step = torch.finfo(self._model.model.dtype).eps
+
+        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            rows: Tensor = args[0] if args else kwargs["hidden_states"]
+            signs = torch.ones_like(rows)
+            signs[..., ::2] = -1
+            changed = rows * (1 + step * signs)
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        with ExitStack() as undo:
+            for stack in row.ids:
+                for block in base.get_submodule(self._row.stacks[stack].blocks):
+                    undo.callback(block.register_forward_pre_hook(change, with_kwargs=True).remove)
+            yield
 
     def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
         """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
         rounding = Rounding.BATCH if self._is_exact else Rounding.MODEL
-        tolerance = _FAR * tolerance_of(rounding, self._model.model.dtype, self._largest_score)
+        explained = max(tolerance_of(rounding, self._model.model.dtype, self._largest_score), self._rounding)
+        tolerance = _FAR * explained
         worst = 0.0
         for (key, layer), tensor in one.items():
             of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
@@ -235,11 +263,14 @@ class _Trial:
                 found[index] = {key: each[place] for key, each in self._sink.kept.arrays.items()}
         return [found[index] for index in range(len(rows))]
 
-    def _without_last(self, row: Encoded) -> Encoded:
-        """The row without its decoder's last token, if it has another one; the row itself where none is causal."""
+    def _begun(self, row: Encoded, *, alone: bool) -> Encoded | None:
+        """The first tokens of a row's decoder, or all but the last to stand beside it; None of one, or without one."""
         if not self._is_causal(row) or row.length("dec") == 1:
-            return row
-        return _cut(row, {**row.lengths, "dec": row.length("dec") - 1})
+            return None
+        most = min(row.length("dec") - 1, _START) if alone else row.length("dec") - 1
+        if not self._recorder.sharing.is_one_side(most, row.length("dec")):
+            return None
+        return _cut(row, {**row.lengths, "dec": most})
 
     def _is_causal(self, row: Encoded) -> bool:
         """Whether there is a decoder, and its attention does not say itself that it looks both ways."""
