@@ -5,7 +5,8 @@ import platform
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,11 @@ _OURS = (
 """Columns of `tokens.parquet` that mean something wherever they occur: no data set's column may be called so."""
 
 
+@cache  # looking one up takes longer than running a tiny model
+def _version(package: str) -> str:
+    return metadata.version(package)
+
+
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
     """Returns what decides a run's bytes on the model's side, by name: it must be equal for a run to be resumed."""
     return {
@@ -49,7 +55,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "attention implementation": _attention_implementation(model),
         "device": _device(model),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("traceformer", "torch", "transformers")},
+        "versions": {name: _version(name) for name in ("traceformer", "torch", "transformers")},
         **({"padding": "none"} if is_kept_apart(model.model) else {}),
     }
 
@@ -124,7 +130,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         byte_level=_is_byte_level(model.tokenizer),
         device=_device(model),
         versions={
-            name: version(name)
+            name: _version(name)
             for name in ("traceformer", "torch", "transformers", "tokenizers", "tensorstore", "numpy")
         },
         python=platform.python_version(),

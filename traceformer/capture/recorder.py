@@ -80,6 +80,7 @@ class Recorder:
         UsageError: on entry, if another recorder is at work on the same model.
 
     Attributes:
+        arrays: What is recorded.
         sharing: Which rows may share a pass of this model.
     """
 
@@ -94,6 +95,7 @@ class Recorder:
         self._model = underneath(model)
         config = self._model.config
         self._row = architecture or architecture_of(config)
+        self.arrays = tuple(arrays)
         self._derived: dict[ArrayKey, Derived] = {spec.key: each for each in derived for spec in each.specs}
         self._dims = ModelDims.of(self._model)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -53,10 +54,12 @@ def behaviour_of(model: PreTrainedModel) -> Behaviour:
 
 
 def _observe(base: Any) -> Behaviour:
+    from traceformer.models.load import quiet
+
     is_encdec = bool(getattr(base.config, "is_encoder_decoder", False))
     ids = _tokens(base)
     tables = _Tables()
-    with torch.no_grad(), evaluating(base):
+    with torch.no_grad(), evaluating(base), quiet(transformers):
         try:
             with tables:
                 first = _last_hidden_state(base, ids, is_encdec)
@@ -126,11 +129,10 @@ class _Tables(TorchDispatchMode):
     def _note(self, weight: Tensor, rows: Tensor) -> None:
         if rows.numel() != rows.shape[-1]:
             return
-        for length in _TOKENS.values():
-            start = rows.reshape(-1)[:length]
-            if len(start) == length and bool((start.diff() == 1).all()):
-                self.found.append((length, weight.shape[0] - int(start[0])))
-                return
+        numbers: list[int] = rows.flatten().tolist()
+        length = next((n for n in range(1, len(numbers)) if numbers[n] != numbers[n - 1] + 1), len(numbers))
+        if length in _TOKENS.values():  # padding may follow
+            self.found.append((length, weight.shape[0] - numbers[0]))
 
 
 @contextmanager

@@ -4,23 +4,26 @@
    the first, the middle and the last layer the residual stream and, if anything of it is recorded, attention are kept.
 2. The claims of `stream` and `attention` about these are tested on the shorter, padded text: what blocks add to the
    stream, and patterns as the softmax of q k under a mask made of positions alone.
-3. The shorter text runs alone; in a decoder without its last token. All must be what it was: nothing comes from
-   padding, from the other text or, in a decoder, from a later token.
-4. If not, further passes tell which of these it is. Padding alone is no fault: such a model's texts run one by one from
-   then on (`sharing.keep_apart`).
+3. The shorter text runs alone, and must be what it was: nothing comes from padding or from the other text. So do, in a
+   decoder, its first `_START` tokens: nothing comes from a later one. Where there is one text, all its tokens but the
+   last run beside it.
+4. If not, further passes tell why: rounding, where as much comes of the last bits of what enters the blocks; a
+   later token, in whose place stands another one; another text, as long as the first; or padding, which is no fault.
+   Such a model's texts run one by one from then on (`sharing.keep_apart`).
 
-It costs two passes of few tokens, `_SHARE` of those of the run where that leaves enough, and a few products in three
-layers. It proves what it names, on these tokens; `check` proves every site in every layer.
+It costs three passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
+It proves what it names, on these tokens; `check` proves every site in every layer.
 Below float32 passes of other shapes round otherwise, and a layer passes that on: only what the first attention shows is
 compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import BatchInputs
@@ -29,7 +32,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.check import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.sharing import Sharing, keep_apart
+from traceformer.capture.sharing import keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
@@ -39,8 +42,9 @@ from traceformer.sites import ArraySpec, Selection, Stack
 
 __all__ = ["prove_first"]
 
-_MOST, _FEWEST = 64, 8  # tokens of a text
-_SHARE = 0.02 / 3.5  # of a run's tokens for the longer text: with the shorter one twice, and the claims, 2 % of all
+_MOST, _FEWEST = 64, 32  # tokens of a text
+_START = 8
+_SHARE = 0.02 / 3.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
@@ -75,8 +79,11 @@ def prove_first(
     """
     if not rows:
         return
-    with torch.inference_mode(), evaluating(model.model):
-        trial = _Trial(model, plan, rows[0].lengths, to_continue)
+    row, sink = model.built, _Keeping()
+    specs = _kept(model, row, tuple(rows[0].ids), plan)
+    with torch.inference_mode(), evaluating(model.model), Recorder(model.model, specs, sink, row) as recorder:
+        inputs = BatchInputs(model)
+        trial = _Trial(model, row, recorder, sink, inputs.to_continue if to_continue else inputs.to_run)
         failed = trial.prove(*_two_of(rows, tokens))
     if failed is not None:
         raise Unsupported(
@@ -93,7 +100,7 @@ def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | No
     longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
     if len(rows) == 1:
         return longest, None
-    return _cut(ordered[0], {stack: max(1, 2 * n // 3) for stack, n in longest.lengths.items()}), longest
+    return _cut(ordered[0], {stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
 
 
 def _cut(row: Encoded, most: Mapping[Stack, int]) -> Encoded:
@@ -126,45 +133,38 @@ _OneText = Mapping[Any, Tensor]
 
 
 class _Trial:
-    """A model, what is kept of it, and how its batches are made."""
+    """A model that is being observed, and how its batches are made."""
 
-    def __init__(self, model: LoadedModel, plan: Plan, lengths: Mapping[Stack, int], to_continue: bool) -> None:
-        self._model = model
-        self._row: Architecture = model.built
-        self._stacks = tuple(lengths)
-        self._specs = _kept(model, self._row, self._stacks, plan)
-        inputs = BatchInputs(model)
-        self._inputs = inputs.to_continue if to_continue else inputs.to_run
-        self._decoder: Stack | None = "dec" if "dec" in lengths and self._is_causal() else None
-        self._sharing = Sharing(model.model)
-        self._scale = 1.0
-
-    def _is_causal(self) -> bool:
-        """Whether the decoder's attention has not said itself that it looks both ways."""
-        row = self._row.stacks["dec"]
-        block = self._model.model.base_model.get_submodule(f"{row.blocks}.0")
-        return getattr(block.get_submodule(row.attention.module), "is_causal", True) is not False
+    def __init__(
+        self,
+        model: LoadedModel,
+        row: Architecture,
+        recorder: Recorder,
+        sink: _Keeping,
+        inputs: Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]],
+    ) -> None:
+        self._model, self._row = model, row
+        self._recorder, self._sink, self._inputs = recorder, sink, inputs
+        self._is_exact = is_exact(model.model)
+        self._largest_score, self._rounding = 1.0, 0.0
 
     def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
         """Returns a fact that does not hold, if there is one."""
-        shorter = self._without_last(text)
-        together = [text] if other is None else [text, other]
-        if other is None and shorter is not text and self._may_share([shorter, text]):
-            together = [text, shorter]  # one pass proves both
+        begun = self._begun(text, alone=other is not None)
+        beside = begun if other is None else other
+        together = [text] if beside is None else [text, beside]
         whole, *rest = self._run(together)
-        self._scale = max(
-            [1.0, *(each.abs().max().item() for (key, _), each in whole.items() if key.site == "attn_scores")]
-        )
+        scores = [each for (key, _), each in whole.items() if key.site == "attn_scores"]
+        self._largest_score = max([1.0, *(each.abs().max().item() for each in scores)])
         failed = self._claims(text, whole)
-        if failed is not None or self._sharing.quantised is not None:
+        if failed is not None or self._recorder.sharing.quantised is not None:
             return failed
         if other is None:
-            if shorter is text:
-                return None
-            again = rest[0] if rest else self._alone(shorter)
-        else:
-            again = self._alone(shorter)
-        return None if self._differ(whole, again) is None else self._reason(text, other or shorter, whole)
+            return self._reason(text, None, whole) if rest and self._differ(whole, rest[0]) else None
+        alone = self._alone(text)
+        if self._differ(whole, alone) or (begun is not None and self._differ(alone, self._alone(begun))):
+            return self._reason(text, other, whole)
+        return None
 
     def _claims(self, text: Encoded, arrays: _OneText) -> _Fact | None:
         """The claim that is furthest from holding, if one does not."""
@@ -172,10 +172,14 @@ class _Trial:
         kept: Arrays = {place: [tensor] for place, tensor in arrays.items()}
         reference = Reference(None, {}, {})
         ids: Mapping[Stack, Tensor] = {stack: torch.tensor(own) for stack, own in text.ids.items()}
-        prove(Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference), self._specs, errors)
+        prove(
+            Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference),
+            self._recorder.arrays,
+            errors,
+        )
         dtype = self._model.model.dtype
         facts = [
-            _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._scale))
+            _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._largest_score))
             for (key, fact, rounding), error in errors.items()
         ]
         return max(
@@ -184,49 +188,66 @@ class _Trial:
             default=None,
         )
 
-    def _reason(self, text: Encoded, other: Encoded, whole: _OneText) -> _Fact | None:
+    def _reason(self, text: Encoded, other: Encoded | None, whole: _OneText) -> _Fact | None:
         """Tells why a text's numbers were not the same again: a fact that does not hold, or None for padding alone."""
         alone = self._alone(text)
-        if self._decoder is not None:
-            ahead = self._differ(self._alone(self._with_another_last(text)), alone, before_last=True)
+        with self._last_bits_changed(text):
+            rounded = self._differ(self._alone(text), alone)
+        self._rounding = 0.0 if rounded is None else rounded.error
+        if self._is_causal(text):
+            ahead = self._differ(self._alone(_with_another_last(text)), alone, before_last=True)
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
-        if self._differ(whole, alone) is not None:
+        if other is not None and self._differ(whole, alone) is not None:
             beside = _cut(other, text.lengths)
-            beside = replace(
-                beside, ids={stack: ids[::-1] for stack, ids in beside.ids.items()}
-            )  # texts may begin alike
-            if beside.lengths == text.lengths:
-                leak = self._differ(self._run([text, beside])[0], alone)
-                if leak is not None:
-                    return leak._replace(words="a text's numbers change with no other text in its batch")
+            # Texts may begin alike: backwards the other is another one.
+            beside = replace(beside, ids={stack: ids[::-1] for stack, ids in beside.ids.items()})
+            leak = self._differ(self._run([text, beside])[0], alone) if beside.lengths == text.lengths else None
+            if leak is not None:
+                return leak._replace(words="a text's numbers change with no other text in its batch")
         keep_apart(self._model.model)
         return None
 
+    @contextmanager
+    def _last_bits_changed(self, row: Encoded) -> Generator[None]:
+        """Changes what enters the blocks by as much as its dtype can tell apart, up and down."""
+        base: Any = self._model.model.base_model
+        step = torch.finfo(self._model.model.dtype).eps
+
+        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            rows: Tensor = args[0] if args else kwargs["hidden_states"]
+            signs = torch.ones_like(rows)
+            signs[..., ::2] = -1
+            changed = rows * (1 + step * signs)
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        with ExitStack() as undo:
+            for stack in row.ids:
+                for block in base.get_submodule(self._row.stacks[stack].blocks):
+                    undo.callback(block.register_forward_pre_hook(change, with_kwargs=True).remove)
+            yield
+
     def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
         """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
-        dtype = self._model.model.dtype
-        exact = is_exact(self._model.model)
-        tolerance = _FAR * tolerance_of(Rounding.BATCH if exact else Rounding.MODEL, dtype, self._scale if exact else 1)
+        rounding = Rounding.BATCH if self._is_exact else Rounding.MODEL
+        explained = max(tolerance_of(rounding, self._model.model.dtype, self._largest_score), self._rounding)
+        tolerance = _FAR * explained
         worst = 0.0
         for (key, layer), tensor in one.items():
             of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
-            if key.site not in _COMPARED or not (exact or of_first_attention):
+            if key.site not in _COMPARED or not (self._is_exact or of_first_attention):
                 continue
             there = two[key, layer]
             axes = (-2, -1) if key.site == "attn_pattern" else (-2,)
             for axis in axes:
                 size = min(tensor.shape[axis], there.shape[axis])
-                size -= before_last and self._is_of_decoder(key, axis)
+                size -= before_last and (key.key_stack if axis == -1 else key.token_stack) == "dec"
                 tensor, there = tensor.narrow(axis, 0, size), there.narrow(axis, 0, size)
             worst = max(worst, error_between(tensor, there))
         return None if worst <= tolerance else _Fact("", worst, tolerance)
 
-    def _is_of_decoder(self, key: Any, axis: int) -> bool:
-        return (key.key_stack if axis == -1 else key.token_stack) == "dec"
-
-    def _may_share(self, rows: Sequence[Encoded]) -> bool:
-        return len(self._sharing.parts(range(len(rows)), [row.lengths for row in rows])) == 1
+    def _parts(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        return self._recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows])
 
     def _alone(self, row: Encoded) -> _OneText:
         [arrays] = self._run([row])
@@ -235,26 +256,35 @@ class _Trial:
     def _run(self, rows: Sequence[Encoded]) -> list[_OneText]:
         """Returns each row's arrays in one pass of them all, or in one each where they may not share it."""
         found: dict[int, _OneText] = {}
-        sink = _Keeping()
-        with Recorder(self._model.model, self._specs, sink, self._model.architecture) as recorder:
-            for part in recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows]):
-                inputs, spans = self._inputs([rows[index] for index in part])
-                sink.begin(part, spans)
-                recorder.run(spans, **inputs)
-                for place, index in enumerate(part):
-                    found[index] = {key: each[place] for key, each in sink.kept.arrays.items()}
+        for part in self._parts(rows):
+            inputs, spans = self._inputs([rows[index] for index in part])
+            self._sink.begin(part, spans)
+            self._recorder.run(spans, **inputs)
+            for place, index in enumerate(part):
+                found[index] = {key: each[place] for key, each in self._sink.kept.arrays.items()}
         return [found[index] for index in range(len(rows))]
 
-    def _without_last(self, row: Encoded) -> Encoded:
-        """The row without its decoder's last token, if it has another one; the row itself of encoders."""
-        if self._decoder is None or row.length(self._decoder) == 1:
-            return row
-        return _cut(row, {**row.lengths, self._decoder: row.length(self._decoder) - 1})
+    def _begun(self, row: Encoded, *, alone: bool) -> Encoded | None:
+        """The first tokens of a row's decoder, or all but the last to stand beside it; None of one, or without one."""
+        if not self._is_causal(row) or row.length("dec") == 1:
+            return None
+        most = min(row.length("dec") - 1, _START) if alone else row.length("dec") - 1
+        if not self._recorder.sharing.is_one_side(most, row.length("dec")):
+            return None
+        return _cut(row, {**row.lengths, "dec": most})
 
-    def _with_another_last(self, row: Encoded) -> Encoded:
-        assert self._decoder is not None
-        *before, last = row.ids[self._decoder]
-        return replace(row, ids={**row.ids, self._decoder: [*before, last - 1 if last else 1]})
+    def _is_causal(self, row: Encoded) -> bool:
+        """Whether there is a decoder, and its attention does not say itself that it looks both ways."""
+        if "dec" not in row.ids:
+            return False
+        own = self._row.stacks["dec"]
+        path = f"{own.blocks}.0.{own.attention.module}"
+        return getattr(self._model.model.base_model.get_submodule(path), "is_causal", True) is not False
+
+
+def _with_another_last(row: Encoded) -> Encoded:
+    *before, last = row.ids["dec"]
+    return replace(row, ids={**row.ids, "dec": [*before, last - 1 if last else 1]})
 
 
 def _kept(model: LoadedModel, row: Architecture, stacks: Sequence[Stack], plan: Plan) -> list[ArraySpec]:
