@@ -170,7 +170,7 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
         rotary=family.positions.kind == "rotary",
-        relative_position_bias=family.positions.kind == "relative bias",
+        relative_position_bias="relative bias" in family.positions.kind,
         softcap=getattr(config, "attn_logit_softcapping", None),
         sinks=family.sinks,
         sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),

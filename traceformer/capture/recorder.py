@@ -343,7 +343,10 @@ def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     if tap.part in ("first half", "second half"):
         return rows.chunk(2, dim=-1)[tap.part == "second half"]
     if tap.fused == "per_head":
-        return rows.unflatten(-1, (dims.n_heads, 3, -1))[..., "qkv".index(tap.part), :].transpose(1, 2)
+        group = dims.n_heads // dims.n_kv_heads
+        first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
+        grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
+        return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
     sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
     return rows.split(sizes, dim=-1)["qkv".index(tap.part)]
 

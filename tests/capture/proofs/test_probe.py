@@ -1,6 +1,7 @@
 """What is found out about families that have no row."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ SIZES = {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
-# Families of transformers without a row here.
+# Families of transformers, asked about as if they had no row here.
 STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmForCausalLM", {**SIZES, "num_key_value_heads": 2}),
     "granite": ("GraniteForCausalLM", {**SIZES, "num_key_value_heads": 2, "residual_multiplier": 0.5}),
@@ -51,7 +52,7 @@ STRANGERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch) -> Probe:
-    assert family not in FAMILIES
+    monkeypatch.delitem(FAMILIES, family, raising=False)  # pyright: ignore[reportArgumentType]
     monkeypatch.setitem(TINY, family, STRANGERS[family])  # pyright: ignore[reportArgumentType]
     model = tiny_model(family)
     before = (model.config._attn_implementation, model.training)
@@ -74,7 +75,7 @@ def test_a_family_that_a_row_nearly_fits_is_told_what_fails(monkeypatch: pytest.
     assert found.nearest is not None
     # Granite adds half of what a sublayer puts out.
     assert {proof.key for proof in found.nearest.result.proofs if not proof.ok} == {"dec.resid_mid", "dec.resid_post"}
-    assert "begin with the row of byte_sparse, gemma, llama" in found.advice
+    assert re.search("begin with the row of byte_sparse, .*llama", found.advice)
 
 
 def test_without_a_row_that_fits_the_stream_and_attention_can_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +122,7 @@ def test_an_encoder_decoder_names_the_attention_of_both_stacks(monkeypatch: pyte
 
 
 def test_an_argument_to_attention_that_is_not_understood_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FAMILIES, "phi")  # pyright: ignore[reportArgumentType]
     monkeypatch.setitem(TINY, "phi", STRANGERS["phi"])  # pyright: ignore[reportArgumentType]
     model = tiny_model("phi")
     attention = model.model.layers[0].self_attn

@@ -26,11 +26,13 @@ def _split(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """The part of a projection's output (position, width) that a tap names, as (head, position, d_head)."""
     if tap.part == "whole":
         return rows.unflatten(-1, (-1, dims.d_head)).transpose(0, 1)
-    index = "qkv".index(tap.part)
+    index, heads = "qkv".index(tap.part), _split(rows, Tap(""), dims)
     if tap.fused == "per_head":
-        return rows.unflatten(-1, (dims.n_heads, 3, dims.d_head))[:, :, index].transpose(0, 1)
+        group = dims.n_heads // dims.n_kv_heads
+        each = [head for head in range(len(heads)) if max(0, head % (group + 2) - group + 1) == index]
+        return heads[each]
     first = (0, dims.n_heads, dims.n_heads + dims.n_kv_heads)[index]
-    return _split(rows, Tap(""), dims)[first : first + (dims.n_kv_heads if index else dims.n_heads)]
+    return heads[first : first + (dims.n_kv_heads if index else dims.n_heads)]
 
 
 def _stream_into(place: Place) -> Tensor:
@@ -84,12 +86,34 @@ def _rotation(place: Place) -> _Rotation | None:
 def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
     module, rows = place.module(place.attention_row.module), place(f"{which}_proj")
-    norm = getattr(module, f"{which}_norm", None)
+    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
     if norm is not None:
-        weights = next((parameter.numel() for parameter in norm.parameters()), place.dims.d_head)
-        rows = norm(rows) if weights == place.dims.d_head else _split(norm(_merged(rows)), Tap(""), place.dims)
-    scales = which == "q" and place.attention_row.scales_queries
-    return rows * module.scaling if scales else rows
+        rows = _normed(norm, rows, place.dims)
+    rows = _clipped(place, rows)
+    if which == "k":
+        return rows
+    rope = getattr(place.config, "rope_parameters", None) or {}
+    stretch = rope.get("llama_4_scaling_beta")
+    if stretch:  # queries grow with the logarithm of their position, in steps
+        steps = torch.arange(rows.shape[1], device=rows.device) // rope["original_max_position_embeddings"]
+        rows = (rows * (1 + stretch * torch.log(1 + steps))[:, None]).to(rows.dtype)
+    return rows * module.scaling if place.attention_row.scales_queries else rows
+
+
+def _normed(norm: Any, rows: Tensor, dims: StackDims) -> Tensor:
+    """(head, position, d_head) through a QK-norm: of each head, with weights for all or each, or of all heads at once."""
+    weight = next(norm.parameters(), None)
+    if weight is None or weight.shape == (dims.d_head,):
+        return norm(rows[None])[0]
+    if weight.dim() == 2:
+        return norm(rows.transpose(0, 1)).transpose(0, 1)
+    return _split(norm(_merged(rows)), Tap(""), dims)
+
+
+def _clipped(place: Place, rows: Tensor) -> Tensor:
+    """A projection as it goes on: some families cut off what is too large."""
+    bound = getattr(getattr(place.config, "attn_config", place.config), "clip_qkv", None)
+    return rows if bound is None else rows.clamp(-bound, bound)
 
 
 def _unrotated(which: str) -> Callable[[Place], Sides]:
@@ -119,7 +143,7 @@ def _rotated(which: str) -> Callable[[Place], Sides]:
 
 
 def _values(place: Place) -> Sides:
-    return place("v"), place("v_proj")
+    return place("v"), _clipped(place, place("v_proj"))
 
 
 def _grouped(rows: Tensor, n_heads: int) -> Tensor:
@@ -226,13 +250,13 @@ def _out_of_z(place: Place) -> Sides:
 
 
 def _out_of_own_attentions(place: Place) -> Sides:
-    values, pattern = place("v_proj"), _own_attention(place)
+    values, pattern = _clipped(place, place("v_proj")), _own_attention(place)
     return _projected_out(place, (pattern @ _grouped(values.float(), len(pattern))).to(values.dtype))
 
 
 def _alibi(place: Place) -> Sides:
     """Families outside the attention function whose positions are a bias (Bloom, MPT): q k^T + ALiBi, masked."""
-    q, k = place("q_proj").float(), place("k_proj").float()
+    q, k = (_clipped(place, place(site)).float() for site in ("q_proj", "k_proj"))
     base: Any = place.scene.model.base_model
     n_heads, length, _ = q.shape
     if hasattr(base, "build_alibi_tensor"):

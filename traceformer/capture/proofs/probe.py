@@ -26,7 +26,7 @@ from traceformer.capture.proofs.check import (
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
-from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
+from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap, builds
 from traceformer.sites import Selection
 
 __all__ = ["Nearest", "Probe", "probe_model"]
@@ -190,11 +190,8 @@ def _rows() -> Iterator[tuple[str, Architecture]]:
     """Yields every row there is, once, with the families that have it; those chosen by a flag as `family (flag)`."""
     families: dict[str, Architecture] = {}
     for family, row in sorted(FAMILIES.items()):
-        if isinstance(row.blocks, Architecture):
-            families[family] = row.blocks
-        else:
-            families[f"{family} ({row.blocks.flag})"] = row.blocks.when_true
-            families[f"{family} (not {row.blocks.flag})"] = row.blocks.when_false
+        for flags, each in builds(row.blocks):
+            families[f"{family} ({flags})" if flags else family] = each
     while families:
         row = next(iter(families.values()))
         yield ", ".join(name for name, each in families.items() if each is row), row
