@@ -108,7 +108,9 @@ def has_experts(config: Any) -> bool:
 
 def n_ctx_of(config: Any) -> int:
     """Returns how many positions the model has, 0 where any length works, as the row of its family counts them."""
-    n_ctx = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", default=0)
+    n_ctx = _first(
+        config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions", default=0
+    )
     row = FAMILIES.get(config.model_type)
     limit = "stated" if row is None else row.positions.limit
     if limit == "none":

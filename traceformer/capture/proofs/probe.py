@@ -69,11 +69,11 @@ class Probe:
         if self.nearest is not None and self.nearest.result.ok:
             return (
                 f"the blocks of {self.nearest.families} pass every proof: add {self.model_type!r} to FAMILIES in "
-                f"traceformer/models/families.py with these blocks"
+                f"traceformer/models/table with these blocks"
             )
         start = f"begin with the row of {self.nearest.families}" if self.nearest is not None else "write a row"
         return (
-            f"{start} in traceformer/models/families.py under {self.model_type!r}, and run "
+            f"{start} in traceformer/models/table under {self.model_type!r}, and run "
             f"`traceformer check {self.model_type}` until every proof passes"
         )
 
@@ -192,10 +192,11 @@ def _rows() -> Iterator[tuple[str, Architecture]]:
     for family, row in sorted(FAMILIES.items()):
         for flags, each in builds(row.blocks):
             families[f"{family} ({flags})" if flags else family] = each
-    while families:
-        row = next(iter(families.values()))
-        yield ", ".join(name for name, each in families.items() if each is row), row
-        families = {name: each for name, each in families.items() if each is not row}
+    names: dict[int, list[str]] = {}
+    for name, row in families.items():
+        names.setdefault(id(row), []).append(name)
+    for several in sorted(names.values(), key=len, reverse=True):  # of rows that fit alike the commonest is the first
+        yield ", ".join(several), families[several[0]]
 
 
 # A row of another family names modules that are not there, or that take or give something else.

@@ -162,9 +162,7 @@ BIOGPT = stack_of(
     final_norm="layer_norm",
     attention=replace(_OPT_ATTENTION, scales_queries=False),
 )
-WHISPER_DECODER = stack_of(
-    _OPT_PRE_NORM, final_norm="decoder.layer_norm"
-)
+WHISPER_DECODER = stack_of(_OPT_PRE_NORM, final_norm="decoder.layer_norm")
 
 MODERNBERT_DECODER = decoder(
     "layers",

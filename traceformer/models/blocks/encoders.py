@@ -100,9 +100,7 @@ MODERNBERT = encoder(
 
 EUROBERT = Architecture({"enc": LLAMA.stacks["dec"]})
 
-_GTE_ATTENTION = separate(
-    "self_attn", "q_proj", "k_proj", "v_proj", "o_proj", post_norm="post_attention_layernorm"
-)
+_GTE_ATTENTION = separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", post_norm="post_attention_layernorm")
 JINA = encoder(
     "layers",
     "embeddings.word_embeddings",

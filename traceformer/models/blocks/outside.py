@@ -48,9 +48,7 @@ BLOOM = outside(
     )
 )
 
-_FALCON_ATTENTION = fused(
-    "self_attention", "query_key_value", "dense", "per_head", attn_norm=Tap("input_layernorm")
-)
+_FALCON_ATTENTION = fused("self_attention", "query_key_value", "dense", "per_head", attn_norm=Tap("input_layernorm"))
 _FALCON_MLP = ("mlp.dense_h_to_4h", "mlp.act", "mlp.dense_4h_to_h")
 _FALCON_SEQUENTIAL = outside(
     decoder(

@@ -17,7 +17,9 @@ def separate(module: str, q: str, k: str, v: str, out: str, **rest: Any) -> Atte
     )
 
 
-def fused(module: str, qkv: str, out: str, fused: Literal["concat", "per_head"] = "concat", **rest: Any) -> AttentionRow:
+def fused(
+    module: str, qkv: str, out: str, fused: Literal["concat", "per_head"] = "concat", **rest: Any
+) -> AttentionRow:
     """Returns an attention whose projections are one module."""
     q, k, v = (Tap(f"{module}.{qkv}", part=part, fused=fused) for part in ("q", "k", "v"))
     rest.setdefault("attn_out", Tap(module))

@@ -235,7 +235,9 @@ DECODERS: Mapping[str, Family] = {
             },
         ),
         requires=(
-            Requires("is_encoder_decoder", (False,), "its encoder hears sound; WhisperForCausalLM is its decoder alone"),
+            Requires(
+                "is_encoder_decoder", (False,), "its encoder hears sound; WhisperForCausalLM is its decoder alone"
+            ),
         ),
     ),
     "modernbert-decoder": rotary(

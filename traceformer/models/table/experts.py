@@ -65,15 +65,11 @@ EXPERTS: Mapping[str, Family] = {
         RMS,
         sinks=True,
     ),
-    "granitemoe": rotary(
-        blocks.GRANITE_MOE, "GraniteMoeForCausalLM", {**GROUPED, **_LOCAL}, RMS, requires=UNSCALED
-    ),
+    "granitemoe": rotary(blocks.GRANITE_MOE, "GraniteMoeForCausalLM", {**GROUPED, **_LOCAL}, RMS, requires=UNSCALED),
     "hy_v3": rotary(
         blocks.MIXTRAL, "HYV3ForCausalLM", {**WIDE_HEADS, **_NUMBERED, **_DENSE_FIRST, "num_shared_experts": 1}
     ),
-    "mellum": rotary(
-        blocks.MIXTRAL, "MellumForCausalLM", {**WIDE_HEADS, **_NUMBERED, **WINDOW, **_DENSE_FIRST}, RMS
-    ),
+    "mellum": rotary(blocks.MIXTRAL, "MellumForCausalLM", {**WIDE_HEADS, **_NUMBERED, **WINDOW, **_DENSE_FIRST}, RMS),
     "minimax_m2": rotary(blocks.MIXTRAL, "MiniMaxM2ForCausalLM", {**WIDE_HEADS, **_LOCAL}, RMS),
     "minimax_m3_vl_text": rotary(
         blocks.MIXTRAL,

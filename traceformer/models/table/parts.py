@@ -65,7 +65,7 @@ BART = {
 }
 
 UNSCALED = tuple(
-    Requires(setting, (1,), f"its {what}, which the residual stream's equations here do not know")
+    Requires(setting, (1,), f"its {what}, which no row accounts for yet")
     for setting, what in (
         ("embedding_multiplier", "embeddings are scaled"),
         ("residual_multiplier", "sublayers' outputs are scaled before they are added"),
