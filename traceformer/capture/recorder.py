@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from traceformer.capture.attention import Listener, Listening, Span, observed_name
+from traceformer.capture.own_attention import Watched, Watching
 from traceformer.capture.passes import (
     AttentionListener,
     Derived,
@@ -42,6 +43,7 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
+from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "own_output"]
@@ -309,6 +311,9 @@ class Recorder:
                 wanted_at[f"{row.blocks}.{wanted.layer}.{attention.module}"].append(wanted)
         if not wanted_at:
             return
+        if self._row.own_attention:
+            undo.enter_context(Watching(OWN_ATTENTION[self._row.own_attention], list(self._watched(wanted_at))))
+            return
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
         listeners: dict[nn.Module, Listener] = {
@@ -320,6 +325,17 @@ class Recorder:
             before = getattr(config, name)
             undo.callback(setattr, config, name, before)
             setattr(config, name, observed_name(before or "eager"))
+
+    def _watched(self, wanted_at: Mapping[str, Sequence[Wanted]]) -> Iterator[Watched]:
+        """The attentions that compute scores themselves, by their paths."""
+        for path, wanted in wanted_at.items():
+            key = wanted[0].spec.key
+            row = self._row.stacks[key.stack]
+            attention = row.attention_of(key.attention)
+            assert attention is not None
+            out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
+            d_head = self._dims.stacks[key.stack].d_head
+            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
 
 
 def own_output(output: Any) -> Tensor | None:

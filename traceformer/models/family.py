@@ -61,6 +61,7 @@ class AttentionRow:
     attn_norm: Tap | None = None
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
+    scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -92,10 +93,14 @@ class StackRow:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How a model is built: its stacks, and whether its attention passes through transformers' attention function."""
+    """How a model is built: its stacks, and whether its attention passes through an attention function.
+
+    That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`.
+    """
 
     stacks: Mapping[Stack, StackRow]
     has_attention_function: bool = True
+    own_attention: str = ""
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""

@@ -64,7 +64,7 @@ def _attn_norm(place: Place) -> Sides:
 
 
 def _layer_type(place: Place) -> str | None:
-    types = getattr(place.config, "layer_types", None)
+    types = getattr(place.config, "layer_types", None) or getattr(place.config, "attention_layers", None)
     return None if types is None or place.layer is None else types[place.layer]
 
 
@@ -77,7 +77,8 @@ def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
     rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
     if rotary is None:
-        return None
+        module = place.module(place.attention_row.module)
+        return _Rotation(module.rotary_dim or place.dims.d_head, 1.0) if hasattr(module, "rotary_dim") else None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))
@@ -154,7 +155,7 @@ def _grouped(rows: Tensor, n_heads: int) -> Tensor:
 def _scores(place: Place) -> Sides:
     recorded, q, k = place("attn_scores"), place("q").float(), place("k").float()
     module = place.module(place.attention_row.module)
-    scaling = getattr(module, "scaling", place.dims.d_head**-0.5)
+    scaling = getattr(module, "scaling", place.attention_row.scaling or place.dims.d_head**-0.5)
     scores = q @ _grouped(k, len(q)).transpose(1, 2)
     if not place.attention_row.scales_queries:
         scores = scores * scaling
@@ -164,13 +165,30 @@ def _scores(place: Place) -> Sides:
     first = place.at(0).module(place.attention_row.module)
     if hasattr(first, "relative_attention_bias"):  # the first block's bias serves all of T5's
         scores = scores + first.compute_bias(*scores.shape[1:])[0].float()
+    if place.scene.row.own_attention:
+        scores = _with_own_bias(place, scores)
     return recorded, scores
+
+
+def _with_own_bias(place: Place, scores: Tensor) -> Tensor:
+    """Scores with what families outside the attention function add: ALiBi, a bias of distances, scores of positions."""
+    base, module = place.scene.model.base_model, place.module(place.attention_row.module)
+    encoder: Any = getattr(base, "encoder", None)
+    if hasattr(module, "disentangled_attention_bias"):
+        parts = 1 + len({"c2p", "p2c"} & {*module.pos_att_type})
+        bias = module.disentangled_attention_bias(place("q"), place("k"), None, encoder.get_rel_embedding(), parts)
+        return scores * parts**-0.5 + bias
+    if hasattr(encoder, "compute_position_bias"):
+        return scores + encoder.compute_position_bias(scores[:1])[0]
+    bias = _alibi_of(place, *scores.shape[:2])
+    return scores if bias is None else scores + bias
 
 
 def _window(place: Place) -> int | None:
     config, kind = place.config, _layer_type(place)
     if kind is not None:
-        return config.sliding_window if kind == "sliding_attention" else None
+        windows = {"sliding_attention": "sliding_window", "local": "window_size"}
+        return getattr(config, windows[kind]) if kind in windows else None
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
@@ -257,16 +275,20 @@ def _out_of_own_attentions(place: Place) -> Sides:
 def _alibi(place: Place) -> Sides:
     """Families outside the attention function whose positions are a bias (Bloom, MPT): q k^T + ALiBi, masked."""
     q, k = (_clipped(place, place(site)).float() for site in ("q_proj", "k_proj"))
-    base: Any = place.scene.model.base_model
-    n_heads, length, _ = q.shape
-    if hasattr(base, "build_alibi_tensor"):
-        bias = base.build_alibi_tensor(torch.ones(1, length, device=q.device), n_heads, torch.float32)
-    elif hasattr(base, "build_mpt_alibi_tensor"):
-        bias = base.build_mpt_alibi_tensor(n_heads, length, device=q.device)
-    else:
+    bias = _alibi_of(place, *q.shape[:2])
+    if bias is None:
         raise NotHere
     scores = q @ k.transpose(1, 2) * place.dims.d_head**-0.5 + bias
     return scores.masked_fill(~_may_look(place, scores), -torch.inf).softmax(-1), _own_attention(place)
+
+
+def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
+    base, device = place.scene.model.base_model, place.scene.model.device
+    if hasattr(base, "build_alibi_tensor"):
+        return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)
+    if hasattr(base, "build_mpt_alibi_tensor"):
+        return base.build_mpt_alibi_tensor(n_heads, length, device=device)
+    return None
 
 
 ATTENTION_CLAIMS = (

@@ -55,11 +55,11 @@ def _pre_norm(attention_norm: str, mlp_norm: str, final_norm: str) -> Architectu
 
 
 BERT_PRE_NORM = _pre_norm("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm")
-MEGATRON_BERT = outside(_pre_norm("attention.ln", "ln", "encoder.ln"))
+MEGATRON_BERT = outside(_pre_norm("attention.ln", "ln", "encoder.ln"), "bert")
 
-LUKE = outside(BERT)
+LUKE = outside(BERT, "bert")
 DEBERTA_V2 = stack_of(
-    LUKE,
+    outside(BERT, "deberta-v2"),
     attention=replace(
         _BERT_ATTENTION,
         q_proj=Tap("attention.self.query_proj"),
@@ -68,10 +68,10 @@ DEBERTA_V2 = stack_of(
     ),
 )
 # DeBERTa adds biases behind its one projection; Longformer's rows lie position before batch there.
-DEBERTA = LONGFORMER = stack_of(LUKE, attention=replace(_BERT_ATTENTION, q_proj=None, k_proj=None, v_proj=None))
+DEBERTA = LONGFORMER = stack_of(outside(BERT), attention=replace(_BERT_ATTENTION, q_proj=None, k_proj=None, v_proj=None))
 
 MPNET = stack_of(
-    LUKE,
+    outside(BERT, "mpnet"),
     attention=separate("attention.attn", "q", "k", "v", "o", post_norm="attention.LayerNorm"),
     mlp={"resid_mid": Tap("attention.LayerNorm"), **_BERT_MLP},
 )

@@ -1,4 +1,4 @@
-"""The blocks of decoders that compute attention in code of their own: everything but the sites inside attention."""
+"""The blocks of decoders that compute attention in code of their own."""
 
 from dataclasses import replace
 
@@ -16,7 +16,8 @@ GPTJ = outside(
         separate("attn", "q_proj", "k_proj", "v_proj", "out_proj", attn_norm=Tap("ln_1")),
         plain_mlp(None, "mlp.fc_in", "mlp.act", "mlp.fc_out", Tap("mlp")),
         parallel=True,
-    )
+    ),
+    "gptj",
 )
 # Its one projection holds q, v and k in four groups, as it was trained on four devices.
 CODEGEN = stack_of(GPTJ, attention=AttentionRow("attn", None, None, None, "attn.out_proj", Tap("attn"), Tap("ln_1")))
@@ -26,9 +27,10 @@ GPT_NEO = outside(
         "h",
         "wte",
         "ln_f",
-        separate("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj", attn_norm=Tap("ln_1")),
+        separate("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj", attn_norm=Tap("ln_1"), scaling=1.0),
         plain_mlp("ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", Tap("mlp")),
-    )
+    ),
+    "gpt_neo",
 )
 
 BLOOM = outside(
@@ -45,7 +47,8 @@ BLOOM = outside(
             attn_out=Tap("self_attention.dense"),
         ),
         plain_mlp("post_attention_layernorm", "mlp.dense_h_to_4h", "mlp.gelu_impl", "mlp.dense_4h_to_h"),
-    )
+    ),
+    "bloom",
 )
 
 _FALCON_ATTENTION = fused("self_attention", "query_key_value", "dense", "per_head", attn_norm=Tap("input_layernorm"))
@@ -57,7 +60,8 @@ _FALCON_SEQUENTIAL = outside(
         "ln_f",
         _FALCON_ATTENTION,
         plain_mlp("post_attention_layernorm", *_FALCON_MLP),
-    )
+    ),
+    "falcon",
 )
 _FALCON_ONE_NORM = stack_of(_FALCON_SEQUENTIAL, parallel=True, mlp=plain_mlp(None, *_FALCON_MLP))
 _FALCON_TWO_NORMS = stack_of(
@@ -79,7 +83,8 @@ MPT = outside(
         "norm_f",
         fused("attn", "Wqkv", "out_proj", attn_norm=Tap("norm_1")),
         plain_mlp("norm_2", "ffn.up_proj", "ffn.act", "ffn.down_proj"),
-    )
+    ),
+    "mpt",
 )
 
 XGLM = outside(BIOGPT)

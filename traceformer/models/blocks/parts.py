@@ -43,9 +43,9 @@ def encoder(blocks: str, embed: str, attention: AttentionRow, mlp: Mapping[str, 
     return Architecture({"enc": StackRow(blocks, embed, attention, mlp, **rest)})
 
 
-def outside(architecture: Architecture) -> Architecture:
+def outside(architecture: Architecture, own_attention: str = "") -> Architecture:
     """Returns the same blocks, whose attention does not pass through transformers' attention function."""
-    return replace(architecture, has_attention_function=False)
+    return replace(architecture, has_attention_function=bool(own_attention), own_attention=own_attention)
 
 
 def stack_of(architecture: Architecture, **changes: Any) -> Architecture:
