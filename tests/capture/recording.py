@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.families import KEPT, mostly_slow
 from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.models.dims import ModelDims
-from traceformer.models.tiny import TINY
 from traceformer.sites import ArraySpec, Selection, Stack
 
 LENGTHS: dict[Stack, tuple[int, ...]] = {"enc": (11, 6, 8), "dec": (9, 4, 7)}
 SOME = ("gpt2", "llama", "gemma2", "gpt_oss", "bert", "modernbert", "t5", "bart", "bloom")
 ONE_OF_A_KIND = (*SOME, "gpt_neox_parallel", "opt_post_norm", "mixtral", "nanochat")
-ALL_MOSTLY_SLOW = [f if f in ONE_OF_A_KIND else pytest.param(f, marks=pytest.mark.slow) for f in TINY]
-"""Every family, for tests that take long: in the fast set one of each kind of block, in the slow set the others."""
+ALL_MOSTLY_SLOW = mostly_slow(KEPT, ONE_OF_A_KIND)
+"""The families that are kept proved, for tests that take long: in the fast set one of each kind of block, in the slow set the others."""
 
 
 class Kept:

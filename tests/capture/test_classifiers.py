@@ -17,20 +17,21 @@ from transformers import (
 )
 
 from tests.capture.proofs.facts import failures
+from tests.families import KEPT, mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
 from traceformer.capture.proofs.check import ALONE, check_model, random_examples
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.load import load_model
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 from traceformer.questions.lens import lens
 from traceformer.sites import Selection
 from traceformer.store.run import Run
 
-CLASSIFIERS = [family for family in TINY if family not in ("nanochat", "byte_sparse")]
+CLASSIFIERS = [family for family in KEPT if family not in ("nanochat", "byte_sparse")]
 FAST = ("gpt2", "bert")
-MOSTLY_SLOW = [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in CLASSIFIERS]
+MOSTLY_SLOW = mostly_slow(CLASSIFIERS, FAST)
 TASK = {"task": "SequenceClassification", "id2label": {0: "calm", 1: "angry", 2: "glad"}}
 SHORT = TEXTS[:4]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.capture.asked import Answers, Extraction, Stopped, answered, estimated, extracted, stop_after
+from tests.families import KEPT, PREDICTING, mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
 from traceformer.analysis.lens import normed, read_out
@@ -19,12 +20,12 @@ from traceformer.capture.plan import plan_arrays
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
 from traceformer.models.families import architecture_of
 from traceformer.models.readout import Readout, open_readout
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 from traceformer.models.weights import read_config
 
 Folder = Callable[..., Path]
 DECODERS = ("gemma2", "qwen2", "llama", "gpt2")
-WITH_HEAD = [name for name, (kind, _) in TINY.items() if "CausalLM" in kind or "LMHead" in kind or "Condition" in kind]
+WITH_HEAD = mostly_slow(family for family in PREDICTING if family in KEPT)
 PROBABILITY = 1e-5  # float32 throughout, from logits of some tens
 TIE = 1e-6
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from tests.families import MATRIX
+
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.families import FAMILIES, architecture_of
@@ -142,7 +144,7 @@ def test_no_layer_left_is_an_error_that_names_the_range() -> None:
         plan("gpt2", Selection(("attn",), layers={"dec": (5,)}))
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MATRIX)
 def test_arrays_come_in_the_order_of_the_table_and_everything_is_recorded_or_left_out(family: str) -> None:
     found = plan(family, Selection(("all",)))
     order = [list(SITES).index(spec.key.site) for spec in found.arrays]
@@ -161,7 +163,7 @@ def test_projections_need_vectors() -> None:
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
-    assert {tiny_model(family).config.model_type for family in TINY} == FAMILIES.keys()
+    assert FAMILIES.keys() <= TINY.keys()
 
 
 def test_a_family_without_a_row_is_refused_with_those_that_have_one() -> None:

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.capture.recording import LENGTHS, SOME, Kept, batch, logits, plan, record
+from tests.families import KEPT, MATRIX, mostly_slow
 from traceformer.capture.attention import AttentionCall, Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.models.dims import ModelDims
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArraySpec, Selection
 
-OUTSIDE = ("gptj", "bloom", "mpt")
+OUTSIDE = ("gptj", "bloom", "mpt", "gpt_neo", "falcon_new", "deberta-v2")
 
 
 # What is handed over.
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MATRIX)
 def test_every_array_has_the_shape_that_its_specification_says(family: str) -> None:
     model = tiny_model(family)
     arrays = plan(model)
@@ -66,7 +67,7 @@ def test_half_of_the_layers_and_heads_is_that_half_of_everything(family: str) ->
     assert half.rows_of.keys() < everything.rows_of.keys()
 
 
-@pytest.mark.parametrize("family", [family for family in TINY if family not in OUTSIDE])
+@pytest.mark.parametrize("family", mostly_slow(family for family in KEPT if family not in OUTSIDE))
 def test_patterns_alone_are_those_recorded_with_scores(family: str) -> None:
     # Without scores, what lies above a causal diagonal is never computed.
     model = tiny_model(family)

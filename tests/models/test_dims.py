@@ -6,12 +6,13 @@ import pytest
 import torch
 import transformers
 
+from tests.families import ALL, ROWS
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.families import FAMILIES
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", ALL)
 def test_dimensions_are_those_of_the_weights(family: str) -> None:
     model: Any = tiny_model(family)
     dims = ModelDims.from_config(model.config)
@@ -51,21 +52,21 @@ def test_a_head_reads_its_groups_kv_head() -> None:
     assert own.kv_heads_of((3,)) == (1,)
 
 
-def test_the_stacks_of_a_family_are_those_of_its_models() -> None:
-    for family, row in FAMILIES.items():
-        dims = ModelDims.from_config(tiny_model(family).config)
-        assert tuple(dims.stacks) == row.stacks
+@pytest.mark.parametrize("family", ROWS)
+def test_the_stacks_of_a_family_are_those_of_its_models(family: str) -> None:
+    dims = ModelDims.from_config(tiny_model(family).config)
+    assert tuple(dims.stacks) == FAMILIES[family].stacks
 
 
 @pytest.mark.parametrize(
     ("family", "arch"),
     [
-        ("camembert", "enc"),
+        ("esm", "enc"),
         ("big_bird", "enc"),
         ("rembert", "enc"),
-        ("stablelm", "dec"),
-        ("phi", "dec"),
-        ("mbart", "encdec"),
+        ("persimmon", "dec"),
+        ("afmoe", "dec"),
+        ("mvp", "encdec"),
     ],
 )
 def test_families_without_a_row_have_stacks_too(family: str, arch: str) -> None:

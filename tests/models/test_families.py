@@ -1,38 +1,50 @@
 """The table of families, against what their own classes do; `tests/capture/proofs/test_check.py` proves the sites."""
 
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from tests.families import ALL, ROWS
 from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.errors import Unsupported
-from traceformer.models.dims import has_experts
+from traceformer.models.dims import ModelDims, has_experts
 from traceformer.models.families import FAMILIES, architecture_of, family_of
-from traceformer.models.family import ByFlag
+from traceformer.models.family import Architecture, ByFlag, builds
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import ArraySpec, Selection, Stack
 
 IDS = torch.tensor([[5, 17, 42, 8, 93]])
 
 
-def modules(model: Any, word: str) -> list[str]:
-    return [path for path, _ in model.named_modules() if word in path.rpartition(".")[2].lower()]
+def modules(model: Any, *words: str) -> list[str]:
+    """The modules that are called so or of such a class, but for those of encoders of sound and sight."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if "embed_tokens_extend" not in path
+        if any(word in f"{path.rpartition('.')[2]} {type(module).__name__}".lower() for word in words)
+    ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROWS)
 def test_positions_are_what_the_model_makes_of_them(family: str) -> None:
     model: Any = tiny_model(family)
+    base, sinusoidal = model.base_model, modules(model, "sinusoidal")
     source = {
-        "rotary": modules(model, "rotary") + [path for path, _ in model.named_buffers() if "embed_positions" in path],
-        "learned": modules(model, "wpe") + modules(model, "position_embeddings") + modules(model, "embed_positions"),
+        "rotary": modules(model, "rotary") + [p for p, _ in model.named_buffers() if p.endswith("embed_positions")],
+        "learned": set(modules(model, "wpe", "position_embeddings", "embed_positions")) - set(sinusoidal),
+        "sinusoidal": sinusoidal,
         "relative bias": modules(model, "relative_attention_bias"),
-        "alibi": [name for name in dir(model.base_model) if "alibi" in name],
+        "relative": modules(model, "rel_embeddings"),
+        "alibi": [name for name in dir(base) if "alibi" in name and getattr(base, name)],
     }
-    assert [kind for kind, found in source.items() if found] == [FAMILIES[family].positions.kind]
+    assert ", ".join(kind for kind, found in source.items() if found) == FAMILIES[family].positions.kind
     # What a run says of its attention.
     seen_by_the_attention_function = architecture_of(model.config).has_attention_function
     if seen_by_the_attention_function:
@@ -40,13 +52,13 @@ def test_positions_are_what_the_model_makes_of_them(family: str) -> None:
         assert rotary == (FAMILIES[family].positions.kind == "rotary")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROWS)
 def test_only_families_with_sinks_have_them(family: str) -> None:
     sinks = [name for name, _ in tiny_model(family).named_parameters() if "sink" in name]
     assert bool(sinks) == FAMILIES[family].sinks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROWS)
 def test_token_embeddings_are_scaled_where_the_row_says_so(family: str) -> None:
     model: Any = tiny_model(family)
     seen: dict[str, torch.Tensor] = {}
@@ -78,7 +90,7 @@ class Kept:
         raise AssertionError("no pattern is asked for")
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", ALL)
 def test_the_kind_of_mlp_is_what_its_hidden_layer_shows(family: str) -> None:
     model: Any = tiny_model(family)
     architecture = architecture_of(model.config)
@@ -97,20 +109,42 @@ def test_the_kind_of_mlp_is_what_its_hidden_layer_shows(family: str) -> None:
     assert has_experts(model.config) == (FAMILIES[model.config.model_type].mlp_kind == "experts")
 
 
+def flags_of(blocks: Any) -> Iterator[ByFlag]:
+    if isinstance(blocks, ByFlag):
+        yield blocks
+        yield from flags_of(blocks.when_true)
+        yield from flags_of(blocks.when_false)
+
+
 @pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if isinstance(row.blocks, ByFlag)])
 def test_a_flag_that_a_config_leaves_out_is_what_transformers_takes(family: str) -> None:
-    blocks = FAMILIES[family].blocks
-    assert isinstance(blocks, ByFlag)
     config = transformers.AutoConfig.for_model(family)
-    assert getattr(config, blocks.flag) == blocks.default
-    left_out, other = {"model_type": family}, {"model_type": family, blocks.flag: not blocks.default}
-    assert architecture_of(left_out) is architecture_of(config)
-    assert {id(architecture_of(stated)) for stated in (left_out, other)} == {
-        id(blocks.when_true),
-        id(blocks.when_false),
-    }
+    for each in flags_of(FAMILIES[family].blocks):
+        assert getattr(config, each.flag) == each.default
+    assert architecture_of({"model_type": family}) is architecture_of(config)
 
 
+def test_flags_choose_between_all_builds_of_a_family() -> None:
+    def falcon(**stated: Any) -> Architecture:
+        return architecture_of({"model_type": "falcon", **stated})
+
+    new = {"new_decoder_architecture": True}
+    chosen = [
+        falcon(**new, num_ln_in_parallel_attn=1),
+        falcon(**new),
+        falcon(),
+        falcon(parallel_attn=False),
+    ]
+    assert [id(each) for each in chosen] == [id(each) for each in FAMILIES["falcon"].architectures]
+    assert [flags for flags, _ in builds(FAMILIES["falcon"].blocks)] == [
+        "new_decoder_architecture, num_ln_in_parallel_attn",
+        "new_decoder_architecture, not num_ln_in_parallel_attn",
+        "not new_decoder_architecture, parallel_attn",
+        "not new_decoder_architecture, not parallel_attn",
+    ]
+
+
+@pytest.mark.slow
 def test_every_build_has_a_tiny_model_and_every_tiny_model_a_family() -> None:
     built: dict[str, set[int]] = {}
     for name in TINY:
@@ -121,15 +155,65 @@ def test_every_build_has_a_tiny_model_and_every_tiny_model_a_family() -> None:
     assert {name: builds for name, builds in built.items() if name != "mt5"} == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "granite", "residual_multiplier": 0.22}, "residual_multiplier 0.22"),
+        ({"model_type": "granitemoe", "logits_scaling": 8.0}, "logits_scaling 8.0"),
+        ({"model_type": "hyperclovax", "embedding_multiplier": 10}, "embedding_multiplier 10"),
+        ({"model_type": "minimax_m3_vl_text", "layer_types": ["full_attention", "minimax_m3_sparse"]}, "layer_types"),
+        ({"model_type": "deberta-v2", "conv_kernel_size": 3}, "conv_kernel_size 3"),
+        ({"model_type": "falcon", "alibi": True}, "alibi True"),
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "is_encoder_decoder True"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_config_for_which_a_row_is_not_right_is_refused_by_name(config: dict[str, Any], said: str) -> None:
+    assert architecture_of({"model_type": config["model_type"]}) is not None
+    with pytest.raises(Unsupported, match=f"of type '{config['model_type']}' whose config says {said}") as caught:
+        architecture_of(config)
+    assert caught.value.why
+    assert "supported where it is" in (caught.value.hint or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.readout is not None])
+def test_what_a_readout_takes_from_a_config_that_leaves_it_out_is_what_transformers_takes(family: str) -> None:
+    readout = FAMILIES[family].readout
+    import_module(FAMILIES[family].module)
+    config = transformers.AutoConfig.for_model(family)
+    for name, default in (readout.epsilon, readout.softcap, readout.logit_scale):
+        stated = getattr(config, name, default)
+        assert (default if stated is None else stated) == default
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_a_model_has_as_many_positions_as_its_row_says(family: str) -> None:
+    model, positions = tiny_model(family), FAMILIES[family].positions
+    for stack, dims in ModelDims.from_config(model.config).stacks.items():
+        longest = dims.n_ctx or 200
+
+        def run(length: int, stack: Stack = stack) -> None:
+            ids = {"input_ids": IDS, **({"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {})}
+            name = "decoder_input_ids" if len(ids) == 2 and stack == "dec" else "input_ids"
+            with torch.no_grad():
+                model(**{**ids, name: torch.full((1, length), 5)})
+
+        run(longest)
+        if positions.limit != "none" and positions.kind.startswith("learned"):
+            with pytest.raises((IndexError, RuntimeError)):
+                run(longest + 1)
+
+
 def test_what_depends_on_a_flag_is_not_said_of_the_family() -> None:
     assert (FAMILIES["t5"].mlp_kind, FAMILIES["llama"].mlp_kind, FAMILIES["gpt_oss"].mlp_kind) == (
         None,
         "gated",
         "experts",
     )
-    assert [name for name, row in FAMILIES.items() if row.is_post_norm] == [
-        *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "bart")
-    ]
+    post_norm = {name for name, row in FAMILIES.items() if row.is_post_norm}
+    assert post_norm >= {"bert", "roberta", "distilbert", "bart", "marian", "gte", "deberta-v2"}
+    assert not post_norm & {"opt", "t5", "mbart", "xlm-roberta-xl", "modernbert", "olmo2"}
 
 
 def test_a_family_without_a_row_is_refused_by_name() -> None:

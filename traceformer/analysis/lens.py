@@ -56,11 +56,11 @@ def normed(
     """Returns what the unembedding is multiplied with; `skip_norm` for rows that are normed already."""
     rows = residual.astype(np.float32)
     if readout.norm is not None and not skip_norm:
-        if readout.norm == "layer":
+        if readout.norm.startswith("layer"):
             rows -= rows.mean(axis=1, keepdims=True)
         rows /= np.sqrt(np.einsum("rd,rd->r", rows, rows) / rows.shape[1] + readout.epsilon)[:, None]
         if readout.norm_weight is not None:
-            rows *= readout.norm_weight + 1 if readout.norm == "rms_plus_one" else readout.norm_weight
+            rows *= readout.norm_weight + 1 if readout.norm.endswith("plus_one") else readout.norm_weight
         if readout.norm_bias is not None:
             rows += readout.norm_bias
     if readout.project_out is not None:

@@ -210,12 +210,12 @@ class Lensing:
     def _normed(self, rows: Float[Tensor, "row d_model"]) -> Float32[Tensor, "row d_embed"]:
         own, rows = self.readout, rows.float()
         if own.norm is not None:
-            if own.norm == "layer":
+            if own.norm.startswith("layer"):
                 rows = rows - rows.mean(dim=1, keepdim=True)
             rows = rows / (rows.square().mean(dim=1, keepdim=True) + own.epsilon).sqrt()
             weight, bias = self._tensor(own.norm_weight), self._tensor(own.norm_bias)
             if weight is not None:
-                rows = rows * (weight + 1 if own.norm == "rms_plus_one" else weight)
+                rows = rows * (weight + 1 if own.norm.endswith("plus_one") else weight)
             if bias is not None:
                 rows = rows + bias
         project_out = self._tensor(own.project_out)

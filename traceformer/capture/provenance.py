@@ -200,7 +200,7 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
         rotary=None if family is None else family.positions.kind == "rotary",
-        relative_position_bias=None if family is None else family.positions.kind == "relative bias",
+        relative_position_bias=None if family is None else "relative bias" in family.positions.kind,
         softcap=getattr(config, "attn_logit_softcapping", None),
         sinks=model.has_sinks,
         sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from traceformer.capture.attention import Listener, Listening, Span, observed_name
+from traceformer.capture.own_attention import Watched, Watching
 from traceformer.capture.passes import (
     AttentionListener,
     Derived,
@@ -42,6 +43,7 @@ from traceformer.models.dims import ModelDims, StackDims, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
+from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_input", "first_output", "own_output"]
@@ -354,6 +356,9 @@ class Recorder:
                 wanted_at[f"{row.blocks}.{wanted.layer}.{attention.module}"].append(wanted)
         if not wanted_at:
             return
+        if self._row.own_attention:
+            undo.enter_context(Watching(OWN_ATTENTION[self._row.own_attention], list(self._watched(wanted_at))))
+            return
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
         listeners: dict[nn.Module, Listener] = {
@@ -365,6 +370,17 @@ class Recorder:
             before = getattr(config, name)
             undo.callback(setattr, config, name, before)
             setattr(config, name, observed_name(before or "eager"))
+
+    def _watched(self, wanted_at: Mapping[str, Sequence[Wanted]]) -> Iterator[Watched]:
+        """The attentions that compute scores themselves, by their paths."""
+        for path, wanted in wanted_at.items():
+            key = wanted[0].spec.key
+            row = self._row.stacks[key.stack]
+            attention = row.attention_of(key.attention)
+            assert attention is not None
+            out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
+            d_head = self._dims.stacks[key.stack].d_head
+            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
 
 
 def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -400,7 +416,10 @@ def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     if tap.part in ("first half", "second half"):
         return rows.chunk(2, dim=-1)[tap.part == "second half"]
     if tap.fused == "per_head":
-        return rows.unflatten(-1, (dims.n_heads, 3, -1))[..., "qkv".index(tap.part), :].transpose(1, 2)
+        group = dims.n_heads // dims.n_kv_heads
+        first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
+        grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
+        return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
     sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
     return rows.split(sizes, dim=-1)["qkv".index(tap.part)]
 

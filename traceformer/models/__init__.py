@@ -3,8 +3,10 @@
 Nothing here watches a forward pass; that is `capture`.
 
 families            a row for each family: all that has to be known of it, as data
+table               these rows, by kind
 family              the parts of which a row is made
-architectures       where each site lies in a block: paths of modules that alike families share
+own_attention       how families that compute attention themselves make scores
+blocks              where each site lies in a block: paths of modules that alike families share
 outputs             what a model's class makes of its last hidden states: tokens, classes, or nothing
 behaviour           what only a pass tells of a model: whether it looks ahead, where its positions begin
 dims                the sizes of a model in this project's words, whatever its config calls them

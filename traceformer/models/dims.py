@@ -87,7 +87,7 @@ def _first(config: Any, *names: str, default: int | None = None) -> int:
 
 
 def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDims:
-    own = ("encoder_", "decoder_")[side == "dec"] if arch == "encdec" else ""
+    own = {"enc": "encoder_", "dec": "decoder_"}[side]
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
     n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
@@ -99,7 +99,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     return StackDims(
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=_first(config, "num_key_value_heads", default=n_heads),
+        n_kv_heads=_n_kv_heads(config, n_heads),
         d_model=d_model,
         d_embed=_first(config, "embedding_size", "word_embed_proj_dim", default=d_model),
         d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
@@ -109,8 +109,16 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     )
 
 
+def _n_kv_heads(config: Any, n_heads: int) -> int:
+    """How many heads of keys there are: with multi-query attention one, whatever else is stated."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    return _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
+
+
 def has_experts(config: Any) -> bool:
-    return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return any(getattr(config, name, None) for name in names)
 
 
 def n_ctx_of(config: Any) -> int:
@@ -118,7 +126,8 @@ def n_ctx_of(config: Any) -> int:
 
     Of a family without a row it is what the config states; `ModelDims.of` asks such a model itself.
     """
-    n_ctx = max(0, _first(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", default=0))
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
+    n_ctx = max(0, _first(config, *names, default=0))
     row = FAMILIES.get(config.model_type)
     limit = "stated" if row is None else row.positions.limit
     if limit == "none":

@@ -1,7 +1,7 @@
-"""What a family of models is to this package: the parts of which its row in `families.py` is made."""
+"""What a family of models is to this package: the parts of which its row in `table` is made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,21 +16,24 @@ __all__ = [
     "Norm",
     "Positions",
     "ReadoutRow",
+    "Requires",
     "StackRow",
     "Tap",
     "Tiny",
+    "builds",
     "into",
 ]
 
 MlpKind: TypeAlias = Literal["plain", "gated", "experts"]
-Norm: TypeAlias = Literal["layer", "rms", "rms_plus_one", "rms_bare"]
+Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_plus_one", "rms_bare"]
 
 
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
     For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
-    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: q, k, v of head 0, then of head 1).
+    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
+    then those of kv_head 1).
     """
 
     path: str
@@ -47,7 +50,8 @@ def into(path: str) -> Tap:
 class AttentionRow:
     """One attention of a block: the module handed to the attention function, its parts, and its sites.
 
-    What a family has no such module for, or none that is known, is None.
+    What a family has no such module for, or none that is known, is None; so is a projection that no module shows,
+    position by position, as it enters the scores.
     """
 
     module: str
@@ -59,6 +63,7 @@ class AttentionRow:
     attn_norm: Tap | None = None
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
+    scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -90,13 +95,15 @@ class StackRow:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How a model is built: its stacks, and whether its attention passes through transformers' attention function.
+    """How a model is built: its stacks, and whether its attention passes through an attention function.
 
-    `refused` are places that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`.
+    That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
+    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`.
     """
 
     stacks: Mapping[Stack, StackRow]
     has_attention_function: bool = True
+    own_attention: str = ""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def has(self, key: ArrayKey) -> bool:
@@ -136,7 +143,7 @@ class Architecture:
             KeyError, TypeError: it is nothing that `to_json` makes.
         """
         stacks: dict[Stack, StackRow] = {stack: _stack_row(own) for stack, own in data["stacks"].items()}
-        return cls(stacks, data["has_attention_function"], data["refused"])
+        return cls(stacks, data["has_attention_function"], data["own_attention"], data["refused"])
 
 
 def _tap(data: Any) -> Tap | None:
@@ -155,12 +162,44 @@ def _stack_row(data: Mapping[str, Any]) -> StackRow:
 
 
 class ByFlag(NamedTuple):
-    """Blocks that come in two builds, chosen by a flag of the config; `default` is what it is where left out."""
+    """Blocks that come in two builds, chosen by a flag of the config; `default` is what it is where left out.
+
+    Either may in turn be chosen by another flag. A setting that is no flag counts as true where it is `when`.
+    """
 
     flag: str
-    when_true: Architecture
-    when_false: Architecture
-    default: bool
+    when_true: "Architecture | ByFlag"
+    when_false: "Architecture | ByFlag"
+    default: Any
+    when: Any = True
+
+    def choose(self, stated: Any) -> "Architecture | ByFlag":
+        """Returns the blocks of a config that states this of the flag."""
+        return self.when_true if stated == self.when else self.when_false
+
+
+def builds(blocks: Architecture | ByFlag) -> Iterator[tuple[str, Architecture]]:
+    """Yields the builds that blocks come in, with the flags that choose each: none where there is one build."""
+    if isinstance(blocks, Architecture):
+        yield "", blocks
+        return
+    for word, chosen in (("", blocks.when_true), ("not ", blocks.when_false)):
+        for flags, each in builds(chosen):
+            yield ", ".join(filter(None, (f"{word}{blocks.flag}", flags))), each
+
+
+class Requires(NamedTuple):
+    """What the config must say of a setting, if it says anything, for a row to be right: one of `allowed`.
+
+    Of a list each element must be. `why` is the reason that others are told.
+    """
+
+    setting: str
+    allowed: tuple[Any, ...]
+    why: str
+
+    def is_met(self, stated: Any) -> bool:
+        return all(each in self.allowed for each in (stated if isinstance(stated, list | tuple) else (stated,)))
 
 
 class Positions(NamedTuple):
@@ -170,7 +209,7 @@ class Positions(NamedTuple):
     (`behind padding`), or not at all, since any length works (`none`).
     """
 
-    kind: Literal["learned", "rotary", "relative bias", "alibi"]
+    kind: Literal["learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi"]
     limit: Literal["stated", "behind padding", "none"] = "stated"
 
 
@@ -184,12 +223,14 @@ class ReadoutRow:
             the family's default.
         softcap: The config's name of the bound c of logits c tanh(x / c), and the family's default.
         scaled: Whether the stream is divided by sqrt(d_model) behind the norm, where the config says so (T5).
+        logit_scale: The config's name of the number that logits are multiplied by, and the family's default.
     """
 
     norm: Norm = "rms"
     epsilon: tuple[str, float] = ("rms_norm_eps", 1e-6)
     softcap: tuple[str, float | None] = ("", None)
     scaled: bool = False
+    logit_scale: tuple[str, float] = ("", 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +247,10 @@ class Tiny:
     config: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
+    def builds(self, family: str) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the configs of all tiny models, by the family's name and those of its other builds."""
+        return {family: self.config, **{name: {**self.config, **own} for name, own in self.variants.items()}}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -214,10 +259,11 @@ class Family:
     Attributes:
         blocks: Where each site lives.
         positions: How a model knows where a token stands.
-        readout: What stands behind the last block of a decoder; None of encoders, which predict no next token.
+        readout: What stands behind the last block of a decoder; None where that is more than a norm and a matrix.
         tiny: A tiny model of it, for proofs.
         scaled_embedding: Whether token embeddings are multiplied by a constant before they enter block 0.
         sinks: Whether each head has a sink beside its keys, so that rows of its pattern sum to less than 1.
+        requires: What its config must say for all this to hold; models of other configs are refused.
     """
 
     blocks: Architecture | ByFlag
@@ -226,12 +272,12 @@ class Family:
     readout: ReadoutRow | None = None
     scaled_embedding: bool = False
     sinks: bool = False
+    requires: tuple[Requires, ...] = ()
 
     @property
     def architectures(self) -> tuple[Architecture, ...]:
-        """The builds that its blocks come in: one, or two of which a flag chooses."""
-        each = self.blocks
-        return (each,) if isinstance(each, Architecture) else (each.when_true, each.when_false)
+        """The builds that its blocks come in: one, or several of which flags choose."""
+        return tuple(each for _, each in builds(self.blocks))
 
     @property
     def module(self) -> str:

@@ -174,11 +174,11 @@ def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: 
         return _at(tensors, path)
 
     weight = bias = None
-    if final_norm is not None and row.norm != "rms_bare":
+    if final_norm is not None and not row.norm.endswith("bare"):
         weight, bias = find(f"{final_norm}.weight"), find(f"{final_norm}.bias")
         if weight is None:
             raise Unreadable(f"{where} holds no {final_norm}.weight", why="the final norm needs it")
-    own_head = [find(name) for name in ("lm_head.weight", "embed_out.weight")]
+    own_head = [find(name) for name in ("lm_head.weight", "embed_out.weight", "output_projection.weight")]
     tied = [find(name) for name in (f"{token_embed}.weight", "shared.weight")]
     unembedding = next((found for found in (*own_head, *tied) if found is not None), None)
     if unembedding is None:
@@ -192,19 +192,27 @@ def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: 
         bias,
         float(config.get(*row.epsilon)),  # pyright: ignore[reportArgumentType]
         find("project_out.weight"),
-        float(config["d_model"]) ** -0.5 if scaled else 1.0,
+        float(config["d_model"]) ** -0.5 if scaled else _logit_scale(row, config),
         unembedding,
         find("final_logits_bias") or find("lm_head.bias"),
         None if softcap is None else float(softcap),
     )
 
 
+def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
+    """The number that logits are multiplied by: as well the rows that the unembedding multiplies, before a bias."""
+    name, default = row.logit_scale
+    stated = config.get(name)
+    return default if stated is None else float(stated)
+
+
 def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
     """What the row of a family says of its readout and of its decoder."""
-    row = family_of(config).readout
-    if row is None:
-        raise Unsupported(f"no readout of model type {config['model_type']!r}", why="it predicts no next token")
-    return row, architecture_of(config).stacks["dec"]
+    family = family_of(config)
+    if family.readout is None:
+        why = "its head has layers of its own" if "dec" in family.stacks else "it predicts no next token"
+        raise Unsupported(f"no readout of model type {config['model_type']!r}", why=why)
+    return family.readout, architecture_of(config).stacks["dec"]
 
 
 def _at(tensors: Collection[str], path: str) -> str | None:

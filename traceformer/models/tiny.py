@@ -14,9 +14,9 @@ from traceformer.models.families import FAMILIES
 __all__ = ["TINY", "tiny_model"]
 
 TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    name: (row.tiny.model, {**row.tiny.config, **changes})
+    name: (row.tiny.model, config)
     for family, row in FAMILIES.items()
-    for name, changes in {family: {}, **row.tiny.variants}.items()
+    for name, config in row.tiny.builds(family).items()
 }
 """Class and config of every tiny model that can be made, by its family's name or that of another build of it."""
 
@@ -37,9 +37,10 @@ def tiny_model(family: str, *, seed: int = 0, task: str | None = None, **changes
     class_name, sizes = TINY[family]  # of transformers, or with its module in front
     module, _, class_name = class_name.rpartition(".")
     model_class = getattr(import_module(module or "transformers"), class_name)
+    stated = {"model_type": model_class.config_class.model_type, **sizes, **changes}  # a class may serve several
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = model_class.config_class(**{**sizes, **changes})
+        config = transformers.AutoConfig.for_model(**stated)
         made = model_class if task is None else getattr(transformers, f"AutoModelFor{task}").from_config
         model = made(config)
         with torch.no_grad():

@@ -1,10 +1,10 @@
-"""A row as it stands in Python: what `families.py` and `architectures.py` take in."""
+"""A row as it stands in Python: what a file of `table` and one of `blocks` take in."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from traceformer.models import architectures
+from traceformer.models.blocks import decoders, encoder_decoders, encoders, outside
 from traceformer.models.family import Architecture, Tap
 
 if TYPE_CHECKING:
@@ -16,20 +16,20 @@ _WIDTH = 120
 
 
 def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
-    """Returns the blocks of a model's row as `architectures.py` has them, and its entry of FAMILIES.
+    """Returns the blocks of a model's row as a file of `blocks` has them, and its entry in one of `table`.
 
     What only a person can say, its readout and a config for a tiny model, is begun with what its config says.
     """
     config: Any = model.config
     family, same = str(config.model_type), _constant(architecture)
-    constant = same or family.upper().replace("-", "_").replace(".", "_")
+    constant = family.upper().replace("-", "_").replace(".", "_")
     blocks = "" if same else f"{constant} = {written_architecture(architecture)}\n\n"
     kind = "rotary" if _has_rotary(model) else "learned"
     sizes = {name: value for name in _SIZES if isinstance(value := getattr(config, name, None), int)}
     entry = _Call(
         "Family",
         {
-            "blocks": _Name(f"blocks.{constant}"),
+            "blocks": _Name(same or f"blocks.{constant}"),
             "positions": _Call("Positions", {"": kind}),
             "tiny": _Call("Tiny", {"": type(model).__name__, " ": sizes}),
         },
@@ -51,7 +51,12 @@ def written_architecture(architecture: Architecture) -> str:
 
 def _constant(architecture: Architecture) -> str | None:
     """The name of the same blocks, where a family has them."""
-    return next((name for name in architectures.__all__ if getattr(architectures, name) == architecture), None)
+    for alias, file in {"blocks": (decoders, encoders, encoder_decoders), "outside": (outside,)}.items():
+        for each in file:
+            for name in each.__all__:
+                if getattr(each, name) == architecture:
+                    return f"{alias}.{name}"
+    return None
 
 
 def _has_rotary(model: "PreTrainedModel") -> bool:

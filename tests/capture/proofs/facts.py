@@ -39,6 +39,13 @@ FAMILIES = {
     "bloom": "dec pre-norm plain outside alibi",
     "mpt": "dec pre-norm plain outside alibi",
     "byte_sparse": "dec pre-norm gated rotary",
+    "stablelm_parallel": "dec pre-norm gated rotary parallel one-norm",
+    "glm4": "dec pre-norm gated rotary",
+    "qwen3_moe": "dec pre-norm experts rotary",
+    "gpt_neo": "dec pre-norm plain outside",
+    "falcon_new": "dec pre-norm plain outside parallel",
+    "deberta-v2": "enc plain outside",
+    "mbart": "enc dec pre-norm plain",
 }
 EVERY_STACK = (
     ("token_embed", "equals the embedding's rows of the token ids"),

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from tests.families import KEPT
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model, random_examples
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.families import FAMILIES
+from traceformer.models.family import Architecture, Family, builds
+from traceformer.models.tiny import tiny_model
+from traceformer.sites import OUTPUTS, Selection
 
 __all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
 
@@ -48,8 +52,8 @@ def column_of(proof: Proof) -> str:
 
 
 def support_page() -> str:
-    """Returns the page that lists every family with its proofs' largest errors, as Markdown."""
-    results = {family: proved(family) for family in TINY}
+    """Returns the page that lists every family, as Markdown: with its proofs' largest errors those that are kept."""
+    results = {family: proved(family) for family in KEPT}
     columns = (*COLUMNS, PADDING)
     return "\n".join(
         (
@@ -57,11 +61,12 @@ def support_page() -> str:
             "",
             "Written from the proofs by `python -m tests.capture.proofs.proved`; a test fails when it is out of step.",
             "",
-            "Every family has a row in `traceformer/models/families.py`, and every fact below is tested on a",
-            "tiny random model of its real class, in float32, on a padded batch, under the model's own attention and",
-            "under eager attention. A number is the largest error of all facts of its column, over all layers, heads,",
-            "positions and stacks, relative to max(1, the largest expected value), rounded up to a power of ten; 0 is",
-            "equality to the last bit. `traceformer check MODEL` tests the same facts on any model, one by one.",
+            f"{len(FAMILIES)} families have a row in `traceformer/models/table`. Every fact is tested on a tiny random model",
+            "of its real class, in float32, on a padded batch, under the model's own attention and under eager attention:",
+            "of these families, which have all kinds of blocks, in every run of the tests. A number is the largest error",
+            "of all facts of its column, over all layers, heads, positions and stacks, relative to max(1, the largest",
+            "expected value), rounded up to a power of ten; 0 is equality to the last bit. `traceformer check MODEL` tests",
+            "the same facts on any model, one by one.",
             "",
             f"| family | facts | {' | '.join(columns)} |",
             f"|---|--:|{'--:|' * len(columns)}",
@@ -70,6 +75,23 @@ def support_page() -> str:
             "Classifiers, reward models and question answerers of these families are loaded as what their checkpoint",
             "is, and have `class_logits` or `token_class_logits` in place of `logits`; `traceformer check` proves",
             "these likewise.",
+            "",
+            "## Families whose blocks are like these",
+            "",
+            "Their rows pass the same proofs, which `make test-slow` runs. A site that is missing is one that such blocks",
+            "do not have, or whose attention is computed out of sight.",
+            "",
+            "| families | missing |",
+            "|---|---|",
+            *_alike(),
+            "",
+            "## What a family's config must say",
+            "",
+            "Models of other configs are refused by name.",
+            "",
+            "| family | where | else |",
+            "|---|---|---|",
+            *(line for family, row in FAMILIES.items() for line in _required(family, row)),
             "",
             "## Sites that a family does not have",
             "",
@@ -88,6 +110,29 @@ def _family(family: str, result: CheckResult, columns: tuple[str, ...]) -> str:
         errors[column] = max(proof.error, errors.get(column, 0.0))
     cells = (_rounded_up(errors[column]) if column in errors else "-" for column in columns)
     return f"| {family} | {len(result.proofs)} | {' | '.join(cells)} |"
+
+
+def _alike() -> Iterator[str]:
+    """A line for each kind of block that has more families than those that are kept proved."""
+    families: dict[int, list[str]] = {}
+    kinds = [(each, *build) for each, row in FAMILIES.items() for build in builds(row.blocks)]
+    for family, flags, architecture in kinds:
+        families.setdefault(id(architecture), []).append(f"{family} ({flags})" if flags else family)
+    for _, _, architecture in kinds:
+        names = families.pop(id(architecture), [])
+        if set(names) - set(KEPT):
+            yield f"| {' '.join(f'`{name}`' for name in names)} | {' '.join(_missing(architecture))} |"
+
+
+def _missing(architecture: Architecture) -> Iterator[str]:
+    for site in Selection(("all",)).sites:
+        if site not in OUTPUTS and not architecture.keys(site):
+            yield f"`{site}`"
+
+
+def _required(family: str, row: Family) -> Iterator[str]:
+    for each in row.requires:
+        yield f"| {family} | `{each.setting}` is {' or '.join(f'`{value}`' for value in each.allowed)} | {each.why} |"
 
 
 def _rounded_up(error: float) -> str:

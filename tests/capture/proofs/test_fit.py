@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.families import KEPT
 from tests.odd_model import OddForCausalLM, odd_model
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
@@ -20,21 +21,19 @@ from traceformer.capture.provenance import model_configuration
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NotFound, Unsupported
-from traceformer.models import architectures, families
+from traceformer.models import family
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 from traceformer.models.written import written_architecture, written_row
 from traceformer.progress import Progress
 from traceformer.sites import Selection
 from traceformer.store.run import Run
 
+IN_ATTENTION = ("q", "k", "v", "attn_scores", "attn_pattern", "z")
 TEXTS = [[*range(5, 5 + length)] for length in (9, 21, 14, 3)]
-ARCHITECTURES = {
-    f"{family}-{number}": row for family, own in FAMILIES.items() for number, row in enumerate(own.architectures)
-}
 
 
 @pytest.fixture
@@ -197,23 +196,23 @@ def test_a_model_of_a_hidden_family_generates_by_the_row_that_it_has(
     np.testing.assert_array_equal(found.get(example, "resid_post"), own.get(example, "resid_post"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "modernbert", "t5", "bart", "mixtral"])
-def test_a_hidden_row_is_found_as_it_was_written_down(family: str) -> None:
-    model = tiny_model(family)
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "modernbert", "t5", "bart", "mixtral"])
+def test_a_hidden_row_is_found_as_it_was_written_down(name: str) -> None:
+    model = tiny_model(name)
     examples = random_examples(model.config)[:2]
     found, own = find_row(model, examples), architecture_of(model.config)
     assert {str(key) for site in Selection(("all",)).sites for key in found.keys(site)} == {
         str(key) for site in Selection(("all",)).sites for key in own.keys(site)
     }
-    if family != "t5":  # whose mlp_out is that of a module, which holds the one that the row has
+    if name != "t5":  # whose mlp_out is that of a module, which holds the one that the row has
         assert found == own
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_row_is_written_as_python_and_read_again(name: str) -> None:
-    row = ARCHITECTURES[name]
-    assert eval(written_architecture(row), dict(vars(architectures))) == row
-    assert Architecture.from_json(row.to_json()) == row
+def test_a_row_is_written_as_python_and_as_json_and_read_again() -> None:
+    for own in FAMILIES.values():
+        for row in own.architectures:
+            assert eval(written_architecture(row), dict(vars(family))) == row
+            assert Architecture.from_json(row.to_json()) == row
 
 
 def test_a_written_row_is_laid_out_as_the_formatter_does(tmp_path: Path) -> None:
@@ -222,14 +221,14 @@ def test_a_written_row_is_laid_out_as_the_formatter_does(tmp_path: Path) -> None
     text = written_row(model, found.architecture)
     blocks, _, entry = text.partition("\n\n")
     assert blocks.startswith('ODDITY = Architecture(\n    {\n        "dec": StackRow(\n            "floors",\n')
-    namespace: dict[str, Any] = dict(vars(architectures))
+    namespace: dict[str, Any] = dict(vars(family))
     exec(blocks, namespace)
     assert namespace["ODDITY"] == found.architecture
     written = tmp_path / "row.py"
     written.write_text(f"{blocks}\n\nFAMILIES = {{\n{entry}}}\n")
     formatted = [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "120", str(written)]
     assert subprocess.run(formatted, capture_output=True, text=True).returncode == 0
-    known: dict[str, Any] = {**vars(families), "blocks": type("Blocks", (), {"ODDITY": found.architecture})}
+    known: dict[str, Any] = {**vars(family), "blocks": type("Blocks", (), {"ODDITY": found.architecture})}
     exec(f"FAMILIES = {{{entry}}}", known)
     assert known["FAMILIES"]["oddity"].blocks is found.architecture
     assert known["FAMILIES"]["oddity"].tiny.config["intermediate_size"] == 48
@@ -243,11 +242,11 @@ def test_a_family_that_has_the_blocks_of_another_is_written_with_their_name() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("name", KEPT)
 def test_the_row_that_is_found_gives_the_arrays_of_the_one_that_is_there(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(family)
+    model = tiny_model(name)
     examples, own = random_examples(model.config), architecture_of(model.config)
     for each in [*FAMILIES]:
         monkeypatch.delitem(FAMILIES, each)  # pyright: ignore[reportArgumentType]
@@ -260,7 +259,8 @@ def test_the_row_that_is_found_gives_the_arrays_of_the_one_that_is_there(
             recorder.run(spans, **inputs)
         kept.append(sink)
     missing = {key.site for key, _ in kept[0].arrays.keys() - kept[1].arrays.keys()}
-    assert missing == ({"q_proj", "k_proj", "v_proj"} if not own.has_attention_function else set())
+    seen = own.has_attention_function and not own.own_attention
+    assert missing <= (set() if seen else {"q_proj", "k_proj", "v_proj", *IN_ATTENTION})
     for place, arrays in kept[1].arrays.items():
         for one, other in zip(arrays, kept[0].arrays[place], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from tests.capture.proofs.proved import PAGE, column_of, proved, support_page
-from traceformer.models.tiny import TINY
+from tests.families import KEPT
+from traceformer.models.families import FAMILIES
 
 
 def _without_errors(page: str) -> str:
@@ -23,5 +24,10 @@ def test_the_support_table_is_in_step_with_the_proofs() -> None:
     assert max(_errors(page)) <= 1e-5
 
 
+def test_every_family_is_on_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [family for family in FAMILIES if not re.search(rf"\b{family}\b", page)] == []
+
+
 def test_every_fact_has_a_column_in_the_support_table() -> None:
-    assert {column_of(proof) for family in TINY for proof in proved(family).proofs} >= {"MLP", "padded = alone"}
+    assert {column_of(proof) for family in KEPT for proof in proved(family).proofs} >= {"MLP", "padded = alone"}

@@ -26,11 +26,13 @@ def _split(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """The part of a projection's output (position, width) that a tap names, as (head, position, d_head)."""
     if tap.part == "whole":
         return rows.unflatten(-1, (-1, dims.d_head)).transpose(0, 1)
-    index = "qkv".index(tap.part)
+    index, heads = "qkv".index(tap.part), _split(rows, Tap(""), dims)
     if tap.fused == "per_head":
-        return rows.unflatten(-1, (dims.n_heads, 3, dims.d_head))[:, :, index].transpose(0, 1)
+        group = dims.n_heads // dims.n_kv_heads
+        each = [head for head in range(len(heads)) if max(0, head % (group + 2) - group + 1) == index]
+        return heads[each]
     first = (0, dims.n_heads, dims.n_heads + dims.n_kv_heads)[index]
-    return _split(rows, Tap(""), dims)[first : first + (dims.n_kv_heads if index else dims.n_heads)]
+    return heads[first : first + (dims.n_kv_heads if index else dims.n_heads)]
 
 
 def _stream_into(place: Place) -> Tensor:
@@ -62,7 +64,7 @@ def _attn_norm(place: Place) -> Sides:
 
 
 def _layer_type(place: Place) -> str | None:
-    types = getattr(place.config, "layer_types", None)
+    types = getattr(place.config, "layer_types", None) or getattr(place.config, "attention_layers", None)
     return None if types is None or place.layer is None else types[place.layer]
 
 
@@ -75,7 +77,8 @@ def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
     rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
     if rotary is None:
-        return None
+        module = place.module(place.attention_row.module)
+        return _Rotation(module.rotary_dim or place.dims.d_head, 1.0) if hasattr(module, "rotary_dim") else None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))
@@ -84,12 +87,34 @@ def _rotation(place: Place) -> _Rotation | None:
 def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
     module, rows = place.module(place.attention_row.module), place(f"{which}_proj")
-    norm = getattr(module, f"{which}_norm", None)
+    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
     if norm is not None:
-        weights = next((parameter.numel() for parameter in norm.parameters()), place.dims.d_head)
-        rows = norm(rows) if weights == place.dims.d_head else _split(norm(_merged(rows)), Tap(""), place.dims)
-    scales = which == "q" and place.attention_row.scales_queries
-    return rows * module.scaling if scales else rows
+        rows = _normed(norm, rows, place.dims)
+    rows = _clipped(place, rows)
+    if which == "k":
+        return rows
+    rope = getattr(place.config, "rope_parameters", None) or {}
+    stretch = rope.get("llama_4_scaling_beta")
+    if stretch:  # queries grow with the logarithm of their position, in steps
+        steps = torch.arange(rows.shape[1], device=rows.device) // rope["original_max_position_embeddings"]
+        rows = (rows * (1 + stretch * torch.log(1 + steps))[:, None]).to(rows.dtype)
+    return rows * module.scaling if place.attention_row.scales_queries else rows
+
+
+def _normed(norm: Any, rows: Tensor, dims: StackDims) -> Tensor:
+    """(head, position, d_head) through a QK-norm: of each head, with weights for all or each, or of all heads at once."""
+    weight = next(norm.parameters(), None)
+    if weight is None or weight.shape == (dims.d_head,):
+        return norm(rows[None])[0]
+    if weight.dim() == 2:
+        return norm(rows.transpose(0, 1)).transpose(0, 1)
+    return _split(norm(_merged(rows)), Tap(""), dims)
+
+
+def _clipped(place: Place, rows: Tensor) -> Tensor:
+    """A projection as it goes on: some families cut off what is too large."""
+    bound = getattr(getattr(place.config, "attn_config", place.config), "clip_qkv", None)
+    return rows if bound is None else rows.clamp(-bound, bound)
 
 
 def _unrotated(which: str) -> Callable[[Place], Sides]:
@@ -119,7 +144,7 @@ def _rotated(which: str) -> Callable[[Place], Sides]:
 
 
 def _values(place: Place) -> Sides:
-    return place("v"), place("v_proj")
+    return place("v"), _clipped(place, place("v_proj"))
 
 
 def _grouped(rows: Tensor, n_heads: int) -> Tensor:
@@ -130,7 +155,7 @@ def _grouped(rows: Tensor, n_heads: int) -> Tensor:
 def _scores(place: Place) -> Sides:
     recorded, q, k = place("attn_scores"), place("q").float(), place("k").float()
     module = place.module(place.attention_row.module)
-    scaling = getattr(module, "scaling", place.dims.d_head**-0.5)
+    scaling = getattr(module, "scaling", place.attention_row.scaling or place.dims.d_head**-0.5)
     scores = q @ _grouped(k, len(q)).transpose(1, 2)
     if not place.attention_row.scales_queries:
         scores = scores * scaling
@@ -140,13 +165,30 @@ def _scores(place: Place) -> Sides:
     first = place.at(0).module(place.attention_row.module)
     if hasattr(first, "relative_attention_bias"):  # the first block's bias serves all of T5's
         scores = scores + first.compute_bias(*scores.shape[1:])[0].float()
+    if place.scene.row.own_attention:
+        scores = _with_own_bias(place, scores)
     return recorded, scores
+
+
+def _with_own_bias(place: Place, scores: Tensor) -> Tensor:
+    """Scores with what families outside the attention function add: ALiBi, a bias of distances, scores of positions."""
+    base, module = place.scene.model.base_model, place.module(place.attention_row.module)
+    encoder: Any = getattr(base, "encoder", None)
+    if hasattr(module, "disentangled_attention_bias"):
+        parts = 1 + len({"c2p", "p2c"} & {*module.pos_att_type})
+        bias = module.disentangled_attention_bias(place("q"), place("k"), None, encoder.get_rel_embedding(), parts)
+        return scores * parts**-0.5 + bias
+    if hasattr(encoder, "compute_position_bias"):
+        return scores + encoder.compute_position_bias(scores[:1])[0]
+    bias = _alibi_of(place, *scores.shape[:2])
+    return scores if bias is None else scores + bias
 
 
 def _window(place: Place) -> int | None:
     config, kind = place.config, _layer_type(place)
     if kind is not None:
-        return config.sliding_window if kind == "sliding_attention" else None
+        windows = {"sliding_attention": "sliding_window", "local": "window_size"}
+        return getattr(config, windows[kind]) if kind in windows else None
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
@@ -228,23 +270,27 @@ def _out_of_z(place: Place) -> Sides:
 
 
 def _out_of_own_attentions(place: Place) -> Sides:
-    values, pattern = place("v_proj"), _own_attention(place)
+    values, pattern = _clipped(place, place("v_proj")), _own_attention(place)
     return _projected_out(place, (pattern @ _grouped(values.float(), len(pattern))).to(values.dtype))
 
 
 def _alibi(place: Place) -> Sides:
     """Families outside the attention function whose positions are a bias (Bloom, MPT): q k^T + ALiBi, masked."""
-    q, k = place("q_proj").float(), place("k_proj").float()
-    base: Any = place.scene.model.base_model
-    n_heads, length, _ = q.shape
-    if hasattr(base, "build_alibi_tensor"):
-        bias = base.build_alibi_tensor(torch.ones(1, length, device=q.device), n_heads, torch.float32)
-    elif hasattr(base, "build_mpt_alibi_tensor"):
-        bias = base.build_mpt_alibi_tensor(n_heads, length, device=q.device)
-    else:
+    q, k = (_clipped(place, place(site)).float() for site in ("q_proj", "k_proj"))
+    bias = _alibi_of(place, *q.shape[:2])
+    if bias is None:
         raise NotHere
     scores = q @ k.transpose(1, 2) * place.dims.d_head**-0.5 + bias
     return scores.masked_fill(~_may_look(place, scores), -torch.inf).softmax(-1), _own_attention(place)
+
+
+def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
+    base, device = place.scene.model.base_model, place.scene.model.device
+    if hasattr(base, "build_alibi_tensor"):
+        return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)
+    if hasattr(base, "build_mpt_alibi_tensor"):
+        return base.build_mpt_alibi_tensor(n_heads, length, device=device)
+    return None
 
 
 ATTENTION_CLAIMS = (

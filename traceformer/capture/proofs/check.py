@@ -352,11 +352,18 @@ def using_attention(model: PreTrainedModel, implementation: str) -> Generator[No
     if before == implementation:
         yield
         return
-    model.set_attn_implementation(implementation)
+    _set_attention(model, implementation)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        _set_attention(model, before)
+
+
+def _set_attention(model: PreTrainedModel, implementation: str) -> None:
+    if model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
+        model.set_attn_implementation(implementation)
+    else:  # code of its own, which still reads its config in every pass
+        model.config._attn_implementation_internal = implementation
 
 
 def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:

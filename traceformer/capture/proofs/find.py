@@ -44,7 +44,7 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
         row, why = _stack_row(model.base_model, watched, stack, paths[stack], sizes, has_cross=len(paths) > 1)
         stacks[stack] = row
         refused |= why
-    return Architecture(stacks, bool(watched.attended), refused)
+    return Architecture(stacks, bool(watched.attended), refused=refused)
 
 
 def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[Stack, str]:

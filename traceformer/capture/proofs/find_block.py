@@ -340,7 +340,7 @@ def _fused(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, 
         path, given = block.tap_path(call), block.rows(call.given)
         if _same(rows[..., -n_kv_heads * width :], values):
             return tuple((Tap(path, part=part), given) for part in ("q", "k", "v"))  # pyright: ignore
-        if n_heads == n_kv_heads and _same(rows.unflatten(-1, (n_heads, 3, width))[..., 2, :].flatten(2), values):
+        if _same(rows.unflatten(-1, (n_kv_heads, n_heads // n_kv_heads + 2, width))[..., -1, :].flatten(2), values):
             return tuple((Tap(path, part=part, fused="per_head"), given) for part in ("q", "k", "v"))  # pyright: ignore
     return None, None, None
 

@@ -278,7 +278,7 @@ class _Trial:
         if "dec" not in row.ids:
             return False
         own = self._row.stacks["dec"]
-        path = f"{own.blocks}.0.{own.attention.module}"
+        path = f"{own.blocks}.0.{own.attention.module}".rstrip(".")  # of a found row it may not be known
         return getattr(self._model.model.base_model.get_submodule(path), "is_causal", True) is not False
 
 

@@ -37,7 +37,7 @@ from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
-from traceformer.models.family import Architecture
+from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.progress import OnProgress, Progress, quiet
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
@@ -163,15 +163,13 @@ def rows_there_are() -> Iterator[tuple[str, Architecture]]:
     """Yields every row there is, once, with the families that have it; those chosen by a flag as `family (flag)`."""
     families: dict[str, Architecture] = {}
     for family, row in sorted(FAMILIES.items()):
-        if isinstance(row.blocks, Architecture):
-            families[family] = row.blocks
-        else:
-            families[f"{family} ({row.blocks.flag})"] = row.blocks.when_true
-            families[f"{family} (not {row.blocks.flag})"] = row.blocks.when_false
-    while families:
-        row = next(iter(families.values()))
-        yield ", ".join(name for name, each in families.items() if each is row), row
-        families = {name: each for name, each in families.items() if each is not row}
+        for flags, each in builds(row.blocks):
+            families[f"{family} ({flags})" if flags else family] = each
+    names: dict[int, list[str]] = {}
+    for name, row in families.items():
+        names.setdefault(id(row), []).append(name)
+    for several in sorted(names.values(), key=len, reverse=True):  # of rows that fit alike the commonest is the first
+        yield ", ".join(several), families[several[0]]
 
 
 def _candidates(

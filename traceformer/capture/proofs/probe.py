@@ -56,12 +56,12 @@ class Probe:
         """How to add the family."""
         if self.found is None:
             return (
-                f"write a row in traceformer/models/families.py under {self.model_type!r}, and run "
+                f"write a row in traceformer/models/table under {self.model_type!r}, and run "
                 f"`traceformer check {self.model_type}` until every proof passes"
             )
         families = self.found.families
         blocks = f"with the blocks of {families}" if families else "with the blocks that `--write-row` prints"
-        return f"add {self.model_type!r} to FAMILIES in traceformer/models/families.py {blocks}"
+        return f"add {self.model_type!r} to FAMILIES in traceformer/models/table {blocks}"
 
     def __repr__(self) -> str:
         said = self.obstacle if self.result is None else f"found one, {len(self.result.proofs)} facts hold"

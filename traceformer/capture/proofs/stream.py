@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
 from traceformer.capture.recorder import own_output
+from traceformer.models.families import FAMILIES
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack
 
@@ -103,25 +104,31 @@ def _same_output(site: str) -> Callable[[Place], Sides]:
 
 
 def _unembedded(place: Place) -> Sides:
-    """Unembedding by hand, for decoders: their heads are one matrix and, in some families, a scale, bias or softcap."""
+    """Unembedding by hand, for decoders: their heads are one matrix and, in most families, a scale, bias or softcap."""
     model, config, recorded = place.scene.model, place.config, place("logits")
     unembedding = model.get_output_embeddings()
-    if place.stack == "enc" or unembedding is None:
+    if unembedding is None or _has_layers_in_head(place):
         raise NotHere
     stream = _project_out(place, place.last_stream())
     if getattr(config, "scale_decoder_outputs", False):
         stream = stream * config.d_model**-0.5
     logits = apply(unembedding, stream)
     logits = logits + getattr(model, "final_logits_bias", torch.zeros(1, 1).to(logits))[0]
-    softcap = getattr(config, "final_logit_softcapping", None)
+    scale, softcap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
+    logits = logits if scale is None else logits * scale
     return recorded, logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _through_own_head(place: Place) -> Sides:
-    """An encoder's masked-language head has layers of its own."""
-    if place.stack != "enc":
+    if not _has_layers_in_head(place):
         raise NotHere
     return _through_head("logits")(place)
+
+
+def _has_layers_in_head(place: Place) -> bool:
+    """An encoder's masked-language head has layers of its own, and so have those of families without a readout."""
+    family = FAMILIES.get(place.config.model_type)
+    return place.stack == "enc" or (family is not None and family.readout is None)
 
 
 def _through_head(site: str) -> Callable[[Place], Sides]:

@@ -1,0 +1,8 @@
+"""The rows of the table of families, by kind; `models.families` makes one mapping of them.
+
+parts             what many rows share: positions, readouts, tiny sizes, and short ways to write a row down
+decoders          decoders with one MLP a block
+experts           decoders with mixtures of experts
+encoders          encoders
+encoder_decoders  pairs of stacks
+"""

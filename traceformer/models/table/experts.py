@@ -1,0 +1,102 @@
+"""Decoders with mixtures of experts, in all of their layers or in some."""
+
+from collections.abc import Mapping
+
+from traceformer.models.blocks import decoders as blocks
+from traceformer.models.family import Family, ReadoutRow, Requires
+from traceformer.models.table.parts import GROUPED, RMS, SIZES, UNSCALED, WIDE_HEADS, WINDOW, layer_norm, rotary
+
+__all__ = ["EXPERTS"]
+
+_SMALL = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_NUMBERED = {**_SMALL, "num_experts": 4}
+_ROUTED = {**_SMALL, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+
+EXPERTS: Mapping[str, Family] = {
+    "mixtral": rotary(blocks.MIXTRAL, "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}),
+    "gpt_oss": rotary(
+        blocks.MIXTRAL,
+        "GptOssForCausalLM",
+        {**WIDE_HEADS, "num_local_experts": 4, "sliding_window": 6},
+        sinks=True,
+    ),
+    "qwen2_moe": rotary(
+        blocks.MIXTRAL,
+        "Qwen2MoeForCausalLM",
+        {**GROUPED, **_NUMBERED, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
+        RMS,
+    ),
+    "qwen3_moe": rotary(
+        blocks.MIXTRAL, "Qwen3MoeForCausalLM", {**WIDE_HEADS, **_NUMBERED, "mlp_only_layers": [0]}, RMS
+    ),
+    "olmoe": rotary(
+        blocks.MIXTRAL, "OlmoeForCausalLM", {**GROUPED, **_NUMBERED}, variants={"olmoe_clipped": {"clip_qkv": 0.5}}
+    ),
+    "phimoe": rotary(
+        blocks.MIXTRAL, "PhimoeForCausalLM", {**GROUPED, **_LOCAL, "lm_head_bias": True}, layer_norm("rms_norm_eps")
+    ),
+    "glm4_moe": rotary(
+        blocks.MIXTRAL, "Glm4MoeForCausalLM", {**WIDE_HEADS, **_ROUTED, "first_k_dense_replace": 1, "use_qk_norm": True}
+    ),
+    "dots1": rotary(blocks.MIXTRAL, "Dots1ForCausalLM", {**GROUPED, **_ROUTED, "first_k_dense_replace": 1}, RMS),
+    "ernie4_5_moe": rotary(
+        blocks.MIXTRAL,
+        "Ernie4_5_MoeForCausalLM",
+        {
+            **GROUPED,
+            "moe_intermediate_size": 24,
+            "moe_k": 2,
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "exaone_moe": rotary(
+        blocks.MIXTRAL,
+        "ExaoneMoeForCausalLM",
+        {**WIDE_HEADS, **_NUMBERED, **WINDOW, **_DENSE_FIRST, "n_group": 1, "topk_group": 1},
+    ),
+    "flint": rotary(
+        blocks.MIXTRAL,
+        "FlintForCausalLM",
+        {**WIDE_HEADS, **_NUMBERED, **WINDOW, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
+        RMS,
+        sinks=True,
+    ),
+    "granitemoe": rotary(blocks.GRANITE_MOE, "GraniteMoeForCausalLM", {**GROUPED, **_LOCAL}, RMS, requires=UNSCALED),
+    "hy_v3": rotary(
+        blocks.MIXTRAL, "HYV3ForCausalLM", {**WIDE_HEADS, **_NUMBERED, **_DENSE_FIRST, "num_shared_experts": 1}
+    ),
+    "mellum": rotary(blocks.MIXTRAL, "MellumForCausalLM", {**WIDE_HEADS, **_NUMBERED, **WINDOW, **_DENSE_FIRST}, RMS),
+    "minimax_m2": rotary(blocks.MIXTRAL, "MiniMaxM2ForCausalLM", {**WIDE_HEADS, **_LOCAL}, RMS),
+    "minimax_m3_vl_text": rotary(
+        blocks.MIXTRAL,
+        "MiniMaxM3VLForCausalLM",
+        {
+            **WIDE_HEADS,
+            **_LOCAL,
+            **_DENSE_FIRST,
+            "dense_intermediate_size": 48,
+            "shared_intermediate_size": 24,
+            "rotary_dim": 8,
+            "layer_types": ["full_attention"] * 3,
+        },
+        ReadoutRow("rms_plus_one"),
+        requires=(
+            Requires(
+                "layer_types",
+                ("full_attention",),
+                "the keys of its sparse layers are chosen by an index that is not understood here",
+            ),
+        ),
+    ),
+    "solar_open": rotary(blocks.MIXTRAL, "SolarOpenForCausalLM", {**WIDE_HEADS, **_ROUTED}),
+    "aria_text": rotary(
+        blocks.MIXTRAL,
+        "AriaTextForCausalLM",
+        {**SIZES, "num_key_value_heads": 2, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+        RMS,
+    ),
+}
