@@ -13,7 +13,7 @@ A stream that other multiples are added to is refused: no site could say what it
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -390,7 +390,9 @@ def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dic
         for call in block.calls
         if _has_matrix(call) and call.ended < down.began and any(_same(block.rows(call.given), each) for each in inputs)
     ]
-    wide = [(call, part, rows) for call in ups for part, rows in _halves(block.rows(call.made), mid.shape[-1])]
+    wide: list[tuple[Call, _Half, Tensor]] = [
+        (call, part, rows) for call in ups for part, rows in _halves(block.rows(call.made), mid.shape[-1])
+    ]
     acts = [call for call in block.calls if block.rows(call.made).shape == mid.shape and not _has_matrix(call)]
     for act in acts:
         made, given = block.rows(act.made), block.rows(act.given)
@@ -409,7 +411,10 @@ def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dic
     return (found, "gated", block.rows(whole[0].given)) if whole else None
 
 
-def _halves(rows: Tensor, width: int) -> Iterator[tuple[Literal["whole", "first half", "second half"], Tensor]]:
+_Half: TypeAlias = Literal["whole", "first half", "second half"]
+
+
+def _halves(rows: Tensor, width: int) -> Iterator[tuple[_Half, Tensor]]:
     if rows.dim() == 3 and rows.shape[-1] == width:
         yield "whole", rows
     elif rows.dim() == 3 and rows.shape[-1] == 2 * width:
