@@ -87,9 +87,10 @@ def prove_first(
         trial = _Trial(model, row, recorder, sink, inputs.to_continue if to_continue else inputs.to_run)
         failed = trial.prove(*_two_of(rows, tokens))
     if failed is not None:
+        rounding = f"rounding explains {failed.tolerance:.0e}"
         raise Unsupported(
             f"{model.name}: it does not hold that {failed.words}",
-            why=f"it is off by {failed.error:.1e}, where rounding explains {failed.tolerance:.0e}; nothing was recorded",
+            why=f"it is off by {failed.error:.1e}, where {rounding}; nothing was recorded",
             hint=f"`traceformer check {model.source}` says what holds",
         )
 
@@ -98,7 +99,7 @@ def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | No
     """The shortest text of a batch and the longest, cut so that one is shorter; None where there is no second."""
     most = min(_MOST, max(_FEWEST, int(tokens * _SHARE)))
     ordered = sorted(rows, key=lambda row: [*row.lengths.values()])
-    longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
+    longest = _cut(ordered[-1], dict.fromkeys(ordered[-1].ids, most))
     if len(rows) == 1:
         return longest, None
     return _cut(ordered[0], {stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
