@@ -12,11 +12,18 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from table import Row, delete, in_process, main, row, seconds
 
+if TYPE_CHECKING:
+    from traceformer.capture.extract import Prepared
+    from traceformer.capture.tokenizing import Texts
+    from traceformer.sites import Selection
+
 REPEATS = 5
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
+SHAPES = ((8, 128, 8), (2, 1024, 3))  # texts of a batch, tokens of a text, batches
 HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
 
 
@@ -63,14 +70,26 @@ class Bench:
                 model(input_ids=self.ids, use_cache=False)
 
     def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
-        from traceformer.capture.extract import extract, read_texts
-        from traceformer.sites import Selection
+        from traceformer.capture.extract import extract
         from traceformer.store.place import Place
 
-        selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
-        texts = read_texts(self.texts, max_seq_len=self.n_tokens)
+        texts, selection = self._asked(capture, **selected)
         place = Place(folder=self.folder / "run", overwrite=True)
         return lambda: extract(self.loaded, texts, selection, place, batch_size=self.batch)
+
+    def prepared(self, capture: tuple[str, ...], **selected: object) -> "Prepared":
+        """Returns what such a recording knows before its first batch."""
+        from traceformer.capture.extract import prepare
+        from traceformer.store.place import Storage
+
+        return prepare(self.loaded, *self._asked(capture, **selected), Storage())
+
+    def _asked(self, capture: tuple[str, ...], **selected: object) -> "tuple[Texts, Selection]":
+        from traceformer.capture.extract import read_texts
+        from traceformer.sites import Selection
+
+        selection = Selection(capture, **selected)  # pyright: ignore[reportArgumentType]
+        return read_texts(self.texts, max_seq_len=self.n_tokens), selection
 
     def output_attentions(self) -> None:
         """Hugging Face's own way: eager attention, everything returned, `torch.save`."""
@@ -120,7 +139,7 @@ def in_turn(
 
 def measure_time(folder: Path, model: Path, quick: bool) -> Iterator[Row]:
     repeats = 1 if quick else REPEATS
-    for batch, n_tokens, n_batches, bounds in ((8, 128, 8, (1.25, 1.05)), (2, 1024, 3, (1.4, 1.05))):
+    for (batch, n_tokens, n_batches), bounds in zip(SHAPES, ((1.25, 1.05), (1.4, 1.05)), strict=True):
         bench = Bench(folder, model, batch, n_tokens, n_batches)
         shape = f"{batch} x {n_tokens}"
         works: dict[str, Callable[[], object]] = {

@@ -1,12 +1,18 @@
-"""Measures what readers' comparisons take of a first read, on the demo's texts recorded with the built-in model.
+"""Measures what guards take of the work that they guard.
+
+Readers' comparisons, of a first read: on the demo's texts, recorded with the built-in model.
 
     python benchmarks/guards.py [--json FILE] [--folder FOLDER] [--turns 5]
 
 Each figure is the time of the comparisons alone over that of the whole read, in a run that was just opened and whose
 files the operating system has in memory: from a disk the read would take longer, and the comparisons no more.
+
+What is proved of a model before its first batch, of the extractions of `extract.py`: its time alone over that of the
+whole extraction, which it is a part of.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ from traceformer.store.marks import check_file
 from traceformer.store.run import Run
 
 MOST = 0.03
+MOST_OF_A_RUN = 0.02
 TIMES = 5
 BYTES = 100  # of each text: those of the demo, four times
 
@@ -59,5 +66,28 @@ def measure(folder: Path, turns: int) -> Iterator[Row]:
     )
 
 
+def measure_proofs(folder: Path, turns: int) -> Iterator[Row]:
+    from extract import EVERYTHING, HEADS_3X3, SHAPES, Bench, make_model
+
+    from traceformer.capture.proofs.first import prove_first
+
+    model = make_model(folder / "gpt2-shape")
+    for batch, n_tokens, n_batches in SHAPES:
+        bench = Bench(folder, model, batch, n_tokens, n_batches)
+        for name, capture, selected in (("everything", EVERYTHING, {}), ("3 layers x 3 heads", ("attn",), HEADS_3X3)):
+            run, ready = bench.recording(capture, **selected), bench.prepared(capture, **selected)
+            _, rows = ready.rows.part(range(batch))
+            prove = partial(prove_first, bench.loaded, ready.plan, rows, sum(ready.rows.lengths.total.values()))
+            ratios: list[float] = []
+            for turn in range(turns + 1):
+                bench.delete()
+                whole = seconds(run)
+                alone = seconds(prove)
+                if turn:
+                    ratios.append(alone / whole)
+            yield row(f"proving first, of {batch} x {n_tokens}, {name}", ratios, MOST_OF_A_RUN)
+        bench.delete()
+
+
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, measure_proofs)

@@ -34,8 +34,8 @@ _MISFITS = (AssertionError, AttributeError, ImportError, LookupError, RuntimeErr
 class Behaviour(NamedTuple):
     """What a tiny pass showed.
 
-    `looks_ahead` is None where a model does not run on token ids alone, or has an encoder and a decoder; `positions` are
-    how many positions a stack has a table for, of stacks that have one.
+    `looks_ahead` is None where a model does not run on token ids alone, or has an encoder and a decoder; `positions`
+    are how many a stack has a table for, of stacks that have one.
     """
 
     looks_ahead: bool | None
@@ -46,7 +46,7 @@ _seen: "weakref.WeakKeyDictionary[nn.Module, Behaviour]" = weakref.WeakKeyDictio
 
 
 def behaviour_of(model: PreTrainedModel) -> Behaviour:
-    """Returns what a tiny pass of a model shows, which is made once: a class does not change its ways with its weights."""
+    """Returns what a tiny pass of a model shows, made once: weights that change do not change it."""
     base = model.base_model
     if base not in _seen:
         _seen[base] = _observe(base)

@@ -213,6 +213,7 @@ def _of_model(
     import torch
 
     from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
+    from traceformer.capture.proofs.first import prove_first
     from traceformer.capture.sight import looking_ahead
 
     loaded = reading.model
@@ -254,7 +255,9 @@ def _of_model(
             done += len(batch)
             progress(done, len(reading.rows))
 
-        batches = batches_by_length(reading.rows, batch_size)
+        batches = list(batches_by_length(reading.rows, batch_size))
+        tokens = sum(sum(row.lengths.values()) for row in reading.rows)
+        prove_first(loaded, reading.plan, [reading.rows[number] for number in (batches or [[]])[0]], tokens)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
     return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)

@@ -14,9 +14,10 @@ from tests.odd_model import OddForCausalLM, odd_model
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.proofs.check import Kept, batch_of, random_examples
+from traceformer.capture.proofs.check import batch_of, random_examples
 from traceformer.capture.proofs.find import find_row
 from traceformer.capture.proofs.fit import fit, fitted
+from traceformer.capture.proofs.tested import Kept
 from traceformer.capture.provenance import model_configuration
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.tokenizing import Encoded

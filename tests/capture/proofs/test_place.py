@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from traceformer.capture.proofs.check import (
-    tolerance_of,
-)
 from traceformer.capture.proofs.place import Rounding, error_between
+from traceformer.capture.proofs.tested import tolerance_of
 
 
 def test_errors_are_relative_to_the_largest_expected_value_but_at_least_to_one() -> None:

@@ -6,13 +6,15 @@
 3. Every claim in `proofs/` is tested at every place: each example, layer, stack and attention.
 4. Each example runs alone, without padding: every array must be what it was in the batch.
 
-Examples that may not share a pass, as `sharing` has it, are batches of their own.
+Examples that may not share a pass, as `sharing` has it, are batches of their own. Whether padding changes the model's
+numbers is tried before, as `first` does.
 """
 
 import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,9 @@ from transformers import PreTrainedModel
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import pad
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
-from traceformer.capture.proofs.place import NotHere, Place, Reference, Rounding, Scene, error_between
-from traceformer.capture.proofs.stream import STREAM_CLAIMS
+from traceformer.capture.proofs.first import try_padding
+from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
+from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder, own_output
 from traceformer.capture.sharing import Lengths, Sharing
 from traceformer.capture.tokenizing import Encoded
@@ -36,26 +38,20 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
-from traceformer.sites import ArrayKey, ArraySpec, Attention, Selection, Stack, expand_sites
+from traceformer.sites import ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "ALONE",
-    "Arrays",
     "CheckResult",
-    "Errors",
     "Example",
-    "Kept",
     "Proof",
     "batch_of",
     "check_model",
     "implementation_of",
-    "is_exact",
-    "prove",
     "random_examples",
-    "tolerance_of",
     "using_attention",
 ]
 
@@ -64,33 +60,6 @@ Example = Mapping[Stack, Sequence[int]]
 
 ALONE = "is the same in a padded batch as alone"
 _EVERYTHING = Selection(("all",))
-
-# Tolerances relative to max(1, the largest expected value). In float32 they are about a hundred times its resolution
-# of 1.2e-7: enough for sums of thousands of products in another order, too little for any wrong scale, mask or index.
-_FLOAT32 = {
-    Rounding.NONE: 0.0,
-    Rounding.FLOAT32: 1e-5,
-    Rounding.MODEL: 1e-5,
-    Rounding.SOFTMAX: 5e-6,
-    Rounding.BATCH: 1e-5,
-}
-# Below float32 an operation done again may round otherwise at each of its few steps.
-_STEPS = 4
-# Through a whole pass the rounding of scores adds up over layers: as many times that of one softmax.
-_LAYERS = 10
-
-
-def tolerance_of(rounding: Rounding, dtype: torch.dtype, largest_score: float) -> float:
-    """Returns how far the two sides of a true claim may be apart in a model of this dtype.
-
-    A softmax turns the rounding of its scores, which is relative to the largest of them, into an absolute error of
-    its patterns.
-    """
-    resolution = torch.finfo(dtype).eps
-    exact = rounding in (Rounding.NONE, Rounding.FLOAT32)
-    least = _FLOAT32[rounding] if exact or resolution <= torch.finfo(torch.float32).eps else _STEPS * resolution
-    amplified = {Rounding.SOFTMAX: 1, Rounding.BATCH: _LAYERS}.get(rounding, 0)
-    return max(least, amplified * resolution * largest_score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +160,8 @@ def check_model(
         sharing = Sharing(model)
         lengths: list[Lengths] = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
         numbers = range(len(examples))
+        if not runs_alone(model) and is_exact(model) and _is_padded(examples):
+            try_padding(model, row, dims, [_encoded(example) for example in examples], partial(_inputs, model))
         parts = [[number] for number in numbers] if runs_alone(model) else sharing.parts(numbers, lengths)
         for part in parts:
             scenes = list(_scenes(model, row, dims, plan.arrays, [examples[index] for index in part], sharing))
@@ -238,32 +209,6 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
     return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]
 
 
-Arrays = dict[tuple[ArrayKey, int | None], list[Tensor]]
-Errors = dict[tuple[ArrayKey, str, Rounding], float]
-
-
-class Kept:
-    """A sink that keeps a copy of everything, cut to the true tokens of each example."""
-
-    def __init__(self, spans: Mapping[Stack, Sequence[Span]]) -> None:
-        self._spans = spans
-        self.arrays: Arrays = {}
-
-    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        if spec.site.is_per_example:
-            self.arrays[spec.key, layer] = [row.clone() for row in rows]
-            return
-        spans = self._spans[spec.key.token_stack]
-        self.arrays[spec.key, layer] = [rows[i, ..., s.start : s.stop, :].clone() for i, s in enumerate(spans)]
-
-    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        squares = self.arrays.setdefault((spec.key, layer), [])
-        if example == len(squares):
-            n_queries, n_keys = (self._spans[s][example].length for s in (spec.key.stack, spec.key.key_stack))
-            squares.append(block.new_zeros(len(spec.heads), n_queries, n_keys))
-        squares[example][:, queries.start : queries.stop, keys.start : keys.stop] = block
-
-
 def _record(
     model: PreTrainedModel,
     row: Architecture,
@@ -287,10 +232,17 @@ def _scores_of(scene: Scene) -> Iterator[Tensor]:
 
 
 def batch_of(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
-    rows = [Encoded({stack: list(ids) for stack, ids in example.items()}, {}, None) for example in examples]
+    return _inputs(model, [_encoded(example) for example in examples])
+
+
+def _inputs(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
     # Padding is never looked at. Position ids are left to the model: padding on the right shifts none, and some
     # families take none.
     return pad(rows, valid_pad_id(model), str(model.device), with_positions=False)
+
+
+def _encoded(example: Example) -> Encoded:
+    return Encoded({stack: list(ids) for stack, ids in example.items()}, {}, None)
 
 
 def _scenes(
@@ -366,27 +318,6 @@ def _set_attention(model: PreTrainedModel, implementation: str) -> None:
         model.config._attn_implementation_internal = implementation
 
 
-def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
-    """Raises the error of each claim about each array to the largest one over all layers and examples."""
-    for spec in specs:
-        for site, fact, sides, rounding in (*STREAM_CLAIMS, *ATTENTION_CLAIMS):
-            if site != spec.key.site:
-                continue
-            for layer in spec.layers or (None,):
-                for example in range(len(scene.ids)):
-                    place = Place(scene, example, spec.key.stack, spec.key.attention, layer)
-                    try:
-                        error = error_between(*sides(place))
-                    except NotHere:
-                        continue
-                    except torch.OutOfMemoryError:
-                        raise
-                    except (RuntimeError, TypeError, LookupError):  # the row names a module that does something else
-                        error = torch.inf
-                    claim = (spec.key, fact, rounding)
-                    errors[claim] = max(error, errors.get(claim, 0.0))
-
-
 def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]], sharing: Sharing) -> dict[str, str]:
     """Returns why it cannot be told what padding does, if it cannot."""
     if sharing.alone is not None:
@@ -398,10 +329,6 @@ def _without_padding(model: PreTrainedModel, parts: Sequence[Sequence[Example]],
     if not any(_is_padded(part) for part in parts):
         return {ALONE: "all examples have the same length, so there is no padding"}
     return {}
-
-
-def is_exact(model: PreTrainedModel) -> bool:
-    return model.dtype in (torch.float32, torch.float64)
 
 
 def _is_padded(examples: Sequence[Example]) -> bool:

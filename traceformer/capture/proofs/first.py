@@ -20,38 +20,42 @@ compared there. A quantised model rounds one pass by all of its tokens: there, c
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import BatchInputs
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan, plan_arrays
-from traceformer.capture.proofs.check import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
+from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.sharing import keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
+from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArraySpec, Selection, Stack
 
-__all__ = ["prove_first"]
+__all__ = ["prove_first", "try_padding"]
+
+_Inputs: TypeAlias = Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]]
 
 _MOST, _FEWEST = 64, 32  # tokens of a text
 _START = 8
-_SHARE = 0.02 / 3.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
+_SHARE = 0.02 / 4.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
 _COMPARED = ("resid_pre", "resid_post", "attn_out", "attn_pattern")
 
-# What padding, a neighbour or a later token does is far more than what rounding does.
-_FAR = 10
+# What padding, a neighbour or a later token does is far more than what rounding does; below float32 less of it shows.
+_FAR, _FAR_OF_FEW_BITS = 10, 3
 
 
 class _Fact(NamedTuple):
@@ -79,25 +83,63 @@ def prove_first(
     """
     if not rows:
         return
-    row, sink = model.built, _Keeping()
-    specs = _kept(model, row, tuple(rows[0].ids), plan)
-    with torch.inference_mode(), evaluating(model.model), Recorder(model.model, specs, sink, row) as recorder:
-        inputs = BatchInputs(model)
-        trial = _Trial(model, row, recorder, sink, inputs.to_continue if to_continue else inputs.to_run)
-        failed = trial.prove(*_two_of(rows, tokens))
+    row, sites = model.built, {spec.key.site for spec in plan.arrays}
+    inputs = BatchInputs(model)
+    kept = (*_STREAM, *(_ATTENTION if sites & {*_ATTENTION} else ()))
+    with _trial(
+        model.model, row, model.dims, rows[0], kept, inputs.to_continue if to_continue else inputs.to_run
+    ) as of:
+        failed = of.prove(*_two_of(rows, tokens))
     if failed is not None:
+        rounding = f"rounding explains {failed.tolerance:.0e}"
         raise Unsupported(
             f"{model.name}: it does not hold that {failed.words}",
-            why=f"it is off by {failed.error:.1e}, where rounding explains {failed.tolerance:.0e}; nothing was recorded",
+            why=f"it is off by {failed.error:.1e}, where {rounding}; nothing was recorded",
             hint=f"`traceformer check {model.source}` says what holds",
         )
+
+
+def try_padding(
+    model: PreTrainedModel, row: Architecture, dims: ModelDims, rows: Sequence[Encoded], inputs: _Inputs
+) -> None:
+    """Has a model's texts run one by one from now on if its numbers change with padding, and with nothing else.
+
+    Args:
+        model: The model.
+        row: Its architecture.
+        dims: Its sizes.
+        rows: Texts of different lengths.
+        inputs: Makes a batch of such.
+    """
+    shortest, longest = _two_of(rows, _MOST * len(rows))
+    if longest is not None:
+        with _trial(model, row, dims, rows[0], ("resid_pre", "resid_post"), inputs) as trial:
+            trial.try_padding(shortest, longest)
+
+
+@contextmanager
+def _trial(
+    model: PreTrainedModel,
+    row: Architecture,
+    dims: ModelDims,
+    example: Encoded,
+    sites: Sequence[str],
+    inputs: _Inputs,
+) -> "Generator[_Trial]":
+    """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
+    sink, stacks = _Keeping(), tuple(example.ids)
+    layers = {stack: tuple(sorted({0, n // 2, n - 1})) for stack in stacks for n in [dims.stacks[stack].n_layers]}
+    every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
+    specs = [spec for spec in every if spec.key.site in sites]
+    with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:
+        yield _Trial(model, row, dims, recorder, sink, inputs)
 
 
 def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | None]:
     """The shortest text of a batch and the longest, cut so that one is shorter; None where there is no second."""
     most = min(_MOST, max(_FEWEST, int(tokens * _SHARE)))
     ordered = sorted(rows, key=lambda row: [*row.lengths.values()])
-    longest = _cut(ordered[-1], {stack: most for stack in ordered[-1].ids})
+    longest = _cut(ordered[-1], dict.fromkeys(ordered[-1].ids, most))
     if len(rows) == 1:
         return longest, None
     return _cut(ordered[0], {stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
@@ -137,15 +179,16 @@ class _Trial:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: PreTrainedModel,
         row: Architecture,
+        dims: ModelDims,
         recorder: Recorder,
         sink: _Keeping,
-        inputs: Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]],
+        inputs: _Inputs,
     ) -> None:
-        self._model, self._row = model, row
+        self._model, self._row, self._dims = model, row, dims
         self._recorder, self._sink, self._inputs = recorder, sink, inputs
-        self._is_exact = is_exact(model.model)
+        self._is_exact = is_exact(model)
         self._largest_score, self._rounding = 1.0, 0.0
 
     def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
@@ -166,6 +209,12 @@ class _Trial:
             return self._reason(text, other, whole)
         return None
 
+    def try_padding(self, text: Encoded, other: Encoded) -> None:
+        """Has texts run one by one if another one, and padding, change a text's numbers, and that is no fault."""
+        whole, *_ = self._run([text, other])
+        if self._differ(whole, self._alone(text)):
+            self._reason(text, other, whole)
+
     def _claims(self, text: Encoded, arrays: _OneText) -> _Fact | None:
         """The claim that is furthest from holding, if one does not."""
         errors: Errors = {}
@@ -173,11 +222,11 @@ class _Trial:
         reference = Reference(None, {}, {})
         ids: Mapping[Stack, Tensor] = {stack: torch.tensor(own) for stack, own in text.ids.items()}
         prove(
-            Scene(self._model.model, self._row, self._model.dims, (ids,), kept, reference),
+            Scene(self._model, self._row, self._dims, (ids,), kept, reference),
             self._recorder.arrays,
             errors,
         )
-        dtype = self._model.model.dtype
+        dtype = self._model.dtype
         facts = [
             _Fact(f"{key} {fact}", error, tolerance_of(rounding, dtype, self._largest_score))
             for (key, fact, rounding), error in errors.items()
@@ -205,14 +254,14 @@ class _Trial:
             leak = self._differ(self._run([text, beside])[0], alone) if beside.lengths == text.lengths else None
             if leak is not None:
                 return leak._replace(words="a text's numbers change with no other text in its batch")
-        keep_apart(self._model.model)
+        keep_apart(self._model)
         return None
 
     @contextmanager
     def _last_bits_changed(self, row: Encoded) -> Generator[None]:
         """Changes what enters the blocks by as much as its dtype can tell apart, up and down."""
-        base: Any = self._model.model.base_model
-        step = torch.finfo(self._model.model.dtype).eps
+        base: Any = self._model.base_model
+        step = torch.finfo(self._model.dtype).eps
 
         def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             rows: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -230,8 +279,8 @@ class _Trial:
     def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
         """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
         rounding = Rounding.BATCH if self._is_exact else Rounding.MODEL
-        explained = max(tolerance_of(rounding, self._model.model.dtype, self._largest_score), self._rounding)
-        tolerance = _FAR * explained
+        explained = max(tolerance_of(rounding, self._model.dtype, self._largest_score), self._rounding)
+        tolerance = (_FAR if self._is_exact else _FAR_OF_FEW_BITS) * explained
         worst = 0.0
         for (key, layer), tensor in one.items():
             of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
@@ -278,18 +327,10 @@ class _Trial:
         if "dec" not in row.ids:
             return False
         own = self._row.stacks["dec"]
-        path = f"{own.blocks}.0.{own.attention.module}".rstrip(".")  # of a found row it may not be known
-        return getattr(self._model.model.base_model.get_submodule(path), "is_causal", True) is not False
+        path = f"{own.blocks}.0.{own.attention.module}".removesuffix(".")
+        return getattr(self._model.base_model.get_submodule(path), "is_causal", True) is not False
 
 
 def _with_another_last(row: Encoded) -> Encoded:
     *before, last = row.ids["dec"]
     return replace(row, ids={**row.ids, "dec": [*before, last - 1 if last else 1]})
-
-
-def _kept(model: LoadedModel, row: Architecture, stacks: Sequence[Stack], plan: Plan) -> list[ArraySpec]:
-    """The arrays that claims are made of, in the first, the middle and the last layer."""
-    layers = {stack: tuple(sorted({0, n // 2, n - 1})) for stack in stacks for n in [model.dims.stacks[stack].n_layers]}
-    every = plan_arrays(Selection(("all",), layers=layers), model.model, stacks=stacks, architecture=row).arrays
-    attention = any(spec.key.site in _ATTENTION for spec in plan.arrays)
-    return [spec for spec in every if spec.key.site in (*_STREAM, *(_ATTENTION if attention else ()))]

@@ -18,29 +18,16 @@ import torch
 from transformers import PreTrainedModel
 
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.proofs.check import (
-    ALONE,
-    Arrays,
-    CheckResult,
-    Example,
-    Kept,
-    batch_of,
-    check_model,
-    tolerance_of,
-)
+from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
 from traceformer.capture.proofs.find import find_row
-from traceformer.capture.proofs.place import Rounding, error_between
-from traceformer.capture.recorder import Recorder
-from traceformer.capture.sharing import is_kept_apart, keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
-from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.progress import OnProgress, Progress, quiet
-from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.sites import ArrayKey, Selection, Stack
 
 __all__ = ["Fit", "fit", "fitted", "has_modules", "is_strange", "rows_there_are"]
 
@@ -242,49 +229,12 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
             raise Unsupported(f"the row does not fit {name}", why=str(error).partition("\n")[0]) from error
         refused = dict.fromkeys(_unproved(model, examples, row, result), "no fact about it is known")
         refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok}
-        if _only_alone(result) and _padding_alone(model, examples, row):
-            keep_apart(model)
-            continue
         lost = [f"{key} {why}" for key, why in refused.items() if key.rpartition(".")[2] in _STREAM]
         if lost:
             raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])
         if not refused:
             return Fit(row, "", result)
         row = replace(row, refused={**row.refused, **refused})
-
-
-def _only_alone(result: CheckResult) -> bool:
-    """Whether the stream is another in a padded batch, and all else that is said of it holds."""
-    failed = {proof.fact for proof in result.proofs if not proof.ok and proof.key.rpartition(".")[2] in _STREAM}
-    return failed == {ALONE}
-
-
-def _padding_alone(model: PreTrainedModel, examples: Sequence[Example], row: Architecture) -> bool:
-    """Whether texts of one length do not change each other, so that it is padding that does."""
-    if is_kept_apart(model):
-        return False
-    longest = max(examples, key=lambda each: sum(map(len, each.values())))
-    cut: list[Example] = [longest, {stack: ids[::-1] for stack, ids in longest.items()}]
-    if cut[0] == cut[1]:
-        return False
-    selection = Selection(_STREAM)
-    specs = plan_arrays(selection, model, architecture=row, stacks=tuple(cut[0])).arrays
-    with torch.inference_mode(), evaluating(model):
-        together, *alone = (_kept(model, row, specs, part) for part in (cut, *([each] for each in cut)))
-    tolerance = 10 * tolerance_of(Rounding.BATCH, model.dtype, 1.0)
-    return all(
-        error_between(arrays[number], alone[number][place][0]) <= tolerance
-        for place, arrays in together.items()
-        for number in range(len(cut))
-    )
-
-
-def _kept(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpec], examples: Sequence[Example]) -> Arrays:
-    inputs, spans = batch_of(model, examples)
-    sink = Kept(spans)
-    with Recorder(model, specs, sink, row) as recorder:
-        recorder.run(spans, **inputs)
-    return sink.arrays
 
 
 def _why_failed(proof: Any) -> str:
