@@ -116,7 +116,9 @@ def _mpt(call: ModuleCall) -> Operands:
     key, value = call.cached(key, value)
     bias, masked = call.given["position_bias"], call.given["attention_mask"]
     if bias is not None:
-        bias = bias[:, max(0, bias.shape[1] - key.shape[2]) :, max(0, bias.shape[2] - key.shape[2]) :]
+        bias = bias[..., max(0, bias.shape[2] - key.shape[2]) :]
+        # The module counts from the last key, which may be padding. What that adds to a row no pattern takes notice of.
+        bias = bias - bias[..., :1]
     return Operands(query, key, value, module.softmax_scale, None if masked is None else ~masked, bias)
 
 

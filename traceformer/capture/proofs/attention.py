@@ -287,7 +287,8 @@ def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
     if hasattr(base, "build_alibi_tensor"):
         return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)
     if hasattr(base, "build_mpt_alibi_tensor"):
-        return base.build_mpt_alibi_tensor(n_heads, length, device=device)
+        bias = base.build_mpt_alibi_tensor(n_heads, length, device=device)
+        return bias - bias[..., :1]  # of which only differences count
     return None
 
 
