@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from tests.families import MATRIX
-
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.families import FAMILIES, architecture_of

@@ -1,8 +1,8 @@
 """How families that compute attention in code of their own make scores of queries and keys.
 
-Each function here is told one call of an attention module: what it was given, what its projections made in it, and, where
-the module has a method that scores are made in or a bias of them, what that was given and gave. It returns what the
-module's own scores were made of, so that these can be made again: softmax(scaling q k^T + bias, masked).
+Each function here is told one call of an attention module: what it was given, what its projections made in it, and,
+where the module has a method that scores are made in or a bias of them, what that was given and gave. It returns what
+the module's own scores were made of, so that these can be made again: softmax(scaling q k^T + bias, masked).
 """
 
 import sys
@@ -44,8 +44,8 @@ class ModuleCall:
 class Operands(NamedTuple):
     """What a module's scores are made of.
 
-    Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `bias` and `mask`
-    whatever broadcasts to (batch, head, query, key); a mask is additive, or boolean where True may look.
+    Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `bias` and
+    `mask` whatever broadcasts to (batch, head, query, key); a mask is additive, or boolean where True may look.
     """
 
     query: Tensor
