@@ -46,8 +46,8 @@ def test_positions_are_what_the_model_makes_of_them(family: str) -> None:
     }
     assert ", ".join(kind for kind, found in source.items() if found) == FAMILIES[family].positions.kind
     # What a run says of its attention.
-    seen_by_the_attention_function = architecture_of(model.config).has_attention_function
-    if seen_by_the_attention_function:
+    architecture = architecture_of(model.config)
+    if architecture.has_attention_function and not architecture.own_attention:
         rotary = bool(getattr(model.config, "rope_parameters", None))
         assert rotary == (FAMILIES[family].positions.kind == "rotary")
 
