@@ -88,6 +88,7 @@ def test_what_the_original_code_left_is_one_trace_with_its_response(tmp_path: Pa
     assert storage.get_trace_summary(trace_id)["data_info"]["intermediate_steps_count"] == 3
 
 
+@pytest.mark.slow
 def test_ten_thousand_traces_are_filtered_without_being_parsed(tmp_path: Path) -> None:
     # Whoever read beyond the head would fail: nothing there is JSON.
     for number, category in enumerate(("geography", "history", None)):

@@ -24,6 +24,7 @@ from tests.formats.foreign import (
     write,
 )
 from tests.formats.foreign import original as write_original
+from tests.marks import slow
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotRecorded, RunExists, Unreadable, Unsupported
@@ -165,7 +166,7 @@ def test_a_lossless_export_says_that_it_leaves_rows_of_whole_texts_out(tmp_path:
     assert [str(each.key) for each in imported(files, tmp_path / "back").layout.arrays] == ["dec.token_embed"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", slow("float32"), slow("bfloat16")])
 def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str) -> None:
     # Ids and rows of whole texts are left out, with a warning.
     arrays = [each for each in runs.DEC if not each.site.is_derived and not each.site.is_per_example]

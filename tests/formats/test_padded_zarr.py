@@ -11,6 +11,7 @@ import xarray as xr
 import zarr
 import zarr.codecs
 
+from tests.marks import slow
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import RunExists, Unreadable
@@ -35,7 +36,7 @@ def array(folder: Path, path: str) -> Any:
 
 
 @pytest.mark.parametrize("arch", ["enc", "dec", "encdec"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", slow("float32")])
 def test_a_run_goes_out_and_comes_back_bit_for_bit(tmp_path: Path, arch: str, dtype: str) -> None:
     old = TraceStore(with_masks(tmp_path / "run", arch, dtype))
     new = imported(exported(old, tmp_path / "out"), tmp_path / "back")

@@ -15,6 +15,7 @@ import torch
 
 from tests.formats import foreign_pt as foreign
 from tests.formats.foreign_pt import D_HEAD, HEADS, KV_HEADS, PROMPT, RESPONSE, N, T, truth
+from tests.marks import slow
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotFound, Unreadable
@@ -136,7 +137,7 @@ def spec(site: str) -> ArraySpec:
     return ArraySpec(key, tuple(layers), tuple(heads), WIDTHS.get(site, 8))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float16"), slow("float32")])
 @pytest.mark.parametrize("layout", ["internals", "residual"])
 def test_a_lossless_export_gives_the_whole_run_back(tmp_path: Path, dtype: str, layout: str) -> None:
     sites = (*INTERNALS, "embed", "hidden", "logits", "z", "attn_out")

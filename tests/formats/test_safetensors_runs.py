@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.marks import slow
 from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import NotFound, RunExists, Unreadable
@@ -30,7 +31,7 @@ def store(tmp_path: Path) -> TraceStore:
 
 
 @pytest.mark.parametrize("arch", ["enc", "dec", "encdec"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float16"), slow("float32")])
 def test_a_run_goes_out_and_comes_back_bit_for_bit(tmp_path: Path, arch: str, dtype: str) -> None:
     old = TraceStore(runs.write(tmp_path / "run", runs.plan(arch, n_examples=5, shard_examples=2, dtype=dtype)))
     files = exported(old, tmp_path / "out")

@@ -118,6 +118,14 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(
         load_model(folder)
 
 
+def test_an_index_that_names_what_no_file_can_be_called_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "x" * 300}}))
+    for read in (open_folder, files_digest):
+        with pytest.raises(NotFound, match="weights are read from safetensors files"):
+            read(tmp_path)
+
+
 def test_a_pooler_that_the_checkpoint_lacks_changes_no_digest(tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder("bert")  # a masked language model has none
     assert load_model(folder, device="cpu").digest == load_model(folder, device="cpu").digest

@@ -10,7 +10,7 @@ import pytest
 from tests.models.checkpoints import FIXTURES
 from tests.models.test_nanochat import Malicious
 from traceformer.errors import NotFound, Unreadable, Unsupported
-from traceformer.models.nanochat_tokenizer import load_tokenizer
+from traceformer.models.nanochat_tokenizer import BOS, END, load_tokenizer
 
 EXPECTED: dict[str, Any] = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
 
@@ -83,4 +83,12 @@ def test_a_malicious_pickle_is_refused_and_not_run(base_dir: Path, tmp_path: Pat
 def test_what_is_no_tokenizer_is_told(base_dir: Path, content: bytes) -> None:
     (base_dir / "tokenizer/tokenizer.pkl").write_bytes(content)
     with pytest.raises(Unreadable):
+        load_tokenizer(base_dir / "tokenizer", allow_pickle=True)
+
+
+def test_a_pattern_that_is_none_is_told(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "traceformer.models.nanochat_tokenizer._read_pickled_tokenizer", lambda _: ({b"a": 0}, "(", {BOS: 1, END: 2})
+    )
+    with pytest.raises(Unreadable, match=r"tokenizer\.pkl is damaged"):
         load_tokenizer(base_dir / "tokenizer", allow_pickle=True)

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.store import runs
 from traceformer import TraceStore
-from traceformer.errors import CorruptRun, NotFound, Unreadable
+from traceformer.errors import CorruptRun, NotFound, Unreadable, UsageError
 from traceformer.store.commits import CommitRecord, RunHead, verify_run
 from traceformer.store.files import read_sealed, seal, unseal
 from traceformer.store.writer import RunWriter
@@ -130,6 +131,14 @@ def test_no_run_is_not_found(tmp_path: Path) -> None:
             TraceStore(folder)
         with pytest.raises(NotFound):
             verify_run(folder)
+
+
+def test_what_nests_too_deep_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(UsageError, match="nests too deep"):
+        seal({"a": deep})
 
 
 def test_sealed_text_holds_its_own_sha256(run: Path) -> None:

@@ -10,6 +10,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.marks import slow
 from tests.store import runs
 from traceformer.errors import NumericError, TraceformerError, UsageError
 from traceformer.store.commits import committed_shards, verify_run
@@ -19,7 +20,7 @@ from traceformer.store.zarr3 import coordinate_files
 
 
 @pytest.mark.parametrize("arch", ["enc", "dec", "encdec"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float16"), slow("float32")])
 def test_every_array_reads_back_as_it_was_written(tmp_path: Path, arch: str, dtype: str) -> None:
     layout = runs.plan(arch, dtype=dtype)
     store = TraceStore(runs.write(tmp_path / "run", layout))

@@ -169,6 +169,17 @@ def test_a_damaged_saved_data_set_is_refused(tmp_path: Path, dataset: datasets.D
             load_texts(str(folder))
 
 
+def test_rows_that_arrow_would_read_elsewhere_are_refused(
+    tmp_path: Path, dataset: datasets.Dataset, own_cache: None
+) -> None:
+    rows = dataset.select(range(2)).map(lambda _: {"text": "\N{SNOWMAN} river"})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes().replace("\N{SNOWMAN}".encode(), b"\xff\xff\xff"))
+    with pytest.raises(Unreadable, match=r"saved, split all is damaged(.|\n)*UTF8"):
+        list(load_texts(str(tmp_path / "saved")).examples)
+
+
 def test_columns_of_pictures_are_left_out(tmp_path: Path, own_cache: None) -> None:
     features = datasets.Features(text=datasets.Value("string"), picture=datasets.Image())
     rows = {"text": ["a"], "picture": [{"bytes": b"no picture", "path": None}]}

@@ -243,20 +243,9 @@ def _read_weights(path: Path) -> "Mapping[str, torch.Tensor]":
         raise Unreadable(
             f"{path} holds more than tensors", why="reading it could run code, so it is not read"
         ) from error
-    # Whatever a damaged stream of pickled tensors comes upon, torch's own assertions among them.
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-    ) as error:
-        raise Unreadable(f"{path} is damaged", why=str(error).splitlines()[0] if str(error) else "") from error
-    except AssertionError as error:
-        raise Unreadable(f"{path} is damaged", why="torch cannot make tensors of it") from error
+    except Exception as error:  # what a damaged archive of pickled tensors comes upon: torch's own assertions, zlib's
+        why = next(iter(str(error).splitlines()), "torch cannot make tensors of it")
+        raise Unreadable(f"{path} is damaged", why=why) from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise Unreadable(f"{path} is no dictionary of tensors")
     return weights

@@ -61,7 +61,11 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
             hint="`allow_pickle=True`, or put a tokenizer.json beside it",
         )
     else:
-        tokenizer = _from_byte_pairs(*_read_pickled_tokenizer(folder / "tokenizer.pkl"))
+        pairs = _read_pickled_tokenizer(folder / "tokenizer.pkl")
+        try:
+            tokenizer = _from_byte_pairs(*pairs)
+        except Exception as error:  # as above
+            raise Unreadable(f"{folder / 'tokenizer.pkl'} is damaged", why=str(error)) from error
     missing = [token for token in (BOS, END) if tokenizer.token_to_id(token) is None]
     if missing:
         raise Unreadable(f"the tokenizer in {folder} has no {' nor '.join(missing)}", why="nanochat's has")

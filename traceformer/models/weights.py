@@ -1,6 +1,7 @@
 """A model folder's weights as its safetensors files hold them: by name, as float32, when asked for, without torch."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -214,7 +215,7 @@ def _weight_files(folder: Path) -> list[Path]:
     names = set(_weight_map(folder).values()) or {_WEIGHTS}
     paths = [folder / name for name in sorted(names)]
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):  # false, too, of a name that no file can have
             raise NotFound(f"no {path.name} in {folder}", why="weights are read from safetensors files")
     return paths
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
-from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists
+from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists, UsageError
 from traceformer.store.direct import BlockWriter
 
 __all__ = [
@@ -99,8 +99,15 @@ def canonical(data: object) -> str:
 
 
 def seal(data: dict[str, Any]) -> bytes:
-    """Returns `data` as JSON text that ends with the SHA-256 of itself without that field."""
-    body = _readable(data).encode()[: -len(b"\n}")]
+    """Returns `data` as JSON text that ends with the SHA-256 of itself without that field.
+
+    Raises:
+        UsageError: a value in it nests deeper than can be written.
+    """
+    try:
+        body = _readable(data).encode()[: -len(b"\n}")]
+    except RecursionError as error:
+        raise UsageError("a value that nests too deep for a file of JSON", hint="leave it out") from error
     return body + b',\n  "sha256": "' + sha256(body).encode() + b'"\n}\n'
 
 

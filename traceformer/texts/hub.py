@@ -24,6 +24,7 @@ __all__ = ["DatasetRows", "is_saved_dataset", "load_hub", "load_saved"]
 
 _MIRROR = "TRACEFORMER_DATASETS"
 _BLOCK = 1 << 22
+_ROWS = 1024
 
 
 class DatasetRows:
@@ -35,17 +36,33 @@ class DatasetRows:
         media = [name for name, feature in dataset.features.items() if _is_media(feature)]
         # A saved data set may come back formatted as tensors.
         self._dataset = dataset.with_format(None).remove_columns(media)
+        self._arrow = self._dataset.with_format("arrow")
         self.label = label
         self.columns = tuple(self._dataset.column_names)
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self._dataset.iter(batch_size=1024):
-            assert isinstance(batch, dict)
+        for start in range(0, len(self._dataset), _ROWS):
+            batch = self._checked(slice(start, start + _ROWS))
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
     def __getitem__(self, number: int) -> Row:
-        return self._dataset[number]
+        return self._checked(number)
+
+    def _checked(self, rows: int | slice) -> Row:
+        """Returns a row, or the columns of rows, valid: Arrow itself would follow wrong offsets to other memory.
+
+        Raises:
+            Unreadable: they are not valid.
+        """
+        import pyarrow as pa
+
+        table: Any = self._arrow[rows]
+        try:
+            table.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise Unreadable(f"{self.label} is damaged", why=_first_line(error)) from error
+        return self._dataset[rows]
 
     def where(self, number: int) -> str:
         return f"{self.label}, row {number}"

@@ -12,6 +12,7 @@ import torch
 
 from tests.capture.asked import Answers, answered
 from tests.capture.test_growing import FAMILIES, OWN
+from tests.marks import slow
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.described import Generated
 from traceformer.capture.generation.sampling import Sampling
@@ -107,7 +108,7 @@ def compare_with_eager(run: TraceStore, folder: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("replay", [False, True], ids=["live", "replay"])
+@pytest.mark.parametrize("replay", [False, slow(True)], ids=["live", "replay"])
 @pytest.mark.parametrize("family", [*FAMILIES, *OWN])
 def test_every_stored_step_equals_a_fresh_pass_over_the_same_tokens(
     family: str, replay: bool, tiny_folder: Folder, prompts: Path, tmp_path: Path

@@ -130,6 +130,11 @@ def test_what_cannot_be_recorded_is_refused_by_name(
         generate(with_settings("llama", **settings), PROMPTS, temperature=0)
 
 
+def test_a_file_that_searches_by_contrast_is_not_sampled_instead(with_settings: Callable[..., LoadedModel]) -> None:
+    with pytest.raises(Unsupported, match=r"contrastive search, which .* asks for with penalty_alpha=0\.6"):
+        generate(with_settings("llama", penalty_alpha=0.6, top_k=4), PROMPTS, max_tokens=3)
+
+
 def test_what_transformers_raises_is_the_products_error(with_settings: Callable[..., LoadedModel]) -> None:
     with pytest.raises(Unsupported, match=r"the generate\(\) of tiny-llama fails") as refused:
         generate(with_settings("llama", top_h=7.0), PROMPTS, max_tokens=3, temperature=1)

@@ -12,6 +12,7 @@ from tests.capture.proofs.facts import FAMILIES, facts_of, failures, two_example
 from tests.capture.proofs.proved import proved
 from tests.capture.recording import ALL_MOSTLY_SLOW
 from tests.families import KEPT, mostly_slow
+from tests.marks import slow
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model
 from traceformer.errors import UsageError
 from traceformer.models.load import load_model
@@ -80,11 +81,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mixtral", {"sliding_window": 6}),
     ("nanochat", {"num_key_value_heads": 4}),
     ("opt", {"layer_norm_elementwise_affine": False, "enable_bias": False}),
-    ("modernbert", {"global_attn_every_n_layers": 1}),
-    ("distilbert", {"sinusoidal_pos_embds": True}),
-    ("t5", {"num_decoder_layers": 2}),
-    ("mt5", {"feed_forward_proj": "relu"}),
-    ("bart", {"scale_embedding": True, "encoder_attention_heads": 8}),
+    slow("modernbert", {"global_attn_every_n_layers": 1}),
+    slow("distilbert", {"sinusoidal_pos_embds": True}),
+    slow("t5", {"num_decoder_layers": 2}),
+    slow("mt5", {"feed_forward_proj": "relu"}),
+    slow("bart", {"scale_embedding": True, "encoder_attention_heads": 8}),
 ]
 
 

@@ -10,17 +10,23 @@ from reverse_attention.beam import TraceResult as ForeignResult
 from reverse_attention.sankey import beams_to_sankey, trace_result_to_json
 
 from traceformer import load_trace, save_trace
+from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.results.path_traces import model_name
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    result = _result()
+    save_trace(result, tmp_path / "trace.json")
+    assert load_trace(tmp_path / "trace.json") == result
+
+
+def _result() -> Paths:
     weights = np.tril(np.random.default_rng(0).random((1, 5, 5))).astype(np.float32) / 5
     tokens = TokenRow([1, 2, 3, 4, 5], list("añ€\n "), [None] * 5, np.zeros(5, bool), np.ones(5, bool))
     [result] = trace_paths([EdgeWeights(weights, 0, (0,))], tokens, [-1], PathOptions(certify=True))
-    save_trace(result, tmp_path / "trace.json")
-    assert load_trace(tmp_path / "trace.json") == result
+    return result
 
 
 def test_a_file_of_the_reverse_attention_package_is_read(tmp_path: Path) -> None:
@@ -42,6 +48,17 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(Unreadable, match=r"no trace\.json"):
         load_trace(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weighting": "entropy"}, {"weighting": 3}, {"heads": "all"}, {"agg_heads": ["mean"]}]
+)
+def test_settings_that_mean_nothing_here_are_refused(settings: dict[str, object], tmp_path: Path) -> None:
+    written = _result().to_json()
+    written["metadata"]["settings"] |= settings
+    (tmp_path / "trace.json").write_text(json.dumps(written))
+    with pytest.raises(Unreadable, match=next(iter(settings))):
+        load_trace(tmp_path / "trace.json")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

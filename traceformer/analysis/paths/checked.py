@@ -3,6 +3,7 @@
 1. Every field has the type of its annotation: whole numbers are no floats and no booleans, numbers are finite.
 2. A path has one edge fewer than tokens; what goes along with its tokens has as many entries.
 3. The target is one of the tokens; links lead from node to node of the diagram, on paths that there are.
+4. The settings that a page puts into words are such as there are.
 """
 
 import math
@@ -11,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from traceformer.analysis.paths.flow import RESIDUAL_SHARE
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData
 
-__all__ = ["check_bytes", "check_diagram", "check_path", "check_types"]
+__all__ = ["check_bytes", "check_diagram", "check_path", "check_settings", "check_types"]
 
 
 def check_types(value: object, kind: Any, where: str) -> None:
@@ -124,6 +126,21 @@ def _route(path: BeamPath, *, by_step: bool, across_layers: bool) -> list[_Node]
     count = len(path.positions)
     levels = range(count) if by_step else path.states if across_layers else None
     return [*zip(path.positions, path.stacks or [None] * count, levels or [None] * count, strict=True)]
+
+
+def check_settings(settings: Mapping[str, object]) -> None:
+    """Finds out whether the settings that decide what weights mean have values that there are, where they are stated.
+
+    Raises:
+        TypeError: one has not.
+    """
+    kinds: Mapping[str, Any] = {"weighting": str, "agg_heads": str | int, "heads": list[int]}
+    for name, kind in kinds.items():
+        if name in settings:
+            check_types(settings[name], kind, f"settings[{name!r}]")
+    weighting = settings.get("weighting", "attention")
+    if weighting not in RESIDUAL_SHARE:
+        raise TypeError(f"no weighting {weighting!r}; there are {', '.join(RESIDUAL_SHARE)}")
 
 
 def check_bytes(hexes: Sequence[str | None]) -> None:

@@ -9,6 +9,7 @@
    (Abnar and Zuidema 2020). Both attribute a target to every input position at once.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from traceformer.errors import NumericError
 from traceformer.shapes import Bool, Float, Float32, Int
 
 __all__ = [
+    "RESIDUAL_SHARE",
     "Combined",
     "Heads",
     "check_rows",
@@ -28,6 +30,9 @@ __all__ = [
     "value_products",
     "with_residual",
 ]
+
+RESIDUAL_SHARE: Mapping[str, float] = {"attention": 0.0, "rollout": 0.5, "value-norm": 0.5}
+"""What the residual stream keeps of each position across layers, by what an edge's weight is."""
 
 Heads: TypeAlias = Literal["mean", "max"] | int
 """How heads become one matrix; a number is the head's place among those given."""

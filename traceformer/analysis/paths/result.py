@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_types
+from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_settings, check_types
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
 from traceformer.presentation import present
@@ -105,6 +105,7 @@ class Paths:
     def _checked(self) -> "Paths":
         """Returns the result itself, if it is what it is said to be."""
         check_types(replace(self, heads=[]), Paths, "the trace")
+        check_settings(self.settings)
         if not 0 <= self.target_pos < len(self.tokens):
             raise TypeError(f"the target is {self.target_pos}, of {len(self.tokens)} tokens")
         for texts, notes in ((self.tokens, self.token_bytes or None), (self.source_tokens, self.source_bytes)):

@@ -15,17 +15,14 @@ import numpy as np
 
 from traceformer.analysis.paths.beam import BeamState, LengthNorm, beam_search
 from traceformer.analysis.paths.exact import best_paths
-from traceformer.analysis.paths.flow import exclude, max_flow, rollout, with_residual
+from traceformer.analysis.paths.flow import RESIDUAL_SHARE, exclude, max_flow, rollout, with_residual
 from traceformer.analysis.paths.graph import Graph, Kind
 from traceformer.analysis.paths.result import Certificate, Paths, format_path
 from traceformer.analysis.paths.sankey import BeamPath, beams_to_sankey
 from traceformer.errors import Unsupported, UsageError
 from traceformer.shapes import Bool, Float32, Int
 
-__all__ = ["RESIDUAL_SHARE", "EdgeWeights", "PathOptions", "TokenRow", "trace_paths"]
-
-RESIDUAL_SHARE: Mapping[str, float] = {"attention": 0.0, "rollout": 0.5, "value-norm": 0.5}
-"""What the residual stream keeps of each position, across layers."""
+__all__ = ["EdgeWeights", "PathOptions", "TokenRow", "trace_paths"]
 
 _SAME = 1e-9  # scores of the same path, summed in another order
 

@@ -119,7 +119,8 @@ def _stated(model: LoadedModel) -> dict[str, Any]:
         "num_return_sequences": config.num_return_sequences,
         "num_beams": config.num_beams,
     }
-    if config.do_sample is False or (config.do_sample is None and (config.num_beams or 1) > 1):
+    searches = (config.num_beams or 1) > 1 or bool(config.penalty_alpha)
+    if config.do_sample is False or (config.do_sample is None and searches):
         stated["temperature"] = 0.0
     elif config.do_sample and config.temperature is None:
         stated["temperature"] = 1.0
