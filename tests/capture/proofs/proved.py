@@ -61,12 +61,12 @@ def support_page() -> str:
             "",
             "Written from the proofs by `python -m tests.capture.proofs.proved`; a test fails when it is out of step.",
             "",
-            f"{len(FAMILIES)} families have a row in `traceformer/models/table`. Every fact is tested on a tiny random model",
-            "of its real class, in float32, on a padded batch, under the model's own attention and under eager attention:",
-            "of these families, which have all kinds of blocks, in every run of the tests. A number is the largest error",
-            "of all facts of its column, over all layers, heads, positions and stacks, relative to max(1, the largest",
-            "expected value), rounded up to a power of ten; 0 is equality to the last bit. `traceformer check MODEL` tests",
-            "the same facts on any model, one by one.",
+            f"{len(FAMILIES)} families have a row in `traceformer/models/table`. Every fact is tested on a tiny random",
+            "model of its real class, in float32, on a padded batch, under the model's own attention and under eager",
+            "attention: of these families, which have all kinds of blocks, in every run of the tests. A number is the",
+            "largest error of all facts of its column, over all layers, heads, positions and stacks, relative to",
+            "max(1, the largest expected value), rounded up to a power of ten; 0 is equality to the last bit.",
+            "`traceformer check MODEL` tests the same facts on any model, one by one.",
             "",
             f"| family | facts | {' | '.join(columns)} |",
             f"|---|--:|{'--:|' * len(columns)}",
@@ -78,8 +78,8 @@ def support_page() -> str:
             "",
             "## Families whose blocks are like these",
             "",
-            "Their rows pass the same proofs, which `make test-slow` runs. A site that is missing is one that such blocks",
-            "do not have, or whose attention is computed out of sight.",
+            "Their rows pass the same proofs, which `make test-slow` runs. A site that is missing is one that such",
+            "blocks do not have, or whose attention is computed out of sight.",
             "",
             "| families | missing |",
             "|---|---|",
@@ -91,7 +91,7 @@ def support_page() -> str:
             "",
             "| family | where | else |",
             "|---|---|---|",
-            *(line for family, row in FAMILIES.items() for line in _required(family, row)),
+            *(line for family, row in _sorted_rows() for line in _required(family, row)),
             "",
             "## Sites that a family does not have",
             "",
@@ -112,10 +112,14 @@ def _family(family: str, result: CheckResult, columns: tuple[str, ...]) -> str:
     return f"| {family} | {len(result.proofs)} | {' | '.join(cells)} |"
 
 
+def _sorted_rows() -> list[tuple[str, Family]]:
+    return [(family, FAMILIES[family]) for family in sorted(FAMILIES)]
+
+
 def _alike() -> Iterator[str]:
     """A line for each kind of block that has more families than those that are kept proved."""
     families: dict[int, list[str]] = {}
-    kinds = [(each, *build) for each, row in FAMILIES.items() for build in builds(row.blocks)]
+    kinds = [(each, *build) for each, row in _sorted_rows() for build in builds(row.blocks)]
     for family, flags, architecture in kinds:
         families.setdefault(id(architecture), []).append(f"{family} ({flags})" if flags else family)
     for _, _, architecture in kinds:
