@@ -50,6 +50,7 @@ def test_the_row_of_a_family_is_chosen_by_hand(stranger: str, tmp_path: Path, ca
     assert "try:   mistral" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_heads_of_such_a_model_are_measured(stranger: str, tmp_path: Path, capsys: Capture) -> None:
     table = tmp_path / "heads.csv"
     texts = ["--dataset", "demo", "--num_seqs", "2", "--device", "cpu"]

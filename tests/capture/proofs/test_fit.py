@@ -120,6 +120,7 @@ def test_what_does_not_hold_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["ids.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_sum_that_is_another_in_one_block_is_refused(ids_file: Path) -> None:
     model: Any = odd_model()
     model.tower.floors[2].adds = 1.01
@@ -173,6 +174,7 @@ def test_a_row_that_does_not_fit_is_refused(ids_file: Path) -> None:
     assert unknown.value.hint == "llama"
 
 
+@pytest.mark.slow
 def test_a_row_is_found_again_so_that_a_run_can_be_resumed() -> None:
     rows = [Encoded({"dec": text}, {"dec": []}, None) for text in TEXTS]
     told: list[Any] = []
@@ -185,6 +187,7 @@ def test_a_row_is_found_again_so_that_a_run_can_be_resumed() -> None:
     assert told[0]["row"]["stacks"]["dec"]["blocks"] == "floors"
 
 
+@pytest.mark.slow
 def test_a_model_of_a_hidden_family_generates_by_the_row_that_it_has(
     byte: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
