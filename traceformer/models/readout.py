@@ -190,20 +190,19 @@ def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: 
         None if final_norm is None else row.norm,
         weight,
         bias,
-        float(config.get(*row.epsilon)),  # pyright: ignore[reportArgumentType]
+        _number(config, *row.epsilon),
         find("project_out.weight"),
-        float(config["d_model"]) ** -0.5 if scaled else _logit_scale(row, config),
+        _number(config, "d_model") ** -0.5 if scaled else _logit_scale(row, config),
         unembedding,
         find("final_logits_bias") or find("lm_head.bias"),
-        None if softcap is None else float(softcap),
+        None if softcap is None else _number(config, *row.softcap),
     )
 
 
 def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
     """The number that logits are multiplied by: as well the rows that the unembedding multiplies, before a bias."""
     name, default = row.logit_scale
-    stated = config.get(name)
-    return default if stated is None else float(stated)
+    return default if config.get(name) is None else _number(config, name)
 
 
 def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
@@ -213,6 +212,13 @@ def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
         why = "its head has layers of its own" if "dec" in family.stacks else "it predicts no next token"
         raise Unsupported(f"no readout of model type {config['model_type']!r}", why=why)
     return family.readout, architecture_of(config).stacks["dec"]
+
+
+def _number(config: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unreadable(f"the config's {name} is {value!r}", why="a number is needed")
+    return float(value)
 
 
 def _at(tensors: Collection[str], path: str) -> str | None:
