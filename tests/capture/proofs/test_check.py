@@ -19,7 +19,7 @@ from traceformer.models.load import load_model
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import Selection
 
-SAMPLE = ("ministral3", "phi", "starcoder2", "cohere_compass_text", "gpt_bigcode", "flint", "camembert", "marian")
+SAMPLE = ("ministral3", "phi", "starcoder2", "cohere_compass_text", "flint")
 
 
 def test_every_family_that_is_kept_proved_is_described() -> None:
