@@ -33,7 +33,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.sharing import keep_apart
+from traceformer.capture.sharing import Lengths, keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
@@ -129,7 +129,8 @@ def _trial(
 ) -> "Generator[_Trial]":
     """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
     sink, stacks = _Keeping(), tuple(example.ids)
-    layers = {stack: tuple(sorted({0, n // 2, n - 1})) for stack in stacks for n in [dims.stacks[stack].n_layers]}
+    depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
+    layers: dict[Stack, tuple[int, ...]] = {stack: tuple(sorted({0, n // 2, n - 1})) for stack, n in depths.items()}
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]
     with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:
@@ -315,7 +316,8 @@ class _Trial:
         if not self._is_causal(text) or (other is not None and "enc" in text.ids):
             return 0
         most = text.length("dec") - 1
-        together = [text.lengths, text.lengths | {"dec": max(most, 1)} if other is None else other.lengths]
+        begun: dict[Stack, int] = {**text.lengths, "dec": max(most, 1)}
+        together: list[Lengths] = [text.lengths, begun if other is None else other.lengths]
         share_a_pass = len(self._recorder.sharing.parts([0, 1], together)) == 1
         return (most if other is None else min(most, _ALIKE)) * share_a_pass
 
