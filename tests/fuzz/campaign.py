@@ -148,6 +148,7 @@ def _work(name: str, seeds: Path, seed: str, first: int, last: int, seconds: flo
     _restore(seeds, place)
     prepare_process()
     told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no part of it
     for number in range(first, last):
         if number and time.monotonic() > ends:  # each reader gets one at least
             break

@@ -88,9 +88,9 @@ def open_corpus(data: str, *, split: Split = "standard") -> Corpus:
     elif data == "pydoc":
         place = cache_folder() / f"pydoc-{VERSION}"
         whole = _map_folder(place if place.is_dir() else _write(pydoc_texts(), lambda _: place))
-    elif path.is_dir():
+    elif os.path.isdir(path):  # false, too, of what no file can be called
         whole = _map_folder(_write(_files_of(path), lambda digest: cache_folder() / f"folder-{digest[:16]}"))
-    elif path.is_file():
+    elif os.path.isfile(path):
         whole = _map_file(path)
     else:
         raise NotFound(f"no data {data!r}", hint="give enwik8, pydoc, a file, or a folder of text files")

@@ -190,12 +190,12 @@ def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: 
         None if final_norm is None else row.norm,
         weight,
         bias,
-        float(config.get(*row.epsilon)),  # pyright: ignore[reportArgumentType]
+        _number(config, *row.epsilon),
         find("project_out.weight"),
-        float(config["d_model"]) ** -0.5 if scaled else 1.0,
+        _number(config, "d_model") ** -0.5 if scaled else 1.0,
         unembedding,
         find("final_logits_bias") or find("lm_head.bias"),
-        None if softcap is None else float(softcap),
+        None if softcap is None else _number(config, *row.softcap),
     )
 
 
@@ -205,6 +205,13 @@ def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
     if row is None:
         raise Unsupported(f"no readout of model type {config['model_type']!r}", why="it predicts no next token")
     return row, architecture_of(config).stacks["dec"]
+
+
+def _number(config: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unreadable(f"the config's {name} is {value!r}", why="a number is needed")
+    return float(value)
 
 
 def _at(tensors: Collection[str], path: str) -> str | None:

@@ -43,6 +43,10 @@ def test_a_file_of_the_reverse_attention_package_is_read(tmp_path: Path) -> None
     assert [(link.source, link.target) for link in result.sankey.links] == [("L4_P0", "L4_P2")]
 
 
+def _deep(levels: int) -> object:
+    return [_deep(levels - 1)] if levels else 1
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"metadata": 3}', b"\xff\xfe"])
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
@@ -51,13 +55,22 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weighting": "entropy"}, {"weighting": 3}, {"heads": "all"}, {"agg_heads": ["mean"]}]
+    "settings",
+    [{"weighting": "entropy"}, {"weighting": 3}, {"heads": "all"}, {"agg_heads": ["mean"]}, {"run": _deep(40)}],
 )
 def test_settings_that_mean_nothing_here_are_refused(settings: dict[str, object], tmp_path: Path) -> None:
     written = _result().to_json()
     written["metadata"]["settings"] |= settings
     (tmp_path / "trace.json").write_text(json.dumps(written))
-    with pytest.raises(Unreadable, match=next(iter(settings))):
+    with pytest.raises(Unreadable, match="settings nest" if "run" in settings else next(iter(settings))):
+        load_trace(tmp_path / "trace.json")
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    written = _result().to_json()
+    written["tokens"][0] = "\ud800"
+    (tmp_path / "trace.json").write_text(json.dumps(written))
+    with pytest.raises(Unreadable, match=r"tokens\[0\]"):
         load_trace(tmp_path / "trace.json")
 
 

@@ -3,12 +3,13 @@
 1. Every field has the type of its annotation: whole numbers are no floats and no booleans, numbers are finite.
 2. A path has one edge fewer than tokens; what goes along with its tokens has as many entries.
 3. The target is one of the tokens; links lead from node to node of the diagram, on paths that there are.
-4. The settings that a page puts into words are such as there are.
+4. The settings that a page puts into words are such as there are, and none nests deep.
+5. All text is Unicode, without halves of a character.
 """
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,8 @@ from traceformer.analysis.paths.flow import RESIDUAL_SHARE
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData
 
 __all__ = ["check_bytes", "check_diagram", "check_path", "check_settings", "check_types"]
+
+_DEEPEST = 20
 
 
 def check_types(value: object, kind: Any, where: str) -> None:
@@ -62,6 +65,8 @@ def _is(value: object, kind: Any, where: str) -> bool:
 
 
 def _is_plain(value: object, kind: Any) -> bool:
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        return False
     if kind not in (int, float):
         return isinstance(value, kind)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -134,6 +139,7 @@ def check_settings(settings: Mapping[str, object]) -> None:
     Raises:
         TypeError: one has not.
     """
+    _check_depth(settings, _DEEPEST)
     kinds: Mapping[str, Any] = {"weighting": str, "agg_heads": str | int, "heads": list[int]}
     for name, kind in kinds.items():
         if name in settings:
@@ -141,6 +147,14 @@ def check_settings(settings: Mapping[str, object]) -> None:
     weighting = settings.get("weighting", "attention")
     if weighting not in RESIDUAL_SHARE:
         raise TypeError(f"no weighting {weighting!r}; there are {', '.join(RESIDUAL_SHARE)}")
+
+
+def _check_depth(value: object, most: int) -> None:
+    if not most:
+        raise TypeError(f"settings nest deeper than {_DEEPEST} levels")
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for each in cast(Iterable[object], inner):
+        _check_depth(each, most - 1)
 
 
 def check_bytes(hexes: Sequence[str | None]) -> None:
