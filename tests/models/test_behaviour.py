@@ -39,9 +39,8 @@ def test_a_masked_family_is_an_encoder(base: str) -> None:
 
 
 def test_a_text_backbone_is_a_decoder_and_stays_in_train_mode() -> None:
-    config = transformers.Qwen2VLTextConfig(**{**SIZES, "num_key_value_heads": 2, "rope_parameters": {
-        "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}})  # fmt: skip
-    model = transformers.Qwen2VLTextModel(config).train()
+    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    model = made("Qwen2VLText", num_key_value_heads=2, rope_parameters=rotary).train()
     assert arch_of_model(model) == "dec"
     assert tuple(ModelDims.of(model).stacks) == ("dec",)
     assert all(module.training for module in model.modules())

@@ -4,14 +4,14 @@
    the first, the middle and the last layer the residual stream and, if anything of it is recorded, attention are kept.
 2. The claims of `stream` and `attention` about these are tested on the shorter, padded text: what blocks add to the
    stream, and patterns as the softmax of q k under a mask made of positions alone.
-3. The shorter text runs alone, and must be what it was: nothing comes from padding or from the other text. So do, in a
-   decoder, its first `_START` tokens: nothing comes from a later one. Where there is one text, all its tokens but the
-   last run beside it.
+3. The shorter text runs alone, and must be what it was: nothing comes from padding or from the other text. A decoder's
+   other text is given its first tokens: as far as both are the same they must be so in all, since nothing comes from a
+   later token. Where there is one text, all its tokens but the last run beside it.
 4. If not, further passes tell why: rounding, where as much comes of the last bits of what enters the blocks; a
    later token, in whose place stands another one; another text, as long as the first; or padding, which is no fault.
    Such a model's texts run one by one from then on (`sharing.keep_apart`).
 
-It costs three passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
+It costs two passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
 It proves what it names, on these tokens; `check` proves every site in every layer.
 Below float32 passes of other shapes round otherwise, and a layer passes that on: only what the first attention shows is
 compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
@@ -33,7 +33,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.sharing import keep_apart
+from traceformer.capture.sharing import Lengths, keep_apart
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
@@ -47,7 +47,7 @@ __all__ = ["prove_first", "try_padding"]
 _Inputs: TypeAlias = Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]]
 
 _MOST, _FEWEST = 64, 32  # tokens of a text
-_START = 8
+_ALIKE = 8
 _SHARE = 0.02 / 4.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -128,7 +128,8 @@ def _trial(
 ) -> "Generator[_Trial]":
     """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
     sink, stacks = _Keeping(), tuple(example.ids)
-    layers = {stack: tuple(sorted({0, n // 2, n - 1})) for stack in stacks for n in [dims.stacks[stack].n_layers]}
+    depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
+    layers: dict[Stack, tuple[int, ...]] = {stack: tuple(sorted({0, n // 2, n - 1})) for stack, n in depths.items()}
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]
     with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:
@@ -193,8 +194,8 @@ class _Trial:
 
     def prove(self, text: Encoded, other: Encoded | None) -> _Fact | None:
         """Returns a fact that does not hold, if there is one."""
-        begun = self._begun(text, alone=other is not None)
-        beside = begun if other is None else other
+        alike = self._alike(text, other)
+        beside = self._beside(text, other, alike)
         together = [text] if beside is None else [text, beside]
         whole, *rest = self._run(together)
         scores = [each for (key, _), each in whole.items() if key.site == "attn_scores"]
@@ -202,12 +203,10 @@ class _Trial:
         failed = self._claims(text, whole)
         if failed is not None or self._recorder.sharing.quantised is not None:
             return failed
-        if other is None:
-            return self._reason(text, None, whole) if rest and self._differ(whole, rest[0]) else None
-        alone = self._alone(text)
-        if self._differ(whole, alone) or (begun is not None and self._differ(alone, self._alone(begun))):
-            return self._reason(text, other, whole)
-        return None
+        begin_alike = not alike or self._differ(whole, rest[0], most=alike) is None
+        if begin_alike and (other is None or self._differ(whole, self._alone(text)) is None):
+            return None
+        return self._reason(text, other, whole)
 
     def try_padding(self, text: Encoded, other: Encoded) -> None:
         """Has texts run one by one if another one, and padding, change a text's numbers, and that is no fault."""
@@ -244,7 +243,7 @@ class _Trial:
             rounded = self._differ(self._alone(text), alone)
         self._rounding = 0.0 if rounded is None else rounded.error
         if self._is_causal(text):
-            ahead = self._differ(self._alone(_with_another_last(text)), alone, before_last=True)
+            ahead = self._differ(self._alone(_with_another_last(text)), alone, most=text.length("dec") - 1)
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
         if other is not None and self._differ(whole, alone) is not None:
@@ -276,8 +275,8 @@ class _Trial:
                     undo.callback(block.register_forward_pre_hook(change, with_kwargs=True).remove)
             yield
 
-    def _differ(self, one: _OneText, two: _OneText, *, before_last: bool = False) -> _Fact | None:
-        """How far two runs of a text are apart, if further than rounding: as far as the shorter of them goes."""
+    def _differ(self, one: _OneText, two: _OneText, *, most: int | None = None) -> _Fact | None:
+        """How far two runs are apart, if further than rounding; `most` is how many of the decoder's tokens count."""
         rounding = Rounding.BATCH if self._is_exact else Rounding.MODEL
         explained = max(tolerance_of(rounding, self._model.dtype, self._largest_score), self._rounding)
         tolerance = (_FAR if self._is_exact else _FAR_OF_FEW_BITS) * explained
@@ -289,8 +288,8 @@ class _Trial:
             there = two[key, layer]
             axes = (-2, -1) if key.site == "attn_pattern" else (-2,)
             for axis in axes:
-                size = min(tensor.shape[axis], there.shape[axis])
-                size -= before_last and (key.key_stack if axis == -1 else key.token_stack) == "dec"
+                of_decoder = (key.key_stack if axis == -1 else key.token_stack) == "dec"
+                size = most if of_decoder and most is not None else tensor.shape[axis]
                 tensor, there = tensor.narrow(axis, 0, size), there.narrow(axis, 0, size)
             worst = max(worst, error_between(tensor, there))
         return None if worst <= tolerance else _Fact("", worst, tolerance)
@@ -313,14 +312,24 @@ class _Trial:
                 found[index] = {key: each[place] for key, each in self._sink.kept.arrays.items()}
         return [found[index] for index in range(len(rows))]
 
-    def _begun(self, row: Encoded, *, alone: bool) -> Encoded | None:
-        """The first tokens of a row's decoder, or all but the last to stand beside it; None of one, or without one."""
-        if not self._is_causal(row) or row.length("dec") == 1:
-            return None
-        most = min(row.length("dec") - 1, _START) if alone else row.length("dec") - 1
-        if not self._recorder.sharing.is_one_side(most, row.length("dec")):
-            return None
-        return _cut(row, {**row.lengths, "dec": most})
+    def _alike(self, text: Encoded, other: Encoded | None) -> int:
+        """How many tokens of the decoder a text and what runs beside it begin with; 0 where nothing follows of that."""
+        if not self._is_causal(text) or (other is not None and "enc" in text.ids):
+            return 0
+        most = text.length("dec") - 1
+        begun: dict[Stack, int] = {**text.lengths, "dec": max(most, 1)}
+        together: list[Lengths] = [text.lengths, begun if other is None else other.lengths]
+        share_a_pass = len(self._recorder.sharing.parts([0, 1], together)) == 1
+        return (most if other is None else min(most, _ALIKE)) * share_a_pass
+
+    @staticmethod
+    def _beside(text: Encoded, other: Encoded | None, alike: int) -> Encoded | None:
+        """What runs beside a text: another one that begins like it, or its own beginning; None for nothing."""
+        if not alike:
+            return other
+        if other is None:
+            return _cut(text, {**text.lengths, "dec": alike})
+        return replace(other, ids={"dec": text.ids["dec"][:alike] + other.ids["dec"][alike:]})
 
     def _is_causal(self, row: Encoded) -> bool:
         """Whether there is a decoder, and its attention does not say itself that it looks both ways."""
