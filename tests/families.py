@@ -7,8 +7,7 @@ block, and those that were there first. What holds of a row at once is asked of 
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import pytest
-
+from tests.marks import slow
 from traceformer.models.families import FAMILIES
 from traceformer.models.tiny import TINY
 
@@ -20,7 +19,7 @@ FAST = (
     *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"),
     *("t5", "t5_gated", "mt5", "bart", "gptj", "bloom", "mpt", "byte_sparse"),
 )
-KEPT = (*FAST, "stablelm_parallel", "glm4", "qwen3_moe", "gpt_neo", "falcon_new", "deberta-v2", "mbart")
+KEPT = (*FAST, "stablelm_parallel", "glm4", "qwen3_moe", "gpt_neo", "falcon_new", "deberta-v2", "mbart", "xglm")
 PREDICTING = tuple(
     name for family, row in FAMILIES.items() if row.readout is not None for name in row.tiny.builds(family)
 )
@@ -29,7 +28,7 @@ PREDICTING = tuple(
 
 def mostly_slow(families: Iterable[str], fast: Collection[str] = FAST) -> list[Any]:
     """Returns parameters of which those that are not fast run in the slow set only."""
-    return [each if each in fast else pytest.param(each, marks=pytest.mark.slow) for each in families]
+    return [each if each in fast else slow(each) for each in families]
 
 
 MATRIX = mostly_slow(KEPT)

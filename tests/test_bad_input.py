@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "no such layer": ({"more": "--layers 3-5"}, USAGE, "only layers 0-2"),
     "no such head": ({"more": "--heads 9"}, USAGE, "only heads 0-3"),
     "a site that the family lacks": ({"model": "neox", "more": "--capture resid_mid"}, MODEL, "in parallel"),
-    "attention outside the interface": ({"model": "gptj", "more": "--capture attn"}, MODEL, "attention function"),
+    "attention outside the interface": ({"model": "xglm", "more": "--capture attn"}, MODEL, "attention function"),
     "a family without a row": ({"model": "odd"}, MODEL, "no architecture row"),
     "not a transformer": ({"model": "empty"}, INPUT, "no config.json"),
     "no such targets file": ({"model": "t5", "more": "--targets_file nothing.txt"}, INPUT, "nothing.txt"),
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     (place.folder / "latin.txt").write_bytes(b"first\ncaf\xe9\n")
     (place.folder / "one.txt").write_text("one target\n")
     (place.folder / "empty").mkdir()
-    for name, family in {"neox": "gpt_neox_parallel", "gptj": "gptj", "t5": "t5"}.items():
+    for name, family in {"neox": "gpt_neox_parallel", "xglm": "xglm", "t5": "t5"}.items():
         (place.folder / name).symlink_to(tiny_folder(family), target_is_directory=True)
     (place.folder / "odd").symlink_to(odd_model, target_is_directory=True)
     arguments, code, said = REFUSED[case]

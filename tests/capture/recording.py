@@ -17,7 +17,7 @@ LENGTHS: dict[Stack, tuple[int, ...]] = {"enc": (11, 6, 8), "dec": (9, 4, 7)}
 SOME = ("gpt2", "llama", "gemma2", "gpt_oss", "bert", "modernbert", "t5", "bart", "bloom")
 ONE_OF_A_KIND = (*SOME, "gpt_neox_parallel", "opt_post_norm", "mixtral", "nanochat")
 ALL_MOSTLY_SLOW = mostly_slow(KEPT, ONE_OF_A_KIND)
-"""The families that are kept proved, for tests that take long: in the fast set one of each kind of block, in the slow set the others."""
+"""Those that are kept proved, for tests that take long: in the fast set one of a kind, in the slow set the others."""
 
 
 class Kept:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.families import mostly_slow
 from traceformer.capture.attention import Span
 from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.plan import plan_arrays
@@ -18,6 +19,8 @@ from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "gpt_oss", "nanochat", "t5")
 """Those of the promise; gemma2, gemma3_text and gpt_oss have windows of 6 positions, shorter than every text here."""
+OWN = mostly_slow(("gptj", "codegen", "gpt_neo", "bloom", "falcon", "falcon_new"), ())
+"""Those that compute attention in code of their own."""
 SITES = ("attn", "qkv", "hidden", "resid", "mlp_out", "logits")
 PROMPT, NEW = 9, 8
 
@@ -85,7 +88,7 @@ def test_tokens_and_logits_are_bit_equal_to_those_of_generate_alone(family: str,
     assert all(torch.equal(one, other) for one, other in zip(observed.logits, alone.logits, strict=True))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "t5", *OWN])
 def test_padded_prompts_are_generated_from_as_they_are_without_recording(family: str) -> None:
     model = tiny_model(family)
     mask = torch.ones(2, PROMPT, dtype=torch.long)

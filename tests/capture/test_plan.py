@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from tests.families import MATRIX
-
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.families import FAMILIES, architecture_of
@@ -96,8 +95,8 @@ def test_a_group_takes_what_there_is_and_lists_what_it_left_out() -> None:
     [
         ("gpt_neox_parallel", "resid_mid", "attention and MLP run in parallel"),
         ("gptj", "mlp_norm", "its MLP reads attention's normed input"),
-        ("gptj", "attn_pattern", "does not pass through transformers' attention function"),
-        ("bloom", "q", "does not pass through transformers' attention function"),
+        ("xglm", "attn_pattern", "does not pass through transformers' attention function"),
+        ("xglm", "q", "does not pass through transformers' attention function"),
         ("mixtral", "mlp_act", "mixtures of experts"),
         ("gpt_oss", "mlp_down", "mixtures of experts"),
         ("bert", "final_norm", "its norms come after its sublayers"),
@@ -111,7 +110,7 @@ def test_a_site_asked_for_by_name_must_exist(family: str, site: str, why: str) -
 
 def test_a_group_of_which_nothing_exists_is_an_error() -> None:
     with pytest.raises(Unsupported, match="none of attn_pattern"):
-        plan("bloom", Selection(("attn",)))
+        plan("xglm", Selection(("attn",)))
 
 
 def test_logits_need_a_head() -> None:

@@ -19,7 +19,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArraySpec, Selection
 
-OUTSIDE = ("gptj", "bloom", "mpt", "gpt_neo", "falcon_new", "deberta-v2")
+OUTSIDE = ("xglm",)
 
 
 # What is handed over.

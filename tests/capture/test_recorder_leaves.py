@@ -75,7 +75,7 @@ def test_a_model_is_left_as_it_was_when_it_fails_itself() -> None:
 
 @pytest.mark.parametrize("site", ["attn_pattern", "no such module"])
 def test_a_model_is_left_as_it_was_when_something_asked_for_is_not_there(site: str) -> None:
-    model = tiny_model("gptj").train()
+    model = tiny_model("xglm").train()
     row = architecture_of(model.config)
     [(stack, stack_row)] = row.stacks.items()
     before = state_of(model)

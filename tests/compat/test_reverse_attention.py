@@ -317,7 +317,7 @@ def test_bad_input_is_refused(name: str, load: Load) -> None:
 
 def test_what_no_model_can_give_is_refused(load: Load) -> None:
     with pytest.raises(Unsupported, match="attention"):
-        tracer_of(load("bloom")).trace([5, 6, 7])
+        tracer_of(load("xglm")).trace([5, 6, 7])
     with pytest.raises(Unsupported, match="into its source"):
         tracer_of(load("t5")).trace([5, 6], decoder_input_ids=[0, 7], layer="all")
     with pytest.raises(UsageError, match="no decoder"):

@@ -46,8 +46,8 @@ def test_positions_are_what_the_model_makes_of_them(family: str) -> None:
     }
     assert ", ".join(kind for kind, found in source.items() if found) == FAMILIES[family].positions.kind
     # What a run says of its attention.
-    seen_by_the_attention_function = architecture_of(model.config).has_attention_function
-    if seen_by_the_attention_function:
+    architecture = architecture_of(model.config)
+    if architecture.has_attention_function and not architecture.own_attention:
         rotary = bool(getattr(model.config, "rope_parameters", None))
         assert rotary == (FAMILIES[family].positions.kind == "rotary")
 
@@ -180,6 +180,7 @@ def test_a_config_for_which_a_row_is_not_right_is_refused_by_name(config: dict[s
 @pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.readout is not None])
 def test_what_a_readout_takes_from_a_config_that_leaves_it_out_is_what_transformers_takes(family: str) -> None:
     readout = FAMILIES[family].readout
+    assert readout is not None
     import_module(FAMILIES[family].module)
     config = transformers.AutoConfig.for_model(family)
     for name, default in (readout.epsilon, readout.softcap, readout.logit_scale):

@@ -135,5 +135,6 @@ def _classifier_of(names: Sequence[str]) -> str | None:
 
 
 def _is_bare(named: Sequence[str]) -> bool:
-    """Whether it is the model without any head, such as GPT2Model; GPT2LMHeadModel and others end likewise."""
-    return bool(named) and all(name.endswith("Model") and "Head" not in name for name in named)
+    """Whether it is the model without any head, such as GPT2Model; GPT2LMHeadModel and MarianMTModel end likewise."""
+    has_head = any("Head" in name or name.endswith("MTModel") for name in named)
+    return bool(named) and all(name.endswith("Model") for name in named) and not has_head

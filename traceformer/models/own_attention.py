@@ -1,8 +1,8 @@
 """How families that compute attention in code of their own make scores of queries and keys.
 
-Each function here is told one call of an attention module: what it was given, what its projections made in it, and, where
-the module has a method that scores are made in or a bias of them, what that was given and gave. It returns what the
-module's own scores were made of, so that these can be made again: softmax(scaling q k^T + bias, masked).
+Each function here is told one call of an attention module: what it was given, what its projections made in it, and,
+where the module has a method that scores are made in or a bias of them, what that was given and gave. It returns what
+the module's own scores were made of, so that these can be made again: softmax(scaling q k^T + bias, masked).
 """
 
 import sys
@@ -44,8 +44,8 @@ class ModuleCall:
 class Operands(NamedTuple):
     """What a module's scores are made of.
 
-    Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `bias` and `mask`
-    whatever broadcasts to (batch, head, query, key); a mask is additive, or boolean where True may look.
+    Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `bias` and
+    `mask` whatever broadcasts to (batch, head, query, key); a mask is additive, or boolean where True may look.
     """
 
     query: Tensor
@@ -116,7 +116,9 @@ def _mpt(call: ModuleCall) -> Operands:
     key, value = call.cached(key, value)
     bias, masked = call.given["position_bias"], call.given["attention_mask"]
     if bias is not None:
-        bias = bias[:, max(0, bias.shape[1] - key.shape[2]) :, max(0, bias.shape[2] - key.shape[2]) :]
+        bias = bias[..., max(0, bias.shape[2] - key.shape[2]) :]
+        # The module counts from the last key, which may be padding. What that adds to a row no pattern takes notice of.
+        bias = bias - bias[..., :1]
     return Operands(query, key, value, module.softmax_scale, None if masked is None else ~masked, bias)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.capture.asked import Answers, answered
-from tests.capture.test_growing import FAMILIES
+from tests.capture.test_growing import FAMILIES, OWN
 from tests.marks import slow
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.described import Generated
@@ -109,7 +109,7 @@ def compare_with_eager(run: TraceStore, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("replay", [False, slow(True)], ids=["live", "replay"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OWN])
 def test_every_stored_step_equals_a_fresh_pass_over_the_same_tokens(
     family: str, replay: bool, tiny_folder: Folder, prompts: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_static_cache_shows_the_same(family: str, tiny_folder: Folder, prompts
     compare_with_eager(run, folder)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "gpt_oss", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "gpt_oss", "t5", *OWN])
 def test_a_batch_gives_the_tokens_and_numbers_of_each_prompt_alone(
     family: str, tiny_folder: Folder, prompts: Path, tmp_path: Path
 ) -> None:

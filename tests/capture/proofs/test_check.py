@@ -11,8 +11,8 @@ import torch
 from tests.capture.proofs.facts import FAMILIES, facts_of, failures, two_examples
 from tests.capture.proofs.proved import proved
 from tests.capture.recording import ALL_MOSTLY_SLOW
-from tests.marks import slow
 from tests.families import KEPT, mostly_slow
+from tests.marks import slow
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model
 from traceformer.errors import UsageError
 from traceformer.models.load import load_model

@@ -11,7 +11,9 @@ from tests.capture.proofs.facts import failing_sites, failures, two_examples
 from traceformer.capture.attention import AttentionCall, Span
 from traceformer.capture.proofs.check import check_model
 from traceformer.errors import Unsupported
-from traceformer.models import architectures as rows
+from traceformer.models.blocks import decoders as rows
+from traceformer.models.blocks.encoders import BERT
+from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, AttentionRow, Tap, into
 from traceformer.models.tiny import tiny_model
 
@@ -29,7 +31,8 @@ def _fused(row: AttentionRow, path: str, fused: str) -> dict[str, Any]:
     return {f"{part}_proj": Tap(f"{row.module}.{path}", part=part, fused=fused) for part in "qkv"}  # pyright: ignore[reportArgumentType]
 
 
-NEOX = rows.GPT_NEOX.when_false.stacks["dec"].attention
+NEOX_PARALLEL, NEOX_SEQUENTIAL = FAMILIES["gpt_neox"].architectures
+NEOX = NEOX_SEQUENTIAL.stacks["dec"].attention
 WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     "gemma2 without its post-norms": ("gemma2", rows.LLAMA, {"resid_mid", "resid_post", "mlp_up"}),
     "gpt2 fused head by head": (
@@ -39,7 +42,7 @@ WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     ),
     "gpt_neox fused one after the other": (
         "gpt_neox",
-        with_row(rows.GPT_NEOX.when_false, _fused(NEOX, "query_key_value", "concat")),
+        with_row(NEOX_SEQUENTIAL, _fused(NEOX, "query_key_value", "concat")),
         {"q", "k", "v", "v_proj"},
     ),
     "phi3 with its halves swapped": (
@@ -85,13 +88,13 @@ WRONG_ROWS: dict[str, tuple[str, Architecture, set[str]]] = {
     "another embedding": ("llama", with_row(rows.LLAMA, token_embed="norm"), {"token_embed"}),
     "pre-norm blocks as post-norm blocks": (
         "opt",
-        rows.OPT.when_false,
+        FAMILIES["opt"].architectures[1],
         {"q_proj", "k_proj", "v_proj", "resid_mid", "mlp_up", "resid_post", "hidden", "logits"},
     ),
-    "sequential blocks as parallel ones": ("gpt_neox", rows.GPT_NEOX.when_true, {"mlp_norm"}),
-    "parallel blocks as sequential ones": ("gpt_neox_parallel", rows.GPT_NEOX.when_false, {"resid_mid", "resid_post"}),
-    "bert without its norm after attention": ("bert", with_row(rows.BERT, {"post_norm": None}), {"resid_mid"}),
-    "bert without its norm after the MLP": ("bert", with_row(rows.BERT, post_norm=None), {"resid_post"}),
+    "sequential blocks as parallel ones": ("gpt_neox", NEOX_PARALLEL, {"mlp_norm"}),
+    "parallel blocks as sequential ones": ("gpt_neox_parallel", NEOX_SEQUENTIAL, {"resid_mid", "resid_post"}),
+    "bert without its norm after attention": ("bert", with_row(BERT, {"post_norm": None}), {"resid_mid"}),
+    "bert without its norm after the MLP": ("bert", with_row(BERT, post_norm=None), {"resid_post"}),
 }
 
 
@@ -150,6 +153,10 @@ def neighbouring_kv_heads(call: AttentionCall, example: int, heads: Tensor, quer
         ("gpt2", wrong_scale),
         ("gemma2", without_softcap),
         ("t5", without_bias),
+        ("bloom", without_bias),
+        ("deberta-v2", without_bias),
+        ("falcon_new", neighbouring_kv_heads),
+        ("gpt_neo", wrong_scale),
         ("llama", neighbouring_kv_heads),
     ],
 )

@@ -102,7 +102,7 @@ def _normed_projection(place: Place, which: str) -> Tensor:
 
 
 def _normed(norm: Any, rows: Tensor, dims: StackDims) -> Tensor:
-    """(head, position, d_head) through a QK-norm: of each head, with weights for all or each, or of all heads at once."""
+    """(head, position, d_head) through a QK-norm: of each head, with weights for all or each, or of all at once."""
     weight = next(norm.parameters(), None)
     if weight is None or weight.shape == (dims.d_head,):
         return norm(rows[None])[0]
@@ -285,11 +285,13 @@ def _alibi(place: Place) -> Sides:
 
 
 def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
-    base, device = place.scene.model.base_model, place.scene.model.device
+    base: Any = place.scene.model.base_model
+    device = place.scene.model.device
     if hasattr(base, "build_alibi_tensor"):
         return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)
     if hasattr(base, "build_mpt_alibi_tensor"):
-        return base.build_mpt_alibi_tensor(n_heads, length, device=device)
+        bias = base.build_mpt_alibi_tensor(n_heads, length, device=device)
+        return bias - bias[..., :1]  # of which only differences count
     return None
 
 

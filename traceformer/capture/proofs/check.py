@@ -363,7 +363,7 @@ def _set_attention(model: PreTrainedModel, implementation: str) -> None:
     if model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
         model.set_attn_implementation(implementation)
     else:  # code of its own, which still reads its config in every pass
-        model.config._attn_implementation_internal = implementation
+        setattr(model.config, "_attn_implementation_internal", implementation)  # noqa: B010
 
 
 def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:

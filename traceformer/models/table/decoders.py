@@ -11,8 +11,6 @@ from traceformer.models.table.parts import (
     LAYER_NORM,
     LEARNED,
     RMS,
-    RMS_1E5,
-    ROTARY,
     SINUSOIDAL,
     SIZES,
     SOFTCAP,

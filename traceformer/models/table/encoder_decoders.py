@@ -16,7 +16,7 @@ _T5 = {**VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_hea
 
 
 def _like_bart(model: str, blocks: Architecture = blocks.BART, positions: Positions = LEARNED, **more: Any) -> Family:
-    # Its norms have no epsilon in the config; where they come after, nothing stands between the last block and the head.
+    # Its norms have no epsilon in the config; where they come after sublayers, nothing stands before the head.
     readout = ReadoutRow("layer", ("", 1e-5))
     tiny = Tiny(f"{model}ForConditionalGeneration", {**BART, **more})
     return Family(blocks=blocks, positions=positions, readout=readout, tiny=tiny)

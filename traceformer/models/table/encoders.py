@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from traceformer.models.blocks import encoders as blocks
 from traceformer.models.family import Family, Positions, Requires
-from traceformer.models.table.parts import BEHIND_PADDING, GROUPED, LEARNED, ROTARY, SIZES, VOCAB, encoder
+from traceformer.models.table.parts import BEHIND_PADDING, GROUPED, ROTARY, SIZES, VOCAB, encoder
 
 __all__ = ["ENCODERS"]
 
