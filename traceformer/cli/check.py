@@ -49,7 +49,7 @@ def check(
         json: Print a JSON object.
     """
     from traceformer.capture.proofs.check import CheckResult
-    from traceformer.models.tiny import TINY
+    from traceformer.models.tiny import tiny_names
     from traceformer.questions.check import check as prove
 
     result = prove(
@@ -66,7 +66,7 @@ def check(
         print(json_text.dumps({"supported": supported, **result.to_json()}, indent=2))
     else:
         print("\n".join(_lines(result) if isinstance(result, CheckResult) else _lines_of_unknown(result)))
-        if supported and result.ok and model not in TINY:
+        if supported and result.ok and model not in tiny_names():
             print(f"next: traceformer extract --model {model} --dataset demo", file=sys.stderr)
     if not supported:
         return Unsupported.exit_code

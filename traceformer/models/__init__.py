@@ -15,7 +15,9 @@ adapters            adapters of PEFT: loaded as layers around a model's own, and
 tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
-tiny                tiny random models of each family's real class
+tiny                tiny random models of real classes, of families with a row and without
+shrunk              a tiny config of any text model type of transformers
+corrections         what such a config needs that the names of its fields do not tell
 nanochat            nanochat's checkpoints in transformers' class, to the last rounding
 nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle
 """

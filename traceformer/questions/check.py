@@ -62,10 +62,10 @@ def check(
     from traceformer.models.families import FAMILIES
     from traceformer.models.load import load_model, pick_device
     from traceformer.models.loaded import LoadedModel
-    from traceformer.models.tiny import TINY, tiny_model
+    from traceformer.models.tiny import tiny_model, tiny_names
 
     checked: Any
-    if not isinstance(model, LoadedModel) and str(model) in TINY:
+    if not isinstance(model, LoadedModel) and str(model) in tiny_names():
         if texts:
             raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
         checked = tiny_model(str(model))
@@ -84,7 +84,7 @@ def check(
                     allow_pickle=allow_pickle,
                 )
             except NotFound as error:
-                near = difflib.get_close_matches(str(model), TINY, n=1)
+                near = difflib.get_close_matches(str(model), tiny_names(), n=1)
                 raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
         is_mute = model.tokenizer is None and not texts
         examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
