@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from traceformer.errors import Unsupported
 from traceformer.models.families import FAMILIES
+from traceformer.models.mechanisms import stated, unstated
 from traceformer.sites import Stack
 
 __all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "has_experts", "n_ctx_of"]
@@ -48,7 +48,8 @@ class ModelDims:
         """Returns the sizes that a Hugging Face config states under whatever names its family uses.
 
         Raises:
-            Unsupported: the config states no number of layers, heads or dimensions, as vision models' may not.
+            Unsupported: the config states no number of layers, heads or dimensions, as those of several models in one
+                do not, or not one for all layers.
         """
         arch = arch_of(config)
         sides: tuple[Stack, ...] = ("enc", "dec") if arch == "encdec" else (arch,)
@@ -60,14 +61,11 @@ class ModelDims:
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
     for name in names:
-        value = getattr(config, name, None)
+        value = stated(config, name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     if default is None:
-        raise Unsupported(
-            f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
-            why="it may not be a text transformer",
-        )
+        raise unstated(config, *names)
     return default
 
 
@@ -79,7 +77,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
     d_mlp = _first(config, *widths, default=4 * d_model)
-    if d_mlp == getattr(config, "expansion_ratio", None):
+    if d_mlp == stated(config, "expansion_ratio"):
         d_mlp *= d_model
     return StackDims(
         n_layers=n_layers,
@@ -95,7 +93,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
 
 
 def has_experts(config: Any) -> bool:
-    return any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return any(stated(config, name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
 
 
 def n_ctx_of(config: Any) -> int:

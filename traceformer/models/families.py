@@ -11,6 +11,7 @@ from typing import Any
 from traceformer.errors import Unsupported
 from traceformer.models import architectures as blocks
 from traceformer.models.family import Architecture, Family, Positions, ReadoutRow, Tiny
+from traceformer.models.mechanisms import mechanisms_of, stated
 
 __all__ = ["FAMILIES", "architecture_of", "family_of"]
 
@@ -248,13 +249,13 @@ def family_of(config: Any) -> Family:
     Raises:
         Unsupported: there is no row for this family.
     """
-    model_type = _stated(config, "model_type", None)
+    model_type = stated(config, "model_type", None)
     row = FAMILIES.get(model_type)
     if row is None:
         raise Unsupported(
             f"no architecture row for model type {model_type!r}",
-            why=f"rows exist for {', '.join(sorted(FAMILIES))}",
-            hint="add a row to traceformer/models/families.py (CONTRIBUTING.md says how)",
+            why="; ".join(mechanisms_of(config)),
+            hint="`traceformer check` on the model says what can be recorded of it, and which row it would need",
         )
     return row
 
@@ -268,8 +269,4 @@ def architecture_of(config: Any) -> Architecture:
     found = family_of(config).blocks
     if isinstance(found, Architecture):
         return found
-    return found.when_true if _stated(config, found.flag, found.default) else found.when_false
-
-
-def _stated(config: Any, name: str, default: Any) -> Any:
-    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+    return found.when_true if stated(config, found.flag, found.default) else found.when_false

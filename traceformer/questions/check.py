@@ -64,31 +64,29 @@ def check(
     from traceformer.models.loaded import LoadedModel
     from traceformer.models.tiny import tiny_model, tiny_names
 
-    checked: Any
+    name = ""
     if not isinstance(model, LoadedModel) and str(model) in tiny_names():
         if texts:
             raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
-        checked = tiny_model(str(model))
-        checked = checked.to(device=pick_device(device), dtype=getattr(torch, dtype))
-        name, examples = f"a tiny random {model}", random_examples(checked.config)
-    else:
-        if not isinstance(model, LoadedModel):
-            try:
-                model = load_model(
-                    str(model),
-                    adapter=adapter,
-                    revision=revision,
-                    device=device,
-                    dtype=dtype,
-                    with_head=True,
-                    allow_pickle=allow_pickle,
-                )
-            except NotFound as error:
-                near = difflib.get_close_matches(str(model), tiny_names(), n=1)
-                raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
-        is_mute = model.tokenizer is None and not texts
-        examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
-        checked, name = model.model, model.name
+        made: Any = tiny_model(str(model))
+        name, model = f"a tiny random {model}", load_model(made.to(pick_device(device), getattr(torch, dtype)))
+    elif not isinstance(model, LoadedModel):
+        try:
+            model = load_model(
+                str(model),
+                adapter=adapter,
+                revision=revision,
+                device=device,
+                dtype=dtype,
+                with_head=True,
+                allow_pickle=allow_pickle,
+            )
+        except NotFound as error:
+            near = difflib.get_close_matches(str(model), tiny_names(), n=1)
+            raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
+    is_mute = model.tokenizer is None and not texts
+    examples = random_examples(model.config) if is_mute else _encode(model, texts or _TEXTS)
+    checked, name = model.model, name or model.name
     if checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name)
     examples, untested = straddling(checked, examples)

@@ -136,7 +136,7 @@ def test_an_argument_to_attention_that_is_not_understood_is_reported(monkeypatch
 
 
 def test_a_model_without_heads_is_not_a_transformer_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unsupported, match="'mamba' states none of"):
+    with pytest.raises(Unsupported, match="'mamba' has no attention heads"):
         probe("mamba", monkeypatch)
 
 
