@@ -22,7 +22,7 @@ import transformers
 
 from tests.sweep.children import in_children
 from tests.sweep.outcomes import OUTCOMES, WRONG, Result
-from tests.sweep.page import RESULTS, kept, write_page
+from tests.sweep.page import write
 from tests.sweep.trial import try_family
 from traceformer.models.shrunk import text_types
 
@@ -95,8 +95,7 @@ def main() -> int:
     said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
     print(f"{len(results)} families in {time.monotonic() - began:.0f} s: {said}")
     if not given.families:
-        RESULTS.write_text(kept(results), encoding="utf-8")
-        print(f"wrote {write_page()}")
+        print(f"wrote {write(results)}")
     return 1 if any(counts[outcome] for outcome in WRONG) else 0
 
 
