@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["OUTCOMES", "WRONG", "Outcome", "Result", "Row"]
+__all__ = ["OUTCOMES", "WRONG", "Outcome", "Result"]
 
 Outcome: TypeAlias = Literal["PROVED", "PARTLY", "REFUSED", "CANNOT BUILD", "WRONG NUMBERS", "TRACEBACK"]
-Row: TypeAlias = Literal["own", "found", ""]
 
 OUTCOMES: Mapping[Outcome, str] = {
     "PROVED": "every fact about what is recorded holds, and all of it that the model itself returns is the same: the "
@@ -30,7 +29,7 @@ class Result:
     Attributes:
         made_by: The automatic class of transformers that makes it.
         why: What was refused, cannot be built, or went wrong, and how.
-        row: Its own row in the package, or one that was found.
+        row: `own` where the package has one, else `found`, or `like FAMILY` where that was the row of another.
         facts: How many hold; `failed` are those that do not.
         recorded: The sites that are recorded.
         refused: The sites that are not, and why.
@@ -42,7 +41,7 @@ class Result:
     made_by: str = ""
     outcome: Outcome
     why: str = ""
-    row: Row = ""
+    row: str = ""
     facts: int = 0
     failed: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()

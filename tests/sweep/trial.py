@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.sweep.outcomes import Outcome, Result, Row
+from tests.sweep.outcomes import Outcome, Result
 from tests.sweep.own_outputs import OwnOutputs, answer_of, calls_attention_function, own_outputs
 from tests.tiny_folders import write_tiny_model
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
-from traceformer.capture.proofs.check import CheckResult
+from traceformer.capture.proofs.probe import Probe
 from traceformer.errors import TraceformerError, Unsupported
 from traceformer.models.families import FAMILIES
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.shrunk import text_types
 from traceformer.questions.check import check
-from traceformer.sites import ArrayKey
+from traceformer.sites import ArrayKey, expand_sites
 from traceformer.store.run import Run
 
 __all__ = ["try_family"]
@@ -44,7 +44,7 @@ TEXTS = (
     "Paris and Rome are cities.",
 )
 TARGETS = ("It froze.", "No, not at all", "Ships", "Rome")
-CAPTURE = "attn qkv hidden resid mlp logits"
+CAPTURE = ("attn", "qkv", "hidden", "resid", "mlp", "logits")
 NEW_TOKENS = 5
 TOLERANCE = 1e-4  # of sums in another order, through layers whose weights are ten times as spread as at initialisation
 
@@ -57,7 +57,7 @@ class _Trial:
     model: Any = None
     stage: str = "build"
     passes_function: bool = False
-    row: Row = ""
+    row: str = ""
     facts: int = 0
     failed: list[str] = field(default_factory=list[str])
     refused: dict[str, str] = field(default_factory=dict[str, str])
@@ -120,13 +120,18 @@ def _tried(trial: _Trial, folder: Path) -> Result:
     trial.row = "own" if loaded.config.model_type in FAMILIES else "found"
     trial.enter("check")
     checked = check(loaded, TEXTS)
-    if isinstance(checked, CheckResult):
-        trial.facts = sum(proof.ok for proof in checked.proofs)
-        trial.failed = [f"{proof.key} {proof.fact} ({proof.error:.0e})" for proof in checked.proofs if not proof.ok]
-        trial.refused |= checked.refused
+    proved = checked.result if isinstance(checked, Probe) else checked
+    if isinstance(checked, Probe) and checked.found is not None and checked.found.families:
+        trial.row = f"like {checked.found.families.partition(',')[0]}"
+    known = {proof.key.rpartition(".")[2] for proof in proved.proofs} if proved is not None else set[str]()
+    if proved is not None:
+        trial.facts = sum(proof.ok for proof in proved.proofs)
+        trial.failed = [f"{proof.key} {proof.fact} ({proof.error:.0e})" for proof in proved.proofs if not proof.ok]
+        trial.refused |= proved.refused
     trial.enter("record")
     targets = list(TARGETS) if loaded.dims.arch == "encdec" else None
-    run = record(loaded, list(TEXTS), CAPTURE, targets=targets, dtype="float32", batch_size=len(TEXTS))
+    capture = [site for site in expand_sites(CAPTURE) if site in known] or ["resid"]  # where nothing is, it says why
+    run = record(loaded, list(TEXTS), capture, targets=targets, dtype="float32", batch_size=len(TEXTS))
     trial.recorded = list(dict.fromkeys(str(spec.key) for spec in run.layout.arrays))
     for example in range(run.n):
         _compare(trial, run, example)
@@ -204,9 +209,7 @@ def _expected(own: OwnOutputs, key: ArrayKey, layer: int | None, layers: Sequenc
 def _generate(trial: _Trial, loaded: LoadedModel) -> None:
     """Has it answer a prompt, and compares tokens and logits with the model's own."""
     try:
-        run = generate(
-            loaded, TEXTS[0], "resid logits", max_tokens=NEW_TOKENS, temperature=0, seed=0, dtype="float32"
-        )
+        run = generate(loaded, TEXTS[0], ("resid_post", "logits"), max_tokens=NEW_TOKENS, temperature=0, dtype="float32")
     except Unsupported as error:
         trial.refused["generate"] = str(error)
         return

@@ -70,7 +70,7 @@ def _first(config: Any, *names: str, default: int | None = None) -> int:
 
 
 def _stack_dims(config: Any, side: Stack, arch: Arch) -> StackDims:
-    own = ("encoder_", "decoder_")[side == "dec"] if arch == "encdec" else ""
+    own = ("encoder_", "decoder_")[side == "dec"]
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
     n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
@@ -113,6 +113,8 @@ def arch_of(config: Any) -> Arch:
     row = FAMILIES.get(config.model_type)
     if row is not None and len(row.stacks) == 1:
         return "dec" if "dec" in row.stacks else "enc"
+    if row is not None:  # one stack of an encoder-decoder, by itself
+        return "dec" if getattr(config, "is_decoder", False) else "enc"
     from transformers.models.auto import modeling_auto as auto
 
     # transformers can also wrap encoders as causal language models: those that it can wrap as masked ones.

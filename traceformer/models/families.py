@@ -10,8 +10,9 @@ from typing import Any
 
 from traceformer.errors import Unsupported
 from traceformer.models import architectures as blocks
-from traceformer.models.family import Architecture, Family, Positions, ReadoutRow, Tiny
+from traceformer.models.family import Architecture, Family, Positions, ReadoutRow, Tap, Tiny
 from traceformer.models.mechanisms import mechanisms_of, stated
+from traceformer.sites import Stack
 
 __all__ = ["FAMILIES", "architecture_of", "family_of"]
 
@@ -267,6 +268,15 @@ def architecture_of(config: Any) -> Architecture:
         Unsupported: there is no row for its family.
     """
     found = family_of(config).blocks
-    if isinstance(found, Architecture):
-        return found
-    return found.when_true if stated(config, found.flag, found.default) else found.when_false
+    if not isinstance(found, Architecture):
+        found = found.when_true if stated(config, found.flag, found.default) else found.when_false
+    is_whole = len(found.stacks) == 1 or stated(config, "is_encoder_decoder", True)
+    return found if is_whole else _one_stack(found, "dec" if stated(config, "is_decoder") else "enc")
+
+
+def _one_stack(whole: Architecture, stack: Stack) -> Architecture:
+    """The decoder of an encoder-decoder by itself, as BartForCausalLM has it, or its encoder."""
+    row = whole.stacks[stack]
+    if row.cross is not None and row.attention.post_norm is not None:  # then there is no norm behind cross-attention
+        row = replace(row, mlp={**row.mlp, "resid_mid": Tap(row.attention.post_norm)})
+    return replace(whole, stacks={stack: replace(row, cross=None)})
