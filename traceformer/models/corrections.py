@@ -129,7 +129,7 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
-        **{"is_decoder": False, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+        **{"is_decoder": False, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
         **{"attn_layers": ["local", "lsh"], "lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8},
     },
     "step3p7": {"text_config": {"sliding_window": 8}},

@@ -46,7 +46,7 @@ def shrunk_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 
         shrunk_config("falcon").hidden_size    # 32
 
-    `changes` are set in it besides. Whether its class can be made from it, transformers alone knows: a few cannot.
+    `changes` are set in it besides, and may reach into the configs within. Whether its class can be made from it, transformers alone knows: a few cannot.
 
     Raises:
         NotFound: transformers knows no such type.
@@ -55,7 +55,7 @@ def shrunk_config(model_type: str, **changes: Any) -> PreTrainedConfig:
         raise NotFound(f"transformers knows no model type {model_type!r}")
     config_class = CONFIG_MAPPING[model_type]
     small = _merged(_shrunk(config_class()), CORRECTIONS.get(model_type, {}))
-    return config_class(**{**small, **changes})
+    return config_class(**_merged(small, changes))
 
 
 # The first pattern that a field's whole name matches says its size.
@@ -77,8 +77,8 @@ _SIZES = tuple(
         (r".*(moe|shared_expert|expert_ffn)_(intermediate|hidden)_size|intermediate_size_mlp", 24),
         (r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|dim_ff|hidden_dim|ffn_size)", 48),
         (r"(.*_)?vocab_size.*", 300),
-        (r".*(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|seq_length)|n_ctx", 128),
-        (r".*max_(source|target)_positions|max_(encoder|decoder)_position_embeddings", 128),
+        (r".*(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|seq_length)|n_ctx", 64),
+        (r".*max_(source|target)_positions|max_(encoder|decoder)_position_embeddings", 64),
         (r".*(sliding_window|window_size|local_attention|attention_chunk_size)", 8),
         (r".*num_(local_|routed_)?experts|n_routed_experts", 4),
         (r".*(n|num)_shared_experts?", 1),
