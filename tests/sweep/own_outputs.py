@@ -1,8 +1,8 @@
 """What a model itself returns of a text that runs alone, unpadded; nothing of the package stands in between."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "own_outputs"]
+__all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "loaded_plainly", "own_outputs"]
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
@@ -25,29 +25,48 @@ class OwnOutputs:
     logits: np.ndarray | None
 
 
-def own_outputs(model: Any, ids: Mapping[str, Sequence[int]]) -> OwnOutputs:
-    """Returns hidden states and logits under the model's own attention, and patterns under eager attention."""
+def loaded_plainly(model: Any, folder: Path) -> tuple[Any, Any]:
+    """Returns the model of a folder as transformers loads it, and with eager attention, which alone returns patterns.
+
+    Of a class that has no eager attention it is the same twice.
+    """
+    plain = type(model).from_pretrained(folder).float().eval()
+    try:  # loaded with it, since not every class can be told so later
+        return plain, type(model).from_pretrained(folder, attn_implementation="eager").float().eval()
+    except ValueError:
+        return plain, plain
+
+
+def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> OwnOutputs:
+    """Returns hidden states and logits under a model's own attention, and patterns under eager attention."""
     inputs = _inputs(ids)
     with torch.inference_mode():
-        plain = model(**inputs, output_hidden_states=True)
-        with _eager(model) as is_eager:
-            eager = model(**inputs, output_attentions=True) if is_eager else plain
+        output = plain(**inputs, output_hidden_states=True)
+        attended = eager(**inputs, output_attentions=True)
     names = {"enc": "encoder_", "dec": "decoder_"} if len(ids) == 2 else dict.fromkeys(ids, "")
-    hidden = {stack: _arrays(plain, f"{own}hidden_states") for stack, own in names.items()}
-    patterns = {f"{stack}.self": _arrays(eager, f"{own}attentions") for stack, own in names.items()}
-    patterns["dec.cross"] = _arrays(eager, "cross_attentions") if len(ids) == 2 else []
-    logits = getattr(plain, "logits", None)
+    hidden = {stack: _arrays(output, f"{own}hidden_states") for stack, own in names.items()}
+    patterns = {f"{stack}.self": _arrays(attended, f"{own}attentions") for stack, own in names.items()}
+    patterns["dec.cross"] = _arrays(attended, "cross_attentions") if len(ids) == 2 else []
+    logits = getattr(output, "logits", None)
     return OwnOutputs(hidden, patterns, None if logits is None else logits[0].float().numpy())
 
 
-def answer_of(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
-    """Returns the tokens that the model's own `generate` adds to a prompt, each the likeliest."""
+def answer_of(model: Any, prompt: Sequence[int], tokens: int) -> tuple[list[int], np.ndarray]:
+    """Returns the tokens that the model's own `generate` adds to a prompt, each the likeliest, and their logits."""
     ids = torch.tensor([[*prompt]])
     with torch.inference_mode():
-        whole = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1, max_new_tokens=tokens
-        )[0].tolist()
-    return whole[1:] if model.config.is_encoder_decoder else whole[len(prompt) :]
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    whole: list[int] = made.sequences[0].tolist()
+    answer = whole[1:] if model.config.is_encoder_decoder else whole[len(prompt) :]
+    return answer, torch.stack([step[0] for step in made.logits]).float().numpy()
 
 
 def calls_attention_function(model: Any, ids: Mapping[str, Sequence[int]]) -> bool:
@@ -81,21 +100,6 @@ def _inputs(ids: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
         "decoder_input_ids" if both and stack == "dec" else "input_ids": torch.tensor([[*row]])
         for stack, row in ids.items()
     }
-
-
-@contextmanager
-def _eager(model: Any) -> Iterator[bool]:
-    """Has the model attend eagerly in the block, if it can."""
-    before = model.config._attn_implementation
-    try:
-        model.set_attn_implementation("eager")
-    except (ValueError, RuntimeError, AttributeError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _arrays(output: Any, name: str) -> list[np.ndarray]:

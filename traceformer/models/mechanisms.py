@@ -40,6 +40,12 @@ def unstated(config: Any, *names: str) -> Unsupported:
             hint="its text part alone can be, if it is a model of its own: load the whole with transformers, then "
             "load_model(whole.get_decoder(), tokenizer)",
         )
+    if "vocab_size" in names:
+        return Unsupported(
+            f"a model of type {config.model_type!r} has no vocabulary of tokens",
+            why="its config states no vocab_size",
+            hint="such models cannot be recorded yet",
+        )
     if any("heads" in name for name in names):
         return Unsupported(
             f"a model of type {config.model_type!r} has no attention heads",
