@@ -1,4 +1,4 @@
-"""What a user is told of models that are built as no row can describe: the mechanism by its name, and what would work."""
+"""What a user is told of models that no row can describe: the mechanism by its name, and what would work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_what_differs_by_layer_is_not_read_as_if_it_did_not() -> None:
 
 
 def test_a_picture_model_may_be_no_text_transformer() -> None:
-    with pytest.raises(Unsupported, match="'resnet' states none of .*; it may not be a text transformer"):
+    with pytest.raises(Unsupported, match=r"'resnet' states none of .*; it may not be a text transformer"):
         ModelDims.from_config(AutoConfig.for_model("resnet"))
 
 

@@ -63,7 +63,7 @@ def _prepare() -> None:
     import transformers.models.mixtral.modeling_mixtral
     import transformers.models.t5.modeling_t5  # noqa: F401
 
-    import traceformer.capture.proofs.probe  # noqa: F401
+    import traceformer.capture.proofs.probe
     from tests.tiny_folders import tokenizer_json
 
     torch.set_num_threads(1)

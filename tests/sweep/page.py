@@ -30,6 +30,7 @@ class Kept:
         row: `own`, `found`, or empty where nothing is recorded.
         left_out: Why a site is not recorded -> the sites of which that is true.
         error: The largest one of all that is recorded, rounded up to a power of ten.
+        in_lens: Whether TransformerLens has an adapter for it.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Kept:
     left_out: Mapping[str, Sequence[str]]
     generated: bool = False
     error: str = "0"
+    in_lens: bool = False
 
     @classmethod
     def of(cls, result: Result) -> "Kept":
@@ -57,6 +59,7 @@ class Kept:
             why=_shortened(f"{result.why}{failed}", 300),
             left_out=left_out,
             generated=bool(result.generated),
+            in_lens=result.family in _lens_families(),
             error=f"1e{math.ceil(math.log10(worst))}" if worst else "0",
         )
 
@@ -96,7 +99,7 @@ def last_sweep() -> Sweep:
 
 def families_page() -> str:
     """Returns the page that says of every text model type what can be recorded of it, as Markdown."""
-    sweep, lens = last_sweep(), _lens_families()
+    sweep = last_sweep()
     kept = sweep.families.values()
     counts = collections.Counter(each.outcome for each in kept)
     recorded = [each for each in kept if each.row]
@@ -107,43 +110,40 @@ def families_page() -> str:
         (
             "# Families: every text model type of transformers, tried",
             "",
-            f"Written from a sweep of transformers {sweep.transformers} by `python -m tests.sweep`: a tiny random model "
-            "of each type's real class",
-            "is loaded from a folder, checked, recorded over texts of different lengths in one batch, and made to "
-            "generate; what is",
-            "recorded is compared with what the model itself returns of each text alone, under its own attention and "
-            "under eager",
-            "attention. `docs/models.md` has the families whose proofs are tested with every change.",
+            f"Written from a sweep of transformers {sweep.transformers} by `python -m tests.sweep`: a tiny random model",
+            "of each type's real class is loaded from a folder, checked, recorded over texts of different lengths in",
+            "one batch, and made to generate; what is recorded is compared with what the model itself returns of each",
+            "text alone, under its own attention and under eager attention. `docs/models.md` has the families whose",
+            "proofs are tested with every change.",
             "",
             f"Of {len(kept)} types {len(ran)} could be built and run on tokens alone: "
             + ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-            + f". {len(recorded)} are",
-            f"recorded wholly or in part, {sum(each.row == 'own' for each in recorded)} of them by a row of their own. "
-            f"{named} has adapters for {len(lens & {each.family for each in ran})} of these {len(ran)}",
-            f"({len(lens & {each.family for each in recorded})} of those recorded here); its column says which.",
+            + ".",
+            f"{len(recorded)} are recorded wholly or in part, {sum(each.row == 'own' for each in recorded)} of them by "
+            "a row of their own.",
+            f"{named} has adapters for {sum(each.in_lens for each in ran)} of the {len(ran)}, "
+            f"{sum(each.in_lens for each in recorded)} of them recorded here; its column says which.",
             "",
             *(f"- **{outcome}**: {meaning}." for outcome, meaning in OUTCOMES.items()),
             "",
-            "A row is the family's *own*, kept in `traceformer/models`, or *found* by watching a pass of the model, and "
-            "proved on the",
-            "texts at hand. An error is the largest one of all that was compared, rounded up to a power of ten, relative "
-            "to max(1, the",
-            "largest expected value). What real checkpoints of a type set otherwise than its default config is not "
-            "seen here:",
-            "`traceformer check MODEL` proves the same facts on any model.",
+            "A row is the family's *own*, kept in `traceformer/models`, or *found* by watching a pass of the model (or",
+            "*like* another family's), and proved on the texts at hand. An error is the largest one of all that was",
+            "compared, relative to max(1, the largest expected value), rounded up to a power of ten. What checkpoints of",
+            "a type set otherwise than its default config is not seen here: `traceformer check MODEL` proves the same",
+            "facts on any model.",
             "",
             "## Recorded",
             "",
             f"| family | outcome | row | facts | error | generates | not recorded, and why | {named} |",
             "|---|---|---|--:|--:|---|---|---|",
-            *(_recorded(each, each.family in lens) for each in recorded),
+            *map(_recorded, recorded),
             "",
             "## Not recorded",
             "",
             f"| family | outcome | why | {named} |",
             "|---|---|---|---|",
             *(
-                f"| {each.family} | {each.outcome} | {_cell(each.why)} | {'yes' if each.family in lens else ''} |"
+                f"| {each.family} | {each.outcome} | {_cell(each.why)} | {'yes' if each.in_lens else ''} |"
                 for each in refused
             ),
             "",
@@ -157,11 +157,11 @@ def families_page() -> str:
     )
 
 
-def _recorded(kept: Kept, in_lens: bool) -> str:
-    reasons = [f"{' '.join(f'`{site}`' for site in sites)}: {_shortened(why, 90)}" for why, sites in kept.left_out.items()]
+def _recorded(kept: Kept) -> str:
+    reasons = [f"{' '.join(f'`{n}`' for n in sites)}: {_shortened(why, 90)}" for why, sites in kept.left_out.items()]
     left_out = "; ".join(_cell(reason) for reason in ([_shortened(kept.why, 160)] if kept.why else []) + reasons)
     cells = (kept.family, kept.outcome, kept.row, kept.facts, kept.error, "yes" if kept.generated else "", left_out)
-    return f"| {' | '.join(map(str, cells))} | {'yes' if in_lens else ''} |"
+    return f"| {' | '.join(map(str, cells))} | {'yes' if kept.in_lens else ''} |"
 
 
 def _cell(text: str) -> str:

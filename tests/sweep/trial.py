@@ -211,7 +211,7 @@ def _expected(own: OwnOutputs, key: ArrayKey, layer: int | None, layers: Sequenc
 def _generate(trial: _Trial, loaded: LoadedModel) -> None:
     """Has it answer a prompt, and compares tokens and logits with the model's own."""
     try:
-        run = generate(loaded, TEXTS[0], ("resid_post", "logits"), max_tokens=NEW_TOKENS, temperature=0, dtype="float32")
+        run = generate(loaded, TEXTS[0], "resid_post logits", max_tokens=NEW_TOKENS, temperature=0, dtype="float32")
     except Unsupported as error:
         trial.refused["generate"] = str(error)
         return

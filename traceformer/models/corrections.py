@@ -35,7 +35,8 @@ _GEMMA3N = {
 _DOTS3 = {
     **{"num_hidden_layers": 2, "layer_types": ["indexed_attention", "sliding_attention"]},
     **{"mlp_layer_types": ["dense", "sparse"], "index_topk": 4, "index_head_dim": 8, "head_dim": 12},
-    **{"shared_experts_intermediate_size": 24, "per_layer_config": {"1": {"num_attention_heads": 2, "num_key_value_heads": 2}}},
+    **{"shared_experts_intermediate_size": 24},
+    **{"per_layer_config": {"1": {"num_attention_heads": 2, "num_key_value_heads": 2}}},
 }
 _EMBEDDING_GEMMA2 = {"embedding_dim": 32, "per_layer_config": {"1": {"head_dim": 16, "num_key_value_heads": 1}}}
 _WIDE_LAYER = {"per_layer_config": {"1": {"head_dim": 16}}}
@@ -135,7 +136,10 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 8}},
     "switch_transformers": {"decoder_start_token_id": 0},
     "umt5": {"decoder_start_token_id": 0},
-    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 8, "qk_dim_factor": 1.0},
+    "xlstm": {
+        **{"hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 8},
+        "qk_dim_factor": 1.0,
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         **{**_HYBRID, "attn_layer_period": 2, "attn_layer_offset": 1, "num_key_value_heads": 4},

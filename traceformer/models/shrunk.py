@@ -27,7 +27,7 @@ _BARE = re.compile(r"(?!sam3_lite_text$).*(?<!_to)_text(_model)?")  # SAM's is a
 
 @cache
 def text_types() -> Mapping[str, str]:
-    """Returns the model types of the installed transformers that read text, each with the automatic class that makes it.
+    """Returns the model types of transformers that read text, each with the automatic class that makes it.
 
     They are those of its language models, masked ones and encoder-decoders among them, and the text models that come
     without a head.
@@ -46,7 +46,8 @@ def shrunk_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 
         shrunk_config("falcon").hidden_size    # 32
 
-    `changes` are set in it besides, and may reach into the configs within. Whether its class can be made from it, transformers alone knows: a few cannot.
+    `changes` are set in it besides, and may reach into the configs within. A few types have a class that cannot be made
+    from it all the same: without a package of theirs, or without what is not text.
 
     Raises:
         NotFound: transformers knows no such type.

@@ -1,7 +1,6 @@
 """What is found out about models whose family has no row."""
 
 import json
-import re
 from typing import Any
 
 import pytest
