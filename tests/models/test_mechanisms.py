@@ -103,7 +103,7 @@ def test_a_picture_model_may_be_no_text_transformer() -> None:
 @pytest.mark.parametrize("kind", [BartForCausalLM, T5EncoderModel])
 def test_one_stack_of_an_encoder_decoder_by_itself_has_its_part_of_the_row(kind: Any) -> None:
     if kind is BartForCausalLM:
-        config = tiny_model("bart", encoder_layers=3, max_position_embeddings=20).config
+        config: Any = tiny_model("bart", encoder_layers=3, max_position_embeddings=20).config
         config.is_encoder_decoder, config.is_decoder = False, True
     else:
         config = tiny_model("t5").config

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 os.environ.update(
@@ -59,11 +60,9 @@ def sweep(families: list[str], out: Path, *, jobs: int, resume: bool) -> list[Re
 
 def _prepare() -> None:
     """Imports, once for all children, what each of them would."""
-    import transformers.models.llama.modeling_llama
-    import transformers.models.mixtral.modeling_mixtral
-    import transformers.models.t5.modeling_t5  # noqa: F401
-
-    import traceformer.capture.proofs.probe
+    for module in ("llama.modeling_llama", "mixtral.modeling_mixtral", "t5.modeling_t5"):
+        import_module(f"transformers.models.{module}")
+    import_module("traceformer.capture.proofs.probe")
     from tests.tiny_folders import tokenizer_json
 
     torch.set_num_threads(1)
@@ -80,7 +79,7 @@ def _last_stage(log: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="all by default")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--out", type=Path, default=Path("sweep-results"), help="the folder of results and logs")

@@ -56,4 +56,5 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> "Result":
         stated: dict[str, Any] = json.loads(text)
-        return cls(**{**stated, "failed": tuple(stated["failed"]), "recorded": tuple(stated["recorded"])})
+        lists: dict[str, Any] = {name: tuple(stated.pop(name)) for name in ("failed", "recorded")}
+        return cls(**stated, **lists)
