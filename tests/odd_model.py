@@ -94,7 +94,7 @@ class Ear(nn.Module):
         )
         attend = eager_attention_forward
         if not self.config.own_attention:
-            implementation = self.config._attn_implementation
+            implementation: str = getattr(self.config, "_attn_implementation")  # noqa: B009
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         mixed, weights = attend(self, q, k, v, mask, scaling=self.scaling)
         return self.says(mixed.flatten(2)), weights

@@ -176,8 +176,9 @@ def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
 def _row(about: RunMeta) -> Iterator[str]:
     """Yields a line of the row that the model was recorded by, where that was not its family's."""
     if about.row is not None:
-        facts, tokens = about.row.get("n_facts"), about.row.get("tokens")
-        yield f"no row for {about.model_type}: {about.row.get('how')}, {facts} facts proved on {tokens} tokens of its texts"
+        row, facts = about.row.get("how"), about.row.get("n_facts")
+        proved = f"{facts} facts proved on {about.row.get('tokens')} tokens of its texts"
+        yield f"no row for {about.model_type}: {row}, {proved}"
 
 
 def _size(path: Path) -> int:

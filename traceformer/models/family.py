@@ -151,14 +151,16 @@ def _tap(data: Any) -> Tap | None:
 
 
 def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
-    taps = ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")
-    return None if data is None else AttentionRow(**{**data, **{name: _tap(data[name]) for name in taps}})
+    if data is None:
+        return None
+    read: dict[str, Any] = {name: _tap(data[name]) for name in ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")}
+    return AttentionRow(**{**data, **read})
 
 
 def _stack_row(data: Mapping[str, Any]) -> StackRow:
-    attention, cross = _attention_row(data["attention"]), _attention_row(data["cross"])
-    mlp = {site: Tap(*tap) for site, tap in data["mlp"].items()}
-    return StackRow(**{**data, "attention": attention, "cross": cross, "mlp": mlp})
+    read: dict[str, Any] = {name: _attention_row(data[name]) for name in ("attention", "cross")}
+    read["mlp"] = {site: Tap(*tap) for site, tap in data["mlp"].items()}
+    return StackRow(**{**data, **read})
 
 
 class ByFlag(NamedTuple):

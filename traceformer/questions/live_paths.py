@@ -18,7 +18,7 @@ from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
 from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
-from traceformer.errors import UsageError
+from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.results.path_traces import model_name
 from traceformer.shapes import Bool, Float, Int
 from traceformer.sites import ArraySpec, Attention, Selection, Stack

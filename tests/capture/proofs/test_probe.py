@@ -16,7 +16,7 @@ from traceformer.models.tiny import TINY, tiny_model
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch, *, hide_all: bool = False) -> Probe:
     """What is found out about a family whose own row is hidden, or all are."""
-    model = tiny_model(family)
+    model: Any = tiny_model(family)
     before = (model.config._attn_implementation, model.training)
     examples = random_examples(model.config)[:2]
     for each in [*FAMILIES] if hide_all else [family]:

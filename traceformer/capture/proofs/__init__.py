@@ -2,14 +2,15 @@
 
 Nothing is recorded for keeping.
 
-check      runs the model with and without recording, and gathers what holds
-place      what a claim is, and where it is tested
-attention  claims about attention, from its input to what it adds to the stream
-stream     claims about the residual stream, the MLP and the logits
-limits     the limits that a config names, and both sides of them
-watch      one pass watched: what each module reads, what it makes, and when
-find       the row of a model without one, from such a pass
-find_block which module of a block plays which part in it
-fit        a row proved on the user's texts, without what does not hold
-probe      what can be found out about a family that has no row
+check       runs the model with and without recording, and gathers what holds
+place       what a claim is, and where it is tested
+attention   claims about attention, from its input to what it adds to the stream
+stream      claims about the residual stream, the MLP and the logits
+limits      the limits that a config names, and both sides of them
+first       what is proved of a model before its first batch, always
+watch       one pass watched: what each module reads, what it makes, and when
+find        the row of a model without one, from such a pass
+find_block  which module of a block plays which part in it
+fit         a row proved on the user's texts, without what does not hold
+probe       what can be found out about a family that has no row
 """

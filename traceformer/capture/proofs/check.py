@@ -339,7 +339,7 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     for stack, own in stacks.items():
         names[stack, "self"] = f"{own}attentions"
     attentions = {place: getattr(output, name, None) for place, name in names.items()}
-    hidden = {stack: getattr(output, f"{own}hidden_states", None) for stack, own in stacks.items()}
+    hidden: dict[Stack, Any] = {stack: getattr(output, f"{own}hidden_states", None) for stack, own in stacks.items()}
     return Reference(
         logits,
         {stack: states for stack, states in hidden.items() if states},

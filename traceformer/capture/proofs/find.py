@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.proofs.check import Example
 from traceformer.capture.proofs.find_block import NO_FUNCTION, Block, found_in_block
-from traceformer.capture.proofs.watch import Watched, inside_of, is_list_of_blocks, watch
+from traceformer.capture.proofs.watch import Attended, Watched, inside_of, is_list_of_blocks, watch
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
@@ -104,7 +104,7 @@ def _stack_row(
     kinds: tuple[Attention, ...] = ("self",) if memory is None else ("self", "cross")
     modules, refused = _attention_modules(watched, stack, path, sizes, kinds)
     block = Block(inner, call.given, call.made, [*watched.within(inner)], memory)
-    seen = {
+    seen: dict[Attention, Attended] = {
         kind: next(each for each in watched.attended if each.path == f"{inner}.{module}")
         for kind, module in modules.items()
     }
@@ -208,7 +208,7 @@ def _has(block: nn.Module, path: str) -> bool:
 
 
 def _of_other_widths(
-    watched: Watched, row: StackRow, stack: Stack, sizes: StackDims, seen: Mapping[Attention, Any], block: Block
+    watched: Watched, row: StackRow, stack: Stack, sizes: StackDims, seen: Mapping[Attention, Attended], block: Block
 ) -> dict[str, str]:
     """What is not as wide, or not in as many heads, as the config says."""
     refused: dict[str, str] = {}
@@ -233,7 +233,7 @@ def _of_other_widths(
 
 
 def _widths(
-    watched: Watched, row: StackRow, stack: Stack, sizes: StackDims, seen: Mapping[Attention, Any], block: Block
+    watched: Watched, row: StackRow, stack: Stack, sizes: StackDims, seen: Mapping[Attention, Attended], block: Block
 ) -> Iterator[tuple[ArrayKey, int, int]]:
     if row.token_embed:
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]

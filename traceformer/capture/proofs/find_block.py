@@ -13,7 +13,7 @@ A stream that other multiples are added to is refused: no site could say what it
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -248,6 +248,8 @@ def _norm_before(block: Block, stream: Tensor | None, adding: Sequence[Call]) ->
         return None
     reading = [call for call in block.reading(stream) if call.ended < adding[0].began]
     norms = [call for call in reading if block.rows(call.made).shape == stream.shape]
+    if len(norms) > 1:  # parallel blocks may have one for attention, which reads it, and one for the MLP
+        norms = [norm for norm in norms if any(_same(block.rows(norm.made), block.rows(call.given)) for call in adding)]
     return Tap(block.tap_path(norms[0])) if len(norms) == 1 else None
 
 
@@ -267,11 +269,11 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
         q, k, v = _fused(block, seen)
         return q, k, v, False
     v_call = separate[0]
-    v: _Found = Tap(block.tap_path(v_call)), block.rows(v_call.given)
+    reads = block.rows(v_call.given)
     others = [call for call in block.calls if _is_leaf(call) and call is not v_call]
-    k_call = _projection_of(block, seen.key, [call for call in others if _same(block.rows(call.given), v[1])], [])
-    if block.memory is None or not _same(v[1], block.memory):
-        others = [call for call in others if _same(block.rows(call.given), v[1])]
+    k_call = _projection_of(block, seen.key, [call for call in others if _same(block.rows(call.given), reads)], [])
+    if block.memory is None or not _same(reads, block.memory):
+        others = [call for call in others if _same(block.rows(call.given), reads)]
     out = _out_proj(block, seen)
     others = [call for call in others if out is None or call.ended < out.began]
     q_call = _projection_of(block, seen.query, others, [k_call] if k_call else [])
@@ -281,12 +283,12 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
     scales = (
         q_call is not None
         and isinstance(scaling, float)
-        and scaling != 1
+        and abs(scaling - 1) > 1e-6
         and _near(block.rows(q_call.made) * scaling, _merged(seen.query))
     )
     q: _Found | None = None if q_call is None else (Tap(block.tap_path(q_call)), block.rows(q_call.given))
     k: _Found | None = None if k_call is None else (Tap(block.tap_path(k_call)), block.rows(k_call.given))
-    return q, k, v, scales
+    return q, k, (Tap(block.tap_path(v_call)), reads), scales
 
 
 def _owner(block: Block, seen: Attended) -> nn.Module | None:
@@ -388,7 +390,9 @@ def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dic
         for call in block.calls
         if _has_matrix(call) and call.ended < down.began and any(_same(block.rows(call.given), each) for each in inputs)
     ]
-    wide = [(call, part, rows) for call in ups for part, rows in _halves(block.rows(call.made), mid.shape[-1])]
+    wide: list[tuple[Call, _Half, Tensor]] = [
+        (call, part, rows) for call in ups for part, rows in _halves(block.rows(call.made), mid.shape[-1])
+    ]
     acts = [call for call in block.calls if block.rows(call.made).shape == mid.shape and not _has_matrix(call)]
     for act in acts:
         made, given = block.rows(act.made), block.rows(act.given)
@@ -407,8 +411,12 @@ def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dic
     return (found, "gated", block.rows(whole[0].given)) if whole else None
 
 
-def _halves(rows: Tensor, width: int) -> Iterator[tuple[str, Tensor]]:
+_Half: TypeAlias = Literal["whole", "first half", "second half"]
+
+
+def _halves(rows: Tensor, width: int) -> Iterator[tuple[_Half, Tensor]]:
     if rows.dim() == 3 and rows.shape[-1] == width:
         yield "whole", rows
     elif rows.dim() == 3 and rows.shape[-1] == 2 * width:
-        yield from zip(("first half", "second half"), rows.chunk(2, dim=-1), strict=True)
+        yield "first half", rows[..., :width]
+        yield "second half", rows[..., width:]

@@ -82,7 +82,7 @@ def fitted(model: LoadedModel, rows: Sequence[Encoded], progress: OnProgress = q
         raise Unsupported(f"no row for {model.name} can be proved", why="there is no text of at least one token")
     found = fit(model.model, examples, like=model.architecture, name=model.name)
     proofs = found.result.proofs
-    how = "found one" if not found.families else f"took that of {found.families}"
+    how = f"found that of {found.families.partition(', ')[0]}" if found.families else "found one"
     if model.like is not None:
         how = f"took that of {model.like}, as asked"
     proved = Proved(
@@ -114,6 +114,7 @@ def _chosen(model: LoadedModel, rows: Sequence[Encoded]) -> list[Example]:
             start = getattr(model.config, "decoder_start_token_id", None)
             ids["dec"] = [*([] if start is None else [start]), *ids["enc"][: _MOST_TOKENS // 2]]
         examples.append(ids)
+    halves: dict[Stack, Sequence[int]]
     if len(examples) > 1 and len({len(next(iter(each.values()))) for each in examples}) == 1:
         first = examples[0]  # all are as long: a part of one shows what padding does
         halves = {stack: own[: max(1, len(own) // 2)] for stack, own in first.items()}

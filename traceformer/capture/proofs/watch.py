@@ -92,7 +92,9 @@ def watch(model: PreTrainedModel, examples: Sequence[Example], depths: Mapping[S
         depths: How many blocks each stack has.
     """
     cut = _cut(examples)
-    ids = {stack: torch.tensor([each[stack] for each in cut], device=model.device) for stack in cut[0]}
+    ids: dict[Stack, Tensor] = {
+        stack: torch.tensor([each[stack] for each in cut], device=model.device) for stack in cut[0]
+    }
     watched = Watched(ids)
     base: nn.Module = model.base_model
     inputs, _ = batch_of(model, cut)
@@ -177,7 +179,7 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, pa
         for module in paths:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(after).remove)
-        undo.callback(model.base_model.register_forward_hook(last_of([*watched.ids][-1])).remove)
+        undo.callback(model.base_model.register_forward_hook(last_of("dec" if "dec" in watched.ids else "enc")).remove)
         if encoder is not None:
             undo.callback(encoder.register_forward_hook(last_of("enc")).remove)
         undo.enter_context(Listening(dict(listeners)))
