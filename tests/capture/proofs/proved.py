@@ -91,7 +91,7 @@ def support_page() -> str:
             "",
             "| family | where | else |",
             "|---|---|---|",
-            *(line for family, row in FAMILIES.items() for line in _required(family, row)),
+            *(line for family, row in _sorted_rows() for line in _required(family, row)),
             "",
             "## Sites that a family does not have",
             "",
@@ -112,10 +112,14 @@ def _family(family: str, result: CheckResult, columns: tuple[str, ...]) -> str:
     return f"| {family} | {len(result.proofs)} | {' | '.join(cells)} |"
 
 
+def _sorted_rows() -> list[tuple[str, Family]]:
+    return [(family, FAMILIES[family]) for family in sorted(FAMILIES)]
+
+
 def _alike() -> Iterator[str]:
     """A line for each kind of block that has more families than those that are kept proved."""
     families: dict[int, list[str]] = {}
-    kinds = [(each, *build) for each, row in FAMILIES.items() for build in builds(row.blocks)]
+    kinds = [(each, *build) for each, row in _sorted_rows() for build in builds(row.blocks)]
     for family, flags, architecture in kinds:
         families.setdefault(id(architecture), []).append(f"{family} ({flags})" if flags else family)
     for _, _, architecture in kinds:
