@@ -111,10 +111,10 @@ def families_page() -> str:
             "# Families: every text model type of transformers, tried",
             "",
             f"Written from a sweep of transformers {sweep.transformers} by `python -m tests.sweep`: a tiny random",
-            "model of each type's real class is loaded from a folder, checked, recorded over texts of different lengths in",
-            "one batch, and made to generate; what is recorded is compared with what the model itself returns of each",
-            "text alone, under its own attention and under eager attention. `docs/models.md` has the families whose",
-            "proofs are tested with every change.",
+            "model of each type's real class is loaded from a folder, checked, recorded over texts of different",
+            "lengths in one batch, and made to generate; what is recorded is compared with what the model itself",
+            "returns of each text alone, under its own attention and under eager attention. `docs/models.md` has the",
+            "families whose proofs are tested with every change.",
             "",
             f"Of {len(kept)} types {len(ran)} could be built and run on tokens alone: "
             + ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])

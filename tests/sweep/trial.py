@@ -94,13 +94,16 @@ class _Trial:
         )
 
 
-def try_family(family: str, folder: Path) -> Result:
-    """Returns what became of a family; its model is written into a folder that is empty or not there."""
+def try_family(family: str, folder: Path, *, briefly: bool = False) -> Result:
+    """Returns what became of a family; its model is written into a folder that is empty or not there.
+
+    Briefly tried it is recorded, stream and patterns of two texts, and neither checked nor made to generate.
+    """
     trial, began = _Trial(family), time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            result = _tried(trial, folder)
+            result = (_recorded if briefly else _tried)(trial, folder)
         except (MemoryError, Exception) as error:
             said = f"{type(error).__name__}: {error}"
             if trial.stage == "build":
@@ -113,13 +116,32 @@ def try_family(family: str, folder: Path) -> Result:
     return replace(result, seconds=round(time.monotonic() - began, 1))
 
 
-def _tried(trial: _Trial, folder: Path) -> Result:
+def _recorded(trial: _Trial, folder: Path) -> Result:
+    _record(trial, _load(trial, folder), ("attn", "resid"), texts=2)
+    return _judged(trial)
+
+
+def _load(trial: _Trial, folder: Path) -> LoadedModel:
     trial.enter("build")
     trial.plain, trial.eager = loaded_plainly(write_tiny_model(folder, trial.family), folder)
     _run_plainly(trial.plain)
     trial.enter("load")
     loaded = load_model(str(folder), with_head=True, device="cpu")
     trial.row = "own" if loaded.config.model_type in FAMILIES else "found"
+    return loaded
+
+
+def _record(trial: _Trial, loaded: LoadedModel, capture: Sequence[str], *, texts: int) -> None:
+    trial.enter("record")
+    targets = list(TARGETS[:texts]) if loaded.dims.arch == "encdec" else None
+    run = record(loaded, list(TEXTS[:texts]), capture, targets=targets, dtype="float32", batch_size=texts)
+    trial.recorded = list(dict.fromkeys(str(spec.key) for spec in run.layout.arrays))
+    for example in range(run.n):
+        _compare(trial, run, example)
+
+
+def _tried(trial: _Trial, folder: Path) -> Result:
+    loaded = _load(trial, folder)
     trial.enter("check")
     checked = check(loaded, TEXTS)
     proved = checked.result if isinstance(checked, Probe) else checked
@@ -130,13 +152,8 @@ def _tried(trial: _Trial, folder: Path) -> Result:
         trial.facts = sum(proof.ok for proof in proved.proofs)
         trial.failed = [f"{proof.key} {proof.fact} ({proof.error:.0e})" for proof in proved.proofs if not proof.ok]
         trial.refused |= proved.refused
-    trial.enter("record")
-    targets = list(TARGETS) if loaded.dims.arch == "encdec" else None
     capture = [site for site in expand_sites(CAPTURE) if site in known] or ["resid"]  # where nothing is, it says why
-    run = record(loaded, list(TEXTS), capture, targets=targets, dtype="float32", batch_size=len(TEXTS))
-    trial.recorded = list(dict.fromkeys(str(spec.key) for spec in run.layout.arrays))
-    for example in range(run.n):
-        _compare(trial, run, example)
+    _record(trial, loaded, capture, texts=len(TEXTS))
     trial.enter("generate")
     _generate(trial, loaded)
     return _judged(trial)
