@@ -14,7 +14,7 @@ ENDS_WITH_EOS = ("t5", "t5_gated", "mt5", "bart")
 
 
 @cache
-def _tokenizer_json(ends_with_eos: bool) -> str:
+def tokenizer_json(ends_with_eos: bool) -> str:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -29,21 +29,23 @@ def _tokenizer_json(ends_with_eos: bool) -> str:
     return tokenizer.to_str()
 
 
-def write_tiny_model(folder: Path, family: str, *, seed: int = 0, **changes: Any) -> None:
-    """Writes a family's tiny random model, and its tokenizer, as `save_pretrained` does."""
+def write_tiny_model(folder: Path, family: str, *, seed: int = 0, **changes: Any) -> Any:
+    """Writes a family's tiny random model, and its tokenizer, as `save_pretrained` does; returns the model."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     from traceformer.models.tiny import tiny_model
 
-    tiny_model(family, seed=seed, **changes).save_pretrained(folder)
+    model = tiny_model(family, seed=seed, **changes)
+    model.save_pretrained(folder)
     PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_json(family in ENDS_WITH_EOS)),
+        tokenizer_object=Tokenizer.from_str(tokenizer_json(family in ENDS_WITH_EOS)),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
     ).save_pretrained(folder)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -235,9 +235,11 @@ class Recorder:
                 self._deliver(module, outputs[module], made)
 
         def head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            logits = own_output(output)
-            assert logits is not None
-            self._deliver(module, outputs[module], logits)
+            made = own_output(output)
+            if made is None:  # a bare model, whose last norm is taken for the whole of it
+                made = first_output(output)
+            assert made is not None
+            self._deliver(module, outputs[module], made)
 
         # The marks come first: a delivery at the same module may end the pass.
         for stack, row in self._row.stacks.items():

@@ -53,7 +53,7 @@ def check(
         json: Print a JSON object.
     """
     from traceformer.capture.proofs.check import CheckResult
-    from traceformer.models.tiny import TINY
+    from traceformer.models.tiny import tiny_names
     from traceformer.questions.check import check as prove
 
     result = prove(
@@ -73,7 +73,7 @@ def check(
         print(json_text.dumps({"supported": supported, **result.to_json()}, indent=2))
     else:
         print("\n".join(_lines(result) if isinstance(result, CheckResult) else _lines_of_unknown(result)))
-        if result.ok and model not in TINY:
+        if result.ok and model not in tiny_names():
             chosen = "" if like is None else f" --like {like}"
             print(f"next: traceformer extract --model {model}{chosen} --dataset demo", file=sys.stderr)
     if not supported and not result.ok:

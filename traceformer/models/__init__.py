@@ -19,7 +19,10 @@ tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 written             a row as it stands in Python, ready to be added
-tiny                tiny random models of each family's real class
+tiny                tiny random models of real classes, of families with a row and without
+mechanisms          what a config says that its model has and no row can describe, in words
+shrunk              a tiny config of any text model type of transformers
+corrections         what such a config needs that the names of its fields do not tell
 nanochat            nanochat's checkpoints in transformers' class, to the last rounding
 nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle
 """

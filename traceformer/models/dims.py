@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import UsageError
 from traceformer.models.families import FAMILIES
+from traceformer.models.mechanisms import stated, unstated
 from traceformer.sites import Stack
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class ModelDims:
         """Returns the sizes that a Hugging Face config states under whatever names its family uses.
 
         Raises:
-            Unsupported: the config states no number of layers, heads or dimensions, as vision models' may not.
+            Unsupported: the config states no number of layers, heads or dimensions, as those of several models in one
+                do not, or not one for all layers.
         """
         return cls._of(config, arch_of(config), {})
 
@@ -75,14 +77,11 @@ class ModelDims:
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
     for name in names:
-        value = getattr(config, name, None)
+        value = stated(config, name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     if default is None:
-        raise Unsupported(
-            f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
-            why="it may not be a text transformer",
-        )
+        raise unstated(config, *names)
     return default
 
 
@@ -94,7 +93,7 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
     d_mlp = _first(config, *widths, default=4 * d_model)
-    if d_mlp == getattr(config, "expansion_ratio", None):
+    if d_mlp == stated(config, "expansion_ratio"):
         d_mlp *= d_model
     return StackDims(
         n_layers=n_layers,
@@ -118,7 +117,7 @@ def _n_kv_heads(config: Any, n_heads: int) -> int:
 
 def has_experts(config: Any) -> bool:
     names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(config, name, None) for name in names)
+    return any(stated(config, name) for name in names)
 
 
 def n_ctx_of(config: Any) -> int:
@@ -140,9 +139,9 @@ def arch_of(config: Any) -> Arch:
 
     Of a family without a row it goes by the heads that transformers has for it. `arch_of_model` asks the model.
     """
-    stated = _stated_arch(config)
-    if stated is not None:
-        return stated
+    said = _stated_arch(config)
+    if said is not None:
+        return said
     from transformers.models.auto import modeling_auto as auto
 
     # transformers can also wrap encoders as causal language models: those that it can wrap as masked ones.
@@ -169,8 +168,10 @@ def _stated_arch(config: Any) -> Arch | None:
     if getattr(config, "is_encoder_decoder", False):
         return "encdec"
     row = FAMILIES.get(config.model_type)
-    if row is None or len(row.stacks) > 1:
+    if row is None:
         return None
+    if len(row.stacks) > 1:  # one stack of an encoder-decoder, by itself
+        return "dec" if getattr(config, "is_decoder", False) else "enc"
     return "dec" if "dec" in row.stacks else "enc"
 
 

@@ -6,15 +6,18 @@ family.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from traceformer.errors import NotFound, Unsupported
-from traceformer.models.family import Architecture, Family
+from traceformer.models.family import Architecture, Family, Tap
+from traceformer.models.mechanisms import mechanisms_of, stated
 from traceformer.models.table.decoders import DECODERS
 from traceformer.models.table.encoder_decoders import ENCODER_DECODERS
 from traceformer.models.table.encoders import ENCODERS
 from traceformer.models.table.experts import EXPERTS
+from traceformer.sites import Stack
 
 __all__ = ["FAMILIES", "architecture_of", "family_of"]
 
@@ -27,20 +30,19 @@ def family_of(config: Any) -> Family:
     Raises:
         Unsupported: there is no row for this family, or it is not right for this config.
     """
-    model_type = _stated(config, "model_type", None)
+    model_type = stated(config, "model_type", None)
     row = FAMILIES.get(model_type)
     if row is None:
         raise Unsupported(
             f"no architecture row for model type {model_type!r}",
-            why=f"rows exist for {', '.join(sorted(FAMILIES))}",
-            hint="`traceformer check` on the model finds one, and proves it; what needs a readout needs a row in "
-            "traceformer/models/table (CONTRIBUTING.md says how)",
+            why="; ".join(mechanisms_of(config)),
+            hint="`traceformer check` on the model says what can be recorded of it, and finds a row that holds",
         )
     for each in row.requires:
-        stated = _stated(config, each.setting, each.allowed[0])
-        if not each.is_met(stated):
+        setting = stated(config, each.setting, each.allowed[0])
+        if not each.is_met(setting):
             raise Unsupported(
-                f"a model of type {model_type!r} whose config says {each.setting} {stated!r}",
+                f"a model of type {model_type!r} whose config says {each.setting} {setting!r}",
                 why=each.why,
                 hint=f"such models are supported where it is {' or '.join(map(repr, each.allowed))}",
             )
@@ -63,9 +65,14 @@ def architecture_of(config: Any, like: str | None = None) -> Architecture:
         raise NotFound(f"no row of a family {like!r}", hint=near[0] if near else f"there are {', '.join(FAMILIES)}")
     found = (family_of(config) if like is None else FAMILIES[like]).blocks
     while not isinstance(found, Architecture):
-        found = found.choose(_stated(config, found.flag, found.default))
-    return found
+        found = found.choose(stated(config, found.flag, found.default))
+    is_whole = len(found.stacks) == 1 or stated(config, "is_encoder_decoder", True)
+    return found if is_whole else _one_stack(found, "dec" if stated(config, "is_decoder") else "enc")
 
 
-def _stated(config: Any, name: str, default: Any) -> Any:
-    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+def _one_stack(whole: Architecture, stack: Stack) -> Architecture:
+    """The decoder of an encoder-decoder by itself, as BartForCausalLM has it, or its encoder."""
+    row = whole.stacks[stack]
+    if row.cross is not None and row.attention.post_norm is not None:  # then there is no norm behind cross-attention
+        row = replace(row, mlp={**row.mlp, "resid_mid": Tap(row.attention.post_norm)})
+    return replace(whole, stacks={stack: replace(row, cross=None)})

@@ -180,6 +180,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **place)
     if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
         config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
+    _check_config(source, config, auto_class(config, with_head=with_head))
     with _explained(name, local), quiet(transformers):
         if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
             own = load_tokenizer(str(adapter_folder), adapter_folder)
@@ -270,6 +271,29 @@ def built_in_folder(name: str) -> Path:
             hint=f"reinstall traceformer; if you mean a folder, write ./{name}",
         )
     return folder
+
+
+def _check_config(name: str, config: Any, auto: str) -> None:
+    """Refuses what cannot be recorded before its weights are read: what nobody can make, or has no sizes of its own.
+
+    Of several models in one some classes make the text model alone, whose config is another; they are asked then.
+    """
+    import transformers
+
+    if getattr(config, "auto_map", None):
+        return
+    classes: Any = getattr(transformers, auto)._model_mapping
+    if type(config) not in classes:
+        named = next(iter(getattr(config, "architectures", None) or ()), "")
+        own = named if hasattr(transformers, named) else "its own class"
+        raise Unsupported(
+            f"{name} cannot be loaded by its name",
+            why=f"{auto} knows no model type {config.model_type!r}",
+            hint=f"load it with {own} of transformers, and give that: load_model(model, tokenizer)",
+        )
+    made = classes[type(config)]
+    if getattr(made, "config_class", None) is type(config):
+        ModelDims.from_config(config)
 
 
 def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:

@@ -64,35 +64,33 @@ def check(
     from traceformer.models.families import FAMILIES
     from traceformer.models.load import load_model, pick_device
     from traceformer.models.loaded import LoadedModel
-    from traceformer.models.tiny import TINY, tiny_model
+    from traceformer.models.tiny import tiny_model, tiny_names
 
-    checked: Any
-    chosen = None
-    if not isinstance(model, LoadedModel) and str(model) in TINY:
+    name = ""
+    if not isinstance(model, LoadedModel) and str(model) in tiny_names():
         if texts:
             raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
-        checked = tiny_model(str(model))
-        checked = checked.to(device=pick_device(device), dtype=getattr(torch, dtype))
-        name, examples = f"a tiny random {model}", random_examples(checked.config)
-    else:
-        if not isinstance(model, LoadedModel):
-            try:
-                model = load_model(
-                    str(model),
-                    adapter=adapter,
-                    revision=revision,
-                    device=device,
-                    dtype=dtype,
-                    with_head=True,
-                    allow_pickle=allow_pickle,
-                    like=like,
-                )
-            except NotFound as error:
-                near = difflib.get_close_matches(str(model), TINY, n=1)
-                raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
-        is_mute = model.tokenizer is None and not texts
-        examples = random_examples(model.config, arch=model.dims.arch) if is_mute else _encode(model, texts or _TEXTS)
-        checked, name, chosen = model.model, model.name, model.architecture
+        made: Any = tiny_model(str(model))
+        name = f"a tiny random {model}"
+        model = load_model(made.to(pick_device(device), getattr(torch, dtype)), like=like)
+    elif not isinstance(model, LoadedModel):
+        try:
+            model = load_model(
+                str(model),
+                adapter=adapter,
+                revision=revision,
+                device=device,
+                dtype=dtype,
+                with_head=True,
+                allow_pickle=allow_pickle,
+                like=like,
+            )
+        except NotFound as error:
+            near = difflib.get_close_matches(str(model), tiny_names(), n=1)
+            raise NotFound(error.message, why=error.why, hint=near[0] if near else error.hint) from error
+    is_mute = model.tokenizer is None and not texts
+    examples = random_examples(model.config, arch=model.dims.arch) if is_mute else _encode(model, texts or _TEXTS)
+    checked, name, chosen = model.model, name or model.name, model.architecture
     if chosen is not None or checked.config.model_type not in FAMILIES:
         return probe_model(checked, examples, name=name, like=chosen)
     examples, untested = straddling(checked, examples)

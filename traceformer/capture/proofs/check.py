@@ -195,6 +195,9 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
     """Returns three examples of random token ids, up to 17 long, for models that have no tokenizer.
 
     What stacks they are for is `arch`, or as far as the config tells.
+
+    Raises:
+        Unsupported: an encoder-decoder does not state what its decoder begins with.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -205,7 +208,9 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
     arch = arch or arch_of(config)
     if arch != "encdec":
         return [{arch: ids(length)} for length in (17, 9, 12)]
-    start: int = config.decoder_start_token_id
+    start: int | None = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config")
     return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]
 
 

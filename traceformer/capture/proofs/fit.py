@@ -26,6 +26,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
+from traceformer.models.mechanisms import mechanisms_of
 from traceformer.progress import OnProgress, Progress, quiet
 from traceformer.sites import ArrayKey, Selection, Stack
 
@@ -139,9 +140,10 @@ def fit(
             best = replace(proved, families=families)
     if best is None:
         first = reasons[0]
+        failed = f"{first.message}: {first.why}" if first.why else first.message
         raise Unsupported(
             f"no row for {name} (model type {model.config.model_type!r}), and none that holds",
-            why=f"{first.message}: {first.why}" if first.why else first.message,
+            why="; ".join((*mechanisms_of(model.config), failed)),
             hint="`traceformer check` on the model says what was seen of it; `like=FAMILY` takes a row by hand",
         )
     return best

@@ -1,0 +1,83 @@
+"""What a config says that its model has and this package has no place for, in words: a refusal names it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from traceformer.errors import Unsupported
+
+__all__ = ["mechanisms_of", "stated", "unstated"]
+
+_ATTENDS = ("attention", "hybrid")  # in what a config calls a layer; but linear attention is a recurrence
+_RECURS = ("linear_attention", "mamba", "conv", "recurrent")
+
+
+def stated(config: Any, name: str, default: Any = None) -> Any:
+    """Returns what a config (an object, or a config.json's dict) says, or the default where it says nothing.
+
+    Raises:
+        Unsupported: it says it of each layer anew, and not the same.
+    """
+    if isinstance(config, Mapping):
+        return config.get(name, default)
+    try:
+        return getattr(config, name, default)
+    except RuntimeError as error:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        raise Unsupported(
+            f"the layers of this {config.model_type!r} model do not all have the same {name}",
+            why="its config says it layer by layer (per_layer_config), and an array here has one shape for all layers",
+            hint="such models cannot be recorded yet",
+        ) from error
+
+
+def unstated(config: Any, *names: str) -> Unsupported:
+    """Returns the error for a config that states none of the sizes with these names, and says where they may be."""
+    inner = {name: each for name, each in vars(config).items() if hasattr(each, "model_type")}
+    if inner:
+        parts = ", ".join(inner)
+        return Unsupported(
+            f"a model of type {config.model_type!r} is made of several models, and is not recorded as a whole",
+            why=f"the sizes of each are in a config of its own: {parts}",
+            hint="its text part alone can be, if it is a model of its own: load the whole with transformers, then "
+            "load_model(whole.get_decoder(), tokenizer)",
+        )
+    if "vocab_size" in names:
+        return Unsupported(
+            f"a model of type {config.model_type!r} has no vocabulary of tokens",
+            why="its config states no vocab_size",
+            hint="such models cannot be recorded yet",
+        )
+    if any("heads" in name for name in names):
+        return Unsupported(
+            f"a model of type {config.model_type!r} has no attention heads",
+            why=f"its config states none of {', '.join(names)}",
+            hint="models without attention (recurrent, convolutional, Fourier) cannot be recorded yet",
+        )
+    return Unsupported(
+        f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
+        why="it may not be a text transformer",
+    )
+
+
+def mechanisms_of(config: Any) -> list[str]:
+    """Returns what a config says of its model that no row can describe yet, each in a few words."""
+    return [*_mechanisms(config)]
+
+
+def _mechanisms(config: Any) -> Iterator[str]:
+    kinds: list[str] = [*(stated(config, "layer_types") or stated(config, "layers_block_type") or ())]
+    attending = [layer for layer, kind in enumerate(kinds) if _attends(kind)]
+    if kinds and len(attending) < len(kinds):
+        others = ", ".join(dict.fromkeys(kind for kind in kinds if not _attends(kind)))
+        yield f"attention in {len(attending)} of its {len(kinds)} layers only; the others are {others}"
+    nope, rope, value = (stated(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    if isinstance(nope, int) and isinstance(rope, int) and isinstance(value, int) and nope + rope != value:
+        yield f"queries and keys {nope + rope} wide beside values {value} wide (latent attention)"
+    streams = next((n for name in ("hc_mult", "hc_count", "altup_num_inputs") if (n := stated(config, name))), 1)
+    if isinstance(streams, int) and streams > 1:
+        yield f"{streams} residual streams"
+    if stated(config, "index_topk"):
+        yield "attention to the keys that an indexer picks (index_topk)"
+
+
+def _attends(kind: str) -> bool:
+    return any(word in kind for word in _ATTENDS) and not any(word in kind for word in _RECURS)
