@@ -159,8 +159,17 @@ def arch_of_model(model: "PreTrainedModel") -> Arch:
         return stated
     from traceformer.models.behaviour import behaviour_of
 
+    if _is_masked_only(model.config):  # where attention is approximate, a few tokens may not show that it looks ahead
+        return "enc"
     looks_ahead = behaviour_of(model).looks_ahead
     return arch_of(model.config) if looks_ahead is None else "enc" if looks_ahead else "dec"
+
+
+def _is_masked_only(config: Any) -> bool:
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = type(config)
+    return kind in auto.MODEL_FOR_MASKED_LM_MAPPING and kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _stated_arch(config: Any) -> Arch | None:
