@@ -170,7 +170,7 @@ def load_model(
     adapter_name = name if adapter is None else str(adapter.absolute() if isinstance(adapter, Path) else adapter)
     adapter_folder = beside if adapter is None else _find_named_adapter(adapter_name)
     with _explained(name, local), quiet(transformers):
-        stated, _ = PretrainedConfig.get_config_dict(name, **place)
+        stated: Any = PretrainedConfig.get_config_dict(name, **place)[0]
         if not isinstance(stated, dict) or not isinstance(stated.get("model_type", ""), str):
             raise Unreadable(
                 f"{name} is not a transformer", why="its config.json holds no object that names a model type"
