@@ -14,6 +14,9 @@ from transformers.masking_utils import sdpa_mask
 __all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "loaded_plainly", "own_outputs"]
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
+WITHOUT_EMBEDDING = ("mamba2",)
+"""Types whose hidden states begin behind the first block and end with the last one's output twice, as it is and normed
+(transformers 5.23): as many as of others, and each of another place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> Own
     with torch.inference_mode():
         output = plain(**inputs, output_hidden_states=True)
         attended = eager(**inputs, output_attentions=True)
+        if plain.config.model_type in WITHOUT_EMBEDDING:
+            *blocks, _, normed = output.hidden_states
+            output.hidden_states = (plain.get_input_embeddings()(inputs["input_ids"]), *blocks, normed)
     names = {"enc": "encoder_", "dec": "decoder_"} if len(ids) == 2 else dict.fromkeys(ids, "")
     hidden = {stack: _arrays(output, f"{own}hidden_states") for stack, own in names.items()}
     patterns = {f"{stack}.self": _arrays(attended, f"{own}attentions") for stack, own in names.items()}

@@ -13,8 +13,10 @@ import torch
 from tests.capture.asked import Answers, answered
 from tests.capture.test_growing import FAMILIES, OWN
 from tests.marks import slow
+from tests.tiny_folders import write_tiny_model
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.described import Generated
+from traceformer.capture.generation.generate import generate
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import (
     ConfigurationChanged,
@@ -24,6 +26,7 @@ from traceformer.errors import (
     Unsupported,
     UsageError,
 )
+from traceformer.models.load import load_model
 from traceformer.progress import Progress
 from traceformer.store.commits import verify_run
 
@@ -412,3 +415,18 @@ def test_values_beyond_float16_stop_the_run(tiny_folder: Folder, tmp_path: Path)
 def test_settings_that_make_no_sense_are_refused(sampling: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Sampling(**sampling)
+
+
+def test_a_model_with_a_cache_of_another_kind_is_replayed_only(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "mamba2", "mamba2")
+    loaded = load_model(tmp_path / "mamba2", device="cpu")
+    with pytest.raises(Unsupported, match=r"cannot be observed while it generates(.|\n)*replay=True"):
+        generate(loaded, PROMPTS[0], "resid_post", max_tokens=4)
+    run = generate(loaded, PROMPTS[0], "logits", max_tokens=4, temperature=0, replay=True, dtype="float32")
+    ids = torch.tensor([[*map(int, run.tokens.iloc[0]["input_ids"])]])
+    model: Any = loaded.model
+    prompt = ids[:, :-4]
+    assert torch.equal(model.generate(prompt, max_new_tokens=4, do_sample=False), ids)
+    with torch.inference_mode():
+        expected = model(ids).logits[0].numpy()
+    assert np.allclose(run.get(0, "logits"), expected, atol=1e-5)

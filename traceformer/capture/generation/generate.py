@@ -30,7 +30,7 @@ from traceformer.capture.generation.described import (
 )
 from traceformer.capture.generation.prompts import Prompts, ReadPrompt, complete, read_prompts, started
 from traceformer.capture.generation.replay import check_replay
-from traceformer.capture.generation.respond import Responder, Responses
+from traceformer.capture.generation.respond import Responder, Responses, keeps_a_cache
 from traceformer.capture.generation.sampling import Sampling, choosing_of
 from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.capture.plan import Plan, plan_arrays
@@ -207,6 +207,12 @@ def answer(
     if model.dims.arch == "enc" or not model.model.can_generate():
         why = "it has no decoder" if model.dims.arch == "enc" else why_no_output("logits", model.model)
         raise Unsupported(f"{model.name} generates no text", why=why, hint="traceformer extract records it")
+    if not replay and not keeps_a_cache(model):
+        raise Unsupported(
+            f"{model.name} cannot be observed while it generates",
+            why=f"{type(model.model).__name__} is handed what it has read under a name of its own",
+            hint="`replay=True` records a pass over prompt and response instead",
+        )
     choosing = choosing_of(model, sampling)
     for name, instead in choosing.replaced.items():
         stated = getattr(model.model.generation_config, name)

@@ -31,7 +31,9 @@ from traceformer.models.load import quiet
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArraySpec, Stack
 
-__all__ = ["Responder", "Responses"]
+__all__ = ["Responder", "Responses", "keeps_a_cache"]
+
+_CACHES = ("cache", "past_key_values")  # renamed by transformers 5.24
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class Responder:
 
     def _run_last_token(self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any]) -> None:
         last = output.sequences[:, -1:]
-        cache = "cache" if "cache" in self._inputs.accepted else "past_key_values"  # renamed by transformers 5.24
+        cache = next(name for name in _CACHES if name in self._inputs.accepted)
         given: dict[str, Any] = {cache: output.past_key_values, "use_cache": True, "return_dict": True}
         mask = inputs["attention_mask"]
         if not self._is_decoder:
@@ -192,6 +194,12 @@ class Responder:
     def _has_stop(self, row: list[int]) -> bool:
         text = self._loaded.tokenizer.decode(row) if self._stop_strings else ""
         return any(stop in text for stop in self._stop_strings)
+
+
+def keeps_a_cache(loaded: LoadedModel) -> bool:
+    """Whether a model takes a cache of keys and values, so that its last token can be run behind a response."""
+    accepted = BatchInputs(loaded).accepted
+    return "use_cache" not in accepted or any(name in accepted for name in _CACHES)
 
 
 @contextmanager
