@@ -18,13 +18,12 @@ USAGE, INPUT, MODEL = 2, 3, 4
 
 @pytest.fixture(scope="module")
 def odd_model(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Path:
-    """A real model of a family that has no row."""
+    """A real model of a family without attention."""
     import transformers
 
     folder = tmp_path_factory.mktemp("models") / "odd"
-    sizes = {"vocab_size": 99, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
-    kinds = {"attention_types": [[["global", "local"], 1]], "bos_token_id": 1, "eos_token_id": 2}
-    transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**sizes, **kinds)).save_pretrained(folder)
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+    transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).save_pretrained(folder)
     for path in tiny_folder("gpt2").glob("*token*"):
         shutil.copy(path, folder)
     return folder
@@ -81,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "no such head": ({"more": "--heads 9"}, USAGE, "only heads 0-3"),
     "a site that the family lacks": ({"model": "neox", "more": "--capture resid_mid"}, MODEL, "in parallel"),
     "attention outside the interface": ({"model": "xglm", "more": "--capture attn"}, MODEL, "attention function"),
-    "a family without a row": ({"model": "odd"}, MODEL, "no architecture row"),
+    "a family without attention": ({"model": "odd"}, MODEL, "no attention heads"),
     "not a transformer": ({"model": "empty"}, INPUT, "no config.json"),
     "no such targets file": ({"model": "t5", "more": "--targets_file nothing.txt"}, INPUT, "nothing.txt"),
     "too few targets": ({"model": "t5", "more": "--targets_file one.txt"}, INPUT, "1"),

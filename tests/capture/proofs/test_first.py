@@ -28,7 +28,12 @@ TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23]]
 
 def wrong_sum(model: Any) -> None:
     """A block that adds more to the stream than its attention and its MLP."""
-    model.base_model.h[1].register_forward_hook(lambda module, args, output: output * 1.01)
+    grow(model.base_model.h[1], 1.01)
+
+
+def grow(block: Any, factor: float) -> None:
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: forward(*args, **kwargs) * factor
 
 
 def norm_across_the_batch(model: Any) -> None:
@@ -81,12 +86,22 @@ def test_other_dtypes_hide_no_fault(tamper: Callable[[Any], None], fact: str, dt
     model: Any = tiny_model("gpt2")
     model.to(dtype)
     if tamper is wrong_sum:
-        model.base_model.h[1].register_forward_hook(lambda module, args, output: output * 1.5)
+        grow(model.base_model.h[1], 1.5)
     else:
         model.base_model.h[1].ln_1 = model.base_model.h[0].ln_1  # below float32 the first attention is looked at
         tamper(model)
     with pytest.raises(Unsupported, match=fact):
         record(load_model(model), TEXTS)
+
+
+def test_what_a_users_hook_adds_is_recorded_as_it_passes() -> None:
+    model: Any = tiny_model("gpt2")
+    plain = record(load_model(model), TEXTS, "resid_post", dtype="float32")
+    model.base_model.h[1].register_forward_hook(lambda module, args, output: output + 1)
+    steered = record(load_model(model), TEXTS, "resid_post", dtype="float32")
+    for example in range(len(TEXTS)):
+        assert np.array_equal(steered.get(example, "resid_post", 1), plain.get(example, "resid_post", 1) + 1)
+        assert np.array_equal(steered.get(example, "resid_post", 0), plain.get(example, "resid_post", 0))
 
 
 def convbert() -> Any:

@@ -13,6 +13,7 @@
 
 It costs two passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
 It proves what it names, on these tokens; `check` proves every site in every layer.
+Where a user's hooks change what modules give (a planted direction), claims about sums are left out.
 Below float32 passes of other shapes round otherwise, and a layer passes that on: only what the first attention shows is
 compared there. A quantised model rounds one pass by all of its tokens: there, claims are tested alone.
 """
@@ -56,6 +57,10 @@ _COMPARED = ("resid_pre", "resid_post", "attn_out", "attn_pattern")
 
 # What padding, a neighbour or a later token does is far more than what rounding does; below float32 less of it shows.
 _FAR, _FAR_OF_FEW_BITS = 10, 3
+
+
+_LIBRARIES = ("traceformer", "transformers", "torch", "accelerate", "peft")
+"""Whose hooks watch, or move weights, and change no numbers."""
 
 
 class _Fact(NamedTuple):
@@ -198,9 +203,11 @@ class _Trial:
         beside = self._beside(text, other, alike)
         together = [text] if beside is None else [text, beside]
         whole, *rest = self._run(together)
+        if any(bool(each.isnan().any()) for each in whole.values()):
+            return None  # where it is stored, its place is named
         scores = [each for (key, _), each in whole.items() if key.site == "attn_scores"]
         self._largest_score = max([1.0, *(each.abs().max().item() for each in scores)])
-        failed = self._claims(text, whole)
+        failed = None if _has_hooks(self._model) else self._claims(text, whole)
         if failed is not None or self._recorder.sharing.quantised is not None:
             return failed
         begin_alike = not alike or self._differ(whole, rest[0], most=alike) is None
@@ -338,6 +345,16 @@ class _Trial:
         own = self._row.stacks["dec"]
         path = f"{own.blocks}.0.{own.attention.module}".removesuffix(".")
         return getattr(self._model.base_model.get_submodule(path), "is_causal", True) is not False
+
+
+def _has_hooks(model: PreTrainedModel) -> bool:
+    """Whether a user's hook may add what no module does, as a planted direction: then sums are not what modules say."""
+    hooks = (
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())  # pyright: ignore[reportPrivateUsage]
+    )
+    return any(getattr(hook, "__module__", "").partition(".")[0] not in _LIBRARIES for hook in hooks)
 
 
 def _with_another_last(row: Encoded) -> Encoded:
