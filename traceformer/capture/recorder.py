@@ -290,7 +290,8 @@ class Recorder:
             columns = self._pass.columns[spec.key.token_stack]
             # While sequences grow, a model computes the logits that it chooses by, and may leave out the others.
             few = self._pass.growth is not None and spec.site.name in OUTPUTS
-            if tensor.dim() == 3 and len(tensor) == batch and (tensor.shape[1] == columns or few):
+            more = self._row.pads_texts and tensor.dim() == 3 and tensor.shape[1] > columns
+            if tensor.dim() == 3 and len(tensor) == batch and (tensor.shape[1] == columns or few or more):
                 return tensor
             if tensor.dim() == 2 and len(tensor) == batch * columns:
                 return tensor.unflatten(0, (batch, columns))

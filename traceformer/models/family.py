@@ -98,13 +98,15 @@ class Architecture:
     """How a model is built: its stacks, and whether its attention passes through an attention function.
 
     That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
-    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`.
+    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `pads_texts` is of models
+    that pad what they are given, on the right, up to a length that they can take.
     """
 
     stacks: Mapping[Stack, StackRow]
     has_attention_function: bool = True
     own_attention: str = ""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    pads_texts: bool = False
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
@@ -143,7 +145,7 @@ class Architecture:
             KeyError, TypeError: it is nothing that `to_json` makes.
         """
         stacks: dict[Stack, StackRow] = {stack: _stack_row(own) for stack, own in data["stacks"].items()}
-        return cls(stacks, data["has_attention_function"], data["own_attention"], data["refused"])
+        return cls(stacks, data["has_attention_function"], data["own_attention"], data["refused"], data["pads_texts"])
 
 
 def _tap(data: Any) -> Tap | None:
