@@ -11,8 +11,6 @@ The layers stay beside the weights, as they were trained: merged into weights of
 
 import re
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from traceformer.errors import Unreadable, Unsupported
+from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import Adapter
 from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, read_json
 
@@ -226,17 +225,5 @@ def _give_the_same(wrapper: nn.Module, model: Any) -> bool:
     table = model.get_input_embeddings().weight
     ids = torch.arange(1, 6, device=table.device)[None] % table.shape[0]
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    with torch.inference_mode(), _evaluated(wrapper):
+    with torch.inference_mode(), evaluating(wrapper):
         return torch.equal(wrapper(**inputs)[0], model(**inputs)[0])
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Generator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
