@@ -10,7 +10,7 @@ import pytest
 from traceformer.models.loaded import LoadedModel
 from traceformer.texts.load import load_texts
 
-ENDS_WITH_EOS = ("t5", "t5_gated", "mt5", "bart")
+ENDS_WITH_EOS = ("t5", "t5_gated", "mt5", "bart", "mbart")
 
 
 @cache

@@ -67,6 +67,10 @@ def write_run(
     """
     where = str(files[0] if len(files) == 1 else files[0].parent)
     check_plain(dict(stated), where)
+    for spec in arrays:
+        axes = spec.site.axes
+        if bool(spec.layers) != axes[0].endswith("layer") or bool(spec.heads) != any(a.endswith("head") for a in axes):
+            raise Unreadable(f"{where} states {spec.key} without its axes", why=f"it has {', '.join(axes)}")
     layout = RunLayout.plan(
         arch=arch,
         arrays=arrays,

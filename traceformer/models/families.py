@@ -31,7 +31,7 @@ def family_of(config: Any) -> Family:
         Unsupported: there is no row for this family, or it is not right for this config.
     """
     model_type = stated(config, "model_type", None)
-    row = FAMILIES.get(model_type)
+    row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if row is None:
         raise Unsupported(
             f"no architecture row for model type {model_type!r}",

@@ -1,5 +1,6 @@
 """A model that is at hand: with its tokenizer, its sizes, and where both came from."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ def n_embeddings_of(model: "PreTrainedModel") -> int:
 def short_name(source: str) -> str:
     """Returns a model's name as it stands in a run id: a folder's own name, a Hub name with its `/` replaced."""
     path = Path(source)
-    name = path.resolve().name if path.is_dir() else source
+    name = path.resolve().name if os.path.isdir(path) else source  # false, too, of what no folder can be called
     return readable_name(name, otherwise="model")
 
 
