@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from tests.families import KEPT
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model, random_examples
 from traceformer.models.families import FAMILIES
@@ -151,5 +153,6 @@ def _refused(family: str, result: CheckResult) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # as tests run: sums in another order round otherwise
     PAGE.write_text(support_page(), encoding="utf-8")
     print(f"wrote docs/{PAGE.name}")
