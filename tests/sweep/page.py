@@ -6,6 +6,7 @@
 import collections
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "families.md"
 RESULTS = HERE / "results.json"
 LENS = "transformer-lens-4.3.0"
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s'\"/<>]+/)+")  # of the machine that swept: what they hold is named without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Kept:
             outcome=result.outcome,
             row=result.row,
             facts=result.facts if result.recorded else 0,
-            why=_shortened(f"{result.why}{failed}", 300),
+            why=_shortened(_FOLDERS.sub("", f"{result.why}{failed}"), 300),
             left_out=left_out,
             generated=bool(result.generated),
             in_lens=result.family in _lens_families(),
