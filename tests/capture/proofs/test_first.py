@@ -212,4 +212,4 @@ def test_few_tokens_are_proved_and_the_result_is_not_changed() -> None:
         record(load_model(model), texts, batch_size=4)
     *proof, run = passes
     assert run == 240
-    assert proof == [64, 24]
+    assert proof == [48, 18]

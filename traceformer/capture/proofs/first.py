@@ -47,9 +47,9 @@ __all__ = ["prove_first", "try_padding"]
 
 _Inputs: TypeAlias = Callable[[Sequence[Encoded]], tuple[dict[str, Any], dict[Stack, list[Span]]]]
 
-_MOST, _FEWEST = 64, 32  # tokens of a text
+_MOST, _FEWEST = 64, 24  # tokens of a text
 _ALIKE = 8
-_SHARE = 0.02 / 4.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
+_SHARE = 0.02 / 6.5  # of a run's tokens: with another text beside it, most of it again, and the claims, 2 % of the run
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
