@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from traceformer.errors import UsageError
-from traceformer.models.families import FAMILIES
+from traceformer.models.families import own_family
 from traceformer.models.mechanisms import stated, unstated
 from traceformer.sites import Stack
 
@@ -127,7 +127,7 @@ def n_ctx_of(config: Any) -> int:
     """
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
     n_ctx = max(0, _first(config, *names, default=0))
-    row = FAMILIES.get(config.model_type)
+    row = own_family(config)
     limit = "stated" if row is None else row.positions.limit
     if limit == "none":
         return 0
@@ -176,7 +176,7 @@ def _stated_arch(config: Any) -> Arch | None:
     """What a config or the row of its family says outright."""
     if getattr(config, "is_encoder_decoder", False):
         return "encdec"
-    row = FAMILIES.get(config.model_type)
+    row = own_family(config)
     if row is None:
         return None
     if len(row.stacks) > 1:  # one stack of an encoder-decoder, by itself
@@ -190,7 +190,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     Raises:
         UsageError: it has a table of positions, and it is too short.
     """
-    row = FAMILIES.get(model.config.model_type)
+    row = own_family(model.config)
     is_table = row is not None and row.positions.limit != "none" and row.positions.kind in ("learned", "alibi")
     tables = _tables_of(model)
     for stack, length in lengths.items():
@@ -205,7 +205,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
 
 def _tables_of(model: "PreTrainedModel") -> Mapping[Stack, int]:
     """How many positions the tables of a model have whose family has no row."""
-    if model.config.model_type in FAMILIES:
+    if own_family(model.config) is not None:
         return {}
     from traceformer.models.behaviour import behaviour_of
 

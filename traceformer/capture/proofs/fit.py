@@ -23,7 +23,7 @@ from traceformer.capture.proofs.find import find_row
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES
+from traceformer.models.families import FAMILIES, own_family, unmet
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
@@ -84,8 +84,8 @@ def fitted(model: LoadedModel, rows: Sequence[Encoded], progress: OnProgress = q
 
 
 def is_strange(model: LoadedModel) -> bool:
-    """Whether its row has yet to be proved: its family has none, or another's was chosen by hand."""
-    is_own = model.architecture is None and model.config.model_type in FAMILIES
+    """Whether its row has yet to be proved: its family has none that is right for it, or it was chosen by hand."""
+    is_own = model.architecture is None and own_family(model.config) is not None
     return not is_own and model.proved is None
 
 
@@ -143,7 +143,7 @@ def fit(
         failed = f"{first.message}: {first.why}" if first.why else first.message
         raise Unsupported(
             f"no row for {name} (model type {model.config.model_type!r}), and none that holds",
-            why="; ".join((*mechanisms_of(model.config), failed)),
+            why="; ".join((*unmet(model.config), *mechanisms_of(model.config), failed)),
             hint="`traceformer check` on the model says what was seen of it; `like=FAMILY` takes a row by hand",
         )
     return best
