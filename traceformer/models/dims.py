@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from traceformer.errors import UsageError
+from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
 from traceformer.models.mechanisms import stated, unstated
 from traceformer.sites import Stack
@@ -91,6 +91,11 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
     n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
+    if min(n_layers, n_heads, d_model) < 1:
+        raise Unsupported(
+            f"a model of type {config.model_type!r} without layers, heads or dimensions",
+            why=f"its config states {n_layers} layers of {n_heads} heads, {d_model} wide",
+        )
     widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
     d_mlp = _first(config, *widths, default=4 * d_model)
     if d_mlp == stated(config, "expansion_ratio"):

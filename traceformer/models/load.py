@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
+from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError, check_choice
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
@@ -98,6 +98,8 @@ def load_model(
         **{"device": device, "dtype": dtype, "with_head": with_head, "attn_implementation": attn_implementation},
         **{"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
     }
+    if dtype is not None:
+        check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "float64"))
     if like is not None:
         architecture_of({}, like)  # a misspelt family fails before anything is loaded
         loaded = load_model(model, tokenizer, adapter=adapter, revision=revision, **settings)

@@ -107,9 +107,9 @@ class LoadedModel:
     @property
     def has_sinks(self) -> bool:
         """Whether a head may look at nothing, so that rows of its pattern sum to less than 1: told, or seen."""
-        if self.family is not None:
-            return self.family.sinks
-        return self.proved is not None and any(fact.endswith("(sinks)") for fact in self.proved.facts)
+        if self.proved is not None:
+            return any(fact.endswith("(sinks)") for fact in self.proved.facts)
+        return self.family is not None and self.family.sinks
 
     @property
     def source_and_adapter(self) -> str:
