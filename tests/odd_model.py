@@ -142,7 +142,7 @@ class Tower(PreTrainedModel):
         if self.config.looks_ahead:
             mask = create_bidirectional_mask(self.config, x, attention_mask)
         else:
-            mask = create_causal_mask(self.config, x, attention_mask, past_key_values=None, position_ids=position_ids)
+            mask = create_causal_mask(self.config, x, attention_mask, None, position_ids)  # renamed in 5.24
         if self.config.own_attention and mask is None:
             ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
             mask = torch.zeros(1, 1, *ahead.shape).masked_fill(ahead, -torch.inf)

@@ -19,6 +19,9 @@ knowing this file. A message has up to three parts: what was asked and why it ca
 (`str(error)`), and what would work instead (`error.hint`).
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "ConfigurationChanged",
     "CorruptRun",
@@ -33,6 +36,7 @@ __all__ = [
     "Unreadable",
     "Unsupported",
     "UsageError",
+    "check_choice",
 ]
 
 
@@ -97,3 +101,14 @@ class NumericError(TraceformerError, ArithmeticError):
 
 class OutOfSpace(TraceformerError, OSError):
     exit_code = 5
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Makes sure that a parameter is one of a few names.
+
+    Raises:
+        UsageError: it is not.
+    """
+    choices = [*choices]
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"no {name} {value!r}", hint=" or ".join(choices))

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.llama.modeling_llama import LlamaAttention
 
+from traceformer.capture import attention
 from traceformer.capture.attention import AttentionCall, Listening, Span, blocks_of_queries, observed_name
+from traceformer.capture.extract import record
 from traceformer.errors import Unsupported
+from traceformer.models.load import load_model
+from traceformer.models.tiny import tiny_model
 
 BATCH, HEADS, KV_HEADS, D_HEAD = 3, 4, 2, 5
 
@@ -294,3 +299,24 @@ def test_the_observed_name_keeps_the_implementations_mask() -> None:
     assert observed_name("eager") == name
     assert AttentionMaskInterface()[name] is AttentionMaskInterface()["eager"]
     assert AttentionMaskInterface()[observed_name("sdpa")] is AttentionMaskInterface()["sdpa"]
+
+
+class Inherited(LlamaAttention):
+    """Its forward is written in another module than it is, where the eager function lies."""
+
+
+class ByAnotherName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_eager_attention_is_found_where_the_code_lies_that_calls_it() -> None:
+    model: Any = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    plain = record(load_model(model), [[5, 6, 7, 8]], "attn_pattern", dtype="float32")
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Inherited
+    inherited = record(load_model(model), [[5, 6, 7, 8]], "attn_pattern", dtype="float32")
+    np.testing.assert_array_equal(plain.attn(0, 1), inherited.attn(0, 1))
+    with pytest.raises(Unsupported, match="the eager attention of ByAnotherName cannot be observed"):
+        attention._implementation("eager", ByAnotherName())  # pyright: ignore[reportPrivateUsage]

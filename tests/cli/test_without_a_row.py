@@ -34,7 +34,7 @@ def test_a_recording_says_what_was_found_and_its_run_states_it(stranger: str, tm
     assert main(["verify", str(tmp_path / "run")]) == 0
     assert main(["heads", str(tmp_path / "run"), "--output", str(tmp_path / "heads.csv")]) == 0
     assert main(["lens", str(tmp_path / "run"), "--example", "0"]) == 4
-    assert "no architecture row for model type 'llama'" in capsys.readouterr().err
+    assert "try:   --like FAMILY when it is recorded" in capsys.readouterr().err
 
 
 def test_the_row_of_a_family_is_chosen_by_hand(stranger: str, tmp_path: Path, capsys: Capture) -> None:

@@ -276,3 +276,10 @@ def test_output_weights_are_those_that_the_module_multiplies_by(adapter: Folder,
     found = output_weights(loaded.model, "dec", "self", 1, heads)
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
     assert isinstance(loaded.model.model.layers[1].self_attn.o_proj, nn.Module)
+
+
+def test_an_adapter_that_is_not_there_is_named(tiny_folder: Folder) -> None:
+    with pytest.raises(NotFound, match="no adapter folder /not/there"):
+        load_model(tiny_folder("gpt2"), adapter="/not/there", device="cpu")
+    with pytest.raises(NotFound, match="no adapter"):
+        load_model(tiny_folder("gpt2"), adapter="nobody/nothing", device="cpu")

@@ -9,7 +9,7 @@
 Nothing here decides what is wanted or where it goes: the recorder registers a `Listener` per attention module.
 """
 
-import sys
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from traceformer.errors import Unsupported, UsageError
 __all__ = ["AttentionCall", "Listener", "Listening", "OwnMask", "Span", "blocks_of_queries", "observed_name"]
 
 _PREFIX = "traceformer_"
+_EAGER = "eager_attention_forward"  # what transformers' own code calls its eager attention
 _BLOCK_BYTES = 8 << 20  # of float32 scores in flight
 
 # What models pass along that cannot change the scores of a forward pass in eval mode.
@@ -235,10 +236,17 @@ def observed_name(implementation: str) -> str:
 
 
 def _implementation(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function that a module would call under this implementation; eager's lives beside the module's class."""
-    if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return AttentionInterface()[name]
+    """The function that a module would call under this implementation; eager's lives beside the code that calls it."""
+    if name != "eager":
+        return AttentionInterface()[name]
+    forward: Any = inspect.unwrap(type(module).forward)  # may be inherited from a class that lies elsewhere
+    if _EAGER not in forward.__globals__:
+        raise Unsupported(
+            f"the eager attention of {type(module).__name__} cannot be observed",
+            why=f"{forward.__module__} has no function called {_EAGER}",
+            hint="load the model with attn_implementation='sdpa'",
+        )
+    return forward.__globals__[_EAGER]
 
 
 class _Observed:

@@ -109,7 +109,8 @@ class LensTopK:
         if model.get_output_embeddings() is None:
             raise Unsupported("the logit lens of a model without an unembedding", why="it has no language-model head")
         tensors = model.state_dict()
-        readout = find_readout(tensors, model.config.to_dict(), where=type(model).__name__)
+        where, row = type(model).__name__, place.architecture
+        readout = find_readout(tensors, model.config.to_dict(), where=where, architecture=row)
         used = (readout.norm_weight, readout.norm_bias, readout.project_out, readout.unembedding, readout.bias)
         tensors = {name: tensors[name] for name in used if name is not None}
         refuse_codes(tensors, "the logit lens")

@@ -195,6 +195,8 @@ def extract(
             written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
+    if batch_size < 1:
+        raise UsageError(f"`batch_size={batch_size}`", hint="give 1 or more")
     model, plan, rows, layout = prepare(model, texts, selection, place.storage, progress)
     batch_size = _fitting(batch_size, model, plan, layout)
     prove_first(model, plan, _first_batch(rows, layout.shard_range(0), batch_size), sum(rows.lengths.total.values()))

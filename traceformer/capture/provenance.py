@@ -15,7 +15,6 @@ import torch
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
-from traceformer.models.families import FAMILIES
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import label_names
 from traceformer.models.quantised import quantisation_of
@@ -190,7 +189,7 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
 
 def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
-    config, family = model.config, FAMILIES.get(model.like or model.config.model_type)
+    config, family = model.config, model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
     if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)

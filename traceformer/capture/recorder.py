@@ -359,8 +359,9 @@ class Recorder:
                 wanted_at[f"{row.blocks}.{wanted.layer}.{attention.module}"].append(wanted)
         if not wanted_at:
             return
-        if self._row.own_attention:
-            undo.enter_context(Watching(OWN_ATTENTION[self._row.own_attention], list(self._watched(wanted_at))))
+        own = OWN_ATTENTION.get(self._row.own_attention)
+        if own is not None and own.fits(self._module(next(iter(wanted_at)))):
+            undo.enter_context(Watching(own, list(self._watched(wanted_at))))
             return
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")

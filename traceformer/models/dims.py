@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from traceformer.errors import UsageError
-from traceformer.models.families import FAMILIES
+from traceformer.errors import Unsupported, UsageError
+from traceformer.models.families import own_family
 from traceformer.models.mechanisms import stated, unstated
 from traceformer.sites import Stack
 
@@ -91,6 +91,11 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
     n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
+    if min(n_layers, n_heads, d_model) < 1:
+        raise Unsupported(
+            f"a model of type {config.model_type!r} without layers, heads or dimensions",
+            why=f"its config states {n_layers} layers of {n_heads} heads, {d_model} wide",
+        )
     widths = (f"{own}ffn_dim", "intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner", "expansion_ratio")
     d_mlp = _first(config, *widths, default=4 * d_model)
     if d_mlp == stated(config, "expansion_ratio"):
@@ -127,7 +132,7 @@ def n_ctx_of(config: Any) -> int:
     """
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
     n_ctx = max(0, _first(config, *names, default=0))
-    row = FAMILIES.get(config.model_type)
+    row = own_family(config)
     limit = "stated" if row is None else row.positions.limit
     if limit == "none":
         return 0
@@ -176,7 +181,7 @@ def _stated_arch(config: Any) -> Arch | None:
     """What a config or the row of its family says outright."""
     if getattr(config, "is_encoder_decoder", False):
         return "encdec"
-    row = FAMILIES.get(config.model_type)
+    row = own_family(config)
     if row is None:
         return None
     if len(row.stacks) > 1:  # one stack of an encoder-decoder, by itself
@@ -190,7 +195,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     Raises:
         UsageError: it has a table of positions, and it is too short.
     """
-    row = FAMILIES.get(model.config.model_type)
+    row = own_family(model.config)
     is_table = row is not None and row.positions.limit != "none" and row.positions.kind in ("learned", "alibi")
     tables = _tables_of(model)
     for stack, length in lengths.items():
@@ -205,7 +210,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
 
 def _tables_of(model: "PreTrainedModel") -> Mapping[Stack, int]:
     """How many positions the tables of a model have whose family has no row."""
-    if model.config.model_type in FAMILIES:
+    if own_family(model.config) is not None:
         return {}
     from traceformer.models.behaviour import behaviour_of
 

@@ -5,13 +5,13 @@ names what is wrong. `family.py` says what a row is made of, `blocks` has the bl
 family.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from traceformer.errors import NotFound, Unsupported
-from traceformer.models.family import Architecture, Family, Tap
+from traceformer.models.family import Architecture, Family, Requires, Tap
 from traceformer.models.mechanisms import mechanisms_of, stated
 from traceformer.models.table.decoders import DECODERS
 from traceformer.models.table.encoder_decoders import ENCODER_DECODERS
@@ -19,7 +19,7 @@ from traceformer.models.table.encoders import ENCODERS
 from traceformer.models.table.experts import EXPERTS
 from traceformer.sites import Stack
 
-__all__ = ["FAMILIES", "architecture_of", "family_of"]
+__all__ = ["FAMILIES", "architecture_of", "family_of", "own_family", "unmet"]
 
 FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **ENCODERS, **ENCODER_DECODERS}
 
@@ -31,22 +31,49 @@ def family_of(config: Any) -> Family:
         Unsupported: there is no row for this family, or it is not right for this config.
     """
     model_type = stated(config, "model_type", None)
-    row = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    row = _row_of(config)
     if row is None:
         raise Unsupported(
             f"no architecture row for model type {model_type!r}",
             why="; ".join(mechanisms_of(config)),
             hint="`traceformer check` on the model says what can be recorded of it, and finds a row that holds",
         )
+    for each, setting in _unmet(row, config):
+        raise Unsupported(
+            f"a model of type {model_type!r} whose config says {each.setting} {setting!r}",
+            why=each.why,
+            hint=f"such models are supported where it is {' or '.join(map(repr, each.allowed))}",
+        )
+    return row
+
+
+def own_family(config: Any) -> Family | None:
+    """Returns the row of a model's family; None where there is none, or none that is right for this config."""
+    row = _row_of(config)
+    return None if row is None or any(_unmet(row, config)) else row
+
+
+def unmet(config: Any) -> list[str]:
+    """Returns why the row of a model's family is not right for it, in words; nothing where it is, or there is none."""
+    row = _row_of(config)
+    return (
+        []
+        if row is None
+        else [f"its config says {own.setting} {said!r}: {own.why}" for own, said in _unmet(row, config)]
+    )
+
+
+def _row_of(config: Any) -> Family | None:
+    model_type = stated(config, "model_type")
+    return FAMILIES.get(model_type) if isinstance(model_type, str) else None
+
+
+def _unmet(row: Family, config: Any) -> Iterator[tuple[Requires, Any]]:
+    """Yields what the config says otherwise than the row requires."""
     for each in row.requires:
         setting = stated(config, each.setting, each.allowed[0])
         if not each.is_met(setting):
-            raise Unsupported(
-                f"a model of type {model_type!r} whose config says {each.setting} {setting!r}",
-                why=each.why,
-                hint=f"such models are supported where it is {' or '.join(map(repr, each.allowed))}",
-            )
-    return row
+            yield each, setting
 
 
 def architecture_of(config: Any, like: str | None = None) -> Architecture:
@@ -60,9 +87,9 @@ def architecture_of(config: Any, like: str | None = None) -> Architecture:
         Unsupported: there is no row for its family, or it is not right for this config.
         NotFound: there is none for `like`.
     """
-    if like is not None and like not in FAMILIES:
-        near = get_close_matches(like, FAMILIES, n=1)
-        raise NotFound(f"no row of a family {like!r}", hint=near[0] if near else f"there are {', '.join(FAMILIES)}")
+    if like is not None and (not isinstance(like, str) or like not in FAMILIES):
+        near = get_close_matches(str(like), FAMILIES) or get_close_matches(str(like), FAMILIES, cutoff=0)
+        raise NotFound(f"no row of a family {like!r}", hint=" or ".join(near))
     found = (family_of(config) if like is None else FAMILIES[like]).blocks
     while not isinstance(found, Architecture):
         found = found.choose(stated(config, found.flag, found.default))

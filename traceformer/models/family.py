@@ -99,7 +99,8 @@ class Architecture:
 
     That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
     that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `pads_texts` is of models
-    that pad what they are given, on the right, up to a length that they can take.
+    that pad what they are given, on the right, up to a length that they can take. `readout` is of a row that was chosen
+    by hand: what its family does behind the last block, where it is proved that the model does so, too.
     """
 
     stacks: Mapping[Stack, StackRow]
@@ -107,6 +108,7 @@ class Architecture:
     own_attention: str = ""
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     pads_texts: bool = False
+    readout: "ReadoutRow | None" = None
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
@@ -135,7 +137,8 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Returns all that it is made of, as JSON has it: a tap is [path, side, part, fused]."""
-        return json.loads(json.dumps(asdict(self)))
+        data = json.loads(json.dumps(asdict(self)))
+        return data if self.readout is not None else {name: value for name, value in data.items() if name != "readout"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Architecture":
@@ -145,11 +148,24 @@ class Architecture:
             KeyError, TypeError: it is nothing that `to_json` makes.
         """
         stacks: dict[Stack, StackRow] = {stack: _stack_row(own) for stack, own in data["stacks"].items()}
-        return cls(stacks, data["has_attention_function"], data["own_attention"], data["refused"], data["pads_texts"])
+        return cls(
+            stacks,
+            data["has_attention_function"],
+            data["own_attention"],
+            data["refused"],
+            data["pads_texts"],
+            _readout_row(data.get("readout")),
+        )
 
 
 def _tap(data: Any) -> Tap | None:
     return None if data is None else Tap(*data)
+
+
+def _readout_row(data: Mapping[str, Any] | None) -> "ReadoutRow | None":
+    if data is None:
+        return None
+    return ReadoutRow(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
 
 def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:

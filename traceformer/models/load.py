@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError
+from traceformer.errors import NotFound, TraceformerError, Unreadable, Unsupported, UsageError, check_choice
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
@@ -94,29 +94,20 @@ def load_model(
     from traceformer.models.tokenizer import load_tokenizer, tokenizer_lies_in
     from traceformer.models.weights import check_index
 
+    settings: dict[str, Any] = {
+        **{"device": device, "dtype": dtype, "with_head": with_head, "attn_implementation": attn_implementation},
+        **{"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
+    }
+    if dtype is not None:
+        check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "float64"))
     if like is not None:
         architecture_of({}, like)  # a misspelt family fails before anything is loaded
-        loaded = load_model(
-            model,
-            tokenizer,
-            adapter=adapter,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            with_head=with_head,
-            attn_implementation=attn_implementation,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = load_model(model, tokenizer, adapter=adapter, revision=revision, **settings)
         return replace(loaded, architecture=architecture_of(loaded.config, like), like=like)
     own = None if tokenizer is None else own_tokenizer(tokenizer)
     if not isinstance(model, str | Path):
-        settings = {
-            **{"adapter": adapter, "revision": revision, "device": device, "dtype": dtype},
-            **{"attn_implementation": attn_implementation, "with_head": with_head},
-            **{"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
-        }
-        given = [f"`{setting}`" for setting, value in settings.items() if value]
+        every = {"adapter": adapter, "revision": revision, **settings}
+        given = [f"`{setting}`" for setting, value in every.items() if value]
         if given:
             raise UsageError(f"{' and '.join(given)} of a model that is at hand", why="it is recorded as it is")
         return hold(model, own)
@@ -138,8 +129,7 @@ def load_model(
     if folder.is_file():
         why = "a model is a folder with config.json, weights and tokenizer"
         raise Unreadable(f"{name} is a file", why=why, hint="a folder that train or save_pretrained made")
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise NotFound(f"no model folder {name}")
+    _refuse_missing_path(name, "model")
     local_only = not local and not hub_answers()
     place: dict[str, Any] = {
         "revision": revision,
@@ -152,17 +142,7 @@ def load_model(
         why = f"{name} has one of its own beside its weights"
         raise UsageError("which adapter?", why=why, hint="leave `adapter` away, or name a model without one")
     if beside is not None and not (beside / "config.json").is_file():
-        return _load_base_of(
-            beside,
-            name if revision is None else str(beside),
-            tokenizer,
-            device=device,
-            dtype=dtype,
-            with_head=with_head,
-            attn_implementation=attn_implementation,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )
+        return _load_base_of(beside, name if revision is None else str(beside), tokenizer, **settings)
     if local and not (folder / "config.json").is_file():
         raise Unreadable(f"{name} is not a transformer", why="there is no config.json in the folder")
     if local:
@@ -219,11 +199,18 @@ def load_model(
     )
 
 
+def _refuse_missing_path(name: str, what: str) -> None:
+    """Refuses the name of a folder that is not there, which can be no name of the Hub."""
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise NotFound(f"no {what} folder {name}")
+
+
 def _find_named_adapter(name: str) -> Path:
     from traceformer.models.adapters import find_adapter
 
     local = Path(name).is_dir()
-    with _explained(name, local):
+    _refuse_missing_path(name, "adapter")
+    with _explained(name, local, "adapter"):
         folder = find_adapter(name, None, local_only=not local and not hub_answers())
     if folder is None:
         why = "there is no adapter_config.json in the folder" if local else "no folder, and none in the Hub's cache"
@@ -314,8 +301,8 @@ def _some(keys: Sequence[str]) -> str:
 
 
 @contextmanager
-def _explained(name: str, local: bool) -> Generator[None]:
-    """Turns what transformers says of a model that does not load into one of our errors."""
+def _explained(name: str, local: bool, what: str = "model") -> Generator[None]:
+    """Turns what transformers says of a model, or of an adapter, that does not load into one of our errors."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -347,9 +334,9 @@ def _explained(name: str, local: bool) -> Generator[None]:
         if local:
             raise Unreadable(f"{name} cannot be loaded", why=first) from error
         raise NotFound(
-            f"no model {name!r} in the Hub's cache, nor could it be fetched",
+            f"no {what} {name!r} in the Hub's cache, nor could it be fetched",
             why=first,
-            hint="give a folder, or a Hub name such as gpt2",
+            hint="give a folder, or a Hub name such as gpt2" if what == "model" else "give its folder, or its Hub name",
         ) from error
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from traceformer.errors import Unsupported, UsageError
 from traceformer.filenames import readable_name
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES, architecture_of
-from traceformer.models.family import Architecture
+from traceformer.models.families import FAMILIES, architecture_of, own_family
+from traceformer.models.family import Architecture, Family
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,12 +100,16 @@ class LoadedModel:
         return self.architecture or architecture_of(self.config)
 
     @property
+    def family(self) -> Family | None:
+        """The row of the family that it is recorded as: the one chosen by hand, or its own; None where it has none."""
+        return own_family(self.config) if self.like is None else FAMILIES[self.like]
+
+    @property
     def has_sinks(self) -> bool:
         """Whether a head may look at nothing, so that rows of its pattern sum to less than 1: told, or seen."""
-        family = FAMILIES.get(self.like or self.config.model_type)
-        if family is not None:
-            return family.sinks
-        return self.proved is not None and any(fact.endswith("(sinks)") for fact in self.proved.facts)
+        if self.proved is not None:
+            return any(fact.endswith("(sinks)") for fact in self.proved.facts)
+        return self.family is not None and self.family.sinks
 
     @property
     def source_and_adapter(self) -> str:

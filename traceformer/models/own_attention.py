@@ -62,6 +62,10 @@ class OwnAttention(NamedTuple):
     operands: Callable[[ModuleCall], Operands]
     method: str = ""
 
+    def fits(self, module: Any) -> bool:
+        """Whether the module makes scores itself: GPT-J's calls transformers' attention function from 5.24 on."""
+        return not self.method or hasattr(module, self.method)
+
 
 def _in_its_method(scaling: Callable[[Any], float]) -> Callable[[ModuleCall], Operands]:
     """For modules with a method `_attn` of queries and keys as they enter the scores, values and an additive mask."""

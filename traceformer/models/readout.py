@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from traceformer.errors import Unreadable, Unsupported
-from traceformer.models.families import architecture_of, family_of
-from traceformer.models.family import Norm, ReadoutRow, StackRow
+from traceformer.models.families import architecture_of, family_of, own_family
+from traceformer.models.family import Architecture, Norm, ReadoutRow, StackRow
 from traceformer.models.outputs import refuse_without_logits
 from traceformer.models.weights import open_folder
 from traceformer.shapes import Float32
@@ -115,7 +115,7 @@ def readout_of(model: "LoadedModel") -> Readout:
         why = "it has no language-model head: it predicts no next token"
         raise Unsupported(f"the readout of {type(model.model).__name__}", why=why)
     config, tensors = model.config.to_dict(), model.model.state_dict()
-    parts = find_readout(tensors, config, where=model.name)
+    parts = find_readout(tensors, config, where=model.name, architecture=model.architecture)
     names = (parts.norm_weight, parts.norm_bias, parts.project_out, parts.unembedding, parts.bias)
     refuse_codes({name: tensors[name] for name in names if name is not None}, "the readout")
 
@@ -125,17 +125,19 @@ def readout_of(model: "LoadedModel") -> Readout:
     return _assembled(parts, read, _HeldRows(tensors[parts.unembedding]))
 
 
-def open_readout(folder: Path, config: Mapping[str, Any]) -> Readout:
+def open_readout(folder: Path, config: Mapping[str, Any], architecture: Architecture | None = None) -> Readout:
     """Returns what a model folder's config.json and weights say; the unembedding is not read yet.
+
+    `architecture` is another row than its family's own.
 
     Raises:
         Unsupported: a family that is not known, or has no decoder.
         NotFound, Unreadable: the folder holds no safetensors weights, or not these.
     """
-    _rows_of(config)
+    _rows_of(config, architecture)
     refuse_without_logits(config, "the readout")
     tensors = open_folder(folder)
-    parts = find_readout(tensors, config, where=str(folder))
+    parts = find_readout(tensors, config, where=str(folder), architecture=architecture)
 
     def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
         return None if name is None else tensors[name].read()
@@ -160,14 +162,16 @@ def _assembled(
     )
 
 
-def find_readout(tensors: Collection[str], config: Mapping[str, Any], *, where: str) -> ReadoutParts:
+def find_readout(
+    tensors: Collection[str], config: Mapping[str, Any], *, where: str, architecture: Architecture | None = None
+) -> ReadoutParts:
     """Returns which of a model's tensors, given by name, are its readout.
 
     Raises:
         Unsupported: a family that is not known, or has no decoder.
         Unreadable: a tensor is missing, or may be several; `where` says of what.
     """
-    row, stack = _rows_of(config)
+    row, stack = _rows_of(config, architecture)
     final_norm, token_embed = stack.final_norm, stack.token_embed
 
     def find(path: str) -> str | None:
@@ -205,8 +209,16 @@ def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
     return default if config.get(name) is None else _number(config, name)
 
 
-def _rows_of(config: Mapping[str, Any]) -> tuple[ReadoutRow, StackRow]:
-    """What the row of a family says of its readout and of its decoder."""
+def _rows_of(config: Mapping[str, Any], architecture: Architecture | None) -> tuple[ReadoutRow, StackRow]:
+    """What the row of a family says of its readout and of its decoder, or another row that has one."""
+    if architecture is not None and architecture.readout is not None:
+        return architecture.readout, architecture.stacks["dec"]
+    if architecture is not None and own_family(config) is None:
+        raise Unsupported(
+            f"no readout of model type {config['model_type']!r}",
+            why="what stands behind the last block is known of families with a row; its own was found by watching it",
+            hint="`like=FAMILY` when it is recorded takes that of another family, if it holds",
+        )
     family = family_of(config)
     if family.readout is None:
         why = "its head has layers of its own" if "dec" in family.stacks else "it predicts no next token"

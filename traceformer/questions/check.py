@@ -61,7 +61,7 @@ def check(
     from traceformer.capture.proofs.check import check_model, random_examples
     from traceformer.capture.proofs.limits import straddling
     from traceformer.capture.proofs.probe import probe_model
-    from traceformer.models.families import FAMILIES
+    from traceformer.models.families import own_family
     from traceformer.models.load import load_model, pick_device
     from traceformer.models.loaded import LoadedModel
     from traceformer.models.tiny import tiny_model, tiny_names
@@ -91,7 +91,7 @@ def check(
     is_mute = model.tokenizer is None and not texts
     examples = random_examples(model.config, arch=model.dims.arch) if is_mute else _encode(model, texts or _TEXTS)
     checked, name, chosen = model.model, name or model.name, model.architecture
-    if chosen is not None or checked.config.model_type not in FAMILIES:
+    if chosen is not None or own_family(checked.config) is None:
         return probe_model(checked, examples, name=name, like=chosen)
     examples, untested = straddling(checked, examples)
     return check_model(checked, examples, untested=untested, name=name)

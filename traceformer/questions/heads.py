@@ -18,9 +18,10 @@ from traceformer.analysis.head_metrics import HeadMetrics, join_heads
 from traceformer.analysis.head_tally import Measurement
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
-from traceformer.errors import NotRecorded, UsageError
+from traceformer.errors import NotRecorded, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.recorded import check_asked
 from traceformer.questions.sights import sights_of
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.shapes import Int32
@@ -93,6 +94,9 @@ def heads(
         NumericError: a pattern is not what it should be.
         NotFound, Unreadable, Unsupported: as extraction raises them.
     """
+    check_asked(of)
+    check_choice("convention", convention, CONVENTIONS)
+    check_choice("dtype", dtype, ("float16", "float32"))
     rules = CONVENTIONS[convention]
     if isinstance(of, Run):
         if texts is not None:

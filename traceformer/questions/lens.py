@@ -12,11 +12,11 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.questions.model_of_run import open_readout_of
-from traceformer.questions.recorded import recorded
+from traceformer.questions.recorded import check_asked, recorded
 from traceformer.questions.statistics import targets_of
 from traceformer.questions.vocabulary import shown_tokens, token_texts
 from traceformer.shapes import Float32, Int64
-from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.sites import ArrayKey, ArraySpec, Numbers, as_indices
 from traceformer.store.run import Run
 
 __all__ = ["lens", "recorded_lens", "run_lens"]
@@ -30,8 +30,8 @@ def lens(
     of: Run | LoadedModel,
     example: int | str = 0,
     *,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[int] | None = None,
+    layers: Numbers = None,
+    positions: Numbers = None,
     top_k: int | None = None,
     model: str | Path | LoadedModel | None = None,
     progress: OnStep | None = None,
@@ -63,6 +63,8 @@ def lens(
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known.
         UsageError: a model without a text.
     """
+    check_asked(of)
+    layers, positions = as_indices(layers), as_indices(positions)
     if isinstance(of, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")

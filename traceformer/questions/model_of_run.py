@@ -35,10 +35,10 @@ def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -
     if model is not None and not isinstance(model, str | Path):
         if model.digest != run.about.model_weights:
             raise _changed(model.name, "weights", model.digest, run.about.model_weights)
-        return readout_of(model)
+        return readout_of(replace(model, architecture=_row_of(run) or model.architecture))
     folder = _folder_of(run, model)
     _check_unchanged(run, folder)
-    return open_readout(folder, read_config(folder))
+    return open_readout(folder, read_config(folder), _row_of(run))
 
 
 def load_model_of(

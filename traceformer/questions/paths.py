@@ -4,6 +4,8 @@ A recorded run needs no model and no torch, but for the weighting by value norms
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +19,7 @@ from traceformer.formats.results.path_traces import model_name
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.live_paths import TracedModel, output_weights
 from traceformer.questions.model_of_run import load_model_of
+from traceformer.questions.recorded import check_asked
 from traceformer.questions.vocabulary import shown_tokens
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
@@ -67,6 +70,11 @@ def paths(
         UsageError: a token or a layer that is not there, or options out of their range or that exclude each other.
         Unsupported: this model's attention cannot be recorded, or not searched in this way.
     """
+    check_asked(source)
+    known = [option.name for option in fields(PathOptions)]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"no option {option!r}", hint=" or ".join(get_close_matches(option, known) or known))
     chosen = PathOptions(**dict[str, Any](certify=True) | options)
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):

@@ -1,12 +1,27 @@
 """A run to ask: the run itself, or one in memory of a model over texts."""
 
+from typing import Any
+
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Numbers
 from traceformer.store.run import Run
 from traceformer.texts.load import Texts
 
-__all__ = ["Texts", "recorded"]
+__all__ = ["Texts", "check_asked", "recorded"]
+
+
+def check_asked(of: Any) -> None:
+    """Makes sure that a question is asked of a run or of a model.
+
+    Raises:
+        UsageError: it is asked of something else, such as the name of one.
+    """
+    if not isinstance(of, Run | LoadedModel):
+        raise UsageError(
+            f"{type(of).__name__} is neither a run nor a model",
+            hint="open_run(FOLDER) and record(MODEL, TEXTS) give a run, load_model(MODEL) gives a model",
+        )
 
 
 def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None) -> Run:
@@ -20,6 +35,7 @@ def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: N
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         return of
+    check_asked(of)
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
 

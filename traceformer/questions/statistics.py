@@ -23,7 +23,7 @@ from traceformer.analysis.statistics import (
     ValueTally,
     logit_statistics,
 )
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
@@ -69,6 +69,7 @@ def statistics(
         Unsupported: the convention says nothing about all that the run holds.
         NumericError: a query's attention adds up to nothing.
     """
+    check_choice("convention", convention, CONVENTIONS)
     store, rules = recorded(of, texts, capture), CONVENTIONS[convention]
     example_ids = None if examples is None else tuple(store.example_id(example) for example in examples)
     specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]

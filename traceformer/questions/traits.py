@@ -15,7 +15,7 @@ from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.results.directions import read_all_directions
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, quiet, steps_watched
-from traceformer.questions.recorded import Texts, recorded
+from traceformer.questions.recorded import Texts, check_asked, recorded
 from traceformer.questions.trait_rows import example_rows, project_run
 from traceformer.questions.vocabulary import shown_tokens
 from traceformer.sites import SITES, ArraySpec
@@ -198,6 +198,8 @@ def project(
     elif texts is not None:
         raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
     runs = [run] if isinstance(run, Run) else run
+    for each in runs if isinstance(runs, list | tuple) else [runs]:
+        check_asked(each)
     with steps_watched("projecting", progress) as told:
         found = [_project(each, named, layers, site, example, told) for each in runs]
     return found[0] if isinstance(run, Run) else found

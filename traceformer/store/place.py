@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_choice
 from traceformer.sites import Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.locks import (
@@ -64,8 +64,14 @@ class Place:
 
         Raises:
             RunExists: a run is in the way, or something that is none.
-            UsageError: writers that share a run must know its folder; or that is none that a run can be put at.
+            UsageError: no such dtype or codec; writers that share a run must know its folder; or that is none that a
+                run can be put at.
         """
+        check_choice("dtype", self.storage.dtype, get_args(Dtype))
+        check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
+        check_choice("attn_codec", self.storage.attn_codec, ("exact", "sqrt8"))
+        if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
+            raise UsageError(f"`shard_examples={self.storage.shard_examples}`", hint="give 1 or more")
         if self.writer[1] > 1 and self.folder is None:
             raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
         if self.folder is not None:

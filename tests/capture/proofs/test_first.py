@@ -62,6 +62,20 @@ def test_a_model_that_is_not_what_its_row_says_records_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def chance(model: Any) -> None:
+    model.base_model.h[1].ln_1.register_forward_hook(lambda module, args, output: output + torch.randn(output.shape))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "fact"), [(chance, "the same each time"), (leak_of_later_tokens, "changes with no later one")]
+)
+def test_a_text_of_one_token_hides_neither_chance_nor_leaks(tamper: Callable[[Any], None], fact: str) -> None:
+    model = tiny_model("gpt2")
+    tamper(model)
+    with pytest.raises(Unsupported, match=fact):
+        record(load_model(model), [TEXTS[0], [20]])
+
+
 def test_a_lone_text_shows_what_leaks_from_later_tokens() -> None:
     model = tiny_model("gpt2")
     leak_of_later_tokens(model)
@@ -213,3 +227,18 @@ def test_few_tokens_are_proved_and_the_result_is_not_changed() -> None:
     *proof, run = passes
     assert run == 240
     assert proof == [48, 18]
+
+
+def test_a_model_that_padding_changes_answers_its_prompts_one_by_one(tiny_folder: Callable[..., Path]) -> None:
+    loaded = load_model(str(tiny_folder("gpt2")), device="cpu")
+    model: Any = loaded.model
+    norm = model.base_model.h[1].ln_1
+    forward = norm.forward
+    norm.forward = lambda rows: forward(rows) * (1 + 0.01 * rows.shape[1])
+    prompts = ["one text", "another text, and a longer one", "Yes"]
+    together = generate(loaded, prompts, "resid_post", max_tokens=4, temperature=0, dtype="float32")
+    assert together.meta["padding"].startswith("none: padding changes")
+    for number, prompt in enumerate(prompts):
+        alone = generate(loaded, prompt, "resid_post", max_tokens=4, temperature=0, dtype="float32")
+        assert list(alone.tokens.input_ids[0]) == list(together.tokens.input_ids[number])
+        np.testing.assert_array_equal(alone.get(0, "resid_post"), together.get(number, "resid_post"))

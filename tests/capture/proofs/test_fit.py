@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from tests.families import KEPT
+from tests.marks import slow
 from tests.odd_model import OddForCausalLM, odd_model
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
@@ -30,6 +34,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
 from traceformer.models.written import written_architecture, written_row
 from traceformer.progress import Progress
+from traceformer.questions.lens import lens
 from traceformer.sites import Selection
 from traceformer.store.run import Run
 
@@ -157,7 +162,8 @@ def test_a_row_chosen_by_hand_is_proved_like_any_other(ids_file: Path) -> None:
     run = recorded(load_model(tiny, like="llama"), ids_file, "attn resid")
     assert run.about.row is not None
     assert (run.about.row["like"], run.about.row["how"]) == ("llama", "took that of llama, as asked")
-    assert Architecture.from_json(run.about.row["architecture"]) == architecture_of({}, "llama")
+    row = replace(architecture_of({}, "llama"), readout=FAMILIES["llama"].readout)
+    assert Architecture.from_json(run.about.row["architecture"]) == row
     own = recorded(tiny, ids_file, "attn resid")
     assert own.about.row is None
     for spec in own.layout.arrays:
@@ -172,6 +178,84 @@ def test_a_row_that_does_not_fit_is_refused(ids_file: Path) -> None:
     with pytest.raises(NotFound, match="no row of a family 'lama'") as unknown:
         load_model("byte", like="lama")
     assert unknown.value.hint == "llama"
+    with pytest.raises(NotFound, match="no row of a family 'nosuch'") as unknown:
+        load_model("byte", like="nosuch")
+    assert len(unknown.value.hint.split(" or ")) == 3
+
+
+@pytest.mark.parametrize(("like", "holds"), [("mistral", True), slow("gemma", False), slow(None, False)])
+def test_a_model_is_read_out_as_the_family_that_was_chosen_by_hand_where_that_holds(
+    like: str | None, holds: bool, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder("llama")
+    own = lens(load_model(folder, device="cpu"), "Seven ships left")
+    monkeypatch.delitem(FAMILIES, "llama")  # pyright: ignore[reportArgumentType]
+    loaded = load_model(folder, device="cpu", like=like)
+    run = record(loaded, ["Seven ships left"], "resid_post", dtype="float32")
+    asked: list[Callable[[], Any]] = [
+        lambda: lens(run),
+        lambda: lens(run, model=loaded),
+        lambda: lens(loaded, "Seven ships left"),
+        lambda: lens(record(loaded, ["Seven ships left"], lens_top_k=3, dtype="float32")),
+    ]
+    for ask in asked:
+        if holds:
+            np.testing.assert_allclose(ask().top_probabilities, own.top_probabilities, atol=1e-6)
+        else:
+            with pytest.raises(Unsupported, match=r"no readout of model type 'llama'.*`like=FAMILY`"):
+                ask()
+    assert run.about.row is not None
+    assert ("readout" in run.about.row["architecture"]) == holds
+    if holds:
+        row = Architecture.from_json(run.about.row["architecture"])
+        assert row.readout == FAMILIES["mistral"].readout
+        assert row.to_json() == run.about.row["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "left_out"),
+    [("mpnet", {"pad_token_id": 5}, ()), slow("granite", {"logits_scaling": 8.0}, ("logits",))],
+)
+def test_a_config_that_its_familys_row_is_not_right_for_is_proved_like_any_other(
+    family: str, setting: dict[str, Any], left_out: tuple[str, ...], ids_file: Path
+) -> None:
+    model = tiny_model(family, **setting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is left out
+        run = recorded(model, ids_file)
+    assert run.about.row is not None
+    assert set(run.about.left_out or ()) - {"attn_norm", "mlp_norm", "final_norm"} == set(left_out)
+    with torch.no_grad():
+        for example, ids in enumerate(TEXTS):
+            own = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            for layer in range(2):
+                np.testing.assert_allclose(run.get(example, "resid_post", layer), own[layer + 1][0], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_what_a_config_says_otherwise_is_named_where_no_row_holds(ids_file: Path) -> None:
+    with pytest.raises(Unsupported, match=r"config says residual_multiplier 0\.22: its sublayers' outputs are scaled"):
+        recorded(tiny_model("granite", residual_multiplier=0.22), ids_file)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_a_found_row_resumes_to_the_same_bytes(ids_file: Path, tmp_path: Path) -> None:
+    def stop_after_2(progress: Progress) -> None:
+        if progress.examples_done >= 2:
+            raise KeyboardInterrupt
+
+    storage: dict[str, Any] = {"shard_examples": 1, "batch_size": 1}
+    whole = recorded(odd_model(), ids_file, "attn resid", out=tmp_path / "whole", **storage)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(odd_model(), ids_file, "attn resid", out=tmp_path / "again", progress=stop_after_2, **storage)
+    assert 0 < Run(tmp_path / "_tmp_again").n < len(TEXTS)
+    resumed = recorded(odd_model(), ids_file, "attn resid", out=tmp_path / "again", resume=True, **storage)
+    assert resumed.about.row == whole.about.row
+    files = sorted(path.relative_to(whole.folder) for path in whole.folder.rglob("c.*"))
+    assert files
+    for path in files:
+        assert (whole.folder / path).read_bytes() == (resumed.folder / path).read_bytes()
+    assert resumed.verify().ok
 
 
 @pytest.mark.slow

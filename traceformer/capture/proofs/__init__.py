@@ -13,5 +13,6 @@ watch       one pass watched: what each module reads, what it makes, and when
 find        the row of a model without one, from such a pass
 find_block  which module of a block plays which part in it
 fit         a row proved on the user's texts, without what does not hold
+readout     whether another family's readout is a model's own
 probe       what can be found out about a family that has no row
 """

@@ -76,9 +76,11 @@ class _Rotation(NamedTuple):
 def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
     rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
+    module = place.module(place.attention_row.module)
+    if hasattr(module, "rotary_dim"):  # GPT-J's, which has a table of angles and no frequencies
+        return _Rotation(module.rotary_dim or place.dims.d_head, 1.0)
     if rotary is None:
-        module = place.module(place.attention_row.module)
-        return _Rotation(module.rotary_dim or place.dims.d_head, 1.0) if hasattr(module, "rotary_dim") else None
+        return None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))

@@ -269,11 +269,17 @@ def _scenes(
     ids: list[dict[Stack, Tensor]] = [
         {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in examples
     ]
-    for implementation in dict.fromkeys((implementation_of(model), "eager")):
-        with using_attention(model, implementation):
-            reference = _reference(model, dims, inputs, sharing)
-            arrays = _record(model, row, specs, inputs, spans)
-            yield Scene(model, row, dims, tuple(ids), arrays, reference)
+    own = implementation_of(model)
+    for implementation in dict.fromkeys((own, "eager")):
+        try:
+            with using_attention(model, implementation):
+                reference = _reference(model, dims, inputs, sharing)
+                arrays = _record(model, row, specs, inputs, spans)
+        except Unsupported:
+            if implementation == own:
+                raise
+            return  # code of the user's own, whose eager attention cannot be observed
+        yield Scene(model, row, dims, tuple(ids), arrays, reference)
 
 
 def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Tensor], sharing: Sharing) -> Reference:

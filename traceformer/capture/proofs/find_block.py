@@ -196,9 +196,9 @@ def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
             if far > 1e-6 * y.abs().max() or bool((weights.abs() < 1e-3).any()):
                 continue
             paths = ["the stream", *(block.tap_path(block.making(each)[0]) for each in (a, m))]
-            said = [f"{weight:.4g} times {path}" for weight, path in zip(weights.tolist(), paths, strict=True)]
+            said = [f"{weight:.6g} times {path}" for weight, path in zip(weights.tolist(), paths, strict=True)]
             raise Unsupported(
-                f"the residual stream of {type(block.calls[0].module).__module__.rpartition('.')[2]} is no plain sum",
+                f"the residual stream through {block.path} is no plain sum",
                 why=f"what leaves a block{where} is {', '.join(said[:-1])} and {said[-1]}",
                 hint="blocks that scale what they add have no row yet",
             )

@@ -7,8 +7,9 @@
 3. The shorter text runs alone, and must be what it was: nothing comes from padding or from the other text. A decoder's
    other text is given its first tokens: as far as both are the same they must be so in all, since nothing comes from a
    later token. Where there is one text, all its tokens but the last run beside it.
-4. If not, further passes tell why: rounding, where as much comes of the last bits of what enters the blocks; a
-   later token, in whose place stands another one; another text, as long as the first; or padding, which is no fault.
+4. If not, further passes tell why: chance, where the same text gives other numbers; rounding, where as much comes of
+   the last bits of what enters the blocks; a later token, in whose place stands another one; another text, as long as
+   the first; or padding, which is no fault.
    Such a model's texts run one by one from then on (`sharing.keep_apart`).
 
 It costs two passes of few tokens, `_SHARE` of the run's where that leaves enough, and a few products in three layers.
@@ -246,11 +247,17 @@ class _Trial:
     def _reason(self, text: Encoded, other: Encoded | None, whole: _OneText) -> _Fact | None:
         """Tells why a text's numbers were not the same again: a fact that does not hold, or None for padding alone."""
         alone = self._alone(text)
+        again = self._differ(self._alone(text), alone)
+        if again is not None:
+            return again._replace(words="a text's numbers are the same each time")
         with self._last_bits_changed(text):
             rounded = self._differ(self._alone(text), alone)
         self._rounding = 0.0 if rounded is None else rounded.error
         if self._is_causal(text):
-            ahead = self._differ(self._alone(_with_another_last(text)), alone, most=text.length("dec") - 1)
+            longest = text if other is None else other  # the shortest may be one token, which no other one follows
+            ahead = self._differ(
+                self._alone(_with_another_last(longest)), self._alone(longest), most=longest.length("dec") - 1
+            )
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
         if other is not None and self._differ(whole, alone) is not None:

@@ -6,6 +6,7 @@
    none is known but that padding does not change it, is refused by name, and what is left is proved again, until every
    fact holds.
 3. The row with the most places is taken. Without a residual stream that holds there is none.
+4. The readout of a family that was chosen by hand is taken with its row, if it holds.
 
 The row is a pure function of the model and the texts, so that an interrupted run finds it again.
 """
@@ -20,10 +21,11 @@ from transformers import PreTrainedModel
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
 from traceformer.capture.proofs.find import find_row
+from traceformer.capture.proofs.readout import readout_holds
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES
+from traceformer.models.families import FAMILIES, own_family, unmet
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
@@ -80,12 +82,17 @@ def fitted(model: LoadedModel, rows: Sequence[Encoded], progress: OnProgress = q
     )
     said = f"no row for {model.name}: {how} and proved {len(proofs)} facts on your texts"
     progress(Progress(0, 0, 0, 0, 0.0, said, is_notice=True))
-    return replace(model, architecture=found.architecture, proved=proved)
+    model = replace(model, architecture=found.architecture, proved=proved)
+    readout = None if model.like is None else FAMILIES[model.like].readout
+    if readout is not None:
+        with_readout = replace(model, architecture=replace(found.architecture, readout=readout))
+        return with_readout if readout_holds(with_readout, examples[-1]) else model
+    return model
 
 
 def is_strange(model: LoadedModel) -> bool:
-    """Whether its row has yet to be proved: its family has none, or another's was chosen by hand."""
-    is_own = model.architecture is None and model.config.model_type in FAMILIES
+    """Whether its row has yet to be proved: its family has none that is right for it, or it was chosen by hand."""
+    is_own = model.architecture is None and own_family(model.config) is not None
     return not is_own and model.proved is None
 
 
@@ -143,7 +150,7 @@ def fit(
         failed = f"{first.message}: {first.why}" if first.why else first.message
         raise Unsupported(
             f"no row for {name} (model type {model.config.model_type!r}), and none that holds",
-            why="; ".join((*mechanisms_of(model.config), failed)),
+            why="; ".join((*unmet(model.config), *mechanisms_of(model.config), failed)),
             hint="`traceformer check` on the model says what was seen of it; `like=FAMILY` takes a row by hand",
         )
     return best
@@ -231,6 +238,9 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
             raise Unsupported(f"the row does not fit {name}", why=str(error).partition("\n")[0]) from error
         refused = dict.fromkeys(_unproved(model, examples, row, result), "no fact about it is known")
         refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok}
+        if row.own_attention:  # then what scores are made of is only as right as the patterns that follow from them
+            scores = {key.replace("attn_pattern", "attn_scores") for key in refused if key.endswith("attn_pattern")}
+            refused |= dict.fromkeys(scores, "the patterns that follow from it do not hold")
         lost = [f"{key} {why}" for key, why in refused.items() if key.rpartition(".")[2] in _STREAM]
         if lost:
             raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])

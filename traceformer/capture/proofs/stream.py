@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
 from traceformer.capture.recorder import own_output
-from traceformer.models.families import FAMILIES
+from traceformer.models.families import own_family
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack
 
@@ -127,7 +127,7 @@ def _through_own_head(place: Place) -> Sides:
 
 def _has_layers_in_head(place: Place) -> bool:
     """An encoder's masked-language head has layers of its own, and so have those of families without a readout."""
-    family = FAMILIES.get(place.config.model_type)
+    family = own_family(place.config)
     return place.stack == "enc" or (family is not None and family.readout is None)
 
 

@@ -6,6 +6,7 @@ from traceformer.models.blocks import decoders as blocks
 from traceformer.models.blocks import outside
 from traceformer.models.family import Family, Positions, ReadoutRow, Requires, Tiny
 from traceformer.models.table.parts import (
+    BART,
     GPT2,
     GROUPED,
     LAYER_NORM,
@@ -218,19 +219,7 @@ DECODERS: Mapping[str, Family] = {
         readout=layer_norm(""),
         tiny=Tiny(
             "WhisperForCausalLM",
-            {
-                **VOCAB,
-                "d_model": 32,
-                "encoder_layers": 2,
-                "decoder_layers": 3,
-                "encoder_attention_heads": 4,
-                "decoder_attention_heads": 4,
-                "encoder_ffn_dim": 24,
-                "decoder_ffn_dim": 48,
-                "max_source_positions": 32,
-                "max_target_positions": 64,
-                "is_encoder_decoder": False,
-            },
+            {**BART, "max_source_positions": 32, "max_target_positions": 64, "is_encoder_decoder": False},
         ),
         requires=(
             Requires(
