@@ -71,6 +71,8 @@ def write_run(
         axes = spec.site.axes
         if bool(spec.layers) != axes[0].endswith("layer") or bool(spec.heads) != any(a.endswith("head") for a in axes):
             raise Unreadable(f"{where} states {spec.key} without its axes", why=f"it has {', '.join(axes)}")
+        if not spec.width and not spec.site.is_matrix:
+            raise Unreadable(f"{where} states {spec.key} with rows of no numbers")
     layout = RunLayout.plan(
         arch=arch,
         arrays=arrays,

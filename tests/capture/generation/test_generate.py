@@ -17,6 +17,7 @@ from tests.tiny_folders import write_tiny_model
 from traceformer import Selection, TraceStore
 from traceformer.capture.generation.described import Generated
 from traceformer.capture.generation.generate import generate
+from traceformer.capture.generation.respond import keeps_a_cache
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.errors import (
     ConfigurationChanged,
@@ -417,16 +418,22 @@ def test_settings_that_make_no_sense_are_refused(sampling: dict[str, Any], messa
         Sampling(**sampling)
 
 
-def test_a_model_with_a_cache_of_another_kind_is_replayed_only(tmp_path: Path) -> None:
+def test_a_model_with_a_cache_of_another_kind_generates_as_its_pass_over_the_text_says(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "mamba2", "mamba2")
     loaded = load_model(tmp_path / "mamba2", device="cpu")
-    with pytest.raises(Unsupported, match=r"cannot be observed while it generates(.|\n)*replay=True"):
-        generate(loaded, PROMPTS[0], "resid_post", max_tokens=4)
-    run = generate(loaded, PROMPTS[0], "logits", max_tokens=4, temperature=0, replay=True, dtype="float32")
+    if keeps_a_cache(loaded):  # from transformers 5.24 on
+        run = generate(loaded, PROMPTS[0], "logits", max_tokens=4, temperature=0, dtype="float32")
+    else:
+        with pytest.raises(Unsupported, match=r"cannot be observed while it generates(.|\n)*replay=True"):
+            generate(loaded, PROMPTS[0], "resid_post", max_tokens=4)
+        run = generate(loaded, PROMPTS[0], "logits", max_tokens=4, temperature=0, replay=True, dtype="float32")
     ids = torch.tensor([[*map(int, run.tokens.iloc[0]["input_ids"])]])
     model: Any = loaded.model
     prompt = ids[:, :-4]
     assert torch.equal(model.generate(prompt, max_new_tokens=4, do_sample=False), ids)
     with torch.inference_mode():
         expected = model(ids).logits[0].numpy()
-    assert np.allclose(run.get(0, "logits"), expected, atol=1e-5)
+    made = run.get(0, "logits")
+    computed = ~np.isnan(made).any(1)  # of the prompt it needs the last only
+    assert computed[-5:].all()
+    assert np.allclose(made[computed], expected[computed], atol=1e-5)

@@ -47,7 +47,7 @@ def test_blocks_that_no_family_has_are_found(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_attention_out_of_sight_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = probe("gptj", monkeypatch, hide_all=True)
+    found = probe("gpt_neo", monkeypatch, hide_all=True)
     assert found.found is not None
     sites = {proof.key.rpartition(".")[2] for proof in found.found.result.proofs}
     assert sites >= {"token_embed", "embed", "resid_pre", "attn_out", "mlp_out", "resid_post", "hidden", "logits"}
