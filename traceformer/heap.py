@@ -27,5 +27,4 @@ def keep_freed_memory() -> bool:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:
         return False
-    options = {_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: _NEVER}
-    return all([set_option(option, value) == 1 for option, value in options.items()])
+    return bool(set_option(_MMAP_THRESHOLD, _LARGEST) and set_option(_TRIM_THRESHOLD, _NEVER))
