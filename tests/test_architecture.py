@@ -22,7 +22,7 @@ from traceformer.models.families import FAMILIES
 ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
-    1: ("sites", "errors", "filenames", "network", "plain_json", "presentation", "progress", "shapes", "units"),
+    1: ("sites", "errors", "filenames", "heap", "network", "plain_json", "presentation", "progress", "shapes", "units"),
     2: ("store", "models", "texts", "analysis"),
     3: ("capture", "formats", "figures", "bytelm"),
     4: ("questions", "compat"),

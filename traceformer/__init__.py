@@ -11,6 +11,7 @@ Verbs take a run, or a model with texts. Everything is loaded when it is first u
 Each folder says at its door what is in it. Beside them lie, for all of them:
 
 errors        the tree of errors, each with why and what would do
+heap          freed memory kept for the next layer, where the process is ours or asks for it
 sites         all that can be recorded, in one table; which of it, with which layers and heads: `Selection`
 presentation  what shows a noun, bound from above
 progress      bars in terminal and notebook

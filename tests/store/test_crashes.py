@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.store import runs
+from tests.store import runs, steps
 from traceformer.errors import ConfigurationChanged, NotFound
 from traceformer.store.commits import committed_shards, verify_run
 from traceformer.store.locks import find_unfinished, unfinished_folder
@@ -33,6 +33,7 @@ def test_what_a_killed_writer_left_of_a_shard_is_replaced(tmp_path: Path) -> Non
         for path in layout.shard_files(array, 1):
             (folder / path).write_bytes(b"half a shard")
     (folder / "tokens/1.parquet").write_bytes(b"half a table")
+    (folder / "tokens/.1.parquet.part").write_bytes(b"half a table")
     (folder / "commits/.1.json.99.part").write_bytes(b"half a record")
     (folder / "dec_res_embed.zarr/x/c.1.0.__lock").write_bytes(b"")
     assert runs.contents(runs.complete(tmp_path / "run")) == whole
@@ -86,6 +87,43 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("writers", [1, 2])
 def test_a_run_killed_40_times_resumes_to_the_same_bytes(tmp_path: Path, writers: int) -> None:
     crash_test(tmp_path, kills=40, writers=writers)
+
+
+def resume_all(left: list[Path], whole: dict[str, bytes]) -> None:
+    """Resumes a run from each state that it was left in: no record there names what is not."""
+    for folder in left:
+        if (folder / "_tmp_run/meta.json").exists():
+            assert [each for each in verify_run(folder / "_tmp_run") if each.path.suffix != ".part"] == []
+        assert runs.contents(steps.write_or_resume(folder / "run")) == whole
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_any_two_system_calls_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    killed = steps.Snapshots(tmp_path / "whole", tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        steps.watch_changes(patch, killed.take)
+        whole = runs.contents(steps.write_or_resume(tmp_path / "whole/run"))
+    assert len(killed.taken) > 100
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # to be quick
+    resume_all(killed.taken, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_power_at_any_time_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    with monkeypatch.context() as patch:
+        lost = steps.Survivors(tmp_path / "whole", tmp_path / "lost", patch)
+        whole = runs.contents(steps.write_or_resume(tmp_path / "whole/run"))
+    lost.close()
+    assert len(lost.taken) > 20
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # to be quick
+    resume_all(lost.taken, whole)
 
 
 def test_finishing_can_be_interrupted_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,18 +27,21 @@ def test_too_little_space_is_found_before_a_shard_is_written(tmp_path: Path, mon
         assert committed_shards(writer.folder) == [0]
 
 
+@pytest.mark.parametrize("step", ["BlockWriter.write", "os.fsync", "sync_folder"])
 def test_a_disk_that_fills_up_while_writing_costs_only_the_open_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = runs.begin(tmp_path / "run", 1)
-    before = runs.contents(folder)
-    monkeypatch.setattr("traceformer.store.writer.durable_write", full)
-    with pytest.raises(OutOfSpace, match="is full"):
-        runs.complete(tmp_path / "run")
-    assert runs.contents(folder) == before
+    layout = runs.plan(arrays=runs.FEW)
+    with RunWriter.resume(tmp_path / "run", layout, runs.META, digest=runs.DIGEST) as writer:
+        before = runs.contents(folder)
+        monkeypatch.setattr(f"traceformer.store.durable.{step}", full)
+        with pytest.raises(OutOfSpace, match="is full"):
+            runs.write_shards(writer)
+        assert runs.contents(folder) == before
     monkeypatch.undo()
     assert verify_run(runs.complete(tmp_path / "run")) == []
 

@@ -46,6 +46,7 @@ _HARMLESS = frozenset(
         "use_cache",
     )
 )
+_KNOWN = _HARMLESS | {"scaling", "is_causal", "sliding_window", "softcap", "s_aux", "position_bias"}
 
 
 class Span(NamedTuple):
@@ -114,8 +115,8 @@ class AttentionCall:
         query = self.query if example is None else self.query[example]
         key = self.key if example is None else self.key[example]
         group = query.shape[-3] // key.shape[-3]
-        q = _choose(query.narrow(-2, queries.start, queries.length), heads).float()
-        k = key.narrow(-2, keys.start, keys.length)
+        q = _choose(_narrow(query, queries), heads).float()
+        k = _narrow(key, keys)
         k = (k if heads.shape[0] == query.shape[-3] else k.index_select(-3, heads // group)).float()
         if q.shape[-3] == k.shape[-3]:
             scores = torch.matmul(q, k.transpose(-2, -1)).mul_(self.scaling)
@@ -160,6 +161,11 @@ def _cut_mask(mask: Tensor | OwnMask, example: int | None, heads: Tensor, querie
 def _choose(tensor: Tensor, heads: Tensor) -> Tensor:
     """Those heads of (.., head, position, d_head); the tensor itself where they are all of them."""
     return tensor if heads.shape[0] == tensor.shape[-3] else tensor.index_select(-3, heads)
+
+
+def _narrow(tensor: Tensor, span: Span) -> Tensor:
+    """Those positions of (.., position, d_head); the tensor itself where they are all of them."""
+    return tensor if span.length == tensor.shape[-2] else tensor.narrow(-2, span.start, span.length)
 
 
 def _cut(tensor: Tensor, example: int | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
@@ -271,17 +277,12 @@ class _Observed:
 def _read_call(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> AttentionCall:
-    known = dict(kwargs)
-    scaling = known.pop("scaling", None)
-    is_causal = known.pop("is_causal", None)
+    scaling, is_causal, window = kwargs.get("scaling"), kwargs.get("is_causal"), kwargs.get("sliding_window")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    window = known.pop("sliding_window", None)
-    softcap, sinks = known.pop("softcap", None), known.pop("s_aux", None)
-    bias = known.pop("position_bias", None)
-    unknown = sorted(name for name, given in known.items() if given is not None and name not in _HARMLESS)
+    unknown = [name for name, given in kwargs.items() if given is not None and name not in _KNOWN]
     if unknown:
         raise Unsupported(
-            f"{type(module).__name__} passes {', '.join(unknown)} to attention",
+            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to attention",
             why="it may change the scores in a way that is not understood here",
             hint="record sites outside attention, or ask for support of this family",
         )
@@ -297,10 +298,10 @@ def _read_call(
         key,
         value,
         mask,
-        bias,
-        sinks,
+        kwargs.get("position_bias"),
+        kwargs.get("s_aux"),
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        softcap,
+        kwargs.get("softcap"),
         # One query beside a cache sees all keys, as in transformers' own implementations.
         bool(is_causal) and query.shape[2] > 1,
         window,

@@ -221,22 +221,24 @@ class AttentionListener:
     """Hands what one attention module's calls show to the sink of the pass."""
 
     def __init__(self, observed: ForwardPass, wanted: Sequence[Wanted]) -> None:
+        here = {each.spec.key.site: each for each in wanted}
         self._pass = observed
-        self._wanted = {each.spec.key.site: each for each in wanted}
+        self._tensors = [here[site] for site in ("q", "k", "v") if site in here]
+        self._matrices = [here[site] for site in ("attn_scores", "attn_pattern") if site in here]
+        self._outputs = [here[site] for site in ("z",) if site in here]
         self._heads: Tensor | None = None
 
-    def _pending(self, *sites: str) -> list[Wanted]:
-        here = (self._wanted[site] for site in sites if site in self._wanted)
-        return [wanted for wanted in here if wanted in self._pass.pending]
+    def _pending(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        return [each for each in wanted if each in self._pass.pending]
 
     def before(self, call: AttentionCall) -> None:
         growth = self._pass.growth
-        for wanted in self._pending("q", "k", "v"):
+        for wanted in self._pending(self._tensors):
             tensor: Tensor = getattr(call, _TENSORS[wanted.spec.key.site])
             if growth is not None and not wanted.of_other_stack:
                 tensor = growth.newest(tensor, wanted.spec.key.stack)
             self._pass.take(wanted, tensor)
-        squares = self._pending("attn_scores", "attn_pattern")
+        squares = self._pending(self._matrices)
         if squares:
             if growth is None:
                 self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
@@ -247,7 +249,7 @@ class AttentionListener:
 
     def after(self, output: Tensor) -> None:
         """Takes the attention function's output, (batch, position, head, d_head)."""
-        for wanted in self._pending("z"):
+        for wanted in self._pending(self._outputs):
             self._pass.take(wanted, output.transpose(1, 2))
 
     def _chosen(self, spec: ArraySpec, call: AttentionCall) -> Tensor:

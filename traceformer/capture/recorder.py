@@ -288,10 +288,12 @@ class Recorder:
             expected = f"({batch}, width), a row for each text"
         else:
             columns = self._pass.columns[spec.key.token_stack]
+            if tensor.dim() == 3 and tensor.shape[:2] == (batch, columns):
+                return tensor
             # While sequences grow, a model computes the logits that it chooses by, and may leave out the others.
             few = self._pass.growth is not None and spec.site.name in OUTPUTS
             more = self._row.pads_texts and tensor.dim() == 3 and tensor.shape[1] > columns
-            if tensor.dim() == 3 and len(tensor) == batch and (tensor.shape[1] == columns or few or more):
+            if tensor.dim() == 3 and len(tensor) == batch and (few or more):
                 return tensor
             if tensor.dim() == 2 and len(tensor) == batch * columns:
                 return tensor.unflatten(0, (batch, columns))

@@ -50,6 +50,7 @@ from cyclopts import App, CycloptsError, Parameter
 from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
 from traceformer.errors import TraceformerError
+from traceformer.heap import keep_freed_memory
 
 __all__ = ["VERBS", "application", "main"]
 
@@ -80,7 +81,10 @@ _CONTINUED = re.compile(r"(?<=\S)\n(?=\S)|\n {8,}")  # the next line of a paragr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code of one command line, the process's own by default."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")

@@ -29,6 +29,7 @@ finishing     from the shards of all writers to a finished run; each step can be
 replacing     what may be replaced, or removed: a run and nothing else; and where a run can lie at all
 locks         who may write a run, and whether it was begun with the same configuration
 files         durable files, sealed JSON, checksums, and locks that die with their process
+durable       files that become durable together
 marks         a few bytes of each array file's own, which a reader compares first
 forks         tensorstore in processes that were forked: refused, instead of an abort
 direct        large files past the operating system's page cache

@@ -7,13 +7,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists, UsageError
-from traceformer.store.direct import BlockWriter
 
 __all__ = [
     "Checksum",
@@ -21,7 +20,6 @@ __all__ = [
     "canonical",
     "checksum",
     "durable_write",
-    "durable_write_parts",
     "free_space",
     "is_full",
     "is_intact",
@@ -189,27 +187,6 @@ def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def durable_write_parts(path: Path, parts: Iterable[memoryview]) -> Checksum:
-    """Writes a large file durably from parts that lie anywhere in memory, and returns its checksum."""
-    import xxhash
-
-    digest, size = xxhash.xxh3_128(), 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            with BlockWriter(file.fileno()) as blocks:
-                for part in parts:
-                    blocks.write(part)
-                    digest.update(part)
-                    size += len(part)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return Checksum(size, "xxh3_128", digest.hexdigest())
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,8 @@ from traceformer.errors import RunExists
 from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
-from traceformer.store.files import TEMPORARY, sync_file, sync_folder
+from traceformer.store.durable import WriteGroup
+from traceformer.store.files import TEMPORARY, sync_folder
 from traceformer.store.layout import TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
 from traceformer.store.replacing import move_aside, remove_aside
@@ -41,10 +42,12 @@ def _complete(folder: Path, head: RunHead) -> None:
     for pattern in (f"*{TEMPORARY}", "*.__lock"):
         for path in folder.rglob(pattern):
             path.unlink()
-    write_metadata(folder, layout, n_slots)
-    for stack in layout.stacks:
-        _write_positions(folder, layout, stack, [record.lengths[stack] for record in records], n_slots[stack])
-    _join_tokens(folder, records)
+    with WriteGroup() as group:
+        write_metadata(group, folder, layout, n_slots)
+        for stack in layout.stacks:
+            lengths = [record.lengths[stack] for record in records]
+            _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
+        _join_tokens(group, folder, records)
     for path in folder.glob(".lock-*"):
         path.unlink()
     write_manifest(folder, head)
@@ -63,28 +66,29 @@ def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
     remove_aside(final)
 
 
-def _join_tokens(folder: Path, records: Sequence[CommitRecord]) -> None:
+def _join_tokens(group: WriteGroup, folder: Path, records: Sequence[CommitRecord]) -> None:
     paths = [folder / token_path(record.shard) for record in records]
     schema = common_schema([pq.read_schema(path) for path in paths])
-    temporary = folder / f".{TOKENS}{TEMPORARY}"
-    with pq.ParquetWriter(temporary, schema, **PARQUET) as writer:
+    with group.open(folder / TOKENS) as file, pq.ParquetWriter(file, schema, **PARQUET) as writer:
         for path in paths:
             writer.write_table(with_schema(pq.read_table(path), schema))
-    sync_file(temporary)
-    temporary.replace(folder / TOKENS)
-    sync_folder(folder)
 
 
 def _write_positions(
-    folder: Path, layout: RunLayout, stack: Stack, lengths: Sequence[Sequence[int]], n_slots: int
+    group: WriteGroup,
+    folder: Path,
+    layout: RunLayout,
+    stack: Stack,
+    lengths: Sequence[Sequence[int]],
+    n_slots: int,
 ) -> None:
-    paths = [path for path, of in position_arrays(layout) if of == stack]
+    arrays = [folder / path for path, of in position_arrays(layout) if of == stack]
     for start, examples, positions in _position_blocks(layout, stack, lengths, n_slots):
-        for path in paths:
-            values = examples if path.endswith("example") else positions
+        for what, values in (("example", examples), ("position", positions)):
             chunk = np.full(POSITIONS_PER_FILE, EMPTY_SLOT, "<i4")
             chunk[: len(values)] = values
-            write_chunk(folder / path / f"c.{start // POSITIONS_PER_FILE}", chunk.view(np.uint8))
+            paths = [path / f"c.{start // POSITIONS_PER_FILE}" for path in arrays if path.name.endswith(what)]
+            write_chunk(group, paths, chunk.view(np.uint8))
 
 
 def _position_blocks(

@@ -14,6 +14,7 @@ import itertools
 import os
 import struct
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,8 @@ import pyarrow as pa
 
 from traceformer.shapes import UInt8
 from traceformer.store.dtypes import ZSTD_LEVEL
-from traceformer.store.files import Checksum, durable_write_parts
+from traceformer.store.durable import WriteGroup
+from traceformer.store.files import Checksum
 from traceformer.store.names import Codec
 
 __all__ = ["Chunk", "chunks_of", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
@@ -70,14 +72,18 @@ def _compressed(chunk: Chunk) -> Chunk:
     return np.frombuffer(zstd.compress(pa.py_buffer(chunk), asbytes=True), np.uint8)
 
 
-def write_shard(path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
-    """Writes a shard's chunks to its file durably, and returns the file's checksum."""
-    return durable_write_parts(path, _parts(chunks))
+def write_shard(group: WriteGroup, path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
+    """Writes a shard's chunks to its file, and returns the file's checksum and mark (see `marks`)."""
+    crcs: deque[memoryview] = deque(maxlen=2)  # that of the last chunk and that of the index
+    written = group.write_parts(path, _parts(chunks, crcs))
+    return written._replace(mark=b"".join(crcs).hex())
 
 
-def write_chunk(path: Path, chunk: Chunk) -> None:
-    """Writes the file of an array without shards, whose one chunk is compressed with zstd, durably."""
-    durable_write_parts(path, framed(_compressed(chunk)))
+def write_chunk(group: WriteGroup, paths: Iterable[Path], chunk: Chunk) -> None:
+    """Writes the files of arrays without shards that all hold this one chunk, compressed with zstd."""
+    parts = framed(_compressed(chunk))
+    for path in paths:
+        group.write_parts(path, parts)
 
 
 def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
@@ -85,19 +91,25 @@ def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
     return chunk.data, _crc32c(chunk)
 
 
-def _parts(chunks: Iterable[Chunk | None]) -> Iterator[memoryview]:
-    """Yields what the file consists of, in order."""
+def _parts(chunks: Iterable[Chunk | None], crcs: deque[memoryview]) -> Iterator[memoryview]:
+    """Yields what the file consists of, in order, and appends each crc32c to `crcs`, too."""
     index: list[tuple[int, int]] = []
     offset = 0
     for chunk in chunks:
         if chunk is None:
             index.append(_ABSENT)
             continue
-        yield from framed(chunk)
+        data, crc = framed(chunk)
+        crcs.append(crc)
+        yield data
+        yield crc
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
     table = np.array(index, "<u8").reshape(-1).view(np.uint8)
-    yield from framed(table)
+    data, crc = framed(table)
+    crcs.append(crc)
+    yield data
+    yield crc
 
 
 def _crc32c(data: Chunk) -> memoryview:

@@ -1,8 +1,8 @@
 """Writes a run shard by shard, so that it can be killed at any moment and resumed to the same bytes.
 
 1. `create` makes `_tmp_<name>` beside the run's folder: zarr metadata, then the head, which makes it a run.
-2. `commit` writes a shard's arrays (each file under a temporary name, fsynced, renamed), then its token table, then its
-   record, which makes it a shard. Files of a shard without a record are removed before it is written again.
+2. `commit` writes a shard's arrays and its token table, which become durable together, and then its record, which makes
+   it a shard. Files of a shard without a record are removed before it is written again.
 3. `finish`, once all shards of all writers have records, trims the token axes, adds their coordinates, joins the
    token tables, writes the manifest, and renames the folder.
 
@@ -34,7 +34,8 @@ from traceformer.store.commits import (
     record_path,
     token_path,
 )
-from traceformer.store.files import Checksum, FileLock, checksum, durable_write, free_space, sync_folder
+from traceformer.store.durable import WriteGroup, temporary_of
+from traceformer.store.files import Checksum, FileLock, checksum, free_space
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.finishing import finish_run
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
@@ -256,16 +257,17 @@ class RunWriter:
             self._check_space(buffer, tokens)
             buffer.compress()
             with self._space(undo=lambda: self._remove_leftovers(shard)):
-                files = self._write_arrays(shard, buffer)
-                path = token_path(shard)
-                durable_write(self.folder / path, _parquet(self._with_places(shard, buffer, encodable(tokens))))
+                path, table = token_path(shard), self._with_places(shard, buffer, encodable(tokens))
+                with WriteGroup() as group:
+                    files = self._write_arrays(group, shard, buffer)
+                    files[path] = group.write(self.folder / path, _parquet(table))
                 record = CommitRecord(
                     shard=shard,
                     writer=self._writer,
                     configuration=configuration_digest(self._head.configuration),
                     examples=tuple(ids),
                     lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
-                    files={**files, path: checksum(self.folder / path, "sha256")},
+                    files=files,
                 )
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
@@ -288,12 +290,10 @@ class RunWriter:
 
     def _prepare_folder(self) -> None:
         """Makes folders and zarr metadata, which follow from the head, where a crash left none."""
-        with self._space():
-            write_metadata(self.folder, self.layout)
-            for name in (COMMITS, TOKEN_SHARDS):
-                (self.folder / name).mkdir(exist_ok=True)
-            sync_folder(self.folder)
-            sync_folder(self.folder.parent)
+        with self._space(), WriteGroup() as group:
+            for folder in (self.folder, self.folder / COMMITS, self.folder / TOKEN_SHARDS):
+                group.make_folder(folder)
+            write_metadata(group, self.folder, self.layout)
 
     def _check_rows(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> list[str]:
         w, of = self._writer
@@ -304,10 +304,10 @@ class RunWriter:
 
     def _remove_leftovers(self, shard: int) -> None:
         """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
-        for spec in self.layout.arrays:
-            for path in self.layout.shard_files(spec, shard):
-                (self.folder / path).unlink(missing_ok=True)
-        (self.folder / token_path(shard)).unlink(missing_ok=True)
+        files = [path for spec in self.layout.arrays for path in self.layout.shard_files(spec, shard)]
+        for path in (self.folder / file for file in (*files, token_path(shard))):
+            path.unlink(missing_ok=True)
+            temporary_of(path).unlink(missing_ok=True)
 
     def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
         lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
@@ -320,24 +320,25 @@ class RunWriter:
                 hint=self._hint,
             )
 
-    def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
+    def _write_arrays(self, group: WriteGroup, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
         """Writes all arrays, a few at a time, those first that take longest."""
         pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
         specs = sorted(self.layout.arrays, key=lambda spec: not spec.site.is_matrix)
         try:
-            written = pool.map(lambda spec: self._write_array(shard, spec, buffer), specs)
+            written = pool.map(lambda spec: self._write_array(group, shard, spec, buffer), specs)
             return {path: found for files in written for path, found in files}
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _write_array(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> Sequence[tuple[str, Checksum]]:
+    def _write_array(
+        self, group: WriteGroup, shard: int, spec: ArraySpec, buffer: ShardBuffer
+    ) -> Sequence[tuple[str, Checksum]]:
         check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
         layout = self.layout
         files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
         if is_written_directly(layout.codec_of(spec)):
             chunks = zip(files, buffer.chunks(spec), strict=True)
-            written = {file: write_shard(self.folder / file, part) for file, part in chunks}
-            return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
+            return [(file, write_shard(group, self.folder / file, part)) for file, part in chunks]
         path = layout.array_path(spec.key)
         if path not in self._arrays:
             self._arrays[path] = open_array(self.folder, layout, spec, self._context)

@@ -7,7 +7,6 @@ arrays of layers and heads, which have the model's own numbers: `xarray.open_zar
 
 import json
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +17,7 @@ from traceformer.errors import CorruptRun
 from traceformer.plain_json import parse_json
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL, ReadDtype, dtype_read
-from traceformer.store.files import durable_write, sync_folder
+from traceformer.store.durable import WriteGroup
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Codec, Stored
@@ -44,7 +43,6 @@ JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
-_WRITES_AT_A_TIME = 8  # of small files, which the disk makes durable together
 
 _KNOWN = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
 _LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -307,16 +305,16 @@ def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> t
     return (*lead, slice(start, start + layout.written_slots(spec, used)))
 
 
-def write_metadata(folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> None:
-    """Writes every `zarr.json` of a run, and its coordinates of layers and heads, durably, where they are not there."""
+def write_metadata(
+    group: WriteGroup, folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
+) -> None:
+    """Writes every `zarr.json` of a run, and its coordinates of layers and heads, where they are not there."""
     metadata = group_metadata(layout, n_slots).items()
     files = {name: (json.dumps(entry, indent=2) + "\n").encode() for name, entry in metadata} | coordinate_files(layout)
     missing = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
-    for path in missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(_WRITES_AT_A_TIME, thread_name_prefix="metadata") as pool:
-        list(pool.map(durable_write, missing, missing.values()))
-        list(pool.map(sync_folder, {path.parent.parent for path in missing}))
+    for path, data in missing.items():
+        group.make_folder(path.parent)
+        group.write(path, data)
 
 
 def _holds(path: Path, data: bytes) -> bool:

@@ -6,6 +6,7 @@
 4. A row's response ends with its first end token or stop string; what was padded behind it is dropped.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -251,7 +252,7 @@ class _Finite(LogitsProcessor):
     """Stops at logits that are no numbers: sampling from them would fail without saying why, greedily it would not."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not bool(torch.isfinite(scores.amax())):
+        if not math.isfinite(scores.amax().item()):
             raise NumericError(
                 f"the model's logits are {'NaN' if bool(scores.isnan().any()) else 'infinite'}",
                 why=f"after {input_ids.shape[1]} tokens",
