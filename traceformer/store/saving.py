@@ -30,7 +30,7 @@ def save_run(source: Source, folder: Path, *, overwrite: bool) -> Path:
         for shard in writer.pending:
             rows, buffer = index.rows_of(shard), writer.buffer()
             buffer.begin({stack: own[rows.start : rows.stop].tolist() for stack, own in index.lengths.items()})
-            for spec in layout.arrays:
+            for spec in layout.kept:
                 lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
                 for b, row in enumerate(rows):
                     values = source.part(spec, range(row, row + 1), lead).read().result()

@@ -304,7 +304,7 @@ class RunWriter:
 
     def _remove_leftovers(self, shard: int) -> None:
         """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
-        for spec in self.layout.arrays:
+        for spec in self.layout.kept:
             for path in self.layout.shard_files(spec, shard):
                 (self.folder / path).unlink(missing_ok=True)
         (self.folder / token_path(shard)).unlink(missing_ok=True)
@@ -323,7 +323,7 @@ class RunWriter:
     def _write_arrays(self, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
         """Writes all arrays, a few at a time, those first that take longest."""
         pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
-        specs = sorted(self.layout.arrays, key=lambda spec: not spec.site.is_matrix)
+        specs = sorted(self.layout.kept, key=lambda spec: not spec.site.is_matrix)
         try:
             written = pool.map(lambda spec: self._write_array(shard, spec, buffer), specs)
             return {path: found for files in written for path, found in files}
