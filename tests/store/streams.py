@@ -4,6 +4,8 @@ Of a stack of six blocks some are stored: `patched` has `tests.store.runs` fill 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,8 +84,7 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "truth", truth_in(runs.truth))
 
 
-def plan(**options: object) -> RunLayout:
-    """Returns the layout of a run of the stream, each row once: 11 examples in shards of 4 unless said otherwise."""
-    from dataclasses import replace
-
-    return replace(runs.plan(arrays=STREAM, **options), aliases=each_once(STREAM, {"dec": DEPTH}, are_equal))
+def plan(**options: Any) -> RunLayout:
+    """Returns the layout of a run of the stream, each row once: 6 examples in shards of 4 unless said otherwise."""
+    chosen = {"n_examples": 6, "longest": {"dec": 20}, **options}
+    return replace(runs.plan(arrays=STREAM, **chosen), aliases=each_once(STREAM, {"dec": DEPTH}, are_equal))

@@ -265,7 +265,8 @@ def along_layers(views: Sequence[Array]) -> Array:
         return views[0]
     import tensorstore as ts
 
-    return ts.concat(views, axis=0)
+    layers = ts.d[0].label[""].translate_to[0]  # arrays have names of their own for it, and slices keep their origins
+    return ts.concat([view[layers] for view in views], axis=0)
 
 
 def refuse_deep_metadata(path: Path) -> None:
