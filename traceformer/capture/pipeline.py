@@ -110,7 +110,7 @@ class ShardSink:
 
     def _place(self, target: Tensor, source: Tensor) -> Tensor:
         """Has the numbers stored, and returns them as they are: in the shard's memory, or still on the device."""
-        if source.device.type == "cpu":
+        if _is_here(source):
             return target.copy_(source)
         self.from_device = True
         packed = source.to(target.dtype).contiguous()
@@ -120,7 +120,7 @@ class ShardSink:
     def _compare(self, kept: Rows, placed: Tensor, source: Tensor) -> None:
         """Has the recording stop if what is seen now would not be stored as what was placed."""
         again = source.to(placed)
-        if placed.device.type == "cpu":
+        if _is_here(placed):
             if not torch.equal(_bits(placed), _bits(again)):
                 _refuse(kept, self._twice[kept])
             return
@@ -143,6 +143,10 @@ def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
     """A tensor over the same memory; bfloat16 is kept as its bits in uint16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" and array.dtype == np.uint16 else tensor
+
+
+def _is_here(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _on_its_way(packed: Tensor) -> Tensor:
