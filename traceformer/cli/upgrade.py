@@ -39,6 +39,7 @@ def upgrade(
         json: Print the outcome as a JSON object.
     """
     from traceformer.store.folders import find_runs, folder_bytes
+    from traceformer.store.layout import FORMAT_VERSION
     from traceformer.store.run import Run
     from traceformer.store.upgrading import upgrade as write
 
@@ -51,14 +52,14 @@ def upgrade(
         with steps_shown("upgrading") as progress:
             new = write(old, out_dir, replace=replace, overwrite=overwrite, progress=progress)
         assert new.folder is not None
-        version, after = new.meta["format_version"], folder_bytes(new.folder)
+        after = folder_bytes(new.folder)
         sizes = {"bytes_before": before, "bytes": after}
         outcomes.append({"run": str(folder), "out": str(new.folder), "upgraded": new is not old, **sizes})
         if not json:
             print(new.folder)
-            told = f"format {version}, {amount_of_bytes(after)} after {amount_of_bytes(before)}"
+            told = f"format {FORMAT_VERSION}, {amount_of_bytes(after)} after {amount_of_bytes(before)}"
             if new is old:
-                told = f"{folder} is of format {version} already"
+                told = f"{folder} is of format {FORMAT_VERSION} already"
             elif not replace:
                 told = f"{told}; {folder} is as it was"
             print(f"{told}; next: traceformer verify {new.folder}", file=sys.stderr)
