@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.capture.recording import Kept
 from tests.families import KEPT, mostly_slow
 from tests.marks import slow
 from traceformer.capture import pipeline
@@ -190,12 +191,8 @@ def test_nothing_of_the_model_is_kept_when_a_pass_is_over() -> None:
 
 
 def run_once(model: LoadedModel, ids: Sequence[int], watching: HandedOn) -> None:
-    class Nothing:
-        def rows(self, *_: Any) -> None: ...
-        def square(self, *_: Any) -> None: ...
-
     specs = plan_arrays(Selection(("resid",)), model.model).arrays
-    with watching, Recorder(model.model, specs, Nothing()) as recorder:
+    with watching, Recorder(model.model, specs, Kept()) as recorder:
         recorder.run({"dec": [Span(0, len(ids))]}, input_ids=torch.tensor([ids]))
 
 

@@ -86,5 +86,5 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan(**options: Any) -> RunLayout:
     """Returns the layout of a run of the stream, each row once: 6 examples in shards of 4 unless said otherwise."""
-    chosen = {"n_examples": 6, "longest": {"dec": 20}, **options}
+    chosen: dict[str, Any] = {"n_examples": 6, "longest": {"dec": 20}, **options}
     return replace(runs.plan(arrays=STREAM, **chosen), aliases=each_once(STREAM, {"dec": DEPTH}, are_equal))

@@ -47,7 +47,7 @@ def test_rows_that_are_equal_in_all_examples_are_stored_once(old: Path) -> None:
     assert {str(spec.key): spec.layers for spec in new.layout.kept} == streams.KEPT
     assert holds_all(new)
     assert new.table.equals(Run(old).table)
-    assert verify_run(new.folder) == []
+    assert verify_run(old.with_name("run_format3")) == []
     assert runs.contents(old) == before
 
 

@@ -1,12 +1,11 @@
 """Writes a run that can be read already to a folder, shard by shard: from memory to disk, or a copy."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from traceformer.errors import UsageError
 from traceformer.progress import quiet
-from traceformer.store.aliases import Aliases
+from traceformer.store.layout import RunLayout
 from traceformer.store.source import Source
 from traceformer.store.writer import RunWriter
 from traceformer.store.zarr3 import reading
@@ -21,7 +20,7 @@ def save_run(
     folder: Path,
     *,
     overwrite: bool,
-    aliases: Aliases | None = None,
+    layout: RunLayout | None = None,
     progress: Callable[[int], object] = quiet,
 ) -> Path:
     """Returns the folder of the run that was written there; its array files are those of a run recorded there.
@@ -30,7 +29,7 @@ def save_run(
         source: What is written.
         folder: Where it goes.
         overwrite: Whether to replace a run that is there.
-        aliases: Which layers are another one's, and need not be stored; those of the source for None.
+        layout: How it is laid out, with the same arrays and shards; as the source is for None.
         progress: Told how many shards are written.
 
     Raises:
@@ -40,8 +39,7 @@ def save_run(
     """
     if not source.finished:
         raise UsageError(f"{source.name} is not finished", why="a part of a run is not saved as a whole one")
-    index, layout, table = source.index, source.head.layout, source.token_table()
-    layout = layout if aliases is None else replace(layout, aliases=aliases)
+    index, table, layout = source.index, source.token_table(), layout or source.head.layout
     table = table.drop_columns([name for name in _PLACES if name in table.column_names])
     meta = {**source.head.meta, "run_id": folder.name}
     with RunWriter.create(

@@ -5,6 +5,7 @@
 2. The run is written as any other is: beside its place, and renamed when it is complete.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -71,7 +72,7 @@ def upgrade(
         save_run(
             source,
             folder,
-            aliases=aliases,
+            layout=dataclasses.replace(source.head.layout, aliases=aliases),
             overwrite=replace or overwrite,
             progress=lambda done: step(count + done, 2 * count),
         )

@@ -53,7 +53,7 @@ class _Source:
     def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
         """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
         # One layer is read where it is kept; all of them may be the layers of several arrays.
-        lead = key[:1] if self.axis and self.spec.layers and isinstance(key[0], int) else ()
+        lead = (key[0],) if self.axis and self.spec.layers and isinstance(key[0], int) else ()
         array = as_read(self.run.whole(self.spec, lead), self.stored, self.dtype)
         along = key[self.axis]
         wanted = np.arange(len(self.spans))[along]
