@@ -27,7 +27,7 @@ from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 
 TEXTS = [[5, 6, 7, 8], [20, 21, 22], [30, *range(5, 25)]]
-STREAM = "resid hidden norms attn_out"
+STREAM = "resid hidden norms mlp attn_out"
 
 
 def same_numbers(one: Run, other: Run) -> bool:
@@ -80,6 +80,16 @@ def test_selected_layers_keep_what_has_no_other_place() -> None:
     assert same_numbers(
         run, record(model, TEXTS, STREAM, layers="0,2-3", hidden_layers=(1, 3, 6), keep_duplicates=True)
     )
+
+
+def test_what_the_mlp_adds_is_what_its_down_projection_makes_where_one_module_shows_both() -> None:
+    rows = {spec.key.site: spec for spec in plan_arrays(Selection(("mlp",)), tiny_model("opt")).arrays}
+    found = HandedOn(load_model(tiny_model("opt"))).aliases([rows["mlp_down"], rows["mlp_out"]])
+    assert {str(alias): str(kept) for alias, kept in found.items()} == {
+        f"dec.mlp_down[{layer}]": f"dec.mlp_out[{layer}]" for layer in rows["mlp_out"].layers
+    }
+    normed = plan_arrays(Selection(("mlp",)), tiny_model("gemma2")).arrays
+    assert HandedOn(load_model(tiny_model("gemma2"))).aliases(normed) == {}
 
 
 def test_a_generation_stores_each_row_once() -> None:

@@ -38,7 +38,7 @@ from traceformer.capture.passes import (
     Wanted,
 )
 from traceformer.capture.sharing import Sharing
-from traceformer.capture.spots import stream_spot
+from traceformer.capture.spots import spot_of
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims, check_positions
 from traceformer.models.families import architecture_of
@@ -326,11 +326,11 @@ class Recorder:
         if site == "token_embed":
             shared = stack == "dec" and "enc" in self._row.stacks
             return self._module(row.token_embed), _Delivery(wanted, Tap(""), after="enc" if shared else None)
-        spot = stream_spot(row, key, layer, len(self._module(row.blocks)))
+        spot = spot_of(row, key, layer, len(self._module(row.blocks)))
         if spot is not None:
             return self._module(spot.path), _Delivery(wanted, spot.tap, spot.after)
         attention_row = row.attention_of(attention)
-        tap = attention_row.tap(site) if attention_row is not None else row.mlp.get(site)
+        tap = None if attention_row is None else attention_row.tap(site)
         return None if tap is None else (self._module(f"{row.blocks}.{layer}.{tap.path}"), _Delivery(wanted, tap))
 
     def _observe_attention(self, undo: ExitStack) -> None:

@@ -1,8 +1,8 @@
-"""Where the residual stream is seen, and which of its arrays are one tensor, so that a run keeps one of them.
+"""Where stream and MLPs are seen, and which of their arrays are one tensor, so that a run keeps one of them.
 
-What is seen at one spot is equal by construction: `hidden[3]` is taken where `resid_post[2]` is. What a block makes is
-what the next one takes in most models, but that is measured: before a recording (`proofs/handed_on.py`), and, in every
-batch, where both are seen (`pipeline`).
+What is seen at one spot is equal by construction: `hidden[3]` is taken where `resid_post[2]` is, and in some families
+`mlp_down` where `mlp_out` is. What a block makes is what the next one takes in most models, but this is measured,
+before a recording (`proofs/handed_on.py`) and, in every batch, where both are seen (`pipeline`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from traceformer.models.family import Architecture, StackRow, Tap
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Rows, each_once
 
-__all__ = ["Spot", "aliases_of", "seen_twice", "stream_spot"]
+__all__ = ["Spot", "aliases_of", "seen_twice", "spot_of"]
 
 
 class Spot(NamedTuple):
@@ -27,8 +27,8 @@ class Spot(NamedTuple):
     after: Stack | None = None
 
 
-def stream_spot(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> Spot | None:
-    """Returns where an array of the residual stream is seen in a stack of `depth` blocks; None for other arrays."""
+def spot_of(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> Spot | None:
+    """Returns where an array of the stream or of an MLP is seen in a stack of `depth` blocks; None for other arrays."""
     site = key.site
     if site == "hidden":
         assert layer is not None
@@ -45,7 +45,8 @@ def stream_spot(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> 
         return Spot(f"{row.blocks}.0", Tap("", "input"))
     if site in ("resid_pre", "resid_post"):
         return Spot(f"{row.blocks}.{layer}", Tap("", "input" if site == "resid_pre" else "output"))
-    return None
+    tap = row.mlp.get(site)
+    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
 
 
 def aliases_of(
@@ -65,7 +66,7 @@ def aliases_of(
 
     def are_equal(kept: Rows, other: Rows) -> bool:
         stack = kept.key.stack
-        here, there = (stream_spot(row.stacks[stack], *each, depths[stack]) for each in (kept, other))
+        here, there = (spot_of(row.stacks[stack], *each, depths[stack]) for each in (kept, other))
         return here == there or (kept.key.site == "resid_pre" and (stack, kept.layer) in handed_on)
 
     return each_once(arrays, {stack: depths[stack] for stack in row.stacks}, are_equal)

@@ -78,7 +78,10 @@ def each_once(
 
 
 def _may_be_equal(stack: Stack, depth: int) -> Iterator[list[Rows]]:
-    """Yields the layers that are one tensor in most models, from the input of block 0 to what the stack hands over."""
+    """Yields the layers that are one tensor in most models: of the stream, from its beginning to its end, and of MLPs.
+
+    Of equal ones the first is kept.
+    """
 
     def rows(site: str, layer: int | None = None) -> Rows:
         return Rows(ArrayKey(stack, None, site), layer)
@@ -87,6 +90,7 @@ def _may_be_equal(stack: Stack, depth: int) -> Iterator[list[Rows]]:
     for layer in range(1, depth):
         yield [rows("resid_pre", layer), rows("resid_post", layer - 1), rows("hidden", layer)]
     yield [rows("resid_post", depth - 1), rows("final_norm"), rows("hidden", depth)]
+    yield from ([rows("mlp_out", layer), rows("mlp_down", layer)] for layer in range(depth))
 
 
 def _layers_of(arrays: Sequence[ArraySpec]) -> dict[Rows, ArraySpec]:
