@@ -178,6 +178,7 @@ def test_a_change_between_blocks_that_comes_later_stops_the_recording(
         record(model, TEXTS, "resid", **options)
 
 
+@pytest.mark.slow
 def test_what_changes_later_between_blocks_is_recorded_where_all_rows_are_kept() -> None:
     model = deep()
     add(model, 2, more_of_the_long)
@@ -185,6 +186,7 @@ def test_what_changes_later_between_blocks_is_recorded_where_all_rows_are_kept()
     assert np.allclose(run.get(2, "resid_pre", 2), run.get(2, "resid_post", 1) + 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_what_comes_from_a_device_is_stored_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = deep()
     here = record(model, TEXTS, STREAM)

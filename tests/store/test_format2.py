@@ -58,6 +58,7 @@ def test_damage_to_a_run_of_format_2_is_found_when_it_is_touched(format2: Path) 
         TraceStore(format2 / "run").get("example-2", "hidden")
 
 
+@pytest.mark.slow
 def test_a_run_of_format_2_is_exported(format2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(format2 / "run"), "--format", "safetensors", "--output", str(format2 / "out")]) == 0
     layout = RunHead.read(format2 / "run").layout
