@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from traceformer.sites import Selection
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
+    from traceformer.store.upgrading import upgrade
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ __all__ = [
     "project",
     "record",
     "statistics",
+    "upgrade",
 ]
 
 _HOMES = {
@@ -99,6 +101,7 @@ _HOMES = {
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
     "statistics": "traceformer.questions.statistics",
+    "upgrade": "traceformer.store.upgrading",
 }
 _MODULES = ("compat", "figures")
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.formats import foreign, foreign_pt
 from tests.models.checkpoints import FIXTURES, SIZES, random_weights
 from tests.store import runs
 from tests.tiny_folders import write_tiny_model
+from traceformer.store.aliases import Rows
 from traceformer.store.run import Run
 
 __all__ = ["CONLLU", "TEXTS", "write"]
@@ -45,8 +47,9 @@ def _recorded() -> Run:
 
 
 def _run(folder: Path) -> None:
-    arrays = tuple(runs.spec(key) for key in ("dec.self.attn_pattern", "dec.self.k", "dec.hidden"))
-    runs.write(folder / "run", runs.plan("dec", arrays, n_examples=3, longest={"dec": 9}, shard_examples=2))
+    arrays = tuple(runs.spec(key) for key in ("dec.self.attn_pattern", "dec.self.k", "dec.hidden", "dec.embed"))
+    layout = runs.plan("dec", arrays, n_examples=3, longest={"dec": 9}, shard_examples=2)
+    runs.write(folder / "run", replace(layout, aliases={Rows.parse("dec.embed"): Rows.parse("dec.hidden[0]")}))
 
 
 def _encdec_run(folder: Path) -> None:

@@ -109,7 +109,7 @@ def fill(layout: RunLayout, shard: int, buffer: ShardBuffer) -> pa.Table:
     examples = layout.shard_range(shard)
     own = [lengths(layout, example) for example in examples]
     buffer.begin({stack: [each[stack] for each in own] for stack in layout.stacks})
-    for array in layout.arrays:
+    for array in layout.kept:
         for b, example in enumerate(examples):
             buffer.part(array, b)[...] = as_stored(layout, array, truth(layout, array, example))
     first = layout.stacks[0]

@@ -270,7 +270,10 @@ def verified(folder: Path) -> str:
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1, 0, 1.5, True, 10**400, {"dec": []}, [[]], [{"key": 3}]])
 @pytest.mark.parametrize(
     "name",
-    ["format_version", "configuration", "layout", "arrays", "arch", "dtype", "n_examples", "max_tokens", "chunk_slots"],
+    [
+        *("format_version", "configuration", "layout", "arrays", "arch", "dtype", "n_examples", "max_tokens"),
+        *("chunk_slots", "aliases"),
+    ],
 )  # fmt: skip
 def test_a_head_of_odd_types_is_unreadable_or_read(even: Path, tmp_path: Path, name: str, value: Any) -> None:
     data = unseal((even / "meta.json").read_bytes(), even)

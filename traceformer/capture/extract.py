@@ -27,6 +27,7 @@ from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.first import prove_first
 from traceformer.capture.proofs.fit import fitted, is_strange
+from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import (
     model_configuration,
     model_meta,
@@ -75,6 +76,7 @@ def record(
     codec: Literal["none", "zstd", "lz4"] = "none",
     attn_codec: Literal["exact", "sqrt8"] = "exact",
     shard_examples: int | None = None,
+    keep_duplicates: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int = 8,
@@ -111,6 +113,7 @@ def record(
         codec: Compression of token arrays.
         attn_codec: sqrt8 stores patterns in one byte per cell, with an error of up to 0.004.
         shard_examples: Texts per shard; the store chooses for None.
+        keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         batch_size: Texts per forward pass.
@@ -135,7 +138,7 @@ def record(
         folder=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
-        storage=Storage(dtype, codec, attn_codec, shard_examples),
+        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
     )
     place.check()
     asked = read_texts(
@@ -199,7 +202,10 @@ def extract(
         raise UsageError(f"`batch_size={batch_size}`", hint="give 1 or more")
     model, plan, rows, layout = prepare(model, texts, selection, place.storage, progress)
     batch_size = _fitting(batch_size, model, plan, layout)
-    prove_first(model, plan, _first_batch(rows, layout.shard_range(0), batch_size), sum(rows.lengths.total.values()))
+    with HandedOn(model) as handed_on:
+        first = _first_batch(rows, layout.shard_range(0), batch_size)
+        prove_first(model, plan, first, sum(rows.lengths.total.values()))
+    layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
     configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
@@ -253,11 +259,12 @@ def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Plac
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
     if batches:
         batch = batches[len(batches) // 2]
-        for _ in range(2):  # the first pass is slower: memory and kernels are being set up
-            started = time.perf_counter()
+        with HandedOn(model) as handed_on:
             run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
-            seconds = time.perf_counter() - started
-        seconds *= tokens / _tokens_of(part, batch)
+        layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
+        started = time.perf_counter()  # the first pass was slower: memory and kernels were being set up
+        run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
+        seconds = (time.perf_counter() - started) * tokens / _tokens_of(part, batch)
     return Estimate(
         layout.n_examples,
         tokens,

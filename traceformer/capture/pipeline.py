@@ -3,6 +3,8 @@
 1. `open_shard` gives a `ShardSink`, which casts what a recorder sees to the stored dtype and packs its true
    tokens into the shard's memory. On the CPU that is one pass over the data, done while it is still in cache;
    on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
+   Rows that the run keeps for two arrays are placed when they are first seen. If they are seen again, at another spot
+   of the model, they are compared with what was placed, bit for bit as it is stored.
 2. `close_shard` hands the full shard to a thread that compresses and writes it while the next batches run. A model
    on the CPU needs all cores itself: there `close_shard` compresses before it returns, and the thread only writes.
 3. At most one shard is being written while another is filled, and at most two batches are in flight from the
@@ -12,7 +14,8 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from functools import partial
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +24,10 @@ from torch import Tensor
 
 from traceformer.capture.attention import Span
 from traceformer.capture.passes import Spans
-from traceformer.errors import NumericError
+from traceformer.capture.spots import seen_twice
+from traceformer.errors import NumericError, Unsupported
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter
@@ -46,9 +51,19 @@ class ShardSink:
         self._end = end
         self._square_root = layout.attn_codec == "sqrt8"
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
+        self._layers = {
+            Rows(spec.key, layer): self._targets[spec.key].select(int(spec.site.is_per_example), index)
+            for spec in layout.kept
+            if not spec.site.is_matrix
+            for index, layer in enumerate(spec.layers)
+        }
+        self._kept = layout.aliases
+        self._twice = seen_twice(layout.aliases)
+        self._at_one_spot = layout.aliases.keys() - self._twice.values()
+        self._seen_once: dict[Rows, list[Tensor]] = {}
         self._slots: Sequence[int] = ()
         self._spans: Spans = {}
-        self._arriving: list[tuple[Tensor, Tensor]] = []
+        self._arriving: list[Callable[[], object]] = []
         self._filled: set[int] = set()
         self.from_device = False
 
@@ -62,17 +77,28 @@ class ShardSink:
         self._end(self)
 
     def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        stack = spec.key.token_stack
-        target = self._targets[spec.key]
-        if spec.site.is_per_example:
-            for row, slot in zip(rows, self._slots, strict=True):
-                self._place(target[slot] if layer is None else target[slot, spec.layers.index(layer)], row)
+        seen = Rows(spec.key, layer)
+        if seen in self._at_one_spot:  # with what is kept: the same tensor
             return
-        target = target if layer is None else target[spec.layers.index(layer)]
-        for row, slot, span in zip(rows, self._slots, self._spans[stack], strict=True):
-            first = self.buffer.offsets[stack][slot]
-            part = row[..., span.start : span.stop, :]
-            self._place(target[..., first : first + span.length, :], part)
+        kept = self._kept.get(seen, seen)
+        target = self._targets[kept.key] if kept.layer is None else self._layers[kept]
+        if spec.site.is_per_example:
+            places = [(target[slot], row) for row, slot in zip(rows, self._slots, strict=True)]
+        else:
+            offsets = self.buffer.offsets[spec.key.token_stack]
+            of_rows = zip(rows, self._slots, self._spans[spec.key.token_stack], strict=True)
+            places = [
+                (target[..., (first := offsets[slot]) : first + span.length, :], row[..., span.start : span.stop, :])
+                for row, slot, span in of_rows
+            ]
+        before = self._seen_once.pop(kept, None)
+        if before is not None:
+            for placed, (_, source) in zip(before, places, strict=True):
+                self._compare(kept, placed, source)
+            return
+        placed = [self._place(target, source) for target, source in places]
+        if kept in self._twice:
+            self._seen_once[kept] = placed
 
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
         target = self._targets[spec.key][self._slots[example], spec.layers.index(layer)]
@@ -82,15 +108,24 @@ class ShardSink:
             block = block.sqrt().mul_(255).round_()
         self._place(target[:, queries.start : queries.stop, keys.start : keys.stop], block)
 
-    def _place(self, target: Tensor, source: Tensor) -> None:
-        if source.device.type == "cpu":
-            target.copy_(source)
-            return
+    def _place(self, target: Tensor, source: Tensor) -> Tensor:
+        """Has the numbers stored, and returns them as they are: in the shard's memory, or still on the device."""
+        if _is_here(source):
+            return target.copy_(source)
         self.from_device = True
         packed = source.to(target.dtype).contiguous()
-        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
-        host.copy_(packed, non_blocking=packed.is_cuda)
-        self._arriving.append((target, host))
+        self._arriving.append(partial(target.copy_, _on_its_way(packed)))
+        return packed
+
+    def _compare(self, kept: Rows, placed: Tensor, source: Tensor) -> None:
+        """Has the recording stop if what is seen now would not be stored as what was placed."""
+        again = source.to(placed)
+        if _is_here(placed):
+            if not torch.equal(_bits(placed), _bits(again)):
+                _refuse(kept, self._twice[kept])
+            return
+        differs = (_bits(placed) != _bits(again)).any()
+        self._arriving.append(partial(_refuse_if, _on_its_way(differs), kept, self._twice[kept]))
 
     def check_filled(self) -> None:
         """Makes sure that every example with tokens was in a batch: memory is used again, and would show another's."""
@@ -98,8 +133,8 @@ class ShardSink:
         missing = {slot for own in lengths for slot in range(len(own)) if own[slot]} - self._filled
         assert not missing, f"examples {sorted(missing)} of a shard were never run"
 
-    def take_arriving(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns, once, the copies under way from the device: (place in the shard, pinned memory)."""
+    def take_arriving(self) -> list[Callable[[], object]]:
+        """Returns, once, what is to be done when the copies under way from the device are there."""
         arriving, self._arriving = self._arriving, []
         return arriving
 
@@ -108,6 +143,34 @@ def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
     """A tensor over the same memory; bfloat16 is kept as its bits in uint16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" and array.dtype == np.uint16 else tensor
+
+
+def _is_here(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _on_its_way(packed: Tensor) -> Tensor:
+    """Returns pinned memory in which a tensor of the device will be."""
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
+    return host.copy_(packed, non_blocking=packed.is_cuda)
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    return numbers.view({2: torch.int16, 4: torch.int32}[numbers.itemsize])
+
+
+def _refuse_if(differs: Tensor, kept: Rows, alias: Rows) -> None:
+    if differs.item():
+        _refuse(kept, alias)
+
+
+def _refuse(kept: Rows, alias: Rows) -> NoReturn:
+    raise Unsupported(
+        f"{alias} is not {kept} here, bit for bit",
+        why="before the first batch it was, so that one of them was to be stored for both: something between these "
+        "blocks changes it in some texts only",
+        hint="`keep_duplicates=True` stores both",
+    )
 
 
 class Pipeline:
@@ -172,8 +235,8 @@ class Pipeline:
                 future.result()
 
 
-def _place_all(ready: "torch.cuda.Event | None", arriving: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _place_all(ready: "torch.cuda.Event | None", arriving: Sequence[Callable[[], object]]) -> None:
     if ready is not None:
         ready.synchronize()
-    for target, host in arriving:
-        target.copy_(host)
+    for place in arriving:
+        place()

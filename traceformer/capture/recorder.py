@@ -38,6 +38,7 @@ from traceformer.capture.passes import (
     Wanted,
 )
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.spots import spot_of
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims, check_positions
 from traceformer.models.families import architecture_of
@@ -50,11 +51,7 @@ __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_
 
 
 class _Delivery(NamedTuple):
-    """What one hook hands over: which part of a module's tensor is which wanted array.
-
-    `after` names a stack whose blocks must all have run before: a module may serve twice in one pass
-    (NanoChat norms its embeddings with its final norm; encoder and decoder may share an embedding).
-    """
+    """What one hook hands over: which part of a module's tensor is which wanted array; `after` as of a `Spot`."""
 
     wanted: Wanted
     tap: Tap
@@ -326,30 +323,16 @@ class Recorder:
         if not self._row.has(key):
             raise Unsupported(f"{self._model.config.model_type} has no {key}")
         row = self._row.stacks[stack]
-        blocks = self._module(row.blocks)
         if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
         if site == "token_embed":
             shared = stack == "dec" and "enc" in self._row.stacks
             return self._module(row.token_embed), _Delivery(wanted, Tap(""), after="enc" if shared else None)
-        if site == "hidden":
-            assert layer is not None
-            if layer == len(blocks) and row.final_norm is not None:
-                site = "final_norm"
-            elif layer == 0:
-                site = "embed"
-            else:
-                site, layer = "resid_post", layer - 1
-        if site == "final_norm":
-            assert row.final_norm is not None
-            return self._module(row.final_norm), _Delivery(wanted, Tap(""), after=stack)
-        if site == "embed":
-            return blocks[0], _Delivery(wanted, Tap("", "input"))
-        assert layer is not None
-        if site in ("resid_pre", "resid_post"):
-            return blocks[layer], _Delivery(wanted, Tap("", "input" if site == "resid_pre" else "output"))
+        spot = spot_of(row, key, layer, len(self._module(row.blocks)))
+        if spot is not None:
+            return self._module(spot.path), _Delivery(wanted, spot.tap, spot.after)
         attention_row = row.attention_of(attention)
-        tap = attention_row.tap(site) if attention_row is not None else row.mlp.get(site)
+        tap = None if attention_row is None else attention_row.tap(site)
         return None if tap is None else (self._module(f"{row.blocks}.{layer}.{tap.path}"), _Delivery(wanted, tap))
 
     def _observe_attention(self, undo: ExitStack) -> None:

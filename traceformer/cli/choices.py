@@ -187,6 +187,8 @@ class PlaceChoice:
     """Go on with an interrupted run of the same configuration."""
     overwrite: bool = False
     """Replace a finished run that is in the way."""
+    keep_duplicates: bool = False
+    """Store rows that are equal to another array's once more."""
 
     def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
         """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""
@@ -201,7 +203,7 @@ class PlaceChoice:
             resume=self.resume,
             overwrite=self.overwrite,
             writer=storage.pop("writer", (0, 1)),
-            storage=Storage(self.dtype, **storage),
+            storage=Storage(self.dtype, keep_duplicates=self.keep_duplicates, **storage),
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
         )
         place.check()

@@ -7,6 +7,7 @@ from typing import Any
 
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
+from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
@@ -152,7 +153,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
         bytes=_size(folder),
         arrays=tuple(arrays),
-        parts=(*_row(about), *dict.fromkeys(parts)),
+        parts=(*_row(about), *dict.fromkeys(parts), *_aliases(layout)),
         labels=about.labels or (),
     )
 
@@ -171,6 +172,13 @@ def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
+
+
+def _aliases(layout: RunLayout) -> Iterator[str]:
+    """Yields a line of the arrays that are not stored whole, since some of their rows are another's."""
+    names = dict.fromkeys(str(rows.key) for rows in layout.aliases)
+    if names:
+        yield f"{', '.join(names)}: rows that are also another array's are stored there, once"
 
 
 def _row(about: RunMeta) -> Iterator[str]:

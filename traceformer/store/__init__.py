@@ -10,11 +10,13 @@ folder        a run in a folder, opened
 memory        the source of a run in memory, with the interface of one on disk, and what writes it
 source        where a run's numbers and tokens come from; reading is the same from here on
 saving        from memory to disk, or a copy, shard by shard
+upgrading     a run of an older format in the newest one
 arrays        which array a site means, and which parts of it a layer, a head and an example need
 columns       one layer over all examples, in batches, or shuffled without reading twice
 index         which examples a run holds and where their tokens lie
 tables        token tables of several shards, joined though their columns differ
 xarrays       a run as xarray sees it, lazy and without gaps
+aliases       each row once: which layers are another array's, and where they are read
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles

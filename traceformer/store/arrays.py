@@ -10,11 +10,12 @@ import numpy as np
 from traceformer.errors import NotRecorded, SelectionError
 from traceformer.shapes import Num
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
+from traceformer.store.aliases import Lead
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout, head_index, layer_index
 from traceformer.store.meta import RunMeta
-from traceformer.store.source import Lead, Source
+from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, read_ahead, reading
 
 if TYPE_CHECKING:
@@ -151,9 +152,9 @@ class RunArrays:
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
         lead = self._lead(spec, layer, head)
-        array, stored = self._source.whole(spec), self._layout.stored(spec)
+        stored = self._layout.stored(spec)
+        view = as_read(self._source.whole(spec, lead), stored, dtype)
         if spec.site.is_per_example:
-            view = as_read(array[(slice(None), *lead)], stored, dtype)
             return Column(
                 view=view if view.rank == 2 else view.transpose([1, 0, 2]),
                 stored=stored,
@@ -162,7 +163,7 @@ class RunArrays:
                 chunk=self._layout.chunk_shape(spec)[0],
             )
         return Column(
-            view=as_read(array[lead] if lead else array, stored, dtype),
+            view=view,
             stored=stored,
             dtype=dtype_read(stored, dtype),
             spans=self._index.token_spans(spec.key.token_stack),

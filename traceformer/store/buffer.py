@@ -26,8 +26,9 @@ class ShardBuffer:
     lies outside of it is zero already, or is never written.
 
     Attributes:
-        arrays: Matrices are (B, layer, head, Tq, Tk); token arrays (layer[, head], S, width), where an example's
-            rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`; example arrays (B[, layer, head], width).
+        arrays: Those that are kept. Matrices are (B, layer, head, Tq, Tk); token arrays (layer[, head], S, width),
+            where an example's rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`; example arrays
+            (B[, layer, head], width).
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
@@ -38,14 +39,14 @@ class ShardBuffer:
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
-            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.arrays
+            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.kept
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
         # What the last shard may have written: per slot its queries and keys.
         nothing = np.zeros((layout.shard_examples, 2), np.int64)
-        self._dirty = {spec.key: nothing.copy() for spec in layout.arrays if spec.site.is_matrix}
+        self._dirty = {spec.key: nothing.copy() for spec in layout.kept if spec.site.is_matrix}
 
     @property
     def n_examples(self) -> int:
@@ -72,7 +73,7 @@ class ShardBuffer:
         self.compressed.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
-        for spec in layout.arrays:
+        for spec in layout.kept:
             if spec.site.is_matrix:
                 self._clear_around(spec)
             elif spec.site.is_per_token:
@@ -117,7 +118,7 @@ class ShardBuffer:
         `RunWriter.commit` sees to it. But beside a commit a model may be at work, whose cores wait for each other: on
         the CPU it is cheaper to do this between two passes, which then have all cores.
         """
-        for spec in self.layout.arrays:
+        for spec in self.layout.kept:
             if self._compresses and self.layout.codec_of(spec) == "zstd" and spec.key not in self.compressed:
                 self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
 

@@ -26,7 +26,7 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout
+from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
 from traceformer.store.meta import RunMeta
 
 __all__ = [
@@ -58,7 +58,8 @@ class RunHead:
     """What `meta.json` holds: the caller's metadata, the layout, and the configuration that a resumed run shares.
 
     `version` is that of the format. Runs of format 1 lack what format 2 added: coordinates of layers and heads, and
-    marks in the records. Readers take what is there, and one that was begun stays format 1 when it is resumed.
+    marks in the records. Those of format 2 have no aliases: every array is stored whole. Readers take what is there,
+    and a run stays of the format that it was begun in when it is resumed.
     """
 
     meta: Mapping[str, Any]
@@ -126,7 +127,8 @@ class RunHead:
         """Returns all of `meta.json`."""
         meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
         head = {"format": FORMAT, "format_version": self.version, **meta}
-        return {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
+        layout = as_of(self.version, self.layout.to_json())
+        return {**head, "layout": layout, "configuration": dict(self.configuration)}
 
     def write(self, folder: Path) -> None:
         """Writes `meta.json`."""
@@ -214,7 +216,7 @@ class CommitRecord:
             and all(type(length) is int and 0 <= length <= most for length in self.lengths[stack])
             for stack, most in layout.max_tokens.items()
         )
-        files = {path for spec in layout.arrays for path in layout.shard_files(spec, self.shard)}
+        files = {path for spec in layout.kept for path in layout.shard_files(spec, self.shard)}
         return (
             known
             and len(self.examples) == len(layout.shard_range(self.shard))

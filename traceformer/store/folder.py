@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
 from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import Identity, check_file, identity
-from traceformer.store.source import Lead
-from traceformer.store.zarr3 import Array, open_array, reading
+from traceformer.store.zarr3 import Array, along_layers, open_array, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,27 +81,33 @@ class RunFolder:
         return str(self.folder)
 
     def steps(self, spec: ArraySpec) -> Iterable[range]:
-        self._check_files(spec, self.index.shards)
+        for kept, _ in self.head.layout.pieces(spec, ()):
+            self._check_files(kept, self.index.shards)
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
-        index, own = self.index, slice(rows.start, rows.stop)
-        array = self.array(spec, (int(index.shard_of[rows.start]),))
+        index, own, shards = self.index, slice(rows.start, rows.stop), (int(self.index.shard_of[rows.start]),)
+        if spec.site.is_per_token:
+            first = int(index.slots[spec.key.token_stack][rows.start])
+            slots = slice(first, first + int(index.lengths[spec.key.token_stack][own].sum()))
+            return self._rows(spec, lead, shards, (slots,))
+        array, first = self.array(spec, shards), int(index.examples[rows.start])
         if spec.site.is_matrix:
-            first = int(index.examples[rows.start])
             queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
             return array[(slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))]
-        if spec.site.is_per_example:
-            first = int(index.examples[rows.start])
-            return array[(slice(first, first + len(rows)), *lead)]
-        first = int(index.slots[spec.key.token_stack][rows.start])
-        return array[(*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))]
+        return array[(slice(first, first + len(rows)), *lead)]
 
-    def whole(self, spec: ArraySpec) -> Array:
-        return self.array(spec, self.index.shards)
+    def whole(self, spec: ArraySpec, lead: Lead) -> Array:
+        if spec.site.is_per_token:
+            return self._rows(spec, lead, self.index.shards, ())
+        return self.array(spec, self.index.shards)[(slice(None), *lead)]
+
+    def _rows(self, spec: ArraySpec, lead: Lead, shards: Sequence[int], slots: tuple[slice, ...]) -> Array:
+        pieces = self.head.layout.pieces(spec, lead)
+        return along_layers([self.array(kept, shards)[(*own, *slots)] for kept, own in pieces])
 
     def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
-        """Returns the array on disk, once the files of the shards to be read are known to be those written there.
+        """Returns a kept array on disk, once the files of the shards to be read are known to be those written there.
 
         A file that is not there would read as zeros, another one as its own numbers.
 

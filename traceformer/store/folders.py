@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from traceformer.store.run import Run
 
-__all__ = ["ListedRun", "RunList", "find_run", "find_runs", "list_runs", "open_run", "runs_in"]
+__all__ = ["ListedRun", "RunList", "find_run", "find_runs", "folder_bytes", "list_runs", "open_run", "runs_in"]
 
 LATEST = "latest"
 
@@ -78,6 +78,11 @@ def find_runs(name: str, traces: Path = TRACES) -> list[Path]:
 def runs_in(folder: Path) -> list[Path]:
     """Returns the runs that lie in a folder, the newest first."""
     return sorted((path.parent for path in folder.glob(f"*/{META}")), key=_age)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Returns the size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _age(run: Path) -> tuple[int, str]:
@@ -146,7 +151,7 @@ def list_runs(folder: str | Path = TRACES) -> RunList:
 
 
 def _listed(run: Path) -> ListedRun:
-    size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    size = folder_bytes(run)
     begun = datetime.fromtimestamp((run / META).stat().st_mtime).isoformat(sep=" ", timespec="seconds")
     try:
         head = RunHead.read(run)

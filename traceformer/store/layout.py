@@ -12,20 +12,32 @@
 5. Example arrays have the axes (example[, layer, head], feature): one row per example, whatever its length. One chunk
    is as many examples, with all layers and heads, as 256 KiB hold; one shard is B examples. They are compressed like
    token arrays. The row of an example without tokens, on which nothing was run, is NaN.
+6. A layer of a token array that is another's, bit for bit, is not stored: see `aliases`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
 from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, Stored, array_path
 
-__all__ = ["COMMITS", "FORMAT_VERSION", "MANIFEST", "META", "TOKENS", "TOKEN_SHARDS", "UNFINISHED", "RunLayout"]
+__all__ = [
+    "COMMITS",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "META",
+    "TOKENS",
+    "TOKEN_SHARDS",
+    "UNFINISHED",
+    "RunLayout",
+    "as_of",
+]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 META = "meta.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
@@ -43,6 +55,7 @@ MOST_EXAMPLES = 256
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
 _WORDS: Mapping[str, Any] = {"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec}
 _MOST = 1 << 48  # of anything: products of two such numbers still mean something to Python, and to nothing else
+_SINCE: Mapping[str, int] = {"aliases": 3}  # what a layout states, by the format that it came with
 _OF_LAYERS = ("layer", "hidden_layer")
 _OF_HEADS = ("head", "kv_head")
 
@@ -62,6 +75,9 @@ class RunLayout:
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
     the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype.
+
+    `arrays` are what a reader sees. `aliases` are the layers of them that are another's, and `kept` is what is stored:
+    the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these.
     """
 
     arch: Arch
@@ -73,6 +89,11 @@ class RunLayout:
     attn_codec: AttnCodec
     codec: Codec
     chunk_slots: Mapping[Stack, int]
+    aliases: Aliases = field(default_factory=dict[Rows, Rows])
+    _kept: Mapping[ArrayKey, ArraySpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_kept", kept_arrays(self.arrays, self.aliases))
 
     @classmethod
     def plan(
@@ -116,6 +137,15 @@ class RunLayout:
         """Returns the spec of an array, or None if the run does not hold it."""
         return next((spec for spec in self.arrays if spec.key == key), None)
 
+    @property
+    def kept(self) -> tuple[ArraySpec, ...]:
+        """What is stored: the arrays with the layers that are no aliases; an array without such a layer is none."""
+        return tuple(self._kept.values())
+
+    def pieces(self, spec: ArraySpec, lead: Lead) -> list[Piece]:
+        """Returns the parts of kept arrays that `lead` of an array is made of, in order along its layers."""
+        return pieces(spec, lead, self.aliases, self._kept)
+
     def array_path(self, key: ArrayKey) -> str:
         """Returns where the array lives inside the run's folder: `dec_self_attn.zarr/attn`."""
         return array_path(key, self.arch)
@@ -155,9 +185,10 @@ class RunLayout:
         """
         group, leaf = self.array_path(spec.key).split("/")
         neighbours = [other for other in self.arrays if self.array_path(other.key).split("/")[0] == group]
+        others = [other for other in neighbours if other.key != spec.key]
         names: list[str] = []
         for name in self._own_axes(spec):
-            meanings = {_labels(other, name) for other in neighbours if name in self._own_axes(other)}
+            meanings = {_labels(other, name) for other in (spec, *others) if name in self._own_axes(other)}
             names.append(name if len(meanings) == 1 else f"{leaf}_{name}")
         return tuple(names)
 
@@ -240,16 +271,16 @@ class RunLayout:
 
     def bytes_per_shard(self) -> int:
         """Returns the size of all arrays of one full shard in memory, padding included."""
-        return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.arrays)
+        return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.kept)
 
     def filled_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
         """Returns the size of what examples of these lengths fill, uncompressed: never more is written for them."""
-        return sum(self._filled(spec, lengths) for spec in self.arrays)
+        return sum(self._filled(spec, lengths) for spec in self.kept)
 
     def estimate_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
         """Returns about how many bytes a run over examples of these lengths takes on disk."""
         total = 0.0
-        for spec in self.arrays:
+        for spec in self.kept:
             causal = spec.key.stack == "dec" and spec.key.attention == "self" and spec.key.site == "attn_pattern"
             stored = "sqrt8" if self.stored(spec) == "sqrt8" else "exact"
             total += self._filled(spec, lengths) * (_MATRIX_RATIO[causal, stored] if spec.site.is_matrix else 1)
@@ -266,7 +297,7 @@ class RunLayout:
 
     def estimate_files(self) -> int:
         """Returns how many files a finished run has, apart from a handful."""
-        return self.n_shards * (2 + sum(len(self.shard_files(spec, 0)) for spec in self.arrays))
+        return self.n_shards * (2 + sum(len(self.shard_files(spec, 0)) for spec in self.kept))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -279,6 +310,7 @@ class RunLayout:
             "attn_codec": self.attn_codec,
             "codec": self.codec,
             "chunk_slots": dict(self.chunk_slots),
+            "aliases": {str(rows): str(one) for rows, one in self.aliases.items()},
         }
 
     @classmethod
@@ -290,6 +322,9 @@ class RunLayout:
         """
         fields: dict[str, Any] = {**data, "max_tokens": dict(data["max_tokens"])}
         fields["arrays"] = tuple(ArraySpec.from_json(spec) for spec in data["arrays"])
+        stated = data.get("aliases", {}).items()
+        fields["aliases"] = {Rows.parse(rows): Rows.parse(one) for rows, one in stated}
+        check_aliases(fields["aliases"], fields["arrays"])
         layout = cls(**fields)
         for name, kind in _WORDS.items():
             if data[name] not in get_args(kind):
@@ -306,6 +341,11 @@ class RunLayout:
         ):
             raise ValueError("it has no arrays, or no sizes of their stacks")
         return layout
+
+
+def as_of(version: int, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run's configuration or layout states as one of format `version` does: without what came later."""
+    return {name: value for name, value in stated.items() if _SINCE.get(name, 1) <= version}
 
 
 def _even_part(rows: int, most: int) -> int:

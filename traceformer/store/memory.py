@@ -17,6 +17,7 @@ import tensorstore as ts
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.shapes import Shaped
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
+from traceformer.store.aliases import Lead
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.filled import check_finite, example_ids
@@ -25,8 +26,7 @@ from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
-from traceformer.store.source import Lead
-from traceformer.store.zarr3 import Array
+from traceformer.store.zarr3 import Array, along_layers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,8 +45,8 @@ class MemorySource:
 
     Attributes:
         matrices: For each matrix array, every example's (layer, head, query, key), as stored.
-        rows: For each token array all tokens' rows, (layer[, head], slot, d): slots without gaps. For each example
-            array all examples', (example[, layer, head], d).
+        rows: For each token array that is kept all tokens' rows, (layer[, head], slot, d): slots without gaps. For each
+            example array all examples', (example[, layer, head], d).
         table: One row per example.
     """
 
@@ -82,11 +82,15 @@ class MemorySource:
         stack = spec.key.token_stack
         first = int(self.index.slots[stack][rows.start])
         count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
-        return self.rows[spec.key][(*lead, slice(first, first + count))]
+        return self._rows(spec, lead, (slice(first, first + count),))
 
-    def whole(self, spec: ArraySpec) -> Array:
+    def whole(self, spec: ArraySpec, lead: Lead) -> Array:
         use_tensorstore()
-        return self.rows[spec.key]
+        return self.rows[spec.key][(slice(None), *lead)] if spec.site.is_per_example else self._rows(spec, lead, ())
+
+    def _rows(self, spec: ArraySpec, lead: Lead, slots: tuple[slice, ...]) -> Array:
+        pieces = self.head.layout.pieces(spec, lead)
+        return along_layers([self.rows[kept.key][(*own, *slots)] for kept, own in pieces])
 
     def token_table(self) -> "pa.Table":
         return self.table
@@ -150,7 +154,7 @@ class MemoryWriter:
             if shard not in self.pending:
                 raise UsageError(f"shard {shard} is not pending", why="it is committed, or out of range")
             ids = example_ids(shard, buffer, tokens)
-            for spec in self.layout.arrays:
+            for spec in self.layout.kept:
                 check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
                 self._keep(shard, spec, buffer)
             self._tables[shard] = encodable(tokens)

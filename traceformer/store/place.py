@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from traceformer.errors import UsageError, check_choice
 from traceformer.sites import Stack
+from traceformer.store.aliases import Aliases
 from traceformer.store.layout import RunLayout
 from traceformer.store.locks import (
     final_folder,
@@ -29,12 +30,20 @@ __all__ = ["Place", "Storage", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How values are stored; the choices are `docs/runs.md`'s. `shard_examples` None lets the store choose."""
+    """How values are stored; the choices are `docs/runs.md`'s. `shard_examples` None lets the store choose.
+
+    `keep_duplicates` stores rows that are equal to another array's once more.
+    """
 
     dtype: Dtype = "float16"
     codec: Literal["none", "zstd", "lz4"] = "none"
     attn_codec: Literal["exact", "sqrt8"] = "exact"
     shard_examples: int | None = None
+    keep_duplicates: bool = False
+
+    def once(self, layout: RunLayout, aliases: Aliases) -> RunLayout:
+        """Returns the layout with these aliases, or as it is where everything is to be stored."""
+        return layout if self.keep_duplicates else replace(layout, aliases=aliases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

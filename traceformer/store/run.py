@@ -90,7 +90,7 @@ class Run:
 
     def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
         """Pickled, a run is its folder: a worker process opens it anew."""
-        return Run, (self._on_disk().folder.absolute(),)
+        return Run, (self.on_disk().folder.absolute(),)
 
     # What the run is
 
@@ -458,7 +458,7 @@ class Run:
 
     def verify(self) -> Verification:
         """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""
-        return verify_folder(self._on_disk().folder)
+        return verify_folder(self.on_disk().folder)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> "Run":
         """Returns this run in the folder `path`, where it is written durably: from memory, or as a copy.
@@ -472,7 +472,12 @@ class Run:
 
         return Run(save_run(self._source, Path(path), overwrite=overwrite))
 
-    def _on_disk(self) -> RunFolder:
+    def on_disk(self) -> RunFolder:
+        """Returns the files of the run.
+
+        Raises:
+            Unsupported: it is in memory.
+        """
         if not isinstance(self._source, RunFolder):
             raise Unsupported("this run is in memory", why="it has no files", hint="run.save(path) first")
         return self._source
@@ -483,7 +488,7 @@ class Run:
         Token axes have no gaps and carry `token_example` (a row of `tokens`) and `token_position`; `layer` and
         `head` are the model's numbers. Matrices keep their padding of zeros, beside `n_query` and `n_key`.
         """
-        source = self._on_disk()
+        source = self.on_disk()
         try:
             from traceformer.store.xarrays import data_tree
         except ModuleNotFoundError as error:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from traceformer.sites import ArraySpec
+from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead
 from traceformer.store.index import RunIndex
 from traceformer.store.zarr3 import Array
@@ -12,14 +13,14 @@ from traceformer.store.zarr3 import Array
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Lead", "Source"]
-
-Lead: TypeAlias = tuple[int | slice, ...]
-"""The index of the axes before queries or tokens, without the example's: of layers, of heads, or of none."""
+__all__ = ["Source"]
 
 
 class Source(Protocol):
-    """What a run is read from. A row is an example's place among those that can be read."""
+    """What a run is read from. A row is an example's place among those that can be read.
+
+    Layers that are another array's are read there: of one layer that is all there is to it.
+    """
 
     @property
     def name(self) -> str:
@@ -52,8 +53,8 @@ class Source(Protocol):
         """
         ...
 
-    def whole(self, spec: ArraySpec) -> Array:
-        """Returns a whole token array (layer[, head], slot, d) or example array (example[, layer, head], d).
+    def whole(self, spec: ArraySpec, lead: Lead) -> Array:
+        """Returns a whole token array (*lead, slot, d), or a whole example array (example, *lead, d), as it is stored.
 
         Its slots and examples are those of `index`.
         """

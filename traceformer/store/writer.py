@@ -304,7 +304,7 @@ class RunWriter:
 
     def _remove_leftovers(self, shard: int) -> None:
         """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
-        files = [path for spec in self.layout.arrays for path in self.layout.shard_files(spec, shard)]
+        files = [path for spec in self.layout.kept for path in self.layout.shard_files(spec, shard)]
         for path in (self.folder / file for file in (*files, token_path(shard))):
             path.unlink(missing_ok=True)
             temporary_of(path).unlink(missing_ok=True)
@@ -323,7 +323,7 @@ class RunWriter:
     def _write_arrays(self, group: WriteGroup, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
         """Writes all arrays, a few at a time, those first that take longest."""
         pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
-        specs = sorted(self.layout.arrays, key=lambda spec: not spec.site.is_matrix)
+        specs = sorted(self.layout.kept, key=lambda spec: not spec.site.is_matrix)
         try:
             written = pool.map(lambda spec: self._write_array(group, shard, spec, buffer), specs)
             return {path: found for files in written for path, found in files}

@@ -52,12 +52,16 @@ class _Source:
 
     def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
         """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
-        array = as_read(self.run.array(self.spec, self.run.index.shards), self.stored, self.dtype)
+        # One layer is read where it is kept; all of them may be the layers of several arrays.
+        lead = (key[0],) if self.axis and self.spec.layers and isinstance(key[0], int) else ()
+        array = as_read(self.run.whole(self.spec, lead), self.stored, self.dtype)
         along = key[self.axis]
         wanted = np.arange(len(self.spans))[along]
         stretches = [int(self.spans.places(wanted.reshape(1))[0])] if wanted.ndim == 0 else self._stretches(wanted)
         with reading(self.run.folder):
-            ahead = [array.oindex[(*key[: self.axis], part, *key[self.axis + 1 :])].read() for part in stretches]
+            ahead = [
+                array.oindex[(*key[len(lead) : self.axis], part, *key[self.axis + 1 :])].read() for part in stretches
+            ]
             # An axis before this one that an integer takes away moves this one to the left.
             axis = self.axis - sum(isinstance(part, int) for part in key[: self.axis])
             parts = [decode(future.result(), self.stored) for future in ahead]

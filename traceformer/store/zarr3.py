@@ -6,7 +6,7 @@ arrays of layers and heads, which have the model's own numbers: `xarray.open_zar
 """
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
+    "along_layers",
     "as_read",
     "coordinate_files",
     "group_metadata",
@@ -55,14 +56,15 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
 
     With `n_slots`, the used token slots per stack, it is that of a finished run: token axes end there, and each
     token group has its coordinates `token_example` and `token_position`. Groups carry their arrays' metadata
-    inline, without which xarray warns.
+    inline, without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves.
     """
-    groups: dict[str, dict[str, JSON]] = {}
+    groups: dict[str, dict[str, JSON]] = {layout.array_path(spec.key).split("/")[0]: {} for spec in layout.arrays}
     coordinates: dict[str, list[str]] = {}
-    for spec in layout.arrays:
+    aliases = _aliases(layout)
+    for spec in layout.kept:
         group, leaf = layout.array_path(spec.key).split("/")
         slots = n_slots[spec.key.token_stack] if n_slots is not None and spec.site.is_per_token else None
-        groups.setdefault(group, {})[leaf] = _array_metadata(layout, spec, slots)
+        groups[group][leaf] = _array_metadata(layout, spec, slots)
     for path, numbers in _coordinates(layout).items():
         group, leaf = path.split("/")
         groups[group][leaf] = _coordinate_metadata(leaf, len(numbers))
@@ -77,10 +79,29 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
         found[f"{group}/zarr.json"] = {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {"coordinates": " ".join(coordinates[group])} if group in coordinates else {},
+            "attributes": {
+                **({"coordinates": " ".join(coordinates[group])} if group in coordinates else {}),
+                **({"alias_of": aliases[group]} if group in aliases else {}),
+            },
             "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
         }
         found |= {f"{group}/{leaf}/zarr.json": metadata for leaf, metadata in arrays.items()}
+    return found
+
+
+def _aliases(layout: RunLayout) -> dict[str, JSON]:
+    """Returns for each group what its arrays have elsewhere: array -> layer -> the array and its layer.
+
+    Of an array without layers, and where the other one has none, these are left out.
+    """
+    found: dict[str, JSON] = {}
+    for rows, one in layout.aliases.items():
+        group, leaf = layout.array_path(rows.key).split("/")
+        there = {"array": layout.array_path(one.key), **({} if one.layer is None else {"layer": one.layer})}
+        if rows.layer is None:
+            found.setdefault(group, {})[leaf] = there
+        else:
+            found.setdefault(group, {}).setdefault(leaf, {})[str(rows.layer)] = there
     return found
 
 
@@ -98,7 +119,7 @@ def _coordinates(layout: RunLayout) -> dict[str, tuple[int, ...]]:
     """Returns the numbers of all coordinates by path. Arrays of a group share an axis only with the same numbers."""
     return {
         f"{layout.array_path(spec.key).split('/')[0]}/{name}": numbers
-        for spec in layout.arrays
+        for spec in layout.kept
         for name, numbers in layout.coordinates(spec).items()
     }
 
@@ -109,7 +130,7 @@ def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
     In a group with the tokens of two stacks (a decoder's cross-attention), the encoder's are `enc_token_example`.
     """
     found: dict[str, Stack] = {}
-    for spec in layout.arrays:
+    for spec in layout.kept:
         if spec.site.is_per_token:
             group, stack = layout.array_path(spec.key).split("/")[0], spec.key.token_stack
             prefix = "" if stack == spec.key.stack else f"{stack}_"
@@ -207,7 +228,7 @@ def _compression(codec: Codec, itemsize: int) -> list[JSON]:
 
 
 def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Context") -> Array:
-    """Returns a handle on an array inside a run's folder, whose metadata must say what the layout does.
+    """Returns a handle on a kept array inside a run's folder, whose metadata must say what the layout does.
 
     An unwritten chunk reads as zeros: so a damaged name of the files (`.` is one bit from `/`) would be zeros, too.
 
@@ -234,6 +255,16 @@ def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Co
     if sizes != expected:
         raise CorruptRun(f"{folder / path}/zarr.json states the shape {array.shape}", why=f"{spec.key} is {expected}")
     return array
+
+
+def along_layers(views: Sequence[Array]) -> Array:
+    """Returns one view of several, joined along their first axis, the layers; nothing is read."""
+    if len(views) == 1:
+        return views[0]
+    import tensorstore as ts
+
+    layers = ts.d[0].label[""].translate_to[0]  # arrays have names of their own for it, and slices keep their origins
+    return ts.concat([view[layers] for view in views], axis=0)
 
 
 def refuse_deep_metadata(path: Path) -> None:

@@ -36,6 +36,7 @@ from traceformer.capture.pipeline import Pipeline, ShardSink
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.first import prove_first
 from traceformer.capture.proofs.fit import fitted
+from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.tokenizing import Encoded
@@ -79,6 +80,7 @@ def generate(
     replay: bool = False,
     out: str | Path | None = None,
     dtype: Dtype = "float16",
+    keep_duplicates: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int = 8,
@@ -116,8 +118,9 @@ def generate(
         project: Trait vectors.
         lens_top_k: How many likeliest next tokens of each layer.
         replay: Record one pass over each finished text instead; beams and several responses always are.
-        out: As of `record`, and so `dtype`, `resume`, `overwrite`, `progress`.
+        out: As of `record`, and so `dtype`, `keep_duplicates`, `resume`, `overwrite`, `progress`.
         dtype: How values are stored.
+        keep_duplicates: Store rows that are equal to another array's once more.
         resume: Go on with an interrupted run.
         overwrite: Replace a finished run.
         batch_size: Prompts at a time.
@@ -148,7 +151,9 @@ def generate(
     }
     Sampling.of(None, **given)  # what makes no sense is said before the model is loaded
     folder = None if out is None else Path(out)
-    place = Place(folder=folder, resume=resume, overwrite=overwrite, storage=Storage(dtype))
+    place = Place(
+        folder=folder, resume=resume, overwrite=overwrite, storage=Storage(dtype, keep_duplicates=keep_duplicates)
+    )
     place.check()
     asked = Prompts((_set_of(prompts),), chat, category)
     with watched(progress) as shown:
@@ -224,7 +229,9 @@ def answer(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
-    prove_first(model, plan, [started(model, prompt) for prompt in read[:batch_size]], tokens, to_continue=not replay)
+    with HandedOn(model) as handed_on:
+        first = [started(model, prompt) for prompt in read[:batch_size]]
+        prove_first(model, plan, first, tokens, to_continue=not replay)
     sharing = Sharing(model.model)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
@@ -238,6 +245,7 @@ def answer(
         dtype=place.storage.dtype,
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
     )
+    layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{prompts.name}_generated_n{layout.n_examples}"
     meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
     meta = with_generation(meta, model, prompts, sampling, choosing, replay=replay, capture_steps=capture_steps)

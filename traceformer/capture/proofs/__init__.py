@@ -8,6 +8,7 @@ attention   claims about attention, from its input to what it adds to the stream
 stream      claims about the residual stream, the MLP and the logits
 limits      the limits that a config names, and both sides of them
 first       what is proved of a model before its first batch, always
+handed_on   which blocks take what the block before them made: watched meanwhile
 tested      claims tested on what was recorded, and what rounding explains
 watch       one pass watched: what each module reads, what it makes, and when
 find        the row of a model without one, from such a pass
