@@ -57,7 +57,7 @@ def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
     for spec in layout.arrays:
         if spec.site.is_matrix:
             for b, length in enumerate(own):
-                buffer.rectangle(spec.key, b)[...] = attention(int(length))
+                buffer.put(spec, b, attention(int(length)))
         else:
             used = int(own.sum())
             shape = (*buffer.arrays[spec.key].shape[:-2], used, spec.width)

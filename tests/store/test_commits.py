@@ -113,7 +113,7 @@ def test_a_run_of_a_newer_format_is_refused_and_says_so(run: Path) -> None:
     data = unseal((run / "meta.json").read_bytes(), run)
     (run / "meta.json").write_bytes(seal({**data, "format_version": 99}))
     for read in (TraceStore, verify_run):
-        with pytest.raises(Unreadable, match=r"format version 99.*reads up to 2.*upgrade"):
+        with pytest.raises(Unreadable, match=r"format version 99.*reads up to 3.*upgrade"):
             read(run)
 
 

@@ -62,7 +62,7 @@ def test_a_run_of_format_1_is_exported(format1: Path, capsys: pytest.CaptureFixt
 
 def test_a_copy_of_a_run_of_format_1_is_of_the_newest_format(format1: Path) -> None:
     copy = TraceStore(format1 / "run").save(format1 / "copy")
-    assert copy.meta["format_version"] == 2
+    assert copy.meta["format_version"] == 3
     assert holds_what_was_written(copy)
     assert verify_run(format1 / "copy") == []
 

@@ -216,7 +216,7 @@ def test_meta_says_what_it_was_given_and_how_to_read_it(tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW)
     meta = json.loads((runs.write(tmp_path / "run", layout) / "meta.json").read_text())
     assert meta["model"] == "tiny"
-    assert meta["format_version"] == 2
+    assert meta["format_version"] == 3
     assert meta["layout"]["shard_examples"] == 4
     assert meta["configuration"] == runs.DIGEST
 

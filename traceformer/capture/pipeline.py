@@ -1,10 +1,10 @@
 """From the device to the store: bounded, asynchronous, in order.
 
 1. `open_shard` gives a `ShardSink`, which casts what a recorder sees to the stored dtype and packs its true
-   tokens into the shard's memory. On the CPU that is one pass over the data, done while it is still in cache;
-   on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
-2. `close_shard` hands the full shard to a thread that compresses and writes it while the next batches run. A model
-   on the CPU needs all cores itself: there `close_shard` compresses before it returns, and the thread only writes.
+   tokens into the shard's memory; matrices are compressed at once. On the CPU that is done while the data is still in
+   cache; on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
+2. `close_shard` hands the full shard to a thread that writes it while the next batches run, and compresses rows where
+   that was asked for. A model on the CPU needs all cores itself: there `close_shard` does it before it returns.
 3. At most one shard is being written while another is filled, and at most two batches are in flight from the
    device. An error in either thread is raised by the next call, with its cause.
 """
@@ -12,6 +12,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -26,11 +27,18 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter
+from traceformer.store.names import Stored
 from traceformer.store.writer import RunWriter
 
 __all__ = ["Pipeline", "ShardSink"]
 
 _BATCHES_IN_FLIGHT = 2
+_DTYPES: Mapping[Stored, torch.dtype] = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "sqrt8": torch.uint8,
+}
 
 
 class ShardSink:
@@ -44,11 +52,12 @@ class ShardSink:
     def __init__(self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None]) -> None:
         self.buffer = buffer
         self._end = end
-        self._square_root = layout.attn_codec == "sqrt8"
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
+        self._dtypes = {spec.key: _DTYPES[layout.stored(spec)] for spec in layout.arrays if spec.site.is_matrix}
+        self._block = torch.empty(0)
         self._slots: Sequence[int] = ()
         self._spans: Spans = {}
-        self._arriving: list[tuple[Tensor, Tensor]] = []
+        self._arriving: list[Callable[[], object]] = []
         self._filled: set[int] = set()
         self.from_device = False
 
@@ -75,22 +84,32 @@ class ShardSink:
             self._place(target[..., first : first + span.length, :], part)
 
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        target = self._targets[spec.key][self._slots[example], spec.layers.index(layer)]
-        if target.dtype == torch.uint8:
+        dtype = self._dtypes[spec.key]
+        if dtype == torch.uint8:
             if not torch.isfinite(block).all():  # a byte could not show it any more
                 raise NumericError(f"layer {layer} of {spec.key} is NaN", why="the model itself produced it")
             block = block.sqrt().mul_(255).round_()
-        self._place(target[:, queries.start : queries.stop, keys.start : keys.stop], block)
+        assert keys.start == 0, "keys count from an example's first one"
+        take = partial(self.buffer.matrices[spec.key].take, self._slots[example], spec.layers.index(layer))
+        if block.device.type == "cpu":
+            take(queries.start, _as_array(self._cast(block, dtype)))
+            return
+        self.from_device = True
+        host = _on_its_way(block.to(dtype).contiguous())
+        self._arriving.append(lambda: take(queries.start, _as_array(host)))
+
+    def _cast(self, block: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a block of a matrix in the dtype that is stored, in memory that is used again."""
+        if self._block.dtype != dtype or self._block.numel() < block.numel():
+            self._block = torch.empty(block.numel(), dtype=dtype)
+        return self._block[: block.numel()].view(block.shape).copy_(block)
 
     def _place(self, target: Tensor, source: Tensor) -> None:
         if source.device.type == "cpu":
             target.copy_(source)
             return
         self.from_device = True
-        packed = source.to(target.dtype).contiguous()
-        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
-        host.copy_(packed, non_blocking=packed.is_cuda)
-        self._arriving.append((target, host))
+        self._arriving.append(partial(target.copy_, _on_its_way(source.to(target.dtype).contiguous())))
 
     def check_filled(self) -> None:
         """Makes sure that every example with tokens was in a batch: memory is used again, and would show another's."""
@@ -98,8 +117,8 @@ class ShardSink:
         missing = {slot for own in lengths for slot in range(len(own)) if own[slot]} - self._filled
         assert not missing, f"examples {sorted(missing)} of a shard were never run"
 
-    def take_arriving(self) -> list[tuple[Tensor, Tensor]]:
-        """Returns, once, the copies under way from the device: (place in the shard, pinned memory)."""
+    def take_arriving(self) -> list[Callable[[], object]]:
+        """Returns, once, what is to be done when the copies under way from the device are there."""
         arriving, self._arriving = self._arriving, []
         return arriving
 
@@ -108,6 +127,16 @@ def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
     """A tensor over the same memory; bfloat16 is kept as its bits in uint16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" and array.dtype == np.uint16 else tensor
+
+
+def _as_array(block: Tensor) -> np.ndarray[Any, Any]:
+    return (block.view(torch.uint16) if block.dtype == torch.bfloat16 else block).numpy()
+
+
+def _on_its_way(packed: Tensor) -> Tensor:
+    """Returns pinned memory in which a tensor of the device will be."""
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=packed.is_cuda)
+    return host.copy_(packed, non_blocking=packed.is_cuda)
 
 
 class Pipeline:
@@ -172,8 +201,8 @@ class Pipeline:
                 future.result()
 
 
-def _place_all(ready: "torch.cuda.Event | None", arriving: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _place_all(ready: "torch.cuda.Event | None", arriving: Sequence[Callable[[], object]]) -> None:
     if ready is not None:
         ready.synchronize()
-    for target, host in arriving:
-        target.copy_(host)
+    for place in arriving:
+        place()

@@ -26,7 +26,7 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout
+from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
 from traceformer.store.meta import RunMeta
 
 __all__ = [
@@ -126,7 +126,8 @@ class RunHead:
         """Returns all of `meta.json`."""
         meta = {name: value for name, value in self.meta.items() if name not in ("format", "format_version")}
         head = {"format": FORMAT, "format_version": self.version, **meta}
-        return {**head, "layout": self.layout.to_json(), "configuration": dict(self.configuration)}
+        layout = as_of(self.version, self.layout.to_json())
+        return {**head, "layout": layout, "configuration": dict(self.configuration)}
 
     def write(self, folder: Path) -> None:
         """Writes `meta.json`."""

@@ -4,8 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from traceformer.errors import CorruptRun, NotFound
+from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.chunks import MatrixFiles
 from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
 from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
@@ -13,10 +17,11 @@ from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import Identity, check_file, identity
 from traceformer.store.source import Lead
-from traceformer.store.zarr3 import Array, open_array, reading
+from traceformer.store.zarr3 import Array, check_metadata, open_array, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import tensorstore as ts
 
 __all__ = ["RunFolder"]
 
@@ -38,11 +43,10 @@ class RunFolder:
         self.index = index
         self.finished = finished
         self._files = files
-        import tensorstore as ts
-
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._context: ts.Context | None = None
         self._open: dict[ArrayKey, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
+        self._matrices, self._checked = MatrixFiles(self._root, head.layout), set[ArrayKey]()
         self._seen: dict[str, Identity | None] = {}
 
     @classmethod
@@ -87,15 +91,25 @@ class RunFolder:
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
         index, own = self.index, slice(rows.start, rows.stop)
         array = self.array(spec, (int(index.shard_of[rows.start]),))
-        if spec.site.is_matrix:
-            first = int(index.examples[rows.start])
-            queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
-            return array[(slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))]
         if spec.site.is_per_example:
             first = int(index.examples[rows.start])
             return array[(slice(first, first + len(rows)), *lead)]
         first = int(index.slots[spec.key.token_stack][rows.start])
         return array[(*lead, slice(first, first + int(index.lengths[spec.key.token_stack][own].sum())))]
+
+    def matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
+    ) -> Shaped[np.ndarray, "*lead query key"]:
+        index, layout = self.index, self.head.layout
+        shard = int(index.shard_of[row])
+        slot = int(index.examples[row]) - layout.shard_range(shard).start
+        wanted = range(int(index.lengths[spec.key.stack][row])) if queries is None else queries
+        self._check_files(spec, (shard,))
+        if spec.key not in self._checked:
+            check_metadata(self._root, layout, spec)
+            self._checked.add(spec.key)
+        with reading(f"{self.folder}/{layout.array_path(spec.key)}"):
+            return self._matrices.read(spec, shard, slot, lead, wanted, int(index.lengths[spec.key.key_stack][row]))
 
     def whole(self, spec: ArraySpec) -> Array:
         return self.array(spec, self.index.shards)
@@ -110,6 +124,10 @@ class RunFolder:
         """
         use_tensorstore()
         self._check_files(spec, shards)
+        if self._context is None:
+            import tensorstore as ts
+
+            self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         if spec.key not in self._open:
             self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
         return self._open[spec.key]

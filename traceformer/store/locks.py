@@ -17,7 +17,7 @@ from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unread
 from traceformer.filenames import file_name
 from traceformer.store.commits import RunHead, configuration_digest
 from traceformer.store.files import FileLock, canonical
-from traceformer.store.layout import META, UNFINISHED
+from traceformer.store.layout import META, UNFINISHED, as_of
 from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked
 
 __all__ = [
@@ -56,13 +56,12 @@ def claiming(unfinished: Path) -> Generator[None]:
 def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
     """Returns the newest unfinished run under `traces` that was begun with the same configuration, or None."""
     begun: list[tuple[int, Path]] = []
-    wanted = configuration_digest(digest)
     for path in traces.glob(f"{UNFINISHED}*/{META}"):
         try:
             head = RunHead.read(path.parent)
         except (NotFound, Unreadable):
             continue
-        if configuration_digest(head.configuration) == wanted:
+        if configuration_digest(head.configuration) == configuration_digest(as_of(head.version, digest)):
             begun.append((path.stat().st_mtime_ns, path.parent))
     return max(begun)[1] if begun else None
 
@@ -128,13 +127,14 @@ def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_nu
 
 
 def begun_head(unfinished: Path, head: RunHead) -> RunHead:
-    """Returns the head that an unfinished run was begun with, if `head` means the same run.
+    """Returns the head that an unfinished run was begun with, if `head` means the same run, in whatever format.
 
     Raises:
         ConfigurationChanged: it does not; the message names what differs.
     """
     begun = RunHead.read(unfinished)
-    for before, now in ((begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())):
+    stated = [(begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())]
+    for before, now in ((as_of(begun.version, each) for each in both) for both in stated):
         names = [*before, *(name for name in now if name not in before)]
         changed = [name for name in names if canonical(before.get(name)) != canonical(now.get(name))]
         if changed:

@@ -33,7 +33,10 @@ def save_run(source: Source, folder: Path, *, overwrite: bool) -> Path:
             for spec in layout.arrays:
                 lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
                 for b, row in enumerate(rows):
+                    if spec.site.is_matrix:
+                        buffer.put(spec, b, source.matrix(spec, row, lead))
+                        continue
                     values = source.part(spec, range(row, row + 1), lead).read().result()
-                    buffer.part(spec, b)[...] = values if spec.site.is_per_token else values[0]
+                    buffer.put(spec, b, values if spec.site.is_per_token else values[0])
             writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
         return writer.finish()
