@@ -28,7 +28,7 @@ def fold(block: Shaped[np.ndarray, "head query key"], first: int, cells: Shaped[
         cells[:, at : at + length] = block[:, row, :length]
         at += length
     bits = np.dtype(f"u{block.itemsize}")  # of which numpy counts many at a time
-    return np.count_nonzero(block.view(bits)) == np.count_nonzero(cells.view(bits))
+    return int(np.count_nonzero(block.view(bits))) == int(np.count_nonzero(cells.view(bits)))
 
 
 def unfold(
