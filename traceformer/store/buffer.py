@@ -138,8 +138,9 @@ class ShardBuffer:
         if not spec.site.is_matrix:
             self.part(spec, b)[...] = values
             return
-        for layer, block in enumerate(values):
-            self.matrices[spec.key].take(b, layer, 0, np.ascontiguousarray(block))
+        dtype = ON_DISK[self.layout.stored(spec)]
+        for layer, block in enumerate(np.broadcast_to(values, self.shape(spec, b))):
+            self.matrices[spec.key].take(b, layer, 0, np.ascontiguousarray(block, dtype))
 
     def shape(self, spec: ArraySpec, b: int) -> tuple[int, ...]:
         """Returns the shape of what the example in slot b must fill of an array.
