@@ -119,11 +119,13 @@ def test_the_same_numbers_are_the_same_bytes_in_whatever_rows_they_come(tmp_path
                     continue
                 for layer, block in enumerate(values):
                     for first in range(0, block.shape[1], 7):
-                        part = np.ascontiguousarray(block[:, first : first + 7, : None if array == SCORES else first + 7])
+                        part = np.ascontiguousarray(
+                            block[:, first : first + 7, : None if array == SCORES else first + 7]
+                        )
                         buffer.matrices[array.key].take(slot, layer, first, part)
         writer.commit(0, buffer, runs.pa.table({"example_id": [runs.name(example) for example in range(4)]}))
         writer.finish()
-    files = [path for path in (tmp_path / "whole").rglob("c.*")]
+    files = list((tmp_path / "whole").rglob("c.*"))
     assert files
     for path in files:
         assert path.read_bytes() == (tmp_path / "rows" / path.relative_to(tmp_path / "whole")).read_bytes()
@@ -192,11 +194,11 @@ def test_every_damaged_byte_of_a_file_is_an_error_or_not_of_the_numbers(tmp_path
     for data in damaged(path):
         path.write_bytes(data)
         try:
-            assert np.array_equal(TraceStore(tmp_path / "run").attn(0), wanted[0])
-            assert np.array_equal(TraceStore(tmp_path / "run").attn(1), wanted[1])
-        except CorruptRun as error:
-            assert "verify" in str(error)
+            read = [TraceStore(tmp_path / "run").attn(row) for row in range(2)]
+        except CorruptRun:
             refused += 1
+        else:
+            assert all(map(np.array_equal, read, wanted))
     assert refused > 10
     path.write_bytes(before[:-50])
     with pytest.raises(CorruptRun, match="instead of"):

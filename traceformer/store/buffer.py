@@ -116,9 +116,9 @@ class ShardBuffer:
         the CPU it is cheaper to do this between two passes, which then have all cores.
         """
         for spec in self.layout.arrays:
-            if self._compresses and self.layout.codec_of(spec) == "zstd" and spec.key in self.arrays:
-                if spec.key not in self.compressed:
-                    self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
+            missing = spec.key in self.arrays and spec.key not in self.compressed
+            if self._compresses and missing and self.layout.codec_of(spec) == "zstd":
+                self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
 
     def chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         """Returns, for each file of an array's shard, its chunks as they go to disk."""

@@ -69,7 +69,11 @@ class MatrixFiles:
         return unfold(cells, queries.start, len(queries), keys)
 
     def _fill(
-        self, spec: ArraySpec, name: str, places: Integer[np.ndarray, "chunk 2"], cells: Shaped[np.ndarray, "chunk cell"]
+        self,
+        spec: ArraySpec,
+        name: str,
+        places: Integer[np.ndarray, "chunk 2"],
+        cells: Shaped[np.ndarray, "chunk cell"],
     ) -> None:
         """Decompresses the chunks at these places of a file."""
         if not len(places):

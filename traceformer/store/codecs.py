@@ -96,7 +96,7 @@ def _zstd_compressed(array: np.ndarray) -> Chunk:
 @functools.cache
 def _blosc() -> Any:
     """Blosc as zarr-python has it, whose import also sets this."""
-    from numcodecs import blosc
+    from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 
     blosc.use_threads = False
     return blosc

@@ -240,7 +240,7 @@ class RunLayout:
         return tuple(shape)
 
     def shard_shape(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Returns the shape of one file: that of a shard, with fewer layers where it would pass 256 MiB, whole chunks."""
+        """Returns the shape of one file: whole chunks of a shard, with fewer layers where it would pass 256 MiB."""
         shape = list(self.stored_shape(spec))
         size = self.itemsize(spec)
         if self.is_triangle(spec):

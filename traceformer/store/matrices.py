@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from traceformer.sites import ArraySpec
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
+from traceformer.store.names import Stored
 from traceformer.store.triangles import fold, n_cells
 
 __all__ = ["CompressedMatrices", "Matrices", "WholeMatrices"]
@@ -55,7 +56,7 @@ class CompressedMatrices:
 
     def __init__(self, layout: RunLayout, spec: ArraySpec) -> None:
         self._layout, self._spec = layout, spec
-        self._stored = layout.stored(spec)
+        self._stored: Stored = layout.stored(spec)
         self._dtype = ON_DISK[self._stored]
         self._width = 0 if layout.is_triangle(spec) else layout.max_tokens[spec.key.key_stack]
         self._cells = int(np.prod(layout.chunk_shape(spec)[3:]))

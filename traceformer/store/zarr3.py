@@ -49,6 +49,7 @@ JSON: TypeAlias = dict[str, Any]
 POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
 _FEW = 1 << 17  # numbers that numpy widens before tensorstore would be loaded; of more it is ten times as fast
+_CELL = "query * (query + 1) / 2 + key, of n tokens n * (n + 1) / 2; those behind are 0"
 _VERIFY = "traceformer verify lists the damage"
 _WRITES_AT_A_TIME = 8  # of small files, which the disk makes durable together
 
@@ -149,7 +150,7 @@ def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> 
             "key": str(spec.key),
             "meaning": spec.site.meaning,
             "stored_dtype": stored,
-            **({"cell": "query * (query + 1) / 2 + key; what is left is not filled"} if layout.is_triangle(spec) else {}),
+            **({"cell": _CELL} if layout.is_triangle(spec) else {}),
             **({"layers": list(spec.layers)} if spec.layers else {}),
             **({heads: list(spec.heads)} if spec.heads else {}),
         },
