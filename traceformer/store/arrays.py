@@ -174,7 +174,7 @@ class RunArrays:
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        """Yields each row and its part: matrices one by one, others as views of one block per step, read a step ahead."""
+        """Yields each row and its part: matrices one by one, others as views of a step's block, read a step ahead."""
         lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
         if spec.site.is_matrix:
             for row in (row for rows in self._source.steps(spec) for row in rows):
