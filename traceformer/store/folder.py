@@ -47,6 +47,7 @@ class RunFolder:
         self._open: dict[ArrayKey, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
         self._matrices, self._checked = MatrixFiles(self._root, head.layout), set[ArrayKey]()
+        self._names: dict[tuple[ArrayKey, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
 
     @classmethod
@@ -109,7 +110,9 @@ class RunFolder:
             check_metadata(self._root, layout, spec)
             self._checked.add(spec.key)
         with reading(f"{self.folder}/{layout.array_path(spec.key)}"):
-            return self._matrices.read(spec, shard, slot, lead, wanted, int(index.lengths[spec.key.key_stack][row]))
+            return self._matrices.read(
+                spec, self._files_of(spec, shard), slot, lead, wanted, int(index.lengths[spec.key.key_stack][row])
+            )
 
     def whole(self, spec: ArraySpec) -> Array:
         return self.array(spec, self.index.shards)
@@ -132,11 +135,16 @@ class RunFolder:
             self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
         return self._open[spec.key]
 
+    def _files_of(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
+        if (spec.key, shard) not in self._names:
+            self._names[spec.key, shard] = self.head.layout.shard_files(spec, shard)
+        return self._names[spec.key, shard]
+
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
         for shard in shards:
-            for path in self.head.layout.shard_files(spec, shard):
+            for path in self._files_of(spec, shard):
                 # Each time: a run may be moved, removed or replaced while it is open.
-                found = identity(self._root / path)
+                found = identity(f"{self._root}/{path}")
                 if found is None or self._seen.get(path) != found:
                     check_file(self._root / path, self._files[path], self.head.layout.index_bytes(spec))
                     self._seen[path] = found
