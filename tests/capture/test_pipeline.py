@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,11 @@ import torch
 
 from traceformer.capture.attention import Span
 from traceformer.capture.pipeline import Pipeline, ShardSink
-from traceformer.errors import NumericError, OutOfSpace
+from traceformer.errors import NumericError, OutOfSpace, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.matrices import WholeMatrices
 from traceformer.store.writer import RunWriter
 
 RESID = ArraySpec(ArrayKey("dec", None, "resid_post"), (0, 3), (), 4)
@@ -22,21 +24,28 @@ QUERY = ArraySpec(ArrayKey("dec", "self", "q"), (3,), (1, 2), 4)
 PATTERN = ArraySpec(ArrayKey("dec", "self", "attn_pattern"), (3,), (1, 2))
 
 
-def layout_of(n_examples: int = 3, shard_examples: int = 4, **changes: str) -> RunLayout:
+def layout_of(n_examples: int = 3, shard_examples: int = 4, **changes: Any) -> RunLayout:
     return RunLayout.plan(
         arch="dec",
         arrays=(RESID, QUERY, PATTERN),
         n_examples=n_examples,
         longest={"dec": 5},
         shard_examples=shard_examples,
-        **changes,  # pyright: ignore[reportArgumentType]
+        **changes,
     )
 
 
 def sink_for(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> ShardSink:
-    buffer = ShardBuffer(layout)
+    buffer = ShardBuffer(layout, compresses=False)
     buffer.begin(lengths)
     return ShardSink(buffer, layout, lambda _: None)
+
+
+def kept(sink: ShardSink) -> Sequence[np.ndarray]:
+    """Returns what is kept of each example's patterns: (layer, head, query, key), or (layer, head, cell)."""
+    matrices = sink.buffer.matrices[PATTERN.key]
+    assert isinstance(matrices, WholeMatrices)
+    return matrices.kept
 
 
 def test_rows_are_packed_without_padding_in_the_order_of_the_data_set() -> None:
@@ -63,10 +72,32 @@ def test_squares_land_at_their_queries_and_keys() -> None:
     sink = sink_for(layout_of(attn_codec="sqrt8"), {"dec": [2, 5, 3]})
     block = torch.rand(2, 2, 4)
     sink.begin([2, 1], {"dec": [Span(0, 3), Span(0, 5)]})
+    sink.square(PATTERN, 3, 1, Span(0, 2), Span(0, 2), torch.zeros(2, 2, 2))
     sink.square(PATTERN, 3, 1, Span(2, 4), Span(0, 4), block.clone())
-    stored = sink.buffer.arrays[PATTERN.key]
-    np.testing.assert_array_equal(stored[1, 0, :, 2:4, :4], np.round(255 * np.sqrt(block.numpy())))
-    assert stored.sum() == stored[1, 0, :, 2:4, :4].sum()
+    stored = kept(sink)[1]
+    np.testing.assert_array_equal(stored[0, :, 2:4, :4], np.round(255 * np.sqrt(block.numpy())))
+    assert stored.sum() == stored[0, :, 2:4, :4].sum()
+
+
+@pytest.mark.parametrize("blocks", [[5], [1, 4], [2, 1, 2]])
+def test_a_triangle_has_what_lies_before_each_token_in_whatever_blocks_it_comes(blocks: list[int]) -> None:
+    sink = sink_for(layout_of(triangles=(PATTERN.key,)), {"dec": [2, 5, 3]})
+    sink.begin([1], {"dec": [Span(0, 5)]})
+    square = torch.rand(2, 5, 5).tril()
+    for first, rows in zip(np.cumsum([0, *blocks]).tolist(), blocks, strict=False):
+        queries, keys = Span(first, first + rows), Span(0, first + rows)
+        sink.square(PATTERN, 3, 0, queries, keys, square[:, first : first + rows, : first + rows])
+    cells = square.half().numpy()[:, *np.tril_indices(5)]
+    np.testing.assert_array_equal(kept(sink)[1][0], cells)
+
+
+def test_a_later_token_that_is_looked_at_after_all_stops_the_recording() -> None:
+    sink = sink_for(layout_of(triangles=(PATTERN.key,)), {"dec": [2, 5, 3]})
+    sink.begin([1], {"dec": [Span(0, 5)]})
+    square = torch.rand(2, 5, 5).tril()
+    square[1, 2, 4] = 2**-20  # small, but more than nothing in float16
+    with pytest.raises(Unsupported, match=r"layer 3 of dec\.self\.attn_pattern looks at a later token"):
+        sink.square(PATTERN, 3, 0, Span(0, 5), Span(0, 5), square)
 
 
 def test_bfloat16_is_kept_as_its_bits() -> None:
@@ -98,6 +129,8 @@ def run_through(pipeline: Pipeline) -> ShardSink:
     """A shard of three examples of one token, all of them run."""
     sink = pipeline.open_shard({"dec": [1, 1, 1]})
     sink.begin([0, 1, 2], {"dec": [Span(0, 1)] * 3})
+    for example in range(3):
+        sink.square(PATTERN, 3, example, Span(0, 1), Span(0, 1), torch.ones(2, 1, 1))
     return sink
 
 
@@ -122,12 +155,12 @@ def test_an_error_while_writing_stops_the_next_call() -> None:
 
 
 def test_what_a_cpu_saw_is_compressed_before_its_next_pass() -> None:
-    layout = layout_of()
+    layout = layout_of(codec="zstd")
     writer = FullDisk(layout)
     pipeline = Pipeline(writer)
     sink = run_through(pipeline)
     pipeline.close_shard(0, sink, pa.table({}))
-    assert list(sink.buffer.compressed) == [PATTERN.key]
+    assert list(sink.buffer.compressed) == [RESID.key, QUERY.key]
     writer.go.set()
     with pytest.raises(OutOfSpace), pipeline:
         pass
@@ -168,6 +201,9 @@ def test_shards_reach_the_store_in_order_with_two_buffers(tmp_path: Path) -> Non
                     shape = (2, 2, 2, 4) if spec.heads else (2, 2, 4)
                     for layer in spec.layers:
                         sink.rows(spec, layer, torch.full(shape, float(shard)))
+                for example, length in enumerate((1, 2)):
+                    square = torch.ones(2, length, length)
+                    sink.square(PATTERN, 3, example, Span(0, length), Span(0, length), square)
                 sink.end()
                 ids = pa.table({"example_id": [f"{shard}-0", f"{shard}-1"], "n_tokens": [1, 2]})
                 pipeline.close_shard(shard, sink, ids)

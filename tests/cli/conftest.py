@@ -61,10 +61,10 @@ def decoder_run(tmp_path: Path) -> Path:
         buffer = writer.buffer()
         buffer.begin({"dec": lengths})
         for example, length in enumerate(lengths):
-            square = buffer.rectangle(pattern.key, example)
-            for i, layer in enumerate(pattern.layers):
-                for j, head in enumerate(pattern.heads):
-                    square[i, j] = causal_pattern(example, layer, head, length)
+            squares = [
+                [causal_pattern(example, layer, head, length) for head in pattern.heads] for layer in pattern.layers
+            ]
+            buffer.put(pattern, example, np.array(squares))
             buffer.rows(resid.key, example)[...] = np.arange(length)[:, None] * np.array([3, -4] + [0] * 6)
         writer.commit(0, buffer, token_table(SENTENCES))
         return writer.finish()
@@ -80,7 +80,7 @@ def generated_run(tmp_path: Path) -> Path:
         buffer = writer.buffer()
         buffer.begin({"dec": [T, T]})
         for example in range(2):
-            buffer.rectangle(spec.key, example)[...] = truth(example).attention
+            buffer.put(spec, example, truth(example).attention)
         columns = {
             "example_id": ["trace_a", "trace_b"],
             "text": ["ab", "cd"],
@@ -110,8 +110,8 @@ def unfinished_run(tmp_path: Path) -> Path:
     with RunWriter.create(tmp_path / "traces/encdec", layout, meta, digest={}) as writer:
         buffer = writer.buffer()
         buffer.begin({"enc": [3], "dec": [2]})
-        for key in keys:
-            buffer.rectangle(key, 0)[...] = 0.5
+        for spec in layout.arrays:
+            buffer.put(spec, 0, np.array(0.5))
         writer.commit(0, buffer, token_table([["le", "chat", "dort"]], dec_tokens=[["<s>", "the"]]))
         return writer.finish()
 

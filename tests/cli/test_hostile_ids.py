@@ -38,7 +38,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         buffer = writer.buffer()
         buffer.begin({"dec": [2] * len(ids)})
         for example in range(len(ids)):
-            buffer.rectangle(pattern.key, example)[...] = [[1, 0], [example / 64, 1 - example / 64]]
+            buffer.put(pattern, example, np.array([[1, 0], [example / 64, 1 - example / 64]]))
             for spec in stream:
                 buffer.rows(spec.key, example)[...] = example
         columns = {"example_id": ids, "text": ["ab"] * len(ids), "input_ids": [[1, 2]] * len(ids)}

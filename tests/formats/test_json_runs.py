@@ -64,8 +64,7 @@ def generated(tmp_path: Path) -> TraceStore:
         buffer.begin({"dec": [T, T]})
         for example in range(2):
             for each in ALL:
-                part = (buffer.rectangle if each.site.is_matrix else buffer.rows)(each.key, example)
-                part[...] = value(truth(example), each.key.site)
+                buffer.put(each, example, value(truth(example), each.key.site))
         columns: dict[str, Any] = {
             "example_id": ["set-1", "set-2"],
             "text": ["The capital of France is Paris."] * 2,

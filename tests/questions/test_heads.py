@@ -55,7 +55,7 @@ def write(folder: Path, arch: str, names: tuple[str, ...], with_tokens: bool = T
             buffer.begin({stack: [LENGTHS[stack][example] for example in examples] for stack in stacks})
             for spec in layout.arrays:
                 for slot, example in enumerate(examples):
-                    buffer.rectangle(spec.key, slot)[...] = pattern_of(spec.key, example)
+                    buffer.put(spec, slot, pattern_of(spec.key, example))
             columns: dict[str, object] = {"example_id": [f"example-{example}" for example in examples]}
             for stack in stacks if with_tokens else ():
                 column = "dec_input_ids" if stack == "dec" and arch == "encdec" else "input_ids"

@@ -77,3 +77,16 @@ def test_its_answers_are_not_replayed(both_ways: LoadedModel) -> None:
     with pytest.raises(Unsupported, match="look at later ones"):
         generate(both_ways, TEXT, max_tokens=2, replay=True)
     assert generate(both_ways, TEXT, max_tokens=2).tokens.n_prompt[0] > 0
+
+
+def test_its_patterns_are_kept_whole_and_those_of_others_as_triangles(
+    both_ways: LoadedModel, own_patterns: np.ndarray, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = record(both_ways, [TEXT], "attn", dtype="float32", out=tmp_path / "both")
+    assert run.layout.triangles == ()
+    np.testing.assert_allclose(run.attn(0), own_patterns, atol=1e-5)
+    causal = load_model(str(tiny_folder("gemma3_text", sliding_window=8)), device="cpu")
+    for run in (record(causal, [TEXT, "Six."], "attn"), generate(causal, TEXT, "attn", max_tokens=2)):
+        assert [str(key) for key in run.layout.triangles] == ["dec.self.attn_pattern"]
+        assert run.layout.stored_shape(run.layout.arrays[0])[-1] == 64 * 65 // 2
+        assert not np.triu(run.attn(0), 1).any()

@@ -111,7 +111,7 @@ def fill(layout: RunLayout, shard: int, buffer: ShardBuffer) -> pa.Table:
     buffer.begin({stack: [each[stack] for each in own] for stack in layout.stacks})
     for array in layout.kept:
         for b, example in enumerate(examples):
-            buffer.part(array, b)[...] = as_stored(layout, array, truth(layout, array, example))
+            buffer.put(array, b, as_stored(layout, array, truth(layout, array, example)))
     first = layout.stacks[0]
     return pa.table(
         {

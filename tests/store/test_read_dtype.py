@@ -45,7 +45,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         buffer = writer.buffer()
         buffer.begin({"dec": list(LENGTHS)})
         for example in range(2):
-            buffer.rectangle(PATTERN, example)[...] = pattern(example)
+            buffer.put(arrays[0], example, pattern(example))
             buffer.rows(RESIDUAL, example)[0] = np.split(residual(), [LENGTHS[0]])[example]
             buffer.rows(VALUES, example)[...] = FINITE
         writer.commit(0, buffer, runs.pa.table({"example_id": ["a", "b"]}))

@@ -319,7 +319,7 @@ def test_a_lost_record_is_an_error(run: Path) -> None:
 
 NOT_FOR_READING = (
     *("torch", "transformers", "pandas", "pyarrow", "xarray", "zarr", "jaxtyping", "rich", "matplotlib", "sklearn"),
-    *("scipy", "google_crc32c", "xxhash", "threadpoolctl"),
+    *("scipy", "tensorstore", "xxhash", "threadpoolctl"),
 )
 
 

@@ -83,7 +83,7 @@ def test_a_shard_compressed_ahead_is_the_same_and_is_not_kept(tmp_path: Path, co
         tokens = runs.fill(layout, 0, buffer)
         buffer.compress()
         for array in layout.arrays:
-            if layout.codec_of(array) == "zstd":
+            if layout.codec_of(array) == "zstd" and not array.site.is_matrix:
                 buffer.arrays[array.key][...] = 1  # comes too late
         writer.commit(0, buffer, tokens)
         assert not buffer.compressed

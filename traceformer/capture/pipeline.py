@@ -1,12 +1,12 @@
 """From the device to the store: bounded, asynchronous, in order.
 
 1. `open_shard` gives a `ShardSink`, which casts what a recorder sees to the stored dtype and packs its true
-   tokens into the shard's memory. On the CPU that is one pass over the data, done while it is still in cache;
-   on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
+   tokens into the shard's memory; matrices are compressed at once. On the CPU that is done while the data is still in
+   cache; on an accelerator the packed half-size copy travels to pinned memory asynchronously and is placed by a thread.
    Rows that the run keeps for two arrays are placed when they are first seen. If they are seen again, at another spot
    of the model, they are compared with what was placed, bit for bit as it is stored.
-2. `close_shard` hands the full shard to a thread that compresses and writes it while the next batches run. A model
-   on the CPU needs all cores itself: there `close_shard` compresses before it returns, and the thread only writes.
+2. `close_shard` hands the full shard to a thread that writes it while the next batches run, and compresses rows where
+   that was asked for. A model on the CPU needs all cores itself: there `close_shard` does it before it returns.
 3. At most one shard is being written while another is filled, and at most two batches are in flight from the
    device. An error in either thread is raised by the next call, with its cause.
 """
@@ -31,11 +31,18 @@ from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter
+from traceformer.store.names import Stored
 from traceformer.store.writer import RunWriter
 
 __all__ = ["Pipeline", "ShardSink"]
 
 _BATCHES_IN_FLIGHT = 2
+_DTYPES: Mapping[Stored, torch.dtype] = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "sqrt8": torch.uint8,
+}
 
 
 class ShardSink:
@@ -49,7 +56,6 @@ class ShardSink:
     def __init__(self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None]) -> None:
         self.buffer = buffer
         self._end = end
-        self._square_root = layout.attn_codec == "sqrt8"
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
         self._layers = {
             Rows(spec.key, layer): self._targets[spec.key].select(int(spec.site.is_per_example), index)
@@ -61,6 +67,8 @@ class ShardSink:
         self._twice = seen_twice(layout.aliases)
         self._at_one_spot = layout.aliases.keys() - self._twice.values()
         self._seen_once: dict[Rows, list[Tensor]] = {}
+        self._dtypes = {spec.key: _DTYPES[layout.stored(spec)] for spec in layout.arrays if spec.site.is_matrix}
+        self._block = torch.empty(0)
         self._slots: Sequence[int] = ()
         self._spans: Spans = {}
         self._arriving: list[Callable[[], object]] = []
@@ -101,12 +109,25 @@ class ShardSink:
             self._seen_once[kept] = placed
 
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        target = self._targets[spec.key][self._slots[example], spec.layers.index(layer)]
-        if target.dtype == torch.uint8:
+        dtype = self._dtypes[spec.key]
+        if dtype == torch.uint8:
             if not torch.isfinite(block).all():  # a byte could not show it any more
                 raise NumericError(f"layer {layer} of {spec.key} is NaN", why="the model itself produced it")
             block = block.sqrt().mul_(255).round_()
-        self._place(target[:, queries.start : queries.stop, keys.start : keys.stop], block)
+        assert keys.start == 0, "keys count from an example's first one"
+        take = partial(self.buffer.matrices[spec.key].take, self._slots[example], spec.layers.index(layer))
+        if block.device.type == "cpu":
+            take(queries.start, _as_array(self._cast(block, dtype)))
+            return
+        self.from_device = True
+        host = _on_its_way(block.to(dtype).contiguous())
+        self._arriving.append(lambda: take(queries.start, _as_array(host)))
+
+    def _cast(self, block: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a block of a matrix in the dtype that is stored, in memory that is used again."""
+        if self._block.dtype != dtype or self._block.numel() < block.numel():
+            self._block = torch.empty(block.numel(), dtype=dtype)
+        return self._block[: block.numel()].view(block.shape).copy_(block)
 
     def _place(self, target: Tensor, source: Tensor) -> Tensor:
         """Has the numbers stored, and returns them as they are: in the shard's memory, or still on the device."""
@@ -147,6 +168,10 @@ def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
 
 def _is_here(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
+
+
+def _as_array(block: Tensor) -> np.ndarray[Any, Any]:
+    return (block.view(torch.uint16) if block.dtype == torch.bfloat16 else block).numpy()
 
 
 def _on_its_way(packed: Tensor) -> Tensor:

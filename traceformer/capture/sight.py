@@ -1,17 +1,17 @@
 """Which attentions of a model let a query look at later keys: measured in a pass, whatever the model is called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import SquareSink, run_batches
-from traceformer.capture.plan import plan_arrays
+from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.tokenizing import Encoded
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
-__all__ = ["looking_ahead"]
+__all__ = ["looking_ahead", "nearest_to_few", "triangles_of"]
 
 _ENOUGH = 8  # tokens: with fewer, all that lies ahead may have rounded to nothing
 
@@ -24,8 +24,8 @@ def looking_ahead(
     Measured on the shortest of the rows that have some tokens in each stack, or else on the longest; empty for families
     whose attention cannot be observed.
     """
-    several = [row for row in rows if all(row.lengths.values())]
-    if not several or not model.built.has_attention_function:
+    number = nearest_to_few(_columns(rows))
+    if number is None or not model.built.has_attention_function:
         return frozenset()
     found: set[tuple[ArrayKey, int]] = set()
 
@@ -35,7 +35,36 @@ def looking_ahead(
             found.add((spec.key, layer))
 
     plan = plan_arrays(Selection(("attn_pattern",)), model.model, stacks=stacks, architecture=model.architecture)
-    long = [row for row in several if min(row.lengths.values()) >= _ENOUGH] or several
-    nearest = min(long, key=lambda row: abs(min(row.lengths.values()) - _ENOUGH))
-    run_batches(model, plan, [nearest], [[0]], SquareSink(take))
+    run_batches(model, plan, [rows[number]], [[0]], SquareSink(take))
     return frozenset(found)
+
+
+def nearest_to_few(lengths: Mapping[Stack, Sequence[int]]) -> int | None:
+    """Returns the number of the shortest row with some tokens in each stack, or else the longest; None without tokens.
+
+    `lengths` has those of all rows, by stack.
+    """
+    shortest = [min(own) for own in zip(*lengths.values(), strict=True)]
+    several = [number for number, length in enumerate(shortest) if length]
+    long = [number for number in several if shortest[number] >= _ENOUGH] or several
+    return min(long, key=lambda number: abs(shortest[number] - _ENOUGH), default=None)
+
+
+def triangles_of(model: LoadedModel, plan: Plan, rows: Sequence[Encoded]) -> frozenset[ArrayKey]:
+    """Returns the arrays of patterns in which no query looks at a later key, as one of the rows shows.
+
+    It has to have two tokens for that. A layer that is not recorded may look ahead.
+    """
+    patterns = [spec for spec in plan.arrays if spec.key.site == "attn_pattern" and spec.key.attention == "self"]
+    number = nearest_to_few(_columns(rows))
+    if not patterns or number is None or not model.built.has_attention_function:
+        return frozenset()
+    row = rows[number]
+    ahead = looking_ahead(model, [row], tuple(row.ids))
+    shown = [spec for spec in patterns if row.length(spec.key.stack) > 1]
+    return frozenset(spec.key for spec in shown if not any((spec.key, layer) in ahead for layer in spec.layers))
+
+
+def _columns(rows: Sequence[Encoded]) -> dict[Stack, list[int]]:
+    """Returns the lengths of rows by stack."""
+    return {stack: [row.length(stack) for row in rows] for stack in (rows[0].ids if rows else ())}

@@ -80,6 +80,7 @@ def write_run(
         longest={stack: max(own) for stack, own in lengths.items()},
         mean={stack: sum(own) / len(own) for stack, own in lengths.items()},
         dtype=dtype,
+        attn_codec="small",  # squares, since nobody knows before they are read that half of each is zeros
     )
     meta = _meta(layout, source, stated, {**(imported or {})}, partial=partial)
     digest = {"files": [_sha256(path) for path in files]}
@@ -135,15 +136,15 @@ def put(
     Raises:
         Unreadable: the values are of another shape, infinite, NaN where not `partial`, or too precise for the run.
     """
-    target = buffer.part(spec, slot)
+    shape = buffer.shape(spec, slot)
     partial = partial or (spec.site.is_per_example and buffer.is_empty(slot))
-    if values.shape != target.shape:
+    if values.shape != shape:
         raise Unreadable(
-            f"{where} has {spec.key} of shape {list(values.shape)}", why=f"its tokens make it {list(target.shape)}"
+            f"{where} has {spec.key} of shape {list(values.shape)}", why=f"its tokens make it {list(shape)}"
         )
     if not (np.isfinite(values) | (np.isnan(values) if partial else False)).all():
         raise Unreadable(f"{where} has values of {spec.key} that are NaN or infinite", why="a run holds none")
-    target[...] = values if spec.site.holds_ids else encoded(values, buffer.layout.dtype, where)
+    buffer.put(spec, slot, values if spec.site.holds_ids else encoded(values, buffer.layout.dtype, where))
 
 
 def encoded(values: Float[np.ndarray, "*axes"], dtype: Dtype, where: Path | str) -> Shaped[np.ndarray, "*axes"]:

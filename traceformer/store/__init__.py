@@ -20,11 +20,15 @@ aliases       each row once: which layers are another array's, and where they ar
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
+triangles     the lower triangle of a square, row after row: all that a causal pattern has
+codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
 writer        shard by shard, killed at any moment and resumed to the same bytes
 buffer        the memory of one open shard, allocated once and used again
+matrices      the matrices of an open shard, packed and compressed as they come
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
+chunks        matrices read from their files, chunk by chunk
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again

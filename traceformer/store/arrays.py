@@ -16,7 +16,7 @@ from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout, head_index, layer_index
 from traceformer.store.meta import RunMeta
 from traceformer.store.source import Source
-from traceformer.store.zarr3 import as_read, read_ahead, reading
+from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -135,8 +135,10 @@ class RunArrays:
 
         Of an array with one row per example it is ([layer,] [head,] d).
         """
-        stored = self._layout.stored(spec)
-        view = as_read(self._source.part(spec, range(row, row + 1), self._lead(spec, layer, head)), stored, dtype)
+        stored, lead = self._layout.stored(spec), self._lead(spec, layer, head)
+        if spec.site.is_matrix:
+            return numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+        view = as_read(self._source.part(spec, range(row, row + 1), lead), stored, dtype)
         with self._reading(spec):
             values = decode(view.read().result(), stored)
         return values if spec.site.is_per_token else values[0]
@@ -173,8 +175,12 @@ class RunArrays:
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        """Yields each row and its part, as views of one block per step of the source, reading one step ahead."""
+        """Yields each row and its part: matrices one by one, others as views of a step's block, read a step ahead."""
         lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
+        if spec.site.is_matrix:
+            for row in (row for rows in self._source.steps(spec) for row in rows):
+                yield row, numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+            return
         ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
         for rows in self._source.steps(spec):
             ahead.append((rows, *read_ahead(as_read(self._source.part(spec, rows, lead), stored, dtype))))
@@ -191,10 +197,7 @@ class RunArrays:
             read.result()
         values = decode(block, self._layout.stored(spec))
         for row in rows:
-            if spec.site.is_matrix:
-                queries, keys = index.lengths[spec.key.stack][row], index.lengths[spec.key.key_stack][row]
-                yield row, values[row - rows.start, ..., :queries, :keys]
-            elif spec.site.is_per_example:
+            if spec.site.is_per_example:
                 yield row, values[row - rows.start]
             else:
                 stack = spec.key.token_stack

@@ -10,9 +10,11 @@ import numpy as np
 from traceformer.errors import UsageError
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.codecs import Chunk
 from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
-from traceformer.store.shards import Chunk, chunks_of, compress
+from traceformer.store.matrices import CompressedMatrices, Matrices, WholeMatrices
+from traceformer.store.shards import chunks_of, compress
 
 __all__ = ["ShardBuffer"]
 
@@ -22,13 +24,13 @@ _HUGE_PAGE = 2 << 20
 class ShardBuffer:
     """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
 
-    Call `begin` with the shard's example lengths, then fill, for the example in slot b, all of `part(spec, b)`. What
-    lies outside of it is zero already, or is never written.
+    Call `begin` with the shard's example lengths, then `put` all of each array for the example in each slot; or fill,
+    of arrays that are no matrices, `part(spec, b)`, and hand matrices to `matrices` row by row.
 
     Attributes:
-        arrays: Those that are kept. Matrices are (B, layer, head, Tq, Tk); token arrays (layer[, head], S, width),
-            where an example's rows are `offsets[stack][b]` up to `offsets[stack][b + 1]`; example arrays
-            (B[, layer, head], width).
+        arrays: Of those that are kept, token arrays (layer[, head], S, width), where an example's rows are
+            `offsets[stack][b]` up to `offsets[stack][b + 1]`, and example arrays (B[, layer, head], width).
+        matrices: What takes the matrices of each array.
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
@@ -39,14 +41,17 @@ class ShardBuffer:
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
-            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)]) for spec in layout.kept
+            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)])
+            for spec in layout.kept
+            if not spec.site.is_matrix
+        }
+        kind = CompressedMatrices if compresses else WholeMatrices
+        self.matrices: dict[ArrayKey, Matrices] = {
+            spec.key: kind(layout, spec) for spec in layout.kept if spec.site.is_matrix
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
-        # What the last shard may have written: per slot its queries and keys.
-        nothing = np.zeros((layout.shard_examples, 2), np.int64)
-        self._dirty = {spec.key: nothing.copy() for spec in layout.kept if spec.site.is_matrix}
 
     @property
     def n_examples(self) -> int:
@@ -75,20 +80,12 @@ class ShardBuffer:
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
         for spec in layout.kept:
             if spec.site.is_matrix:
-                self._clear_around(spec)
+                queries, keys = self.lengths[spec.key.stack], self.lengths[spec.key.key_stack]
+                self.matrices[spec.key].begin(queries.tolist(), keys.tolist())
             elif spec.site.is_per_token:
                 self._clear_tail(spec)
             else:
                 self._begin_rows(spec)
-
-    def _clear_around(self, spec: ArraySpec) -> None:
-        array, dirty = self.arrays[spec.key], self._dirty[spec.key]
-        for b in range(self.n_examples):
-            queries, keys = self.lengths[spec.key.stack][b], self.lengths[spec.key.key_stack][b]
-            old_queries, old_keys = dirty[b]
-            array[b, :, :, queries:old_queries, :old_keys] = 0
-            array[b, :, :, : min(queries, old_queries), keys:old_keys] = 0
-            dirty[b] = queries, keys
 
     def _clear_tail(self, spec: ArraySpec) -> None:
         used = int(self.offsets[spec.key.token_stack][-1])
@@ -119,34 +116,45 @@ class ShardBuffer:
         the CPU it is cheaper to do this between two passes, which then have all cores.
         """
         for spec in self.layout.kept:
-            if self._compresses and self.layout.codec_of(spec) == "zstd" and spec.key not in self.compressed:
+            missing = spec.key in self.arrays and spec.key not in self.compressed
+            if self._compresses and missing and self.layout.codec_of(spec) == "zstd":
                 self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
 
     def chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         """Returns, for each file of an array's shard, its chunks as they go to disk."""
+        matrices = self.matrices.get(spec.key)
+        if isinstance(matrices, CompressedMatrices):
+            return matrices.files()
         return self.compressed.get(spec.key) or self._raw_chunks(spec)
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         chunk, shard, filled = self.layout.chunk_shape(spec), self.layout.shard_shape(spec), self.filled(spec)
         if spec.site.is_per_example:  # chunks are whole, also the last
             filled = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)]
-        parts = [filled]
-        if spec.site.is_matrix:  # split by layers where a file would be too large
-            parts = [filled[:, first : first + shard[1]] for first in range(0, filled.shape[1], shard[1])]
-        return [chunks_of(part, chunk, shard) for part in parts]
+        return [chunks_of(filled, chunk, shard)]
 
-    def part(self, spec: ArraySpec, b: int) -> Shaped[np.ndarray, "..."]:
-        """Returns what the example in slot b must fill of an array, as a view.
+    def put(self, spec: ArraySpec, b: int, values: Shaped[np.ndarray, "..."]) -> None:
+        """Fills an array for the example in slot b with values as they are stored, of the shape of `shape`."""
+        if not spec.site.is_matrix:
+            self.part(spec, b)[...] = values
+            return
+        dtype = ON_DISK[self.layout.stored(spec)]
+        for layer, block in enumerate(np.broadcast_to(values, self.shape(spec, b))):
+            self.matrices[spec.key].take(b, layer, 0, np.ascontiguousarray(block, dtype))
+
+    def shape(self, spec: ArraySpec, b: int) -> tuple[int, ...]:
+        """Returns the shape of what the example in slot b must fill of an array.
 
         (layer, head, query, key), (layer[, head], n, width), or ([layer, head,] width) with one row per example.
         """
-        if spec.site.is_per_example:
-            return self.arrays[spec.key][b]
-        return self.rectangle(spec.key, b) if spec.site.is_matrix else self.rows(spec.key, b)
+        if not spec.site.is_matrix:
+            return self.part(spec, b).shape
+        queries, keys = self.lengths[spec.key.stack][b], self.lengths[spec.key.key_stack][b]
+        return (len(spec.layers), len(spec.heads), int(queries), int(keys))
 
-    def rectangle(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "layer head query key"]:
-        """Returns the part of a matrix array that the example in slot b must fill, as a view."""
-        return self.arrays[key][b, :, :, : self.lengths[key.stack][b], : self.lengths[key.key_stack][b]]
+    def part(self, spec: ArraySpec, b: int) -> Shaped[np.ndarray, "..."]:
+        """Returns what the example in slot b must fill of an array that is no matrix, as a view."""
+        return self.arrays[spec.key][b] if spec.site.is_per_example else self.rows(spec.key, b)
 
     def rows(self, key: ArrayKey, b: int) -> Shaped[np.ndarray, "..."]:
         """Returns the part of a token array that the example in slot b must fill, (layer[, head], n, width), a view."""

@@ -16,7 +16,6 @@ from traceformer.shapes import Float, Num, Shaped, UInt8, UInt16
 from traceformer.store.names import Stored
 
 __all__ = [
-    "ZSTD_LEVEL",
     "NonFinite",
     "ReadDtype",
     "decode",
@@ -28,9 +27,6 @@ __all__ = [
 
 ReadDtype: TypeAlias = Literal["float32", "stored"]
 """What numbers are read as: float32, or as they are stored."""
-
-# The levels below it leave 1.01 bytes of a byte of GPT-2's patterns where this leaves 0.78; those above, the same.
-ZSTD_LEVEL = 1
 
 ON_DISK: Mapping[Stored, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),

@@ -44,7 +44,8 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
     for b in range(buffer.n_examples):
         if spec.site.is_per_example and buffer.is_empty(b):
             continue
-        found = first_nonfinite(buffer.part(spec, b), stored)
+        matrices = buffer.matrices.get(spec.key)
+        found = first_nonfinite(buffer.part(spec, b), stored) if matrices is None else matrices.nonfinite(b)
         if found is None or (found.kind == "nan" and nan_is_unknown):
             continue
         where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)

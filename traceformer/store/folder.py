@@ -4,19 +4,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from traceformer.errors import CorruptRun, NotFound
+from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.aliases import Lead
+from traceformer.store.chunks import MatrixFiles
 from traceformer.store.commits import RunHead, has_lost_manifest, read_commits, read_manifest, token_path
 from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import Identity, check_file, identity
-from traceformer.store.zarr3 import Array, along_layers, open_array, reading
+from traceformer.store.zarr3 import Array, along_layers, check_metadata, open_array, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import tensorstore as ts
 
 __all__ = ["RunFolder"]
 
@@ -38,11 +43,11 @@ class RunFolder:
         self.index = index
         self.finished = finished
         self._files = files
-        import tensorstore as ts
-
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._context: ts.Context | None = None
         self._open: dict[ArrayKey, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
+        self._matrices, self._checked = MatrixFiles(self._root, head.layout), set[ArrayKey]()
+        self._names: dict[tuple[ArrayKey, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
 
     @classmethod
@@ -91,11 +96,24 @@ class RunFolder:
             first = int(index.slots[spec.key.token_stack][rows.start])
             slots = slice(first, first + int(index.lengths[spec.key.token_stack][own].sum()))
             return self._rows(spec, lead, shards, (slots,))
-        array, first = self.array(spec, shards), int(index.examples[rows.start])
-        if spec.site.is_matrix:
-            queries, keys = index.lengths[spec.key.stack][own].max(), index.lengths[spec.key.key_stack][own].max()
-            return array[(slice(first, first + len(rows)), *lead, slice(0, int(queries)), slice(0, int(keys)))]
-        return array[(slice(first, first + len(rows)), *lead)]
+        first = int(index.examples[rows.start])
+        return self.array(spec, shards)[(slice(first, first + len(rows)), *lead)]
+
+    def matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
+    ) -> Shaped[np.ndarray, "*lead query key"]:
+        index, layout = self.index, self.head.layout
+        shard = int(index.shard_of[row])
+        slot = int(index.examples[row]) - layout.shard_range(shard).start
+        wanted = range(int(index.lengths[spec.key.stack][row])) if queries is None else queries
+        self._check_files(spec, (shard,))
+        if spec.key not in self._checked:
+            check_metadata(self._root, layout, spec)
+            self._checked.add(spec.key)
+        with reading(f"{self.folder}/{layout.array_path(spec.key)}"):
+            return self._matrices.read(
+                spec, self._files_of(spec, shard), slot, lead, wanted, int(index.lengths[spec.key.key_stack][row])
+            )
 
     def whole(self, spec: ArraySpec, lead: Lead) -> Array:
         if spec.site.is_per_token:
@@ -116,15 +134,24 @@ class RunFolder:
         """
         use_tensorstore()
         self._check_files(spec, shards)
+        if self._context is None:
+            import tensorstore as ts
+
+            self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         if spec.key not in self._open:
             self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
         return self._open[spec.key]
 
+    def _files_of(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
+        if (spec.key, shard) not in self._names:
+            self._names[spec.key, shard] = self.head.layout.shard_files(spec, shard)
+        return self._names[spec.key, shard]
+
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
         for shard in shards:
-            for path in self.head.layout.shard_files(spec, shard):
+            for path in self._files_of(spec, shard):
                 # Each time: a run may be moved, removed or replaced while it is open.
-                found = identity(self._root / path)
+                found = identity(f"{self._root}/{path}")
                 if found is None or self._seen.get(path) != found:
                     check_file(self._root / path, self._files[path], self.head.layout.index_bytes(spec))
                     self._seen[path] = found

@@ -4,7 +4,9 @@
 2. B, the examples of one shard, is the largest power of two <= 256 whose arrays take <= 256 MiB at T.
 3. Matrices have the axes (example, layer, head, query, key). One chunk is one head's square of one example, split
    into blocks of rows above 256 KiB; one shard is B examples with all layers and heads, split by layers above
-   256 MiB. They are compressed with zstd.
+   256 MiB. Patterns in which no query looks at a later key are packed triangles (example, layer, head, cell), as
+   `triangles` has them, whose chunks are equal runs of cells. All are compressed (`codecs`); in runs of formats 1 and
+   2 nothing is packed, and the compression is zstd.
 4. Token arrays have the axes (layer[, head], token, feature) and hold packed tokens: shard k owns the slots
    k*S .. (k+1)*S - 1 with S = B*T and holds its true tokens back to back from k*S on. They are not compressed unless
    asked. One chunk is 512 slots of one layer and head; fewer where a slot is so wide that a chunk would pass 4 MiB, or
@@ -16,14 +18,15 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
-from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, Stored, array_path
+from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, Stored, array_path
+from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
@@ -53,17 +56,29 @@ FEWEST_CHUNK_SLOTS = 16
 CHUNKS_PER_SHARD = 10
 MOST_EXAMPLES = 256
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
-_WORDS: Mapping[str, Any] = {"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec}
+_WORDS: Mapping[str, Any] = {
+    **{"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec},
+    "matrix_codec": MatrixCodec,
+}
 _MOST = 1 << 48  # of anything: products of two such numbers still mean something to Python, and to nothing else
-_SINCE: Mapping[str, int] = {"aliases": 3}  # what a layout states, by the format that it came with
+# What a layout states, by the format that it came with.
+_SINCE: Mapping[str, int] = {"aliases": 3, "triangles": 3, "matrix_codec": 3}
 _OF_LAYERS = ("layer", "hidden_layer")
 _OF_HEADS = ("head", "kv_head")
 
-# Stored bytes per byte of the filled part of a matrix, for the estimate of a dry run: measured on trained models.
+_MATRIX_CODECS: Mapping[AttnCodec, MatrixCodec] = {
+    "exact": "bitshuffle-lz4",
+    "small": "shuffle-zstd",
+    "sqrt8": "shuffle-zstd",
+}
+# Stored bytes per byte of the filled part of a matrix, for the estimate of a dry run, by whether it is a triangle:
+# measured on trained models.
 _MATRIX_RATIO: Mapping[tuple[bool, AttnCodec], float] = {
-    (True, "exact"): 0.46,
-    (False, "exact"): 0.90,
-    (True, "sqrt8"): 0.30,
+    (True, "exact"): 0.74,
+    (False, "exact"): 0.84,
+    (True, "small"): 0.60,
+    (False, "small"): 0.85,
+    (True, "sqrt8"): 0.40,
     (False, "sqrt8"): 0.60,
 }
 
@@ -74,7 +89,9 @@ class RunLayout:
 
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
-    the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype.
+    the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype. `triangles` are the patterns
+    of which only what lies on and below the diagonal is stored, `matrix_codec` how all matrices are compressed; what
+    they are without being stated is what formats 1 and 2 have.
 
     `arrays` are what a reader sees. `aliases` are the layers of them that are another's, and `kept` is what is stored:
     the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these.
@@ -89,6 +106,8 @@ class RunLayout:
     attn_codec: AttnCodec
     codec: Codec
     chunk_slots: Mapping[Stack, int]
+    triangles: tuple[ArrayKey, ...] = ()
+    matrix_codec: MatrixCodec = "zstd"
     aliases: Aliases = field(default_factory=dict[Rows, Rows])
     _kept: Mapping[ArrayKey, ArraySpec] = field(init=False, repr=False, compare=False)
 
@@ -108,8 +127,11 @@ class RunLayout:
         attn_codec: AttnCodec = "exact",
         codec: Codec = "none",
         shard_examples: int | None = None,
+        triangles: Collection[ArrayKey] = (),
     ) -> "RunLayout":
         """Returns the layout for examples of at most `longest` tokens per stack, and of `mean` tokens on average.
+
+        `triangles` are the patterns of which it is known that no query looks at a later key.
 
         Raises:
             UsageError: no arrays, no examples, an array twice, or one of a stack without a length.
@@ -124,7 +146,9 @@ class RunLayout:
             missing = " and ".join(sorted(needed - longest.keys()))
             raise UsageError(f"no length for {missing}", why="an array has rows there")
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
-        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {})
+        packed = tuple(spec.key for spec in arrays if spec.key in triangles)
+        matrices = _MATRIX_CODECS[attn_codec]
+        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}, packed, matrices)
         fitting = SHARD_BYTES // layout.bytes_per_shard()
         in_shard = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
         chunk_slots: dict[Stack, int] = {}
@@ -173,12 +197,21 @@ class RunLayout:
             return "int32"
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
-    def codec_of(self, spec: ArraySpec) -> Codec:
+    def codec_of(self, spec: ArraySpec) -> Codec | MatrixCodec:
         """Returns how the array's chunks are compressed."""
-        return "zstd" if spec.site.is_matrix else self.codec
+        return self.matrix_codec if spec.site.is_matrix else self.codec
+
+    def is_triangle(self, spec: ArraySpec) -> bool:
+        """Returns whether only what lies on and below the diagonal of the array's squares is stored."""
+        return spec.key in self.triangles
+
+    def stored_axes(self, spec: ArraySpec) -> tuple[str, ...]:
+        """Returns the dimension names on disk: those of `axes`, but one for the cells of a packed triangle."""
+        axes = self.axes(spec)
+        return (*axes[:-2], "cell") if self.is_triangle(spec) else axes
 
     def axes(self, spec: ArraySpec) -> tuple[str, ...]:
-        """Returns the dimension names on disk, each with one meaning within its zarr group.
+        """Returns the dimension names of what is read, each with one meaning within its zarr group.
 
         Where two arrays of a group would use a name for different layers, heads or widths, it is prefixed with
         the array's own name, since xarray refuses a group with one dimension of two sizes.
@@ -201,8 +234,13 @@ class RunLayout:
         axes = tuple(f"{spec.key.token_stack}_token" if axis == "position" else axis for axis in spec.site.axes)
         return axes if spec.site.is_per_token else ("example", *axes)
 
+    def stored_shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Returns the shape of the array's part of one shard on disk: (B, layer, head, cell) of a packed triangle."""
+        shape = self.buffer_shape(spec)
+        return (*shape[:-2], n_cells(shape[-1])) if self.is_triangle(spec) else shape
+
     def buffer_shape(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Returns the shape of the array's part of one shard.
+        """Returns the shape of the array's part of one shard, as it is read.
 
         (B, layer, head, Tq, Tk), (layer[, head], S, d), or (B[, layer, head], d) with one row per example.
         """
@@ -215,7 +253,7 @@ class RunLayout:
 
     def array_shape(self, spec: ArraySpec, n_slots: int | None = None) -> tuple[int, ...]:
         """Returns the shape on disk; token arrays have room for all shards, or `n_slots` once the run is finished."""
-        shape = list(self.buffer_shape(spec))
+        shape = list(self.stored_shape(spec))
         if not spec.site.is_per_token:
             shape[0] = self.n_examples
         else:
@@ -223,9 +261,11 @@ class RunLayout:
         return tuple(shape)
 
     def shard_shape(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Returns the shape of one file: the buffer's, with fewer layers where it would pass 256 MiB."""
-        shape = list(self.buffer_shape(spec))
+        """Returns the shape of one file: whole chunks of a shard, with fewer layers where it would pass 256 MiB."""
+        shape = list(self.stored_shape(spec))
         size = self.itemsize(spec)
+        if self.is_triangle(spec):
+            shape[-1] = -(-shape[-1] // self._run_of_cells(spec)) * self._run_of_cells(spec)
         while spec.site.is_matrix and shape[1] > 1 and math.prod(shape) * size > SHARD_BYTES:
             shape[1] = math.ceil(shape[1] / 2)
         return tuple(shape)
@@ -236,6 +276,8 @@ class RunLayout:
         if spec.site.is_per_example:
             most = max(1, CHUNK_BYTES // (math.prod(shape[1:]) * self.itemsize(spec)))
             return (_even_part(shape[0], most), *shape[1:])
+        if self.is_triangle(spec):
+            return (1, 1, 1, self._run_of_cells(spec))
         *_, rows, width = shape
         row = width * self.itemsize(spec)
         if spec.site.is_per_token:
@@ -244,6 +286,12 @@ class RunLayout:
         elif rows * row > CHUNK_BYTES:
             rows = _even_part(rows, max(1, CHUNK_BYTES // row))
         return (*(1,) * (len(shape) - 2), rows, width)
+
+    def _run_of_cells(self, spec: ArraySpec) -> int:
+        """Returns how many cells of a triangle are one chunk: equal runs, each a multiple of 64."""
+        cells = self.stored_shape(spec)[-1]
+        chunks = -(-cells * self.itemsize(spec) // CHUNK_BYTES)
+        return -(-cells // (64 * chunks)) * 64
 
     def written_slots(self, spec: ArraySpec, used: int) -> int:
         """Returns the slots, or examples, that a shard with `used` of them writes: whole chunks, and at least one."""
@@ -257,7 +305,8 @@ class RunLayout:
             rest = ".0" * (len(self.buffer_shape(spec)) - 2)
             return (f"{path}/c.{shard}{rest}.0" if spec.site.is_per_example else f"{path}/c{rest}.{shard}.0",)
         parts = math.ceil(len(spec.layers) / self.shard_shape(spec)[1])
-        return tuple(f"{path}/c.{shard}.{part}.0.0.0" for part in range(parts))
+        rest = ".0" * (len(self.stored_shape(spec)) - 2)
+        return tuple(f"{path}/c.{shard}.{part}{rest}" for part in range(parts))
 
     def index_bytes(self, spec: ArraySpec) -> int:
         """Returns the size of the index that ends each file of the array: two numbers for each chunk, and a crc32c."""
@@ -270,7 +319,7 @@ class RunLayout:
         return ON_DISK[self.stored(spec)].itemsize
 
     def bytes_per_shard(self) -> int:
-        """Returns the size of all arrays of one full shard in memory, padding included."""
+        """Returns the size of all arrays of one full shard, uncompressed, unpacked, padding included."""
         return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.kept)
 
     def filled_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
@@ -281,16 +330,21 @@ class RunLayout:
         """Returns about how many bytes a run over examples of these lengths takes on disk."""
         total = 0.0
         for spec in self.kept:
-            causal = spec.key.stack == "dec" and spec.key.attention == "self" and spec.key.site == "attn_pattern"
-            stored = "sqrt8" if self.stored(spec) == "sqrt8" else "exact"
-            total += self._filled(spec, lengths) * (_MATRIX_RATIO[causal, stored] if spec.site.is_matrix else 1)
+            ratio = _MATRIX_RATIO[self.is_triangle(spec), self._attn_codec_of(spec)] if spec.site.is_matrix else 1
+            total += self._filled(spec, lengths) * ratio
         return round(total)
+
+    def _attn_codec_of(self, spec: ArraySpec) -> AttnCodec:
+        """Returns what a matrix is stored like; only patterns are rounded."""
+        return "small" if self.attn_codec == "sqrt8" != self.stored(spec) else self.attn_codec
 
     def _filled(self, spec: ArraySpec, lengths: Mapping[Stack, Sequence[int]]) -> int:
         lead = max(1, len(spec.layers)) * max(1, len(spec.heads)) * self.itemsize(spec)
         if spec.site.is_per_example:
             return lead * spec.width * len(next(iter(lengths.values())))
         if spec.site.is_matrix:
+            if self.is_triangle(spec):
+                return lead * sum(map(n_cells, lengths[spec.key.stack]))
             pairs = zip(lengths[spec.key.stack], lengths[spec.key.key_stack], strict=True)
             return lead * sum(queries * keys for queries, keys in pairs)
         return lead * spec.width * sum(lengths[spec.key.token_stack])
@@ -310,6 +364,8 @@ class RunLayout:
             "attn_codec": self.attn_codec,
             "codec": self.codec,
             "chunk_slots": dict(self.chunk_slots),
+            "triangles": [str(key) for key in self.triangles],
+            "matrix_codec": self.matrix_codec,
             "aliases": {str(rows): str(one) for rows, one in self.aliases.items()},
         }
 
@@ -325,10 +381,11 @@ class RunLayout:
         stated = data.get("aliases", {}).items()
         fields["aliases"] = {Rows.parse(rows): Rows.parse(one) for rows, one in stated}
         check_aliases(fields["aliases"], fields["arrays"])
+        fields["triangles"] = tuple(ArrayKey.parse(key) for key in data.get("triangles", ()))
         layout = cls(**fields)
         for name, kind in _WORDS.items():
-            if data[name] not in get_args(kind):
-                raise ValueError(f"{name} is {data[name]!r}")
+            if getattr(layout, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(layout, name)!r}")
         sizes = (layout.n_examples, layout.shard_examples, *layout.max_tokens.values(), *layout.chunk_slots.values())
         if not all(type(size) is int and 0 < size < _MOST for size in sizes):
             raise ValueError("its sizes are no whole numbers from 1")
@@ -340,6 +397,8 @@ class RunLayout:
             or layout.chunk_slots.keys() < layout.max_tokens.keys()
         ):
             raise ValueError("it has no arrays, or no sizes of their stacks")
+        if not {spec.key for spec in layout.arrays if spec.site.is_matrix}.issuperset(layout.triangles):
+            raise ValueError("its triangles are no matrices of its own")
         return layout
 
 

@@ -38,10 +38,10 @@ def check_file(path: Path, expected: Checksum, index_bytes: int) -> None:
         raise CorruptRun(f"{path} {what}", hint="traceformer verify lists the damage")
 
 
-def identity(path: Path) -> Identity | None:
+def identity(path: Path | str) -> Identity | None:
     """Returns what a file is told by without being read; None if it is not there."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

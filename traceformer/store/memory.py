@@ -24,8 +24,10 @@ from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
+from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.store.triangles import n_cells, unfold
 from traceformer.store.zarr3 import Array, along_layers
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class MemorySource:
     """The source of a run in memory; see `Source`.
 
     Attributes:
-        matrices: For each matrix array, every example's (layer, head, query, key), as stored.
+        matrices: For each matrix array, every example's (layer, head, query, key), or (layer, head, cell) of a packed
+            triangle, as stored.
         rows: For each token array that is kept all tokens' rows, (layer[, head], slot, d): slots without gaps. For each
             example array all examples', (example[, layer, head], d).
         table: One row per example.
@@ -75,14 +78,23 @@ class MemorySource:
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
         use_tensorstore()
-        if spec.site.is_matrix:
-            return ts.array(self.matrices[spec.key][rows.start][(None, *lead)], copy=False)
         if spec.site.is_per_example:
             return self.rows[spec.key][(slice(rows.start, rows.stop), *lead)]
         stack = spec.key.token_stack
         first = int(self.index.slots[stack][rows.start])
         count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
         return self._rows(spec, lead, (slice(first, first + count),))
+
+    def matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
+    ) -> Shaped[np.ndarray, "*lead query key"]:
+        kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
+        keys = int(self.index.lengths[spec.key.key_stack][row])
+        queries = queries or range(int(self.index.lengths[spec.key.stack][row]))
+        if not triangle:
+            return kept[..., queries.start : queries.stop, :].copy()
+        cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
+        return unfold(cells, queries.start, len(queries), keys)
 
     def whole(self, spec: ArraySpec, lead: Lead) -> Array:
         use_tensorstore()
@@ -171,7 +183,9 @@ class MemoryWriter:
 
     def _keep(self, shard: int, spec: ArraySpec, buffer: ShardBuffer) -> None:
         if spec.site.is_matrix:
-            kept = [buffer.rectangle(spec.key, b).copy() for b in range(buffer.n_examples)]
+            matrices = buffer.matrices[spec.key]
+            assert isinstance(matrices, WholeMatrices)
+            kept, matrices.kept = matrices.kept, []
             self._matrices.setdefault(spec.key, {})[shard] = kept
             self.bytes_written += sum(matrix.nbytes for matrix in kept)
         else:

@@ -20,7 +20,7 @@ from traceformer.store.locks import (
 )
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import Dtype
+from traceformer.store.names import AttnCodec, Dtype
 from traceformer.store.replacing import check_place, check_unfinished
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
@@ -37,7 +37,7 @@ class Storage:
 
     dtype: Dtype = "float16"
     codec: Literal["none", "zstd", "lz4"] = "none"
-    attn_codec: Literal["exact", "sqrt8"] = "exact"
+    attn_codec: AttnCodec = "exact"
     shard_examples: int | None = None
     keep_duplicates: bool = False
 

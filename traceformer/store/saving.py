@@ -51,10 +51,13 @@ def save_run(
             for spec in layout.kept:
                 lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
                 for b, row in enumerate(rows):
+                    if spec.site.is_matrix:
+                        buffer.put(spec, b, source.matrix(spec, row, lead))
+                        continue
                     view = source.part(spec, range(row, row + 1), lead)
                     with reading(f"{source.name}/{layout.array_path(spec.key)}"):
                         values = view.read().result()
-                    buffer.part(spec, b)[...] = values if spec.site.is_per_token else values[0]
+                    buffer.put(spec, b, values if spec.site.is_per_token else values[0])
             writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
             progress(done)
         return writer.finish()

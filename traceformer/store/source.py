@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from traceformer.shapes import Shaped
 from traceformer.sites import ArraySpec
 from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead
@@ -46,10 +49,19 @@ class Source(Protocol):
         ...
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
-        """Returns the rows of one step, or of one example, as they are stored.
+        """Returns the rows of one step, or of one example, of an array that is no matrix, as they are stored.
 
-        Matrices (example, *lead, query, key) are as large as the largest of them, token arrays (*lead, token, d)
-        hold the examples' tokens back to back, example arrays are (example, *lead, d).
+        Token arrays (*lead, token, d) hold the examples' tokens back to back, example arrays are (example, *lead, d).
+        """
+        ...
+
+    def matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
+    ) -> Shaped[np.ndarray, "*lead query key"]:
+        """Returns an example's matrices, or some rows of them, as they are stored.
+
+        Raises:
+            CorruptRun: they are not as they were written.
         """
         ...
 

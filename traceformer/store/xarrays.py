@@ -9,14 +9,14 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core.indexing import ExplicitIndexer, IndexingSupport, LazilyIndexedArray, explicit_indexing_adapter
 
-from traceformer.shapes import Int64
+from traceformer.shapes import Int64, Num
 from traceformer.sites import ArraySpec
-from traceformer.store.dtypes import ReadDtype, decode, dtype_read
+from traceformer.store.dtypes import ON_DISK, ReadDtype, decode, dtype_read
 from traceformer.store.folder import RunFolder
 from traceformer.store.index import RunIndex, Spans
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
-from traceformer.store.zarr3 import as_read, reading
+from traceformer.store.zarr3 import as_read, numbers_of, reading
 
 __all__ = ["data_tree"]
 
@@ -52,6 +52,8 @@ class _Source:
 
     def read(self, key: tuple[AxisIndex, ...]) -> np.ndarray:
         """Returns `array[key]`, each axis indexed on its own: what is missing on disk is refused, gaps are skipped."""
+        if self.spec.site.is_matrix:
+            return self._read_matrices(key)
         # One layer is read where it is kept; all of them may be the layers of several arrays.
         lead = (key[0],) if self.axis and self.spec.layers and isinstance(key[0], int) else ()
         array = as_read(self.run.whole(self.spec, lead), self.stored, self.dtype)
@@ -66,6 +68,23 @@ class _Source:
             axis = self.axis - sum(isinstance(part, int) for part in key[: self.axis])
             parts = [decode(future.result(), self.stored) for future in ahead]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+    def _read_matrices(self, key: tuple[AxisIndex, ...]) -> Num[np.ndarray, "..."]:
+        chosen = [np.arange(size)[part] for size, part in zip(self.shape, key, strict=True)]
+        examples, *lead, queries, keys = (np.atleast_1d(each) for each in chosen)
+        lengths, stack, key_stack = self.run.index.lengths, self.spec.key.stack, self.spec.key.key_stack
+        read = np.zeros(tuple(map(len, (examples, *lead, queries, keys))), ON_DISK[self.stored])
+        for target, row in zip(read, examples.tolist(), strict=True):
+            in_query, in_key = queries < lengths[stack][row], keys < lengths[key_stack][row]
+            if in_query.any() and in_key.any():
+                own = queries[in_query]
+                rows = range(int(own.min()), int(own.max()) + 1)
+                for at, layer in enumerate(lead[0].tolist()):
+                    for beside, head in enumerate(lead[1].tolist()):
+                        matrix = self.run.matrix(self.spec, row, (layer, head), rows)
+                        part = matrix[np.ix_(own - rows.start, keys[in_key])]
+                        target[at, beside][np.ix_(in_query, in_key)] = part
+        return numbers_of(read.reshape([size for each in chosen for size in each.shape]), self.stored, self.dtype)
 
     def _stretches(self, wanted: Int64[np.ndarray, "n"]) -> list[slice | Int64[np.ndarray, "n"]]:
         places = self.spans.places(wanted)

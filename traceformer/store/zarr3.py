@@ -15,12 +15,14 @@ import numpy as np
 
 from traceformer.errors import CorruptRun
 from traceformer.plain_json import parse_json
+from traceformer.shapes import Num, Shaped
 from traceformer.sites import ArraySpec, Stack
-from traceformer.store.dtypes import ON_DISK, ZSTD_LEVEL, ReadDtype, dtype_read
+from traceformer.store.codecs import zarr_codecs
+from traceformer.store.dtypes import ON_DISK, ReadDtype, decode, dtype_read
 from traceformer.store.durable import WriteGroup
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
-from traceformer.store.names import Codec, Stored
+from traceformer.store.names import Stored
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -29,8 +31,10 @@ __all__ = [
     "Array",
     "along_layers",
     "as_read",
+    "check_metadata",
     "coordinate_files",
     "group_metadata",
+    "numbers_of",
     "open_array",
     "position_arrays",
     "read_ahead",
@@ -44,11 +48,13 @@ JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
+_FEW = 1 << 17  # numbers that numpy widens before tensorstore would be loaded; of more it is ten times as fast
+_CELL = "query * (query + 1) / 2 + key, of n tokens n * (n + 1) / 2; those behind are 0"
+_VERIFY = "traceformer verify lists the damage"
 
 _KNOWN = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
 _LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: JSON = {"name": "crc32c"}
-_ZSTD: JSON = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
 
 
 def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> dict[str, JSON]:
@@ -141,7 +147,7 @@ def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
 def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> JSON:
     stored = layout.stored(spec)
     dtype = ON_DISK[stored]
-    inner = [_LITTLE_ENDIAN, *_compression(layout.codec_of(spec), dtype.itemsize), _CRC32C]
+    inner = [_LITTLE_ENDIAN, *zarr_codecs(layout.codec_of(spec), dtype.itemsize), _CRC32C]
     heads = "kv_heads" if "kv_head" in spec.site.axes else "heads"
     sharding: JSON = {
         "name": "sharding_indexed",
@@ -158,11 +164,12 @@ def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> 
         dtype=dtype.name,
         fill=0.0 if dtype.kind == "f" else 0,
         codecs=[sharding],
-        axes=layout.axes(spec),
+        axes=layout.stored_axes(spec),
         attributes={
             "key": str(spec.key),
             "meaning": spec.site.meaning,
             "stored_dtype": stored,
+            **({"cell": _CELL} if layout.is_triangle(spec) else {}),
             **({"layers": list(spec.layers)} if spec.layers else {}),
             **({heads: list(spec.heads)} if spec.heads else {}),
         },
@@ -175,7 +182,7 @@ def _position_metadata(stack: Stack, n_slots: int) -> JSON:
         chunk=(POSITIONS_PER_FILE,),
         dtype="int32",
         fill=EMPTY_SLOT,
-        codecs=[_LITTLE_ENDIAN, _ZSTD, _CRC32C],
+        codecs=[_LITTLE_ENDIAN, *zarr_codecs("zstd", 4), _CRC32C],
         axes=(f"{stack}_token",),
         attributes={"meaning": "the row of tokens.parquet, or the position in it; -1 where no token lies"},
     )
@@ -218,15 +225,6 @@ def _zarr_array(
     }
 
 
-def _compression(codec: Codec, itemsize: int) -> list[JSON]:
-    if codec == "zstd":
-        return [_ZSTD]
-    if codec == "lz4":
-        blosc = {"cname": "lz4", "clevel": 1, "shuffle": "shuffle", "typesize": itemsize, "blocksize": 0}
-        return [{"name": "blosc", "configuration": blosc}]
-    return []
-
-
 def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Context") -> Array:
     """Returns a handle on a kept array inside a run's folder, whose metadata must say what the layout does.
 
@@ -267,6 +265,24 @@ def along_layers(views: Sequence[Array]) -> Array:
     return ts.concat([view[layers] for view in views], axis=0)
 
 
+def check_metadata(folder: Path, layout: RunLayout, spec: ArraySpec) -> None:
+    """Makes sure that the metadata of an array says what the layout does, for who reads its files without it.
+
+    Raises:
+        CorruptRun: it does not, or is not there.
+    """
+    path, expected = folder / layout.array_path(spec.key) / "zarr.json", _array_metadata(layout, spec, None)
+    try:
+        stated = parse_json(path.read_bytes())
+        changed = [name for name in (*_KNOWN, "shape") if stated[name] != expected[name]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CorruptRun(f"{path} cannot be read", why=str(error), hint=_VERIFY) from error
+    if changed:
+        name = changed[-1]
+        why = f"{spec.key} has {expected[name]}"
+        raise CorruptRun(f"{path} states the {name} {stated[name]}", why=why, hint=_VERIFY)
+
+
 def refuse_deep_metadata(path: Path) -> None:
     """Refuses an array's metadata that no reader of JSON takes: tensorstore 0.1.86 would end the process.
 
@@ -296,6 +312,23 @@ def as_read(view: Array, stored: Stored, dtype: ReadDtype) -> Array:
     return view
 
 
+def numbers_of(array: Shaped[np.ndarray, "*axes"], stored: Stored, dtype: ReadDtype) -> Num[np.ndarray, "*axes"]:
+    """Returns the numbers that stored values stand for, as `as_read` and `decode` give them of a view.
+
+    Raises:
+        SelectionError: `dtype` is neither `float32` nor `stored`.
+    """
+    wide = dtype_read(stored, dtype)
+    if stored != "float16" or wide == array.dtype:
+        return decode(array, stored)
+    if array.size < _FEW:
+        return array.astype(wide)
+    import tensorstore as ts
+
+    use_tensorstore()
+    return ts.cast(ts.array(array, copy=False), ts.float32).read().result()
+
+
 def read_ahead(view: Array) -> "tuple[np.ndarray, ts.WriteFutures]":
     """Returns an array that will hold what `view` shows, and the future that says when.
 
@@ -322,7 +355,7 @@ def reading(path: Path | str) -> Generator[None]:
         raise CorruptRun(
             f"cannot read {path}",
             why=str(error).split(" [source locations")[0],
-            hint="traceformer verify lists the damage",
+            hint=_VERIFY,
         ) from error
 
 

@@ -39,6 +39,7 @@ from traceformer.capture.proofs.fit import fitted
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.sight import triangles_of
 from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
@@ -229,9 +230,9 @@ def answer(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
+    begun = [started(model, prompt) for prompt in read[:batch_size]]
     with HandedOn(model) as handed_on:
-        first = [started(model, prompt) for prompt in read[:batch_size]]
-        prove_first(model, plan, first, tokens, to_continue=not replay)
+        prove_first(model, plan, begun, tokens, to_continue=not replay)
     sharing = Sharing(model.model)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
@@ -244,6 +245,7 @@ def answer(
         mean={stack: fmean(lengths) for stack, lengths in most.items()},
         dtype=place.storage.dtype,
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
+        triangles=triangles_of(model, plan, begun),
     )
     layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{prompts.name}_generated_n{layout.n_examples}"

@@ -23,9 +23,10 @@ from traceformer.formats.nanochat_json.write import ACTIVATION_SITES
 from traceformer.formats.options import ImportOptions
 from traceformer.formats.outgoing import key_of
 from traceformer.formats.rows import TokenRow, check_plain, read_types
+from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
-from traceformer.store.dtypes import nan_of
+from traceformer.store.dtypes import ON_DISK, nan_of
 
 __all__ = ["read_files", "recognises"]
 
@@ -239,14 +240,12 @@ def _known_rows(
 
 
 def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path: Path) -> None:
-    for spec in outline.arrays:
-        target = buffer.part(spec, slot)
-        target[...] = nan_of(buffer.layout.stored(spec))
+    filled = {spec.key: _unknown(buffer, spec, slot) for spec in outline.arrays}
     for piece in _pieces(trace, outline.stack, path):
         spec = next((spec for spec in outline.arrays if spec.key == piece.key), None)
         if spec is None or (piece.layer is not None and piece.layer not in spec.layers):
             raise Unreadable(f"{path} holds {piece.key} beside the arrays that its metadata lists")
-        target = buffer.part(spec, slot)
+        target = filled[spec.key]
         values = piece.tensor.array()[0]
         lacking = np.isnan(values) if piece.is_whole and UNKNOWN in outline.meta else False
         if not (np.isfinite(values) | lacking).all():
@@ -260,6 +259,14 @@ def _fill(buffer: ShardBuffer, slot: int, trace: Trace, outline: _Outline, path:
                 f"{path} has {piece.key} of shape {list(piece.tensor.shape)}", why="that does not fit its other layers"
             )
         target[..., piece.start : piece.start + piece.n_rows, :] = encoded(values, buffer.layout.dtype, path)
+    for spec in outline.arrays:
+        buffer.put(spec, slot, filled[spec.key])
+
+
+def _unknown(buffer: ShardBuffer, spec: ArraySpec, slot: int) -> Shaped[np.ndarray, "..."]:
+    """Returns what an example must fill of an array, with nothing known of it."""
+    stored = buffer.layout.stored(spec)
+    return np.full(buffer.shape(spec, slot), nan_of(stored), ON_DISK[stored])
 
 
 def _row(trace: Trace, ours: _Ours, index: int) -> TokenRow:

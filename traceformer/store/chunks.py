@@ -1,0 +1,155 @@
+"""Reads the matrices of a run's files, chunk by chunk.
+
+1. The index that ends a file says where each chunk lies; it is read once, and again when the file is another.
+2. The chunks of one layer that are asked for lie together, and are read together. Each is held against its crc32c.
+3. They are decompressed into one array, and packed triangles unfolded into squares.
+
+tensorstore reads the same files, at less than half the speed, and a process that reads nothing else need not load it.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from traceformer.shapes import Integer, Shaped
+from traceformer.sites import ArrayKey, ArraySpec
+from traceformer.store.codecs import Chunk, decompress
+from traceformer.store.dtypes import ON_DISK
+from traceformer.store.layout import RunLayout
+from traceformer.store.marks import Identity, identity
+from traceformer.store.names import Codec, MatrixCodec
+from traceformer.store.source import Lead
+from traceformer.store.triangles import n_cells, unfold
+
+__all__ = ["MatrixFiles"]
+
+_INDEXES = 16  # that are kept, of files read last
+_CRC_BYTES = 4
+
+
+class _Cut(NamedTuple):
+    """How an array's files are cut into chunks, worked out once.
+
+    `width` is that of a row of a square, 0 for triangles; `chunk` how many cells one has; `shape` how many there are,
+    (slot, layer, head, chunk).
+    """
+
+    width: int
+    chunk: int
+    shape: tuple[int, ...]
+    index_bytes: int
+    codec: Codec | MatrixCodec
+    dtype: np.dtype[Any]
+
+
+class MatrixFiles:
+    """The files of a run's matrices. Whoever reads has looked whether they are those that were written."""
+
+    def __init__(self, root: Path, layout: RunLayout) -> None:
+        self._root, self._layout = str(root), layout
+        self._cuts: dict[ArrayKey, _Cut] = {}
+        self._indexes: dict[str, tuple[Identity | None, Integer[np.ndarray, "slot layer head chunk 2"]]] = {}
+
+    def read(
+        self, spec: ArraySpec, files: Sequence[str], slot: int, lead: Lead, queries: range, keys: int
+    ) -> Shaped[np.ndarray, "*lead query key"]:
+        """Returns rows of an example's matrices as they are stored.
+
+        Args:
+            spec: The array.
+            files: Those of the example's shard.
+            slot: The example's place in them.
+            lead: Which layers and heads.
+            queries: Which rows.
+            keys: How many keys a row has.
+
+        Raises:
+            ValueError, OSError: a file is not as it was written.
+        """
+        cut, (of_layers, of_heads) = self._cut_of(spec), lead
+        layers, heads = range(len(spec.layers))[of_layers], range(len(spec.heads))[of_heads]
+        shape = tuple(len(own) for own in (layers, heads) if isinstance(own, range))
+        width, chunk, in_file = cut.width, cut.chunk, cut.shape[1]
+        first, stop = (query * width if width else n_cells(query) for query in (queries.start, queries.stop))
+        parts = range(first // chunk, -(-stop // chunk))
+        cells = np.empty((*shape, len(parts) * chunk), cut.dtype)
+        several = [layers] if isinstance(layers, int) else layers
+        for layer, own in zip(several, cells.reshape(len(several), -1, chunk), strict=True):
+            index = self._index(cut, files[layer // in_file])
+            places = index[slot, layer % in_file, of_heads, parts.start : parts.stop].reshape(-1, 2)
+            self._fill(cut, files[layer // in_file], places.tolist(), own)
+        cells = cells[..., first - parts.start * chunk : stop - parts.start * chunk]
+        if width:
+            return cells.reshape(*cells.shape[:-1], len(queries), width)[..., :keys]
+        return unfold(cells, queries.start, len(queries), keys)
+
+    def _cut_of(self, spec: ArraySpec) -> _Cut:
+        if spec.key not in self._cuts:
+            layout, shard = self._layout, self._layout.shard_shape(spec)
+            chunk = math.prod(layout.chunk_shape(spec)[3:])
+            self._cuts[spec.key] = _Cut(
+                width=0 if layout.is_triangle(spec) else layout.max_tokens[spec.key.key_stack],
+                chunk=chunk,
+                shape=(*shard[:3], math.prod(shard[3:]) // chunk),
+                index_bytes=layout.index_bytes(spec),
+                codec=layout.codec_of(spec),
+                dtype=ON_DISK[layout.stored(spec)],
+            )
+        return self._cuts[spec.key]
+
+    def _fill(
+        self,
+        cut: _Cut,
+        name: str,
+        places: list[list[int]],
+        cells: Shaped[np.ndarray, "chunk cell"],
+    ) -> None:
+        """Decompresses the chunks at these places of a file."""
+        if not places:
+            return
+        start, stop = places[0][0], sum(places[-1])
+        together = sum(size for _, size in places) == stop - start
+        file = os.open(f"{self._root}/{name}", os.O_RDONLY)
+        try:
+            data = os.pread(file, stop - start, start) if together else b""
+            for (at, size), own in zip(places, cells, strict=True):
+                part = data[at - start : at - start + size] if together else os.pread(file, size, at)
+                decompress(cut.codec, _intact(np.frombuffer(part, np.uint8, size)), own)
+        finally:
+            os.close(file)
+
+    def _index(self, cut: _Cut, name: str) -> Integer[np.ndarray, "slot layer head chunk 2"]:
+        """Returns where the chunks of a file lie: for each its first byte and how many there are.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = f"{self._root}/{name}"  # joining paths takes as long as reading one
+        now = identity(path)
+        known, index = self._indexes.get(name, (None, None))
+        if index is None or known != now:
+            with open(path, "rb") as file:
+                file.seek(-cut.index_bytes, os.SEEK_END)
+                table = _intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
+            index = table.reshape(*cut.shape, 2)
+            while len(self._indexes) >= _INDEXES:
+                del self._indexes[next(iter(self._indexes))]
+            self._indexes[name] = now, index
+        return index
+
+
+def _intact(data: Chunk) -> Chunk:
+    """Returns stored bytes without the crc32c that ends them.
+
+    Raises:
+        ValueError: it is not theirs.
+    """
+    body = data[:-_CRC_BYTES]
+    if google_crc32c.value(body) != int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little"):
+        raise ValueError("a chunk's crc32c is not that of its bytes")
+    return body
