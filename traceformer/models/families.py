@@ -87,7 +87,7 @@ def architecture_of(config: Any, like: str | None = None) -> Architecture:
         Unsupported: there is no row for its family, or it is not right for this config.
         NotFound: there is none for `like`.
     """
-    if like is not None and (not isinstance(like, str) or like not in FAMILIES):
+    if like is not None and str(like) not in FAMILIES:
         near = get_close_matches(str(like), FAMILIES) or get_close_matches(str(like), FAMILIES, cutoff=0)
         raise NotFound(f"no row of a family {like!r}", hint=" or ".join(near))
     found = (family_of(config) if like is None else FAMILIES[like]).blocks

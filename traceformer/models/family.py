@@ -165,7 +165,8 @@ def _tap(data: Any) -> Tap | None:
 def _readout_row(data: Mapping[str, Any] | None) -> "ReadoutRow | None":
     if data is None:
         return None
-    return ReadoutRow(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return ReadoutRow(**read)
 
 
 def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
