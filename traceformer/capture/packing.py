@@ -137,7 +137,7 @@ def _packed(
     for number in order:
         own = lengths[number]
         length = sum(own.values())
-        together = {stack: max(n, longest.get(stack, 0)) for stack, n in own.items()}
+        together: dict[Stack, int] = {stack: max(n, longest.get(stack, 0)) for stack, n in own.items()}
         grown = (len(batches[-1]) + 1) * sum(together.values()) if batches else 0
         if batches and grown <= tokens and grown - true - length <= padding:
             batches[-1].append(number)
