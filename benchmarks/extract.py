@@ -31,14 +31,14 @@ HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
 POSITIONS = 4096
 
 
-def make_model(folder: Path, positions: int = POSITIONS) -> Path:
+def make_model(folder: Path, positions: int = POSITIONS, **changes: int) -> Path:
     """Writes GPT-2 small's shape with random weights, and a tokenizer of one token per word."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(n_positions=positions)).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(n_positions=positions, **changes)).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({"<end>": 0, **{f"w{i}": i for i in range(1, 5000)}}, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>").save_pretrained(folder)
@@ -74,11 +74,18 @@ class Bench:
                 model(input_ids=self.ids, use_cache=False)
 
     def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+        """Returns what makes a run on the disk."""
+        return self._extraction(self.folder / "run", capture, **selected)
+
+    def in_memory(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+        return self._extraction(None, capture, **selected)
+
+    def _extraction(self, folder: Path | None, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
         from traceformer.capture.extract import extract
         from traceformer.store.place import Place
 
         texts, selection = self._asked(capture, **selected)
-        place = Place(folder=self.folder / "run", overwrite=True)
+        place = Place(folder=folder, overwrite=folder is not None)
         return lambda: extract(self.loaded, texts, selection, place, batch_size=self.batch)
 
     def prepared(self, capture: tuple[str, ...], **selected: object) -> "Prepared":

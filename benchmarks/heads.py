@@ -37,13 +37,15 @@ def write_run(folder: Path) -> TraceStore:
             buffer = writer.buffer()
             buffer.begin({"dec": [TOKENS] * len(examples)})
             for slot in range(len(examples)):
+                patterns = np.empty((LAYERS, HEADS, TOKENS, TOKENS), np.float16)
                 for layer in range(LAYERS):
                     scores = random.standard_normal((HEADS, TOKENS, TOKENS), np.float32) * 1.5 - distance / reach[layer]
                     scores[..., 0] += 2
                     scores[..., distance < 0] = -np.inf
                     scores -= scores.max(-1, keepdims=True)
                     np.exp(scores, out=scores)
-                    buffer.rectangle(PATTERN.key, slot)[layer] = scores / scores.sum(-1, keepdims=True)
+                    patterns[layer] = scores / scores.sum(-1, keepdims=True)
+                buffer.part(PATTERN, slot)[...] = patterns
             ids = random.integers(0, 256, (len(examples), TOKENS)).tolist()
             tokens = pa.table({"example_id": [f"example-{i}" for i in examples], "input_ids": ids})
             writer.commit(shard, buffer, tokens)

@@ -87,7 +87,9 @@ def measure_peers(folder: Path, turns: int, only: str | None, quick: bool) -> It
             python = installed(peer, place)
             names = [(each.partition("==")[0]) for each in (*peer.packages, *peer.alone)]
             code = f"from importlib.metadata import version; print(*map(version, {[*names, 'torch']}))"
-            versions = [" ".join(each) for each in zip([*names, "torch"], run([python, "-c", code]).split(), strict=True)]
+            versions = [
+                " ".join(each) for each in zip([*names, "torch"], run([python, "-c", code]).split(), strict=True)
+            ]
             told = run([python, "peer_works.py", name, model, out, str(1 if quick else turns)], HF_HUB_OFFLINE="1")
             for line in json.loads(told.splitlines()[-1]):
                 note = f"{line['written'] / 1e6:.0f} MB; {', '.join(versions)}"

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "quick": {"action": "store_true", "help": "few turns or small sizes, to see that it runs"},
     "turns": {"type": int, "default": TURNS, "help": "a figure is the median of so many"},
     "threads": {"type": int, "default": 2},
+    "figures": {"type": Path, "help": "a folder to draw into"},
     "only": {"help": "one of the names that the script knows"},
 }
 ONE_ARENA = {
@@ -147,10 +148,11 @@ def in_process(code: str, **environment: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def main(doc: str | None, *parts: Callable[..., Iterable[Row]], threads: int | None = None) -> None:
+def main(doc: str | None, *parts: Callable[..., Iterable[Row]], threads: int | None = None, turns: int = TURNS) -> None:
     """Runs the command line of a script: prints the rows of its parts, whose parameters are its options.
 
     A part's `folder` is a new one within that of the command line, and is deleted at the end. `threads` are torch's.
+    `turns` is how many there are unless the command line says.
     """
     from traceformer.heap import keep_freed_memory
 
@@ -161,6 +163,7 @@ def main(doc: str | None, *parts: Callable[..., Iterable[Row]], threads: int | N
     for name, option in OPTIONS.items():
         if any(name in names for names in taken.values()):
             parser.add_argument(f"--{name}", **option)
+    parser.set_defaults(turns=turns)
     given = vars(parser.parse_args())
     warnings.simplefilter("ignore")
     if threads:
