@@ -41,13 +41,11 @@ def measure_tokens(folder: Path, figures: Path | None, turns: int, quick: bool) 
         works = {"plain pass": bench.plain, "recorded": bench.recording(EVERYTHING)}
         real = 16 * 128 * bench.n_batches
         times: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(
-            (1 if tokens > TOKENS[2] else turns) + 1
-        ):  # the first one warms up; it is long enough at last
+        for turn in range(1, 2) if tokens > TOKENS[2] else range(turns + 1):
             for name, work in works.items():
                 bench.delete()
                 own = took(work)
-                if turn:
+                if turn:  # the first one warms up; where there is one, the sizes before it did
                     times[name].append(1e6 * own.processor / real)
         bench.delete()
         for name, values in times.items():

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +101,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def in_turn(
     plain: Callable[[], object],
-    others: dict[str, Callable[[], object]],
+    others: Mapping[str, Callable[[], object]],
     turns: int,
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, Ratios]:
