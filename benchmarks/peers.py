@@ -37,7 +37,8 @@ PEERS = {
     "nnsight": Peer(("nnsight==0.8.*", "transformers==5.*")),
     "torchlens": Peer(("torchlens==2.36.*", "transformers==5.*")),
     # It asks for another torch than the one that all are measured with; what it works on is nnsight and a model.
-    "attnread": Peer(("nnsight==0.7.0", "transformers==5.19.*"), alone=("attnread==0.1.2",)),
+    # nnsight 0.7.0 imports requests and does not ask for it.
+    "attnread": Peer(("nnsight==0.7.0", "requests", "transformers==5.19.*"), alone=("attnread==0.1.2",)),
     "transformers": Peer(("transformers==5.*",)),
 }
 
