@@ -79,6 +79,7 @@ class Extraction(_Recording):
     codec: Literal["none", "zstd", "lz4"] = "none"
     attn_codec: Literal["exact", "sqrt8"] = "exact"
     shard_examples: int | None = None
+    batch_tokens: int | Literal["auto"] | None = None
     writer: tuple[int, int] = (0, 1)
 
     def values(self) -> tuple[Any, ...]:
@@ -103,15 +104,20 @@ class Extraction(_Recording):
         return self.load(with_head=selection.needs_head), texts, selection, place
 
 
+def _batches(asked: Extraction) -> dict[str, Any]:
+    """How large batches are; its own size of a batch is not meant where tokens bind it."""
+    return {"batch_size": asked.batch_size} if asked.batch_tokens is None else {"batch_tokens": asked.batch_tokens}
+
+
 def extracted(asked: Extraction, progress: OnProgress = quiet) -> Path:
     """Returns the folder of the run."""
-    folder = extract(*asked.values(), batch_size=asked.batch_size, progress=progress).folder
+    folder = extract(*asked.values(), **_batches(asked), progress=progress).folder
     assert folder is not None
     return folder
 
 
 def estimated(asked: Extraction) -> Estimate:
-    return estimate(*asked.values(), batch_size=asked.batch_size)
+    return estimate(*asked.values(), **_batches(asked))
 
 
 @dataclass(frozen=True, kw_only=True)

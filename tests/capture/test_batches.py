@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from traceformer.capture.attention import Span
-from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
+from traceformer.capture.batches import SquareSink, run_batches
+from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.tokenizing import Encoded
 from traceformer.models.load import load_model
@@ -36,7 +37,14 @@ def test_blocks_put_together_are_the_patterns_of_the_model(family: str, tiny_fol
         whole = seen[spec.key, example].setdefault(layer, torch.zeros(len(spec.heads), *lengths))
         whole[:, queries.start : queries.stop, keys.start : keys.stop] = block
 
-    run_batches(loaded, plan, rows, batches_by_length(rows, 2), SquareSink(take), lambda batch: ran.append([*batch]))
+    run_batches(
+        loaded,
+        plan,
+        rows,
+        batches_by_length([row.lengths for row in rows], Batching(2)),
+        SquareSink(take),
+        lambda batch: ran.append([*batch]),
+    )
     assert ran == [[3, 0], [2]]  # shortest first; the row without tokens is passed over
     for example in (0, 2, 3):
         inputs = {"input_ids": rows[example].ids.get("enc", rows[example].ids.get("dec"))}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.tiny_folders import TEXTS
-from traceformer.capture.batches import batches_by_length, pad
+from traceformer.capture.batches import pad
+from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.tokenizing import Encoded, Encoder
 from traceformer.errors import Unsupported
 from traceformer.models.load import load_model
@@ -70,7 +71,8 @@ def test_a_tokenizer_of_another_model_is_refused(gpt2: LoadedModel, tiny_folder:
 
 
 def test_batches_hold_similar_lengths_and_skip_what_has_no_token() -> None:
-    assert list(batches_by_length(rows_of(5, 1, 3, 0, 4, 3), 2)) == [[1, 2], [5, 4], [0]]
+    lengths = [row.lengths for row in rows_of(5, 1, 3, 0, 4, 3)]
+    assert batches_by_length(lengths, Batching(rows=2)) == [[1, 2], [5, 4], [0]]
 
 
 def test_padding_is_on_the_right_with_explicit_positions() -> None:

@@ -28,7 +28,8 @@ class Asked:
     texts: TextChoice
     selection: Selection
     place: Place
-    batch_size: int
+    batch_size: int | None
+    batch_tokens: int | str | None = None
 
 
 @pytest.fixture
@@ -36,10 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """All that reaches the extraction, which then pretends to have recorded two examples."""
     seen: list[Asked] = []
 
-    def pretend(
-        model: Any, texts: Any, selection: Selection, place: Place, *, batch_size: int, progress: OnProgress
-    ) -> Any:
-        seen.append(Asked(model, texts, selection, place, batch_size))
+    def pretend(model: Any, texts: Any, selection: Selection, place: Place, *, progress: OnProgress, **how: Any) -> Any:
+        seen.append(Asked(model, texts, selection, place, **how))
         progress(Progress(2, 2, 30, 4000, 1.5, "recording"))
         return SimpleNamespace(folder=place.folder or Path("traces/made"))
 
@@ -59,7 +58,7 @@ def test_the_defaults_are_the_padded_stores(asked: list[Asked]) -> None:
     assert own.place.storage == Storage("float16")
     texts = own.texts
     assert (texts.dataset, texts.limit, texts.max_seq_len, texts.dec_max_len) == ("ud_ewt", 32, 128, 64)
-    assert own.batch_size == 8
+    assert (own.batch_size, own.batch_tokens) == (None, None)  # which means 8 texts: see tests/capture/test_packing.py
 
 
 FLAGS = (
@@ -98,6 +97,12 @@ def test_every_flag_has_its_meaning_in_both_spellings(flags: str, asked: list[As
         ),
         batch_size=3,
     )
+
+
+@pytest.mark.parametrize(("given", "meant"), [("4096", 4096), ("auto", "auto")])
+def test_batches_are_bound_by_tokens_in_place_of_texts(given: str, meant: int | str, asked: list[Asked]) -> None:
+    assert main(["extract", "--batch_tokens", given]) == 0
+    assert (asked[0].batch_size, asked[0].batch_tokens) == (None, meant)
 
 
 @pytest.mark.parametrize(

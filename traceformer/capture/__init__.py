@@ -10,6 +10,7 @@ own_attention  attention modules that compute scores themselves, watched
 recorder    the `with` block that observes forward passes, and leaves no hook behind
 spots       where stream and MLPs are seen, and which of their arrays are one tensor
 passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
+packing     which rows share a batch: so many, or so many tokens with little padding
 batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes
 sight       which attentions let a query look at later keys: measured

@@ -4,7 +4,7 @@ A sink is told which rows a batch holds before its arrays come (`begin`), and wh
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import padding_sought
 from traceformer.sites import ArraySpec, Stack
 
-__all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "batches_by_length", "pad", "run_batches"]
+__all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "pad", "run_batches"]
 
 
 class BatchSink(Sink, Protocol):
@@ -92,17 +92,6 @@ class SquareSink:
 
     def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
         self._take(spec, layer, self._batch[example], queries, keys, block)
-
-
-def batches_by_length(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of `rows` in batches of similar length, shortest first; a pure function of the lengths.
-
-    Examples without a single token are left out: there is nothing to run.
-    """
-    order = sorted(range(len(rows)), key=lambda index: [len(ids) for ids in rows[index].ids.values()])
-    order = [index for index in order if all(rows[index].ids.values())]
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 class BatchInputs:

@@ -8,8 +8,8 @@
    one is filled.
 3. When every shard is committed the run is finished: compacted, sealed by a manifest and renamed.
 
-The store keeps the data set's order, and batches are a pure function of the texts, the batch size and the shard
-size, so that a run that was interrupted anywhere resumes to the same bytes.
+The store keeps the data set's order, and batches are a pure function of the texts, how large a batch may be and the
+shard size, so that a run that was interrupted anywhere resumes to the same bytes.
 """
 
 import time
@@ -21,8 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from traceformer.capture.batches import batches_by_length, run_batches
+from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
+from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.first import prove_first
@@ -80,7 +81,8 @@ def record(
     keep_duplicates: bool = False,
     resume: bool = False,
     overwrite: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
     progress: OnProgress | None = None,
 ) -> Run:
     """Returns a run of a model over texts: everything selected, exactly as the unmodified forward pass computed it.
@@ -118,7 +120,9 @@ def record(
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
-        batch_size: Texts per forward pass.
+        batch_size: Texts per forward pass; 8 by default.
+        batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
+            computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
         progress: Told how far it is; a bar is shown in a terminal or notebook for None.
 
     Raises:
@@ -155,7 +159,9 @@ def record(
     )
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
-        return extract(loaded, asked, selection, place, batch_size=batch_size, progress=shown)
+        return extract(
+            loaded, asked, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
+        )
 
 
 def read_texts(
@@ -190,27 +196,27 @@ def extract(
     selection: Selection,
     place: Place,
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
     progress: OnProgress = quiet,
 ) -> Run:
     """Returns the run of a model over texts (the unfinished one while other writers are still at work).
 
     Raises:
-        UsageError, SelectionError, Unsupported: as `plan_arrays`, `tokenize` and `prove_first` raise them; nothing is
-            written.
+        UsageError, SelectionError, Unsupported: as `plan_arrays`, `tokenize`, `Batching.of` and `prove_first` raise
+            them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
-    if batch_size < 1:
-        raise UsageError(f"`batch_size={batch_size}`", hint="give 1 or more")
-    model, plan, rows, layout = prepare(model, texts, selection, place.storage, progress)
-    batch_size = _fitting(batch_size, model, plan, layout)
+    prepared = prepare(model, texts, selection, place.storage, progress)
+    model, plan, rows, layout = prepared
+    batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
     with HandedOn(model) as handed_on:
-        first = _first_batch(rows, layout.shard_range(0), batch_size)
+        first = _first_batch(rows, layout.shard_range(0), batching)
         prove_first(model, plan, first, sum(rows.lengths.total.values()))
     layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
-    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), batch_size=batch_size)
-    configuration = model_configuration(model, plan) | text_configuration(rows) | {"batch_size": batch_size}
+    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
+    configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
         counting = Counting(progress, total, lambda: writer.bytes_written)
@@ -219,7 +225,7 @@ def extract(
                 examples, part = rows.part(layout.shard_range(shard))
                 _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
-                batches = batches_by_length(part, batch_size)
+                batches = batches_by_length([row.lengths for row in part], batching)
                 run_batches(model, plan, part, batches, sink, _counted(counting, part))
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
         counting.tell("finishing")
@@ -253,11 +259,21 @@ class Estimate:
     left_out: tuple[str, ...]
 
 
-def estimate(model: LoadedModel, texts: Texts, selection: Selection, place: Place, *, batch_size: int = 8) -> Estimate:
+def estimate(
+    model: LoadedModel,
+    texts: Texts,
+    selection: Selection,
+    place: Place,
+    *,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
+) -> Estimate:
     """Returns what the run would take; records one batch, writes nothing."""
-    model, plan, rows, layout = prepare(model, texts, selection, place.storage)
+    prepared = prepare(model, texts, selection, place.storage)
+    model, plan, rows, layout = prepared
+    batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
-    batches = list(batches_by_length(part, _fitting(batch_size, model, plan, layout)))
+    batches = batches_by_length([row.lengths for row in part], batching)
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
     if batches:
         batch = batches[len(batches) // 2]
@@ -313,19 +329,24 @@ def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey
     return triangles_of(model, plan, [] if number is None else rows.part(range(number, number + 1))[1])
 
 
-def _first_batch(rows: Rows, numbers: range, batch_size: int) -> list[Encoded]:
-    """Returns the shortest and the longest text of the first batch of these examples, or the only one."""
+def _first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]:
+    """Returns the shortest and the longest text of those that the model is proved on, or the only one."""
     lengths = rows.lengths.tokens
-    ordered = sorted(numbers, key=lambda number: [own[number] for own in lengths.values()])
-    batch = [number for number in ordered if all(own[number] for own in lengths.values())][:batch_size]
-    ends = dict.fromkeys((batch[0], batch[-1])) if batch else ()
-    return [row for number in ends for row in rows.part(range(number, number + 1))[1]]
+    batches = batches_by_length(
+        [{stack: own[number] for stack, own in lengths.items()} for number in numbers], batching
+    )
+    chosen = first_rows(batches, batching)
+    ends = dict.fromkeys((chosen[0], chosen[-1])) if chosen else ()
+    return [row for end in ends for row in rows.part(numbers[end : end + 1])[1]]
 
 
-def _fitting(batch_size: int, model: LoadedModel, plan: Plan, layout: RunLayout) -> int:
-    """Returns how many texts share a pass: they lie within one shard, and the model's output must bear company."""
+def _fitting(batching: Batching, prepared: Prepared) -> Batching:
+    """Returns which texts share a pass: they lie within one shard, and the model's output must bear company."""
+    model, plan, _, layout = prepared
     of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
-    return 1 if of_classes and runs_alone(model.model) else min(batch_size, layout.shard_examples)
+    if of_classes and runs_alone(model.model):
+        return Batching(rows=1)
+    return batching if batching.rows is None else Batching(rows=min(batching.rows, layout.shard_examples))
 
 
 def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:

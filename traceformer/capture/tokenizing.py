@@ -70,6 +70,11 @@ class Lengths:
         return {stack: max(lengths) for stack, lengths in self.tokens.items()}
 
     @property
+    def longest_of_all(self) -> int:
+        """The most tokens of an example, in all of its stacks."""
+        return max(map(sum, zip(*self.tokens.values(), strict=True)))
+
+    @property
     def mean(self) -> dict[Stack, float]:
         return {stack: sum(lengths) / len(lengths) for stack, lengths in self.tokens.items()}
 

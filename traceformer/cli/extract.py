@@ -31,7 +31,8 @@ def extract(
     where: PlaceChoice = PlaceChoice(),  # noqa: B008
     codec: Annotated[Literal["none", "zstd", "lz4"], Parameter(group=WHERE)] = "none",
     attn_codec: Annotated[Literal["exact", "small", "sqrt8"], Parameter(group=WHERE)] = "exact",
-    batch_size: Annotated[int, Parameter(group=HOW), count("N")] = 8,
+    batch_size: Annotated[int | None, Parameter(group=HOW), count("N")] = None,
+    batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=HOW), count("N|auto")] = None,
     num_shards: Annotated[int, Parameter(group=HOW), count("W")] = 1,
     shard_index: Annotated[int, Parameter(group=HOW), count("w", least=0)] = 0,
     dry_run: Annotated[bool, Parameter(group=HOW)] = False,
@@ -50,7 +51,8 @@ def extract(
         codec: Compression of token arrays; patterns are always compressed.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
-        batch_size: Texts per forward pass.
+        batch_size: Texts per forward pass; 8 by default.
+        batch_tokens: In its place, the most tokens per forward pass, of which 5 % at most are padding.
         num_shards: How many machines share the work, each with its own --shard-index and the same --out_dir.
         shard_index: Which of them this is, from 0.
         dry_run: Say how many bytes, files and seconds to expect, and stop.
@@ -65,7 +67,9 @@ def extract(
 
     if dry_run:
         loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-        expected = extraction.estimate(loaded, texts.read(), selection, place, batch_size=batch_size)
+        expected = extraction.estimate(
+            loaded, texts.read(), selection, place, batch_size=batch_size, batch_tokens=batch_tokens
+        )
         _print_estimate(expected, json)
         return
     totals = Totals()
@@ -74,7 +78,15 @@ def extract(
             progress(LOADING)
             asked = texts.read()
             loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-            run = extraction.extract(loaded, asked, selection, place, batch_size=batch_size, progress=progress)
+            run = extraction.extract(
+                loaded,
+                asked,
+                selection,
+                place,
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                progress=progress,
+            )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("interrupted; what was committed is kept", "the same command with --resume") from stop
     if json:

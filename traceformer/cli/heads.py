@@ -54,7 +54,8 @@ def heads(
     seq_length: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     dtype: Annotated[Literal["float16", "float32"], Parameter(group=_LIVE)] = "float16",
     model_dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_LIVE)] = None,
-    batch_size: Annotated[int, Parameter(group=_LIVE), count("N")] = 4,
+    batch_size: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
+    batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=_LIVE), count("N|auto")] = None,
     device: Annotated[str | None, Parameter(group=_LIVE)] = None,
     output: Annotated[Path, Parameter(group=_WHERE)] = Path("head_metrics.csv"),
     plot: Annotated[bool, Parameter(group=_WHERE)] = False,
@@ -90,7 +91,8 @@ def heads(
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
         dtype: What patterns are rounded to first; float16 gives the numbers of a run stored as it is by default.
         model_dtype: What the model computes in; what its weights are stored in by default.
-        batch_size: Examples per forward pass.
+        batch_size: Examples per forward pass; 4 by default.
+        batch_tokens: In its place, the most tokens per forward pass, of which 5 % at most are padding.
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
         output: The table, one row per head.
         plot: Save a picture beside the table: a map of layers and heads for every metric.
@@ -138,6 +140,7 @@ def heads(
                 targets=targets_file,
                 seq_length=seq_length,
                 batch_size=batch_size,
+                batch_tokens=batch_tokens,
                 dtype=dtype,
                 progress=progress,
             )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from traceformer.capture.attention import Span
+    from traceformer.capture.packing import Batching
     from traceformer.capture.plan import Plan
     from traceformer.capture.tokenizing import Encoded, Texts
 
@@ -62,7 +63,8 @@ def heads(
     ids_column: str | None = None,
     targets: str | Path | Sequence[str] | None = None,
     seq_length: int | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     progress: OnStep | None = None,
 ) -> HeadMetrics:
@@ -83,7 +85,8 @@ def heads(
         ids_column: The column that holds token ids in place of texts.
         targets: One target per text, a list or file, for the decoder of an encoder-decoder; else only its encoder runs.
         seq_length: Tokens of a window, or of a text at most; 1024, or what the model can read, by default.
-        batch_size: Examples per forward pass.
+        batch_size: Examples per forward pass; 4 by default.
+        batch_tokens: In its place, the most tokens of a forward pass, as `record` takes them.
         dtype: What a model's patterns are rounded to first; float16 gives the numbers of a run as it is by default.
         progress: Told how many of how many steps are done, after every example of every attention of a run, or after
             every batch of a model; None for a bar in a terminal or a notebook.
@@ -128,7 +131,7 @@ def heads(
         )
         reading = _texts(of, asked, is_list)
     with steps_watched("measuring", progress) as told:
-        return _of_model(reading, rules, window, batch_size, dtype, told)
+        return _of_model(reading, rules, window, _batching(reading, batch_size, batch_tokens), dtype, told)
 
 
 def _of_run(
@@ -210,17 +213,19 @@ def _of_model(
     reading: _Reading,
     convention: Convention,
     window: int,
-    batch_size: int,
+    batching: "Batching",
     dtype: str,
     progress: OnStep,
 ) -> HeadMetrics:
     import torch
 
-    from traceformer.capture.batches import SquareSink, batches_by_length, run_batches
+    from traceformer.capture.batches import SquareSink, run_batches
+    from traceformer.capture.packing import batches_by_length, first_rows
     from traceformer.capture.proofs.first import prove_first
     from traceformer.capture.sight import looking_ahead
 
     loaded = reading.model
+    batches = batches_by_length([row.lengths for row in reading.rows], batching)
     ahead = looking_ahead(loaded, reading.rows, tuple(reading.rows[0].ids) if reading.rows else None)
     sights = {
         (spec.key, layer): visibility_of(reading.meta.attention, spec.key, layer, ahead=(spec.key, layer) in ahead)
@@ -228,7 +233,9 @@ def _of_model(
         for layer in spec.layers
     }
 
-    @lru_cache(maxsize=3 * batch_size)  # those of the batch at hand, which all of its layers share
+    @lru_cache(
+        maxsize=3 * max(map(len, batches), default=0)
+    )  # those of the batch at hand, which all of its layers share
     def geometry(key: ArrayKey, sight: Visibility, example: int) -> Geometry:
         queries, keys = (reading.rows[example].ids[stack] for stack in (key.stack, key.key_stack))
         aligned = key.attention == "self"
@@ -259,12 +266,18 @@ def _of_model(
             done += len(batch)
             progress(done, len(reading.rows))
 
-        batches = list(batches_by_length(reading.rows, batch_size))
         tokens = sum(sum(row.lengths.values()) for row in reading.rows)
-        prove_first(loaded, reading.plan, [reading.rows[number] for number in (batches or [[]])[0]], tokens)
+        prove_first(loaded, reading.plan, [reading.rows[number] for number in first_rows(batches, batching)], tokens)
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
     return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)
+
+
+def _batching(reading: _Reading, batch_size: int | None, batch_tokens: int | Literal["auto"] | None) -> "Batching":
+    from traceformer.capture.packing import Batching
+
+    longest = max((sum(row.lengths.values()) for row in reading.rows), default=0)
+    return Batching.of(batch_size, batch_tokens, reading.model, longest, default=4)
 
 
 def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:

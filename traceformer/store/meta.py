@@ -114,6 +114,7 @@ class RunMeta:
         quantised: How its weights were quantised, if they were.
         byte_level: Whether each character of a token's name is a byte.
         max_seq_len: The most tokens of an example, or that per stack.
+        batch_size, batch_tokens: How many texts shared a pass, or how many tokens, padding included: one of them.
         generation: How responses were sampled.
         tokens: How many there were, and how many texts were cut.
         imported: The format that the run was imported from, and what it did not say.
@@ -162,6 +163,7 @@ class RunMeta:
     padding: str | None = None
     decoder_inputs: str | None = None
     batch_size: int | None = None
+    batch_tokens: int | None = None
     command_line: str | None = None
     imported: Mapping[str, Any] | None = None
     unknown_rows: str | None = None
@@ -331,7 +333,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "category": _text,
     "tokens": _mapping,
     **dict.fromkeys(("padding", "decoder_inputs"), _text),
-    "batch_size": _whole,
+    **dict.fromkeys(("batch_size", "batch_tokens"), _whole),
     "command_line": _text,
     "imported": _mapping,
     "unknown_rows": _text,
