@@ -108,3 +108,13 @@ def test_what_is_not_as_the_manifest_says_is_refused(store: TraceStore, tmp_path
         with pytest.raises(Unreadable, match="not a manifest"):
             imported([manifest], tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_rows_of_no_numbers_are_refused(store: TraceStore, tmp_path: Path) -> None:
+    *_, manifest = exported(store, tmp_path / "out")
+    data = json.loads(manifest.read_text())
+    arrays = [spec | {"width": 0} for spec in data["arrays"]]
+    manifest.write_text(json.dumps(data | {"arrays": arrays}))
+    with pytest.raises(Unreadable, match="with rows of no numbers"):
+        imported([manifest], tmp_path / "back")
+    assert not (tmp_path / "back").exists()

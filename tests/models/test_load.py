@@ -129,3 +129,12 @@ def test_an_index_that_names_what_no_file_can_be_called_is_refused(tmp_path: Pat
 def test_a_pooler_that_the_checkpoint_lacks_changes_no_digest(tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder("bert")  # a masked language model has none
     assert load_model(folder, device="cpu").digest == load_model(folder, device="cpu").digest
+
+
+def test_a_dtype_of_a_config_that_is_none_is_refused(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder("gpt2"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": 1.5}))
+    with pytest.raises(Unreadable, match=r"config\.json says dtype 1\.5"):
+        load_model(str(folder), device="cpu")

@@ -158,6 +158,8 @@ def load_model(
         if stated.get("model_type") in FAMILIES:
             import_module(FAMILIES[stated["model_type"]].module)  # which makes it known to transformers
         config = AutoConfig.from_pretrained(name, **place)
+        if not isinstance(getattr(config, "dtype", None), torch.dtype | str | None):
+            raise Unreadable(f"{name} cannot be loaded", why=f"its config.json says dtype {config.dtype!r}")
     if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
         config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
     _check_config(source, config, auto_class(config, with_head=with_head))
