@@ -285,7 +285,7 @@ def test_a_head_of_odd_types_is_unreadable_or_read(even: Path, tmp_path: Path, n
     assert re.search(r"manifest\.json|not the head of a run|format version", verified(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["NaN", '"\\ud800"', "[" * 3000 + "]" * 3000])
+@pytest.mark.parametrize("text", ["NaN", '"\\ud800"', "[" * 100_000 + "]" * 100_000])
 def test_what_json_cannot_hold_twice_is_not_believed(even: Path, tmp_path: Path, text: str) -> None:
     sealed = (even / "meta.json").read_text()
     stated = sealed[: sealed.rindex(',\n  "sha256"')].replace('"tiny"', text, 1)
