@@ -51,7 +51,7 @@ MISSPELT: dict[str, tuple[Callable[[Run, LoadedModel], Any], str]] = {
     ),
     "a dtype of a model": (lambda run, model: tf.load_model("byte", dtype="f16"), "no dtype 'f16'; float32 or"),
     "a batch of nothing": (lambda run, model: tf.record(model, ["a"], batch_size=0), "`batch_size=0`; give 1 or more"),
-    "a shard of nothing": (lambda run, model: tf.record(model, ["a"], shard_examples=0), "`shard_examples=0`"),
+    "a shard of nothing": (lambda run, model: tf.record(model, ["a"], shard_examples=0), "0 texts per shard"),
 }
 
 

@@ -192,6 +192,16 @@ def test_a_manifest_without_checksums_is_an_error(entry: object, copy: Path) -> 
         read_manifest(copy)
 
 
+def test_a_manifest_without_the_texts_is_refused(even: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(even, copy)
+    files = read_sealed(copy / "manifest.json")["files"]
+    del files["tokens.parquet"]
+    (copy / "manifest.json").write_bytes(seal({"files": files}))
+    with pytest.raises(CorruptRun, match=r"lists no tokens\.parquet"):
+        _ = TraceStore(copy).tokens
+
+
 def test_a_record_keeps_the_crc32c_of_each_files_last_chunk_and_index(copy: Path) -> None:
     import google_crc32c
 

@@ -53,13 +53,13 @@ def nearest_to_few(lengths: Mapping[Stack, Sequence[int]]) -> int | None:
 def triangles_of(model: LoadedModel, plan: Plan, rows: Sequence[Encoded]) -> frozenset[ArrayKey]:
     """Returns the arrays of patterns in which no query looks at a later key, as one of the rows shows.
 
-    It has to have two tokens for that. A layer that is not recorded may look ahead.
+    It has to have two tokens for that, and no more than a few are run. A layer that is not recorded may look ahead.
     """
     patterns = [spec for spec in plan.arrays if spec.key.site == "attn_pattern" and spec.key.attention == "self"]
     number = nearest_to_few(_columns(rows))
     if not patterns or number is None or not model.built.has_attention_function:
         return frozenset()
-    row = rows[number]
+    row = rows[number].cut(dict.fromkeys(rows[number].ids, _ENOUGH))
     ahead = looking_ahead(model, [row], tuple(row.ids))
     shown = [spec for spec in patterns if row.length(spec.key.stack) > 1]
     return frozenset(spec.key for spec in shown if not any((spec.key, layer) in ahead for layer in spec.layers))

@@ -56,6 +56,11 @@ class Encoded:
     def lengths(self) -> dict[Stack, int]:
         return {stack: len(ids) for stack, ids in self.ids.items()}
 
+    def cut(self, most: Mapping[Stack, int]) -> "Encoded":
+        """Returns what a model is given of the first tokens, at most so many of each stack."""
+        types = None if self.types is None else self.types[: most[next(iter(self.ids))]]
+        return replace(self, ids={stack: ids[: most[stack]] for stack, ids in self.ids.items()}, types=types)
+
 
 @dataclass(slots=True)
 class Lengths:

@@ -162,7 +162,10 @@ class RunFolder:
         from traceformer.store.tables import joined
 
         if self.finished:
-            table = self._read_table(TOKENS, read_manifest(self.folder)[TOKENS])
+            listed = read_manifest(self.folder)
+            if TOKENS not in listed:
+                raise CorruptRun(f"{self.folder / MANIFEST} lists no {TOKENS}", hint="traceformer verify says more")
+            table = self._read_table(TOKENS, listed[TOKENS])
         elif tables := [self._shard_table(shard) for shard in self.index.shards]:
             table = joined(tables)
         else:

@@ -80,7 +80,7 @@ class Place:
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
         check_choice("attn_codec", self.storage.attn_codec, ("exact", "sqrt8"))
         if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
-            raise UsageError(f"`shard_examples={self.storage.shard_examples}`", hint="give 1 or more")
+            raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
         if self.writer[1] > 1 and self.folder is None:
             raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
         if self.folder is not None:

@@ -146,16 +146,10 @@ def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | No
     """The shortest text of a batch and the longest, cut so that one is shorter; None where there is no second."""
     most = min(_MOST, max(_FEWEST, int(tokens * _SHARE)))
     ordered = sorted(rows, key=lambda row: [*row.lengths.values()])
-    longest = _cut(ordered[-1], dict.fromkeys(ordered[-1].ids, most))
+    longest = ordered[-1].cut(dict.fromkeys(ordered[-1].ids, most))
     if len(rows) == 1:
         return longest, None
-    return _cut(ordered[0], {stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
-
-
-def _cut(row: Encoded, most: Mapping[Stack, int]) -> Encoded:
-    first = next(iter(row.ids))
-    types = None if row.types is None else row.types[: most[first]]
-    return replace(row, ids={stack: ids[: most[stack]] for stack, ids in row.ids.items()}, types=types)
+    return ordered[0].cut({stack: max(1, 3 * n // 4) for stack, n in longest.lengths.items()}), longest
 
 
 class _Keeping:
@@ -261,7 +255,7 @@ class _Trial:
             if ahead is not None:
                 return ahead._replace(words="a decoder's token changes with no later one")
         if other is not None and self._differ(whole, alone) is not None:
-            beside = _cut(other, text.lengths)
+            beside = other.cut(text.lengths)
             # Texts may begin alike: backwards the other is another one.
             beside = replace(beside, ids={stack: ids[::-1] for stack, ids in beside.ids.items()})
             leak = self._differ(self._run([text, beside])[0], alone) if beside.lengths == text.lengths else None
@@ -342,7 +336,7 @@ class _Trial:
         if not alike:
             return other
         if other is None:
-            return _cut(text, {**text.lengths, "dec": alike})
+            return text.cut({**text.lengths, "dec": alike})
         return replace(other, ids={"dec": text.ids["dec"][:alike] + other.ids["dec"][alike:]})
 
     def _is_causal(self, row: Encoded) -> bool:
