@@ -14,7 +14,7 @@ from tests.store import runs, streams
 from tests.store.test_memory import kept
 from traceformer.cli import main
 from traceformer.errors import CorruptRun, RunExists, Unsupported, UsageError
-from traceformer.store import saving
+from traceformer.store import saving, upgrading
 from traceformer.store.commits import verify_run
 from traceformer.store.run import Run
 
@@ -45,10 +45,28 @@ def test_rows_that_are_equal_in_all_examples_are_stored_once(old: Path) -> None:
     assert (new.meta["format_version"], new.meta["run_id"], new.finished) == (3, "run_format3", True)
     assert {str(rows): str(one) for rows, one in new.layout.aliases.items()} == streams.ALIASES
     assert {str(spec.key): spec.layers for spec in new.layout.kept} == streams.KEPT
+    assert (new.layout.triangles, new.layout.matrix_codec) == ((), "bitshuffle-lz4")  # these look at later keys
     assert holds_all(new)
     assert new.table.equals(Run(old).table)
     assert verify_run(old.with_name("run_format3")) == []
     assert runs.contents(old) == before
+
+
+def test_causal_patterns_become_triangles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = runs.truth
+
+    def causal(layout: Any, array: Any, example: int) -> np.ndarray:
+        found = truth(layout, array, example)
+        return np.tril(found) if array.site.is_matrix else found
+
+    monkeypatch.setattr(runs, "truth", causal)
+    squares = Run(runs.write(tmp_path / "run", runs.plan(arrays=runs.FEW, n_examples=5)))
+    assert not squares.layout.triangles
+    monkeypatch.setattr(upgrading, "FORMAT_VERSION", 4)  # of which this is an older one
+    new = tf.upgrade(squares)
+    assert [*map(str, new.layout.triangles)] == ["dec.self.attn_pattern"]
+    for example in range(new.n):
+        np.testing.assert_array_equal(new.attn(example), runs.expected(squares.layout, runs.FEW[0], example))
 
 
 def test_rows_that_differ_in_one_example_stay_apart(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

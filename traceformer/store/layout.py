@@ -146,9 +146,7 @@ class RunLayout:
             missing = " and ".join(sorted(needed - longest.keys()))
             raise UsageError(f"no length for {missing}", why="an array has rows there")
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
-        packed = tuple(spec.key for spec in arrays if spec.key in triangles)
-        matrices = _MATRIX_CODECS[attn_codec]
-        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}, packed, matrices)
+        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}).packed(triangles)
         fitting = SHARD_BYTES // layout.bytes_per_shard()
         in_shard = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
         chunk_slots: dict[Stack, int] = {}
@@ -156,6 +154,11 @@ class RunLayout:
             fitting = int(tokens * min(in_shard, n_examples)) // CHUNKS_PER_SHARD
             chunk_slots[stack] = min(TOKEN_CHUNK_SLOTS, max(FEWEST_CHUNK_SLOTS, 1 << max(0, fitting.bit_length() - 1)))
         return replace(layout, shard_examples=in_shard, chunk_slots=chunk_slots)
+
+    def packed(self, triangles: Collection[ArrayKey]) -> "RunLayout":
+        """Returns the same layout with these patterns as packed triangles, and all matrices compressed as now."""
+        chosen = tuple(spec.key for spec in self.arrays if spec.key in triangles)
+        return replace(self, triangles=chosen, matrix_codec=_MATRIX_CODECS[self.attn_codec])
 
     def spec(self, key: ArrayKey) -> ArraySpec | None:
         """Returns the spec of an array, or None if the run does not hold it."""

@@ -2,11 +2,12 @@
 
 1. Which rows are another array's is not known of an older run: all its rows are read, shard by shard, and compared bit
    for bit. Layers that are equal in every example are kept once.
-2. The run is written as any other is: beside its place, and renamed when it is complete.
+2. So it is with patterns: those in which no query of any example looks at a later key become packed triangles.
+3. The run is written as any other is: beside its place, and renamed when it is complete.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from traceformer.errors import UsageError
 from traceformer.progress import OnStep, steps_watched
 from traceformer.shapes import Shaped
-from traceformer.sites import Stack
+from traceformer.sites import ArrayKey, Stack
 from traceformer.store.aliases import Aliases, Rows, each_once
 from traceformer.store.folder import RunFolder
 from traceformer.store.folders import open_run
@@ -35,7 +36,7 @@ def upgrade(
     overwrite: bool = False,
     progress: OnStep | None = None,
 ) -> Run:
-    """Returns the run in the newest format, where equal rows of its arrays are stored once; all numbers stay.
+    """Returns the run in the newest format: equal rows stored once, causal patterns as triangles; all numbers stay.
 
         tf.upgrade("traces/old")                  # to traces/old_format3; the old run stays
         tf.upgrade("traces/old", replace=True)    # in its place
@@ -69,14 +70,24 @@ def upgrade(
     with steps_watched("upgrading", progress) as step:
         count = len(source.index.shards)
         aliases = _equal_rows(source, lambda done: step(done, 2 * count))
+        layout = source.head.layout.packed(frozenset(_causal_patterns(source)))
         save_run(
             source,
             folder,
-            layout=dataclasses.replace(source.head.layout, aliases=aliases),
+            layout=dataclasses.replace(layout, aliases=aliases),
             overwrite=replace or overwrite,
             progress=lambda done: step(count + done, 2 * count),
         )
     return Run(folder)
+
+
+def _causal_patterns(source: RunFolder) -> Iterator[ArrayKey]:
+    """Yields the arrays of patterns in which no query looks at a later key, in all examples."""
+    for spec in source.head.layout.arrays:
+        if spec.key.site == "attn_pattern" and spec.key.attention == "self":
+            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(len(source.index.ids)))
+            if not any(np.triu(matrix, 1).any() for matrix in matrices):
+                yield spec.key
 
 
 def _equal_rows(source: RunFolder, progress: Callable[[int], object]) -> Aliases:
