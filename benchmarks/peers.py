@@ -1,122 +1,82 @@
-"""Measures what other packages take to record what `extract.py` records, each in an environment of its own.
+"""Measures what other packages take to record what `extract.py` records, where they are installed.
 
-    python benchmarks/peers.py [--json FILE] [--folder FOLDER] [--turns 7] [--only NAME] [--quick]
+    pip install transformer-lens torchlens
+    python benchmarks/peers.py [--json FILE] [--folder FOLDER] [--quick]
 
-GPT-2 small's shape with random weights: patterns, queries, keys, values and the residual stream in float16, against the
-plain forward pass of the same process and turn; `peer_works.py` says what each does. Ours is a whole run of that one
-batch. A package is installed by pip into a folder that is deleted once it was measured (about 1 GB each), with the same
-torch as here; what cannot be installed or run has a line that says why.
+One batch of 8 x 128 tokens of GPT-2 small's shape: patterns, queries, keys, values and the residual stream in float16,
+against the plain forward pass (SDPA) of the same turn. Ours is a whole run of that one batch. Loading and wrapping the
+model is not timed.
 """
 
-import json
-import math
 import os
-import subprocess
-import sys
-import venv
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-from extract import Bench, make_model, size_of
-from table import Ratios, Row, delete, in_turn, main, row
+from extract import Bench, in_turn, make_model
+from table import Row, delete, main, row
 
 CAPTURE = ("attn", "qkv", "resid")
 
 
-class Peer(NamedTuple):
-    """What is installed, together; and what of it without what it asks for."""
+def transformer_lens(bench: Bench, model: Path, out: Path) -> Callable[[], object]:
+    """`run_with_cache` of the hooks that are our sites, and `torch.save`."""
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
-    packages: tuple[str, ...]
-    alone: tuple[str, ...] = ()
+    bridge = TransformerBridge.boot_transformers(str(model), device="cpu")
+    names = ("q", "k", "v", "pattern", "embed", "resid_pre", "resid_mid", "resid_post")
+    wanted = tuple(f"hook_{name}" for name in names)
 
+    def record() -> None:
+        with torch.inference_mode():
+            _, cache = bridge.run_with_cache(bench.ids, names_filter=lambda name: name.endswith(wanted))
+        with (out / "cache.pt").open("wb") as file:
+            torch.save({name: tensor.half() for name, tensor in cache.items()}, file)
+            file.flush()
+            os.fsync(file.fileno())
 
-PEERS = {
-    "transformer_lens": Peer(("transformer-lens==4.3.*",)),
-    "nnsight": Peer(("nnsight==0.8.*", "transformers==5.*")),
-    "torchlens": Peer(("torchlens==2.36.*", "transformers==5.*")),
-    # It asks for another torch than the one that all are measured with; what it works on is nnsight and a model.
-    # nnsight 0.7.0 imports requests and does not ask for it.
-    "attnread": Peer(("nnsight==0.7.0", "requests", "transformers==5.19.*"), alone=("attnread==0.1.2",)),
-    "transformers": Peer(("transformers==5.*",)),
-}
-
-
-class Failed(Exception):
-    """What a process said last before it failed, in a line."""
+    return record
 
 
-def run(command: list[str | Path], **environment: str) -> str:
-    """Returns what a command prints.
+def torchlens(bench: Bench, model: Path, out: Path) -> Callable[[], object]:
+    """`extract_dataset` of softmaxes, of the split projection, and of what enters each norm: the residual stream."""
+    import torch
+    import torchlens as tl  # pyright: ignore[reportMissingImports]
+    from transformers import GPT2Model
 
-    Raises:
-        Failed: it fails.
-    """
-    here = Path(__file__).parent
-    known = {**os.environ, "PYTHONPATH": str(here.parent), **environment}
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=known)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "rror" in line.split(":")[0]]
-        raise Failed((errors or lines or ["no word"])[0].strip())
-    return done.stdout
+    eager = GPT2Model.from_pretrained(model, attn_implementation="eager").eval()
+    layers = tl.trace(eager, bench.ids[:1]).layer_list
+    wanted = [layer.layer_label for layer in layers if layer.func_name in ("softmax", "split")]
+    wanted += sorted({parent for layer in layers if layer.func_name == "layer_norm" for parent in layer.parents})
+    settings = {"batch_size": len(bench.ids), "dtype": torch.float16, "progress": False}
+    return lambda: tl.extract_dataset(eager, bench.ids, wanted, output_dir=out / "extracted", **settings)
 
 
-def installed(peer: Peer, place: Path) -> Path:
-    """Returns the Python of a new environment that has the peer, and the torch of this one."""
-    venv.create(place, with_pip=True)
-    python = place / "bin" / "python"
-    torch = f"torch=={version('torch').partition('+')[0]}"
-    pins = place / "constraints.txt"
-    pins.write_text(f"{torch}\n")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "--constraint", pins, torch, "numpy", *peer.packages])
-    if peer.alone:
-        run([*pip, "--no-deps", *peer.alone])
-    return python
+PEERS = {"transformer_lens": transformer_lens, "torchlens": torchlens}
 
 
-def measure_peers(folder: Path, turns: int, only: str | None, quick: bool) -> Iterator[Row]:
-    model, out = make_model(folder / "gpt2-shape", positions=1024), folder / "theirs"
+def measure(folder: Path, quick: bool) -> Iterator[Row]:
+    model = make_model(folder / "gpt2-shape")
+    bench = Bench(folder, model, 8, 128, 1)
+    out = folder / "theirs"
     out.mkdir()
-    for name, peer in PEERS.items():
-        if only not in (None, name):
-            continue
-        place = folder / f"environment-{name}"
-        try:
-            python = installed(peer, place)
-            names = [(each.partition("==")[0]) for each in (*peer.packages, *peer.alone)]
-            code = f"from importlib.metadata import version; print(*map(version, {[*names, 'torch']}))"
-            versions = [
-                " ".join(each) for each in zip([*names, "torch"], run([python, "-c", code]).split(), strict=True)
-            ]
-            told = run([python, "peer_works.py", name, model, out, str(1 if quick else turns)], HF_HUB_OFFLINE="1")
-            for line in json.loads(told.splitlines()[-1]):
-                note = f"{line['written'] / 1e6:.0f} MB; {', '.join(versions)}"
-                yield row(f"{line['what']} / plain", Ratios(**line["ratios"]), None, note=note)
-        except Failed as failed:
-            yield row(f"{name}: could not be measured", [math.nan], None, note=str(failed))
-        delete(place, *out.iterdir())
+    installed = {name: make for name, make in PEERS.items() if find_spec(name)}
+    works = {"traceformer": bench.recording(CAPTURE)} | {n: make(bench, model, out) for n, make in installed.items()}
 
-
-def measure_ours(folder: Path, turns: int, only: str | None, quick: bool) -> Iterator[Row]:
-    if only not in (None, "traceformer"):
-        return
-    bench = Bench(folder, make_model(folder / "gpt2-shape", positions=1024), 8, 128, 1)
-    works = {"ours": bench.recording(CAPTURE)}
-    ratios = in_turn(bench.plain, works, 1 if quick else turns, between=bench.delete)
-    note = f"{size_of(folder, 'run/**/*') / 1e6:.0f} MB"
-    yield row("8 x 128: traceformer, a whole run of one batch / plain", ratios["ours"], None, note=note)
-    bench.delete()
-    for n_tokens in (128, 1024):
-        bench = Bench(folder, folder / "gpt2-shape", 1, n_tokens, 1)
-        works = {"ours": bench.recording(("attn",), layers={"dec": (0, 5, 11)}, heads={"dec": (0, 1, 7)})}
-        ratios = in_turn(bench.plain, works, 1 if quick else turns, between=bench.delete)
-        yield row(f"1 x {n_tokens}: traceformer, a run of 3 layers x 3 heads / plain", ratios["ours"], None)
+    def between() -> None:
         bench.delete()
+        delete(*out.iterdir())
+
+    ratios = in_turn(bench.plain, works, 1 if quick else 5, between)
+    for name, values in ratios.items():
+        between()
+        works[name]()
+        written = sum(
+            path.stat().st_size for place in (folder / "run", out) for path in place.rglob("*") if path.is_file()
+        )
+        yield row(f"8 x 128: {name} / plain", values, None, note=f"{written / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
-    print(f"Python {sys.version.split()[0]}, torch {version('torch')}", file=sys.stderr)
-    main(__doc__, measure_ours, measure_peers, threads=os.cpu_count())
+    main(__doc__, measure, threads=os.cpu_count())
