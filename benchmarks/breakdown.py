@@ -36,8 +36,9 @@ class Stages:
     """The stages over one prepared extraction."""
 
     def __init__(self, bench: Bench) -> None:
-        from traceformer.capture.batches import BatchInputs, batches_by_length
+        from traceformer.capture.batches import BatchInputs
         from traceformer.capture.extract import prepare, read_texts
+        from traceformer.capture.packing import Batching, batches_by_length
         from traceformer.capture.pipeline import ShardSink
         from traceformer.sites import Selection
         from traceformer.store.buffer import ShardBuffer
@@ -47,7 +48,7 @@ class Stages:
         self.bench, self.prepared = bench, prepare(bench.loaded, texts, Selection(EVERYTHING), Storage())
         _, rows = self.prepared.rows.part(self.prepared.layout.shard_range(0))
         self.inputs = BatchInputs(bench.loaded)
-        self.batch = next(batches_by_length(rows, bench.batch))
+        [self.batch, *_] = batches_by_length([row.lengths for row in rows], Batching(rows=bench.batch))
         self.rows = [rows[index] for index in self.batch]
         self.lengths = {stack: [row.length(stack) for row in rows] for stack in rows[0].ids}
         self.buffer = ShardBuffer(self.prepared.layout)
