@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
+from traceformer import TraceStore
 from traceformer.errors import NotFound, RunExists
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
@@ -102,6 +103,14 @@ def as_read(layout: RunLayout, array: ArraySpec, numbers: np.ndarray) -> np.ndar
 
 def expected(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:
     return as_read(layout, array, truth(layout, array, example))
+
+
+def holds_what_was_written(run: TraceStore) -> bool:
+    return all(
+        np.array_equal(run.get(name(example), array.key), expected(run.layout, array, example))
+        for array in run.layout.arrays
+        for example in range(run.n)
+    )
 
 
 def fill(layout: RunLayout, shard: int, buffer: ShardBuffer) -> pa.Table:

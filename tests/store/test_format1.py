@@ -26,18 +26,10 @@ def format1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(Path(__file__).parent / "format1", tmp_path / "format1"))
 
 
-def holds_what_was_written(run: TraceStore) -> bool:
-    return all(
-        np.array_equal(run.get(runs.name(example), array.key), runs.expected(run.layout, array, example))
-        for array in run.layout.arrays
-        for example in range(run.n)
-    )
-
-
 def test_a_run_of_format_1_opens_with_its_numbers_and_passes_verify(format1: Path) -> None:
     run = TraceStore(format1 / "run")
     assert (run.meta["format_version"], run.finished, run.n) == (1, True, 3)
-    assert holds_what_was_written(run)
+    assert runs.holds_what_was_written(run)
     assert run.tokens["n_tokens"].tolist() == list(LENGTHS)
     assert run.text("example-2") == "text 2"
     assert verify_run(format1 / "run") == []
@@ -63,15 +55,15 @@ def test_a_run_of_format_1_is_exported(format1: Path, capsys: pytest.CaptureFixt
 def test_a_copy_of_a_run_of_format_1_is_of_the_newest_format(format1: Path) -> None:
     copy = TraceStore(format1 / "run").save(format1 / "copy")
     assert copy.meta["format_version"] == 3
-    assert holds_what_was_written(copy)
+    assert runs.holds_what_was_written(copy)
     assert verify_run(format1 / "copy") == []
 
 
 def test_an_unfinished_run_of_format_1_is_resumed_and_stays_one(format1: Path) -> None:
     begun = TraceStore(format1 / "_tmp_begun")
     assert (begun.finished, begun.n) == (False, 2)
-    assert holds_what_was_written(begun)
+    assert runs.holds_what_was_written(begun)
     finished = TraceStore(runs.complete(format1 / "begun", begun.layout))
     assert (finished.meta["format_version"], finished.finished, finished.n) == (1, True, 3)
-    assert holds_what_was_written(finished)
+    assert runs.holds_what_was_written(finished)
     assert verify_run(format1 / "begun") == []

@@ -28,20 +28,12 @@ def format2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "format2"
 
 
-def holds_what_was_written(run: TraceStore) -> bool:
-    return all(
-        np.array_equal(run.get(runs.name(example), array.key), runs.expected(run.layout, array, example))
-        for array in run.layout.arrays
-        for example in range(run.n)
-    )
-
-
 def test_a_run_of_format_2_opens_with_its_numbers_and_passes_verify(format2: Path) -> None:
     run = TraceStore(format2 / "run")
     assert (run.meta["format_version"], run.finished, run.n) == (2, True, 3)
     assert (run.layout.aliases, run.layout.kept) == ({}, run.layout.arrays)
     assert "aliases" not in run.meta["layout"]
-    assert holds_what_was_written(run)
+    assert runs.holds_what_was_written(run)
     assert run.tokens["n_tokens"].tolist() == list(LENGTHS)
     tree = run.to_xarray()
     assert np.array_equal(tree["dec_hidden"]["h"].sel(hidden_layer=4), run.activations("hidden", 4))
@@ -71,19 +63,19 @@ def test_a_run_of_format_2_is_exported(format2: Path, capsys: pytest.CaptureFixt
 def test_a_copy_of_a_run_of_format_2_is_of_the_newest_format(format2: Path) -> None:
     copy = TraceStore(format2 / "run").save(format2 / "copy")
     assert (copy.meta["format_version"], copy.layout.aliases) == (3, {})
-    assert holds_what_was_written(copy)
+    assert runs.holds_what_was_written(copy)
     assert verify_run(format2 / "copy") == []
 
 
 def test_an_unfinished_run_of_format_2_is_resumed_and_stays_one(format2: Path) -> None:
     begun = TraceStore(format2 / "_tmp_begun")
     assert (begun.finished, begun.n) == (False, 2)
-    assert holds_what_was_written(begun)
+    assert runs.holds_what_was_written(begun)
     layout = streams.plan(n_examples=3, shard_examples=2, longest={"dec": 12})
     assert layout.aliases
     finished = TraceStore(runs.complete(format2 / "begun", layout))  # as a recording of today would lay it out
     assert (finished.meta["format_version"], finished.finished, finished.n) == (2, True, 3)
-    assert holds_what_was_written(finished)
+    assert runs.holds_what_was_written(finished)
     assert verify_run(format2 / "begun") == []
     files = runs.contents(format2 / "run")
     shards = [path for path in files if path.rpartition("/")[2].startswith("c.")]

@@ -19,6 +19,7 @@ from traceformer.errors import CorruptRun, NumericError, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.commits import verify_run
 from traceformer.store.layout import RunLayout
+from traceformer.store.memory import MemoryWriter
 from traceformer.store.triangles import fold, n_cells, unfold
 from traceformer.store.writer import RunWriter
 
@@ -32,16 +33,20 @@ def causal(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:
     return np.tril(numbers) if array.key == PATTERN.key else numbers
 
 
+def write_causal_shards(writer: RunWriter | MemoryWriter) -> None:
+    layout = writer.layout
+    for shard in writer.pending:
+        buffer, examples = writer.buffer(), layout.shard_range(shard)
+        buffer.begin({"dec": [runs.lengths(layout, example)["dec"] for example in examples]})
+        for array in layout.arrays:
+            for slot, example in enumerate(examples):
+                buffer.put(array, slot, causal(layout, array, example))
+        writer.commit(shard, buffer, runs.pa.table({"example_id": [runs.name(example) for example in examples]}))
+
+
 def write(folder: Path, layout: RunLayout, **options: Any) -> TraceStore:
     with RunWriter.create(folder, layout, runs.META, digest=runs.DIGEST, **options) as writer:
-        for shard in writer.pending:
-            buffer, examples = writer.buffer(), layout.shard_range(shard)
-            buffer.begin({"dec": [runs.lengths(layout, example)["dec"] for example in examples]})
-            for array in layout.arrays:
-                for slot, example in enumerate(examples):
-                    buffer.put(array, slot, causal(layout, array, example))
-            table = runs.pa.table({"example_id": [runs.name(example) for example in examples]})
-            writer.commit(shard, buffer, table)
+        write_causal_shards(writer)
         return TraceStore(writer.finish())
 
 
@@ -132,18 +137,10 @@ def test_the_same_numbers_are_the_same_bytes_in_whatever_rows_they_come(tmp_path
 
 
 def test_a_copy_and_a_run_saved_from_memory_have_the_same_files(tmp_path: Path) -> None:
-    from traceformer.store.memory import MemoryWriter
-
     layout = plan()
     run = write(tmp_path / "run", layout)
     with MemoryWriter(layout, runs.META, digest=runs.DIGEST) as writer:
-        for shard in writer.pending:
-            buffer, examples = writer.buffer(), layout.shard_range(shard)
-            buffer.begin({"dec": [runs.lengths(layout, example)["dec"] for example in examples]})
-            for array in layout.arrays:
-                for slot, example in enumerate(examples):
-                    buffer.put(array, slot, causal(layout, array, example))
-            writer.commit(shard, buffer, runs.pa.table({"example_id": [runs.name(example) for example in examples]}))
+        write_causal_shards(writer)
         memory = writer.finish()
     assert writer.bytes_written == layout.filled_bytes({"dec": [memory.length(row) for row in range(11)]})
     assert all(np.array_equal(memory.attn(row), run.attn(row)) for row in range(11))
