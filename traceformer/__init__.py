@@ -26,12 +26,12 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
-    from traceformer.capture.edits import kinds as edits
-    from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.capture.edits import kinds as edits
+    from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError

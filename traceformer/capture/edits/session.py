@@ -1,6 +1,6 @@
 """Edits at work: `with tf.edit(model, *edits):`.
 
-1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused before anything runs.
+1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused at once.
 2. At each place the edits that are about it act in their order, on the texts, heads and positions that they name.
 3. `record` and `generate` ask which edits are at work: a run states them, and what is proved of the model before its
    first batch is proved with them put aside.
@@ -63,7 +63,7 @@ class Editing:
     def __init__(
         self, model: "LoadedModel | nn.Module", edits: Sequence[Edit], architecture: Architecture | None = None
     ) -> None:
-        if not isinstance(model, LoadedModel | nn.Module):
+        if not isinstance(model, LoadedModel | nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(
                 f"{type(model).__name__} is no model at hand", hint="`model = tf.load_model(...)`, and edit that"
             )
@@ -160,7 +160,11 @@ class Editing:
                     keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row]
                 where = Where(key, layer, tuple(heads) if heads else (), example, at[chosen], keys)
                 columns = chosen.to(tensor.device)
-                index = (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns) if heads else (row, columns)
+                index = (
+                    (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns)
+                    if heads
+                    else (row, columns)
+                )
             part = tensor[index] if new is None else new[index]
             wide = part.to(torch.promote_types(part.dtype, torch.float32))
             changed = self._change(edit, row)(wide, where)
