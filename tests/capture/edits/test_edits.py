@@ -241,6 +241,12 @@ def test_the_model_is_left_as_it_was(model: LoadedModel) -> None:
     np.testing.assert_array_equal(alone(model, TEXTS[0]), logits)
 
 
+def test_a_function_may_overwrite_what_it_is_given(model: LoadedModel) -> None:
+    run = recorded(model, edits.function("mlp_out", 1, lambda x: x.zero_(), position=2), capture="mlp_out")
+    assert not run.get(0, "mlp_out", 1)[2].any()
+    assert run.get(0, "mlp_out", 1)[[1, 3]].all(-1).any()
+
+
 def test_gradients_flow_through_an_edit(model: LoadedModel) -> None:
     ids = ids_of(model, TEXTS[0])
     shift = torch.zeros(model.dims.stacks["dec"].d_model, requires_grad=True)

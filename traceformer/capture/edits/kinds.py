@@ -276,7 +276,10 @@ def function(
         raise UsageError("`f` is no function", hint="a function of a tensor")
 
     def change(part: Tensor, where: Where) -> Tensor:
-        return f(part)
+        new = f(part.clone())  # which may overwrite what it is given
+        if not isinstance(new, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"an edit of {where.key} makes {type(new).__name__}", hint="return a tensor")
+        return new
 
     name = f"{getattr(f, '__module__', '?')}.{getattr(f, '__qualname__', type(f).__name__)}"
     made = _edit("function", site, change, layer, head, position, example, stack, attention, {"function": name})
