@@ -4,6 +4,7 @@ What is kept goes to `store`; what it means is asked in `questions`. A recording
 
 extract     texts to a run
 generation  prompts to a run
+edits       a model changed while it runs, and what came of it
 proofs      proofs on a given model that every site means what it says
 attention   the registered attention function: patterns beside a pass, never in its place
 own_attention  attention modules that compute scores themselves, watched
