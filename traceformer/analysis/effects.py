@@ -1,7 +1,7 @@
 """Effects: what came of touching one place of a model after the other, as arithmetic and as a value.
 
-1. A sweep touches cells (a layer and a position, a layer and a head, an attention edge), one at a time, in every pair of
-   texts, and looks at one number of each pass, the metric.
+1. A sweep touches cells (a layer and a position, a layer and a head, an attention edge), one at a time, in every pair
+   of texts, and looks at one number of each pass, the metric.
 2. `normalised` puts that number between those of the two untouched passes: 0 is the corrupt text's, 1 the clean one's.
 3. `Effects` keeps a number per pair and cell, and says the mean over pairs, and how far these lie apart.
 
@@ -109,8 +109,8 @@ class Effects:
 
     Attributes:
         axes: What the cells run over; more than one pair of texts have positions in common by their numbers.
-        by_pair: `effect`, measured; or `estimate` and, NaN where a cell was not measured, `exact`. NaN for a cell that a
-            pair does not have (its text is shorter), and for pairs whose clean and corrupt metric are equal.
+        by_pair: `effect`, measured; or `estimate` and, NaN where a cell was not measured, `exact`. NaN for a cell that
+            a pair does not have (its text is shorter), and for pairs whose clean and corrupt metric are equal.
         clean: The metric of each pair's clean text; of ablations that of the untouched text.
         corrupt: The metric of each pair's corrupt text; of ablations NaN.
         pairs: The pairs' names, or the texts'.
@@ -170,7 +170,7 @@ class Effects:
         return replace(self, by_pair=arrays, clean=self.clean[one], corrupt=self.corrupt[one], pairs=self.pairs[one])
 
     def to_frame(self) -> "pd.DataFrame":
-        """Returns a row per cell: its place on each axis, its token, the mean effect, its spread, and of how many pairs.
+        """Returns a row per cell: its place on each axis, its token, the mean effect, the spread, and of how many pairs.
 
         Where effects are estimates, `estimate` and `exact` stand in the place of `effect`.
         """
@@ -217,7 +217,7 @@ def _mean(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*ce
 
 
 def token_labels(tokens: Sequence[Sequence[str]], length: int, *, from_end: bool = False) -> tuple[str, ...]:
-    """Returns a label for each of `length` positions: the token that stands there in every text that is so long, or ""."""
+    """Returns a label for each of `length` positions: the token that all texts have there which are so long, or ""."""
     labels: list[str] = []
     for place in range(length):
         at = place - length if from_end else place

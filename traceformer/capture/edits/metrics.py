@@ -81,8 +81,8 @@ METRICS: dict[str, tuple[Callable[[Tensor, Goal], Tensor], tuple[str, ...]]] = {
 }
 """Name -> its function, and what of a goal it needs.
 
-`logit_difference`: the answer's logit less the wrong one's. `log_prob` and `probability`: the answer's. `loss`: the mean
-of -log p over the clean text's next tokens. `kl`: the divergence of a pass's prediction from the clean text's, in nats.
+`logit_difference`: the answer's logit less the wrong one's. `log_prob` and `probability`: the answer's. `loss`: the
+mean of -log p over the clean text's next tokens. `kl`: how far a pass's prediction is from the clean text's, in nats.
 """
 
 
