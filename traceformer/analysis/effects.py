@@ -170,7 +170,7 @@ class Effects:
         return replace(self, by_pair=arrays, clean=self.clean[one], corrupt=self.corrupt[one], pairs=self.pairs[one])
 
     def to_frame(self) -> "pd.DataFrame":
-        """Returns a row per cell: its place on each axis, its token, the mean effect, the spread, and of how many pairs.
+        """Returns a row per cell: its place on each axis, its token, mean effect, spread, and of how many pairs.
 
         Where effects are estimates, `estimate` and `exact` stand in the place of `effect`.
         """

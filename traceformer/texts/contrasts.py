@@ -1,8 +1,8 @@
 """Pairs of a clean and a corrupt text: given one by one, in a file, or in a set that has a name.
 
-A file holds an object per line, or whatever else `files` reads with named columns: `clean` and `corrupt`, texts or lists
-of token ids; `answer` and `wrong`, what the clean text should be followed by and what it should not, texts or token ids,
-where a metric needs them; and `id`, a name, where there is one.
+A file holds an object per line, or whatever else `files` reads with named columns: `clean` and `corrupt`, texts or
+lists of token ids; `answer` and `wrong`, what the clean text should be followed by and what it should not, texts or
+token ids, where a metric needs them; and `id`, a name, where there is one.
 """
 
 import difflib
@@ -24,8 +24,8 @@ PAIR_SETS: Mapping[str, Path] = {
 """The sets that come with the package, each of 50 pairs of equal length in most tokenizers' words.
 
 `indirect_object`: who is given something, of two who were named (after Wang et al., "Interpretability in the Wild").
-`agreement`: a verb's number, where a noun of the other number stands before it. `repeats`: letters at random that are repeated, which the
-clean text's end continues and the corrupt one's does not; a token each for a byte-level model.
+`agreement`: a verb's number, where a noun of the other number stands before it. `repeats`: letters at random that are
+repeated, which the clean text's end continues and the corrupt one's does not; a token each for a byte-level model.
 """
 
 
@@ -76,7 +76,7 @@ def _path_of(pairs: str | Path) -> Path:
 
 
 def read_contrast(row: object, where: str, name: str) -> Contrast:
-    """Returns the pair that an object with `clean`, `corrupt`, `answer`, `wrong` and `id` is; `name` where it has no id.
+    """Returns the pair that an object with `clean`, `corrupt`, `answer`, `wrong`, `id` is; `name` where it has no id.
 
     Raises:
         Unreadable: a text is missing, or something else.

@@ -9,7 +9,7 @@ should and should not come there, which tokens come next, what the clean text's 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -110,11 +110,11 @@ class Metric:
             UsageError: a function returned something else than a number per text.
             NumericError: it is NaN or infinite.
         """
-        values = self.function(logits if logits.dtype == torch.float64 else logits.float(), goal)
-        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        values: Any = self.function(logits if logits.dtype == torch.float64 else logits.float(), goal)
+        shape = tuple(getattr(values, "shape", ()))
+        if not isinstance(values, Tensor) or shape != (len(logits),):
             raise UsageError(
-                f"the metric {self.name} returned {found}",
+                f"the metric {self.name} returned {shape or type(values).__name__}",
                 why=f"of logits {tuple(logits.shape)} it should return a tensor of {len(logits)} numbers, one per text",
             )
         if not bool(values.isfinite().all()):
