@@ -194,9 +194,7 @@ class Sweeper:
         untouched = self._metric.of(base.logits, goal).double().cpu()
         return Measured(untouched, metric.reshape(len(ids), *grid.shape))
 
-    def _touched(
-        self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None
-    ) -> Tensor:
+    def _touched(self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None) -> Tensor:
         n_texts, length = base.ids.shape
         metric = torch.empty((n_texts, len(cells)), dtype=torch.float64)
         by_layer: dict[int, list[int]] = {}
