@@ -5,13 +5,14 @@
 2. The effect is the metric with the ablation less the metric without, text by text.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from traceformer.analysis.effects import Effects, Swept
+from traceformer.analysis.effects import Axis, Effects, Swept
 from traceformer.errors import SelectionError, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
@@ -43,6 +44,8 @@ def ablate(
     how: How = "mean",
     metric: "str | Callable[[Any], Any]" = "loss",
     over: Sequence[str] | None = None,
+    together: Sequence[str] = (),
+    draws: int = 0,
     layers: Numbers = None,
     heads: Numbers = None,
     positions: Numbers = None,
@@ -60,6 +63,7 @@ def ablate(
         ablate(model, ["return the name of the file"]).to_frame().sort_values("effect").tail(3)
         ablate(model, "demo", site="mlp_out", how="zero")
         ablate(model, "demo", site=("attn_out", "mlp_out"))      # a layer: both that it adds to the stream
+        ablate(model, "demo", together=["L2H3", "L3H1"], draws=5)
 
     Args:
         model: A model that predicts tokens.
@@ -70,11 +74,13 @@ def ablate(
         metric: `loss`, of the next tokens; or a function of the logits (text, position, vocabulary) that returns a
             number per text.
         over: The axes that cells run over; layers and heads by default, or layers where there are no heads.
+        together: In the place of axes heads that are ablated all at once, such as `L2H3`.
+        draws: How many times as many other heads, drawn at random, are ablated at once to compare with.
         layers: Which layers; all by default.
         heads: Which heads; all by default.
         positions: Which positions, negative from the end; all by default.
         attention: `cross` for a decoder's attention to the encoder.
-        seed: Of the texts that are drawn.
+        seed: Of the texts, or heads, that are drawn.
         limit: The first so many texts.
         split: Which part of the data set.
         batch_size: Texts that share a pass.
@@ -108,6 +114,9 @@ def ablate(
         over = ("layer", "head") if SITES[keys[0].site].axes[1] != "position" else ("layer",)
     longest = max(map(len, read))
     axes = sweep_axes(model, keys[0], over, layers=layers, heads=heads, positions=positions, longest=longest)
+    if together and not (layers is heads is positions is None):
+        raise UsageError("`together` and layers, heads or positions", why="it says which heads, in all positions")
+    heads_of = _groups(model, keys[0], together, draws, seed)
     about = Swept(
         verb="ablate",
         model=model.source_and_adapter,
@@ -116,26 +125,28 @@ def ablate(
         metric=chosen.name,
         how=how,
         position=chosen.position,
-        seed=seed if how == "resample" else None,
+        seed=seed if how == "resample" or draws else None,
     )
     shown = axes.axes([text.tokens for text in read])
+    if heads_of:
+        shown = (Axis("group", tuple(range(len(heads_of))), tuple(heads_of)),)
     folder = None
     if out is not None:
         narrowed = {name: list(numbers) for name, numbers in axes.narrowed.items()}
         digest = sha256(canonical([list(text.ids) for text in read]).encode())
         settings = {"texts": digest, "narrowed": narrowed}
         folder = EffectsFolder.create(Path(out).expanduser(), about, shown, names, settings, resume=resume)
-    kept = Kept(len(read), axes.shape, _differences, folder)
+    kept = Kept(len(read), tuple(len(axis.numbers) for axis in shown), _differences, folder)
     sweeper = Sweeper(passes, chosen, batch_size)
     most = most_at_once(model, passes, longest, batch_size, all_logits=True)
-    groups = Groups([(len(text),) for text in read], most).pending(kept.done)
+    parts = Groups([(len(text),) for text in read], most).pending(kept.done)
     donors = _donors(len(read), seed) if how == "resample" else []
     with steps_watched("ablating", progress) as told, passes.evaluating():
-        means = _means(passes, read, keys, axes, most) if how == "mean" and groups else {}
-        for numbers in groups:
+        means = _means(passes, read, keys, axes, most) if how == "mean" and parts else {}
+        for numbers in parts:
             others = [read[donors[number]] for number in numbers] if donors else []
             values = _values(passes, [read[number] for number in numbers], others, means, keys, axes)
-            _ablate_group(model, [read[number] for number in numbers], values, axes, sweeper, kept, numbers)
+            _ablate_group(model, [read[number] for number in numbers], values, axes, heads_of, sweeper, kept, numbers)
             told(sum(kept.done), len(read))
     return kept.finished(about, shown, names, sweeper)
 
@@ -155,6 +166,39 @@ def _keys_of(model: LoadedModel, site: str | Sequence[str], attention: Attention
     if SITES[keys[0].site].is_matrix:
         raise SelectionError(f"ablating {sites[0]}", why="rows of it would no longer sum to 1", hint='`site="z"`')
     return keys
+
+
+def _groups(
+    model: LoadedModel, key: ArrayKey, together: Sequence[str], draws: int, seed: int
+) -> dict[str, list[tuple[int, int]]]:
+    """The heads that are ablated at once, and as many others for each draw; each group by its heads' names.
+
+    Raises:
+        SelectionError: no such head, or not enough others to draw from.
+        UsageError: draws, and no heads.
+    """
+    if not together:
+        if draws:
+            raise UsageError("`draws` without `together`", why="how many heads to draw is not said")
+        return {}
+    if "head" not in SITES[key.site].axes:
+        raise SelectionError(f"heads of {key.site}", why="it has none, or shares them", hint='`site="z"`')
+    dims = model.dims.stacks[key.stack]
+    every = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    asked: list[tuple[int, int]] = []
+    for name in together:
+        match = re.fullmatch(r"L(\d+)H(\d+)", name)
+        if match is None or (int(match[1]), int(match[2])) not in every:
+            why = f"{model.name} has L0H0 to L{dims.n_layers - 1}H{dims.n_heads - 1}"
+            raise SelectionError(f"no head {name!r}", why=why)
+        asked.append((int(match[1]), int(match[2])))
+    others = [head for head in every if head not in asked]
+    if draws and len(others) < len(asked):
+        raise SelectionError(f"{len(asked)} other heads", why=f"there are {len(others)}", hint="fewer heads")
+    random = np.random.default_rng(seed)
+    drawn = [[others[i] for i in sorted(random.permutation(len(others))[: len(asked)])] for _ in range(draws)]
+    # Those that are drawn twice are one group.
+    return {" ".join(f"L{layer}H{head}" for layer, head in group): group for group in (asked, *drawn)}
 
 
 def _read(model: LoadedModel, texts: Texts, limit: int | None, split: str | None) -> "tuple[list[ReadText], list[str]]":
@@ -261,6 +305,7 @@ def _ablate_group(
     group: "Sequence[ReadText]",
     values: "Values",
     axes: SweepAxes,
+    groups: Mapping[str, Sequence[tuple[int, int]]],
     sweeper: "Sweeper",
     kept: Kept,
     numbers: Sequence[int],
@@ -269,9 +314,13 @@ def _ablate_group(
     import torch
 
     from traceformer.capture.edits.metrics import Goal
-    from traceformer.capture.edits.sweeping import grid_of
+    from traceformer.capture.edits.sweeping import grid_of, grid_of_groups
 
     ids = torch.tensor([text.ids for text in group], device=sweeper.passes.device)
-    grid = grid_of(axes.over, axes.chosen, axes.narrowed, range(ids.shape[1]), causal=model.dims.arch == "dec")
+    if groups:
+        grid = grid_of_groups([*groups.values()])
+    else:
+        positions = range(ids.shape[1])
+        grid = grid_of(axes.over, axes.chosen, axes.narrowed, positions, causal=model.dims.arch == "dec")
     measured = sweeper.sweep(ids, grid, values, Goal(targets=ids[:, 1:]))
     kept.put(numbers, measured.metric.numpy(), measured.untouched.numpy())
