@@ -27,6 +27,7 @@ from traceformer.presentation import bind
 if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.directions import Direction
+    from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
@@ -37,14 +38,17 @@ if TYPE_CHECKING:
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
+    from traceformer.questions.ablate import ablate
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
+    from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
+    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -53,6 +57,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Direction",
+    "Effects",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -61,6 +66,7 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "__version__",
+    "ablate",
     "check",
     "cluster",
     "compat",
@@ -74,7 +80,9 @@ __all__ = [
     "import_run",
     "lens",
     "load_model",
+    "open_effects",
     "open_run",
+    "patch",
     "paths",
     "project",
     "record",
@@ -84,6 +92,7 @@ __all__ = [
 
 _HOMES = {
     "Direction": "traceformer.analysis.directions",
+    "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -91,6 +100,7 @@ _HOMES = {
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "ablate": "traceformer.questions.ablate",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
     "edit": "traceformer.capture.edits.session",
@@ -101,7 +111,9 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
+    "open_effects": "traceformer.store.effects",
     "open_run": "traceformer.store.folders",
+    "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
@@ -117,6 +129,7 @@ _MODULES = {
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")

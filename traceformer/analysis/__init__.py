@@ -17,4 +17,5 @@ directions      directions fitted in three ways, and tried on examples that they
 projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
 paths           which tokens led to a token
+effects         what came of touching one place after the other
 """

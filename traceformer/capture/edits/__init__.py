@@ -8,4 +8,8 @@ changes    what each kind does to the numbers that it is about
 positions  which tokens are meant: numbers, slices, masks, words
 columns    where the columns of a pass stand in their texts
 touching   tensors of a pass handed to callables that may put others in their place
+started    passes that begin at the block, and the position, that is touched
+sweeping   one place after the other touched, in rows of batches; what comes of it, and whether that is right
+metrics    one number of each pass: what sweeps look at
+pairing    pairs of texts as token ids, and how their positions are matched
 """
