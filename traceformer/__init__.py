@@ -26,6 +26,7 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
+    from traceformer.analysis.attribution import Attribution
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
+    from traceformer.questions.attribute import attribute
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
     from traceformer.questions.heads import heads
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attribution",
     "Direction",
     "HeadMetrics",
     "Lens",
@@ -59,6 +62,7 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "__version__",
+    "attribute",
     "check",
     "cluster",
     "compat",
@@ -79,6 +83,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Attribution": "traceformer.analysis.attribution",
     "Direction": "traceformer.analysis.directions",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
@@ -87,6 +92,7 @@ _HOMES = {
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
     "export": "traceformer.formats.registry",
@@ -106,6 +112,7 @@ _HOMES = {
 _MODULES = ("compat", "figures")
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
+bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")

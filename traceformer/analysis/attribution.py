@@ -85,18 +85,16 @@ class Attribution:
 
     def sums(self) -> dict[Kind, float]:
         """Returns what all parts of a kind add together, for every kind that there is."""
-        kinds = dict.fromkeys(part.kind for part in self.parts)
-        return {kind: float(sum(self._of(lambda part, kind=kind: part.kind == kind))) for kind in kinds}
-
-    def _of(self, chosen: Any) -> list[float]:
-        return [value for part, value in zip(self.parts, self.contributions.tolist(), strict=True) if chosen(part)]
+        sums: dict[Kind, float] = {}
+        for part, value in zip(self.parts, self.contributions.tolist(), strict=True):
+            sums[part.kind] = sums.get(part.kind, 0.0) + value
+        return sums
 
     def grid(self, attention: Attention = "self") -> Float64[np.ndarray, "layer head"]:
         """Returns the contributions of all heads of an attention; of no layers where it has no heads by themselves."""
-        heads = [part for part in self.parts if part.kind == "head" and part.attention == attention]
-        n_layers = 1 + max((part.layer or 0 for part in heads), default=-1)
-        own = self._of(lambda part: part.kind == "head" and part.attention == attention)
-        return np.array(own).reshape(n_layers, -1) if n_layers else np.zeros((0, 0))
+        heads = [i for i, part in enumerate(self.parts) if part.kind == "head" and part.attention == attention]
+        n_layers = len({self.parts[i].layer for i in heads})
+        return self.contributions[heads].reshape(n_layers, -1) if heads else np.zeros((0, 0))
 
     def to_frame(self) -> "pd.DataFrame":
         """Returns a row per part, in the order of the model; what does not apply to it is a gap."""
@@ -149,7 +147,15 @@ class Attribution:
         if not self.sources:
             raise NotRecorded("no head was split by source token", hint="`by_source=True`, or pairs of layer and head")
         rows = [
-            (str(part), part.layer, part.head, part.attention, source, self.source_tokens[part.attention][source], value)
+            (
+                str(part),
+                part.layer,
+                part.head,
+                part.attention,
+                source,
+                self.source_tokens[part.attention][source],
+                value,
+            )
             for part, values in self.sources.items()
             if part.attention is not None
             for source, value in enumerate(values.tolist())

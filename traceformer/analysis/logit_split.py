@@ -1,17 +1,17 @@
 """Direct logit attribution: a logit as the sum of what each part of the model adds to it.
 
-1. At one position the residual stream is the sum of what was added to it: the embedding, the heads' outputs, MLPs, and
+1. At one position the residual stream is the sum of what was added to it: the embedding, what heads and MLPs wrote, and
    biases. `Addition` is what one sublayer adds, part by part.
 2. A norm is a linear map once its scale is known: (x - mean(x)) / s * w + b. `split` goes through the sublayers forward
    and takes each scale from the stream as it is there; that of the final norm from the recorded stream.
 3. Backward from the unembedding's row (or the difference of two), each norm's transposed map turns the direction that
    counts; a part's contribution is what it adds, times the direction where it is added.
-4. The contributions, with the biases of norms and unembedding, add up to the logit. What is left, the remainder, is what
-   storing and the model's own rounding did. `explained` bounds that; a larger one means that the parts are not those of
-   this stream.
+4. The contributions, with the biases of norms and unembedding, add up to the logit. What is left, the remainder, is
+   what storing and the model's own rounding did. `explained` bounds that; a larger one means that the parts are not
+   those of this stream.
 
-The source is Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021). Contributions are direct: what a
-head does to the logit through later layers counts as theirs.
+The source is Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021). Contributions are direct: what
+a head does to the logit through later layers counts as theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,16 @@ __all__ = ["Addition", "Kind", "Part", "Split", "explained", "split"]
 Kind: TypeAlias = Literal["embed", "head", "attn", "mlp", "bias", "norm"]
 
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-_SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}  # half of a step where numbers are no longer normal
-_MARGIN = 32.0
+_SMALLEST = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}  # half of a step between the smallest numbers
+_STORING, _COMPUTING = 8.0, 32.0
 
 
 class Part(NamedTuple):
     """A part of a model that adds to the residual stream.
 
-    `kind` is `embed`, `head`, `attn` (all heads of an attention, where they cannot be told apart), `mlp`, `bias` (of W_O;
-    without a layer of the unembedding) or `norm` (the bias of a norm; without a layer of the final one). `attention` is
-    None of MLPs and what is behind them.
+    `kind` is `embed`, `head`, `attn` (all heads of an attention, where they cannot be told apart), `mlp`, `bias` (of
+    W_O; without a layer of the unembedding) or `norm` (the bias of a norm; without a layer of the final one).
+    `attention` is None of MLPs and what is behind them.
     """
 
     kind: Kind
@@ -197,10 +197,16 @@ def split(
     return Split(parts, contributions, directions, total, squares**0.5, steps**0.5)
 
 
-def explained(value: Split, dtypes: Sequence[str]) -> float:
-    """Returns the largest remainder that rounding explains, in a run and a model of these dtypes; float32 for others.
+def explained(value: Split, stored: Sequence[str], computed: str) -> float:
+    """Returns the largest remainder that rounding explains.
 
-    It is 32 times what a rounding of every number does, as a root of squares.
+    A rounding of every number, as a root of squares, times 8 for the dtypes in which the run stores them, and times 32
+    for that in which the model computed, whose sums of products round more than once. Of tiny models of every family
+    none left more than once that root.
     """
-    own = [dtype if dtype in _ROUNDING else "float32" for dtype in dtypes]
-    return _MARGIN * sum(_ROUNDING[dtype] * value.rounded + _SMALLEST[dtype] * value.steps for dtype in own)
+
+    def once(dtype: str) -> float:
+        known = dtype if dtype in _ROUNDING else "float32"
+        return _ROUNDING[known] * value.rounded + _SMALLEST[known] * value.steps
+
+    return _STORING * sum(map(once, stored)) + _COMPUTING * once(computed)

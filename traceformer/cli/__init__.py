@@ -24,6 +24,7 @@ clustered     these as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
+attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
@@ -69,6 +70,7 @@ VERBS = {
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",
     "lens": "What the model would say after each layer (logit lens).",
+    "attribute": "What each head, MLP and bias adds to a logit.",
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",

@@ -1,7 +1,7 @@
 """What the attentions of a decoder write with: output projections and the norms around them, read without torch.
 
-Where they lie the row of the family says. A file holds a projection as (d_out, d_in). Some models hold all of theirs the
-other way round (GPT-2's Conv1D): their fused projection, which is not square, tells by the length of its bias.
+Where they lie the row of the family says. A file holds a projection as (d_out, d_in). Some models hold all of theirs
+the other way round (GPT-2's Conv1D): their fused projection, which is not square, tells by the length of its bias.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ __all__ = ["BlockWeights", "NormWeights", "Projection", "block_weights_of", "ope
 
 
 class NormWeights(NamedTuple):
-    """A norm: of which kind, and what it multiplies by and adds, where it has that; `epsilon` is added to a variance."""
+    """A norm: its kind, what it multiplies by and adds, where it has that, and what is added to the variance."""
 
     kind: Norm
     weight: Float32[np.ndarray, "d_model"] | None
@@ -95,7 +95,9 @@ class BlockWeights:
 
     def _norm(self, path: str) -> NormWeights | None:
         weight = self.reader.vector(f"{path}.weight")
-        return None if weight is None else NormWeights(self.norm, weight, self.reader.vector(f"{path}.bias"), self.epsilon)
+        return (
+            None if weight is None else NormWeights(self.norm, weight, self.reader.vector(f"{path}.bias"), self.epsilon)
+        )
 
     def _block(self, layer: int) -> str:
         return f"{self.architecture.stacks['dec'].blocks}.{layer}"

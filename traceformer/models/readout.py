@@ -22,7 +22,16 @@ from traceformer.shapes import Float32
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["Readout", "ReadoutParts", "Rows", "epsilon_of", "find_readout", "open_readout", "readout_of", "readout_row_of"]
+__all__ = [
+    "Readout",
+    "ReadoutParts",
+    "Rows",
+    "epsilon_of",
+    "find_readout",
+    "open_readout",
+    "readout_of",
+    "readout_row_of",
+]
 
 
 @dataclass(frozen=True, slots=True)

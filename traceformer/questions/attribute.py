@@ -56,8 +56,8 @@ def attribute(
         against: The token whose logit is subtracted; none by default.
         position: Where the logit is read: a position, negative from the end, or a word that the text has once, whose
             last token is meant.
-        by_source: Which heads to split by source token as well, as pairs of layer and head, or all of them; the run then
-            holds `attn_pattern` and `v`.
+        by_source: Which heads to split by source token as well, as pairs of layer and head, or all of them; the run
+            then holds `attn_pattern` and `v`.
         model: The run's model, if it is at hand, or where its folder is now, if it was moved.
 
     Raises:
@@ -115,21 +115,23 @@ def attribute(
 def _checked(value: Split, run: Run) -> float:
     """The largest remainder that rounding explains, once the remainder is no larger."""
     if not np.isfinite(value.total) or not np.isfinite(value.contributions).all():
-        lost = next((part for part, own in zip(value.parts, value.contributions, strict=True) if not np.isfinite(own)), "")
+        lost = next(
+            (part for part, own in zip(value.parts, value.contributions, strict=True) if not np.isfinite(own)), ""
+        )
         raise NumericError(
             "the logit cannot be split",
             why=f"what the run holds of {lost or 'the last layer'} is not finite there",
             hint='record the run with `dtype="float32"`',
         )
     patterns = ("bfloat16",) if run.layout.attn_codec == "sqrt8" and not _holds(run, "z") else ()
-    largest = explained(value, (run.dtype, run.about.model_dtype or "float32", *patterns))
+    largest = explained(value, (run.dtype, *patterns), run.about.model_dtype or "float32")
     remainder = value.total - float(value.contributions.sum())
     if abs(remainder) > largest:
         raise NumericError(
             f"the parts do not add up to the logit: {remainder:.3g} of {value.total:.3g} is left",
-            why=f"rounding explains {largest:.1g}; what the run holds was changed on its way, by an edit or an import, or "
-            "the family adds something that no row says",
-            hint="record the run again, as the model is",
+            why=f"rounding explains {largest:.1g}; what the run holds was changed on its way, by an edit or an import, "
+            "or the family adds something that no row says",
+            hint="record the run again, with the model as it is",
         )
     return largest
 
@@ -151,7 +153,9 @@ def _unembedding(readout: Readout, to: int, against: int | None) -> tuple[Float6
         direction = direction @ readout.project_out
     if readout.bias is None:
         return direction * readout.scale, None
-    return direction * readout.scale, float(readout.bias[to]) - (0.0 if against is None else float(readout.bias[against]))
+    return direction * readout.scale, float(readout.bias[to]) - (
+        0.0 if against is None else float(readout.bias[against])
+    )
 
 
 def _likeliest(last: Float[np.ndarray, "d_model"], readout: Readout) -> int:
@@ -166,7 +170,9 @@ def _heads_to_split(value: Split, by_source: bool | Sequence[tuple[int, int]]) -
     missing = sorted(wanted - {(part.layer, part.head) for part in heads})
     if missing:
         layer, head = missing[0]
-        raise UsageError(f"`by_source=[({layer}, {head})]`", why=f"this model has no head L{layer}H{head} that is a part")
+        raise UsageError(
+            f"`by_source=[({layer}, {head})]`", why=f"this model has no head L{layer}H{head} that is a part"
+        )
     return [part for part in heads if (part.layer, part.head) in wanted]
 
 
@@ -222,7 +228,9 @@ class _Reader:
 
     def by_source(self, part: Part, value: Split) -> Float64[np.ndarray, "source"]:
         """Returns what a head adds by way of each source token."""
-        assert part.layer is not None and part.head is not None and part.attention is not None
+        assert part.layer is not None
+        assert part.head is not None
+        assert part.attention is not None
         d_head = self._spec("v", part.attention).width
         w_o = self.weights.output(part.layer, part.attention).weight[part.head * d_head : (part.head + 1) * d_head]
         direction = w_o.astype(np.float64) @ value.directions[part.layer, part.attention]
@@ -231,7 +239,9 @@ class _Reader:
 
     def source_tokens(self, attention: Attention) -> tuple[str, ...]:
         """Returns the texts of the tokens that an attention reads."""
-        return tuple(piece.text for piece in shown_tokens(self.run, self.example, "enc" if attention == "cross" else "dec"))
+        return tuple(
+            piece.text for piece in shown_tokens(self.run, self.example, "enc" if attention == "cross" else "dec")
+        )
 
     def _z(self, layer: int, attention: Attention) -> Float64[np.ndarray, "head d_head"]:
         key = ArrayKey("dec", attention, "z")
@@ -274,4 +284,6 @@ class _Reader:
 
 def _missing(what: str, why: str, site: str = "") -> NotRecorded:
     capture = f"{_CAPTURE} attn_pattern v" if site == "v" else _CAPTURE if site != "attn_out" else "attn_out mlp_out"
-    return NotRecorded(f"this run lacks {what}", why=why, hint=f'record it with `capture="{capture}"`, all layers and heads')
+    return NotRecorded(
+        f"this run lacks {what}", why=why, hint=f'record it with `capture="{capture}"`, all layers and heads'
+    )

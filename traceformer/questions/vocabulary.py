@@ -74,17 +74,19 @@ def token_texts(run: Run, model: "str | Path | LoadedModel | None" = None) -> Ca
 
 
 def token_named(run: Run, token: int | str, d_vocab: int, model: "str | Path | LoadedModel | None" = None) -> int:
-    """Returns the id of the token that is meant: by its text, spaces included, by its name, or the id itself.
+    """Returns the id of the token that is meant: by its text, spaces included, or its name, or the id, also as `#475`.
 
     Raises:
         UsageError: there is none, or it takes several tokens; the hint names one that is alike.
     """
+    names, byte_level = _names_of(run, model)
+    texts = dict(zip(names, pieces_named(list(names.values()), byte_level), strict=True))
+    if isinstance(token, str) and re.fullmatch(r"#\d+", token) and all(piece.text != token for piece in texts.values()):
+        token = int(token[1:])
     if not isinstance(token, str):
         if not 0 <= token < d_vocab:
             raise UsageError(f"token {token}", why=f"the model has tokens 0-{d_vocab - 1}")
         return int(token)
-    names, byte_level = _names_of(run, model)
-    texts = dict(zip(names, pieces_named(list(names.values()), byte_level), strict=True))
     meant = [token_id for token_id, piece in texts.items() if piece.text == token and piece.hex is None]
     # A byte that is a character by itself may have a token of that name beside the one that stands for a byte.
     meant = [token_id for token_id in meant if not _BYTE.fullmatch(names[token_id])] or meant
@@ -92,12 +94,14 @@ def token_named(run: Run, token: int | str, d_vocab: int, model: "str | Path | L
     if len(meant) == 1 and meant[0] < d_vocab:
         return meant[0]
     if meant:
-        raise UsageError(f"{token!r} is not one token", why=f"tokens {sorted(meant)} are written so", hint="one of these")
-    alike = [piece.text for piece in texts.values() if piece.text in (f" {token}", token.strip(), token[:1]) if piece.text]
+        written = ", ".join(map(unnamed, sorted(meant)))
+        raise UsageError(f"{token!r} is not one token", why=f"{written} are written so", hint="one of these ids")
+    known = {piece.text for piece in texts.values()}
+    alike = [text for text in (f" {token}", token.strip(), token.lstrip()[:1]) if text in known]
     raise UsageError(
         f"{token!r} is not one token of the model",
-        why="a text of several tokens has no logit of its own",
-        hint=f"one token, spaces included, such as {max(alike, key=len)!r}, or its id" if alike else "its id",
+        why="what takes several tokens has no logit of its own" if token else "it is empty",
+        hint=f"a token with its spaces, such as {alike[0]!r}, or its id" if alike else "its id",
     )
 
 
