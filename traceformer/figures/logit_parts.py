@@ -1,6 +1,7 @@
 """Direct logit attribution as a matplotlib figure: the largest parts as bars, all heads and MLPs as a map."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +34,8 @@ def attribution_figure(value: Attribution, *, title: str | None = None) -> Figur
     height = max(0.21 * n_bars, 0.24 * n_layers, 2.0) + 0.9
     below = 0.26 * len(split) + 1.1 if split else 0.0
     figure = Figure(figsize=(10.0, height + below), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(height, below)) if split else (figure, None)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(height, below)) if split else (figure, None)
+    upper, lower = halves
     bars, heads = upper.subplots(1, 2, width_ratios=(1.0, 1.25)).tolist()
     _draw_bars(bars, value)
     _draw_heads(upper, heads, value, n_layers)

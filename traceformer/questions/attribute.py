@@ -12,7 +12,7 @@ import numpy as np
 from traceformer.analysis.attribution import Attribution, NamedToken
 from traceformer.analysis.lens import normed, read_out
 from traceformer.analysis.logit_split import Addition, Part, Split, explained, split
-from traceformer.errors import NotRecorded, NumericError, Unsupported, UsageError
+from traceformer.errors import NotRecorded, NumericError, SelectionError, Unsupported, UsageError
 from traceformer.models.block_weights import BlockWeights, NormWeights
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
@@ -64,7 +64,7 @@ def attribute(
         NotRecorded: the run lacks a site, a layer or a head; the hint says what to record.
         NotFound: the model's folder is not there.
         ConfigurationChanged: what lies there is another model than the run's.
-        SelectionError: the position is not in the example.
+        SelectionError: the position is not in the example, or a head not in the model.
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known; an adapter, unless
             the model is at hand.
         UsageError: `to` or `against` is no token of the model, or several; a model without a text.
@@ -170,9 +170,7 @@ def _heads_to_split(value: Split, by_source: bool | Sequence[tuple[int, int]]) -
     missing = sorted(wanted - {(part.layer, part.head) for part in heads})
     if missing:
         layer, head = missing[0]
-        raise UsageError(
-            f"`by_source=[({layer}, {head})]`", why=f"this model has no head L{layer}H{head} that is a part"
-        )
+        raise SelectionError(f"no head L{layer}H{head} is a part", why=f"the last one is {heads[-1]}" if heads else "")
     return [part for part in heads if (part.layer, part.head) in wanted]
 
 
