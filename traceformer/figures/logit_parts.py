@@ -1,6 +1,7 @@
 """Direct logit attribution as a matplotlib figure: the largest parts as bars, all heads and MLPs as a map."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from traceformer.analysis.attribution import Attribution
+from traceformer.analysis.logit_split import Part
 from traceformer.figures.style import inline, titled
+from traceformer.sites import Attention
 from traceformer.texts.shown import label, visible
 
 __all__ = ["attribution_figure", "attribution_html"]
@@ -18,21 +21,21 @@ _FOR, _AGAINST = "#b2182b", "#2166ac"
 _MOST_BARS = 20
 _MOST_HEADS = 12
 _MOST_WRITTEN = 64
-_MOST_NUMBERS = 40
+_MOST_NUMBERED = 16  # columns of the map
 _LONGEST = 9  # characters of a token
 
 
 def attribution_figure(value: Attribution, *, title: str | None = None) -> Figure:
     """Returns the 20 largest parts as bars, the others as one; beside them heads and MLPs of every layer in colours.
 
-    Colours reach as far as the heads do; MLPs, which may be far larger, have their numbers written. Heads that were
-    split by source token are rows of a map below, the 12 largest of them: tokens to the right.
+    Colours reach as far as the heads do; MLPs, which may be far larger, have their numbers written where there is
+    room. Heads that were split by source token are rows of a map below, the 12 largest of them: tokens to the right.
     """
     split = _largest_split(value)
     n_bars = min(len(value.parts), _MOST_BARS) + 1
     n_layers = max(1, 1 + max((part.layer or 0 for part in value.parts), default=0))
     height = max(0.21 * n_bars, 0.24 * n_layers, 2.0) + 0.9
-    below = 0.26 * len(split) + 1.1 if split else 0.0
+    below = 0.26 * sum(map(len, split.values())) + 0.2 + 0.9 * len(split)
     figure = Figure(figsize=(10.0, height + below), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(height, below)) if split else (figure, None)
     upper, lower = halves
@@ -86,7 +89,7 @@ def _draw_heads(figure: Figure | SubFigure, axes: Axes, value: Attribution, n_la
     grid = np.concatenate(columns, axis=1)
     limit = float(np.abs(grid[:, :-1]).max()) or 1.0
     image = axes.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto")
-    if n_layers <= _MOST_NUMBERS:
+    if len(names) <= _MOST_NUMBERED:
         for layer, own in enumerate(grid[:, -1].tolist()):
             colour = "white" if abs(own) > 0.6 * limit else "black"
             axes.text(len(names) - 1, layer, f"{own:.2g}", ha="center", va="center", fontsize=7, color=colour)
@@ -110,31 +113,31 @@ def _column(value: Attribution, n_layers: int, kind: str, attention: str | None)
     return column
 
 
-def _largest_split(value: Attribution) -> list[int]:
-    """The numbers, among the parts, of the largest heads that were split, in the order of the model."""
+def _largest_split(value: Attribution) -> dict[Attention, list[Part]]:
+    """The largest heads that were split, in the order of the model, by the attention that they belong to."""
     order = np.argsort(-np.abs(value.contributions), kind="stable").tolist()
-    return sorted([i for i in order if value.parts[i] in value.sources][:_MOST_HEADS])
+    chosen = sorted([i for i in order if value.parts[i] in value.sources][:_MOST_HEADS])
+    found: dict[Attention, list[Part]] = {}
+    for part in (value.parts[i] for i in chosen):
+        assert part.attention is not None
+        found.setdefault(part.attention, []).append(part)
+    return found
 
 
-def _draw_sources(figure: Figure | SubFigure, value: Attribution, split: list[int]) -> None:
-    parts = [value.parts[i] for i in split]
-    tokens = {attention: value.source_tokens[attention] for attention in value.source_tokens}
-    n_sources = max(map(len, tokens.values()))
-    grid = np.full((len(parts), n_sources), np.nan)
-    for row, part in enumerate(parts):
-        grid[row, : len(value.sources[part])] = value.sources[part]
-    limit = float(np.nanmax(np.abs(grid))) or 1.0
-    axes = figure.subplots()
-    image = axes.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(len(parts)), [str(part) for part in parts], fontsize=7)
-    if len(tokens) == 1:
-        [names] = tokens.values()
-        every = math.ceil(n_sources / _MOST_WRITTEN)
-        shown = range(0, n_sources, every)
-        axes.set_xticks(shown, [label(_short(visible(names[i]))) for i in shown], fontsize=7, rotation=90)
-    axes.set_xlabel("by way of the source token", fontsize=8)
-    axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+def _draw_sources(figure: Figure | SubFigure, value: Attribution, split: Mapping[Attention, Sequence[Part]]) -> None:
+    limit = max(float(np.abs(value.sources[part]).max()) for parts in split.values() for part in parts) or 1.0
+    heights = [len(parts) for parts in split.values()]
+    places = figure.subplots(len(split), 1, squeeze=False, height_ratios=heights)[:, 0].tolist()
+    for axes, (attention, parts) in zip(places, split.items(), strict=True):
+        grid = np.stack([value.sources[part] for part in parts])
+        axes.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(len(parts)), [str(part) for part in parts], fontsize=7)
+        tokens = value.source_tokens[attention]
+        shown = range(0, len(tokens), math.ceil(len(tokens) / _MOST_WRITTEN))
+        axes.set_xticks(shown, [label(_short(visible(tokens[i]))) for i in shown], fontsize=7, rotation=90)
+        axes.tick_params(length=0)
+    places[-1].set_xlabel("by way of the source token", fontsize=8)
+    figure.colorbar(places[0].images[0], ax=places, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
 
 
 def _short(token: str) -> str:

@@ -112,7 +112,7 @@ def _names_of(run: Run, model: "str | Path | LoadedModel | None") -> tuple[dict[
     for ids, tokens in (("input_ids", "tokens"), ("dec_input_ids", "dec_tokens")):
         if ids in table and tokens in table:
             for own_ids, own_tokens in zip(table[ids], table[tokens], strict=True):
-                names.update(zip(own_ids, own_tokens, strict=True))
+                names.update(zip(map(int, own_ids), own_tokens, strict=True))
     vocabulary = _vocabulary(model or str(run.about.model), run.about.revision)
     if all(vocabulary.get(token_id, token) == token for token_id, token in names.items()):
         names = vocabulary | names
