@@ -36,7 +36,7 @@ TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
 TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "questions", "compat", "cli", "viewer")
 WITHOUT_TORCH_AT_THE_TOP = (
     *("models.families", "models.table", "models.family", "models.blocks", "models.dims", "models.outputs"),
-    *("models.loaded", "models.weights", "models.readout"),
+    *("models.loaded", "models.weights", "models.readout", "models.block_weights"),
 )
 TORCH = ("torch", "transformers")
 

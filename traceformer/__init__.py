@@ -26,6 +26,7 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
+    from traceformer.analysis.attribution import Attribution
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
     from traceformer.questions.ablate import ablate
+    from traceformer.questions.attribute import attribute
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
     from traceformer.questions.heads import heads
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attribution",
     "Direction",
     "Effects",
     "HeadMetrics",
@@ -67,6 +70,7 @@ __all__ = [
     "TraceformerError",
     "__version__",
     "ablate",
+    "attribute",
     "check",
     "cluster",
     "compat",
@@ -91,6 +95,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Attribution": "traceformer.analysis.attribution",
     "Direction": "traceformer.analysis.directions",
     "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
@@ -101,6 +106,7 @@ _HOMES = {
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
     "ablate": "traceformer.questions.ablate",
+    "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
     "edit": "traceformer.capture.edits.session",
@@ -127,6 +133,7 @@ _MODULES = {
 }
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
+bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")

@@ -149,6 +149,7 @@ COMMANDS = {
     "lens": "lens run --example 0",
     "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
+    "attribute": "attribute run --position argument",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",
     "verify": "verify run",
@@ -177,7 +178,8 @@ class Terminal:
         np.save(folder / "short.npy", np.ones(3, np.float32))
         for name, text in (("several", "The name of argument {} is a list."), ("others", "Error {} was not raised.")):
             (folder / f"{name}.txt").write_text("".join(text.format(i) + "\n" for i in range(6)))
-        record = "extract --model byte --dataset several.txt --capture attn resid_post --device cpu --out_dir run"
+        sites = "attn resid_post embed z mlp_out"
+        record = f"extract --model byte --dataset several.txt --capture {sites} --device cpu --out_dir run"
         assert self.type(record).code == 0
         for verb in ("heads", "export"):  # what cluster and import read
             assert self.type(COMMANDS[verb]).code == 0

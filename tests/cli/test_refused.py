@@ -21,6 +21,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "project": ("project run --vector short.npy", USAGE, "the vectors of short are 3 wide", ""),
     "vectors": ("vectors show texts.txt", INPUT, "texts.txt is no file of directions", ""),
     "lens": ("lens run --position 999", USAGE, "999", ""),
+    "attribute": ("attribute run --position 999", USAGE, "999", ""),
     "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),
     "import": ("import texts.txt", INPUT, "texts.txt is of no known format", "safetensors"),
     "verify": ("verify nowhere", INPUT, "no run 'nowhere'", ""),

@@ -218,7 +218,6 @@ def test_effects_are_those_of_transformer_lens(site: str) -> None:
     if find_spec("transformer_lens") is None:
         skip("transformer_lens")
     from transformer_lens import HookedTransformer, patching
-
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)

@@ -27,6 +27,7 @@ lens          what the model would say after each layer
 patch         which places carry what tells two texts apart
 ablate        what is lost without a head, an MLP or a layer
 effects       these in lines of text
+attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
@@ -74,6 +75,7 @@ VERBS = {
     "lens": "What the model would say after each layer (logit lens).",
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",
+    "attribute": "What each head, MLP and bias adds to a logit.",
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",

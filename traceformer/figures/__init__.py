@@ -11,6 +11,7 @@ cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
+logit_parts     what each part of a model adds to a logit
 path_ribbons    paths for papers: one ribbon lane per path
 effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
+    from traceformer.figures.logit_parts import attribution_figure as attribution
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["clusters", "direction", "effects", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["attribution", "clusters", "direction", "effects", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
@@ -39,6 +41,7 @@ _HOMES = {
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
+    "attribution": ("traceformer.figures.logit_parts", "attribution_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.families import architecture_of, family_of, own_family
-from traceformer.models.family import Architecture, Norm, ReadoutRow, StackRow
+from traceformer.models.family import Architecture, Norm, ReadoutRow
 from traceformer.models.outputs import refuse_without_logits
 from traceformer.models.weights import open_folder
 from traceformer.shapes import Float32
@@ -22,7 +22,16 @@ from traceformer.shapes import Float32
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["Readout", "ReadoutParts", "Rows", "find_readout", "open_readout", "readout_of"]
+__all__ = [
+    "Readout",
+    "ReadoutParts",
+    "Rows",
+    "epsilon_of",
+    "find_readout",
+    "open_readout",
+    "readout_of",
+    "readout_row_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,7 @@ def open_readout(folder: Path, config: Mapping[str, Any], architecture: Architec
         Unsupported: a family that is not known, or has no decoder.
         NotFound, Unreadable: the folder holds no safetensors weights, or not these.
     """
-    _rows_of(config, architecture)
+    readout_row_of(config, architecture)
     refuse_without_logits(config, "the readout")
     tensors = open_folder(folder)
     parts = find_readout(tensors, config, where=str(folder), architecture=architecture)
@@ -171,7 +180,8 @@ def find_readout(
         Unsupported: a family that is not known, or has no decoder.
         Unreadable: a tensor is missing, or may be several; `where` says of what.
     """
-    row, stack = _rows_of(config, architecture)
+    row, built = readout_row_of(config, architecture)
+    stack = built.stacks["dec"]
     final_norm, token_embed = stack.final_norm, stack.token_embed
 
     def find(path: str) -> str | None:
@@ -194,7 +204,7 @@ def find_readout(
         None if final_norm is None else row.norm,
         weight,
         bias,
-        _number(config, *row.epsilon),
+        epsilon_of(config, row),
         find("project_out.weight"),
         _number(config, "d_model") ** -0.5 if scaled else _logit_scale(row, config),
         unembedding,
@@ -203,16 +213,31 @@ def find_readout(
     )
 
 
+def epsilon_of(config: Mapping[str, Any], row: ReadoutRow) -> float:
+    """Returns what the norms of a family add to the variance.
+
+    Raises:
+        Unreadable: the config says it, and not as a number.
+    """
+    return _number(config, *row.epsilon)
+
+
 def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
     """The number that logits are multiplied by: as well the rows that the unembedding multiplies, before a bias."""
     name, default = row.logit_scale
     return default if config.get(name) is None else _number(config, name)
 
 
-def _rows_of(config: Mapping[str, Any], architecture: Architecture | None) -> tuple[ReadoutRow, StackRow]:
-    """What the row of a family says of its readout and of its decoder, or another row that has one."""
+def readout_row_of(
+    config: Mapping[str, Any], architecture: Architecture | None = None
+) -> tuple[ReadoutRow, Architecture]:
+    """Returns what the row of a family says of its readout, and how it is built, or another row that has a readout.
+
+    Raises:
+        Unsupported: the family is not known, or predicts no next token with a norm and a matrix.
+    """
     if architecture is not None and architecture.readout is not None:
-        return architecture.readout, architecture.stacks["dec"]
+        return architecture.readout, architecture
     if architecture is not None and own_family(config) is None:
         raise Unsupported(
             f"no readout of model type {config['model_type']!r}",
@@ -223,7 +248,7 @@ def _rows_of(config: Mapping[str, Any], architecture: Architecture | None) -> tu
     if family.readout is None:
         why = "its head has layers of its own" if "dec" in family.stacks else "it predicts no next token"
         raise Unsupported(f"no readout of model type {config['model_type']!r}", why=why)
-    return family.readout, architecture_of(config).stacks["dec"]
+    return family.readout, architecture_of(config)
 
 
 def _number(config: Mapping[str, Any], name: str, default: float | None = None) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unreadable, Unsupported
+from traceformer.models.block_weights import BlockWeights, block_weights_of, open_block_weights
 from traceformer.models.family import Architecture
 from traceformer.models.readout import Readout, open_readout, readout_of
 from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, files_digest, find_model_folder, read_config
@@ -14,7 +15,7 @@ from traceformer.store.run import Run
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["load_model_of", "open_readout_of"]
+__all__ = ["load_model_of", "open_block_weights_of", "open_readout_of"]
 
 
 def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> Readout:
@@ -33,12 +34,29 @@ def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -
     if run.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
     if model is not None and not isinstance(model, str | Path):
-        if model.digest != run.about.model_weights:
-            raise _changed(model.name, "weights", model.digest, run.about.model_weights)
-        return readout_of(replace(model, architecture=_row_of(run) or model.architecture))
+        return readout_of(_at_hand(run, model))
     folder = _folder_of(run, model)
     _check_unchanged(run, folder)
     return open_readout(folder, read_config(folder), _row_of(run))
+
+
+def open_block_weights_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> BlockWeights:
+    """Returns what the attentions of a run's model write with, read from its folder without torch.
+
+    Arguments and errors as of `open_readout_of`; but an adapter changes them, and only a model at hand has it.
+    """
+    if model is not None and not isinstance(model, str | Path):
+        return block_weights_of(_at_hand(run, model))
+    folder = _folder_of(run, model)
+    _check_unchanged(run, folder)
+    return open_block_weights(folder, read_config(folder), _row_of(run))
+
+
+def _at_hand(run: Run, model: "LoadedModel") -> "LoadedModel":
+    """The model itself, built as it was recorded, once it is the run's."""
+    if model.digest != run.about.model_weights:
+        raise _changed(model.name, "weights", model.digest, run.about.model_weights)
+    return replace(model, architecture=_row_of(run) or model.architecture)
 
 
 def load_model_of(
