@@ -54,8 +54,8 @@ def alike(ours: Float[np.ndarray, "row feature"], theirs: Float[np.ndarray, "row
 
 def through_norm(model: Any, layer: int, which: str, rows: np.ndarray) -> np.ndarray:
     """Rows (head, position, d_head) of a projection through the model's own norm of queries or keys."""
-    ends = (f".{layer}.{name}.{which}_{norm}" for name in ("self_attn", "attention") for norm in ("norm", "layernorm"))
-    norm = next((module for name, module in model.named_modules() if name.endswith(tuple(ends))), None)
+    ends = tuple(f".{layer}.self_attn.{which}_{norm}" for norm in ("norm", "layernorm"))
+    norm = next((module for name, module in model.named_modules() if name.endswith(ends)), None)
     if norm is None:
         return rows
     given, weight = torch.from_numpy(rows), next(norm.parameters(), None)
@@ -72,7 +72,7 @@ def test_heads_are_what_the_modules_multiply_by(family: str, plain_folder: Calla
     folder = plain_folder(family)
     loaded = load_model(str(folder))
     weights = open_head_weights(folder)
-    sites = "resid_pre resid_post q_proj k_proj v_proj attn_out logits"
+    sites = "token_embed resid_pre q_proj k_proj v_proj attn_out"
     has_z = loaded.built.has_attention_function
     run = record(loaded, IDS, f"{sites} z" if has_z else sites, dtype="float32")
     centred = weights.readout.norm is not None and weights.readout.norm.startswith("layer")
@@ -96,7 +96,7 @@ def test_heads_are_what_the_modules_multiply_by(family: str, plain_folder: Calla
     np.testing.assert_array_equal(weights.embedding.rows(0, len(embedded)), embedded)
     if weights.positions is not None:
         assert weights.kind == "learned"
-        made = run.get(0, "resid_pre", 0) - embedded[IDS[0]]
+        made = run.get(0, "resid_pre", 0) - run.get(0, "token_embed")
         np.testing.assert_allclose(weights.positions[: len(made)], made, atol=1e-6)
 
 

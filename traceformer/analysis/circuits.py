@@ -44,7 +44,7 @@ OF_WEIGHTS: Mapping[str, str] = {
     "ov_rank": "effective rank of W_V W_O",
     "qk_rank": "effective rank of W_Q W_K^T",
     "previous_token": "share of positions whose best key, by positions alone, is the one before",
-    "induction": "share of positive eigenvalues of the match with what a previous-token head below moved, times its score",
+    "induction": "positive share of the match with what the best previous-token head below has moved, times its score",
 }
 """Every column of `Circuits.to_frame()` and its meaning."""
 
