@@ -26,6 +26,7 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
+    from traceformer.analysis.circuits import Circuits
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
     from traceformer.questions.check import check
+    from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Circuits",
     "Direction",
     "HeadMetrics",
     "Lens",
@@ -60,6 +63,7 @@ __all__ = [
     "TraceformerError",
     "__version__",
     "check",
+    "circuits",
     "cluster",
     "compat",
     "export",
@@ -79,6 +83,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Circuits": "traceformer.analysis.circuits",
     "Direction": "traceformer.analysis.directions",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
@@ -88,6 +93,7 @@ _HOMES = {
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
     "check": "traceformer.questions.check",
+    "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
@@ -106,6 +112,7 @@ _HOMES = {
 _MODULES = ("compat", "figures")
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
+bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")

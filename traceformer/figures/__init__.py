@@ -9,6 +9,7 @@ style           one look for all of them, and how a figure is saved
 head_maps       a map of layers and heads for every metric
 cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
+circuit_maps    what heads copy, and which feed which, from weights
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 path_ribbons    paths for papers: one ribbon lane per path
@@ -19,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from traceformer.figures.circuit_maps import circuits_figure as circuits
     from traceformer.figures.cluster_charts import clusters_figure as clusters
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["clusters", "direction", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["circuits", "clusters", "direction", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
+    "circuits": ("traceformer.figures.circuit_maps", "circuits_figure"),
     "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
