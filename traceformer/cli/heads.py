@@ -28,7 +28,7 @@ _LIVE = Group.create_ordered("Of a model, without a run")
 _WHERE = Group.create_ordered("Where it goes")
 
 _BASIC = ("entropy", SPARSITY, "distance", "max_weight")
-_SCORES = ("previous_token", "first_token", "self", "duplicate_token", "induction")
+_SCORES = ("previous_token", "first_token", "self", "duplicate_token", "induction", "retrieval")
 _STRONGEST = 4
 
 
