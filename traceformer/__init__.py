@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.analysis.roles import Roles
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.paths import paths
+    from traceformer.questions.roles import roles
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
@@ -57,6 +59,7 @@ __all__ = [
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Roles",
     "Run",
     "Selection",
     "TraceStore",
@@ -78,6 +81,7 @@ __all__ = [
     "paths",
     "project",
     "record",
+    "roles",
     "statistics",
     "upgrade",
 ]
@@ -88,6 +92,7 @@ _HOMES = {
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
@@ -106,6 +111,7 @@ _HOMES = {
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
+    "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
 }
@@ -123,6 +129,7 @@ bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
 bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
 bind("Paths", "page", "traceformer.viewer.export", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
+bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 
 
 def __getattr__(name: str) -> Any:

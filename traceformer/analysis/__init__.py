@@ -16,6 +16,8 @@ head_clusters   heads of several tables in clusters, as one value
 directions      directions fitted in three ways, and tried on examples that they were not fitted on
 projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
+massive         the few entries of the stream that are hundreds of times the median
+roles           behaviour, weights and ablation of every head in one table
 circuits        what heads copy, how full their matrices are, which feed which: from weights
 paths           which tokens led to a token
 """

@@ -9,6 +9,8 @@ style           one look for all of them, and how a figure is saved
 head_maps       a map of layers and heads for every metric
 cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
+role_card       a line per head: behaviour, weights and ablation
+role_page       the same as a page that stands by itself
 circuit_maps    what heads copy, and which feed which, from weights
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
     from traceformer.figures.path_ribbons import paths_figure as paths
+    from traceformer.figures.role_card import roles_figure as roles
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["circuits", "clusters", "direction", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["circuits", "clusters", "direction", "entropy", "heads", "lens", "paths", "roles", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
@@ -39,6 +42,7 @@ _HOMES = {
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
+    "roles": ("traceformer.figures.role_card", "roles_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
 }
 

@@ -8,6 +8,7 @@ statistics      what does a run look like in numbers, in bounded memory?
 clusters        which heads are alike, in one table or in several?
 training_texts  what a byte-level model was measured on while it was trained
 lens            what would the model say after each layer?
+roles           all of it in one row per head: the role card
 circuits        what do the weights alone say of each head?
 model_of_run    the model that a run was recorded with, known to be the same as then
 recorded        a run to ask: the run itself, or one in memory of a model over texts
