@@ -47,8 +47,8 @@ class Roles:
 
     Attributes:
         rows: The heads.
-        values: Column -> a number per head: metrics of `heads`, numbers of `circuits` (those that have a metric's name
-            end in `_weights`), and `ablation`, by how much the loss grows without the head. NaN where it has no meaning.
+        values: Column -> a number per head: metrics of `heads`; numbers of `circuits`, those that share a metric's name
+            with `_weights` behind it; and `ablation`, by how much the loss grows without the head. NaN for no meaning.
         massive: How much of the residual stream is massive; None where there was none to look at.
         circuits: What the weights say; None where they were not to be had.
         about: The texts, and how they were measured.

@@ -19,6 +19,7 @@ upgrade       a run of an older format in the newest one
 analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
+role_card     these with weights and ablation, as text and in files
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text

@@ -5,6 +5,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from traceformer.analysis.massive import TIMES_MEDIAN
 from traceformer.analysis.roles import Roles
@@ -30,7 +31,7 @@ COLUMN_NAMES = {
 
 _SIGNED = ("copying", "induction_weights", "ablation")
 _SIGNED_COLOURS, _SIZES, _SHARES = "RdBu", "Greys", "Blues"
-_LINE, _COLUMN, _ROLE = 0.17, 0.62, 1.15  # inches
+_LINE, _COLUMN, _ROLE = 0.17, 0.62, 0.95  # inches
 _MOST_WRITTEN = 240  # heads with their numbers
 _TALLEST = 40.0
 
@@ -91,7 +92,7 @@ def _draw_table(axes: Axes, value: Roles, columns: tuple[str, ...], *, written: 
                 text = f"{each:.1f}" if column.endswith("rank") else f"{each:.2f}" if abs(each) >= 0.005 else "0"
                 axes.text(number + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6, color=shade)
     for row, role in enumerate(value.roles if written else ()):
-        axes.text(-0.08, row + 0.5, role, ha="right", va="center", fontsize=6.5, color="0.25")
+        axes.text(0.1 - _ROLE / _COLUMN, row + 0.5, role, va="center", fontsize=6.5, color="0.25")
     layers = [row.layer for row in value.rows]
     for row in range(1, n_rows):
         if layers[row] != layers[row - 1]:
@@ -115,6 +116,7 @@ def _draw_massive(axes: Axes, value: Roles) -> None:
         label = f"{times:,} x the median: {share:.2g} of entries" if share else f"{times:,} x the median: none"
         axes.axhline(times, color="#CC3311", linestyle=style, linewidth=0.8, label=label)
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer", fontsize=7)
     axes.set_title("entries of the residual stream,\nin medians of their size", fontsize=7)
     axes.tick_params(labelsize=6)

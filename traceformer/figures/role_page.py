@@ -61,7 +61,7 @@ def _heads_table(value: Roles) -> Iterator[str]:
     scales = {column: colours_of(column, value.values[column]) for column in value.shown}
     for number, (row, name, role) in enumerate(zip(value.rows, value.names, value.roles, strict=True)):
         first = number == 0 or value.rows[number - 1].layer != row.layer
-        yield f'<tr{" class=layer" if first else ""}><th>{html.escape(name)}</th><td class="word">{html.escape(role)}</td>'
+        yield f'<tr{" class=layer" if first else ""}><th>{_said(name)}</th><td class="word">{_said(role)}</td>'
         for column, (colours, span) in scales.items():
             each = float(value.values[column][number])
             if not np.isfinite(each):
@@ -76,8 +76,8 @@ def _heads_table(value: Roles) -> Iterator[str]:
 
 
 def _massive_tables(massive: MassiveActivations) -> Iterator[str]:
-    yield "<h2>Massive activations</h2><p>Entries of the residual stream, in medians of the sizes of all entries of their "
-    yield "layer and text.</p>"
+    yield "<h2>Massive activations</h2>"
+    yield "<p>Entries of the residual stream, in medians of the sizes of all entries of their layer and text.</p>"
     over = [f"over {times:,}" for times in TIMES_MEDIAN]
     layers = zip(massive.layers, massive.shares.tolist(), massive.largest.tolist(), strict=True)
     rows = [(f"L{layer}", *(f"{share:.3g}" for share in shares), f"{largest:.1f}") for layer, shares, largest in layers]

@@ -133,7 +133,7 @@ def reading_of(
     targets: str | Path | Sequence[str] | None = None,
     seq_length: int | None = None,
 ) -> "Reading":
-    """Returns what a model is to read, as tokens, and the patterns that it then has; arguments and errors of `heads`."""
+    """Returns what a model is to read, as tokens, and which patterns it has then; arguments and errors of `heads`."""
     length = seq_length or _SEQ_LENGTH
     if isinstance(texts, FileWindows | TrainingTexts):
         of_data_sets = {"split": split, "text_column": text_column, "ids_column": ids_column, "targets": targets}
