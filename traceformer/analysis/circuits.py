@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import Unsupported, UsageError, check_choice
 from traceformer.models.head_weights import HeadWeights, LayerHeads
 from traceformer.models.readout import Readout
 from traceformer.presentation import plain, present
@@ -92,7 +92,7 @@ class Circuits:
         columns = {name: values.reshape(-1) for name, values in self.values.items()}
         return pd.DataFrame({"layer": layer, "head": head, **columns})
 
-    def edges(self, kind: Composition | None = None, *, top: int | None = None) -> "pd.DataFrame":
+    def edges(self, kind: str | None = None, *, top: int | None = None) -> "pd.DataFrame":
         """Returns a row per pair of heads and kind of composition, the strongest first.
 
         Raises:
@@ -100,13 +100,13 @@ class Circuits:
         """
         import pandas as pd
 
-        if kind is not None and kind not in COMPOSITIONS:
-            raise UsageError(f"no composition {kind!r}", hint="Q, K or V")
-        scores = self.composition if kind is None else self.composition[[COMPOSITIONS.index(kind)]]
+        if kind is not None:
+            check_choice("kind", kind, COMPOSITIONS)
+        kinds = [name for name in COMPOSITIONS if kind in (None, name)]
+        scores = self.composition[[COMPOSITIONS.index(name) for name in kinds]]
         places = np.nonzero(np.isfinite(scores))
         found = scores[places]
         order = np.argsort(-found, kind="stable")[:top]
-        kinds = COMPOSITIONS if kind is None else (kind,)
         names = ("from_layer", "from_head", "to_layer", "to_head")
         columns: dict[str, Any] = {"kind": [kinds[number] for number in places[0][order].tolist()]}
         columns |= {name: index[order] for name, index in zip(names, places[1:], strict=True)}
@@ -130,7 +130,7 @@ class Circuits:
         return present(self, "html")
 
 
-def effective_rank(singular: Float[np.ndarray, "*matrix value"]) -> Float64[np.ndarray, "*matrix"]:
+def effective_rank(singular: Float[np.ndarray, "matrix value"]) -> Float64[np.ndarray, "matrix"]:
     """Returns exp of the entropy of singular values divided by their sum (Roy and Vetterli 2007); NaN for zeros."""
     values = singular.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -138,7 +138,7 @@ def effective_rank(singular: Float[np.ndarray, "*matrix value"]) -> Float64[np.n
         return np.exp(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 
 
-def positive_share(matrices: Float[np.ndarray, "*matrix d d"]) -> Float64[np.ndarray, "*matrix"]:
+def positive_share(matrices: Float[np.ndarray, "matrix d d"]) -> Float64[np.ndarray, "matrix"]:
     """Returns the sum of eigenvalues over the sum of their absolute values: 1 for positive ones alone, -1 for none."""
     eigenvalues = np.linalg.eigvals(matrices.astype(np.float64))
     sizes = np.abs(eigenvalues).sum(axis=-1)
