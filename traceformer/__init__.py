@@ -28,25 +28,31 @@ if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.circuits import Circuits
     from traceformer.analysis.directions import Direction
+    from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.roles import Roles
+    from traceformer.capture.edits import kinds as edits
+    from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
+    from traceformer.questions.ablate import ablate
     from traceformer.questions.check import check
     from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
+    from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
     from traceformer.questions.roles import roles
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
+    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -56,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Circuits",
     "Direction",
+    "Effects",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -65,10 +72,13 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "__version__",
+    "ablate",
     "check",
     "circuits",
     "cluster",
     "compat",
+    "edit",
+    "edits",
     "export",
     "figures",
     "fit_direction",
@@ -77,7 +87,9 @@ __all__ = [
     "import_run",
     "lens",
     "load_model",
+    "open_effects",
     "open_run",
+    "patch",
     "paths",
     "project",
     "record",
@@ -89,6 +101,7 @@ __all__ = [
 _HOMES = {
     "Circuits": "traceformer.analysis.circuits",
     "Direction": "traceformer.analysis.directions",
+    "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -97,9 +110,11 @@ _HOMES = {
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "ablate": "traceformer.questions.ablate",
     "check": "traceformer.questions.check",
     "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
+    "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
@@ -107,7 +122,9 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
+    "open_effects": "traceformer.store.effects",
     "open_run": "traceformer.store.folders",
+    "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
@@ -115,12 +132,17 @@ _HOMES = {
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
 }
-_MODULES = ("compat", "figures")
+_MODULES = {
+    "compat": "traceformer.compat",
+    "edits": "traceformer.capture.edits.kinds",
+    "figures": "traceformer.figures",
+}
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
@@ -134,7 +156,7 @@ bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"traceformer.{name}")
+        return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     # The names of older systems, whose home is `compat`, are found here, too.

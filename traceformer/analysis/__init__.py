@@ -20,4 +20,5 @@ massive         the few entries of the stream that are hundreds of times the med
 roles           behaviour, weights and ablation of every head in one table
 circuits        what heads copy, how full their matrices are, which feed which: from weights
 paths           which tokens led to a token
+effects         what came of touching one place after the other
 """

@@ -15,6 +15,7 @@ circuit_maps    what heads copy, and which feed which, from weights
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 path_ribbons    paths for papers: one ribbon lane per path
+effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
 """
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from traceformer.figures.circuit_maps import circuits_figure as circuits
     from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.effect_maps import effects_figure as effects
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
@@ -32,13 +34,14 @@ if TYPE_CHECKING:
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["circuits", "clusters", "direction", "entropy", "heads", "lens", "paths", "roles", "traits"]
+__all__ = ["circuits", "clusters", "direction", "effects", "entropy", "heads", "lens", "paths", "roles", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
     "circuits": ("traceformer.figures.circuit_maps", "circuits_figure"),
     "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
+    "effects": ("traceformer.figures.effect_maps", "effects_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),

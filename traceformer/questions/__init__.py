@@ -13,6 +13,9 @@ circuits        what do the weights alone say of each head?
 model_of_run    the model that a run was recorded with, known to be the same as then
 recorded        a run to ask: the run itself, or one in memory of a model over texts
 sights          which keys do the queries of a run see? Measured in its patterns
+patch           what does one place know of what tells two texts apart?
+ablate          what is lost without a head, an MLP or a layer?
+sweeps          the axes, groups and results that both have
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 trait_rows      the rows of a run that traits are made of
 paths           which tokens led to a token of a run? No model, no torch

@@ -1,6 +1,7 @@
 """What the weights of a model say of its heads: no forward pass, and no torch for a model that lies in a folder."""
 
 from pathlib import Path
+from typing import Any
 
 from traceformer.analysis.circuits import Circuits, circuits_of
 from traceformer.analysis.head_metrics import HeadMetrics
@@ -10,7 +11,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import find_model_folder
 from traceformer.progress import OnStep, steps_watched
 
-__all__ = ["circuits", "open_weights"]
+__all__ = ["circuits"]
 
 
 def circuits(
@@ -35,7 +36,7 @@ def circuits(
         Unsupported: no decoder, or one whose heads are not known to read the stream through a norm alone.
         UsageError: metrics of another model.
     """
-    weights = open_weights(model)
+    weights = _opened(model)
     previous = None
     if measured is not None:
         attentions = [name for name in measured.attentions if name in ("dec.self", "")]
@@ -46,8 +47,7 @@ def circuits(
         return circuits_of(weights, previous, progress=told)
 
 
-def open_weights(model: str | Path | LoadedModel) -> HeadWeights:
-    """Returns the weights of a decoder's heads; errors as of `circuits`."""
+def _opened(model: Any) -> HeadWeights:
     if isinstance(model, LoadedModel):
         return head_weights_of(model)
     if not isinstance(model, str | Path):

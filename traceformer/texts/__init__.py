@@ -15,6 +15,7 @@ conllu     sentences in CoNLL-U, and the text that their words stand for
 lines      the lines of a UTF-8 file, counted while they are read
 prompts    prompts: one, a file of them, or a set that has a name
 windows    one long file in consecutive windows of tokens
+contrasts  pairs of a clean and a corrupt text, for patching
 cells      what is read: a text, a pair of texts, words, token ids or a conversation
 examples   what every data set becomes: examples that are made when they are asked for
 lazily     sequences whose items are made when they are asked for
