@@ -34,7 +34,7 @@ def test_a_folder_needs_no_torch() -> None:
 
 def test_heads_that_look_at_the_token_before_feed_the_keys_of_those_that_do_induction(byte: LoadedModel) -> None:
     """What metrics measure on repeated text, the three strongest compositions say without any."""
-    texts = ["xqvkjzwpyf" * 5, "mtrnsldhcg" * 5]
+    texts = ["xqvkjzwpyfab" * 3, "mtrnsldhcg" * 3]
     measured = heads(byte, texts)
     edges = circuits("byte").edges(top=3)
     assert set(edges["kind"]) == {"K"}

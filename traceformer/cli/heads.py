@@ -41,6 +41,7 @@ def heads(
     window: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 8,
     num_seqs: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     roles: Annotated[bool, Parameter(group=_WHAT)] = False,
+    ablation: Annotated[Literal["mean", "zero", "resample"] | None, Parameter(group=_WHAT)] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     model_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     adapter: Annotated[str | None, Parameter(group=_LIVE, metavar="FOLDER|NAME")] = None,
@@ -81,6 +82,8 @@ def heads(
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
         roles: In place of all metrics, a line per head: what it looks for, what its weights copy, and how much of the
             residual stream is massive. No table is written.
+        ablation: With --roles of a model, by how much its loss grows without each head: with its mean, zero, or another
+            text's output in its place.
         model: A Hugging Face model name, or a folder that holds a model.
         model_path: A folder that holds a model; goes before --model.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
@@ -111,7 +114,7 @@ def heads(
     from traceformer.store.run import Run
 
     _check_source(run, model, model_path, dataset, data_path)
-    _check_card(roles, figure, plot)
+    _check_card(roles, figure, ablation, run is not None, plot=plot)
     started = time.perf_counter()
     measured: dict[Path, HeadMetrics] = {}
     if run is not None:
@@ -150,6 +153,7 @@ def heads(
                 seq_length=seq_length,
                 batch_size=batch_size,
                 batch_tokens=batch_tokens,
+                ablation=ablation,
             )
             told_roles(card, figure, json=json)
             return
@@ -205,13 +209,16 @@ def _check_source(
         raise UsageError("a model reads either --dataset or --data_path", hint=hint)
 
 
-def _check_card(roles: bool, figure: Path | None, plot: bool) -> None:
-    if figure is not None and not roles:
-        raise UsageError("--figure without --roles", why="the card of roles goes there", hint="--plot, or --roles")
+def _check_card(roles: bool, figure: Path | None, ablation: str | None, is_run: bool, *, plot: bool) -> None:
+    for flag, given in (("--figure", figure), ("--ablation", ablation)):
+        if given is not None and not roles:
+            hint = "--roles as well" if flag == "--ablation" else "--roles as well, or --plot"
+            raise UsageError(f"{flag} without --roles", why="it is of the card of roles", hint=hint)
     if roles and plot:
-        raise UsageError(
-            "--roles with --plot", why="no table is written, beside which it would lie", hint="--figure FILE"
-        )
+        why = "no table is written, beside which it would lie"
+        raise UsageError("--roles with --plot", why=why, hint="--figure FILE")
+    if ablation is not None and is_run:
+        raise UsageError("--ablation of a run", why="its model is not run", hint="--model MODEL --dataset demo")
     if figure is not None:
         from traceformer.cli.role_card import check_card
 

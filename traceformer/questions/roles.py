@@ -1,17 +1,18 @@
 """The role card of every head: its metrics on texts, what its weights say, massive activations, and its ablation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from traceformer.analysis.circuits import Circuits, circuits_of
 from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.effects import Effects
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.analysis.massive import MassiveActivations, MassiveTally
 from traceformer.analysis.roles import Roles, join_roles
-from traceformer.errors import NotFound, Unsupported, UsageError
+from traceformer.errors import NotFound, Unsupported, UsageError, check_choice
 from traceformer.models.head_weights import HeadWeights, head_weights_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
@@ -29,23 +30,21 @@ from traceformer.texts.windows import FileWindows
 __all__ = ["roles"]
 
 _STREAM = "resid_post"
+_HOW = {
+    "mean": "its output replaced by its mean over all tokens",
+    "zero": "its output replaced by zeros",
+    "resample": "its output replaced by what it is in another text",
+}
 _AT_ONCE = 16  # texts whose stream is in memory
 
-
-class HeadEffects(Protocol):
-    """The effects of ablating heads, over the axes `layer` and `head`."""
-
-    @property
-    def axes(self) -> Sequence[Any]: ...
-    @property
-    def values(self) -> Float64[np.ndarray, "*cell"]: ...
+Ablation: TypeAlias = Literal["zero", "mean", "resample"]
 
 
 def roles(
     of: Run | LoadedModel,
     texts: str | Path | TextList | FileWindows | TrainingTexts | None = None,
     *,
-    ablation: "HeadEffects | Float[np.ndarray, 'layer head'] | None" = None,
+    ablation: "Ablation | Effects | Float[np.ndarray, 'layer head'] | None" = None,
     model: str | Path | LoadedModel | None = None,
     limit: int | None = None,
     split: str | None = None,
@@ -67,8 +66,9 @@ def roles(
     Args:
         of: A run that holds patterns (and `resid_post`, for massive activations), or a model.
         texts: What a model reads, as in `heads`.
-        ablation: The effect on the loss of ablating each head: the `Effects` of `ablate` over layers and heads, or an
-            array of all layers and heads.
+        ablation: How each head is ablated on the same texts: `mean`, `zero` or `resample`, as in `ablate`, which runs
+            the model once more for each layer's heads. Or what was found: the `Effects` of `ablate` over layers and
+            heads, or an array of all layers and heads. None leaves the column empty.
         model: The run's model, if it is at hand, or where its folder is now, if it was moved.
         limit: The first examples only, as in `heads`.
         split: Which part of a data set.
@@ -82,10 +82,15 @@ def roles(
     Raises:
         NotRecorded: the run holds no patterns.
         ConfigurationChanged: the run's model is another one now.
-        UsageError: a run with texts, a model without, effects that are not those of heads.
+        UsageError: a run with texts, a model without, effects that are not those of these heads.
     """
     check_asked(of)
+    if isinstance(ablation, str):
+        check_choice("ablation", ablation, tuple(_HOW))
+    elif isinstance(ablation, Effects):
+        _check_effects(ablation, of)
     notes: dict[str, str] = {}
+    reading: Reading | None = None
     if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
@@ -109,6 +114,8 @@ def roles(
             metrics = measured_live(reading, CONVENTIONS["exact"], 8, batching, "float16", told)
         massive = _massive_of_model(of, reading, notes)
     found = _circuits(of, model, metrics, notes)
+    if isinstance(ablation, str):
+        ablation = _ablated(of, reading, ablation, notes, progress)
     return join_roles(metrics, circuits=found, massive=massive, ablation=_by_head(ablation, metrics), notes=notes)
 
 
@@ -167,8 +174,29 @@ def _massive_of_model(model: LoadedModel, reading: Reading, notes: dict[str, str
     return tally.result()
 
 
+def _ablated(
+    of: Run | LoadedModel, reading: Reading | None, how: str, notes: dict[str, str], progress: OnStep | None
+) -> Effects | None:
+    """The effects of ablating each head on the texts that the model reads; None, with a note, where there are none."""
+    if not isinstance(of, LoadedModel) or reading is None:
+        why = "the model of a run is not loaded"
+        raise UsageError(f"ablation {how!r} of a run", why=why, hint="a model with texts, or what `ablate` returned")
+    from traceformer.questions.ablate import ablate
+
+    ids = [list(row.ids["dec"]) for row in reading.rows if len(row.ids.get("dec", ())) > 1]
+    try:
+        if not ids:
+            raise Unsupported("ablating heads", why="no text has a next token")
+        effects = ablate(of, ids, how=how, progress=progress)  # pyright: ignore[reportArgumentType]
+    except Unsupported as error:
+        notes["ablation"] = f"{error.message}: {error.why}" if error.why else error.message
+        return None
+    notes["ablation"] = f"by how much the loss grows with {_HOW[how]}"
+    return effects
+
+
 def _by_head(
-    ablation: "HeadEffects | Float[np.ndarray, 'layer head'] | None", metrics: HeadMetrics
+    ablation: "Effects | Float[np.ndarray, 'layer head'] | None", metrics: HeadMetrics
 ) -> Mapping[tuple[int, int], float] | None:
     """The effect of each head's ablation, by layer and head."""
     if ablation is None:
@@ -182,6 +210,13 @@ def _by_head(
     if names != ["layer", "head"]:
         raise UsageError(f"effects over {' and '.join(names)}", hint='`ablate(model, texts, site="z")`, over heads')
     layers, numbers = (axis.numbers for axis in ablation.axes)
-    return {
-        (layer, head): float(ablation.values[i, j]) for i, layer in enumerate(layers) for j, head in enumerate(numbers)
-    }
+    values = ablation.values
+    return {(layer, head): float(values[i, j]) for i, layer in enumerate(layers) for j, head in enumerate(numbers)}
+
+
+def _check_effects(ablation: Effects, of: Run | LoadedModel) -> None:
+    """Refuses effects of another model."""
+    digest = of.digest if isinstance(of, LoadedModel) else of.about.model_weights
+    if ablation.about.digest != digest:
+        why = f"its weights are {ablation.about.digest}, those of the heads {digest}"
+        raise UsageError(f"effects of another model, {ablation.about.model}", why=why)
