@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from traceformer.analysis.effects import Axis, Effects, Swept
 from traceformer.analysis.roles import ROLES, Roles
 from traceformer.capture.extract import record
 from traceformer.errors import UsageError
@@ -99,7 +100,13 @@ def test_an_encoder_has_no_circuits_and_says_why() -> None:
     assert found.massive is not None
 
 
-def test_effects_of_ablation_stand_by_their_heads() -> None:
+def test_effects_stand_by_their_heads(byte: LoadedModel) -> None:
+    array = np.arange(32.0).reshape(4, 8)
+    assert roles(byte, ["abcab"], ablation=array).values["ablation"].tolist() == list(range(32))
+
+
+@pytest.mark.slow
+def test_heads_are_ablated_on_the_texts_that_they_read() -> None:
     model, texts = load_model(tiny_model("llama")), [[5, 6, 7, 5, 6], [9, 8, 9, 8]]
     found = roles(model, texts, ablation="mean")
     effects = ablate(model, texts)
@@ -107,8 +114,14 @@ def test_effects_of_ablation_stand_by_their_heads() -> None:
     assert "mean" in found.notes["ablation"]
     given = roles(model, texts, ablation=effects)
     np.testing.assert_array_equal(given.values["ablation"], effects.values.reshape(-1))
-    array = np.arange(12.0).reshape(3, 4)
-    assert roles(model, texts, ablation=array).values["ablation"].tolist() == list(range(12))
+
+
+def effects_of(digest: str, *names: str) -> Effects:
+    """Effects of two numbers on each of these axes, as an ablation of this model's has them."""
+    numbers = np.zeros((1, *(2 for _ in names)))
+    axes = tuple(Axis(name, (0, 1), ("0", "1")) for name in names)
+    about = Swept(verb="ablate", model="x", digest=digest, sites=("dec.self.z",), metric="loss", how="mean")
+    return Effects(axes, {"effect": numbers}, np.zeros(1), np.full(1, np.nan), ("0",), about)
 
 
 def test_effects_that_are_not_these_heads_own_are_refused(byte: LoadedModel, run: Run) -> None:
@@ -119,8 +132,8 @@ def test_effects_that_are_not_these_heads_own_are_refused(byte: LoadedModel, run
         (lambda: roles(run, ["a text"]), "a run and texts"),
         (lambda: roles(byte), "what shall the model read"),
         (lambda: roles(byte, ["a text"], model="byte"), "a model and `model`"),
-        (lambda: roles(byte, ["ab"], ablation=ablate(byte, ["ab"], site="mlp_out")), "effects over layer"),
-        (lambda: roles(byte, ["ab"], ablation=ablate(load_model(tiny_model("llama")), [[5, 6]])), "another model"),
+        (lambda: roles(byte, ["ab"], ablation=effects_of(byte.digest, "layer")), "effects over layer"),
+        (lambda: roles(byte, ["ab"], ablation=effects_of("another", "layer", "head")), "another model"),
     ):
         with pytest.raises(UsageError, match=said):
             asked()
