@@ -1,6 +1,7 @@
 """`traceformer circuits`: what the weights of a model say of its heads."""
 
 import json as json_text
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def circuits(
     for column, why in found.notes.items():
         print(f"{column}: {why}", file=sys.stderr)
     made = "" if figure is None else f"wrote {figure}; "
-    print(f"{made}next: traceformer heads --model {model} --roles", file=sys.stderr)
+    print(f"{made}next: traceformer heads --model {shlex.quote(model)} --roles", file=sys.stderr)
 
 
 def _highest(found: "Circuits", top: int) -> Iterator[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """The role card of `traceformer heads --roles` as text, as JSON and in files."""
 
 import json as json_text
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,8 +39,9 @@ def told_roles(found: "Roles", figure: Path | None, *, json: bool) -> None:
     for column, why in found.notes.items():
         print(f"{column}: {why}", file=sys.stderr)
     made = "" if figure is None else f"wrote {figure}; "
-    then = "--figure roles.html" if figure is None else "--json"
-    print(f"{made}next: the same with {then}", file=sys.stderr)
+    model = shlex.quote(found.about.model or "MODEL")
+    then = f"circuits {model} --figure circuits.png" if found.circuits is not None else f"check {model}"
+    print(f"{made}next: traceformer {then}", file=sys.stderr)
 
 
 def _as_text(found: "Roles") -> str:
