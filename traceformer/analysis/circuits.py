@@ -207,7 +207,7 @@ def _notes(weights: HeadWeights, measured: bool) -> dict[str, str]:
         why = f"positions are {weights.kind}, so no weights say which position is before which"
         notes["previous_token"] = why
         if not measured:
-            notes["induction"] = f"{why}; scores that were measured, `measured=heads(model, texts)`, take their place"
+            notes["induction"] = f"{why}; what `heads` measures on texts can take their place"
     if measured:
         notes["induction"] = "through the strongest previous-token head below, as measured; layer 0 has none below"
     return notes

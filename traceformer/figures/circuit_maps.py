@@ -41,7 +41,8 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
             every = math.ceil(size / 16)
             axis.set_ticks(range(0, size, every), [f"{letter}{number}" for number in range(0, size, every)], fontsize=7)
         axes.tick_params(length=0)
-        axes.set(xlim=(-0.6, n_heads - 0.4), ylim=(-0.6, n_layers - 0.4))
+        beside = 0.5 if axes is left else 0.6
+        axes.set(xlim=(-beside, n_heads - 1 + beside), ylim=(-beside, n_layers - 1 + beside))
     figure.suptitle(titled(f"{value.model}: circuits from weights"), fontsize=10)
     return figure
 

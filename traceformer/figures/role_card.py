@@ -57,9 +57,9 @@ def roles_figure(value: Roles) -> Figure:
     line = min(_LINE, _TALLEST / n_rows)
     table, height = (len(columns) * _COLUMN + _ROLE, max(n_rows * line, 2.4))
     beside = 2.6 if value.massive is not None else 0.0
-    size = (0.9 + table + beside + 0.3, height + 1.4)
+    size = (0.9 + table + beside + 0.3, height + 1.15)
     figure = Figure(figsize=size)
-    below = (size[1] - height - 1.05) / size[1]
+    below = 0.15 / size[1]
     axes = figure.add_axes((0.9 / size[0], below, table / size[0], height / size[1]))
     _draw_table(axes, value, columns, written=n_rows <= _MOST_WRITTEN)
     if value.massive is not None:

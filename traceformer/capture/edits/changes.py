@@ -143,9 +143,7 @@ class Resample:
         last = max(int(where.positions.max()), int(where.keys.max()) if len(where.keys) else 0)
         stack = where.key.token_stack
         others = [
-            number
-            for number in range(self.run.n)
-            if number != where.example and self.run.length(number, stack) > last
+            number for number in range(self.run.n) if number != where.example and self.run.length(number, stack) > last
         ]
         if not others:
             raise SelectionError(

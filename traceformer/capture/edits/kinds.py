@@ -80,7 +80,11 @@ class Edit:
         return {
             "kind": self.kind,
             "site": self.site,
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in place.items() if value is not None},
+            **{
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in place.items()
+                if value is not None
+            },
             **({} if self.position is None else {"position": told(self.position)}),
             **({"attention": self.attention} if self.attention == "cross" else {}),
             **({} if self.keys is None else {"key": told(self.keys)}),

@@ -160,7 +160,11 @@ class Editing:
                     keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row]
                 where = Where(key, layer, tuple(heads) if heads else (), example, at[chosen], keys)
                 columns = chosen.to(tensor.device)
-                index = (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns) if heads else (row, columns)
+                index = (
+                    (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns)
+                    if heads
+                    else (row, columns)
+                )
             part = tensor[index] if new is None else new[index]
             wide = part.to(torch.promote_types(part.dtype, torch.float32))
             changed = self._change(edit, row)(wide, where)

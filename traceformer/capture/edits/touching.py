@@ -129,9 +129,7 @@ class Touching:
         for stack, row in self._row.stacks.items():
             blocks = self._module(row.blocks)
 
-            def enter(
-                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack
-            ) -> None:
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack) -> None:
                 rows = first_input(args, kwargs)
                 if rows is not None:
                     self._shapes[stack] = (rows.shape[0], rows.shape[1])
@@ -221,7 +219,9 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
     """
     kind, site = model.config.model_type, SITES[key.site]
     if key.site == "hidden":
-        raise Unsupported("hidden cannot be edited", why="it only lists the stream", hint="edit resid_pre or resid_post")
+        raise Unsupported(
+            "hidden cannot be edited", why="it only lists the stream", hint="edit resid_pre or resid_post"
+        )
     if site.is_derived:
         raise Unsupported(f"{key.site} cannot be edited", why="it is computed beside the pass", hint="edit resid_post")
     if key.site in OUTPUTS and output_site(model) != key.site:

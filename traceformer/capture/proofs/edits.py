@@ -122,9 +122,7 @@ def _prove_donor(
         add_error(place[0], _DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
 
 
-def _prove_head(
-    scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]
-) -> None:
+def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]) -> None:
     row, layer = scene.row.stacks[key.stack], scene.dims.stacks[key.stack].n_layers // 2
     attention = row.attention_of(key.attention)
     assert attention is not None
@@ -174,9 +172,7 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
         "k": lambda keys: keys / 2,
         "resid_post": lambda rows: rows + 1,
     }
-    touches = {
-        (key, layer): changes[key.site] for key, number in places if number == layer and key.site in changes
-    }
+    touches = {(key, layer): changes[key.site] for key, number in places if number == layer and key.site in changes}
     if ids.shape[1] < 2 or not touches:
         return
     with Touching(model, touches, scene.row):
