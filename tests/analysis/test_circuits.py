@@ -37,7 +37,13 @@ def weights(norm: Norm = "rms", *, softcap: float | None = None, learned: bool =
         return random.normal(size=shape).astype(np.float32)
 
     layers = [
-        LayerHeads(*(draw(HEADS, D_MODEL, D_HEAD) for _ in "qkv"), draw(HEADS, D_HEAD, D_MODEL)) for _ in range(LAYERS)
+        LayerHeads(
+            draw(HEADS, D_MODEL, D_HEAD),
+            draw(HEADS, D_MODEL, D_HEAD),
+            draw(HEADS, D_MODEL, D_HEAD),
+            draw(HEADS, D_HEAD, D_MODEL),
+        )
+        for _ in range(LAYERS)
     ]
     readout = Readout(norm, draw(D_MODEL), None, 1e-6, None, 1.0, Table(draw(words, D_MODEL)), None, softcap)
     dims = StackDims(LAYERS, HEADS, HEADS, D_MODEL, D_MODEL, D_HEAD, 8, VOCABULARY, CONTEXT)
@@ -126,6 +132,8 @@ def test_the_strongest_edges_come_first() -> None:
     place = (COMPOSITIONS.index(first.kind), first.from_layer, first.from_head, first.to_layer, first.to_head)
     assert found.composition[place] == first.score == np.nanmax(found.composition)
     assert set(found.edges("K", top=5)["kind"]) == {"K"}
+    assert [edge.score for edge in found.strongest(5)] == edges["score"].head(5).tolist()
+    assert found.strongest(1)[0].names == (f"L{place[1]}H{place[2]}", f"L{place[3]}H{place[4]}")
     with pytest.raises(UsageError, match="kind"):
         found.edges("O")
 

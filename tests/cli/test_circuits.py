@@ -29,9 +29,8 @@ def test_heads_and_edges_are_listed_the_strongest_first(capsys: Capture) -> None
     copying = next(line for line in lines if line.startswith("copying")).split()
     assert copying[1:3] == [f"L{layer:.0f}H{head:.0f}", f"{score:.2f}"]
     assert len(copying) == 5
-    edge = found.edges().iloc[0]
-    places = [f"L{edge.from_layer}H{edge.from_head}", f"L{edge.to_layer}H{edge.to_head}"]
-    assert lines[-2].split() == [edge.kind, *places, f"{edge.score:.3f}"]
+    (edge,) = found.strongest(1)
+    assert lines[-2].split() == [edge.kind, *edge.names, f"{edge.score:.3f}"]
     assert "rotary" in shown.err
     assert Path("made/circuits.png").read_bytes().startswith(b"\x89PNG")
 

@@ -36,9 +36,9 @@ def test_heads_that_look_at_the_token_before_feed_the_keys_of_those_that_do_indu
     """What metrics measure on repeated text, the three strongest compositions say without any."""
     texts = ["xqvkjzwpyfab" * 3, "mtrnsldhcg" * 3]
     measured = heads(byte, texts)
-    edges = circuits("byte").edges(top=3)
-    assert set(edges["kind"]) == {"K"}
-    for edge in edges.itertuples():
+    edges = circuits("byte").strongest(3)
+    assert [edge.kind for edge in edges] == ["K"] * 3
+    for edge in edges:
         assert measured.grid("previous_token")[edge.from_layer, edge.from_head] > 0.8
         assert measured.grid("induction")[edge.to_layer, edge.to_head] > 0.8
 

@@ -22,7 +22,7 @@ Vetterli, "The effective rank" (2007), of 3. The length that a norm divides by i
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,12 +30,21 @@ from traceformer.errors import Unsupported, UsageError, check_choice
 from traceformer.models.head_weights import HeadWeights, LayerHeads
 from traceformer.models.readout import Readout
 from traceformer.presentation import plain, present
-from traceformer.shapes import Float, Float32, Float64
+from traceformer.shapes import Float, Float32, Float64, Int64
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COMPOSITIONS", "OF_WEIGHTS", "Circuits", "Composition", "circuits_of", "effective_rank", "positive_share"]
+__all__ = [
+    "COMPOSITIONS",
+    "OF_WEIGHTS",
+    "Circuits",
+    "Composition",
+    "Edge",
+    "circuits_of",
+    "effective_rank",
+    "positive_share",
+]
 
 Composition: TypeAlias = Literal["Q", "K", "V"]
 COMPOSITIONS: tuple[Composition, ...] = ("Q", "K", "V")
@@ -50,6 +59,22 @@ OF_WEIGHTS: Mapping[str, str] = {
 
 _WORDS = 4096
 _POSITIONS = 512
+
+
+class Edge(NamedTuple):
+    """A composition of an earlier head with a later one."""
+
+    kind: Composition
+    from_layer: int
+    from_head: int
+    to_layer: int
+    to_head: int
+    score: float
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """`L1H7` and `L2H6`."""
+        return f"L{self.from_layer}H{self.from_head}", f"L{self.to_layer}H{self.to_head}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -92,25 +117,38 @@ class Circuits:
         columns = {name: values.reshape(-1) for name, values in self.values.items()}
         return pd.DataFrame({"layer": layer, "head": head, **columns})
 
-    def edges(self, kind: str | None = None, *, top: int | None = None) -> "pd.DataFrame":
-        """Returns a row per pair of heads and kind of composition, the strongest first.
+    def strongest(self, top: int, kind: str | None = None) -> list[Edge]:
+        """Returns the strongest compositions, of one kind or of all.
 
         Raises:
             UsageError: no such kind.
         """
+        places, scores = self._ordered(kind, top)
+        rows = zip(*(index.tolist() for index in places), scores.tolist(), strict=True)
+        return [Edge(COMPOSITIONS[number], *heads) for number, *heads in rows]
+
+    def edges(self, kind: str | None = None, *, top: int | None = None) -> "pd.DataFrame":
+        """Returns a row per pair of heads and kind of composition, the strongest first; errors as of `strongest`."""
         import pandas as pd
 
+        places, scores = self._ordered(kind, top)
+        kinds, *heads = places
+        columns = dict(zip(Edge._fields[1:-1], heads, strict=True))
+        return pd.DataFrame({"kind": np.array(COMPOSITIONS)[kinds], **columns, "score": scores})
+
+    def _ordered(
+        self, kind: str | None, top: int | None
+    ) -> tuple[tuple[Int64[np.ndarray, "edge"], ...], Float32[np.ndarray, "edge"]]:
+        """Where the scores are, as indices of `composition`, and what they are: the strongest first."""
         if kind is not None:
             check_choice("kind", kind, COMPOSITIONS)
-        kinds = [name for name in COMPOSITIONS if kind in (None, name)]
-        scores = self.composition[[COMPOSITIONS.index(name) for name in kinds]]
-        places = np.nonzero(np.isfinite(scores))
-        found = scores[places]
-        order = np.argsort(-found, kind="stable")[:top]
-        names = ("from_layer", "from_head", "to_layer", "to_head")
-        columns: dict[str, Any] = {"kind": [kinds[number] for number in places[0][order].tolist()]}
-        columns |= {name: index[order] for name, index in zip(names, places[1:], strict=True)}
-        return pd.DataFrame({**columns, "score": found[order]})
+        places = np.nonzero(np.isfinite(self.composition))
+        if kind is not None:
+            own = places[0] == COMPOSITIONS.index(kind)  # pyright: ignore[reportArgumentType]
+            places = tuple(index[own] for index in places)
+        scores = self.composition[places]
+        order = np.argsort(-scores, kind="stable")[:top]
+        return tuple(index[order] for index in places), scores[order]
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything; lists run over layers, and within each over heads, with None for NaN."""
@@ -272,7 +310,8 @@ class _Reduced:
     @classmethod
     def of(cls, heads: LayerHeads) -> "_Reduced":
         tall = (heads.query, heads.key, heads.value, _turned(heads.out))
-        return cls(*(np.linalg.qr(each, mode="r") for each in tall))
+        reduced: Any = [np.linalg.qr(each, mode="r") for each in tall]
+        return cls(*reduced)
 
 
 @dataclass(frozen=True, slots=True)

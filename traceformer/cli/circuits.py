@@ -61,10 +61,7 @@ def circuits(
     n_layers, n_heads = found.shape
     print(f"{found.model}: {n_layers} layers of {n_heads} heads, from weights", end="\n\n")
     print(table(("highest", *("",) * min(top, n_layers * n_heads)), list(_highest(found, top))), end="\n\n")
-    rows = [
-        (edge.kind, f"L{edge.from_layer}H{edge.from_head}", f"L{edge.to_layer}H{edge.to_head}", f"{edge.score:.3f}")
-        for edge in found.edges(top=top).itertuples()
-    ]
+    rows = [(edge.kind, *edge.names, f"{edge.score:.3f}") for edge in found.strongest(top)]
     print(table(("composition", "of", "with", "score"), rows, numeric=(3,)))
     for column, why in found.notes.items():
         print(f"{column}: {why}", file=sys.stderr)
@@ -76,10 +73,9 @@ def _highest(found: "Circuits", top: int) -> Iterator[tuple[str, ...]]:
     """A line per number, with the heads that have most of it."""
     import numpy as np
 
-    frame = found.to_frame()
-    for name in found.values:
-        if np.isnan(frame[name]).all():
+    n_heads = found.shape[1]
+    for name, values in found.values.items():
+        if np.isnan(values).all():
             continue
-        highest = frame.sort_values(name, ascending=False, kind="stable").head(top)
-        cells = [f"L{row.layer}H{row.head} {getattr(row, name):.2f}" for row in highest.itertuples()]
-        yield name, *cells
+        order = np.argsort(-np.nan_to_num(values, nan=-np.inf).reshape(-1), kind="stable")[:top].tolist()
+        yield name, *(f"L{n // n_heads}H{n % n_heads} {values.flat[n]:.2f}" for n in order)

@@ -49,25 +49,15 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
 
 def _draw_edges(axes: Axes, value: Circuits, top: int) -> None:
     """The strongest compositions, the strongest of all on top."""
-    edges = value.edges(top=top)
+    edges = value.strongest(top)
     layer, head = np.indices(value.shape)
     axes.scatter(head.ravel(), layer.ravel(), s=14, color="0.8", zorder=1)
-    strongest = float(edges["score"].max()) if len(edges) else 1.0
-    for edge in edges.iloc[::-1].itertuples():
-        share = edge.score / strongest
-        axes.plot(
-            (edge.from_head, edge.to_head),
-            (edge.from_layer, edge.to_layer),
-            color=_OF_KIND[str(edge.kind)],
-            linewidth=0.5 + 2.5 * share**4,
-            alpha=0.35 + 0.6 * share**4,
-            solid_capstyle="round",
-            zorder=2,
-        )
-    for place in {(e.from_head, e.from_layer) for e in edges.itertuples()} | {
-        (e.to_head, e.to_layer) for e in edges.itertuples()
-    }:
-        axes.scatter(*place, s=22, color="0.25", zorder=3)
+    strongest = edges[0].score if edges else 1.0
+    for edge in reversed(edges):
+        share = (edge.score / strongest) ** 4
+        heads, layers = (edge.from_head, edge.to_head), (edge.from_layer, edge.to_layer)
+        axes.plot(heads, layers, color=_OF_KIND[edge.kind], linewidth=0.5 + 2.5 * share, alpha=0.35 + 0.6 * share)
+        axes.scatter(heads, layers, s=22, color="0.25", zorder=3)
     lines = [Line2D([], [], color=_OF_KIND[kind], linewidth=2, label=f"{kind} composition") for kind in COMPOSITIONS]
     axes.legend(handles=lines, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, frameon=False)
     axes.set_title(f"the {len(edges)} strongest compositions,\nup to {strongest:.2f}", fontsize=8)

@@ -94,15 +94,7 @@ def _massive_tables(massive: MassiveActivations) -> Iterator[str]:
 def _edges_table(value: Roles) -> Iterator[str]:
     if value.circuits is None:
         return
-    rows = [
-        (
-            f"L{edge.from_layer}H{edge.from_head}",
-            f"L{edge.to_layer}H{edge.to_head}",
-            str(edge.kind),
-            f"{edge.score:.3f}",
-        )
-        for edge in value.circuits.edges(top=_EDGES).itertuples()
-    ]
+    rows = [(*edge.names, edge.kind, f"{edge.score:.3f}") for edge in value.circuits.strongest(_EDGES)]
     yield "<h2>Strongest compositions, from weights</h2>"
     yield _table(("of", "with", "by", "score"), rows)
 
