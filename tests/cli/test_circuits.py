@@ -35,6 +35,7 @@ def test_heads_and_edges_are_listed_the_strongest_first(capsys: Capture) -> None
     assert Path("made/circuits.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_json_has_every_pair(capsys: Capture) -> None:
     assert main(["circuits", "byte", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -24,7 +24,7 @@ NO_CIRCUITS = {
     **dict.fromkeys(("mbart", "blenderbot", "pegasus", "m2m_100"), "two residual streams"),
 }
 DECODERS = [name for name in PREDICTING if name not in NO_CIRCUITS]
-FAST = ("gpt2", "gemma2", "gpt_neox", "falcon_new", "olmo2")
+FAST = ("gpt2", "gemma2", "falcon_new")
 
 
 @pytest.fixture(scope="module")
