@@ -26,13 +26,13 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
-    from traceformer.capture.edits import kinds as edits
-    from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.capture.edits import kinds as edits
+    from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from traceformer.questions.ablate import ablate
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.effects_folder import open_effects
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
-    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -111,7 +111,7 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
-    "open_effects": "traceformer.store.effects",
+    "open_effects": "traceformer.questions.effects_folder",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",

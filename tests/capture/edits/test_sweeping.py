@@ -18,7 +18,6 @@ from traceformer.capture.edits.sweeping import batches_of
 from traceformer.models.tiny import tiny_model
 
 
-
 @pytest.fixture(autouse=True)
 def short_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of tests are short, and would be read from their first token on in one batch."""
