@@ -210,7 +210,9 @@ class Kept:
         self.corrupt: Float64[np.ndarray, "pair"] = np.full(n_texts, np.nan)
         self.done = [False] * n_texts
         self._effect_of, self._folder = effect_of, folder
-        for number in () if folder is None else folder.done():
+        if folder is None:
+            return
+        for number in folder.done():
             found = folder.read(number)
             self.metric[number], self.clean[number], self.corrupt[number] = (
                 found[name] for name in ("metric", "clean", "corrupt")
