@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from traceformer.questions.check import check
     from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.effects_folder import open_effects
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
-    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -122,7 +122,7 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
-    "open_effects": "traceformer.store.effects",
+    "open_effects": "traceformer.questions.effects_folder",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",

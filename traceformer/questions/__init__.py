@@ -16,6 +16,7 @@ sights          which keys do the queries of a run see? Measured in its patterns
 patch           what does one place know of what tells two texts apart?
 ablate          what is lost without a head, an MLP or a layer?
 sweeps          the axes, groups and results that both have
+effects_folder  effects in a folder: written pair by pair, and opened again
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 trait_rows      the rows of a run that traits are made of
 paths           which tokens led to a token of a run? No model, no torch

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,9 +18,9 @@ from traceformer.analysis.effects import Effects, Swept, normalised
 from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
 from traceformer.sites import SITES, ArrayKey, Numbers
-from traceformer.store.effects import EffectsFolder
 from traceformer.store.files import canonical, sha256
 from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
 
@@ -139,20 +140,22 @@ def patch(
         align=align,
     )
     shown, names = axes.axes([base.tokens for base in bases]), [pair.name for pair in read]
-    folder = None
-    if out is not None:
-        narrowed = {name: list(numbers) for name, numbers in axes.narrowed.items()}
-        settings = {"texts": _digest(read), "narrowed": narrowed, "answer_token": answer_token}
-        folder = EffectsFolder.create(Path(out).expanduser(), about, shown, names, settings, resume=resume)
-    kept = Kept(len(read), axes.shape, normalised, folder)
     sweeper = Sweeper(passes, chosen, batch_size)
     most = most_at_once(model, passes, longest, batch_size, all_logits=chosen.position is None)
     groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
-    with steps_watched("patching", progress) as told, passes.evaluating():
+    settings = {"texts": _digest(read), "narrowed": axes.narrowed, "answer_token": answer_token}
+    with ExitStack() as during:
+        folder = None
+        if out is not None:
+            place = Path(out).expanduser()
+            folder = during.enter_context(EffectsFolder.create(place, about, shown, names, settings, resume=resume))
+        kept = Kept(len(read), axes.shape, normalised, folder)
+        told = during.enter_context(steps_watched("patching", progress))
+        during.enter_context(passes.evaluating())
         for numbers in groups.pending(kept.done):
             _patch_group(model, [read[n] for n in numbers], key, axes, how, sweeper, kept, numbers, chosen)
             told(sum(kept.done), len(read))
-    found = kept.finished(about, shown, names, sweeper)
+        found = kept.finished(about, shown, names, sweeper)
     _check_told_apart(found)
     return found
 
