@@ -36,7 +36,7 @@ TORCH_AT_THE_TOP = ("models", "capture", "bytelm")
 TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "questions", "compat", "cli", "viewer")
 WITHOUT_TORCH_AT_THE_TOP = (
     *("models.families", "models.table", "models.family", "models.blocks", "models.dims", "models.outputs"),
-    *("models.loaded", "models.weights", "models.readout", "models.block_weights"),
+    *("models.loaded", "models.weights", "models.readout", "models.block_weights", "models.head_weights"),
 )
 TORCH = ("torch", "transformers")
 
@@ -62,7 +62,7 @@ READ_BY_USERS = [
 ]
 STARTS_WITHOUT_TORCH = (
     *("traceformer", "traceformer.store.run", "traceformer.formats.registry", "traceformer.compat"),
-    *("traceformer.models.families", "traceformer.models.readout"),
+    *("traceformer.models.families", "traceformer.models.readout", "traceformer.models.head_weights"),
     *("traceformer.cli", "traceformer.cli.inspect"),
 )
 

@@ -27,11 +27,13 @@ from traceformer.presentation import bind
 if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.attribution import Attribution
+    from traceformer.analysis.circuits import Circuits
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.analysis.roles import Roles
     from traceformer.capture.edits import kinds as edits
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
@@ -42,15 +44,17 @@ if TYPE_CHECKING:
     from traceformer.questions.ablate import ablate
     from traceformer.questions.attribute import attribute
     from traceformer.questions.check import check
+    from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.effects_folder import open_effects
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
+    from traceformer.questions.roles import roles
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
-    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -59,11 +63,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Attribution",
+    "Circuits",
     "Direction",
     "Effects",
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Roles",
     "Run",
     "Selection",
     "TraceStore",
@@ -72,6 +78,7 @@ __all__ = [
     "ablate",
     "attribute",
     "check",
+    "circuits",
     "cluster",
     "compat",
     "edit",
@@ -90,17 +97,20 @@ __all__ = [
     "paths",
     "project",
     "record",
+    "roles",
     "statistics",
     "upgrade",
 ]
 
 _HOMES = {
     "Attribution": "traceformer.analysis.attribution",
+    "Circuits": "traceformer.analysis.circuits",
     "Direction": "traceformer.analysis.directions",
     "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
@@ -108,6 +118,7 @@ _HOMES = {
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
+    "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
@@ -117,12 +128,13 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
-    "open_effects": "traceformer.store.effects",
+    "open_effects": "traceformer.questions.effects_folder",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
+    "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
 }
@@ -134,6 +146,7 @@ _MODULES = {
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
+bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
@@ -145,6 +158,7 @@ bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
 bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
 bind("Paths", "page", "traceformer.viewer.export", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
+bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,10 @@ def plain_metrics(
     follow = [
         [j for j in range(1, keys) if j - 1 != i and tokens[j - 1] == tokens[i] and sees(i, j)] for i in range(queries)
     ]
+    coming = [
+        [j for j in range(keys) if i + 1 < queries and j != i + 1 and tokens[j] == tokens[i + 1] and sees(i, j)]
+        for i in range(queries)
+    ]
     total = sum(a[cell] for cell in cells)
     ordered = sorted((abs(i - j), a[i, j]) for i, j in cells)
     within = np.cumsum([weight for _, weight in ordered])
@@ -51,6 +55,7 @@ def plain_metrics(
         "self": _mean([a[i, i] for i in range(queries)]),
         "duplicate_token": _mean([sum(a[i, j] for j in own) for i, own in enumerate(duplicates) if own]),
         "induction": _mean([sum(a[i, j] for j in own) for i, own in enumerate(follow) if own]),
+        "retrieval": _mean([sum(a[i, j] for j in own) for i, own in enumerate(coming) if own]),
         "local_mass": sum(a[i, j] for i, j in cells if abs(i - j) <= window) / queries,
         "effective_span": float(ordered[int(np.argmax(within >= 0.9 * total * (1 - 1e-6)))][0]),
     }

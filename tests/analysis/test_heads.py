@@ -115,6 +115,7 @@ def test_an_induction_head_on_a_repeated_text_scores_one() -> None:
         pattern[query, query - half + 1] = 1
     found = only(measure(pattern[None, None], tokens=tokens))
     assert found["induction"] == 1
+    assert found["retrieval"] == 1  # what follows the same token is what comes next
     assert found["duplicate_token"] == 0
     found = only(
         measure(
@@ -158,13 +159,17 @@ def test_across_two_texts_only_what_needs_no_common_positions_has_a_meaning() ->
     found = only(measure(pattern, Visibility(causal=False), aligned=False))
     expected = plain_metrics(pattern[0, 0], None, everything)
     assert {name: found.pop(name) for name in expected} == pytest.approx(expected, rel=1e-10)
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(math.isnan(value) for value in found.values())
 
 
 def test_without_tokens_nothing_is_said_of_repeated_ones() -> None:
     found = only(measure(random_patterns((1, 1, 9, 9))))
-    assert [name for name, value in found.items() if math.isnan(value)] == ["duplicate_token", "induction"]
+    assert [name for name, value in found.items() if math.isnan(value)] == [
+        "duplicate_token",
+        "induction",
+        "retrieval",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])

@@ -141,6 +141,7 @@ COMMANDS = {
     "inspect": "inspect run",
     "analyze": "analyze run",
     "heads": "heads run --output heads.csv",
+    "circuits": "circuits byte",
     "cluster": "cluster heads.csv --k 2 --output clusters.csv",
     "paths": "paths run",
     "project": "project run --vector trait.npy --layer 1",

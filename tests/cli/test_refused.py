@@ -16,6 +16,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "inspect": ("inspect run --site resid_middle", USAGE, "no site 'resid_middle'", "resid_mid"),
     "analyze": ("analyze rum", INPUT, "no run 'rum'", ""),
     "heads": ("heads", USAGE, "", ""),
+    "circuits": ("circuits nothing", INPUT, "no model at nothing", ""),
     "cluster": ("cluster nothing.csv", INPUT, "nothing.csv", ""),
     "paths": ("paths run --example 99", INPUT, "no example '99'", ""),
     "project": ("project run --vector short.npy", USAGE, "the vectors of short are 3 wide", ""),

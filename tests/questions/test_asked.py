@@ -18,6 +18,7 @@ VERBS: dict[str, Callable[[Any], Any]] = {
     "lens": lambda of: as_users_have_it(tf.lens)(of, "a text"),
     "paths": lambda of: as_users_have_it(tf.paths)(of, "a text"),
     "heads": lambda of: as_users_have_it(tf.heads)(of, ["a text"]),
+    "roles": lambda of: as_users_have_it(tf.roles)(of, ["a text"]),
     "statistics": lambda of: as_users_have_it(recorded)(of, None, "attn"),
     "project": lambda of: as_users_have_it(tf.project)(of, TRAIT),
 }

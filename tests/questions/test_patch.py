@@ -214,20 +214,31 @@ TRANSFORMER_LENS = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", TRANSFORMER_LENS)
-def test_effects_are_those_of_transformer_lens(site: str) -> None:
+def test_effects_are_those_of_transformer_lens(site: str, tmp_path: Path) -> None:
     if find_spec("transformer_lens") is None:
         skip("transformer_lens")
-    from transformer_lens import HookedTransformer, patching
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformer_lens import patching
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from traceformer.bytelm.tokenizer import ByteTokenizer
 
     torch.manual_seed(0)
-    own = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=64, vocab_size=96, n_positions=32)).eval()
-    theirs = HookedTransformer.from_pretrained_no_processing("gpt2", hf_model=own)
-    clean, corrupt = np.random.default_rng(0).integers(0, 96, size=(2, 12))
-    _, cache = theirs.run_with_cache(torch.tensor(clean)[None])
-    difference = lambda logits: logits[0, -1, 5] - logits[0, -1, 7]  # noqa: E731
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=64, vocab_size=258, n_positions=32, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    ByteTokenizer().save_pretrained(tmp_path)
+    own, other = (GPT2LMHeadModel.from_pretrained(tmp_path) for _ in range(2))  # theirs is rewritten
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = TransformerBridge.boot_transformers(str(tmp_path), hf_model=other, tokenizer=tokenizer)
+    clean, corrupt = np.random.default_rng(0).integers(0, 258, size=(2, 12))
+
+    def difference(logits: Tensor) -> Tensor:
+        return logits[0, -1, 5] - logits[0, -1, 7]
+
     sweep = getattr(patching, f"get_act_patch_{TRANSFORMER_LENS[site]}" + ("_all_pos" if site == "z" else ""))
-    expected = sweep(theirs, torch.tensor(corrupt)[None], cache, difference)
+    with torch.inference_mode():
+        _, cache = theirs.run_with_cache(torch.tensor(clean)[None])
+        expected = sweep(theirs, torch.tensor(corrupt)[None], cache, difference)
     over = ["layer", "head"] if site == "z" else ["layer", "position"]
     found = tf.patch(tf.load_model(own), clean.tolist(), corrupt.tolist(), answer=5, wrong=7, site=site, over=over)
     metric = found.corrupt[0] + found.values * (found.clean[0] - found.corrupt[0])

@@ -45,6 +45,7 @@ METRICS: Mapping[str, str] = {
     "self": "attention to the query's own token",
     "duplicate_token": "attention to other places of the query's token, of queries that can see any",
     "induction": "attention to what follows other places of the query's token, of queries that can see any",
+    "retrieval": "attention to other places of the token that comes next, of queries that can see any",
     "local_mass": "attention within a window of 8 tokens (or `window`) on either side",
     "effective_span": "within how many tokens 90 % of the attention lies",
 }
@@ -54,7 +55,7 @@ _SPAN_SHARE = 0.9
 _TILE_CELLS = 1 << 17
 _TILE_ROWS = 32
 _KEPT_BYTES = 16 << 20  # of an example's masks
-_DIRECT = ("entropy", "sparse", "max_weight", "first_token", "duplicate_token", "induction")
+_DIRECT = ("entropy", "sparse", "max_weight", "first_token", "duplicate_token", "induction", "retrieval")
 _MEANS = tuple(name for name in METRICS if name != "effective_span")
 
 
@@ -62,12 +63,13 @@ class _Masks(NamedTuple):
     """What is counted in a tile, by what its queries look at.
 
     Attributes:
-        cells: 1 for each key, for duplicates of the query, for what follows them; zeros behind as in `_written`.
-        repeating: How many of the queries can see duplicates, and what follows one.
+        cells: 1 for each key, for duplicates of the query, for what follows them, for the token that comes next; zeros
+            behind as in `_written`.
+        repeating: How many of the queries can see duplicates, what follows one, and the token that comes next.
     """
 
-    cells: Float32[np.ndarray, "query 3 pitch"]
-    repeating: Int64[np.ndarray, "2"]
+    cells: Float32[np.ndarray, "query 4 pitch"]
+    repeating: Int64[np.ndarray, "3"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,9 +105,9 @@ class Geometry:
         if (start, stop) in self._masks:
             return self._masks[start, stop]
         n_queries = stop - start
-        cells = np.zeros((n_queries, 3, pitch), np.float32)
+        cells = np.zeros((n_queries, 4, pitch), np.float32)
         cells[:, 0, :seen] = 1
-        found = np.zeros((n_queries, 2, seen), np.bool_)
+        found = np.zeros((n_queries, 3, seen), np.bool_)
         if self.tokens is not None:
             self._repeats(start, stop, found)
             cells[:, 1:, :seen] = found
@@ -114,14 +116,17 @@ class Geometry:
             self._masks[start, stop] = masks
         return masks
 
-    def _repeats(self, start: int, stop: int, found: Bool[np.ndarray, "query 2 key"]) -> None:
-        """Marks for each query the duplicates that it can see, and what follows one."""
+    def _repeats(self, start: int, stop: int, found: Bool[np.ndarray, "query 3 key"]) -> None:
+        """Marks for each query the duplicates that it can see, what follows one, and the token that comes next."""
         assert self.tokens is not None
         seen = found.shape[2]
         duplicates = self.tokens[start:stop, None] == self.tokens[:seen]
         np.fill_diagonal(duplicates[:, start:], False)
         found[:, 0] = duplicates
         found[:, 1, 1:] = duplicates[:, :-1]
+        following = self.tokens[start + 1 : stop + 1, None] == self.tokens[:seen]
+        np.fill_diagonal(following[:, start + 1 :], False)
+        found[: len(following), 2] = following
         if self.sight.causal:
             found[:, :, start:] &= np.tri(stop - start, seen - start, dtype=np.bool_)[:, None]
         if self.sight.window is not None:
@@ -134,13 +139,14 @@ class BlockSums:
     """Sums over some queries of one example, head by head.
 
     Attributes:
-        direct: Of entropy, sparse cells, largest weight, attention to the first token, to duplicates and what follows.
-        repeating: How many of the queries can see duplicates, and what follows one.
+        direct: Of entropy, sparse cells, largest weight, attention to the first token, to duplicates, to what follows
+            one, and to the token that comes next.
+        repeating: How many of the queries can see duplicates, what follows one, and the token that comes next.
         profile: Attention at each value of key - query.
     """
 
     direct: Float64[np.ndarray, "head sum"]
-    repeating: Int64[np.ndarray, "2"]
+    repeating: Int64[np.ndarray, "3"]
     profile: Float64[np.ndarray, "head offset"]
 
     def __add__(self, other: "BlockSums") -> "BlockSums":
@@ -163,7 +169,7 @@ def block_sums(
     n_heads, n_queries, n_keys = block.shape
     in_cache = isinstance(block, np.ndarray)  # an accelerator takes the block in one piece
     direct = np.zeros((n_heads, len(_DIRECT)))
-    repeating = np.zeros(2, np.int64)
+    repeating = np.zeros(3, np.int64)
     profile = np.zeros((n_heads, geometry.offsets))
     for rows in _parts(n_queries, _TILE_ROWS if in_cache else n_queries):
         start, stop = first + rows.start, first + rows.stop
@@ -193,7 +199,7 @@ def _tile_sums(
     tile: Float[Any, "head query key"],
     unseen: int,
     pitch: int,
-    masks: Float32[np.ndarray, "query 3 pitch"],
+    masks: Float32[np.ndarray, "query 4 pitch"],
     convention: Convention,
 ) -> tuple[Float64[np.ndarray, "head sum"], Float64[np.ndarray, "head offset"]]:
     """The sums of one tile, and its mass at each offset, from that of the last query and the first key on.
@@ -206,7 +212,7 @@ def _tile_sums(
     cells = _decoded(_written(tile, pitch))
     weights = _rows(cells, n_queries, pitch)
     masks = xp.asarray(masks, dtype=cells.dtype, device=cells.device)
-    totals, duplicates, follow = (weights.swapaxes(0, 1) @ masks.swapaxes(1, 2)).swapaxes(0, 2)
+    totals, duplicates, follow, retrieved = (weights.swapaxes(0, 1) @ masks.swapaxes(1, 2)).swapaxes(0, 2)
     divisors = row_divisors(totals, convention)
     columns = (
         _over_queries(row_entropies(weights, divisors, convention)),
@@ -216,6 +222,7 @@ def _tile_sums(
         _over_queries(weights[..., 0] / divisors),
         _over_queries(duplicates / divisors),
         _over_queries(follow / divisors),
+        _over_queries(retrieved / divisors),
     )
     diagonals = cells.reshape(n_heads, n_queries, pitch + 1)
     return np.stack(columns, axis=1), _on_host(((1 / divisors)[:, None] @ diagonals)[:, 0])
@@ -307,6 +314,7 @@ def example_means(
             "local_mass": (profile[:, near].sum(axis=1), every),
             "duplicate_token": (direct["duplicate_token"], 0 * every + sums.repeating[0]),
             "induction": (direct["induction"], 0 * every + sums.repeating[1]),
+            "retrieval": (direct["retrieval"], 0 * every + sums.repeating[2]),
         }
     columns = [found.get(name, (0 * every, 0 * every)) for name in _MEANS]
     return Means(np.stack([own for own, _ in columns], axis=1), np.stack([count for _, count in columns], axis=1))

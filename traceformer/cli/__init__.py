@@ -19,6 +19,8 @@ upgrade       a run of an older format in the newest one
 analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
+role_card     these with weights and ablation, as text and in files
+circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text
 paths         which tokens led to a token
@@ -68,6 +70,7 @@ VERBS = {
     "inspect": "Show what a run holds: its arrays, an example, a head.",
     "analyze": "Statistics of attention, activations and logits.",
     "heads": "Measure every attention head, of a run or of a model.",
+    "circuits": "What the weights alone say of every attention head.",
     "cluster": "Put attention heads into clusters by their metrics.",
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",

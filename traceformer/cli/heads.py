@@ -3,7 +3,7 @@
 import json as json_text
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from traceformer.units import duration
 
 if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
+    from traceformer.analysis.roles import Roles
     from traceformer.questions.training_texts import TrainingTexts
     from traceformer.texts.windows import FileWindows, Part
 
@@ -28,7 +29,7 @@ _LIVE = Group.create_ordered("Of a model, without a run")
 _WHERE = Group.create_ordered("Where it goes")
 
 _BASIC = ("entropy", SPARSITY, "distance", "max_weight")
-_SCORES = ("previous_token", "first_token", "self", "duplicate_token", "induction")
+_SCORES = ("previous_token", "first_token", "self", "duplicate_token", "induction", "retrieval")
 _STRONGEST = 4
 
 
@@ -39,6 +40,8 @@ def heads(
     convention: Annotated[ConventionName, Parameter(group=_WHAT)] = "exact",
     window: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 8,
     num_seqs: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
+    roles: Annotated[bool, Parameter(group=_WHAT)] = False,
+    ablation: Annotated[Literal["mean", "zero", "resample"] | None, Parameter(group=_WHAT)] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     model_path: Annotated[Path | None, Parameter(group=_LIVE)] = None,
     adapter: Annotated[str | None, Parameter(group=_LIVE, metavar="FOLDER|NAME")] = None,
@@ -59,6 +62,7 @@ def heads(
     device: Annotated[str | None, Parameter(group=_LIVE)] = None,
     output: Annotated[Path, Parameter(group=_WHERE)] = Path("head_metrics.csv"),
     plot: Annotated[bool, Parameter(group=_WHERE)] = False,
+    figure: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
     json: Annotated[bool, Parameter(group=_WHERE)] = False,
 ) -> None:
     """Measure every attention head: entropy, sparsity, distance, and what it looks for.
@@ -76,6 +80,10 @@ def heads(
             1e-8, and leaves rows as they are.
         window: How many tokens on either side `local_mass` counts.
         num_seqs: The first N examples; all of a run, 10 of a data set or file by default.
+        roles: In place of all metrics, a line per head: what it looks for, what its weights copy, and how much of the
+            residual stream is massive. No table is written.
+        ablation: With --roles of a model, by how much its loss grows without each head: with its mean, zero, or another
+            text's output in its place.
         model: A Hugging Face model name, or a folder that holds a model.
         model_path: A folder that holds a model; goes before --model.
         adapter: An adapter of PEFT for the model, in a folder or on the Hub.
@@ -96,17 +104,24 @@ def heads(
         device: cpu, cuda, cuda:1, mps; the fastest there is by default.
         output: The table, one row per head.
         plot: Save a picture beside the table: a map of layers and heads for every metric.
+        figure: With --roles, save the card: one page for a name in .html, else a picture.
         json: Print a JSON object.
     """
+    from traceformer.cli.role_card import told_roles
     from traceformer.questions import heads as questions
+    from traceformer.questions.roles import roles as roles_of
     from traceformer.store.folders import find_runs
     from traceformer.store.run import Run
 
     _check_source(run, model, model_path, dataset, data_path)
+    _check_card(roles, figure, ablation, run is not None, plot=plot)
     started = time.perf_counter()
     measured: dict[Path, HeadMetrics] = {}
     if run is not None:
         folders = find_runs(run)
+        if roles:
+            told_roles(_roles_of_run(folders, num_seqs), figure, json=json)
+            return
         for folder in folders:
             place = output if len(folders) == 1 else output.with_suffix("") / f"{folder.name}{output.suffix}"
             with steps_shown("measuring") as progress:
@@ -127,6 +142,21 @@ def heads(
             like=like,
         )
         texts = _texts(source, revision, dataset, data_path, split)
+        if roles:
+            card = roles_of(
+                loaded,
+                texts,
+                limit=num_seqs,
+                split=split if data_path is None else None,
+                text_column=text_column,
+                ids_column=ids_column,
+                seq_length=seq_length,
+                batch_size=batch_size,
+                batch_tokens=batch_tokens,
+                ablation=ablation,
+            )
+            told_roles(card, figure, json=json)
+            return
         with steps_shown("measuring") as progress:
             measured[output] = questions.heads(
                 loaded,
@@ -177,6 +207,31 @@ def _check_source(
     if len(texts) > 1:
         hint = "--dataset demo, or --data_path FILE"
         raise UsageError("a model reads either --dataset or --data_path", hint=hint)
+
+
+def _check_card(roles: bool, figure: Path | None, ablation: str | None, is_run: bool, *, plot: bool) -> None:
+    for flag, given in (("--figure", figure), ("--ablation", ablation)):
+        if given is not None and not roles:
+            hint = "--roles as well" if flag == "--ablation" else "--roles as well, or --plot"
+            raise UsageError(f"{flag} without --roles", why="it is of the card of roles", hint=hint)
+    if roles and plot:
+        why = "no table is written, beside which it would lie"
+        raise UsageError("--roles with --plot", why=why, hint="--figure FILE")
+    if ablation is not None and is_run:
+        raise UsageError("--ablation of a run", why="its model is not run", hint="--model MODEL --dataset demo")
+    if figure is not None:
+        from traceformer.cli.role_card import check_card
+
+        check_card(figure)
+
+
+def _roles_of_run(folders: "Sequence[Path]", limit: int | None) -> "Roles":
+    from traceformer.questions.roles import roles
+    from traceformer.store.run import Run
+
+    if len(folders) > 1:
+        raise UsageError(f"--roles of {len(folders)} runs", hint=f"one of them, such as {folders[0]}")
+    return roles(Run(folders[0]), limit=limit)
 
 
 def _texts(

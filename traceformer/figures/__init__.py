@@ -9,6 +9,9 @@ style           one look for all of them, and how a figure is saved
 head_maps       a map of layers and heads for every metric
 cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
+role_card       a line per head: behaviour, weights and ablation
+role_page       the same as a page that stands by itself
+circuit_maps    what heads copy, and which feed which, from weights
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 logit_parts     what each part of a model adds to a logit
@@ -21,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from traceformer.figures.circuit_maps import circuits_figure as circuits
     from traceformer.figures.cluster_charts import clusters_figure as clusters
     from traceformer.figures.effect_maps import effects_figure as effects
     from traceformer.figures.entropy_maps import entropy_figure as entropy
@@ -28,13 +32,27 @@ if TYPE_CHECKING:
     from traceformer.figures.lens_map import lens_figure as lens
     from traceformer.figures.logit_parts import attribution_figure as attribution
     from traceformer.figures.path_ribbons import paths_figure as paths
+    from traceformer.figures.role_card import roles_figure as roles
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["attribution", "clusters", "direction", "effects", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = [
+    "attribution",
+    "circuits",
+    "clusters",
+    "direction",
+    "effects",
+    "entropy",
+    "heads",
+    "lens",
+    "paths",
+    "roles",
+    "traits",
+]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
+    "circuits": ("traceformer.figures.circuit_maps", "circuits_figure"),
     "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
     "effects": ("traceformer.figures.effect_maps", "effects_figure"),
@@ -42,6 +60,7 @@ _HOMES = {
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
     "attribution": ("traceformer.figures.logit_parts", "attribution_figure"),
+    "roles": ("traceformer.figures.role_card", "roles_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
 }
 

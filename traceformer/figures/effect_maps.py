@@ -31,7 +31,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
     """
     values, axes = value.values, value.axes
     limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
-    if len(axes) == 1:
+    if len(axes) < 2:
         figure = Figure(figsize=(min(max(0.3 * len(axes[0].numbers), 4.0), 16.0), 3.2), layout="constrained")
         _curve(figure.add_subplot(), value)
     else:
@@ -39,7 +39,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
         if len(axes) > 3 or len(panels) > _MOST_PANELS:
             shape = " x ".join(str(len(axis.numbers)) for axis in axes)
             raise SelectionError(f"a picture of {shape} effects", hint="fewer layers or heads, or `to_frame()`")
-        down, across = axes[-2], axes[-1]
+        *_, down, across = axes
         columns = min(len(panels), 4)
         rows = math.ceil(len(panels) / columns)
         size = min(max(0.24 * len(across.numbers), 3.0), 18.0), min(max(0.24 * len(down.numbers), 1.6), 12.0)
@@ -112,5 +112,5 @@ def _title(value: Effects) -> str:
     about = value.about
     sites = " + ".join(site.rpartition(".")[2] for site in about.sites)
     of = "text" if about.verb == "ablate" else "pair"
-    count = f"mean of {len(value.pairs)} {of}s" if len(value.pairs) > 1 else f"{of} {value.pairs[0]}"
+    count = f"{of} {value.pairs[0]}" if len(value.pairs) == 1 else f"mean of {len(value.pairs)} {of}s"
     return f"{about.model}: {about.how} {sites}, {count}"

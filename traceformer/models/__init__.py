@@ -19,6 +19,7 @@ tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 block_weights       what attentions write with: output projections and the norms around them, read without torch
+head_weights        the weights of every attention head, norms folded in, read without torch
 written             a row as it stands in Python, ready to be added
 tiny                tiny random models of real classes, of families with a row and without
 mechanisms          what a config says that its model has and no row can describe, in words

@@ -89,7 +89,9 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     own = {"enc": "encoder_", "dec": "decoder_"}[side]
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
-    n_heads = _first(config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads")
+    n_heads = _first(
+        config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads"
+    )
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     if min(n_layers, n_heads, d_model) < 1:
         raise Unsupported(

@@ -227,11 +227,14 @@ class Positions(NamedTuple):
     """How a model knows where a token stands, and how many positions it has.
 
     `limit` says how these are counted: as the config states them (`stated`), less those up to the padding id
-    (`behind padding`), or not at all, since any length works (`none`).
+    (`behind padding`), or not at all, since any length works (`none`). Of a decoder that learned its positions, `table`
+    is the module that holds them, from the base model, and `first` the row that is its first position.
     """
 
     kind: Literal["learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi"]
     limit: Literal["stated", "behind padding", "none"] = "stated"
+    table: str = ""
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

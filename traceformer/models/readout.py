@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
 __all__ = [
+    "HeldRows",
     "Readout",
     "ReadoutParts",
     "Rows",
@@ -31,6 +32,7 @@ __all__ = [
     "open_readout",
     "readout_of",
     "readout_row_of",
+    "tensor_at",
 ]
 
 
@@ -99,7 +101,7 @@ class Readout:
 
 
 @dataclass(frozen=True, slots=True)
-class _HeldRows:
+class HeldRows:
     """A matrix of a model that is loaded."""
 
     tensor: Any
@@ -131,7 +133,7 @@ def readout_of(model: "LoadedModel") -> Readout:
     def read(name: str | None) -> Float32[np.ndarray, "..."] | None:
         return None if name is None else tensors[name].detach().float().cpu().numpy()
 
-    return _assembled(parts, read, _HeldRows(tensors[parts.unembedding]))
+    return _assembled(parts, read, HeldRows(tensors[parts.unembedding]))
 
 
 def open_readout(folder: Path, config: Mapping[str, Any], architecture: Architecture | None = None) -> Readout:
@@ -185,7 +187,7 @@ def find_readout(
     final_norm, token_embed = stack.final_norm, stack.token_embed
 
     def find(path: str) -> str | None:
-        return _at(tensors, path)
+        return tensor_at(tensors, path)
 
     weight = bias = None
     if final_norm is not None and not row.norm.endswith("bare"):
@@ -258,8 +260,12 @@ def _number(config: Mapping[str, Any], name: str, default: float | None = None) 
     return float(value)
 
 
-def _at(tensors: Collection[str], path: str) -> str | None:
-    """The tensor at a path from the base model, whose own name stands before it in some files, not in others."""
+def tensor_at(tensors: Collection[str], path: str) -> str | None:
+    """Returns the name of the tensor at a path from the base model, whose own name stands before it in some files.
+
+    Raises:
+        Unreadable: several may be meant.
+    """
     found = [name for name in tensors if re.fullmatch(r"(?:[a-z_]+\.){0,2}" + re.escape(path), name)]
     if len(found) > 1:
         raise Unreadable(f"several tensors may be {path}", why=", ".join(sorted(found)))

@@ -9,12 +9,15 @@ clusters        which heads are alike, in one table or in several?
 training_texts  what a byte-level model was measured on while it was trained
 lens            what would the model say after each layer?
 attribute       what does each part of the model add to a logit? No model run, no torch
+roles           all of it in one row per head: the role card
+circuits        what do the weights alone say of each head?
 model_of_run    the model that a run was recorded with, known to be the same as then
 recorded        a run to ask: the run itself, or one in memory of a model over texts
 sights          which keys do the queries of a run see? Measured in its patterns
 patch           what does one place know of what tells two texts apart?
 ablate          what is lost without a head, an MLP or a layer?
 sweeps          the axes, groups and results that both have
+effects_folder  effects in a folder: written pair by pair, and opened again
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 trait_rows      the rows of a run that traits are made of
 paths           which tokens led to a token of a run? No model, no torch

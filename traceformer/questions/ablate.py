@@ -17,10 +17,10 @@ from traceformer.analysis.effects import Axis, Effects, Swept
 from traceformer.errors import SelectionError, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
 from traceformer.shapes import Float64
 from traceformer.sites import SITES, ArrayKey, Attention, Numbers
-from traceformer.store.effects import EffectsFolder
 from traceformer.store.files import canonical, sha256
 from traceformer.texts.load import Texts
 

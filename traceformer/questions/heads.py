@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from traceformer.capture.plan import Plan
     from traceformer.capture.tokenizing import Encoded, Texts
 
-__all__ = ["attention_name", "heads"]
+__all__ = ["Reading", "attention_name", "batching_of", "heads", "measured_live", "reading_of"]
 
 _AT_ONCE = 32 << 20  # bytes that are read together
 _SEQ_LENGTH = 1024  # the thesis's, where the model can read as much
@@ -108,30 +108,53 @@ def heads(
             return _of_run(of, rules, window, limit, told)
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
+    reading = reading_of(
+        of,
+        texts,
+        limit=limit,
+        split=split,
+        text_column=text_column,
+        ids_column=ids_column,
+        targets=targets,
+        seq_length=seq_length,
+    )
+    with steps_watched("measuring", progress) as told:
+        return measured_live(reading, rules, window, batching_of(reading, batch_size, batch_tokens), dtype, told)
+
+
+def reading_of(
+    model: LoadedModel,
+    texts: str | Path | TextList | FileWindows | TrainingTexts,
+    *,
+    limit: int | None = None,
+    split: str | None = None,
+    text_column: TextColumn | None = None,
+    ids_column: str | None = None,
+    targets: str | Path | Sequence[str] | None = None,
+    seq_length: int | None = None,
+) -> "Reading":
+    """Returns what a model is to read, as tokens, and which patterns it has then; arguments and errors of `heads`."""
     length = seq_length or _SEQ_LENGTH
     if isinstance(texts, FileWindows | TrainingTexts):
         of_data_sets = {"split": split, "text_column": text_column, "ids_column": ids_column, "targets": targets}
         for name, given in of_data_sets.items():
             if given is not None:
                 raise UsageError(f"`{name}` goes with a data set", why="a file in windows is one long text")
-        reading = _windows(of, texts, seq_length, limit or _LIMIT)
-    else:
-        from traceformer.capture.extract import read_texts
+        return _windows(model, texts, seq_length, limit or _LIMIT)
+    from traceformer.capture.extract import read_texts
 
-        is_list = not isinstance(texts, str | Path)
-        asked = read_texts(
-            texts,
-            targets,
-            split=split,
-            text_column=text_column,
-            ids_column=ids_column,
-            limit=limit or (None if is_list else _LIMIT),
-            max_seq_len=length,
-            dec_max_len=length,
-        )
-        reading = _texts(of, asked, is_list)
-    with steps_watched("measuring", progress) as told:
-        return _of_model(reading, rules, window, _batching(reading, batch_size, batch_tokens), dtype, told)
+    is_list = not isinstance(texts, str | Path)
+    asked = read_texts(
+        texts,
+        targets,
+        split=split,
+        text_column=text_column,
+        ids_column=ids_column,
+        limit=limit or (None if is_list else _LIMIT),
+        max_seq_len=length,
+        dec_max_len=length,
+    )
+    return _texts(model, asked, is_list)
 
 
 def _of_run(
@@ -198,7 +221,7 @@ def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | 
     return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
     """Whose patterns to measure, the tokens to read, what `meta.json` would say, the texts' name and their digest."""
 
     model: LoadedModel
@@ -209,14 +232,15 @@ class _Reading(NamedTuple):
     texts: str | None
 
 
-def _of_model(
-    reading: _Reading,
+def measured_live(
+    reading: Reading,
     convention: Convention,
     window: int,
     batching: "Batching",
     dtype: str,
     progress: OnStep,
 ) -> HeadMetrics:
+    """Returns the metrics of every head of a model while it reads."""
     import torch
 
     from traceformer.capture.batches import SquareSink, run_batches
@@ -273,14 +297,14 @@ def _of_model(
     return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)
 
 
-def _batching(reading: _Reading, batch_size: int | None, batch_tokens: int | Literal["auto"] | None) -> "Batching":
+def batching_of(reading: Reading, batch_size: int | None, batch_tokens: int | Literal["auto"] | None) -> "Batching":
     from traceformer.capture.packing import Batching
 
     longest = max((sum(row.lengths.values()) for row in reading.rows), default=0)
     return Batching.of(batch_size, batch_tokens, reading.model, longest, default=4)
 
 
-def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
+def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> Reading:
     """The texts as an extraction reads them."""
     from traceformer.capture.tokenizing import tokenize
 
@@ -291,7 +315,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> _Reading:
     return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
 
 
-def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> _Reading:
+def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> Reading:
     """Consecutive windows of one long text; an encoder-decoder reads them with its encoder."""
     from traceformer.capture.tokenizing import Encoded
     from traceformer.capture.windows import check_length, file_windows
@@ -313,7 +337,7 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
 
 def _reading(
     loaded: LoadedModel, rows: "Sequence[Encoded]", stacks: tuple[Stack, ...], source: str, texts: str | None
-) -> _Reading:
+) -> Reading:
     """All patterns of these stacks."""
     from traceformer.capture.plan import plan_arrays
     from traceformer.capture.proofs.fit import fitted
@@ -321,4 +345,4 @@ def _reading(
 
     loaded = fitted(loaded, rows)
     plan = plan_arrays(Selection(("attn_pattern",)), loaded.model, stacks=stacks, architecture=loaded.architecture)
-    return _Reading(loaded, plan, rows, model_meta(loaded, plan), source, texts)
+    return Reading(loaded, plan, rows, model_meta(loaded, plan), source, texts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unreadable, Unsupported
 from traceformer.models.block_weights import BlockWeights, block_weights_of, open_block_weights
 from traceformer.models.family import Architecture
+from traceformer.models.head_weights import HeadWeights, head_weights_of, open_head_weights
 from traceformer.models.readout import Readout, open_readout, readout_of
 from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
@@ -15,7 +16,7 @@ from traceformer.store.run import Run
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["load_model_of", "open_block_weights_of", "open_readout_of"]
+__all__ = ["load_model_of", "open_block_weights_of", "open_head_weights_of", "open_readout_of"]
 
 
 def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> Readout:
@@ -57,6 +58,23 @@ def _at_hand(run: Run, model: "LoadedModel") -> "LoadedModel":
     if model.digest != run.about.model_weights:
         raise _changed(model.name, "weights", model.digest, run.about.model_weights)
     return replace(model, architecture=_row_of(run) or model.architecture)
+
+
+def open_head_weights_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> HeadWeights:
+    """Returns the weights of the heads of a run's model, read from its folder; arguments as of `open_readout_of`.
+
+    Raises:
+        NotFound, ConfigurationChanged: as of `open_readout_of`.
+        Unsupported: no decoder; one whose heads are not known; or an adapter, whose weights lie beside the model's.
+    """
+    if model is not None and not isinstance(model, str | Path):
+        return head_weights_of(_at_hand(run, model))
+    if run.about.adapter is not None:
+        why = "the weights of its adapter lie beside those of its folder"
+        raise Unsupported("circuits of a run with an adapter", why=why, hint="`model=load_model_of(run)`, loaded")
+    folder = _folder_of(run, model)
+    _check_unchanged(run, folder)
+    return open_head_weights(folder, _row_of(run))
 
 
 def load_model_of(

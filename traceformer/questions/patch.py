@@ -18,9 +18,9 @@ from traceformer.analysis.effects import Effects, Swept, normalised
 from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
 from traceformer.sites import SITES, ArrayKey, Numbers
-from traceformer.store.effects import EffectsFolder
 from traceformer.store.files import canonical, sha256
 from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
 

@@ -10,9 +10,9 @@ from traceformer.analysis.effects import Axis, Effects, Swept, token_labels
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel, n_embeddings_of
+from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.shapes import Float64
 from traceformer.sites import SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
-from traceformer.store.effects import EffectsFolder
 
 if TYPE_CHECKING:
     from traceformer.capture.edits.started import Passes
@@ -210,7 +210,9 @@ class Kept:
         self.corrupt: Float64[np.ndarray, "pair"] = np.full(n_texts, np.nan)
         self.done = [False] * n_texts
         self._effect_of, self._folder = effect_of, folder
-        for number in () if folder is None else folder.done():
+        if folder is None:
+            return
+        for number in folder.done():
             found = folder.read(number)
             self.metric[number], self.clean[number], self.corrupt[number] = (
                 found[name] for name in ("metric", "clean", "corrupt")

@@ -10,7 +10,6 @@ from traceformer.models.table.parts import (
     GPT2,
     GROUPED,
     LAYER_NORM,
-    LEARNED,
     RMS,
     SINUSOIDAL,
     SIZES,
@@ -19,6 +18,7 @@ from traceformer.models.table.parts import (
     VOCAB,
     WIDE_HEADS,
     WINDOW,
+    WPE,
     layer_norm,
     rms,
     rotary,
@@ -72,13 +72,13 @@ _STRETCHED_QUERIES = {
 DECODERS: Mapping[str, Family] = {
     "gpt2": Family(
         blocks=blocks.GPT2,
-        positions=LEARNED,
+        positions=WPE,
         readout=LAYER_NORM,
         tiny=Tiny("GPT2LMHeadModel", GPT2),
     ),
     "gpt_bigcode": Family(
         blocks=blocks.GPT_BIGCODE,
-        positions=LEARNED,
+        positions=WPE,
         readout=LAYER_NORM,
         tiny=Tiny("GPTBigCodeForCausalLM", GPT2, {"gpt_bigcode_every_head": {"multi_query": False}}),
     ),
@@ -199,7 +199,7 @@ DECODERS: Mapping[str, Family] = {
     ),
     "opt": Family(
         blocks=blocks.OPT,
-        positions=LEARNED,
+        positions=Positions("learned", table="decoder.embed_positions", first=2),
         readout=layer_norm(""),
         tiny=Tiny(
             "OPTForCausalLM",
@@ -209,13 +209,13 @@ DECODERS: Mapping[str, Family] = {
     ),
     "biogpt": Family(
         blocks=blocks.BIOGPT,
-        positions=LEARNED,
+        positions=Positions("learned", table="embed_positions", first=2),
         readout=layer_norm(""),
         tiny=Tiny("BioGptForCausalLM", SIZES),
     ),
     "whisper": Family(
         blocks=blocks.WHISPER_DECODER,
-        positions=LEARNED,
+        positions=Positions("learned", table="decoder.embed_positions"),
         readout=layer_norm(""),
         tiny=Tiny(
             "WhisperForCausalLM",
@@ -241,7 +241,7 @@ DECODERS: Mapping[str, Family] = {
     "codegen": rotary(outside.CODEGEN, "CodeGenForCausalLM", {**GPT2, "rotary_dim": 4}, LAYER_NORM),
     "gpt_neo": Family(
         blocks=outside.GPT_NEO,
-        positions=LEARNED,
+        positions=WPE,
         readout=LAYER_NORM,
         tiny=Tiny(
             "GPTNeoForCausalLM",

@@ -22,6 +22,7 @@ __all__ = [
     "VOCAB",
     "WIDE_HEADS",
     "WINDOW",
+    "WPE",
     "encoder",
     "layer_norm",
     "rms",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 LEARNED = Positions("learned")
+WPE = Positions("learned", table="wpe")
 BEHIND_PADDING = Positions("learned", "behind padding")
 ROTARY = Positions("rotary")
 SINUSOIDAL = Positions("sinusoidal")

@@ -212,8 +212,9 @@ def open_effects(path: str | Path) -> Effects:
     stated = read_sealed(folder / _NAME)
     try:
         known = {each.name for each in fields(Swept)}
-        about = {name: value for name, value in stated["about"].items() if name in known}
-        swept = Swept(**{**about, "sites": tuple(about["sites"])})
+        told: dict[str, Any] = {name: value for name, value in stated["about"].items() if name in known}
+        told["sites"] = tuple(told["sites"])
+        swept = Swept(**told)
         axes = tuple(Axis(axis["name"], tuple(axis["numbers"]), tuple(axis["labels"])) for axis in stated["axes"])
         arrays, pairs, is_finished = tuple(stated["arrays"]), tuple(stated["pairs"]), bool(stated["finished"])
     except (KeyError, TypeError, AttributeError) as error:
