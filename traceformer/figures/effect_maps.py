@@ -32,7 +32,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
     values, axes = value.values, value.axes
     limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
     if len(axes) < 2:
-        figure = Figure(figsize=(min(max(0.3 * len(axes[0].numbers), 4.0), 16.0), 3.2), layout="constrained")
+        figure = Figure(figsize=(min(max(0.3 * values.size, 4.0), 16.0), 3.2), layout="constrained")
         _curve(figure.add_subplot(), value)
     else:
         panels = axes[0].labels if len(axes) == 3 else ("",)

@@ -91,7 +91,7 @@ def test_every_way_gives_the_same(site: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def whole_only(untouched: Any) -> Any:
-    return lambda self, ids, at, *, way: untouched(self, ids, at, way="whole")
+    return lambda self, ids, at, **_: untouched(self, ids, at, way="whole")
 
 
 @pytest.mark.parametrize(("family", "way"), [("bert", "layers"), ("t5", "whole"), ("gemma3_text", "positions")])

@@ -5,7 +5,9 @@
    one hands on what it is given; what enters the touched one is put in its place, from the untouched pass.
 3. Where a text's tokens do not depend on later ones, only those from the first touched one on are read, beside a cache
    that holds the keys and values of those before it. Rows of a batch may be of one text or of several of equal length.
-4. Logits are computed at the position that is looked at, where the model's forward can be told (`logits_to_keep`).
+4. Where heads' mixed values are touched, that layer's attention is not computed again: its output projection
+   is given the untouched values with the new ones in them.
+5. Logits are computed at the position that is looked at, where the model's forward can be told (`logits_to_keep`).
 
 Whether a model is made so that this holds is not asked here but found out: `sweeping` compares with whole passes.
 """
@@ -53,6 +55,8 @@ class Untouched:
         entering: What enters each block: (text, position, ...); empty where passes cannot begin at one.
         returned: How many things each block returns: None for a tensor alone, n for a tuple of which it is the first.
         prefix: Keys and values of each layer, all positions; empty where there is no such cache.
+        mixed: What each output projection of attention is given, and how many things its attention returns; where it
+            was not asked for, or is not known, empty.
     """
 
     ids: Tensor
@@ -60,6 +64,7 @@ class Untouched:
     entering: tuple[Tensor, ...] = ()
     returned: tuple[int | None, ...] = ()
     prefix: tuple[tuple[Tensor, Tensor], ...] = ()
+    mixed: tuple[tuple[Tensor, int | None], ...] = ()
 
     @property
     def way(self) -> Way:
@@ -78,6 +83,9 @@ class _Seen:
 
 class Passes:
     """Forward passes of one model over texts of equal length, for what follows each position.
+
+    Attributes:
+        begins_at_mixed: Whether passes in which heads' mixed values are touched begin at the output projection.
 
     Args:
         model: A model that predicts tokens. Of an encoder-decoder the encoder reads the text, and the decoder its start
@@ -100,6 +108,8 @@ class Passes:
         self._blocks: list[nn.Module] = list(self._model.base_model.get_submodule(self._row.blocks))
         self._accepted = frozenset(inspect.signature(model.model.forward).parameters)
         self._is_causal = model.dims.arch == "dec"
+        self._n_heads = model.dims.stacks[self.stack].n_heads
+        self.begins_at_mixed = self._row.attention.out_proj is not None
         self._start: int | None = None
         if model.dims.arch == "encdec":
             self._start = getattr(model.config, "decoder_start_token_id", None)
@@ -132,8 +142,10 @@ class Passes:
         with Touching(self._model, touches or {}, self.architecture):
             return self._logits(ids, at)
 
-    def untouched(self, ids: Tensor, at: int | None, *, way: Way) -> Untouched:
+    def untouched(self, ids: Tensor, at: int | None, *, way: Way, of_heads: bool = False) -> Untouched:
         """Returns what a pass leaves, as far as touched passes made in this way need it; see `Untouched.way`.
+
+        `of_heads` says that heads' mixed values will be touched.
 
         Raises:
             UsageError: the texts are longer than the model has positions for.
@@ -144,15 +156,32 @@ class Passes:
         cache = None
         if way == "positions" and self._is_causal and "past_key_values" in self._accepted:
             cache = DynamicCache(config=self._model.config)
-        seen = _Seen()
+        seen, mixing = _Seen(), _Seen()
         with ExitStack() as undo:
+            for attention, projection in self._attentions() if of_heads and self.begins_at_mixed else ():
+                undo.callback(projection.register_forward_pre_hook(_noting_input(mixing, ids), with_kwargs=True).remove)
+                undo.callback(attention.register_forward_hook(_noting_output(mixing)).remove)
             for block in self._blocks:
                 undo.callback(block.register_forward_pre_hook(_noting_input(seen, ids), with_kwargs=True).remove)
                 undo.callback(block.register_forward_hook(_noting_output(seen)).remove)
             logits = self._logits(ids, at, cache=cache)
         if not seen.is_plain or len(seen.entering) != len(self._blocks):
             return Untouched(ids, logits)
-        return Untouched(ids, logits, tuple(seen.entering), tuple(seen.returned), _prefix_of(cache, ids.shape[1]))
+        is_mixed = mixing.is_plain and len(mixing.entering) == len(mixing.returned) == len(self._blocks)
+        return Untouched(
+            ids,
+            logits,
+            tuple(seen.entering),
+            tuple(seen.returned),
+            _prefix_of(cache, ids.shape[1]),
+            tuple(zip(mixing.entering, mixing.returned, strict=True)) if is_mixed else (),
+        )
+
+    def _attentions(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each layer's attention and its output projection."""
+        row = self._row.attention
+        assert row.out_proj is not None
+        return [(block.get_submodule(row.module), block.get_submodule(row.out_proj)) for block in self._blocks]
 
     def touched(
         self,
@@ -187,7 +216,16 @@ class Passes:
             entering = base.entering[layer][rows, first:]
             put = self._blocks[layer].register_forward_pre_hook(_putting(entering), with_kwargs=True)
             undo.callback(put.remove)
-            undo.enter_context(Touching(self._model, touches, self.architecture))
+            own = next((place for place in touches if place[0].site == "z" and place[1] == layer), None)
+            if base.mixed and own is not None:
+                mixed, returned = base.mixed[layer]
+                by_head = mixed[rows, first:].unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
+                new = touches[own](by_head).transpose(1, 2).flatten(-2)
+                attention, projection = self._attentions()[layer]
+                _replace(attention, lambda *_, **__: _several(projection(new), returned), undo)
+                touches = {place: touch for place, touch in touches.items() if place != own}
+            if touches:
+                undo.enter_context(Touching(self._model, touches, self.architecture))
             logits = self._logits(ids, at, first, cache)
         return logits if at is not None or first == 0 else torch.cat([base.logits[rows, :first], logits], dim=1)
 
@@ -257,17 +295,22 @@ def _prefix_of(cache: DynamicCache | None, length: int) -> tuple[tuple[Tensor, T
 
 def _hand_on(block: nn.Module, returned: int | None, undo: ExitStack) -> None:
     """Has a block hand on what it is given, as long as it is not undone."""
+    _replace(block, lambda *args, **kwargs: _several(first_input(args, kwargs), returned), undo)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        rows = first_input(args, kwargs)
-        return rows if returned is None else (rows, *[None] * (returned - 1))
 
-    own = vars(block)
+def _several(rows: Any, returned: int | None) -> Any:
+    """The rows as a module returns them: alone, or as the first of several."""
+    return rows if returned is None else (rows, *[None] * (returned - 1))
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Has a module do something else, as long as it is not undone."""
+    own = vars(module)
     if "forward" in own:
-        undo.callback(setattr, block, "forward", own["forward"])
+        undo.callback(setattr, module, "forward", own["forward"])
     else:
-        undo.callback(delattr, block, "forward")
-    block.forward = forward
+        undo.callback(delattr, module, "forward")
+    module.forward = forward
 
 
 def _putting(entering: Tensor) -> Callable[..., Any]:

@@ -199,13 +199,17 @@ class Sweeper:
         """
         at = self.at(ids.shape[1])
         while True:
-            base = self.passes.untouched(ids, at, way=self.way)
+            of_heads = any(key.site == "z" for key in values.keys)
+            base = self.passes.untouched(ids, at, way=self.way, of_heads=of_heads)
             self.way = base.way
             touched = self._touched(base, grid.present, values, goal, at)
             weaker: Way | None = {"positions": "layers", "layers": "whole"}.get(self.way)  # pyright: ignore[reportAssignmentType]
             if weaker is None or self._is_as_whole(base, grid.present, touched, values, goal, at):
                 break
-            self.way = weaker
+            if base.mixed:  # mixed values may be gated before they are projected
+                self.passes.begins_at_mixed = False
+            else:
+                self.way = weaker
         metric = torch.full((len(ids), len(grid.cells)), torch.nan, dtype=torch.float64)
         metric[:, [number for number, cell in enumerate(grid.cells) if cell is not None]] = touched
         untouched = self._metric.of(base.logits, goal).double().cpu()
