@@ -26,6 +26,8 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
+    from traceformer.capture.edits import kinds as edits
+    from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
@@ -62,6 +64,8 @@ __all__ = [
     "check",
     "cluster",
     "compat",
+    "edit",
+    "edits",
     "export",
     "figures",
     "fit_direction",
@@ -89,6 +93,7 @@ _HOMES = {
     "TraceformerError": "traceformer.errors",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
+    "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
@@ -103,7 +108,11 @@ _HOMES = {
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
 }
-_MODULES = ("compat", "figures")
+_MODULES = {
+    "compat": "traceformer.compat",
+    "edits": "traceformer.capture.edits.kinds",
+    "figures": "traceformer.figures",
+}
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
@@ -120,7 +129,7 @@ bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"traceformer.{name}")
+        return import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     # The names of older systems, whose home is `compat`, are found here, too.

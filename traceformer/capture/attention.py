@@ -6,22 +6,38 @@
 3. Beside it, for the layers and heads that a recorder wants, scores and patterns are computed in float32 from
    the very q, k, bias and mask of that call, in blocks of queries whose size is bounded.
 
-Nothing here decides what is wanted or where it goes: the recorder registers a `Listener` per attention module.
+4. A `Changer` of a module comes before that: it may put other tensors in the place of those of a call, and another
+   pattern in the place of the one that they make. What listens then hears the changed call.
+
+Nothing here decides what is wanted or where it goes: the recorder registers a `Listener` per attention module, and
+edits register changers.
 """
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
 from traceformer.errors import Unsupported, UsageError
 
-__all__ = ["AttentionCall", "Listener", "Listening", "OwnMask", "Span", "blocks_of_queries", "observed_name"]
+__all__ = [
+    "AttentionCall",
+    "Changer",
+    "Listener",
+    "Listening",
+    "OwnMask",
+    "Span",
+    "blocks_of_queries",
+    "changing",
+    "observed_name",
+    "observing",
+]
 
 _PREFIX = "traceformer_"
 _EAGER = "eager_attention_forward"  # what transformers' own code calls its eager attention
@@ -81,6 +97,7 @@ class AttentionCall:
 
     Shapes: `query` (batch, head, position, d_head); `key`, `value` (batch, kv_head, position, d_head); `mask` None,
     boolean (True = may look) or additive, (batch or 1, head or 1, query, key), like `bias`, or an implementation's own.
+    `edited_scores` and `edited_pattern`, (batch, head, query, key), stand in the place of what the others make.
     """
 
     query: Tensor
@@ -93,10 +110,14 @@ class AttentionCall:
     softcap: float | None
     is_causal: bool
     window: int | None
+    edited_scores: Tensor | None = None
+    edited_pattern: Tensor | None = None
 
     @property
     def looks_ahead(self) -> bool:
         """Whether some query may look at a later key; if not, what lies above the diagonal need not be computed."""
+        if self.edited_pattern is not None:
+            return True
         if self.mask is None:
             return not self.is_causal
         if self.query.shape[2] != self.key.shape[2]:
@@ -112,6 +133,8 @@ class AttentionCall:
         For `example` None all rows of the batch: (batch, head, query, key). `queries` and `keys` are indices of this
         call's tensors.
         """
+        if self.edited_scores is not None:
+            return _cut(self.edited_scores, example, heads, queries, keys).clone()
         query = self.query if example is None else self.query[example]
         key = self.key if example is None else self.key[example]
         group = query.shape[-3] // key.shape[-3]
@@ -135,6 +158,8 @@ class AttentionCall:
 
         With attention sinks a row sums to less than one: the sink's share is left out, not redistributed.
         """
+        if self.edited_pattern is not None:
+            return _cut(self.edited_pattern, example, heads, queries, keys)
         if self.mask is not None:
             mask = _cut_mask(self.mask, example, heads, queries, keys)
             scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
@@ -195,7 +220,25 @@ class Listener(Protocol):
     def after(self, output: Tensor) -> None: ...
 
 
+class Changer(Protocol):
+    """What an edit registers for one attention module."""
+
+    def operands(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what takes the place of these."""
+        ...
+
+    def matrices(self, call: AttentionCall) -> AttentionCall:
+        """Returns the call with what takes the place of its scores and its pattern, if anything does."""
+        ...
+
+    def mixed(self, call: AttentionCall, output: Tensor) -> Tensor:
+        """Returns what takes the place of the attention function's output, (batch, position, head, d_head)."""
+        ...
+
+
 _listeners: dict[int, tuple[int, Listener]] = {}  # id(module) -> (thread, listener)
+_changers: dict[int, list[Changer]] = {}  # id(module) -> those of all edits, in their order
+_changed_configs: list[int] = []  # ids of the configs whose attention is observed for an edit
 _lock = threading.Lock()
 
 
@@ -214,6 +257,51 @@ class Listening:
         with _lock:
             for module in self._listeners:
                 del _listeners[id(module)]
+
+
+@contextmanager
+def changing(model: nn.Module, changers: dict[nn.Module, Changer]) -> Generator[None]:
+    """While it lasts, calls of these attention modules of a model go through their changers, from whatever thread."""
+    with ExitStack() as undo:
+        for config in _configs_of(model):
+            _changed_configs.append(id(config))
+            undo.callback(_changed_configs.remove, id(config))
+        undo.enter_context(observing(model))
+        for module, changer in changers.items():
+            registered = _changers.setdefault(id(module), [])
+            registered.append(changer)
+            undo.callback(_forget_changer, id(module), changer)
+        yield
+
+
+def _forget_changer(module: int, changer: Changer) -> None:
+    _changers[module].remove(changer)
+    if not _changers[module]:
+        del _changers[module]
+
+
+@contextmanager
+def observing(model: nn.Module) -> Generator[None]:
+    """While it lasts, the attention of a model is the observed one; that of a model with edits is so already.
+
+    Raises:
+        Unsupported, UsageError: as of `observed_name`.
+    """
+    name = "_attn_implementation_internal"  # the public setter would also check and dispatch
+    with ExitStack() as undo:
+        for config in _configs_of(model):
+            before = getattr(config, name)
+            if id(config) in _changed_configs and (before or "").startswith(_PREFIX):
+                continue
+            undo.callback(setattr, config, name, before)
+            setattr(config, name, observed_name(before or "eager"))
+        yield
+
+
+def _configs_of(model: nn.Module) -> list[PreTrainedConfig]:
+    """Every config object that a module of the model reads its attention implementation from, each once."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in configs if isinstance(config, PreTrainedConfig)}.values())
 
 
 def observed_name(implementation: str) -> str:
@@ -265,12 +353,24 @@ class _Observed:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         thread, listener = _listeners.get(id(module), (None, None))
+        changers = _changers.get(id(module), ())
         inner = _implementation(self.implementation, module)
-        if listener is None or thread != threading.get_ident():
+        if thread != threading.get_ident():
+            listener = None
+        if listener is None and not changers:
             return inner(module, query, key, value, attention_mask, **kwargs)
-        listener.before(_read_call(module, query, key, value, attention_mask, kwargs))
+        for changer in changers:
+            query, key, value = changer.operands(query, key, value)
+        call = _read_call(module, query, key, value, attention_mask, kwargs)
+        for changer in changers:
+            call = changer.matrices(call)
+        if listener is not None:
+            listener.before(call)
         output = inner(module, query, key, value, attention_mask, **kwargs)
-        listener.after(output[0])
+        for changer in changers:
+            output = (changer.mixed(call, output[0]), *output[1:])
+        if listener is not None:
+            listener.after(output[0])
         return output
 
 

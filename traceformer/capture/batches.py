@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.attention import Span
+from traceformer.capture.edits.session import examples_are
 from traceformer.capture.passes import Sink, Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
@@ -41,6 +42,9 @@ def run_batches(
     batches: Iterable[Sequence[int]],
     sink: BatchSink,
     done: Callable[[Sequence[int]], None] = lambda _: None,
+    *,
+    first: int = 0,
+    prompts: Sequence[int] | None = None,
 ) -> None:
     """Runs a model over rows, batch by batch, and hands what was planned to a sink.
 
@@ -53,6 +57,8 @@ def run_batches(
         batches: The numbers of the rows that share a pass.
         sink: Where arrays go.
         done: Told of the rows of each pass when it is over.
+        first: The number, in the whole data set, of the first row, for edits.
+        prompts: The tokens of each row that are a prompt, where rows are prompts and responses, for edits.
 
     Raises:
         Unsupported: the model never shows what is asked for.
@@ -63,6 +69,8 @@ def run_batches(
         for part in (part for batch in batches for part in recorder.sharing.parts(batch, lengths)):
             inputs, spans = inputs_of.to_run([rows[index] for index in part])
             sink.begin(part, spans)
+            own = None if prompts is None else [prompts[index] for index in part]
+            examples_are(model.model, [first + index for index in part], own)
             recorder.run(spans, **inputs)
             sink.end()
             done(part)

@@ -23,6 +23,7 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
+from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited
 from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
@@ -207,13 +208,18 @@ def extract(
             them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
+    edits = edits_of(model.model)
+    check_for_texts(edits)
+    if place.resume:
+        check_resumed(edits)
     prepared = prepare(model, texts, selection, place.storage, progress)
     model, plan, rows, layout = prepared
     batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
-    with HandedOn(model) as handed_on:
+    with unedited(model.model), HandedOn(model) as handed_on:
         first = _first_batch(rows, layout.shard_range(0), batching)
         prove_first(model, plan, first, sum(rows.lengths.total.values()))
-    layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
+    if not edits:  # which may change one of two arrays that are equal without them
+        layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
@@ -226,7 +232,8 @@ def extract(
                 _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
                 batches = batches_by_length([row.lengths for row in part], batching)
-                run_batches(model, plan, part, batches, sink, _counted(counting, part))
+                numbers = layout.shard_range(shard)
+                run_batches(model, plan, part, batches, sink, _counted(counting, part), first=numbers.start)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
         counting.tell("finishing")
         return finished(writer)
@@ -277,7 +284,7 @@ def estimate(
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
     if batches:
         batch = batches[len(batches) // 2]
-        with HandedOn(model) as handed_on:
+        with unedited(model.model), HandedOn(model) as handed_on:
             run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
         started = time.perf_counter()  # the first pass was slower: memory and kernels were being set up
@@ -301,7 +308,8 @@ def prepare(
     if is_strange(model):
         rows = tokenize(model, texts)
         _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
-        model = fitted(model, first, progress)
+        with unedited(model.model):
+            model = fitted(model, first, progress)
     plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
@@ -323,10 +331,12 @@ def prepare(
 
 def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
     """Returns the patterns in which no query of a text of a few tokens looks at a later one."""
-    if not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
+    are_edited = any(edit.site in ("attn_scores", "attn_pattern") for edit in edits_of(model.model))
+    if are_edited or not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
         return frozenset()
     number = nearest_to_few(rows.lengths.tokens)
-    return triangles_of(model, plan, [] if number is None else rows.part(range(number, number + 1))[1])
+    with unedited(model.model):
+        return triangles_of(model, plan, [] if number is None else rows.part(range(number, number + 1))[1])
 
 
 def _first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from traceformer.capture.edits.session import edits_of
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
@@ -56,6 +57,7 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: _version(name) for name in ("traceformer", "torch", "transformers")},
         **({"padding": "none"} if is_kept_apart(model.model) else {}),
+        **({"edits": edits} if (edits := [each.to_json() for each in edits_of(model.model)]) else {}),
     }
 
 
@@ -126,6 +128,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         model_dtype=str(model.model.dtype).removeprefix("torch."),
         quantised=quantised,
         padding=_no_padding(model, quantised),
+        edits=tuple(each.to_json() for each in edits_of(model.model)) or None,
         byte_level=_is_byte_level(model.tokenizer),
         device=_device(model),
         versions={

@@ -22,9 +22,8 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from traceformer.capture.attention import Listener, Listening, Span, observed_name
+from traceformer.capture.attention import Listener, Listening, Span, observing
 from traceformer.capture.own_attention import Watched, Watching
 from traceformer.capture.passes import (
     AttentionListener,
@@ -38,7 +37,7 @@ from traceformer.capture.passes import (
     Wanted,
 )
 from traceformer.capture.sharing import Sharing
-from traceformer.capture.spots import spot_of
+from traceformer.capture.spots import place_of
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, StackDims, check_positions
 from traceformer.models.families import architecture_of
@@ -47,7 +46,7 @@ from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_input", "first_output", "own_output"]
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_input", "first_output", "own_output", "part_of"]
 
 
 class _Delivery(NamedTuple):
@@ -261,7 +260,7 @@ class Recorder:
         for wanted, tap, after in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
-                part = _part(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack])
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
                 derived = self._derived.get(wanted.spec.key)
@@ -319,21 +318,13 @@ class Recorder:
         """The module and side where a wanted array is seen; None for what passes through the attention function."""
         derived = self._derived.get(wanted.spec.key)
         key = wanted.spec.key if derived is None else derived.source
-        (stack, attention, site), layer = key, wanted.layer
+        (stack, _, site), layer = key, wanted.layer
         if not self._row.has(key):
             raise Unsupported(f"{self._model.config.model_type} has no {key}")
-        row = self._row.stacks[stack]
         if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
-        if site == "token_embed":
-            shared = stack == "dec" and "enc" in self._row.stacks
-            return self._module(row.token_embed), _Delivery(wanted, Tap(""), after="enc" if shared else None)
-        spot = spot_of(row, key, layer, len(self._module(row.blocks)))
-        if spot is not None:
-            return self._module(spot.path), _Delivery(wanted, spot.tap, spot.after)
-        attention_row = row.attention_of(attention)
-        tap = None if attention_row is None else attention_row.tap(site)
-        return None if tap is None else (self._module(f"{row.blocks}.{layer}.{tap.path}"), _Delivery(wanted, tap))
+        spot = place_of(self._row, key, layer, len(self._module(self._row.stacks[stack].blocks)))
+        return None if spot is None else (self._module(spot.path), _Delivery(wanted, spot.tap, spot.after))
 
     def _observe_attention(self, undo: ExitStack) -> None:
         wanted_at: defaultdict[str, list[Wanted]] = defaultdict(list)
@@ -354,11 +345,7 @@ class Recorder:
             self._module(path): AttentionListener(self._pass, wanted) for path, wanted in wanted_at.items()
         }
         undo.enter_context(Listening(listeners))
-        name = "_attn_implementation_internal"  # the public setter would also check and dispatch
-        for config in _configs(self._model):
-            before = getattr(config, name)
-            undo.callback(setattr, config, name, before)
-            setattr(config, name, observed_name(before or "eager"))
+        undo.enter_context(observing(self._model))
 
     def _watched(self, wanted_at: Mapping[str, Sequence[Wanted]]) -> Iterator[Watched]:
         """The attentions that compute scores themselves, by their paths."""
@@ -398,7 +385,7 @@ def _lengths(spans: Sequence[Span]) -> list[int]:
     return [span.length for span in spans]
 
 
-def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
+def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """The part of a module's tensor that a tap names; a part of a fused per-head projection comes split by head."""
     if tap.part == "whole":
         return rows
@@ -411,13 +398,3 @@ def _part(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
         return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
     sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
     return rows.split(sizes, dim=-1)["qkv".index(tap.part)]
-
-
-def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
-    """Every config object that a module of the model reads its attention implementation from, each once."""
-    found: dict[int, PreTrainedConfig] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            found[id(config)] = config
-    yield from found.values()

@@ -12,7 +12,7 @@ from traceformer.models.family import Architecture, StackRow, Tap
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Rows, each_once
 
-__all__ = ["Spot", "aliases_of", "seen_twice", "spot_of"]
+__all__ = ["Spot", "aliases_of", "place_of", "seen_twice", "spot_of"]
 
 
 class Spot(NamedTuple):
@@ -46,6 +46,20 @@ def spot_of(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> Spot
     if site in ("resid_pre", "resid_post"):
         return Spot(f"{row.blocks}.{layer}", Tap("", "input" if site == "resid_pre" else "output"))
     tap = row.mlp.get(site)
+    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
+
+
+def place_of(built: Architecture, key: ArrayKey, layer: int | None, depth: int) -> Spot | None:
+    """Returns where any array but a model's own output is seen; None for what passes through the attention function."""
+    row = built.stacks[key.stack]
+    if key.site == "token_embed":
+        is_shared = key.stack == "dec" and "enc" in built.stacks
+        return Spot(row.token_embed, Tap(""), after="enc" if is_shared else None)
+    spot = spot_of(row, key, layer, depth)
+    if spot is not None:
+        return spot
+    attention = row.attention_of(key.attention)
+    tap = None if attention is None else attention.tap(key.site)
     return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
 
 

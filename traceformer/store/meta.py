@@ -117,6 +117,7 @@ class RunMeta:
         batch_size, batch_tokens: How many texts shared a pass, or how many tokens, padding included: one of them.
         generation: How responses were sampled.
         tokens: How many there were, and how many texts were cut.
+        edits: What was done to the model's passes meanwhile, in its order: each as `Edit.to_json` has it.
         imported: The format that the run was imported from, and what it did not say.
         unknown_rows: `NaN` if rows that the imported files do not hold are NaN.
         model_weights: The digest of the loaded weights, from the configuration that a resumed run shares.
@@ -165,6 +166,7 @@ class RunMeta:
     batch_size: int | None = None
     batch_tokens: int | None = None
     command_line: str | None = None
+    edits: tuple[Mapping[str, Any], ...] | None = None
     imported: Mapping[str, Any] | None = None
     unknown_rows: str | None = None
     model_weights: str | None = None
@@ -232,6 +234,11 @@ def _flag(value: Any) -> bool | None:
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
+
+
+def _mappings(value: Any) -> tuple[Mapping[str, Any], ...] | None:
+    listed = isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
+    return tuple(value) if listed else None
 
 
 def _projection(value: Any) -> Mapping[str, Any] | None:
@@ -335,6 +342,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("padding", "decoder_inputs"), _text),
     **dict.fromkeys(("batch_size", "batch_tokens"), _whole),
     "command_line": _text,
+    "edits": _mappings,
     "imported": _mapping,
     "unknown_rows": _text,
 }

@@ -1,5 +1,13 @@
-"""Models changed while they run, and what became of it.
+"""Edits of a model's forward passes, and what became of it. What is recorded meanwhile are the edited numbers.
 
-metrics   one number of each pass: what sweeps look at
-pairing   pairs of texts as token ids, and how their positions are matched
+What a change is worth is measured in `questions`.
+
+session     `with tf.edit(model, *edits)`: edits at work, on the right texts, heads and positions
+kinds       the kinds of edits, as a user writes them: `tf.edits`
+changes     what each kind does to the numbers that it is about
+positions   which tokens are meant: numbers, slices, masks, words
+columns     where the columns of a pass stand in their texts
+touching    tensors of a pass handed to callables that may put others in their place
+metrics     one number of each pass: what sweeps look at
+pairing     pairs of texts as token ids, and how their positions are matched
 """

@@ -22,6 +22,7 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
+from traceformer.capture.edits.session import check_resumed, edits_of, examples_are, unedited
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
@@ -219,19 +220,23 @@ def answer(
             why=f"{type(model.model).__name__} is handed what it has read under a name of its own",
             hint="`replay=True` records a pass over prompt and response instead",
         )
+    edits = edits_of(model.model)
+    if place.resume:
+        check_resumed(edits)
     choosing = choosing_of(model, sampling)
     for name, instead in choosing.replaced.items():
         stated = getattr(model.model.generation_config, name)
         warnings.warn(f"{instead}, in place of {name}={stated} of {model.name}: the same numbers", stacklevel=2)
     replay = replay or sampling.is_searched or choosing.runs_more or "attn_scores" in selection.sites
     read = read_prompts(model, prompts, max_tokens=sampling.max_tokens)
-    model = fitted(model, [each.row for each in read[:batch_size]], progress)
+    with unedited(model.model):
+        model = fitted(model, [each.row for each in read[:batch_size]], progress)
     plan = plan_arrays(selection, model.model, architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
     begun = [started(model, prompt) for prompt in read[:batch_size]]
-    with HandedOn(model) as handed_on:
+    with unedited(model.model), HandedOn(model) as handed_on:
         prove_first(model, plan, begun, tokens, to_continue=not replay)
     sharing = Sharing(model.model)
     if replay:
@@ -245,9 +250,10 @@ def answer(
         mean={stack: fmean(lengths) for stack, lengths in most.items()},
         dtype=place.storage.dtype,
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
-        triangles=triangles_of(model, plan, begun),
+        triangles=triangles_of(model, plan, begun) if not edits else frozenset(),
     )
-    layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
+    if not edits:
+        layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{prompts.name}_generated_n{layout.n_examples}"
     meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
     meta = with_generation(meta, model, prompts, sampling, choosing, replay=replay, capture_steps=capture_steps)
@@ -266,11 +272,12 @@ def answer(
             for shard in writer.pending:
                 batch = read[shard * batch_size : (shard + 1) * batch_size]
                 before, seed = counting.tokens, sampling.seed + shard
-                parts = answering.respond(batch, seed)
+                parts = answering.respond(batch, seed, shard * batch_size)
                 made, rows = _completed(model, batch, parts, sampling, seed, prompts.category)
                 counting.tokens = before + sum(len(each.tokens) for each in made)  # without padding and lost beams
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
-                answering.fill(sink, parts, rows, batch_size)
+                prompt_lengths = [each.prompt.row.length(list(each.prompt.row.ids)[-1]) for each in made]
+                answering.fill(sink, parts, rows, batch_size, shard * layout.shard_examples, prompt_lengths)
                 table = generation_table(made, rows, layout.shard_range(shard), sampling, replay=replay)
                 pipeline.close_shard(shard, sink, table)
                 counting.examples += len(rows)
@@ -314,11 +321,12 @@ class _Answering:
         self._model, self._plan, self._observed_in = model, plan, observed_in
         self._responder, self._sharing = responder, sharing
 
-    def respond(self, prompts: Sequence[ReadPrompt], seed: int) -> list[_Part]:
+    def respond(self, prompts: Sequence[ReadPrompt], seed: int, first: int) -> list[_Part]:
         rows = [prompt.row for prompt in prompts]
         parts: list[_Part] = []
         for numbers in self._responder.apart(rows, self._sharing):
             together = [rows[number] for number in numbers]
+            examples_are(self._model.model, [first + number for number in numbers])
             if self._observed_in is None:
                 responses = self._responder.plain(together, seed)
             else:
@@ -326,11 +334,19 @@ class _Answering:
             parts.append(_Part(numbers, responses))
         return parts
 
-    def fill(self, sink: ShardSink, parts: Sequence[_Part], rows: Sequence[Encoded], batch_size: int) -> None:
+    def fill(
+        self,
+        sink: ShardSink,
+        parts: Sequence[_Part],
+        rows: Sequence[Encoded],
+        batch_size: int,
+        first: int,
+        prompts: Sequence[int],
+    ) -> None:
         """Hands over what was observed, or records one pass over each finished text, as many at a time as prompts."""
         if self._observed_in is None:
             batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
-            run_batches(self._model, self._plan, rows, batches, sink)
+            run_batches(self._model, self._plan, rows, batches, sink, first=first, prompts=prompts)
             return
         for numbers, responses in parts:
             assert responses.memory is not None

@@ -1,0 +1,289 @@
+"""Edits at work: `with tf.edit(model, *edits):`.
+
+1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused before anything runs.
+2. At each place the edits that are about it act in their order, on the texts, heads and positions that they name.
+3. `record` and `generate` ask which edits are at work: a run states them, and what is proved of the model before its
+   first batch is proved with them put aside.
+"""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from traceformer.capture.edits.changes import Change, Cut, Where
+from traceformer.capture.edits.columns import Columns, Texts
+from traceformer.capture.edits.kinds import Edit
+from traceformer.capture.edits.positions import meant, tokens_with
+from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
+from traceformer.errors import SelectionError, Unsupported, UsageError
+from traceformer.models.dims import ModelDims
+from traceformer.models.families import architecture_of
+from traceformer.models.held import underneath
+from traceformer.models.loaded import LoadedModel
+from traceformer.sites import SITES, ArrayKey, Stack
+from traceformer.store.run import Run
+
+__all__ = ["Editing", "check_for_texts", "check_resumed", "edit", "edits_of", "examples_are", "unedited"]
+
+
+def edit(model: "LoadedModel | nn.Module", *edits: Edit) -> "Editing":
+    """Returns the context manager in which a model runs edited: in `record`, in `generate`, and in your own calls.
+
+        with tf.edit(model, tf.edits.zero("z", layer=2, head=3)):
+            run = tf.record(model, texts)
+
+    When the block ends, the model is what it was. Blocks may stand in each other; the outer one's edits act first.
+
+    Raises:
+        Unsupported: the model has no such place, or hides it.
+        SelectionError: there is no such layer or head.
+        UsageError: what is given is no edit, or comes from a run of another model.
+    """
+    return Editing(model, edits)
+
+
+class Editing:
+    """The edits of one `with` block.
+
+    Attributes:
+        edits: What is done, in its order.
+    """
+
+    def __init__(self, model: "LoadedModel | nn.Module", edits: Sequence[Edit]) -> None:
+        if not isinstance(model, LoadedModel | nn.Module):
+            raise UsageError(
+                f"{type(model).__name__} is no model at hand", hint="`model = tf.load_model(...)`, and edit that"
+            )
+        strange = [each for each in edits if not isinstance(each, Edit)]  # pyright: ignore[reportUnnecessaryIsInstance]
+        if strange:
+            raise UsageError(f"{type(strange[0]).__name__} is no edit", hint="tf.edits.zero(...), tf.edits.add(...)")
+        self.edits = tuple(edits)
+        self._loaded = model if isinstance(model, LoadedModel) else None
+        self._model = underneath(model.model if isinstance(model, LoadedModel) else model)
+        self._row = model.built if isinstance(model, LoadedModel) else architecture_of(self._model.config)
+        self._dims = ModelDims.of(self._model)
+        self._at: defaultdict[Place, list[Edit]] = defaultdict(list)
+        for each in self.edits:
+            _check_source(each, self._loaded)
+            for place in self._places(each):
+                self._at[place].append(each)
+        self._columns = Columns(self._model, tuple(self._row.stacks))
+        self._examples: Sequence[int] | None = None
+        self._prompts: Sequence[int] | None = None
+        self._found: dict[tuple[str, tuple[int, ...]], Sequence[int]] = {}
+        self._is_aside = False
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        touches: dict[Place, Touch] = {place: self._touch(*place) for place in self._at}
+        with ExitStack() as undo:
+            if touches:
+                undo.enter_context(self._columns)
+                undo.enter_context(Touching(self._model, touches, self._row))
+            _at_work.setdefault(self._model.base_model, []).append(self)
+            undo.callback(_at_work[self._model.base_model].remove, self)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+        self._examples = self._prompts = None
+
+    def _places(self, edit: Edit) -> list[Place]:
+        site, stacks = SITES[edit.site], self._row.stacks
+        stack: Stack = edit.stack or list(stacks)[-1]
+        if stack not in stacks:
+            raise SelectionError(f"no stack {stack!r}", why=f"this model has only {', '.join(stacks)}")
+        dims = self._dims.stacks[stack]
+        key = ArrayKey(stack, edit.attention if site.of_attention else None, edit.site)
+        numbers: Sequence[int | None] = [None]
+        if site.per_layer:
+            numbers = range(dims.n_layers) if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
+        elif edit.layers is not None:
+            raise SelectionError(f"{edit.site} has no layers", hint="`layer=None`")
+        n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
+        if edit.heads is not None:
+            _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
+        for number in numbers:
+            check_place(self._model, self._row, key, number)
+        return [(key, number) for number in numbers]
+
+    def _touch(self, key: ArrayKey, layer: int | None) -> Touch:
+        edits = self._at[key, layer]
+
+        def touch(tensor: Tensor) -> Tensor:
+            if self._is_aside:
+                return tensor
+            for each in edits:
+                tensor = self._edited(tensor, each, key, layer)
+            return tensor
+
+        return touch
+
+    def _edited(self, tensor: Tensor, edit: Edit, key: ArrayKey, layer: int | None) -> Tensor:
+        """One edit of one place: the very tensor where it changes nothing."""
+        new: Tensor | None = None
+        site = SITES[key.site]
+        heads: Sequence[int] = ()
+        if {"head", "kv_head"} & set(site.axes):
+            heads = edit.heads if edit.heads is not None else range(tensor.shape[1])
+        for row in range(len(tensor)):
+            example = self._example(row, len(tensor))
+            if edit.examples is not None and example not in edit.examples:
+                continue
+            if site.is_per_example:
+                where, chosen = Where(key, layer, (), example, torch.empty(0), torch.empty(0)), slice(None)
+                index: Any = (row,)
+            else:
+                texts = self._texts(key.token_stack)
+                of_keys = key.site in ("k", "v") and key.attention is not None
+                at = texts.columns_of(tensor.shape[-2], of_keys=of_keys)[row]
+                chosen = self._meant(edit.position, at, row, texts).nonzero()[:, 0]
+                if not len(chosen):
+                    continue
+                keys = torch.empty(0, dtype=torch.long)
+                if site.is_matrix:
+                    keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row]
+                where = Where(key, layer, tuple(heads) if heads else (), example, at[chosen], keys)
+                columns = chosen.to(tensor.device)
+                index = (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns) if heads else (row, columns)
+            part = tensor[index] if new is None else new[index]
+            wide = part.to(torch.promote_types(part.dtype, torch.float32))
+            changed = self._change(edit, row)(wide, where)
+            if changed is wide:
+                continue
+            if not isinstance(changed, Tensor) or changed.shape != wide.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
+                shape = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageError(
+                    f"an edit of {key} makes {shape} of {tuple(wide.shape)}", hint="return a tensor of the same shape"
+                )
+            new = tensor.clone() if new is None else new
+            new[index] = changed.to(new.dtype)
+        return tensor if new is None else new
+
+    def _change(self, edit: Edit, row: int) -> Change:
+        if edit.change is not None:
+            return edit.change
+
+        def keys(where: Where) -> Tensor:
+            texts = self._texts(where.key.key_stack)
+            return self._meant(edit.keys, where.keys, row, texts)
+
+        return Cut(keys, bool(edit.settings["renormalise"]))
+
+    def _texts(self, stack: Stack) -> Texts:
+        texts = self._columns.texts.get(stack)
+        if texts is None:
+            raise Unsupported("a pass without input_ids or inputs_embeds", hint="call the model with its tokens")
+        return texts
+
+    def _example(self, row: int, batch: int) -> int:
+        if self._examples is None:
+            return row
+        return self._examples[row // (batch // len(self._examples))]  # several responses lie side by side
+
+    def _meant(self, position: Any, at: Tensor, row: int, texts: Texts) -> Tensor:
+        batch = len(texts.lengths)
+        length, grows = texts.lengths[row], texts.grows
+        if self._prompts is not None:
+            length, grows = self._prompts[row // (batch // len(self._prompts))], True
+
+        def find(word: str) -> Sequence[int]:
+            tokenizer = None if self._loaded is None else self._loaded.tokenizer
+            if tokenizer is None or texts.ids is None:
+                raise UsageError(
+                    f"`position={word!r}`",
+                    why="there is no tokenizer to find words with" if tokenizer is None else "no token ids were given",
+                    hint="positions by number; or edit what tf.load_model gave",
+                )
+            ids = texts.ids[row]
+            real = tuple(ids[-length:].tolist() if texts.so_far[row, 0] < 0 else ids[:length].tolist())
+            if (word, real) not in self._found:
+                self._found[word, real] = tokens_with(word, real, tokenizer)
+            return self._found[word, real]
+
+        return meant(position, at, length, grows=grows, find=find)
+
+
+_at_work: "weakref.WeakKeyDictionary[nn.Module, list[Editing]]" = weakref.WeakKeyDictionary()
+
+
+def edits_of(model: Any) -> tuple[Edit, ...]:
+    """Returns the edits that are at work on a model, in their order."""
+    return tuple(each for editing in _at_work.get(model.base_model, ()) for each in editing.edits)
+
+
+@contextmanager
+def unedited(model: Any) -> Generator[None]:
+    """While it lasts, the edits of a model change nothing."""
+    at_work = list(_at_work.get(model.base_model, ()))
+    before = [editing._is_aside for editing in at_work]  # pyright: ignore[reportPrivateUsage]
+    for editing in at_work:
+        editing._is_aside = True  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for editing, was_aside in zip(at_work, before, strict=True):
+            editing._is_aside = was_aside  # pyright: ignore[reportPrivateUsage]
+
+
+def examples_are(model: Any, numbers: Sequence[int], prompts: Sequence[int] | None = None) -> None:
+    """Tells the edits of a model which texts the next passes read.
+
+    Args:
+        model: The model.
+        numbers: The number of each row in its data set.
+        prompts: The tokens of each row's prompt, where a pass reads a whole response.
+    """
+    for editing in _at_work.get(model.base_model, ()):
+        editing._examples, editing._prompts = list(numbers), prompts  # pyright: ignore[reportPrivateUsage]
+
+
+def check_for_texts(edits: Sequence[Edit]) -> None:
+    """Refuses what only a generation has.
+
+    Raises:
+        UsageError: an edit is about responses.
+    """
+    if any(each.position == "response" for each in edits):
+        raise UsageError('`position="response"`', why="texts that are read have no response", hint="edit `tf.generate`")
+
+
+def check_resumed(edits: Sequence[Edit]) -> None:
+    """Refuses to go on with a run whose edits cannot be told from others.
+
+    Raises:
+        UsageError: an edit is a function.
+    """
+    if any(not each.is_told for each in edits):
+        raise UsageError(
+            "`resume` of a run that a function edits",
+            why="whether it is the same function cannot be told",
+            hint="record it anew, or put its numbers into tf.edits.patch or tf.edits.add",
+        )
+
+
+def _within(numbers: Sequence[int], n: int, what: str) -> Sequence[int]:
+    outside = [number for number in numbers if not 0 <= number < n]
+    if outside:
+        raise SelectionError(f"{what} {outside[0]} requested", why=f"there are only {what}s 0-{n - 1}")
+    return numbers
+
+
+def _check_source(edit: Edit, loaded: LoadedModel | None) -> None:
+    """Refuses a run of another model, where both say which they are."""
+    run = getattr(edit.change, "run", None) or getattr(edit.change, "source", None)
+    if not isinstance(run, Run) or loaded is None:
+        return
+    digest = run.about.model_weights
+    if digest is not None and digest != loaded.digest:
+        raise UsageError(
+            f"{run.name} is a run of another model",
+            why=f"its weights are those of {run.about.model or 'a model that is not named'}, not of {loaded.source}",
+            hint="record the donor with this model",
+        )
