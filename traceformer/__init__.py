@@ -26,9 +26,9 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
-    from traceformer.capture.edits import kinds as edits
     from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
+    from traceformer.analysis.dose import Dose
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
+    from traceformer.questions import edits
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.dose import dose
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.paths import paths
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Direction",
+    "Dose",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -64,6 +67,7 @@ __all__ = [
     "check",
     "cluster",
     "compat",
+    "dose",
     "edit",
     "edits",
     "export",
@@ -84,6 +88,7 @@ __all__ = [
 
 _HOMES = {
     "Direction": "traceformer.analysis.directions",
+    "Dose": "traceformer.analysis.dose",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -93,6 +98,7 @@ _HOMES = {
     "TraceformerError": "traceformer.errors",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
+    "dose": "traceformer.questions.dose",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
@@ -110,13 +116,14 @@ _HOMES = {
 }
 _MODULES = {
     "compat": "traceformer.compat",
-    "edits": "traceformer.capture.edits.kinds",
+    "edits": "traceformer.questions.edits",
     "figures": "traceformer.figures",
 }
 
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")

@@ -18,4 +18,7 @@ projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
 paths           which tokens led to a token
 effects         what came of touching one place after the other
+agreement       how far estimates agree with what was measured
+edges           from a part that adds to the residual stream to one that reads it, and the effects of these
+dose            a trait and fluency against the scale of steering
 """

@@ -27,6 +27,7 @@ lens          what the model would say after each layer
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
+dose          a trait and fluency against the scale of steering
 export        a run in another format
 import_       files of another format as a run
 train         a byte-level model trained
@@ -68,6 +69,7 @@ VERBS = {
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",
+    "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",

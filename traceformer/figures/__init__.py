@@ -13,6 +13,7 @@ attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 path_ribbons    paths for papers: one ribbon lane per path
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
+dose_curves     a trait and fluency against the scale of steering
 """
 
 from importlib import import_module
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.dose_curves import dose_figure as dose
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["clusters", "direction", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["clusters", "direction", "dose", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
@@ -35,6 +37,7 @@ _HOMES = {
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
+    "dose": ("traceformer.figures.dose_curves", "dose_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
 }
