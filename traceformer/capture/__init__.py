@@ -4,7 +4,6 @@ What is kept goes to `store`; what it means is asked in `questions`. A recording
 
 extract     texts to a run
 generation  prompts to a run
-edits       a model changed while it runs, and what came of it
 proofs      proofs on a given model that every site means what it says
 attention   the registered attention function: patterns beside a pass, never in its place
 own_attention  attention modules that compute scores themselves, watched
@@ -20,6 +19,7 @@ tokenizing  texts to token ids, as the model will read them
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 rereading   how likely a model finds responses, and where they lie
+edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order
 provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from

@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+_ROUNDING = 1e-5  # of a pattern's row in float32: what is missing to 1 beyond that is a sink's
+
+
 class Where(NamedTuple):
     """Which numbers a change is given; `positions` are of rows or queries, `keys` of a pattern's keys, else empty."""
 
@@ -154,7 +157,7 @@ class Resample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """Takes keys out of the sight of queries; renormalised, what is left of a row has the sum that it had."""
+    """Takes keys out of the sight of queries; renormalised, what is left of a row is as if they had been masked."""
 
     keys: Callable[[Where], Tensor]
     renormalise: bool
@@ -166,14 +169,17 @@ class Cut:
         left = part.masked_fill(keys, 0)
         if not self.renormalise:
             return left
-        removed = part.masked_fill(~keys, 0).sum(-1, keepdim=True)
-        if bool(((left.sum(-1, keepdim=True) <= 0) & (removed > 0)).any()):
+        rest = left.sum(-1, keepdim=True)
+        at_sink = 1 - part.sum(-1, keepdim=True)  # a head may look at nothing: that share is in no key
+        share = rest + torch.where(at_sink > _ROUNDING, at_sink, 0)
+        is_cut = (part.masked_fill(~keys, 0) > 0).any(-1, keepdim=True)
+        if bool((is_cut & (share <= 0)).any()):
             raise UsageError(
                 "a query has no key left",
                 why="all that it looks at is cut, so that nothing can be renormalised",
                 hint="`renormalise=False`, or leave it a key",
             )
-        return torch.where(removed == 0, part, left / (1 - removed))
+        return torch.where(is_cut, left / share, part)
 
 
 def as_direction(values: Any, what: str = "direction") -> np.ndarray:

@@ -60,9 +60,9 @@ class Columns:
     _undo: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
-        base = self.model.base_model
         both = len(self.stacks) > 1
-        self._watch(base, self.stacks[-1], "decoder_" if both else "")
+        for module in {self.model, self.model.base_model}:  # some heads call the decoder of their base model only
+            self._watch(module, self.stacks[-1], "decoder_" if both else "")
         if both:
             self._watch(self.model.get_encoder(), "enc", "")
         return self

@@ -23,6 +23,7 @@ from traceformer.capture.edits.touching import Place, Touch, Touching, check_pla
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import architecture_of
+from traceformer.models.family import Architecture
 from traceformer.models.held import underneath
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import SITES, ArrayKey, Stack
@@ -50,11 +51,18 @@ def edit(model: "LoadedModel | nn.Module", *edits: Edit) -> "Editing":
 class Editing:
     """The edits of one `with` block.
 
+    Args:
+        model: A model that `load_model` gave, or one of transformers.
+        edits: What is done, in its order.
+        architecture: Another row than the model's own.
+
     Attributes:
         edits: What is done, in its order.
     """
 
-    def __init__(self, model: "LoadedModel | nn.Module", edits: Sequence[Edit]) -> None:
+    def __init__(
+        self, model: "LoadedModel | nn.Module", edits: Sequence[Edit], architecture: Architecture | None = None
+    ) -> None:
         if not isinstance(model, LoadedModel | nn.Module):
             raise UsageError(
                 f"{type(model).__name__} is no model at hand", hint="`model = tf.load_model(...)`, and edit that"
@@ -65,7 +73,8 @@ class Editing:
         self.edits = tuple(edits)
         self._loaded = model if isinstance(model, LoadedModel) else None
         self._model = underneath(model.model if isinstance(model, LoadedModel) else model)
-        self._row = model.built if isinstance(model, LoadedModel) else architecture_of(self._model.config)
+        own = model.architecture if isinstance(model, LoadedModel) else None
+        self._row = architecture or own or architecture_of(self._model.config)
         self._dims = ModelDims.of(self._model)
         self._at: defaultdict[Place, list[Edit]] = defaultdict(list)
         for each in self.edits:

@@ -124,7 +124,8 @@ class Touching:
             if kwargs.get("encoder_outputs") is not None:
                 self._finished.add("enc")
 
-        undo.callback(self._model.base_model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for module in {self._model, self._model.base_model}:  # some heads call the decoder of their base model only
+            undo.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for stack, row in self._row.stacks.items():
             blocks = self._module(row.blocks)
 
@@ -293,7 +294,9 @@ def _mixed_anew(before: Tensor, call: AttentionCall, output: Tensor) -> Tensor:
     assert call.edited_pattern is not None
     value = call.value.repeat_interleave(call.query.shape[1] // call.value.shape[1], dim=1)
     mixed = (call.edited_pattern @ value.to(call.edited_pattern.dtype)).to(output.dtype)
-    changed = (before != call.edited_pattern).any(-1, keepdim=True)
+    # What padding sees may be no number; where both are none nothing was edited.
+    differs = (before != call.edited_pattern) & ~(before.isnan() & call.edited_pattern.isnan())
+    changed = differs.any(-1, keepdim=True)
     return torch.where(changed.transpose(1, 2), mixed.transpose(1, 2), output)
 
 

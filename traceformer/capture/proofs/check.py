@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from traceformer.capture.attention import Span
 from traceformer.capture.batches import pad
 from traceformer.capture.plan import plan_arrays
+from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
@@ -168,6 +169,7 @@ def check_model(
             largest_score = max(largest_score, *(each.abs().max().item() for each in _scores_of(scenes[0])), 0.0)
             for scene in scenes:
                 prove(scene, plan.arrays, errors)
+            prove_edits(scenes[0], plan.arrays, *batch_of(model, [examples[index] for index in part]), errors)
             has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
             _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
         left_out = {**untested} | _without_padding(
