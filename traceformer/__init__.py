@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.dose import Dose
+    from traceformer.analysis.edges import EdgeEffects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
     from traceformer.questions.dose import dose
+    from traceformer.questions.edges import edges
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.paths import paths
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Direction",
     "Dose",
+    "EdgeEffects",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -68,6 +71,7 @@ __all__ = [
     "cluster",
     "compat",
     "dose",
+    "edges",
     "edit",
     "edits",
     "export",
@@ -89,6 +93,7 @@ __all__ = [
 _HOMES = {
     "Direction": "traceformer.analysis.directions",
     "Dose": "traceformer.analysis.dose",
+    "EdgeEffects": "traceformer.analysis.edges",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -99,6 +104,7 @@ _HOMES = {
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
     "dose": "traceformer.questions.dose",
+    "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
@@ -124,6 +130,7 @@ bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "c
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")
+bind("EdgeEffects", "html", "traceformer.figures.edge_map", "edges_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")

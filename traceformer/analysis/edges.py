@@ -19,7 +19,7 @@ from traceformer.shapes import Bool, Float64, Int64
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EdgeEffects", "Edged", "Part", "is_edge", "parts_of"]
+__all__ = ["EdgeEffects", "Edged", "Part", "is_edge", "mean_of", "parts_of"]
 
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
 
@@ -74,14 +74,12 @@ class Edged:
         model: The model's name.
         digest: That of its weights.
         metric: The name of the number that was looked at.
-        how: `denoise`: the clean text's contributions in the corrupt text's pass; `noise`: the other way round.
         position: Where the metric looks; None for all positions.
     """
 
     model: str
     digest: str
     metric: str
-    how: str
     position: int | None
 
 
@@ -92,8 +90,9 @@ class EdgeEffects:
         effects.to_frame().sort_values("estimate").tail(5)
         effects.agreement                               # of estimates and measurements
 
-    An effect is a share: 0 leaves the metric where the text that is run has it, 1 brings it to where the other one has
-    it. NaN stands for pairs of parts that are no edge, and in `exact` for edges that were not measured.
+    The corrupt text is run, with what the sender adds to the clean one. An effect is a share: 0 leaves the metric where
+    the corrupt text has it, 1 brings it to where the clean one has it. NaN stands for pairs of parts that are no edge,
+    for pairs of texts of which both have the same metric, and in `exact` for edges that were not measured.
 
     Attributes:
         senders: What adds to the stream.
@@ -118,12 +117,12 @@ class EdgeEffects:
     @property
     def values(self) -> Float64[np.ndarray, "sender receiver"]:
         """The mean estimate over pairs."""
-        return _mean(self.estimates)
+        return mean_of(self.estimates)
 
     @property
     def agreement(self) -> Agreement:
         """How far mean estimates agree with mean measurements, where there are both."""
-        return agreement(self.values, _mean(self.exact))
+        return agreement(self.values, mean_of(self.exact))
 
     @property
     def is_edge(self) -> Bool[np.ndarray, "sender receiver"]:
@@ -159,7 +158,7 @@ class EdgeEffects:
                 "sender": [senders[i] for i in rows],
                 "receiver": [receivers[i] for i in columns],
                 "estimate": self.values[rows, columns],
-                "exact": _mean(self.exact)[rows, columns],
+                "exact": mean_of(self.exact)[rows, columns],
                 "spread": _spread(self.estimates)[rows, columns],
                 "pairs": _count(self.estimates)[rows, columns],
             }
@@ -194,12 +193,13 @@ def _count(values: Float64[np.ndarray, "pair *cell"]) -> Int64[np.ndarray, "*cel
     return np.isfinite(values).sum(axis=0).astype(np.int64)
 
 
-def _mean(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
+def mean_of(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
+    """Returns the mean over the pairs that have a cell; NaN where none has."""
     count = _count(values)
     return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _spread(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
     count = _count(values)
-    squares = np.nansum((values - _mean(values)) ** 2, axis=0)
+    squares = np.nansum((values - mean_of(values)) ** 2, axis=0)
     return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)

@@ -14,6 +14,7 @@ lens_map        the logit lens
 path_ribbons    paths for papers: one ribbon lane per path
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
 dose_curves     a trait and fluency against the scale of steering
+edge_map        effects of edges: senders, receivers, and what was measured
 """
 
 from importlib import import_module
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from traceformer.figures.cluster_charts import clusters_figure as clusters
     from traceformer.figures.dose_curves import dose_figure as dose
+    from traceformer.figures.edge_map import edges_figure as edges
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["clusters", "direction", "dose", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["clusters", "direction", "dose", "edges", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
@@ -38,6 +40,7 @@ _HOMES = {
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "dose": ("traceformer.figures.dose_curves", "dose_figure"),
+    "edges": ("traceformer.figures.edge_map", "edges_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
 }

@@ -13,6 +13,7 @@ recorded        a run to ask: the run itself, or one in memory of a model over t
 sights          which keys do the queries of a run see? Measured in its patterns
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 dose            how far does steering move a trait, and what does it cost in fluency?
+edges           what does one part's contribution do in what one other part reads?
 edits           the kinds of edits, and those that are made of a direction
 trait_rows      the rows of a run that traits are made of
 paths           which tokens led to a token of a run? No model, no torch

@@ -186,5 +186,7 @@ def as_steering(text: str) -> Edit:
     except ValueError:
         found = None
     if not file or not colon or found is None:
-        raise UsageError(f"cannot read {text!r}", hint="write FILE:SCALE or FILE:SCALE@LAYER, as in trait.safetensors:8@2")
+        raise UsageError(
+            f"cannot read {text!r}", hint="write FILE:SCALE or FILE:SCALE@LAYER, as in trait.safetensors:8@2"
+        )
     return steer(file, *found)
