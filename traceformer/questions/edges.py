@@ -1,18 +1,19 @@
 """Effects of edges: what one part adds to the residual stream, changed in what one other part reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from traceformer.analysis.agreement import largest
-from traceformer.analysis.edges import EdgeEffects, Edged, mean_of
+from traceformer.analysis.edges import Edged, EdgeEffects, mean_of
 from traceformer.analysis.effects import normalised
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.shapes import Float64
-from traceformer.texts.contrasts import Contrast, load_contrasts, read_contrast
+from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +28,14 @@ __all__ = ["edges"]
 
 def edges(
     model: LoadedModel,
-    clean: Any,
-    corrupt: Any = None,
+    clean: str | Sequence[int] | None = None,
+    corrupt: str | Sequence[int] | None = None,
     *,
     answer: str | int | None = None,
     wrong: str | int | None = None,
+    pairs: Contrasts | None = None,
     metric: "str | MetricFunction" = "logit_difference",
-    position: int = -1,
+    metric_position: int = -1,
     answer_token: "AnswerToken" = "only",
     exact_top: int = 0,
     batch_size: int = 8,
@@ -43,27 +45,29 @@ def edges(
 
         edges(model, "ab ab ab a", "ab ab cb a", answer="b", wrong="c", exact_top=20).to_frame()
 
-    An edge goes from a sender (the embedding, a head's z @ W_O, an MLP) to a receiver (queries, keys or values of a head,
-    an MLP, the logits). Its effect is what becomes of the corrupt text's metric if the receiver reads what the sender
-    adds to the clean text, at all positions, and everything else is as it is. One pass forward and backward estimates
-    all of them (edge attribution patching, Syed et al., 2023); one is measured by two passes.
+    An edge goes from a sender (the embedding, a head's z @ W_O, an MLP) to a receiver (queries, keys or values of a
+    head, an MLP, the logits). Its effect is what becomes of the corrupt text's metric if the receiver reads what the
+    sender adds to the clean text, at all positions, and everything else is as it is. One pass forward and backward
+    estimates all of them (edge attribution patching, Syed et al., 2023); one is measured by two passes.
 
     Args:
         model: A decoder whose blocks add to the stream what heads and MLPs make, without norms behind them.
-        clean: A text or token ids; or, without `corrupt`, pairs: the name of a set, a file, or a list of objects.
-        corrupt: A text of as many tokens.
-        answer: What should follow the clean text, one token, where the metric needs it.
+        clean: A text, or token ids.
+        corrupt: Another one of as many tokens.
+        answer: What should follow the clean text: a text of one token, or a token id.
         wrong: What should not.
+        pairs: In place of these four: the name of a set, a file, or a list of objects, as of `patch`.
         metric: `logit_difference`, `log_prob`, `probability`, `loss`, `kl`, or a function of torch that takes logits
             (text, position, vocabulary) and returns a number per text.
-        position: Where it looks.
+        metric_position: Where the metric looks; the last token by default.
         answer_token: Whether an answer of several tokens is refused, or stands for its `first` one.
         exact_top: How many edges to measure: those of the largest mean estimates.
         batch_size: Edges that are measured at a time.
         progress: Told how many of how many steps are done.
 
     Raises:
-        UsageError: texts of unequal length, an answer that is missing or of several tokens, a metric without a gradient.
+        UsageError: texts of unequal length, an answer that is missing or of several tokens, a metric without a
+            gradient.
         Unsupported: an encoder; a model whose stream is not the sum of what its parts add, or whose attention computes
             queries within itself.
         NotFound, Unreadable: no such pairs.
@@ -78,30 +82,30 @@ def edges(
         raise Unsupported(f"edges of {model.name}", why="it is no decoder: there is no one stream to the logits")
     if exact_top < 0 or batch_size < 1:
         raise UsageError(f"`exact_top={exact_top}`, `batch_size={batch_size}`", hint="numbers of edges")
-    look = metric_named(metric, position)
-    asked = contrasts_of(clean, corrupt, answer, wrong)
-    pairs = read_pairs(model, asked, look, answer_token=answer_token)
+    look = metric_named(metric, metric_position)
+    asked = contrasts_of(clean, corrupt, answer, wrong, pairs)
+    read = read_pairs(model, asked, look, answer_token=answer_token)
     reading = _Reading(model, look)
-    # Each pair is read twice, before and after it is known which edges are measured: so memory does not grow with pairs.
-    n_measured = 0 if not exact_top else len(pairs)
+    # Read anew for what is measured, so that memory does not grow with pairs.
+    n_measured = len(read) if exact_top else 0
     with steps_watched("edges", progress) as told, evaluating(model.model):
         found: list[_Found] = []
-        for number, pair in enumerate(pairs):
+        for number, pair in enumerate(read):
             own = reading.of(pair)
             found.append(_Found(own.clean, own.corrupt, own.stream.estimates(own.metric) / own.span))
-            told(number + 1, len(pairs) + n_measured)
+            told(number + 1, len(read) + n_measured)
         senders, receivers = own.stream.senders, own.stream.receivers
         estimates = np.stack([each.estimates for each in found])
         exact = np.full(estimates.shape, np.nan)
         places = largest(mean_of(estimates), exact_top)
         chosen = [(senders[i], receivers[j]) for i, j in places]
-        for number, pair in enumerate(pairs[:n_measured]):
+        for number, pair in enumerate(read[:n_measured]):
             own = reading.of(pair)
             for first in range(0, len(chosen), batch_size):
                 part = slice(first, first + batch_size)
                 effects = (own.stream.measure(own.metric, chosen[part]) - own.corrupt) / own.span
                 exact[number][tuple(np.transpose(places[part]))] = effects
-            told(len(pairs) + number + 1, len(pairs) + n_measured)
+            told(len(read) + number + 1, len(read) + n_measured)
     return EdgeEffects(
         senders,
         receivers,
@@ -109,24 +113,34 @@ def edges(
         exact,
         np.array([each.clean for each in found]),
         np.array([each.corrupt for each in found]),
-        tuple(pair.name for pair in pairs),
+        tuple(pair.name for pair in read),
         Edged(model=model.name, digest=model.digest, metric=look.name, position=look.position),
     )
 
 
-def contrasts_of(clean: Any, corrupt: Any, answer: str | int | None, wrong: str | int | None) -> list[Contrast]:
-    """Returns the one pair that is given, or all those that `clean` names.
+def contrasts_of(
+    clean: str | Sequence[int] | None,
+    corrupt: str | Sequence[int] | None,
+    answer: str | int | None,
+    wrong: str | int | None,
+    pairs: Contrasts | None,
+) -> list[Contrast]:
+    """Returns the pairs that are meant.
 
     Raises:
-        UsageError: pairs with a corrupt text or an answer beside them.
+        UsageError: both, or neither, of texts and pairs.
         NotFound, Unreadable: no such pairs.
     """
-    if corrupt is not None:
-        row = {"clean": clean, "corrupt": corrupt, "answer": answer, "wrong": wrong}
-        return [read_contrast(row, "the pair", "0")]
-    if answer is not None or wrong is not None:
-        raise UsageError("an answer beside pairs", why="each pair has its own", hint="`corrupt`, or pairs alone")
-    return load_contrasts(clean)
+    one = {"clean": clean, "corrupt": corrupt, "answer": answer, "wrong": wrong}
+    given = [name for name, value in one.items() if value is not None]
+    if pairs is not None:
+        if given:
+            raise UsageError(f"`pairs` and `{given[0]}`", why="pairs have texts and answers of their own")
+        return load_contrasts(pairs)
+    if clean is None or corrupt is None:
+        missing = "clean" if clean is None else "corrupt"
+        raise UsageError(f"no `{missing}` text", hint="`clean` and `corrupt`, or `pairs` for several")
+    return [read_contrast(one, "the pair", "0")]
 
 
 class _Found(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from traceformer.capture.edits.metrics import Goal, Metric
 from traceformer.capture.edits.slopes import Read, estimates_at
 from traceformer.capture.edits.started import Passes
-from traceformer.capture.edits.sweeping import Cell, Grid, Swept, Values
+from traceformer.capture.edits.sweeping import Cell, Grid, Measured, Values
 from traceformer.capture.edits.touching import Place
 from traceformer.errors import UsageError
 
@@ -22,7 +22,7 @@ __all__ = ["estimated"]
 
 def estimated(
     passes: Passes, ids: Tensor, grid: Grid, values: Values, metric: Metric, goal: Goal, *, steps: int = 1
-) -> Swept:
+) -> Measured:
     """Returns what a sweep over texts of one length would measure, to first order.
 
     Args:
@@ -44,6 +44,15 @@ def estimated(
             why="what the first of them changes reaches the others, which no slope tells",
             hint="`layer` among the axes of `over`, or `estimate=False`",
         )
+    # Tensors that were made in inference mode hold no gradients; copies do.
+    with torch.inference_mode(mode=False):
+        goal, ids = goal.rows(torch.arange(len(ids), device=ids.device)), ids.clone()
+        return _estimated(passes, ids, grid, values, metric, goal, steps)
+
+
+def _estimated(
+    passes: Passes, ids: Tensor, grid: Grid, values: Values, metric: Metric, goal: Goal, steps: int
+) -> Measured:
     layers = sorted({cell.layers[0] for cell in grid.present})
     places = [(key, layer) for key in values.keys for layer in layers]
     at = metric.at(passes.n_answers(ids.shape[1]))
@@ -55,11 +64,11 @@ def estimated(
         other = {place: rows if len(rows) == 1 else rows[row] for place, rows in other.items()}
         with torch.no_grad():
             untouched.append(metric.of(text.logits({}), own))
-        changes = estimates_at(text, other, partial(metric.of, goal=own), places, steps=steps)
-        parts = {place: change[0].detach().double().cpu() for place, change in changes.items()}
+        parts = estimates_at(text, other, partial(metric.of, goal=own), places, steps=steps)
+        parts = {place: change[0].detach().double().cpu() for place, change in parts.items()}
         found.append([_total(cell, values, parts) for cell in grid.cells])
-    base = torch.cat(untouched).double().cpu()
-    return Swept(base, base.reshape(-1, *[1] * len(grid.shape)) + torch.tensor(found).double().reshape(-1, *grid.shape))
+    base, changes = torch.cat(untouched).double().cpu(), torch.tensor(found, dtype=torch.float64)
+    return Measured(base, base.reshape(-1, *[1] * len(grid.shape)) + changes.reshape(-1, *grid.shape))
 
 
 def _total(cell: Cell | None, values: Values, parts: Mapping[Place, Tensor]) -> float:
