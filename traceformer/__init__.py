@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
+    from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
@@ -39,16 +40,19 @@ if TYPE_CHECKING:
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
     from traceformer.questions import edits
+    from traceformer.questions.ablate import ablate
     from traceformer.questions.check import check
     from traceformer.questions.clusters import cluster
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
+    from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
+    from traceformer.store.effects import open_effects
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
@@ -59,6 +63,7 @@ __all__ = [
     "Direction",
     "Dose",
     "EdgeEffects",
+    "Effects",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -67,6 +72,7 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "__version__",
+    "ablate",
     "check",
     "cluster",
     "compat",
@@ -82,7 +88,9 @@ __all__ = [
     "import_run",
     "lens",
     "load_model",
+    "open_effects",
     "open_run",
+    "patch",
     "paths",
     "project",
     "record",
@@ -94,6 +102,7 @@ _HOMES = {
     "Direction": "traceformer.analysis.directions",
     "Dose": "traceformer.analysis.dose",
     "EdgeEffects": "traceformer.analysis.edges",
+    "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -101,6 +110,7 @@ _HOMES = {
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "ablate": "traceformer.questions.ablate",
     "check": "traceformer.questions.check",
     "cluster": "traceformer.questions.clusters",
     "dose": "traceformer.questions.dose",
@@ -113,7 +123,9 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
+    "open_effects": "traceformer.store.effects",
     "open_run": "traceformer.store.folders",
+    "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
@@ -131,6 +143,7 @@ bind("Direction", "file", "traceformer.formats.results.directions", "write_direc
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")
 bind("EdgeEffects", "html", "traceformer.figures.edge_map", "edges_html")
+bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")

@@ -29,6 +29,7 @@ _EQUAL = 1e-6
 something."""
 _OF_TOKENS = {"position": "token", "query": "query_token", "key": "key_token"}
 """The axes that run over tokens, and the column of a table that names these."""
+_NAMED = {**_OF_TOKENS, "group": "heads"}
 
 
 def normalised(
@@ -46,11 +47,12 @@ def normalised(
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of effects: `layer`, `head`, `position`, `query` or `key`.
+    """One axis of effects: `layer`, `head`, `position`, `query`, `key`, or `group` of heads touched at once.
 
     Attributes:
         numbers: The model's own of layers and heads; positions of a text, negative where they count from its end.
-        labels: `L5`, `H3`; of positions the token, where it is the same in all pairs, and `""` elsewhere.
+        labels: `L5`, `H3`; the heads of a group; of positions the token, where it is the same in all pairs, and `""`
+            elsewhere.
     """
 
     name: str
@@ -180,8 +182,8 @@ class Effects:
         places = [index.reshape(-1) for index in np.indices(self.values.shape)]
         for axis, place in zip(self.axes, places, strict=True):
             columns[axis.name] = np.array(axis.numbers, np.int64)[place]
-            if axis.has_tokens:
-                columns[_OF_TOKENS[axis.name]] = [axis.labels[i] for i in place]
+            if axis.name in _NAMED:
+                columns[_NAMED[axis.name]] = [axis.labels[i] for i in place]
         for name, values in self.by_pair.items():
             columns[name] = _mean(values).reshape(-1)
         return pd.DataFrame({**columns, "spread": self.spread.reshape(-1), "pairs": self.n_pairs.reshape(-1)})

@@ -12,6 +12,7 @@ entropy_maps    the entropy of every head of a run
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 path_ribbons    paths for papers: one ribbon lane per path
+effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
 dose_curves     a trait and fluency against the scale of steering
 edge_map        effects of edges: senders, receivers, and what was measured
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from traceformer.figures.cluster_charts import clusters_figure as clusters
     from traceformer.figures.dose_curves import dose_figure as dose
     from traceformer.figures.edge_map import edges_figure as edges
+    from traceformer.figures.effect_maps import effects_figure as effects
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
-__all__ = ["clusters", "direction", "dose", "edges", "entropy", "heads", "lens", "paths", "traits"]
+__all__ = ["clusters", "direction", "dose", "edges", "effects", "entropy", "heads", "lens", "paths", "traits"]
 
 _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
     "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
+    "effects": ("traceformer.figures.effect_maps", "effects_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
     "dose": ("traceformer.figures.dose_curves", "dose_figure"),

@@ -11,6 +11,9 @@ lens            what would the model say after each layer?
 model_of_run    the model that a run was recorded with, known to be the same as then
 recorded        a run to ask: the run itself, or one in memory of a model over texts
 sights          which keys do the queries of a run see? Measured in its patterns
+patch           what does one place know of what tells two texts apart?
+ablate          what is lost without a head, an MLP or a layer?
+sweeps          the axes, groups and results that both have
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 dose            how far does steering move a trait, and what does it cost in fluency?
 edges           what does one part's contribution do in what one other part reads?

@@ -36,6 +36,7 @@ replacing     what may be replaced, or removed: a run and nothing else; and wher
 locks         who may write a run, and whether it was begun with the same configuration
 files         durable files, sealed JSON, checksums, and locks that die with their process
 durable       files that become durable together
+effects       effects of sweeps, written pair by pair, and opened again
 marks         a few bytes of each array file's own, which a reader compares first
 forks         tensorstore in processes that were forked: refused, instead of an abort
 direct        large files past the operating system's page cache

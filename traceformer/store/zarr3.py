@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import tensorstore as ts
 
 __all__ = [
+    "CRC32C",
+    "LITTLE_ENDIAN",
     "Array",
     "along_layers",
     "as_read",
@@ -41,6 +43,7 @@ __all__ = [
     "reading",
     "shard_region",
     "write_metadata",
+    "zarr_array",
 ]
 
 Array: TypeAlias = "ts.TensorStore"
@@ -53,8 +56,8 @@ _CELL = "query * (query + 1) / 2 + key, of n tokens n * (n + 1) / 2; those behin
 _VERIFY = "traceformer verify lists the damage"
 
 _KNOWN = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
-_LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
-_CRC32C: JSON = {"name": "crc32c"}
+LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
+CRC32C: JSON = {"name": "crc32c"}
 
 
 def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> dict[str, JSON]:
@@ -147,18 +150,18 @@ def position_arrays(layout: RunLayout) -> list[tuple[str, Stack]]:
 def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> JSON:
     stored = layout.stored(spec)
     dtype = ON_DISK[stored]
-    inner = [_LITTLE_ENDIAN, *zarr_codecs(layout.codec_of(spec), dtype.itemsize), _CRC32C]
+    inner = [LITTLE_ENDIAN, *zarr_codecs(layout.codec_of(spec), dtype.itemsize), CRC32C]
     heads = "kv_heads" if "kv_head" in spec.site.axes else "heads"
     sharding: JSON = {
         "name": "sharding_indexed",
         "configuration": {
             "chunk_shape": list(layout.chunk_shape(spec)),
             "codecs": inner,
-            "index_codecs": [_LITTLE_ENDIAN, _CRC32C],
+            "index_codecs": [LITTLE_ENDIAN, CRC32C],
             "index_location": "end",
         },
     }
-    return _zarr_array(
+    return zarr_array(
         shape=layout.array_shape(spec, n_slots),
         chunk=layout.shard_shape(spec),
         dtype=dtype.name,
@@ -177,39 +180,40 @@ def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> 
 
 
 def _position_metadata(stack: Stack, n_slots: int) -> JSON:
-    return _zarr_array(
+    return zarr_array(
         shape=(n_slots,),
         chunk=(POSITIONS_PER_FILE,),
         dtype="int32",
         fill=EMPTY_SLOT,
-        codecs=[_LITTLE_ENDIAN, *zarr_codecs("zstd", 4), _CRC32C],
+        codecs=[LITTLE_ENDIAN, *zarr_codecs("zstd", 4), CRC32C],
         axes=(f"{stack}_token",),
         attributes={"meaning": "the row of tokens.parquet, or the position in it; -1 where no token lies"},
     )
 
 
 def _coordinate_metadata(axis: str, count: int) -> JSON:
-    return _zarr_array(
+    return zarr_array(
         shape=(count,),
         chunk=(count,),
         dtype="int64",
         fill=0,
-        codecs=[_LITTLE_ENDIAN, _CRC32C],
+        codecs=[LITTLE_ENDIAN, CRC32C],
         axes=(axis,),
         attributes={"meaning": "the model's own numbers of these layers or heads"},
     )
 
 
-def _zarr_array(
+def zarr_array(
     *,
     shape: tuple[int, ...],
     chunk: tuple[int, ...],
     dtype: str,
-    fill: float,
+    fill: float | str,
     codecs: list[JSON],
     axes: tuple[str, ...],
     attributes: JSON,
 ) -> JSON:
+    """Returns the content of an array's `zarr.json`."""
     return {
         "zarr_format": 3,
         "node_type": "array",

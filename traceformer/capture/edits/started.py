@@ -103,7 +103,7 @@ class Passes:
             if self._start is None:
                 raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         self.sharing = Sharing(model.model)
-        self.device = next(model.model.parameters()).device
+        self.device, self.dtype = model.model.device, model.model.dtype
 
     @property
     def n_layers(self) -> int:

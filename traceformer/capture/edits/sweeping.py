@@ -20,7 +20,7 @@ from traceformer.capture.edits.started import Passes, Untouched, Way
 from traceformer.capture.edits.touching import Place, Touch
 from traceformer.sites import SITES, ArrayKey
 
-__all__ = ["Cell", "Grid", "Measured", "Sweeper", "Values", "batches_of", "grid_of"]
+__all__ = ["Cell", "Grid", "Measured", "Sweeper", "Values", "batches_of", "grid_of", "grid_of_groups"]
 
 _PER_PASS = 24
 """What a batch costs beside its tokens, in tokens: hooks, and weights that are read once."""
@@ -34,12 +34,19 @@ _TOLERANCE_OF_HALVES = 16  # units in the last place, of one or of the metric: w
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is touched at once: some layers, and of these some heads, positions and keys; None for all of them."""
+    """What is touched at once: some layers, and of these some heads, positions and keys; None for all of them.
+
+    `of_layers` has for each layer its own heads, in the place of `heads`.
+    """
 
     layers: tuple[int, ...]
     heads: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     keys: tuple[int, ...] | None = None
+    of_layers: Mapping[int, tuple[int, ...]] | None = None
+
+    def heads_of(self, layer: int) -> tuple[int, ...] | None:
+        return self.heads if self.of_layers is None else self.of_layers[layer]
 
     @property
     def first(self) -> int:
@@ -88,9 +95,8 @@ def grid_of(
 
     def cell(numbers: tuple[int, ...]) -> Cell | None:
         own: dict[str, Sequence[int]] = {**narrowed, **{name: (n,) for name, n in zip(over, numbers, strict=True)}}
-        is_matrix = "query" in over or "key" in over
-        queries = resolved(own.get("query" if is_matrix else "position"))
-        keys = resolved(own.get("key")) if is_matrix else None
+        queries = resolved(own.get("query", own.get("position")))
+        keys = resolved(own["key"]) if "key" in own else None
         if queries == () or keys == () or (causal and queries and keys and min(keys) > max(queries)):
             return None
         heads = own.get("head")
@@ -98,6 +104,17 @@ def grid_of(
 
     numbers = [chosen[name] for name in over]
     return Grid(tuple(map(len, numbers)), tuple(map(cell, product(*numbers))))
+
+
+def grid_of_groups(groups: Sequence[Sequence[tuple[int, int]]]) -> Grid:
+    """Returns a cell for each group of heads, (layer, head), all of which are touched at once."""
+
+    def cell(group: Sequence[tuple[int, int]]) -> Cell:
+        layers = sorted({layer for layer, _ in group})
+        of_layers = {layer: tuple(head for own, head in group if own == layer) for layer in layers}
+        return Cell(tuple(layers), of_layers=of_layers)
+
+    return Grid((len(groups),), tuple(map(cell, groups)))
 
 
 class _Row(NamedTuple):
@@ -194,9 +211,7 @@ class Sweeper:
         untouched = self._metric.of(base.logits, goal).double().cpu()
         return Measured(untouched, metric.reshape(len(ids), *grid.shape))
 
-    def _touched(
-        self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None
-    ) -> Tensor:
+    def _touched(self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None) -> Tensor:
         n_texts, length = base.ids.shape
         metric = torch.empty((n_texts, len(cells)), dtype=torch.float64)
         by_layer: dict[int, list[int]] = {}
@@ -260,19 +275,20 @@ def _touches(cells: Sequence[Cell], texts: Tensor, values: Values, length: int) 
     for key in values.keys:
         for layer in sorted({layer for cell in cells for layer in cell.layers}):
             new = values.by_place[key, layer]
-            mask = _mask([cell if layer in cell.layers else None for cell in cells], key, length, new)
+            mask = _mask([cell if layer in cell.layers else None for cell in cells], key, layer, length, new)
             touches[key, layer] = _taking(mask, new, texts, by_head=SITES[key.site].axes[1] != "position")
     return touches
 
 
-def _mask(cells: Sequence[Cell | None], key: ArrayKey, length: int, like: Tensor) -> Tensor:
+def _mask(cells: Sequence[Cell | None], key: ArrayKey, layer: int, length: int, like: Tensor) -> Tensor:
     """Which parts of an array each row's cell means: (row, [head,] position, 1), or (row, head, query, key)."""
     by_head, is_matrix = SITES[key.site].axes[1] != "position", SITES[key.site].is_matrix
     n_heads = like.shape[1] if by_head else 1
     mask = torch.zeros((len(cells), n_heads, length, length if is_matrix else 1), dtype=torch.bool, device=like.device)
     for own, cell in zip(mask, cells, strict=True):
         if cell is not None:
-            heads = range(n_heads) if cell.heads is None else cell.heads
+            chosen = cell.heads_of(layer) if by_head else None
+            heads = range(n_heads) if chosen is None else chosen
             queries = range(length) if cell.positions is None else cell.positions
             keys = range(mask.shape[-1]) if cell.keys is None else cell.keys
             own[torch.tensor([*heads])[:, None, None], torch.tensor([*queries])[:, None], torch.tensor([*keys])] = True

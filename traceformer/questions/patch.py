@@ -1,0 +1,290 @@
+"""Activation patching: what one place of a model knows of what tells two texts apart.
+
+1. Activations of one text of a pair, the source, are kept; those of the other, the base, are replaced by them, one cell
+   at a time: a layer and a position, a layer and a head, an edge of attention.
+2. Denoising puts the clean text's into a pass over the corrupt one, and asks what is enough to bring the answer back.
+   Noising puts the corrupt text's into a pass over the clean one, and asks what is needed for it.
+3. The metric of each pass becomes a share of the difference between both texts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from traceformer.analysis.effects import Effects, Swept, normalised
+from traceformer.errors import UsageError, check_choice
+from traceformer.models.loaded import LoadedModel
+from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
+from traceformer.sites import SITES, ArrayKey, Numbers
+from traceformer.store.effects import EffectsFolder
+from traceformer.store.files import canonical, sha256
+from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from traceformer.capture.edits.metrics import Metric
+    from traceformer.capture.edits.pairing import PairOfIds
+    from traceformer.capture.edits.started import Passes
+    from traceformer.capture.edits.sweeping import Sweeper, Values
+
+__all__ = ["patch"]
+
+How: TypeAlias = Literal["denoise", "noise"]
+
+
+def patch(
+    model: LoadedModel,
+    clean: str | Sequence[int] | None = None,
+    corrupt: str | Sequence[int] | None = None,
+    *,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    pairs: Contrasts | None = None,
+    site: str = "resid_pre",
+    over: Sequence[str] = ("layer", "position"),
+    metric: "str | Callable[[Any], Any]" = "logit_difference",
+    how: How = "denoise",
+    layers: Numbers = None,
+    heads: Numbers = None,
+    positions: Numbers = None,
+    attention: Literal["self", "cross"] = "self",
+    metric_position: int = -1,
+    align: Literal["end"] | None = None,
+    answer_token: Literal["only", "first"] = "only",
+    batch_size: int = 16,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: OnStep | None = None,
+) -> Effects:
+    """Returns what patching each place of a pass with another text's activations does to the answer.
+
+        patch(model, "abcdefgabc", "abcdefgxyz", answer="d", wrong="e").to_frame()
+        patch(model, pairs="repeats", site="z", over=("layer", "head"))
+
+    An effect of 0 leaves the metric where the corrupt text has it; 1 has it where the clean text has it.
+
+    Args:
+        model: A model that predicts tokens.
+        clean: A text, or token ids.
+        corrupt: Another one of as many tokens.
+        answer: What should follow the clean text: a text of one token, or a token id.
+        wrong: What should not.
+        pairs: In place of these four: a set (`indirect_object`, `agreement`, `repeats`), a file with an object per
+            line, or a list of objects with `clean`, `corrupt`, `answer`, `wrong`.
+        site: What is patched: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v`,
+            `attn_pattern`, or any other that has layers.
+        over: The axes that cells run over: `layer`, and of the site's own `head`, `position`, `query`, `key`. What is
+            on another axis is patched together.
+        metric: `logit_difference`, `log_prob`, `probability`, `loss`, `kl`, or a function of the logits (text,
+            position, vocabulary) that returns a number per text.
+        how: `denoise` patches the corrupt text with the clean one's activations, `noise` the other way round.
+        layers: Which layers; all by default.
+        heads: Which heads, of k and v those of keys; all by default.
+        positions: Which positions, or queries, negative from the end; all by default.
+        attention: `cross` for a decoder's attention to the encoder.
+        metric_position: Where the metric looks; the last token by default.
+        align: `end` matches positions of texts of unequal length from their ends; by default these are refused.
+        answer_token: `first` takes the first token of an answer of several; by default these are refused.
+        batch_size: Whole texts that share a pass, or as many tokens in parts of texts.
+        out: A folder to write effects to, pair by pair.
+        resume: Go on with an interrupted sweep of the same settings there.
+        progress: Told how many of how many pairs are done; a bar is shown in a terminal or notebook for None.
+
+    Raises:
+        UsageError: texts of unequal length, an answer of several tokens, or a metric that is the same of both texts.
+        SelectionError: no such site, axis, layer, head or position.
+        NumericError: the metric is not finite.
+        Unsupported: the model predicts no tokens, or has no such place.
+        NotFound, Unreadable: there are no such pairs.
+        RunExists, ConfigurationChanged: `out` holds something else.
+    """
+    from traceformer.capture.edits.metrics import metric_named
+    from traceformer.capture.edits.pairing import read_pairs
+    from traceformer.capture.edits.started import Passes
+    from traceformer.capture.edits.sweeping import Sweeper
+
+    check_model(model)
+    check_choice("how", how, ("denoise", "noise"))
+    chosen = metric_named(metric, metric_position)
+    key = key_of(model, site, attention)
+    passes = Passes(model)
+    read = read_pairs(
+        model, _pairs_of(clean, corrupt, answer, wrong, pairs), chosen, align=align, answer_token=answer_token
+    )
+    _check_lengths(read, key)
+    bases = [pair.corrupt if how == "denoise" else pair.clean for pair in read]
+    longest = max(map(len, bases))
+    axes = sweep_axes(
+        model,
+        key,
+        over,
+        layers=layers,
+        heads=heads,
+        positions=positions,
+        longest=longest,
+        from_end=align is not None,
+    )
+    about = Swept(
+        verb="patch",
+        model=model.source_and_adapter,
+        digest=model.digest,
+        sites=(str(key),),
+        metric=chosen.name,
+        how=how,
+        position=chosen.position,
+        align=align,
+    )
+    shown, names = axes.axes([base.tokens for base in bases]), [pair.name for pair in read]
+    folder = None
+    if out is not None:
+        narrowed = {name: list(numbers) for name, numbers in axes.narrowed.items()}
+        settings = {"texts": _digest(read), "narrowed": narrowed, "answer_token": answer_token}
+        folder = EffectsFolder.create(Path(out).expanduser(), about, shown, names, settings, resume=resume)
+    kept = Kept(len(read), axes.shape, normalised, folder)
+    sweeper = Sweeper(passes, chosen, batch_size)
+    most = most_at_once(model, passes, longest, batch_size, all_logits=chosen.position is None)
+    groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
+    with steps_watched("patching", progress) as told, passes.evaluating():
+        for numbers in groups.pending(kept.done):
+            _patch_group(model, [read[n] for n in numbers], key, axes, how, sweeper, kept, numbers, chosen)
+            told(sum(kept.done), len(read))
+    found = kept.finished(about, shown, names, sweeper)
+    _check_told_apart(found)
+    return found
+
+
+def _pairs_of(
+    clean: str | Sequence[int] | None,
+    corrupt: str | Sequence[int] | None,
+    answer: str | int | None,
+    wrong: str | int | None,
+    pairs: Contrasts | None,
+) -> list[Contrast]:
+    """The pairs that are meant.
+
+    Raises:
+        UsageError: both, or neither, of texts and pairs.
+    """
+    one = {"clean": clean, "corrupt": corrupt, "answer": answer, "wrong": wrong}
+    if pairs is not None:
+        given = [name for name, value in one.items() if value is not None]
+        if given:
+            raise UsageError(f"`pairs` and `{given[0]}`", why="pairs have texts and answers of their own")
+        return load_contrasts(pairs)
+    if clean is None or corrupt is None:
+        missing = "clean" if clean is None else "corrupt"
+        raise UsageError(f"no `{missing}` text", hint="`clean` and `corrupt`, or `pairs` for several")
+    return [read_contrast(one, "the pair", "0")]
+
+
+def _check_lengths(read: Sequence["PairOfIds"], key: ArrayKey) -> None:
+    unequal = [pair for pair in read if len(pair.clean) != len(pair.corrupt)]
+    if unequal and SITES[key.site].is_matrix:
+        why = f"the texts of pair {unequal[0].name} are of unequal length"
+        raise UsageError(f"patching {key.site}", why=why, hint="texts of equal length")
+
+
+def _digest(read: Sequence["PairOfIds"]) -> str:
+    rows = [[list(pair.clean.ids), list(pair.corrupt.ids), pair.answer, pair.wrong] for pair in read]
+    return sha256(canonical(rows).encode())
+
+
+def _patch_group(
+    model: LoadedModel,
+    group: Sequence["PairOfIds"],
+    key: ArrayKey,
+    axes: SweepAxes,
+    how: How,
+    sweeper: "Sweeper",
+    kept: Kept,
+    numbers: Sequence[int],
+    metric: "Metric",
+) -> None:
+    """Patches pairs of the same two lengths."""
+    import torch
+
+    from traceformer.capture.edits.metrics import goal_of
+    from traceformer.capture.edits.sweeping import grid_of
+
+    passes = sweeper.passes
+    clean = torch.tensor([pair.clean.ids for pair in group], device=passes.device)
+    corrupt = torch.tensor([pair.corrupt.ids for pair in group], device=passes.device)
+    base, source = (corrupt, clean) if how == "denoise" else (clean, corrupt)
+    n_base, n_source = base.shape[1], source.shape[1]
+    values, source_logits = _values_of(passes, source, key, axes.layers, n_base, sweeper.at(n_source))
+    clean_logits = source_logits if how == "denoise" else passes.whole(clean, sweeper.at(n_base))
+    goal = goal_of(
+        metric,
+        answer=[pair.answer for pair in group],
+        wrong=[pair.wrong for pair in group],
+        ids=clean,
+        clean_logits=clean_logits,
+    )
+    matched = range(max(0, n_base - n_source), n_base)
+    grid = grid_of(axes.over, axes.chosen, axes.narrowed, matched, causal=model.dims.arch == "dec")
+    measured = sweeper.sweep(base, grid, values, goal)
+    of_source = metric.of(source_logits, goal).double().cpu().numpy()
+    of_base = measured.untouched.numpy()
+    both = (of_source, of_base) if how == "denoise" else (of_base, of_source)
+    kept.put(numbers, measured.metric.numpy(), *both)
+
+
+def _values_of(
+    passes: "Passes", source: "Tensor", key: ArrayKey, layers: Sequence[int], length: int, at: int | None
+) -> "tuple[Values, Tensor]":
+    """The activations of the source texts, as the base texts' positions have them, and their logits.
+
+    Both are matched at their ends: where the base is longer, its first positions have none, and are not patched.
+    """
+    import torch
+
+    from traceformer.capture.edits.sweeping import Values
+
+    found: dict[tuple[ArrayKey, int | None], Tensor] = {}
+
+    def keep(layer: int) -> "Callable[[Tensor], Tensor]":
+        def touch(tensor: "Tensor") -> "Tensor":
+            found[key, layer] = tensor.clone()
+            return tensor
+
+        return touch
+
+    touches: Mapping[Any, Any] = {(key, layer): keep(layer) for layer in sorted(set(layers))}
+    logits = passes.whole(source, at, touches)
+    more = length - source.shape[1]
+    if more:
+        axis = 1 if SITES[key.site].axes[1] == "position" else 2
+        for place, tensor in found.items():
+            if more < 0:
+                found[place] = tensor.narrow(axis, -more, length)
+            else:
+                shape = [*tensor.shape]
+                shape[axis] = more
+                found[place] = torch.cat([tensor.new_zeros(shape), tensor], dim=axis)
+    return Values((key,), found), logits
+
+
+def _check_told_apart(found: Effects) -> None:
+    """Refuses effects that are shares of nothing; of single pairs it warns.
+
+    Raises:
+        UsageError: the metric is the same of both texts, in all pairs.
+    """
+    import warnings
+
+    there = np.isfinite(normalised(found.corrupt, found.clean, found.corrupt))
+    if not there.any():
+        raise UsageError(
+            f"{found.about.metric} is {found.clean[0]:.6g} of both texts",
+            why="an effect is a share of their difference",
+            hint="texts or an answer that the model tells apart",
+        )
+    if not there.all():
+        first = found.pairs[int(np.flatnonzero(~there)[0])]
+        count = int((~there).sum())
+        told = f"{count} pairs are left out, {first} among them: the metric is the same of both texts"
+        warnings.warn(told, stacklevel=3)
