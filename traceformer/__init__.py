@@ -26,7 +26,6 @@ from traceformer.presentation import bind
 
 if TYPE_CHECKING:
     from traceformer import compat, figures
-    from traceformer.capture.edits.session import edit
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError

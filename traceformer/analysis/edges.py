@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from traceformer.analysis.agreement import Agreement, agreement
+from traceformer.analysis.effects import mean_over_pairs
 from traceformer.errors import SelectionError
 from traceformer.presentation import plain, present
 from traceformer.shapes import Bool, Float64, Int64
@@ -19,7 +20,7 @@ from traceformer.shapes import Bool, Float64, Int64
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EdgeEffects", "Edged", "Part", "is_edge", "mean_of", "parts_of"]
+__all__ = ["EdgeEffects", "Edged", "Part", "is_edge", "parts_of"]
 
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
 
@@ -117,12 +118,12 @@ class EdgeEffects:
     @property
     def values(self) -> Float64[np.ndarray, "sender receiver"]:
         """The mean estimate over pairs."""
-        return mean_of(self.estimates)
+        return mean_over_pairs(self.estimates)
 
     @property
     def agreement(self) -> Agreement:
         """How far mean estimates agree with mean measurements, where there are both."""
-        return agreement(self.values, mean_of(self.exact))
+        return agreement(self.values, mean_over_pairs(self.exact))
 
     @property
     def is_edge(self) -> Bool[np.ndarray, "sender receiver"]:
@@ -158,7 +159,7 @@ class EdgeEffects:
                 "sender": [senders[i] for i in rows],
                 "receiver": [receivers[i] for i in columns],
                 "estimate": self.values[rows, columns],
-                "exact": mean_of(self.exact)[rows, columns],
+                "exact": mean_over_pairs(self.exact)[rows, columns],
                 "spread": _spread(self.estimates)[rows, columns],
                 "pairs": _count(self.estimates)[rows, columns],
             }
@@ -193,13 +194,7 @@ def _count(values: Float64[np.ndarray, "pair *cell"]) -> Int64[np.ndarray, "*cel
     return np.isfinite(values).sum(axis=0).astype(np.int64)
 
 
-def mean_of(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
-    """Returns the mean over the pairs that have a cell; NaN where none has."""
-    count = _count(values)
-    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
-
-
 def _spread(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
     count = _count(values)
-    squares = np.nansum((values - mean_of(values)) ** 2, axis=0)
+    squares = np.nansum((values - mean_over_pairs(values)) ** 2, axis=0)
     return np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)

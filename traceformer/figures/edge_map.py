@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from traceformer.analysis.edges import EdgeEffects, Part, mean_of
+from traceformer.analysis.edges import EdgeEffects, Part
+from traceformer.analysis.effects import mean_over_pairs
 from traceformer.figures.style import inline, titled
 
 __all__ = ["edges_figure", "edges_html"]
@@ -64,7 +65,7 @@ def _blocks(parts: tuple[Part, ...]) -> tuple[list[int], list[str]]:
 
 
 def _beside(axes: Axes, value: EdgeEffects) -> None:
-    exact = mean_of(value.exact)
+    exact = mean_over_pairs(value.exact)
     rows, columns = np.nonzero(np.isfinite(exact))
     estimated, found = value.values[rows, columns], exact[rows, columns]
     axes.scatter(estimated, found, s=14, color="tab:blue")

@@ -16,6 +16,7 @@ ablate          what is lost without a head, an MLP or a layer?
 sweeps          the axes, groups and results that both have
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
 dose            how far does steering move a trait, and what does it cost in fluency?
+estimates       the same estimated from slopes, and the largest effects measured
 edges           what does one part's contribution do in what one other part reads?
 edits           the kinds of edits, and those that are made of a direction
 trait_rows      the rows of a run that traits are made of

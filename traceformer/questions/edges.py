@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from traceformer.analysis.agreement import largest
-from traceformer.analysis.edges import Edged, EdgeEffects, mean_of
-from traceformer.analysis.effects import normalised
+from traceformer.analysis.edges import Edged, EdgeEffects
+from traceformer.analysis.effects import mean_over_pairs, normalised
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.patch import pairs_of
+from traceformer.questions.sweeps import check_model
 from traceformer.shapes import Float64
-from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
+from traceformer.texts.contrasts import Contrasts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,14 +78,13 @@ def edges(
     from traceformer.capture.edits.pairing import read_pairs
     from traceformer.capture.edits.slopes import evaluating
 
-    if not isinstance(model, LoadedModel):
-        raise UsageError(f"{type(model).__name__} is no model", hint="load_model(MODEL) gives one")
+    check_model(model)
     if model.dims.arch != "dec":
         raise Unsupported(f"edges of {model.name}", why="it is no decoder: there is no one stream to the logits")
     if exact_top < 0 or batch_size < 1:
         raise UsageError(f"`exact_top={exact_top}`, `batch_size={batch_size}`", hint="numbers of edges")
     look = metric_named(metric, metric_position)
-    asked = contrasts_of(clean, corrupt, answer, wrong, pairs)
+    asked = pairs_of(clean, corrupt, answer, wrong, pairs)
     read = read_pairs(model, asked, look, answer_token=answer_token)
     reading = _Reading(model, look)
     # Read anew for what is measured, so that memory does not grow with pairs.
@@ -97,7 +98,7 @@ def edges(
         senders, receivers = own.stream.senders, own.stream.receivers
         estimates = np.stack([each.estimates for each in found])
         exact = np.full(estimates.shape, np.nan)
-        places = largest(mean_of(estimates), exact_top)
+        places = largest(mean_over_pairs(estimates), exact_top)
         chosen = [(senders[i], receivers[j]) for i, j in places]
         for number, pair in enumerate(read[:n_measured]):
             own = reading.of(pair)
@@ -116,31 +117,6 @@ def edges(
         tuple(pair.name for pair in read),
         Edged(model=model.name, digest=model.digest, metric=look.name, position=look.position),
     )
-
-
-def contrasts_of(
-    clean: str | Sequence[int] | None,
-    corrupt: str | Sequence[int] | None,
-    answer: str | int | None,
-    wrong: str | int | None,
-    pairs: Contrasts | None,
-) -> list[Contrast]:
-    """Returns the pairs that are meant.
-
-    Raises:
-        UsageError: both, or neither, of texts and pairs.
-        NotFound, Unreadable: no such pairs.
-    """
-    one = {"clean": clean, "corrupt": corrupt, "answer": answer, "wrong": wrong}
-    given = [name for name, value in one.items() if value is not None]
-    if pairs is not None:
-        if given:
-            raise UsageError(f"`pairs` and `{given[0]}`", why="pairs have texts and answers of their own")
-        return load_contrasts(pairs)
-    if clean is None or corrupt is None:
-        missing = "clean" if clean is None else "corrupt"
-        raise UsageError(f"no `{missing}` text", hint="`clean` and `corrupt`, or `pairs` for several")
-    return [read_contrast(one, "the pair", "0")]
 
 
 class _Found(NamedTuple):
