@@ -103,14 +103,10 @@ class Stream:
 
     def estimates(self, metric: OfLogits) -> Float64[np.ndarray, "sender receiver"]:
         """Returns by how much each edge would change the metric, to first order; NaN where there is none."""
-        found = np.full((len(self.senders), len(self.receivers)), np.nan)
         slopes = self._slopes(metric)
         effects = torch.einsum("spd,rpd->sr", self._added.double(), slopes.double()).cpu().numpy()
-        for i, sender in enumerate(self.senders):
-            for j, receiver in enumerate(self.receivers):
-                if self.is_edge(sender, receiver):
-                    found[i, j] = effects[i, j]
-        return found
+        edges = [[self.is_edge(sender, receiver) for receiver in self.receivers] for sender in self.senders]
+        return np.where(edges, effects, np.nan)
 
     def _slopes(self, metric: OfLogits) -> Tensor:
         """The metric's slope with regard to the stream as each receiver reads it: (receiver, position, d_model)."""
