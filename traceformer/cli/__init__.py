@@ -24,6 +24,9 @@ clustered     these as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
+patch         which places carry what tells two texts apart
+ablate        what is lost without a head, an MLP or a layer
+effects       these in lines of text
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
@@ -71,6 +74,8 @@ VERBS = {
     "vectors": "Find the direction that tells two kinds of texts apart.",
     "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
+    "patch": "Which places of a model carry what tells two texts apart.",
+    "ablate": "What a model loses without a head, an MLP or a layer.",
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",

@@ -85,10 +85,10 @@ def read_contrast(row: object, where: str, name: str) -> Contrast:
         raise Unreadable(f"{where} is {type(row).__name__}", hint='an object such as {"clean": "..", "corrupt": ".."}')
     own = row.get("id")
     return Contrast(
-        _text(row.get("clean"), f"{where}: `clean`"),
-        _text(row.get("corrupt"), f"{where}: `corrupt`"),
-        _token(row.get("answer"), f"{where}: `answer`"),
-        _token(row.get("wrong"), f"{where}: `wrong`"),
+        _text(row.get("clean"), f"{where}: clean"),
+        _text(row.get("corrupt"), f"{where}: corrupt"),
+        _token(row.get("answer"), f"{where}: answer"),
+        _token(row.get("wrong"), f"{where}: wrong"),
         name if own is None else str(own),
     )
 

@@ -129,20 +129,18 @@ def _token_behind(
 ) -> int:
     """The token id of an answer."""
     if given is None:
-        raise UsageError(f"pair {pair.name} has no `{name}`", why=f"the metric {metric.name} needs one")
+        raise UsageError(f"pair {pair.name} has no {name}", why=f"the metric {metric.name} needs one")
     if isinstance(given, int):
         count = n_embeddings_of(model.model)
         if not 0 <= given < count:
-            raise UsageError(
-                f"`{name}` of pair {pair.name} is token {given}", why=f"the model has tokens 0-{count - 1}"
-            )
+            raise UsageError(f"{name} of pair {pair.name} is token {given}", why=f"the model has tokens 0-{count - 1}")
         return given
     ids = _behind(model.reader(), pair.clean, given)
     if not ids:
-        raise UsageError(f"`{name}` of pair {pair.name} has no token", why=f"it is {given!r}")
+        raise UsageError(f"{name} of pair {pair.name} has no token", why=f"it is {given!r}")
     if len(ids) > 1 and answer_token == "only":
         raise UsageError(
-            f"`{name}` of pair {pair.name}, {given!r}, is {len(ids)} tokens",
+            f"{name} of pair {pair.name}, {given!r}, is {len(ids)} tokens",
             why=f"{model.name} reads it as {' '.join(map(repr, model.reader().convert_ids_to_tokens(ids)))}",
             hint='an answer of one token, or `answer_token="first"` takes the first of them',
         )

@@ -254,7 +254,8 @@ class Sweeper:
         if self.compared and touched.numel() < _WORTH_COMPARING:
             return True
         every = [_Row(text, number) for text in range(len(base.ids)) for number in range(len(cells))]
-        # Spread over the cells; the one in the middle is neither at the first layer nor at the first position.
+        # Spread over the positions that passes begin at, so that most stand beside a prefix, and over layers.
+        every.sort(key=lambda row: (cells[row.cell].first, min(cells[row.cell].layers), row))
         chosen = [every[(2 * i + 1) * len(every) // (2 * count)] for i in range(min(count, len(every)))]
         chosen = chosen[: self._batch_size]
         found = self._run(base, chosen, cells, values, goal, at, "whole", 0, 0)
