@@ -46,7 +46,18 @@ from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans", "first_input", "first_output", "own_output", "part_of"]
+__all__ = [
+    "GrowingSink",
+    "Growth",
+    "Recorder",
+    "Sink",
+    "Span",
+    "Spans",
+    "first_input",
+    "first_output",
+    "own_output",
+    "part_of",
+]
 
 
 class _Delivery(NamedTuple):

@@ -153,7 +153,7 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
         bytes=_size(folder),
         arrays=tuple(arrays),
-        parts=(*_row(about), *dict.fromkeys(parts), *_aliases(layout)),
+        parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),
         labels=about.labels or (),
     )
 
@@ -179,6 +179,13 @@ def _aliases(layout: RunLayout) -> Iterator[str]:
     names = dict.fromkeys(str(rows.key) for rows in layout.aliases)
     if names:
         yield f"{', '.join(names)}: rows that are also another array's are stored there, once"
+
+
+def _edits(about: RunMeta) -> Iterator[str]:
+    """Yields a line for each edit that the model ran under."""
+    for edit in about.edits or ():
+        settings = " ".join(f"{name}={value}" for name, value in edit.items() if name not in ("kind", "site"))
+        yield f"edited: {edit.get('kind')} {edit.get('site')} {settings}".rstrip()
 
 
 def _row(about: RunMeta) -> Iterator[str]:

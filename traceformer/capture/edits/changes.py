@@ -1,7 +1,7 @@
 """What an edit does to the numbers that it is about: one example's, at its heads and positions.
 
-A change is called with these, (position, width), (head, position, width) or, of patterns, (head, query, key), in float32
-or float64, and with where they are. It returns as many others.
+A change is called with these, (position, width), (head, position, width) or, of patterns, (head, query, key), in
+float32 or float64, and with where they are. It returns as many others.
 """
 
 from collections.abc import Callable, Sequence
@@ -143,9 +143,7 @@ class Resample:
         last = max(int(where.positions.max()), int(where.keys.max()) if len(where.keys) else 0)
         stack = where.key.token_stack
         others = [
-            number
-            for number in range(self.run.n)
-            if number != where.example and self.run.length(number, stack) > last
+            number for number in range(self.run.n) if number != where.example and self.run.length(number, stack) > last
         ]
         if not others:
             raise SelectionError(

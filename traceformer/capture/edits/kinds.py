@@ -72,7 +72,8 @@ class Edit:
     is_told: bool = True
 
     def __repr__(self) -> str:
-        return f"edits.{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.to_json().items() if name != 'kind')})"
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.to_json().items() if name != "kind")
+        return f"edits.{self.kind}({settings})"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what a run's metadata says of it; arrays as the digest of their numbers."""
@@ -80,7 +81,11 @@ class Edit:
         return {
             "kind": self.kind,
             "site": self.site,
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in place.items() if value is not None},
+            **{
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in place.items()
+                if value is not None
+            },
             **({} if self.position is None else {"position": told(self.position)}),
             **({"attention": self.attention} if self.attention == "cross" else {}),
             **({} if self.keys is None else {"key": told(self.keys)}),
@@ -271,7 +276,10 @@ def function(
         raise UsageError("`f` is no function", hint="a function of a tensor")
 
     def change(part: Tensor, where: Where) -> Tensor:
-        return f(part)
+        new = f(part.clone())  # which may overwrite what it is given
+        if not isinstance(new, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"an edit of {where.key} makes {type(new).__name__}", hint="return a tensor")
+        return new
 
     name = f"{getattr(f, '__module__', '?')}.{getattr(f, '__qualname__', type(f).__name__)}"
     made = _edit("function", site, change, layer, head, position, example, stack, attention, {"function": name})

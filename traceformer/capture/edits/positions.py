@@ -50,9 +50,7 @@ def told(position: Position) -> Any:
     return list(position) if isinstance(position, tuple | range) else position
 
 
-def meant(
-    position: Position, at: Tensor, length: int, *, grows: bool, find: Callable[[str], Sequence[int]]
-) -> Tensor:
+def meant(position: Position, at: Tensor, length: int, *, grows: bool, find: Callable[[str], Sequence[int]]) -> Tensor:
     """Returns which columns of a text are meant, boolean.
 
     Args:

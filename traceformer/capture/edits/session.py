@@ -1,6 +1,6 @@
 """Edits at work: `with tf.edit(model, *edits):`.
 
-1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused before anything runs.
+1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused at once.
 2. At each place the edits that are about it act in their order, on the texts, heads and positions that they name.
 3. `record` and `generate` ask which edits are at work: a run states them, and what is proved of the model before its
    first batch is proved with them put aside.
@@ -63,7 +63,7 @@ class Editing:
     def __init__(
         self, model: "LoadedModel | nn.Module", edits: Sequence[Edit], architecture: Architecture | None = None
     ) -> None:
-        if not isinstance(model, LoadedModel | nn.Module):
+        if not isinstance(model, LoadedModel | nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(
                 f"{type(model).__name__} is no model at hand", hint="`model = tf.load_model(...)`, and edit that"
             )
@@ -137,43 +137,46 @@ class Editing:
     def _edited(self, tensor: Tensor, edit: Edit, key: ArrayKey, layer: int | None) -> Tensor:
         """One edit of one place: the very tensor where it changes nothing."""
         new: Tensor | None = None
-        site = SITES[key.site]
-        heads: Sequence[int] = ()
-        if {"head", "kv_head"} & set(site.axes):
-            heads = edit.heads if edit.heads is not None else range(tensor.shape[1])
         for row in range(len(tensor)):
-            example = self._example(row, len(tensor))
-            if edit.examples is not None and example not in edit.examples:
+            picked = self._picked(tensor, edit, (key, layer), row)
+            if picked is None:
                 continue
-            if site.is_per_example:
-                where, chosen = Where(key, layer, (), example, torch.empty(0), torch.empty(0)), slice(None)
-                index: Any = (row,)
-            else:
-                texts = self._texts(key.token_stack)
-                of_keys = key.site in ("k", "v") and key.attention is not None
-                at = texts.columns_of(tensor.shape[-2], of_keys=of_keys)[row]
-                chosen = self._meant(edit.position, at, row, texts).nonzero()[:, 0]
-                if not len(chosen):
-                    continue
-                keys = torch.empty(0, dtype=torch.long)
-                if site.is_matrix:
-                    keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row]
-                where = Where(key, layer, tuple(heads) if heads else (), example, at[chosen], keys)
-                columns = chosen.to(tensor.device)
-                index = (row, torch.tensor(list(heads), device=tensor.device)[:, None], columns) if heads else (row, columns)
-            part = tensor[index] if new is None else new[index]
-            wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            changed = self._change(edit, row)(wide, where)
-            if changed is wide:
+            where, index = picked
+            part = (tensor if new is None else new)[index]
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            changed = self._change(edit, row)(part, where)
+            if changed is part:
                 continue
-            if not isinstance(changed, Tensor) or changed.shape != wide.shape:  # pyright: ignore[reportUnnecessaryIsInstance]
-                shape = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+            if changed.shape != part.shape:
                 raise UsageError(
-                    f"an edit of {key} makes {shape} of {tuple(wide.shape)}", hint="return a tensor of the same shape"
+                    f"an edit of {key} makes {tuple(changed.shape)} of {tuple(part.shape)}",
+                    hint="return a tensor of the same shape",
                 )
             new = tensor.clone() if new is None else new
             new[index] = changed.to(new.dtype)
         return tensor if new is None else new
+
+    def _picked(self, tensor: Tensor, edit: Edit, place: Place, row: int) -> tuple[Where, Any] | None:
+        """What an edit is about in one row of a place's tensor, and where that lies in it; None where it is nothing."""
+        (key, layer), site = place, SITES[place[0].site]
+        example = self._example(row, len(tensor))
+        if edit.examples is not None and example not in edit.examples:
+            return None
+        nothing = torch.empty(0, dtype=torch.long)
+        if site.is_per_example:
+            return Where(key, layer, (), example, nothing, nothing), row
+        texts = self._texts(key.token_stack)
+        at = texts.columns_of(tensor.shape[-2], of_keys=key.site in ("k", "v"))[row]
+        columns = self._meant(edit.position, at, row, texts).nonzero()[:, 0]
+        if not len(columns):
+            return None
+        keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row] if site.is_matrix else nothing
+        index = (row, columns.to(tensor.device))
+        if not {"head", "kv_head"} & set(site.axes):
+            return Where(key, layer, (), example, at[columns], keys), index
+        heads = range(tensor.shape[1]) if edit.heads is None else edit.heads
+        by_head = torch.tensor(list(heads), device=tensor.device)[:, None]
+        return Where(key, layer, tuple(heads), example, at[columns], keys), (row, by_head, index[1])
 
     def _change(self, edit: Edit, row: int) -> Change:
         if edit.change is not None:

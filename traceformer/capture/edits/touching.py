@@ -31,8 +31,8 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
-from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.models.outputs import output_site, why_no_output
+from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, Stack
 
 __all__ = ["Place", "Touch", "Touching", "check_place"]
@@ -43,9 +43,9 @@ Place: TypeAlias = tuple[ArrayKey, int | None]
 Touch: TypeAlias = Callable[[Tensor], Tensor]
 """Given the whole tensor of a pass, padding included, and returns what takes its place, of the same shape.
 
-It is (batch, position, width); of q, k, v, z and the projections (batch, head, position, d_head); of scores and patterns
-float32 (batch, head, query, key); of class logits (batch, label). Beside a cache, keys and values are those of all
-tokens so far, positions and queries those of the pass.
+It is (batch, position, width); of q, k, v, z and the projections (batch, head, position, d_head); of scores and
+patterns float32 (batch, head, query, key); of class logits (batch, label). Beside a cache, keys and values are those of
+all tokens so far, positions and queries those of the pass.
 """
 
 _OF_FUNCTION = ("q", "k", "v", "attn_scores", "attn_pattern", "z")
@@ -129,9 +129,7 @@ class Touching:
         for stack, row in self._row.stacks.items():
             blocks = self._module(row.blocks)
 
-            def enter(
-                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack
-            ) -> None:
+            def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack) -> None:
                 rows = first_input(args, kwargs)
                 if rows is not None:
                     self._shapes[stack] = (rows.shape[0], rows.shape[1])
@@ -221,7 +219,9 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
     """
     kind, site = model.config.model_type, SITES[key.site]
     if key.site == "hidden":
-        raise Unsupported("hidden cannot be edited", why="it only lists the stream", hint="edit resid_pre or resid_post")
+        raise Unsupported(
+            "hidden cannot be edited", why="it only lists the stream", hint="edit resid_pre or resid_post"
+        )
     if site.is_derived:
         raise Unsupported(f"{key.site} cannot be edited", why="it is computed beside the pass", hint="edit resid_post")
     if key.site in OUTPUTS and output_site(model) != key.site:

@@ -25,7 +25,7 @@ from traceformer.capture.proofs.place import Rounding, Scene, apply, error_betwe
 from traceformer.capture.proofs.tested import Errors
 from traceformer.capture.recorder import first_output, own_output
 from traceformer.errors import Unsupported
-from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["prove_edits"]
 
@@ -58,7 +58,7 @@ def prove_edits(
             return _output_of(model(**given))
 
     plain = output({})
-    together = torch.equal(output({place: torch.clone for place in places}), plain)
+    together = torch.equal(output(dict.fromkeys(places, torch.clone)), plain)
     for key in dict.fromkeys(key for key, _ in places):
         own = {place: torch.clone for place in places if place[0] == key}
         add_error(key, _SAME, 0.0 if together else error_between(output(own), plain))
@@ -122,9 +122,7 @@ def _prove_donor(
         add_error(place[0], _DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
 
 
-def _prove_head(
-    scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]
-) -> None:
+def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]) -> None:
     row, layer = scene.row.stacks[key.stack], scene.dims.stacks[key.stack].n_layers // 2
     attention = row.attention_of(key.attention)
     assert attention is not None
@@ -174,7 +172,7 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
         "k": lambda keys: keys / 2,
         "resid_post": lambda rows: rows + 1,
     }
-    touches = {
+    touches: dict[Place, Touch] = {
         (key, layer): changes[key.site] for key, number in places if number == layer and key.site in changes
     }
     if ids.shape[1] < 2 or not touches:
