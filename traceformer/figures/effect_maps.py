@@ -15,7 +15,7 @@ from traceformer.texts.shown import label, visible
 
 __all__ = ["effects_figure", "effects_html"]
 
-_COLOURS = "RdBu_r"  # no effect is white
+_COLOURS = "RdBu_r"  # where there is no effect it is white
 _MOST_TICKS = 64
 _LONGEST = 10  # characters of a token on an axis
 _MOST_PANELS = 16

@@ -7,6 +7,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -130,25 +131,27 @@ def ablate(
     shown = axes.axes([text.tokens for text in read])
     if heads_of:
         shown = (Axis("group", tuple(range(len(heads_of))), tuple(heads_of)),)
-    folder = None
-    if out is not None:
-        narrowed = {name: list(numbers) for name, numbers in axes.narrowed.items()}
-        digest = sha256(canonical([list(text.ids) for text in read]).encode())
-        settings = {"texts": digest, "narrowed": narrowed}
-        folder = EffectsFolder.create(Path(out).expanduser(), about, shown, names, settings, resume=resume)
-    kept = Kept(len(read), tuple(len(axis.numbers) for axis in shown), _differences, folder)
     sweeper = Sweeper(passes, chosen, batch_size)
     most = most_at_once(model, passes, longest, batch_size, all_logits=True)
-    parts = Groups([(len(text),) for text in read], most).pending(kept.done)
     donors = _donors(len(read), seed) if how == "resample" else []
-    with steps_watched("ablating", progress) as told, passes.evaluating():
+    digest = sha256(canonical([list(text.ids) for text in read]).encode())
+    settings = {"texts": digest, "narrowed": axes.narrowed}
+    with ExitStack() as during:
+        folder = None
+        if out is not None:
+            place = Path(out).expanduser()
+            folder = during.enter_context(EffectsFolder.create(place, about, shown, names, settings, resume=resume))
+        kept = Kept(len(read), tuple(len(axis.numbers) for axis in shown), _differences, folder)
+        parts = Groups([(len(text),) for text in read], most).pending(kept.done)
+        told = during.enter_context(steps_watched("ablating", progress))
+        during.enter_context(passes.evaluating())
         means = _means(passes, read, keys, axes, most) if how == "mean" and parts else {}
         for numbers in parts:
             others = [read[donors[number]] for number in numbers] if donors else []
             values = _values(passes, [read[number] for number in numbers], others, means, keys, axes)
             _ablate_group(model, [read[number] for number in numbers], values, axes, heads_of, sweeper, kept, numbers)
             told(sum(kept.done), len(read))
-    return kept.finished(about, shown, names, sweeper)
+        return kept.finished(about, shown, names, sweeper)
 
 
 def _keys_of(model: LoadedModel, site: str | Sequence[str], attention: Attention) -> tuple[ArrayKey, ...]:

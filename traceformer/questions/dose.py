@@ -79,7 +79,7 @@ def dose(
     number, vector = vector_at(own, layer)
     assert number is not None
     loaded = as_loaded(model, with_head=True)
-    choosing = {
+    choosing: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "num_return_sequences": num_return_sequences,
@@ -125,11 +125,14 @@ def _checked(scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         UsageError: there are none, one is no number, or one is given twice.
     """
-    if isinstance(scales, str) or not isinstance(scales, Sequence | np.ndarray) or not len(scales):
-        raise UsageError(f"`scales={scales!r}`", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
+    if not len(scales):
+        raise UsageError("`scales` are none", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
     for scale in scales:
-        is_number = isinstance(scale, int | float | np.number) and not isinstance(scale, bool)
-        if not is_number or not np.isfinite(scale):
+        try:
+            is_finite = bool(np.isfinite(scale))
+        except TypeError:
+            is_finite = False
+        if not is_finite:
             raise UsageError(f"{scale!r} is no scale", hint="a finite number")
     rising = sorted(float(scale) for scale in scales)
     if len(set(rising)) < len(rising):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from traceformer.analysis.agreement import largest
-from traceformer.analysis.edges import Edged, EdgeEffects
+from traceformer.analysis.edges import Edged, EdgeEffects, parts_of
 from traceformer.analysis.effects import mean_over_pairs, normalised
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
@@ -95,7 +95,8 @@ def edges(
             own = reading.of(pair)
             found.append(_Found(own.clean, own.corrupt, own.stream.estimates(own.metric) / own.span))
             told(number + 1, len(read) + n_measured)
-        senders, receivers = own.stream.senders, own.stream.receivers
+        dims = model.dims.stacks["dec"]
+        senders, receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
         estimates = np.stack([each.estimates for each in found])
         exact = np.full(estimates.shape, np.nan)
         places = largest(mean_over_pairs(estimates), exact_top)

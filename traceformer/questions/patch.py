@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -150,35 +151,30 @@ def patch(
         align=align,
     )
     shown, names = axes.axes([base.tokens for base in bases]), [pair.name for pair in read]
-    folder = None
-    if out is not None:
-        narrowed = {name: list(numbers) for name, numbers in axes.narrowed.items()}
-        settings = {"texts": _digest(read), "narrowed": narrowed, "answer_token": answer_token}
-        settings |= {"steps": steps, "exact_top": exact_top} if estimate else {}
-        arrays = ("estimate", "exact") if estimate else ("metric", "effect")
-        path = Path(out).expanduser()
-        folder = EffectsFolder.create(path, about, shown, names, settings, resume=resume, arrays=arrays)
     sweeper = Sweeper(passes, chosen, batch_size)
     most = most_at_once(model, passes, longest, batch_size, all_logits=chosen.position is None)
     groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
+    settings = {"texts": _digest(read), "narrowed": axes.narrowed, "answer_token": answer_token}
+    settings |= {"steps": steps, "exact_top": exact_top} if estimate else {}
+    arrays = ("estimate", "exact") if estimate else ("metric", "effect")
 
     def group_of(numbers: Sequence[int]) -> ReadGroup:
         return _read_group(model, [read[number] for number in numbers], key, axes, how, sweeper)
 
-    with steps_watched("patching", progress) as told, passes.evaluating():
+    with ExitStack() as during:
+        folder = None
+        if out is not None:
+            place = Path(out).expanduser()
+            made = EffectsFolder.create(place, about, shown, names, settings, resume=resume, arrays=arrays)
+            folder = during.enter_context(made)
+        told = during.enter_context(steps_watched("patching", progress))
+        during.enter_context(passes.evaluating())
         if estimate:
+            every = groups.pending([False] * len(read))
             found = estimate_effects(
-                group_of,
-                groups.pending([False] * len(read)),
-                shown,
-                names,
-                sweeper,
-                about,
-                steps=steps,
-                exact_top=exact_top,
-                folder=folder,
-                told=told,
-            )
+                group_of, every, shown, names, sweeper, about,
+                steps=steps, exact_top=exact_top, folder=folder, told=told,
+            )  # fmt: skip
         else:
             kept = Kept(len(read), axes.shape, normalised, folder)
             for numbers in groups.pending(kept.done):

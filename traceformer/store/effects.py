@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -41,7 +41,7 @@ _MEANINGS = {
 
 
 class EffectsFolder:
-    """A folder of effects that is being written by this process, and no other."""
+    """A folder of effects that is being written by this process, and no other, as long as a `with` block lasts."""
 
     def __init__(self, folder: Path, stated: Mapping[str, Any], arrays: Sequence[str], lock: FileLock) -> None:
         self._folder, self._stated, self._arrays, self._lock = folder, dict(stated), tuple(arrays), lock
@@ -97,6 +97,12 @@ class EffectsFolder:
             made._write_metadata()
         return made
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release(remove=True)
+
     def done(self) -> list[int]:
         """Returns the numbers of the pairs that are there."""
         names = (*self._arrays, *_PER_PAIR)
@@ -124,7 +130,6 @@ class EffectsFolder:
         """Says that all is there."""
         self._stated |= {"about": json.loads(canonical(asdict(about))), "finished": True}
         self._write_metadata()
-        self._lock.release(remove=True)
 
     def _path(self, name: str, number: int) -> Path:
         zeros = () if name in _PER_PAIR else ("0",) * len(self._cells)

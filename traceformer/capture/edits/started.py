@@ -93,7 +93,10 @@ class Passes:
             raise Unsupported(f"{model.name} predicts no tokens", why=why_no_output("logits", model.model))
         self.architecture = model.architecture
         self.stack: Stack = "dec" if model.dims.arch == "dec" else "enc"
-        self._row = (model.architecture or architecture_of(model.config)).stacks[self.stack]
+        architecture = model.architecture or architecture_of(model.config)
+        if architecture.pads_texts:
+            raise Unsupported(f"sweeps of {model.name}", why="it pads texts, so that their positions are not its own")
+        self._row = architecture.stacks[self.stack]
         self._blocks: list[nn.Module] = list(self._model.base_model.get_submodule(self._row.blocks))
         self._accepted = frozenset(inspect.signature(model.model.forward).parameters)
         self._is_causal = model.dims.arch == "dec"
