@@ -162,7 +162,9 @@ def vector_at(
     if layer is None and (needs_layer or len(direction.by_layer) > 1):
         listed = ", ".join(map(str, direction.layers))
         why = f"it has vectors for layers {listed}" if listed else "its vector is for none in particular"
-        raise SelectionError(f"at which layer is {direction.name} meant?", why=why, hint="`layer`, in text FILE:SCALE@LAYER")
+        raise SelectionError(
+            f"at which layer is {direction.name} meant?", why=why, hint="`layer`, in text FILE:SCALE@LAYER"
+        )
     vector = direction.at(layer)
     if vector is None:
         listed = ", ".join(map(str, direction.layers))
