@@ -29,23 +29,27 @@ if TYPE_CHECKING:
     from traceformer.analysis.attribution import Attribution
     from traceformer.analysis.circuits import Circuits
     from traceformer.analysis.directions import Direction
+    from traceformer.analysis.dose import Dose
+    from traceformer.analysis.edges import EdgeEffects
     from traceformer.analysis.effects import Effects
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.roles import Roles
-    from traceformer.capture.edits import kinds as edits
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
+    from traceformer.questions import edits
     from traceformer.questions.ablate import ablate
     from traceformer.questions.attribute import attribute
     from traceformer.questions.check import check
     from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.dose import dose
+    from traceformer.questions.edges import edges
     from traceformer.questions.effects_folder import open_effects
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
@@ -65,6 +69,8 @@ __all__ = [
     "Attribution",
     "Circuits",
     "Direction",
+    "Dose",
+    "EdgeEffects",
     "Effects",
     "HeadMetrics",
     "Lens",
@@ -81,6 +87,8 @@ __all__ = [
     "circuits",
     "cluster",
     "compat",
+    "dose",
+    "edges",
     "edit",
     "edits",
     "export",
@@ -106,6 +114,8 @@ _HOMES = {
     "Attribution": "traceformer.analysis.attribution",
     "Circuits": "traceformer.analysis.circuits",
     "Direction": "traceformer.analysis.directions",
+    "Dose": "traceformer.analysis.dose",
+    "EdgeEffects": "traceformer.analysis.edges",
     "Effects": "traceformer.analysis.effects",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
@@ -120,6 +130,8 @@ _HOMES = {
     "check": "traceformer.questions.check",
     "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
+    "dose": "traceformer.questions.dose",
+    "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "fit_direction": "traceformer.questions.traits",
@@ -140,7 +152,7 @@ _HOMES = {
 }
 _MODULES = {
     "compat": "traceformer.compat",
-    "edits": "traceformer.capture.edits.kinds",
+    "edits": "traceformer.questions.edits",
     "figures": "traceformer.figures",
 }
 
@@ -149,6 +161,8 @@ bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
+bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")
+bind("EdgeEffects", "html", "traceformer.figures.edge_map", "edges_html")
 bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")

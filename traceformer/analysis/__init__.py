@@ -23,4 +23,7 @@ roles           behaviour, weights and ablation of every head in one table
 circuits        what heads copy, how full their matrices are, which feed which: from weights
 paths           which tokens led to a token
 effects         what came of touching one place after the other
+agreement       how far estimates agree with what was measured
+edges           from a part that adds to the residual stream to one that reads it, and the effects of these
+dose            a trait and fluency against the scale of steering
 """

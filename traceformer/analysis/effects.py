@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from traceformer.analysis.agreement import Agreement, agreement
 from traceformer.errors import SelectionError
 from traceformer.presentation import plain, present
 from traceformer.shapes import Float, Float64, Int64
@@ -22,7 +23,7 @@ from traceformer.shapes import Float, Float64, Int64
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Axis", "Effects", "Swept", "normalised", "token_labels"]
+__all__ = ["Axis", "Effects", "Swept", "mean_over_pairs", "normalised", "token_labels"]
 
 _EQUAL = 1e-6
 """What two metrics must differ by, in units of the larger one or of one, for a share of their difference to mean
@@ -134,7 +135,13 @@ class Effects:
     @property
     def values(self) -> Float64[np.ndarray, "*cell"]:
         """The mean over the pairs that have the cell; NaN where none has."""
-        return _mean(self.by_pair[self.kind])
+        return mean_over_pairs(self.by_pair[self.kind])
+
+    @property
+    def agreement(self) -> Agreement:
+        """How far mean estimates agree with mean measurements, in the cells that were measured beside them."""
+        exact = self.by_pair.get("exact")
+        return agreement(self.values, np.full(self.values.shape, np.nan) if exact is None else mean_over_pairs(exact))
 
     @property
     def spread(self) -> Float64[np.ndarray, "*cell"]:
@@ -185,7 +192,7 @@ class Effects:
             if axis.name in _NAMED:
                 columns[_NAMED[axis.name]] = [axis.labels[i] for i in place]
         for name, values in self.by_pair.items():
-            columns[name] = _mean(values).reshape(-1)
+            columns[name] = mean_over_pairs(values).reshape(-1)
         return pd.DataFrame({**columns, "spread": self.spread.reshape(-1), "pairs": self.n_pairs.reshape(-1)})
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +200,7 @@ class Effects:
         return {
             **asdict(self.about),
             "axes": [asdict(axis) for axis in self.axes],
-            **{name: plain(_mean(values)) for name, values in self.by_pair.items()},
+            **{name: plain(mean_over_pairs(values)) for name, values in self.by_pair.items()},
             "spread": plain(self.spread),
             "pairs": [
                 {"id": name, "clean": plain(float(clean)), "corrupt": plain(float(corrupt))}
@@ -212,7 +219,8 @@ class Effects:
         return present(self, "html")
 
 
-def _mean(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
+def mean_over_pairs(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:
+    """Returns the mean over the pairs that have a cell; NaN where none has."""
     there = np.isfinite(values)
     count = there.sum(axis=0)
     return np.where(count > 0, np.where(there, values, 0).sum(axis=0) / np.maximum(count, 1), np.nan)

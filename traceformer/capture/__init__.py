@@ -18,6 +18,7 @@ plan        from what was asked for to the arrays that a given model can give
 tokenizing  texts to token ids, as the model will read them
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
+rereading   how likely a model finds responses, and where they lie
 edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order

@@ -33,6 +33,7 @@ attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
+dose          a trait and fluency against the scale of steering
 export        a run in another format
 import_       files of another format as a run
 train         a byte-level model trained
@@ -75,6 +76,7 @@ VERBS = {
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",
+    "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",

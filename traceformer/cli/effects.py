@@ -19,7 +19,8 @@ _CELL = 7  # of a number and the space before it
 def shown_effects(found: "Effects") -> str:
     """Returns what was measured, as a grid where it fits the terminal; else the largest effects, or all groups."""
     width = shutil.get_terminal_size((100, 24)).columns
-    if len(found.axes) == 2 and len(found.axes[1].numbers) * _CELL + 8 <= width:
+    is_alone = found.agreement.measured == 0  # without measurements to show beside it
+    if is_alone and len(found.axes) == 2 and len(found.axes[1].numbers) * _CELL + 8 <= width:
         return _grid(found)
     return _largest(found)
 
@@ -30,7 +31,8 @@ def told_of(found: "Effects") -> str:
     sites = " + ".join(about.sites)
     count = f"{len(found.pairs)} {'text' if about.verb == 'ablate' else 'pair'}{'s' * (len(found.pairs) != 1)}"
     made = f"{about.way}; {about.compared} compared with whole passes, largest difference {about.error:.1e}"
-    return f"{about.model}: {about.how} {sites}, {about.metric}, {count}\n{made if about.compared else about.way}"
+    lines = [f"{about.model}: {about.how} {sites}, {about.metric}, {count}", made if about.compared else about.way]
+    return "\n".join([*lines, *([str(found.agreement)] if found.agreement.measured else [])])
 
 
 def save_figure(found: "Effects", path: Path | None) -> str:
@@ -58,7 +60,10 @@ def _grid(found: "Effects") -> str:
 def _largest(found: "Effects") -> str:
     import numpy as np
 
+    from traceformer.analysis.effects import mean_over_pairs
+
     values, spread = found.values, found.spread
+    exact = mean_over_pairs(found.by_pair["exact"]) if "exact" in found.by_pair else None
     size = np.where(np.isfinite(values), np.abs(values), -1).reshape(-1)
     order = np.argsort(-size, kind="stable")[:_LARGEST]
     if found.axes[0].name == "group":  # those that were asked for, then those to compare with
@@ -68,10 +73,10 @@ def _largest(found: "Effects") -> str:
         place = np.unravel_index(flat, values.shape)
         where = tuple(_named(axis, int(i)) for axis, i in zip(found.axes, place, strict=True))
         deviation = "" if np.isnan(spread[place]) else f"{spread[place]:.4f}"
-        rows.append((*where, f"{values[place]:.4f}", deviation))
-    headers = (*(axis.name for axis in found.axes), "effect", "spread")
-    n_axes = len(found.axes)
-    lines = [table(headers, rows, numeric=(n_axes, n_axes + 1))]
+        measured = () if exact is None else ("" if np.isnan(exact[place]) else f"{exact[place]:.4f}",)
+        rows.append((*where, f"{values[place]:.4f}", *measured, deviation))
+    headers = (*(axis.name for axis in found.axes), found.kind, *(() if exact is None else ("exact",)), "spread")
+    lines = [table(headers, rows, numeric=range(len(found.axes), len(headers)))]
     if len(size) > len(order):
         lines += ["", f"the {len(order)} largest of {len(size)}; --json has all"]
     return "\n".join(lines)

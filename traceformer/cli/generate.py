@@ -133,6 +133,7 @@ def generate(
     heads: _Indices = None,
     layer_internals: Annotated[tuple[str, ...], Parameter(group=RECORD, metavar="I|all"), SEVERAL] = (),
     computed: DerivedChoice = DerivedChoice(),  # noqa: B008
+    steer: Annotated[tuple[str, ...], Parameter(group=CHOOSE, metavar="FILE:SCALE[@LAYER]"), SEVERAL] = (),
     capture_steps: Annotated[bool, Parameter(group=RECORD)] = False,
     replay: Annotated[bool, Parameter(group=RECORD)] = False,
     experiment: Annotated[Path | None, NAMED_FOLDER, Parameter(group=WHERE)] = None,
@@ -156,6 +157,8 @@ def generate(
             token_embed norms attn_out mlp_out logits; of prompt sets attn resid.
         layers: Which layers; all of them by default.
         heads: Which heads; all of them by default.
+        steer: Add SCALE times the vector in FILE to the residual stream, from the prompt's last token on, at LAYER, or
+            the layer that it was fitted at.
         layer_internals: Record the group internals of these layers, in place of --sites and --layers.
         capture_steps: Have exports write every step's own view as well; it takes no space here.
         replay: Record one pass over each finished text instead. Beams and several responses always are.
@@ -180,7 +183,9 @@ def generate(
         raise UsageError("both --experiment and --out-dir", hint=f"--out-dir {experiment / where.out_dir.name}")
     place = where.place(experiment or TRACES)
 
+    from traceformer.capture.edits.session import edit
     from traceformer.capture.generation import generate as generation
+    from traceformer.questions.edits import as_steering
 
     choosing.sampling()  # what makes no sense is said before the model is loaded
     totals, shown = Totals(), list[str]()
@@ -200,20 +205,22 @@ def generate(
 
             progress(LOADING)
             prompts = asked.read()
+            edits = [as_steering(each) for each in steer]
             loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
-            run = generation.answer(
-                loaded,
-                prompts,
-                selection,
-                place,
-                sampling=choosing.sampling(loaded),
-                batch_size=batch_size,
-                replay=replay,
-                capture_steps=capture_steps,
-                progress=progress,
-                on_text=stream if streams else None,
-                on_response=keep,
-            )
+            with edit(loaded, *edits):
+                run = generation.answer(
+                    loaded,
+                    prompts,
+                    selection,
+                    place,
+                    sampling=choosing.sampling(loaded),
+                    batch_size=batch_size,
+                    replay=replay,
+                    capture_steps=capture_steps,
+                    progress=progress,
+                    on_text=stream if streams else None,
+                    on_response=keep,
+                )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("interrupted; what was finished is kept", "the same command with --resume") from stop
     if json:

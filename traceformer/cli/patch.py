@@ -18,6 +18,7 @@ __all__ = ["patch"]
 _TEXTS = Group.create_ordered("The texts")
 _WHAT = Group.create_ordered("What is patched")
 _METRIC = Group.create_ordered("What is looked at")
+_ESTIMATE = Group.create_ordered("Estimates in place of measurements")
 _WHERE = Group.create_ordered("Where it goes")
 
 
@@ -41,6 +42,9 @@ def patch(
     metric: Annotated[
         Literal["logit_difference", "log_prob", "probability", "loss", "kl"], Parameter(group=_METRIC)
     ] = "logit_difference",
+    estimate: Annotated[bool, Parameter(group=_ESTIMATE)] = False,
+    steps: Annotated[int, Parameter(group=_ESTIMATE), count("N")] = 1,
+    exact_top: Annotated[int, Parameter(group=_ESTIMATE), count("K", least=0)] = 0,
     out_dir: Annotated[Path | None, Parameter(group=_WHERE), NAMED_FOLDER] = None,
     resume: Annotated[bool, Parameter(group=_WHERE)] = False,
     png: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
@@ -71,6 +75,9 @@ def patch(
         heads: Which heads; all by default.
         positions: Which positions; all by default.
         metric: What is looked at.
+        estimate: Estimate all effects from slopes, in one pass for each pair (attribution patching).
+        steps: At how many points of the way to the other text's activations slopes are taken.
+        exact_top: How many cells, those of the largest estimates, to measure as well.
         out_dir: A folder to write effects to, pair by pair.
         resume: Go on with an interrupted sweep of the same settings there.
         png: Save a map, in the format that the ending names.
@@ -101,6 +108,9 @@ def patch(
             positions=positions,
             align=align,
             answer_token=answer_token,
+            estimate=estimate,
+            steps=steps,
+            exact_top=exact_top,
             batch_size=batch_size,
             out=out_dir,
             resume=resume,

@@ -18,6 +18,8 @@ logit_parts     what each part of a model adds to a logit
 path_ribbons    paths for papers: one ribbon lane per path
 effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
+dose_curves     a trait and fluency against the scale of steering
+edge_map        effects of edges: senders, receivers, and what was measured
 """
 
 from importlib import import_module
@@ -26,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from traceformer.figures.circuit_maps import circuits_figure as circuits
     from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.dose_curves import dose_figure as dose
+    from traceformer.figures.edge_map import edges_figure as edges
     from traceformer.figures.effect_maps import effects_figure as effects
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
@@ -41,6 +45,8 @@ __all__ = [
     "circuits",
     "clusters",
     "direction",
+    "dose",
+    "edges",
     "effects",
     "entropy",
     "heads",
@@ -58,6 +64,8 @@ _HOMES = {
     "effects": ("traceformer.figures.effect_maps", "effects_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
+    "dose": ("traceformer.figures.dose_curves", "dose_figure"),
+    "edges": ("traceformer.figures.edge_map", "edges_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),
     "attribution": ("traceformer.figures.logit_parts", "attribution_figure"),
     "roles": ("traceformer.figures.role_card", "roles_figure"),

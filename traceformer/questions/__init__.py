@@ -19,6 +19,10 @@ ablate          what is lost without a head, an MLP or a layer?
 sweeps          the axes, groups and results that both have
 effects_folder  effects in a folder: written pair by pair, and opened again
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
+dose            how far does steering move a trait, and what does it cost in fluency?
+estimates       the same estimated from slopes, and the largest effects measured
+edges           what does one part's contribution do in what one other part reads?
+edits           the kinds of edits, and those that are made of a direction
 trait_rows      the rows of a run that traits are made of
 paths           which tokens led to a token of a run? No model, no torch
 live_paths      one text through a model, only as far as its attention is asked for

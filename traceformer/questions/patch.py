@@ -19,6 +19,7 @@ from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
+from traceformer.questions.estimates import ReadGroup, estimate_effects
 from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
 from traceformer.sites import SITES, ArrayKey, Numbers
 from traceformer.store.files import canonical, sha256
@@ -27,12 +28,11 @@ from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, rea
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from traceformer.capture.edits.metrics import Metric
     from traceformer.capture.edits.pairing import PairOfIds
     from traceformer.capture.edits.started import Passes
     from traceformer.capture.edits.sweeping import Sweeper, Values
 
-__all__ = ["patch"]
+__all__ = ["pairs_of", "patch"]
 
 How: TypeAlias = Literal["denoise", "noise"]
 
@@ -56,6 +56,9 @@ def patch(
     metric_position: int = -1,
     align: Literal["end"] | None = None,
     answer_token: Literal["only", "first"] = "only",
+    estimate: bool = False,
+    steps: int = 1,
+    exact_top: int = 0,
     batch_size: int = 16,
     out: str | Path | None = None,
     resume: bool = False,
@@ -65,6 +68,7 @@ def patch(
 
         patch(model, "abcdefgabc", "abcdefgxyz", answer="d", wrong="e").to_frame()
         patch(model, pairs="repeats", site="z", over=("layer", "head"))
+        patch(model, pairs="repeats", site="z", over=("layer", "head"), estimate=True, exact_top=10).agreement
 
     An effect of 0 leaves the metric where the corrupt text has it; 1 has it where the clean text has it.
 
@@ -90,13 +94,19 @@ def patch(
         metric_position: Where the metric looks; the last token by default.
         align: `end` matches positions of texts of unequal length from their ends; by default these are refused.
         answer_token: `first` takes the first token of an answer of several; by default these are refused.
+        estimate: Estimate all effects from slopes, in one pass for each pair, in place of measuring each
+            (attribution patching).
+        steps: Of an estimate: at how many points of the way to the other text's activations slopes are taken; beyond
+            one they are taken layer by layer.
+        exact_top: Of an estimate: how many cells, those of the largest mean estimates, to measure as well.
         batch_size: Whole texts that share a pass, or as many tokens in parts of texts.
         out: A folder to write effects to, pair by pair.
         resume: Go on with an interrupted sweep of the same settings there.
         progress: Told how many of how many pairs are done; a bar is shown in a terminal or notebook for None.
 
     Raises:
-        UsageError: texts of unequal length, an answer of several tokens, or a metric that is the same of both texts.
+        UsageError: texts of unequal length, an answer of several tokens, or a metric that is the same of both texts; an
+            estimate of several layers together, or from a metric without a gradient.
         SelectionError: no such site, axis, layer, head or position.
         NumericError: the metric is not finite.
         Unsupported: the model predicts no tokens, or has no such place.
@@ -110,11 +120,12 @@ def patch(
 
     check_model(model)
     check_choice("how", how, ("denoise", "noise"))
+    _check_estimate(estimate, steps, exact_top)
     chosen = metric_named(metric, metric_position)
     key = key_of(model, site, attention)
     passes = Passes(model)
     read = read_pairs(
-        model, _pairs_of(clean, corrupt, answer, wrong, pairs), chosen, align=align, answer_token=answer_token
+        model, pairs_of(clean, corrupt, answer, wrong, pairs), chosen, align=align, answer_token=answer_token
     )
     _check_lengths(read, key)
     bases = [pair.corrupt if how == "denoise" else pair.clean for pair in read]
@@ -144,30 +155,46 @@ def patch(
     most = most_at_once(model, passes, longest, batch_size, all_logits=chosen.position is None)
     groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
     settings = {"texts": _digest(read), "narrowed": axes.narrowed, "answer_token": answer_token}
+    settings |= {"steps": steps, "exact_top": exact_top} if estimate else {}
+    arrays = ("estimate", "exact") if estimate else ("metric", "effect")
+
+    def group_of(numbers: Sequence[int]) -> ReadGroup:
+        return _read_group(model, [read[number] for number in numbers], key, axes, how, sweeper)
+
     with ExitStack() as during:
         folder = None
         if out is not None:
             place = Path(out).expanduser()
-            folder = during.enter_context(EffectsFolder.create(place, about, shown, names, settings, resume=resume))
-        kept = Kept(len(read), axes.shape, normalised, folder)
+            made = EffectsFolder.create(place, about, shown, names, settings, resume=resume, arrays=arrays)
+            folder = during.enter_context(made)
         told = during.enter_context(steps_watched("patching", progress))
         during.enter_context(passes.evaluating())
-        for numbers in groups.pending(kept.done):
-            _patch_group(model, [read[n] for n in numbers], key, axes, how, sweeper, kept, numbers, chosen)
-            told(sum(kept.done), len(read))
-        found = kept.finished(about, shown, names, sweeper)
+        if estimate:
+            every = groups.pending([False] * len(read))
+            found = estimate_effects(
+                group_of, every, shown, names, sweeper, about,
+                steps=steps, exact_top=exact_top, folder=folder, told=told,
+            )  # fmt: skip
+        else:
+            kept = Kept(len(read), axes.shape, normalised, folder)
+            for numbers in groups.pending(kept.done):
+                group = group_of(numbers)
+                measured = sweeper.sweep(group.base, group.grid, group.values, group.goal)
+                kept.put(numbers, measured.metric.numpy(), *group.ends(measured))
+                told(sum(kept.done), len(read))
+            found = kept.finished(about, shown, names, sweeper)
     _check_told_apart(found)
     return found
 
 
-def _pairs_of(
+def pairs_of(
     clean: str | Sequence[int] | None,
     corrupt: str | Sequence[int] | None,
     answer: str | int | None,
     wrong: str | int | None,
     pairs: Contrasts | None,
 ) -> list[Contrast]:
-    """The pairs that are meant.
+    """Returns the pairs that are meant.
 
     Raises:
         UsageError: both, or neither, of texts and pairs.
@@ -196,18 +223,28 @@ def _digest(read: Sequence["PairOfIds"]) -> str:
     return sha256(canonical(rows).encode())
 
 
-def _patch_group(
+def _check_estimate(estimate: bool, steps: int, exact_top: int) -> None:
+    """Refuses what only an estimate has, and numbers that make no sense.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if steps < 1 or exact_top < 0:
+        raise UsageError(f"`steps={steps}`, `exact_top={exact_top}`", hint="`steps=1`, or more; `exact_top=0`, or more")
+    if not estimate and (steps != 1 or exact_top):
+        name = f"exact_top={exact_top}" if exact_top else f"steps={steps}"
+        raise UsageError(f"`{name}` without an estimate", why="every cell is measured", hint="`estimate=True`")
+
+
+def _read_group(
     model: LoadedModel,
     group: Sequence["PairOfIds"],
     key: ArrayKey,
     axes: SweepAxes,
     how: How,
     sweeper: "Sweeper",
-    kept: Kept,
-    numbers: Sequence[int],
-    metric: "Metric",
-) -> None:
-    """Patches pairs of the same two lengths."""
+) -> ReadGroup:
+    """Pairs of the same two lengths, and what their texts are patched with."""
     import torch
 
     from traceformer.capture.edits.metrics import goal_of
@@ -221,7 +258,7 @@ def _patch_group(
     values, source_logits = _values_of(passes, source, key, axes.layers, n_base, sweeper.at(n_source))
     clean_logits = source_logits if how == "denoise" else passes.whole(clean, sweeper.at(n_base))
     goal = goal_of(
-        metric,
+        sweeper.metric,
         answer=[pair.answer for pair in group],
         wrong=[pair.wrong for pair in group],
         ids=clean,
@@ -229,11 +266,8 @@ def _patch_group(
     )
     matched = range(max(0, n_base - n_source), n_base)
     grid = grid_of(axes.over, axes.chosen, axes.narrowed, matched, causal=model.dims.arch == "dec")
-    measured = sweeper.sweep(base, grid, values, goal)
-    of_source = metric.of(source_logits, goal).double().cpu().numpy()
-    of_base = measured.untouched.numpy()
-    both = (of_source, of_base) if how == "denoise" else (of_base, of_source)
-    kept.put(numbers, measured.metric.numpy(), *both)
+    of_source = sweeper.metric.of(source_logits, goal).double().cpu().numpy()
+    return ReadGroup(base, grid, values, goal, of_source, is_clean=how == "denoise")
 
 
 def _values_of(

@@ -184,12 +184,12 @@ class Sweeper:
         self.way: Way = "positions"
         self.compared = 0
         self.error = 0.0
-        self._metric = metric
+        self.metric = metric
         self._batch_size = 1 if passes.sharing.alone is not None else batch_size
 
     def at(self, length: int) -> int | None:
         """Returns the position that is looked at in a text of this length; None for all."""
-        return self._metric.at(self.passes.n_answers(length))
+        return self.metric.at(self.passes.n_answers(length))
 
     def sweep(self, ids: Tensor, grid: Grid, values: Values, goal: Goal) -> Measured:
         """Returns the metric of texts of one length (text, position), untouched and touched: (text, cell).
@@ -212,7 +212,7 @@ class Sweeper:
                 self.way = weaker
         metric = torch.full((len(ids), len(grid.cells)), torch.nan, dtype=torch.float64)
         metric[:, [number for number, cell in enumerate(grid.cells) if cell is not None]] = touched
-        untouched = self._metric.of(base.logits, goal).double().cpu()
+        untouched = self.metric.of(base.logits, goal).double().cpu()
         return Measured(untouched, metric.reshape(len(ids), *grid.shape))
 
     def _touched(self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None) -> Tensor:
@@ -248,7 +248,7 @@ class Sweeper:
         texts = torch.tensor([row.text for row in batch], device=base.ids.device)
         touches = _touches([cells[row.cell] for row in batch], texts, values, base.ids.shape[1])
         logits = self.passes.touched(base, texts, touches, at, layer=layer, first=first, way=way)
-        return self._metric.of(logits, goal.rows(texts)).double().cpu()
+        return self.metric.of(logits, goal.rows(texts)).double().cpu()
 
     def _is_as_whole(
         self, base: Untouched, cells: Sequence[Cell], touched: Tensor, values: Values, goal: Goal, at: int | None

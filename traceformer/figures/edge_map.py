@@ -1,0 +1,81 @@
+"""Effects of edges: senders and receivers as a map, and estimates beside what was measured."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from traceformer.analysis.edges import EdgeEffects, Part
+from traceformer.analysis.effects import mean_over_pairs
+from traceformer.figures.style import inline, titled
+
+__all__ = ["edges_figure", "edges_html"]
+
+_NAMED = 3  # edges that are named beside their points
+
+
+def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
+    """Returns a map of mean estimates, a row per sender and a column per receiver, in the order of a pass.
+
+    Where edges were measured, a second panel has a point for each: its estimate, and its measurement above it.
+    """
+    measured = value.agreement.measured > 0
+    size = (
+        4.5 + 0.06 * min(len(value.receivers), 120) + 4 * measured,
+        1.6 + 0.09 * min(max(len(value.senders), 30), 60),
+    )
+    figure = Figure(figsize=size, layout="constrained")
+    places = figure.subplots(1, 1 + measured, squeeze=False, width_ratios=[2, 1][: 1 + measured])[0]
+    _map(places[0], value, figure)
+    if measured:
+        _beside(places[1], value)
+    about = value.about
+    pairs = f"{len(value.pairs)} pair{'s' * (len(value.pairs) != 1)}"
+    named = f"{about.model}  effects of edges on {about.metric}, {pairs}: estimated"
+    figure.suptitle(titled(named if title is None else title), fontsize=10)
+    return figure
+
+
+def edges_html(value: EdgeEffects) -> str:
+    """Returns the same for a notebook."""
+    return inline(edges_figure(value), alternative=repr(value))
+
+
+def _map(axes: Axes, value: EdgeEffects, figure: Figure) -> None:
+    limit = float(np.nanmax(np.abs(value.values), initial=0)) or 1.0
+    image = axes.imshow(value.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axes.set_facecolor("0.92")
+    for axis, parts in ((axes.xaxis, value.receivers), (axes.yaxis, value.senders)):
+        starts, names = _blocks(parts)
+        axis.set_ticks(starts, names, fontsize=6)
+    axes.tick_params(length=2)
+    axes.tick_params(axis="x", rotation=90)
+    axes.set_xlabel("receiver", fontsize=8)
+    axes.set_ylabel("sender", fontsize=8)
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).ax.tick_params(labelsize=7)
+
+
+def _blocks(parts: tuple[Part, ...]) -> tuple[list[int], list[str]]:
+    """Where each layer's parts of a kind begin, and what they are called."""
+    names = [
+        part.kind if part.layer is None else f"L{part.layer} {'heads' if part.kind == 'head' else part.kind}"
+        for part in parts
+    ]
+    starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+    return starts, [names[i] for i in starts]
+
+
+def _beside(axes: Axes, value: EdgeEffects) -> None:
+    exact = mean_over_pairs(value.exact)
+    rows, columns = np.nonzero(np.isfinite(exact))
+    estimated, found = value.values[rows, columns], exact[rows, columns]
+    axes.scatter(estimated, found, s=14, color="tab:blue")
+    ends = [min(estimated.min(), found.min()), max(estimated.max(), found.max())]
+    axes.plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
+    for i in np.argsort(-np.abs(found))[:_NAMED]:
+        name = f"{value.senders[rows[i]]} → {value.receivers[columns[i]]}"
+        axes.annotate(name, (estimated[i], found[i]), (4, -8), textcoords="offset points", fontsize=6)
+    axes.set_xlabel("estimate", fontsize=8)
+    axes.set_ylabel("measured", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.margins(x=0.25)
+    axes.set_title(str(value.agreement), fontsize=7)
