@@ -180,7 +180,7 @@ def _ablated(
     """The effects of ablating each head on the texts that the model reads; None, with a note, where there are none."""
     if not isinstance(of, LoadedModel) or reading is None:
         why = "the model of a run is not loaded"
-        raise UsageError(f"ablation {how!r} of a run", why=why, hint="a model with texts, or what `ablate` returned")
+        raise UsageError(f"ablation {how!r} of a run", why=why, hint="a model with texts, or what tf.ablate returned")
     from traceformer.questions.ablate import ablate
 
     ids = [list(row.ids["dec"]) for row in reading.rows if len(row.ids.get("dec", ())) > 1]

@@ -127,7 +127,7 @@ class Mean:
             raise SelectionError(
                 f"the mean at position {last}",
                 why=f"the longest example of {self.run.name} has {means.shape[-2]} tokens",
-                hint="`per_position=False`, or a run of longer texts",
+                hint="per_position=False, or a run of longer texts",
             )
         return _broadcast(means[..., where.positions.numpy(), :], part, where)
 
@@ -175,7 +175,7 @@ class Cut:
             raise UsageError(
                 "a query has no key left",
                 why="all that it looks at is cut, so that nothing can be renormalised",
-                hint="`renormalise=False`, or leave it a key",
+                hint="renormalise=False, or leave it a key",
             )
         return torch.where(is_cut, left / share, part)
 
@@ -221,7 +221,7 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
         raise SelectionError(
             f"position {max(wanted)} of example {run.example_id(example)!r} of {run.name}",
             why=f"it has {length} tokens",
-            hint="positions that both have, or `source_position`",
+            hint="positions that both have, or source_position",
         )
     rows = run.get(example, where.key, where.layer)
     if where.heads:

@@ -42,7 +42,7 @@ def estimated(
         raise UsageError(
             "an estimate of touching several layers at once",
             why="what the first of them changes reaches the others, which no slope tells",
-            hint="`layer` among the axes of `over`, or `estimate=False`",
+            hint="layer among the axes of `over`, or `estimate=False`",
         )
     # Tensors that were made in inference mode hold no gradients; copies do.
     with torch.inference_mode(mode=False):

@@ -273,7 +273,7 @@ def function(
     A run that is edited so cannot be resumed: what f does is not known from its name.
     """
     if not callable(f):
-        raise UsageError("`f` is no function", hint="a function of a tensor")
+        raise UsageError("f is no function", hint="a function of a tensor")
 
     def change(part: Tensor, where: Where) -> Tensor:
         new = f(part.clone())  # which may overwrite what it is given
@@ -304,7 +304,7 @@ def _edit(
     if head is not None and not {"head", "kv_head"} & set(SITES[site].axes):
         raise SelectionError(f"{site} has no heads", hint="edit z, what each head mixes" if "attn" in site else "")
     if stack not in (None, "enc", "dec"):
-        raise UsageError(f"`stack={stack!r}`", hint="enc or dec")
+        raise UsageError(f"stack={stack!r}", hint="enc or dec")
     if attention not in ("self", "cross"):
         raise UsageError(f"`attention={attention!r}`", hint="self or cross")
     layers, heads, examples = as_indices(layer), as_indices(head), as_indices(example)
@@ -320,7 +320,7 @@ def _number(value: Any, what: str) -> float:
 
 def _check_run(run: Any) -> None:
     if not isinstance(run, Run):
-        raise UsageError(f"`run` is a {type(run).__name__}", hint="a run that `record` or `open_run` gave")
+        raise UsageError(f"run is a {type(run).__name__}", hint="a run that record or open_run gave")
 
 
 def _digest(values: np.ndarray) -> str:

@@ -114,7 +114,7 @@ class Editing:
         if site.per_layer:
             numbers = range(dims.n_layers) if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
         elif edit.layers is not None:
-            raise SelectionError(f"{edit.site} has no layers", hint="`layer=None`")
+            raise SelectionError(f"{edit.site} has no layers", hint="layer=None")
         n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
         if edit.heads is not None:
             _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
