@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from tests.capture.proofs.facts import failures
+from tests.capture.proofs.facts import OWN_NUMBERS, failures
 from tests.families import KEPT, mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer.capture.extract import record
@@ -186,7 +186,7 @@ def check(family: str, task: str, *sites: str) -> None:
     site = "class_logits" if task == "SequenceClassification" else "token_class_logits"
     own = {proof.fact for proof in result.proofs if proof.key.endswith(f".{site}")}
     is_pair = model.config.is_encoder_decoder
-    facts = {"equals the model's own when nothing is recorded"}
+    facts = {"equals the model's own when nothing is recorded", OWN_NUMBERS}
     facts |= set() if is_pair else {"equals the model's own head on the last residual stream", ALONE}
     facts |= {"equals the model's own of the text alone"} if site == "class_logits" else set()
     assert own == (set() if is_pair and site != "class_logits" else facts)

@@ -151,6 +151,7 @@ COMMANDS = {
     "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
     "attribute": "attribute run --position argument",
+    "dose": "dose byte dynamic --direction trait.npy --layer 1 --scales 0 5 --max-tokens 2 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",
     "verify": "verify run",

@@ -25,12 +25,12 @@ def test_a_recording_says_what_was_found_and_its_run_states_it(stranger: str, tm
     flags = ["--model", stranger, "--device", "cpu", "--dataset", "demo", "--limit", "3", "--capture", "attn", "resid"]
     assert main(["extract", *flags, "--out_dir", str(tmp_path / "run")]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no row for")]
-    assert said == ["no row for tiny-llama: found that of byte_sparse and proved 53 facts on your texts"]
+    assert said == ["no row for tiny-llama: found that of byte_sparse and proved 83 facts on your texts"]
     row = Run(tmp_path / "run").about.row
     assert row is not None
-    assert (row["n_facts"], len(row["facts"]), row["like"]) == (53, 53, None)
+    assert (row["n_facts"], len(row["facts"]), row["like"]) == (83, 83, None)
     assert main(["inspect", str(tmp_path / "run")]) == 0
-    assert "no row for llama: found that of byte_sparse, 53 facts proved on " in capsys.readouterr().out
+    assert "no row for llama: found that of byte_sparse, 83 facts proved on " in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "run")]) == 0
     assert main(["heads", str(tmp_path / "run"), "--output", str(tmp_path / "heads.csv")]) == 0
     assert main(["lens", str(tmp_path / "run"), "--example", "0"]) == 4
@@ -41,7 +41,7 @@ def test_the_row_of_a_family_is_chosen_by_hand(stranger: str, tmp_path: Path, ca
     prompt = ["--prompt", "The old", "--max-tokens", "3", "--device", "cpu", "--capture", "resid_post"]
     command = ["generate", "--model", stranger, "--like", "mistral", *prompt, "--out_dir", str(tmp_path / "run")]
     assert main(command) == 0
-    assert "no row for tiny-llama: took that of mistral, as asked and proved 53 facts" in capsys.readouterr().err
+    assert "no row for tiny-llama: took that of mistral, as asked and proved 83 facts" in capsys.readouterr().err
     about = Run(tmp_path / "run").about
     assert about.row is not None
     assert (about.row["like"], about.attention.rotary) == ("mistral", True)

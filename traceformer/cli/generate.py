@@ -3,7 +3,7 @@
 import json as json_text
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -207,7 +207,7 @@ def generate(
             prompts = asked.read()
             edits = [as_steering(each) for each in steer]
             loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
-            with edit(loaded, *edits):
+            with edit(loaded, *edits) if edits else nullcontext():
                 run = generation.answer(
                     loaded,
                     prompts,

@@ -14,10 +14,10 @@ FAMILIES = {
     "qwen2": "dec pre-norm gated rotary",
     "qwen3": "dec pre-norm gated rotary",
     "gemma": "dec pre-norm gated rotary",
-    "gemma2": "dec pre-norm gated rotary",
-    "gemma3_text": "dec pre-norm gated rotary",
+    "gemma2": "dec pre-norm gated rotary normed-out",
+    "gemma3_text": "dec pre-norm gated rotary normed-out",
     "phi3": "dec pre-norm gated rotary",
-    "olmo2": "dec final-norm gated rotary",
+    "olmo2": "dec final-norm gated rotary normed-out",
     "gpt_neox": "dec pre-norm plain rotary",
     "gpt_neox_parallel": "dec pre-norm plain rotary parallel",
     "opt": "dec pre-norm plain",
@@ -35,16 +35,16 @@ FAMILIES = {
     "t5_gated": "enc dec pre-norm gated",
     "mt5": "enc dec pre-norm gated",
     "bart": "enc dec plain",
-    "gptj": "dec pre-norm plain rotary parallel one-norm",
-    "bloom": "dec pre-norm plain alibi",
-    "mpt": "dec pre-norm plain alibi",
+    "gptj": "dec pre-norm plain rotary parallel one-norm own-attention",
+    "bloom": "dec pre-norm plain alibi own-attention",
+    "mpt": "dec pre-norm plain alibi own-attention",
     "byte_sparse": "dec pre-norm gated rotary",
     "stablelm_parallel": "dec pre-norm gated rotary parallel one-norm",
-    "glm4": "dec pre-norm gated rotary",
+    "glm4": "dec pre-norm gated rotary normed-out",
     "qwen3_moe": "dec pre-norm experts rotary",
-    "gpt_neo": "dec pre-norm plain",
-    "falcon_new": "dec pre-norm plain rotary parallel",
-    "deberta-v2": "enc plain",
+    "gpt_neo": "dec pre-norm plain own-attention",
+    "falcon_new": "dec pre-norm plain rotary parallel own-attention",
+    "deberta-v2": "enc plain own-attention",
     "mbart": "enc dec pre-norm plain",
     "xglm": "dec pre-norm plain outside",
 }
@@ -93,6 +93,12 @@ MLPS = {
     "gated": (*ONE_MLP, ("mlp_mid", "equals mlp_act * mlp_up")),
     "experts": (("mlp_out", "equals the experts' output for the MLP's input"),),
 }
+OWN_NUMBERS = "an edit that puts its own numbers there changes nothing"
+OF_A_DONOR = "of another text, put there by an edit, gives that text's output"
+WITHOUT_A_HEAD = "without a head is what it was less z @ W_O of that head"
+NOTHING_DONE = "steering by 0 and cutting no edge change nothing"
+BESIDE_A_CACHE = "edited beside a cache is as edited in one pass"
+WITHIN_THE_MODULE = ("q", "k", "v", "attn_scores", "attn_pattern")
 LOGITS = {
     "dec": "equals the unembedding of the last residual stream",
     "enc": "equals the model's own head on the last residual stream",
@@ -129,7 +135,21 @@ def facts_of(family: str) -> set[Fact]:
     if "alibi" in words:
         add("dec.self", ("q_proj", "gives the model's own attentions with k_proj and ALiBi"))
     add(stacks[-1], ("logits", "equals the model's logits when nothing is recorded"), ("logits", LOGITS[stacks[-1]]))
-    return {each for each in facts if each[1]} | {(key, ALONE) for key, _ in facts}
+    return {each for each in facts if each[1]} | {(key, ALONE) for key, _ in facts} | _facts_of_edits(facts, words)
+
+
+def _facts_of_edits(facts: set[Fact], words: list[str]) -> set[Fact]:
+    """What holds of edits of the sites that other facts are about."""
+    sites = {key: key.rpartition(".")[2] for key, _ in facts}
+    hidden = WITHIN_THE_MODULE if "own-attention" in words else ()
+    found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden)}
+    found |= {(key, OF_A_DONOR) for key, site in sites.items() if site in ("resid_pre", "resid_mid", "resid_post")}
+    found |= {(key, NOTHING_DONE) for key, site in sites.items() if site == "resid_post"}
+    if "normed-out" not in words:
+        found |= {(key.replace(".z", ".attn_out"), WITHOUT_A_HEAD) for key, site in sites.items() if site == "z"}
+    if "dec" in words and "enc" not in words:
+        found.add(("dec.logits", BESIDE_A_CACHE))
+    return found
 
 
 def two_examples(model: Any) -> list[Example]:

@@ -94,9 +94,9 @@ def test_a_class_that_nobody_knows_is_recorded_as_its_forward_has_it(ids_file: P
     model, told = odd_model(), list[Progress]()
     run = recorded(model, ids_file, progress=told.append)
     notices = [each.message for each in told if each.is_notice]
-    assert notices == ["no row for oddity: found one and proved 54 facts on your texts"]
+    assert notices == ["no row for oddity: found one and proved 83 facts on your texts"]
     assert run.about.row is not None
-    assert (run.about.row["how"], run.about.row["n_facts"], run.about.row["like"]) == ("found one", 54, None)
+    assert (run.about.row["how"], run.about.row["n_facts"], run.about.row["like"]) == ("found one", 83, None)
     assert run.about.row["error"] < 1e-5
     assert run.about.row["tokens"] == 3 + 14 + 21
     assert "dec.resid_mid equals resid_pre + attn_out, normed in post-norm blocks" in run.about.row["facts"]

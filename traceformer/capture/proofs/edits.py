@@ -50,8 +50,11 @@ def prove_edits(
     if not places:
         return
 
+    keys = {spec.key for spec in specs}
+
     def add_error(key: ArrayKey, fact: str, error: float, rounding: Rounding = Rounding.NONE) -> None:
-        errors[key, fact, rounding] = max(error, errors.get((key, fact, rounding), 0.0))
+        if key in keys:
+            errors[key, fact, rounding] = max(error, errors.get((key, fact, rounding), 0.0))
 
     def output(touches: Mapping[Place, Touch], given: Mapping[str, Tensor] = inputs) -> Tensor:
         with Touching(model, touches, scene.row):
