@@ -94,7 +94,9 @@ def whole_only(untouched: Any) -> Any:
     return lambda self, ids, at, **_: untouched(self, ids, at, way="whole")
 
 
-@pytest.mark.parametrize(("family", "way"), [("bert", "layers"), ("t5", "whole"), ("gemma3_text", "positions")])
+@pytest.mark.parametrize(
+    ("family", "way"), [("bert", "layers"), ("t5", "whole"), ("whisper", "layers"), ("gemma3_text", "positions")]
+)
 def test_a_family_is_patched_in_the_way_that_is_right_for_it(family: str, way: Any) -> None:
     model = tf.load_model(tiny_model(family, **({"sliding_window": 64} if way == "positions" else {})))
     found = tf.patch(model, *IDS, answer=5, wrong=7)

@@ -156,6 +156,8 @@ class Passes:
         cache = None
         if way == "positions" and self._is_causal and "past_key_values" in self._accepted:
             cache = DynamicCache(config=self._model.config)
+            if len(cache.layers) not in (0, self.n_layers):  # Whisper's config counts the layers of its encoder
+                cache = None
         seen, mixing = _Seen(), _Seen()
         with ExitStack() as undo:
             for attention, projection in self._attentions() if of_heads and self.begins_at_mixed else ():
