@@ -108,9 +108,11 @@ def _prompts(name: str) -> "PromptSet":
 
 def _told(found: "Dose") -> str:
     about = found.about
+    summary = found.summary()
+    figures = zip(summary["scale"], summary["projection"], summary["log_prob"], found.texts, strict=True)
     rows: list[tuple[Any, ...]] = [
-        (f"{row.scale:g}", f"{row.projection:.3f}", f"{row.log_prob:.3f}", _beginning(found.texts[number][0]))
-        for number, row in enumerate(found.summary().itertuples())
+        (f"{scale:g}", f"{projection:.3f}", f"{log_prob:.3f}", _beginning(texts[0]))
+        for scale, projection, log_prob, texts in figures
     ]
     title = (
         f"{about.model}  {about.direction} (norm {about.norm:.3g}) added to {about.site} of layer {about.layer}: "

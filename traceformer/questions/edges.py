@@ -106,7 +106,7 @@ def edges(
             for first in range(0, len(chosen), batch_size):
                 part = slice(first, first + batch_size)
                 effects = (own.stream.measure(own.metric, chosen[part]) - own.corrupt) / own.span
-                exact[number][tuple(np.transpose(places[part]))] = effects
+                exact[number][tuple(np.array(places[part]).T)] = effects
             told(len(read) + number + 1, len(read) + n_measured)
     return EdgeEffects(
         senders,

@@ -23,6 +23,7 @@ from traceformer.errors import (
     UsageError,
 )
 from traceformer.models.loaded import LoadedModel
+from traceformer.sites import ArrayKey
 
 TEXTS = ["The Eiffel Tower is in Paris.", "Rome is in Italy, and the river Tiber flows through Rome."]
 ALL = "attn qkv resid z attn_out mlp_out logits"
@@ -210,6 +211,24 @@ def test_an_edited_generation_is_what_one_pass_over_the_finished_text_is_edited(
     for number in range(2):
         for site in ("attn_pattern", "resid_post", "z", "k", "logits"):
             np.testing.assert_allclose(run.get(number, site), once.get(number, site), rtol=1e-5, atol=5e-5)
+
+
+def test_an_edited_translation_is_what_one_pass_over_it_is_edited(tiny_folder: Callable[..., Path]) -> None:
+    model = tf.load_model(str(tiny_folder("t5")), device="cpu", with_head=True)
+    wanted = (
+        edits.scale("resid_post", 1, 1.5, position="response"),
+        edits.scale("resid_mid", 1, 3, position="last", stack="enc"),
+        edits.zero("attn_out", 0, position=0, attention="cross"),
+    )
+    how: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "dtype": "float32", "more": {"eos_token_id": None}}
+    with tf.edit(model, *wanted):
+        run, once = (tf.generate(model, TEXTS, "resid logits", replay=replay, **how) for replay in (False, True))
+    plain = tf.generate(model, TEXTS, "resid logits", **how)
+    for number in range(2):
+        for key in ("dec.resid_post", "enc.resid_post", "dec.logits"):
+            rows = run.get(number, ArrayKey.parse(key))
+            np.testing.assert_allclose(rows, once.get(number, ArrayKey.parse(key)), rtol=1e-5, atol=5e-5)
+            assert not np.allclose(rows, plain.get(number, ArrayKey.parse(key)), atol=1e-3)
 
 
 def test_listed_hidden_states_show_the_edit_whatever_was_asked_of_the_model_before(model: LoadedModel) -> None:

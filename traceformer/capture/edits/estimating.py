@@ -54,7 +54,7 @@ def _estimated(
     passes: Passes, ids: Tensor, grid: Grid, values: Values, metric: Metric, goal: Goal, steps: int
 ) -> Measured:
     layers = sorted({cell.layers[0] for cell in grid.present})
-    places = [(key, layer) for key in values.keys for layer in layers]
+    places: list[Place] = [(key, layer) for key in values.keys for layer in layers]
     at = metric.at(passes.n_answers(ids.shape[1]))
     untouched, found = list[Tensor](), list[list[float]]()
     for number in range(len(ids)):  # one by one, so that memory does not grow with their number

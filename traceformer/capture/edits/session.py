@@ -167,7 +167,7 @@ class Editing:
             return Where(key, layer, (), example, nothing, nothing), row
         texts = self._texts(key.token_stack)
         at = texts.columns_of(tensor.shape[-2], of_keys=key.site in ("k", "v"))[row]
-        columns = self._meant(edit.position, at, row, texts).nonzero()[:, 0]
+        columns = self._meant(edit.position, at, row, key.token_stack).nonzero()[:, 0]
         if not len(columns):
             return None
         keys = self._texts(key.key_stack).columns_of(tensor.shape[-1], of_keys=True)[row] if site.is_matrix else nothing
@@ -183,8 +183,7 @@ class Editing:
             return edit.change
 
         def keys(where: Where) -> Tensor:
-            texts = self._texts(where.key.key_stack)
-            return self._meant(edit.keys, where.keys, row, texts)
+            return self._meant(edit.keys, where.keys, row, where.key.key_stack)
 
         return Cut(keys, bool(edit.settings["renormalise"]))
 
@@ -199,10 +198,11 @@ class Editing:
             return row
         return self._examples[row // (batch // len(self._examples))]  # several responses lie side by side
 
-    def _meant(self, position: Any, at: Tensor, row: int, texts: Texts) -> Tensor:
+    def _meant(self, position: Any, at: Tensor, row: int, stack: Stack) -> Tensor:
+        texts = self._texts(stack)
         batch = len(texts.lengths)
         length, grows = texts.lengths[row], texts.grows
-        if self._prompts is not None:
+        if self._prompts is not None and stack == list(self._row.stacks)[-1]:
             length, grows = self._prompts[row // (batch // len(self._prompts))], True
 
         def find(word: str) -> Sequence[int]:
@@ -250,7 +250,7 @@ def examples_are(model: Any, numbers: Sequence[int], prompts: Sequence[int] | No
     Args:
         model: The model.
         numbers: The number of each row in its data set.
-        prompts: The tokens of each row's prompt, where a pass reads a whole response.
+        prompts: The tokens of each row's prompt in the decoder, where a pass reads a whole response.
     """
     for editing in _at_work.get(model.base_model, ()):
         editing._examples, editing._prompts = list(numbers), prompts  # pyright: ignore[reportPrivateUsage]

@@ -276,7 +276,8 @@ def answer(
                 made, rows = _completed(model, batch, parts, sampling, seed, prompts.category)
                 counting.tokens = before + sum(len(each.tokens) for each in made)  # without padding and lost beams
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
-                prompt_lengths = [each.prompt.row.length(list(each.prompt.row.ids)[-1]) for each in made]
+                # An encoder-decoder's decoder begins with its start token.
+                prompt_lengths = [each.prompt.row.lengths.get("dec", 1) for each in made]
                 answering.fill(sink, parts, rows, batch_size, shard * layout.shard_examples, prompt_lengths)
                 table = generation_table(made, rows, layout.shard_range(shard), sampling, replay=replay)
                 pipeline.close_shard(shard, sink, table)
