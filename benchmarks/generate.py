@@ -1,6 +1,6 @@
 """Measures what recording a generation costs over the same generation without it, in the same run.
 
-    python benchmarks/generate.py [--json FILE] [--folder FOLDER] [--quick]
+    python benchmarks/generate.py [--json FILE] [--folder FOLDER] [--turns 7] [--quick]
 
 GPT-2 small's shape with random weights, on the CPU, greedily, patterns of all heads, the residual stream and MLP
 outputs. Every turn times all ways once, next to each other; each figure is the median of the turns' ratios to plain
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from extract import in_turn, make_model, make_texts
-from table import Row, delete, main, row, seconds
+from extract import make_model, make_texts
+from table import Row, delete, in_turn, main, row, seconds
 
 CAPTURE = ("attn", "resid", "mlp_out")
 PROMPT_TOKENS = 31
@@ -30,12 +30,14 @@ class Bench:
         self.prompts = make_texts(folder / "one.txt", 1, PROMPT_TOKENS)
         self.out = folder / "run"
 
-    def recording(self, tokens: int, prompts: Path | None = None, **how: Any) -> Callable[[], object]:
+    def recording(
+        self, tokens: int, prompts: Path | None = None, capture: tuple[str, ...] = CAPTURE, **how: Any
+    ) -> Callable[[], object]:
         from traceformer.capture.generation.generate import generate
         from traceformer.progress import quiet
 
         settings = {"max_tokens": tokens, "temperature": 0.0, "more": {"eos_token_id": None}, "overwrite": True} | how
-        return lambda: generate(self.loaded, prompts or self.prompts, CAPTURE, out=self.out, progress=quiet, **settings)
+        return lambda: generate(self.loaded, prompts or self.prompts, capture, out=self.out, progress=quiet, **settings)
 
     def plain(self, tokens: int, **more: Any) -> Any:
         import torch
@@ -92,17 +94,17 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.zarr/**/c.*") if path.is_file())
 
 
-def measure_one(bench: Bench, quick: bool) -> Iterator[Row]:
+def measure_one(bench: Bench, turns: int) -> Iterator[Row]:
     works: dict[str, Callable[[], object]] = {
         "recorded": bench.recording(64),
         "replayed": bench.recording(64, replay=True),
         "output_attentions": lambda: bench.output_attentions(64),
         "context again": lambda: bench.context_again(64),
     }
-    ratios = in_turn(lambda: bench.plain(64), works, 1 if quick else 5, between=bench.delete)
+    ratios = in_turn(lambda: bench.plain(64), works, turns, between=bench.delete)
     works["recorded"]()
     ours = bytes_of(bench.folder / "run")
-    yield row("31 + 64 tokens, recorded token by token / plain", ratios["recorded"], 1.15, note=f"{ours / 1e6:.1f} MB")
+    yield row("31 + 64 tokens, recorded token by token / plain", ratios["recorded"], 1.08, note=f"{ours / 1e6:.1f} MB")
     yield row("  replayed: one pass over the finished text", ratios["replayed"], None, note="the same numbers")
     for name, what in (
         ("output_attentions", "  generate(output_attentions=True) + torch.save"),
@@ -139,9 +141,9 @@ def measure_batches(bench: Bench, quick: bool) -> Iterator[Row]:
     yield row(f"{n} prompts x {tokens} tokens: one by one / batches of 8", ratios, 3, at_least=True)
 
 
-def measure(folder: Path, quick: bool) -> Iterator[Row]:
+def measure(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     bench = Bench(folder, make_model(folder / "gpt2-shape"))
-    yield from measure_one(bench, quick)
+    yield from measure_one(bench, 1 if quick else turns)
     yield from measure_growth(bench)
     yield from measure_batches(bench, quick)
 

@@ -39,7 +39,7 @@ def measure(folder: Path, turns: int) -> Iterator[Row]:
     place = folder / "run"
     run = tf.record("byte", texts, "attn resid", out=place, shard_examples=64)
     written = {path: of for each in read_commits(place, RunFolder.open(place).head) for path, of in each.files.items()}
-    pattern, rows = run.spec("attn_pattern"), run.spec("resid_pre")
+    pattern, rows = run.spec("attn_pattern"), run.spec("resid_post")
 
     def compare(spec: Any, shards: range) -> None:
         for shard in shards:
@@ -59,7 +59,7 @@ def measure(folder: Path, turns: int) -> Iterator[Row]:
 
     every, name = range(run.layout.n_shards), token_path(0)
     yield share("a matrix", lambda: compare(pattern, every[:1]), lambda again: again.attn(0, 1, 0))
-    yield share("a layer", lambda: compare(rows, every), lambda again: again.activations("resid_pre", 1))
+    yield share("a layer", lambda: compare(rows, every), lambda again: again.activations("resid_post", 1))
     yield share("a text", lambda: hash_whole(name, lambda: written[name]), lambda again: again.text(0))
     yield share(
         "all texts", lambda: hash_whole(TOKENS, lambda: read_manifest(place)[TOKENS]), lambda again: again.tokens

@@ -1,10 +1,10 @@
 """Measures head metrics against plain numpy loops over the same stored patterns, and live against extract and read.
 
-    python benchmarks/heads.py [--json FILE] [--folder FOLDER] [--quick]
+    python benchmarks/heads.py [--json FILE] [--folder FOLDER] [--turns 7] [--quick]
 
 96 heads, 10 sequences of 1024 tokens. A loop takes one (query, key) matrix after the other through TraceStore, as
 float32, and writes each metric down as numpy has it; one sequence is timed in each turn, times ten. Ratios are those of
-one turn; each figure is the median of five, with the smallest and the largest.
+one turn; each figure is the median of the turns, with the smallest and the largest.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from extract import make_model, make_texts
-from table import Row, delete, in_process, main, row, seconds
+from table import Ratios, Row, Took, delete, in_process, main, row, took
 
 from traceformer.questions.heads import heads
 from traceformer.sites import ArrayKey, ArraySpec
@@ -23,7 +23,6 @@ from traceformer.store.writer import RunWriter
 
 LAYERS, HEADS, TOKENS, SEQUENCES = 12, 8, 1024, 10
 PATTERN = ArraySpec(ArrayKey.parse("dec.self.attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
-REPEATS = 5
 
 
 def write_run(folder: Path) -> TraceStore:
@@ -83,25 +82,24 @@ def full_loop(store: TraceStore, example_id: str) -> None:
             _ = np.argmax(within >= 0.9 * within[-1])
 
 
-def measure_stored(folder: Path, quick: bool) -> Iterator[Row]:
+def measure_stored(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     store = write_run(folder / "run")
     size = SEQUENCES * LAYERS * HEADS * TOKENS**2 * 2
-    ratios: dict[str, list[float]] = {"thesis": [], "full": []}
-    took: list[float] = []
-    for turn in range(2 if quick else REPEATS + 1):
+    loops = {"thesis": thesis_loop, "full": full_loop}
+    ratios = {name: Ratios() for name in loops}
+    seconds: list[float] = []
+    for turn in range(2 if quick else turns + 1):
         example_id = store.ids[turn % SEQUENCES]
-        loops = {
-            "thesis": SEQUENCES * seconds(lambda e=example_id: thesis_loop(store, e)),
-            "full": SEQUENCES * seconds(lambda e=example_id: full_loop(store, e)),
-        }
-        own = seconds(lambda: heads(store))
-        if turn:  # the first one warms up
-            took.append(own)
-            for name, loop in loops.items():
-                ratios[name].append(own / loop)
-    yield row("all metrics over a loop for all metrics", ratios["full"], 0.1)
+        own = took(lambda: heads(store))
+        for name, loop in loops.items():
+            of_one = took(lambda loop=loop, e=example_id: loop(store, e))
+            if turn:  # the first one warms up
+                ratios[name].add(own, Took(SEQUENCES * of_one.wall, SEQUENCES * of_one.processor))
+        if turn:
+            seconds.append(own.wall)
+    yield row("all metrics over a loop for all metrics", ratios["full"], 0.15)
     yield row("all metrics over a loop for the thesis's three", ratios["thesis"], 0.1)
-    yield row("seconds", took, None, note=f"{size / min(took) / 1e9:.2f} GB/s of padded float16 at best")
+    yield row("seconds", seconds, None, note=f"{size / min(seconds) / 1e9:.2f} GB/s of padded float16 at best")
     peak = in_process(PEAK.format(run=str(folder / "run"))) / 1e6
     yield row("peak memory of a process that does it, MB", [peak], 500, note=f"of {size / 1e9:.1f} GB")
 
@@ -115,7 +113,7 @@ print(memory("VmHWM"))
 """
 
 
-def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
+def measure_live(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     """GPT-2 small's shape with random weights, on the CPU; the model is loaded in both."""
     from traceformer.capture.extract import record
     from traceformer.models.load import load_model
@@ -131,12 +129,13 @@ def measure_live(folder: Path, quick: bool) -> Iterator[Row]:
     def live() -> object:
         return heads(load_model(str(model), device="cpu"), str(texts), seq_length=512, **how)
 
-    ratios: list[float] = []
-    for turn in range(2 if quick else REPEATS + 1):
+    ratios = Ratios()
+    for turn in range(2 if quick else turns + 1):
         delete(folder / "live-run")
-        took = seconds(stored)
+        other = took(stored)
+        own = took(live)
         if turn:
-            ratios.append(seconds(live) / took)
+            ratios.add(own, other)
     yield row("live over extract and read, 12 layers, 4 x 512 tokens", ratios, 1.0)
 
 

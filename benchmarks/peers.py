@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from extract import Bench, in_turn, make_model
-from table import Row, delete, main, row
+from extract import Bench, make_model
+from table import Row, delete, in_turn, main, row
 
 CAPTURE = ("attn", "qkv", "resid")
 

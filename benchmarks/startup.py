@@ -60,7 +60,7 @@ def measure_opening(folder: Path, quick: bool) -> Iterator[Row]:
     run, _ = write_run(folder / "attention", [PATTERN])
     code = f"import traceformer as tf; tf.open_run({str(run)!r}).attn(5, layer=2, head=1)"
     what = "open a run and read a matrix, ms over numpy and tensorstore"
-    yield beyond(what, code, ARRAYS, 50, 2 if quick else TURNS, folder / "bytecode")
+    yield beyond(what, code, ARRAYS, 40, 2 if quick else TURNS, folder / "bytecode")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/store.py [--json FILE] [--folder FOLDER]
 
-Each figure is the median of five, with the spread between the smallest and the largest. Attention is synthetic:
+Each figure is the median of seven, with the spread between the smallest and the largest. Attention is synthetic:
 causal, with heads from sharply local to diffuse; the targets were set on a trained model's, which is alike in size.
 """
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from table import Row, main, row, seconds
+from table import Ratios, Row, main, row, seconds, took
 
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
 
-REPEATS = 5
+REPEATS = 7
 LAYERS, HEADS, TOKENS, EXAMPLES, D_MODEL = 6, 8, 256, 128, 512
 PATTERN = ArraySpec(ArrayKey.parse("dec.self.attn_pattern"), tuple(range(LAYERS)), tuple(range(HEADS)))
 RESIDUAL = ArraySpec(ArrayKey.parse("dec.resid_post"), tuple(range(LAYERS)), (), D_MODEL)
@@ -69,12 +69,12 @@ def write_run(folder: Path, arrays: list[ArraySpec], **options: int) -> tuple[Pa
     """Writes a run; returns its folder and the seconds that commits took, without filling the buffers."""
     sizes = {"n_examples": EXAMPLES, "longest": {"dec": TOKENS}}
     layout = RunLayout.plan(arch="dec", arrays=arrays, triangles=[PATTERN.key], **sizes, **options)
-    took = 0.0
+    committing = 0.0
     with RunWriter.create(folder, layout, {}, digest={}, overwrite=True) as writer:
         for shard in writer.pending:
             buffer = fill(layout, writer, shard)
-            took += seconds(lambda b=buffer, k=shard: writer.commit(k, b, table_of(layout, k)))  # pyright: ignore
-        return writer.finish(), took
+            committing += seconds(lambda b=buffer, k=shard: writer.commit(k, b, table_of(layout, k)))  # pyright: ignore
+        return writer.finish(), committing
 
 
 def durable_write(path: Path, size: int) -> None:
@@ -87,8 +87,8 @@ def durable_write(path: Path, size: int) -> None:
 
 def durable(what: str, size: int, plain: list[float], ours: list[float], target: float | None) -> Row:
     """Returns the row of the store's durable rate over the machine's, and notes both: a shared disk's limit varies."""
-    rates = [f"{size / max(took) / 1e6:.0f}-{size / min(took) / 1e6:.0f}" for took in (ours, plain)]
-    ratios = [limit / took for limit, took in zip(plain, ours, strict=True)]
+    rates = [f"{size / max(each) / 1e6:.0f}-{size / min(each) / 1e6:.0f}" for each in (ours, plain)]
+    ratios = [limit / own for limit, own in zip(plain, ours, strict=True)]
     return row(what, ratios, target, at_least=True, note=f"{rates[0]} over {rates[1]} MB/s")
 
 
@@ -104,8 +104,8 @@ def measure_attention(folder: Path) -> Iterator[Row]:
     for _ in range(REPEATS):
         plain.append(seconds(lambda: durable_write(folder / "plain", raw)))
         (folder / "plain").unlink()
-        run, took = write_run(run, [PATTERN])
-        ours.append(took)
+        run, committing = write_run(run, [PATTERN])
+        ours.append(committing)
     yield durable("attention, durable raw MB/s over a plain file's", raw, plain, ours, 1.0)
     triangle = sum(int(n) * (int(n) + 1) // 2 for n in LENGTHS) * LAYERS * HEADS * 2
     yield row(
@@ -120,19 +120,16 @@ def measure_attention(folder: Path) -> Iterator[Row]:
     yield row("random matrix through TraceStore, warm p50 in ms", p50, 0.5)
     one_head = RANDOM.random((EXAMPLES, TOKENS, TOKENS), np.float32).astype(np.float16)
     one_head.tofile(folder / "plain")
-    ratios: list[float] = []
-    for head in range(REPEATS):
-        limit = seconds(lambda: np.fromfile(folder / "plain", np.float16).max())
-        scan = seconds(lambda h=head: max(matrix.max() for _, matrix in store.head("attn", 3, h, dtype="stored")))
-        ratios.append(limit / scan)
-    yield row("one-head scan over np.fromfile, each with its max()", ratios, 0.3, at_least=True)
-    ratios = []
-    for head in range(REPEATS):
-        limit = seconds(lambda: np.fromfile(folder / "plain", np.float16))
-        scan = seconds(lambda h=head: [None for _ in store.head("attn", 3, h, dtype="stored")])
-        ratios.append(limit / scan)
-    note = "bound by zstd: a few GB/s per core, where a cached file is read at memory speed"
-    yield row("one-head scan over np.fromfile, nothing computed", ratios, 0.3, at_least=True, note=note)
+    for what, computed, read, target in (
+        ("each with its max()", np.max, lambda plain: plain.max(), 0.3),
+        ("nothing computed", len, lambda plain: plain, 0.4),
+    ):
+        ratios = Ratios()
+        for head in range(REPEATS):
+            limit = took(lambda read=read: read(np.fromfile(folder / "plain", np.float16)))
+            scan = took(lambda h=head, f=computed: [f(each) for _, each in store.head("attn", 3, h, dtype="stored")])
+            ratios.add(limit, scan)
+        yield row(f"one-head scan over np.fromfile, {what}", ratios, target, at_least=True)
     (folder / "plain").unlink()
 
 

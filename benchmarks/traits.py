@@ -15,21 +15,20 @@ import os
 import shutil
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from extract import in_turn, make_model
+from extract import make_model
 from generate import Bench
-from table import Row, main, row, seconds
+from table import Row, in_turn, main, row, seconds
 
 from traceformer.analysis.lens import normed, read_out
 from traceformer.models.readout import Readout
 from traceformer.models.weights import StoredTensor
 from traceformer.questions.trait_rows import project_run
-from traceformer.sites import ArrayKey, ArraySpec, Selection
+from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import TraceStore
 from traceformer.store.writer import RunWriter
@@ -71,12 +70,12 @@ def measure_projection(folder: Path, quick: bool) -> Iterator[Row]:
 
     works = {"ours": lambda: project_run(store, "resid_post", 0, directions), "numpy": in_numpy}
     ratios = in_turn(read, works, 1 if quick else 5)
-    speed = [1 / ratio for ratio in ratios["ours"]]
+    speed = [1 / ratio for ratio in ratios["ours"].wall]
     size = sum(file.stat().st_size for file in files)
     yield row(
         "10^6 tokens onto 10 vectors: speed over np.fromfile's", speed, 0.3, at_least=True, note=f"{size / 1e6:.0f} MB"
     )
-    yield row("  activations() and one product in numpy", [1 / ratio for ratio in ratios["numpy"]], None)
+    yield row("  activations() and one product in numpy", [1 / ratio for ratio in ratios["numpy"].wall], None)
     shutil.rmtree(store.folder)
 
 
@@ -85,8 +84,7 @@ def measure_recording(folder: Path, quick: bool) -> Iterator[Row]:
 
     bench = Bench(folder, make_model(folder / "gpt2-shape"))
     vectors = {f"trait {n}": {None: RANDOM.standard_normal(WIDTH).astype(np.float32)} for n in range(DIRECTIONS)}
-    bench.request = replace(bench.request, selection=Selection(()), traits=Traits(vectors))
-    recording = bench.recording()
+    recording = bench.recording(64, capture=(), project=Traits(vectors))
     ratios = in_turn(lambda: bench.plain(64), {"projected": recording}, 1 if quick else 7, between=bench.delete)
     yield row("31 + 64 tokens with --project, 12 layers x 10 / plain", ratios["projected"], 1.05)
 
