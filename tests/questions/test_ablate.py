@@ -1,5 +1,6 @@
 """Ablation as a call: against hooks of torch on whole passes, text by text."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from torch import Tensor
 
 import traceformer as tf
 from tests.questions.test_asked import as_users_have_it
-from traceformer.errors import SelectionError, UsageError
+from traceformer.errors import ConfigurationChanged, SelectionError, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.tiny import tiny_model
 from traceformer.texts.contrasts import load_contrasts
 
 TEXTS = ["return the name", "if it is not", "return the rest"]
@@ -124,3 +126,28 @@ def test_what_cannot_be_ablated_is_refused(what: str, byte: LoadedModel) -> None
     texts, given, error, match = REFUSED[what]
     with pytest.raises(error, match=match):
         as_users_have_it(tf.ablate)(byte, texts, **given)
+
+
+def test_a_sweep_goes_on_under_the_same_edits_only(byte: LoadedModel, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    texts = ["abcabc", "hello!", "xyzxyz", "qwerty"]
+    with tf.edit(byte, tf.edits.scale("resid_post", 1, 1.1)), pytest.raises(KeyboardInterrupt):
+        tf.ablate(byte, texts, layers=3, out=tmp_path / "kept", batch_size=1, progress=stop)
+    with pytest.raises(ConfigurationChanged):
+        tf.ablate(byte, texts, layers=3, out=tmp_path / "kept", batch_size=1, resume=True)
+    with pytest.raises(UsageError, match="a function as metric"):
+        tf.ablate(byte, texts, layers=3, out=tmp_path / "kept", resume=True, metric=lambda logits: logits[:, -1, 0])
+
+
+def test_what_no_sweep_can_tell_is_refused(byte: LoadedModel) -> None:
+    with tf.edit(byte, tf.edits.zero("z", 1, example=0)), pytest.raises(Unsupported, match="edits of single texts"):
+        tf.ablate(byte, ["abcabc"])
+    for family in ("bert", "t5"):
+        model = tf.load_model(tiny_model(family))
+        with pytest.raises(Unsupported, match="it is no decoder"):
+            tf.patch(model, [5, 6, 7, 8], [5, 6, 9, 8], metric="loss")
+    with pytest.raises(UsageError, match="1 or more"):
+        tf.ablate(byte, ["abcabc"], batch_size=0)

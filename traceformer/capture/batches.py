@@ -43,7 +43,7 @@ def run_batches(
     sink: BatchSink,
     done: Callable[[Sequence[int]], None] = lambda _: None,
     *,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
     prompts: Sequence[int] | None = None,
 ) -> None:
     """Runs a model over rows, batch by batch, and hands what was planned to a sink.
@@ -57,7 +57,7 @@ def run_batches(
         batches: The numbers of the rows that share a pass.
         sink: Where arrays go.
         done: Told of the rows of each pass when it is over.
-        first: The number, in the whole data set, of the first row, for edits.
+        numbers: The number of each row's text in the whole data set, for edits; rows by themselves for None.
         prompts: The tokens of each row that are a prompt, where rows are prompts and responses, for edits.
 
     Raises:
@@ -69,8 +69,8 @@ def run_batches(
         for part in (part for batch in batches for part in recorder.sharing.parts(batch, lengths)):
             inputs, spans = inputs_of.to_run([rows[index] for index in part])
             sink.begin(part, spans)
-            own = None if prompts is None else [prompts[index] for index in part]
-            examples_are(model.model, [first + index for index in part], own)
+            texts = [index if numbers is None else numbers[index] for index in part]
+            examples_are(model.model, texts, None if prompts is None else [prompts[index] for index in part])
             recorder.run(spans, **inputs)
             sink.end()
             done(part)

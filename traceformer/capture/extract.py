@@ -209,7 +209,7 @@ def extract(
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     edits = edits_of(model.model)
-    check_for_texts(edits)
+    check_for_texts(edits, len(texts.source.examples))
     if place.resume:
         check_resumed(edits)
     prepared = prepare(model, texts, selection, place.storage, progress)
@@ -233,7 +233,7 @@ def extract(
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
                 batches = batches_by_length([row.lengths for row in part], batching)
                 numbers = layout.shard_range(shard)
-                run_batches(model, plan, part, batches, sink, _counted(counting, part), first=numbers.start)
+                run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
         counting.tell("finishing")
         return finished(writer)

@@ -18,7 +18,17 @@ from traceformer.errors import SelectionError, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
-from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
+from traceformer.questions.sweeps import (
+    Groups,
+    Kept,
+    SweepAxes,
+    check_model,
+    check_next_tokens,
+    edits_at_work,
+    key_of,
+    most_at_once,
+    sweep_axes,
+)
 from traceformer.shapes import Float64
 from traceformer.sites import SITES, ArrayKey, Attention, Numbers
 from traceformer.store.files import canonical, sha256
@@ -101,9 +111,13 @@ def ablate(
     from traceformer.capture.edits.started import Passes
     from traceformer.capture.edits.sweeping import Sweeper
 
-    check_model(model)
+    check_model(model, batch_size)
     check_choice("how", how, ("zero", "mean", "resample"))
     chosen = metric_named(metric)
+    check_next_tokens(model, chosen.needs)
+    if draws < 0:
+        raise UsageError(f"`draws={draws}`", hint="0 or more")
+    together = tuple(dict.fromkeys(together))
     if not callable(metric) and metric != "loss":
         raise UsageError(f"the metric {metric} of an ablation", why="it needs an answer", hint="loss, or a function")
     keys = _keys_of(model, site, attention)
@@ -135,7 +149,7 @@ def ablate(
     most = most_at_once(model, passes, longest, batch_size, all_logits=True)
     donors = _donors(len(read), seed) if how == "resample" else []
     digest = sha256(canonical([list(text.ids) for text in read]).encode())
-    settings = {"texts": digest, "narrowed": axes.narrowed}
+    settings = {"texts": digest, "narrowed": axes.narrowed, **edits_at_work(model, metric, resume=resume)}
     with ExitStack() as during:
         folder = None
         if out is not None:

@@ -73,6 +73,12 @@ def attribute(
     """
     check_asked(of)
     if isinstance(of, LoadedModel):
+        if of.dims.arch == "encdec":
+            raise Unsupported(
+                "attribution of a text alone in an encoder-decoder",
+                why="what its decoder says needs a target",
+                hint="record texts with `targets`, and give the run",
+            )
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")
         of, example, model = recorded(of, [example], f"{_CAPTURE} attn_pattern v"), 0, of

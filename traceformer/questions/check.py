@@ -58,6 +58,7 @@ def check(
     """
     import torch
 
+    from traceformer.capture.edits.session import unedited
     from traceformer.capture.proofs.check import check_model, random_examples
     from traceformer.capture.proofs.limits import straddling
     from traceformer.capture.proofs.probe import probe_model
@@ -92,9 +93,11 @@ def check(
     examples = random_examples(model.config, arch=model.dims.arch) if is_mute else _encode(model, texts or _TEXTS)
     checked, name, chosen = model.model, name or model.name, model.architecture
     if chosen is not None or own_family(checked.config) is None:
-        return probe_model(checked, examples, name=name, like=chosen)
+        with unedited(checked):
+            return probe_model(checked, examples, name=name, like=chosen)
     examples, untested = straddling(checked, examples)
-    return check_model(checked, examples, untested=untested, name=name)
+    with unedited(checked):
+        return check_model(checked, examples, untested=untested, name=name)
 
 
 def _encode(model: "LoadedModel", texts: Sequence[str]) -> "list[Example]":

@@ -78,7 +78,7 @@ def edges(
     from traceformer.capture.edits.pairing import read_pairs
     from traceformer.capture.edits.slopes import evaluating
 
-    check_model(model)
+    check_model(model, batch_size)
     if model.dims.arch != "dec":
         raise Unsupported(f"edges of {model.name}", why="it is no decoder: there is no one stream to the logits")
     if exact_top < 0 or batch_size < 1:

@@ -244,6 +244,7 @@ def measured_live(
     import torch
 
     from traceformer.capture.batches import SquareSink, run_batches
+    from traceformer.capture.edits.session import unedited
     from traceformer.capture.packing import batches_by_length, first_rows
     from traceformer.capture.proofs.first import prove_first
     from traceformer.capture.sight import looking_ahead
@@ -291,7 +292,10 @@ def measured_live(
             progress(done, len(reading.rows))
 
         tokens = sum(sum(row.lengths.values()) for row in reading.rows)
-        prove_first(loaded, reading.plan, [reading.rows[number] for number in first_rows(batches, batching)], tokens)
+        with unedited(loaded.model):
+            prove_first(
+                loaded, reading.plan, [reading.rows[number] for number in first_rows(batches, batching)], tokens
+            )
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
     return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)

@@ -20,7 +20,17 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.estimates import ReadGroup, estimate_effects
-from traceformer.questions.sweeps import Groups, Kept, SweepAxes, check_model, key_of, most_at_once, sweep_axes
+from traceformer.questions.sweeps import (
+    Groups,
+    Kept,
+    SweepAxes,
+    check_model,
+    check_next_tokens,
+    edits_at_work,
+    key_of,
+    most_at_once,
+    sweep_axes,
+)
 from traceformer.sites import SITES, ArrayKey, Numbers
 from traceformer.store.files import canonical, sha256
 from traceformer.texts.contrasts import Contrast, Contrasts, load_contrasts, read_contrast
@@ -118,10 +128,11 @@ def patch(
     from traceformer.capture.edits.started import Passes
     from traceformer.capture.edits.sweeping import Sweeper
 
-    check_model(model)
+    check_model(model, batch_size)
     check_choice("how", how, ("denoise", "noise"))
     _check_estimate(estimate, steps, exact_top)
     chosen = metric_named(metric, metric_position)
+    check_next_tokens(model, chosen.needs)
     key = key_of(model, site, attention)
     passes = Passes(model)
     read = read_pairs(
@@ -156,6 +167,7 @@ def patch(
     groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
     settings = {"texts": _digest(read), "narrowed": axes.narrowed, "answer_token": answer_token}
     settings |= {"steps": steps, "exact_top": exact_top} if estimate else {}
+    settings |= edits_at_work(model, metric, resume=resume)
     arrays = ("estimate", "exact") if estimate else ("metric", "effect")
 
     def group_of(numbers: Sequence[int]) -> ReadGroup:

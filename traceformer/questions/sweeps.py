@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from traceformer.capture.edits.started import Passes
     from traceformer.capture.edits.sweeping import Sweeper
 
-__all__ = ["Groups", "Kept", "SweepAxes", "check_model", "key_of", "most_at_once", "sweep_axes"]
+__all__ = [
+    "Groups",
+    "Kept",
+    "SweepAxes",
+    "check_model",
+    "check_next_tokens",
+    "edits_at_work",
+    "key_of",
+    "most_at_once",
+    "sweep_axes",
+]
 
 EffectOf: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -26,14 +36,54 @@ _BYTES_AT_ONCE = 256 << 20
 """Of what is kept of texts that are swept together."""
 
 
-def check_model(model: Any) -> None:
-    """Makes sure that this is a model.
+def check_model(model: Any, batch_size: int) -> None:
+    """Makes sure that this is a model, and how many texts may share its passes.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not, or they are none.
+        Unsupported: an edit of single texts is at work on it, which rows of a sweep are not.
     """
+    from traceformer.capture.edits.session import edits_of
+
     if not isinstance(model, LoadedModel):
         raise UsageError(f"{type(model).__name__} is no model", hint="load_model(MODEL) gives one")
+    if batch_size < 1:
+        raise UsageError(f"`batch_size={batch_size}`", hint="1 or more")
+    if any(edit.examples is not None for edit in edits_of(model.model)):
+        raise Unsupported(
+            "a sweep under edits of single texts", why="its passes read a text many times", hint="edits of all texts"
+        )
+
+
+def edits_at_work(model: LoadedModel, metric: Any, *, resume: bool) -> dict[str, Any]:
+    """Returns what a folder of effects says of the edits at work, if there are any.
+
+    Raises:
+        UsageError: a sweep that a function decides cannot be gone on with: it might be another one.
+    """
+    from traceformer.capture.edits.session import check_resumed, edits_of
+
+    edits = edits_of(model.model)
+    if resume:
+        check_resumed(edits)
+        if callable(metric):
+            why = "whether it is the same function cannot be told"
+            raise UsageError("`resume` with a function as metric", why=why, hint="begin anew, in another folder")
+    return {"edits": [edit.to_json() for edit in edits]} if edits else {}
+
+
+def check_next_tokens(model: LoadedModel, needs: Sequence[str]) -> None:
+    """Makes sure that a metric over the next tokens of a text is asked of a model that predicts them.
+
+    Raises:
+        Unsupported: it is no decoder.
+    """
+    if "targets" in needs and model.dims.arch != "dec":
+        raise Unsupported(
+            f"the loss of next tokens of {model.name}",
+            why="it is no decoder: it sees the tokens that it would predict",
+            hint="patching with a metric of the answer, or a function of the logits",
+        )
 
 
 def key_of(model: LoadedModel, site: str, attention: Attention = "self") -> ArrayKey:

@@ -354,3 +354,28 @@ def test_a_changed_set_of_edits_is_another_configuration(model: LoadedModel, tmp
     np.testing.assert_array_equal(
         run.get(1, "resid_post"), recorded(model, edits.scale("mlp_out", 1, 2)).get(1, "resid_post")
     )
+
+
+def test_examples_are_texts_of_the_data_set_in_every_response(model: LoadedModel) -> None:
+    prompts = ["If the argument is not", "The function returns the"]
+    how: dict[str, Any] = {"max_tokens": 3, "temperature": 1, "num_return_sequences": 2, "dtype": "float32"}
+    with tf.edit(model, edits.zero("z", 3, example=1)):
+        run = tf.generate(model, prompts, "z", **how)
+    assert [bool(run.get(number, "z", 3).any()) for number in range(4)] == [True, True, False, False]
+
+
+def test_edits_of_no_text_and_edits_to_no_number_are_refused(model: LoadedModel) -> None:
+    for wanted, words in (
+        (edits.zero("z", 3, example=2), "there are 2"),
+        (edits.scale("resid_pre", 1, 1e40), "makes NaN or infinity"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            recorded(model, wanted)
+    with pytest.raises(UsageError, match="from 0"):
+        edits.zero("z", 3, example=-1)
+
+
+def test_a_model_is_proved_and_checked_without_the_edits_at_work(model: LoadedModel) -> None:
+    with tf.edit(model, edits.zero("z", 2)):
+        assert tf.heads(model, TEXTS[:1]).to_frame().shape[0] == 32
+        assert tf.check(model, texts=TEXTS).ok

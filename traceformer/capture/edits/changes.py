@@ -217,9 +217,10 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
     stack = where.key.token_stack
     wanted = where.positions.tolist() if positions is None else list(positions)
     length = run.length(example, stack)
-    if wanted and max(wanted) >= length:
+    outside = [position for position in wanted if not -length <= position < length]
+    if outside:
         raise SelectionError(
-            f"position {max(wanted)} of example {run.example_id(example)!r} of {run.name}",
+            f"position {outside[0]} of example {run.example_id(example)!r} of {run.name}",
             why=f"it has {length} tokens",
             hint="positions that both have, or source_position",
         )

@@ -308,6 +308,8 @@ def _edit(
     if attention not in ("self", "cross"):
         raise UsageError(f"`attention={attention!r}`", hint="self or cross")
     layers, heads, examples = as_indices(layer), as_indices(head), as_indices(example)
+    if any(number < 0 for number in examples or ()):
+        raise UsageError(f"`example={example!r}`", hint="the number of a text, from 0")
     place = (layers, heads, as_positions(position), examples, stack, attention)
     return Edit(kind, site, change, *place, settings=settings or {})
 

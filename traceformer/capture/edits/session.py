@@ -154,6 +154,8 @@ class Editing:
                 )
             new = tensor.clone() if new is None else new
             new[index] = changed.to(new.dtype)
+            if not bool(new[index].isfinite().all()) and bool(part.isfinite().all()):
+                raise UsageError(f"an edit of {key} makes NaN or infinity", hint="finite numbers of its dtype")
         return tensor if new is None else new
 
     def _picked(self, tensor: Tensor, edit: Edit, place: Place, row: int) -> tuple[Where, Any] | None:
@@ -256,12 +258,15 @@ def examples_are(model: Any, numbers: Sequence[int], prompts: Sequence[int] | No
         editing._examples, editing._prompts = list(numbers), prompts  # pyright: ignore[reportPrivateUsage]
 
 
-def check_for_texts(edits: Sequence[Edit]) -> None:
-    """Refuses what only a generation has.
+def check_for_texts(edits: Sequence[Edit], n_texts: int) -> None:
+    """Refuses what texts that are read do not have.
 
     Raises:
-        UsageError: an edit is about responses.
+        UsageError: an edit is about responses, or about a text that is not there.
     """
+    beyond = [number for each in edits for number in each.examples or () if number >= n_texts]
+    if beyond:
+        raise UsageError(f"an edit of text {beyond[0]}", why=f"there are {n_texts}, counted from 0")
     if any(each.position == "response" for each in edits):
         raise UsageError('`position="response"`', why="texts that are read have no response", hint="edit `tf.generate`")
 

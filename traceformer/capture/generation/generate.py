@@ -278,7 +278,8 @@ def answer(
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
                 # An encoder-decoder's decoder begins with its start token.
                 prompt_lengths = [each.prompt.row.lengths.get("dec", 1) for each in made]
-                answering.fill(sink, parts, rows, batch_size, shard * layout.shard_examples, prompt_lengths)
+                numbers = [shard * batch_size + row // sampling.num_return_sequences for row in range(len(rows))]
+                answering.fill(sink, parts, rows, batch_size, numbers, prompt_lengths)
                 table = generation_table(made, rows, layout.shard_range(shard), sampling, replay=replay)
                 pipeline.close_shard(shard, sink, table)
                 counting.examples += len(rows)
@@ -341,13 +342,13 @@ class _Answering:
         parts: Sequence[_Part],
         rows: Sequence[Encoded],
         batch_size: int,
-        first: int,
+        numbers: Sequence[int],
         prompts: Sequence[int],
     ) -> None:
         """Hands over what was observed, or records one pass over each finished text, as many at a time as prompts."""
         if self._observed_in is None:
             batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
-            run_batches(self._model, self._plan, rows, batches, sink, first=first, prompts=prompts)
+            run_batches(self._model, self._plan, rows, batches, sink, numbers=numbers, prompts=prompts)
             return
         for numbers, responses in parts:
             assert responses.memory is not None

@@ -25,6 +25,8 @@ from traceformer.capture.proofs.place import Rounding, Scene, apply, error_betwe
 from traceformer.capture.proofs.tested import Errors
 from traceformer.capture.recorder import first_output, own_output
 from traceformer.errors import Unsupported
+from traceformer.models.outputs import reads_itself
+from traceformer.models.quantised import quantisation_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["prove_edits"]
@@ -67,13 +69,16 @@ def prove_edits(
         add_error(key, _SAME, 0.0 if together else error_between(output(own), plain))
 
     for stack in spans:
-        _prove_donor(scene, stack, inputs, spans[stack], places, output, add_error)
+        if not reads_itself(model):  # or the decoder would be given the text that it is a donor for
+            _prove_donor(scene, stack, inputs, spans[stack], places, output, add_error)
         editable = {(key.site, key.attention) for key, _ in places if key.stack == stack}
         steered = add("resid_post", None, np.ones(scene.dims.stacks[stack].d_model), 0.0, stack=stack)
         kept = [cut(key="response", stack=stack)] if ("attn_pattern", "self") in editable else []
         with Editing(model, (steered, *kept), scene.row):
             key = ArrayKey(stack, None, "resid_post")
             add_error(key, _NOTHING, error_between(_output_of(model(**inputs)), plain))
+    if quantisation_of(model) is not None:  # which rounds a row by all that a module is given with it
+        return
     for key in {key for key, _ in places if key.site == "z"}:
         _prove_head(scene, key, output, add_error)
     _prove_cached(scene, places, add_error)
