@@ -76,7 +76,7 @@ def edges(
     """
     from traceformer.capture.edits.metrics import metric_named
     from traceformer.capture.edits.pairing import read_pairs
-    from traceformer.capture.edits.slopes import evaluating
+    from traceformer.models.behaviour import evaluating
 
     check_model(model, batch_size)
     if model.dims.arch != "dec":

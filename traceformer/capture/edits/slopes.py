@@ -15,19 +15,18 @@ A pattern's slope is that of the mixed values times the values, dL/dP[h, q, k] =
 pattern is what it makes of these. So no attention kernel has to hand its pattern over.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from traceformer.capture.edits.started import Passes
 from traceformer.capture.edits.touching import Place, Touch
 from traceformer.errors import UsageError
 
-__all__ = ["Climb", "OfLogits", "Read", "estimates_at", "evaluating", "values_at"]
+__all__ = ["Climb", "OfLogits", "Read", "estimates_at", "values_at"]
 
 OfLogits: TypeAlias = Callable[[Tensor], Tensor]
 """Takes logits, (text, position, vocabulary), and returns a number for each text, with a gradient."""
@@ -217,16 +216,3 @@ def _operands(places: Iterable[Place]) -> list[Place]:
     """The places of a pass with gradients: in the place of each pattern, its values and what it makes of them."""
     pairs = ((_mixed(place), _values(place)) if _is_pattern(place) else (place,) for place in places)
     return list(dict.fromkeys(each for pair in pairs for each in pair))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
-    """Has a model's modules not train in the block."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

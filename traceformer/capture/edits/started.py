@@ -27,6 +27,7 @@ from traceformer.capture.edits.touching import Place, Touch, Touching
 from traceformer.capture.recorder import first_input, own_output
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
+from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
@@ -129,12 +130,7 @@ class Passes:
     @contextmanager
     def evaluating(self) -> Generator[None]:
         """While it lasts, the model is in eval mode and keeps no gradients."""
-        with ExitStack() as undo:
-            for module in self._model.modules():
-                if module.training:
-                    undo.callback(setattr, module, "training", True)
-                    module.training = False
-            undo.enter_context(torch.inference_mode())
+        with evaluating(self._model), torch.inference_mode():
             yield
 
     def whole(self, ids: Tensor, at: int | None, touches: Mapping[Place, Touch] | None = None) -> Tensor:
