@@ -163,7 +163,9 @@ def vector_at(
         listed = ", ".join(map(str, direction.layers))
         why = f"it has vectors for layers {listed}" if listed else "its vector is for none in particular"
         raise SelectionError(
-            f"at which layer is {direction.name} meant?", why=why, hint="layer, in text FILE:SCALE@LAYER"
+            f"at which layer is {direction.name} meant?",
+            why=why,
+            hint="name one: behind FILE:SCALE as @LAYER, or as the layer of a dose",
         )
     vector = direction.at(layer)
     if vector is None:

@@ -113,7 +113,7 @@ class Editing:
         numbers: Sequence[int | None] = [None]
         if site.per_layer:
             numbers = range(dims.n_layers) if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
-        elif edit.layers is not None:
+        elif edit.layers is not None and edit.site != "hidden":  # which is refused with what would work
             raise SelectionError(f"{edit.site} has no layers", hint="layer=None")
         n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
         if edit.heads is not None:
