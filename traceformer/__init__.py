@@ -169,8 +169,8 @@ bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_htm
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
 bind("HeadMetrics", "html", "traceformer.figures.head_maps", "heads_html")
 bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
-bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
-bind("Paths", "page", "traceformer.viewer.export", "paths_html")
+bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
+bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.viewer.pages import Show, watch
 from traceformer.analysis.paths.result import TraceResult
-from traceformer.viewer.export import paths_html
+from traceformer.viewer.pages import paths_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

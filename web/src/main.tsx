@@ -1,14 +1,16 @@
 import { render } from "preact";
-import { readPayload } from "./data";
-import { PathsScreen } from "./paths/screen";
+import { App } from "./shell/app";
+import { openSource } from "./source";
 import "./styles/page.css";
+import "./styles/shell.css";
+import "./styles/chart.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");
 
 if (root) {
-  readPayload().then(
-    (payload) => render(<PathsScreen payload={payload} />, root),
+  openSource().then(
+    (source) => render(<App source={source} />, root),
     (error: unknown) => {
       root.textContent = `This page cannot be shown: ${String(error)}`;
     },

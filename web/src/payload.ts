@@ -1,4 +1,80 @@
-/** What `traceformer/viewer/payloads.py` sends: the only knowledge that the two sides share. */
+/** What `traceformer/viewer/resources` sends: the only knowledge that the two sides share. */
+
+export type Stack = "enc" | "dec";
+
+/** `runs`: a run of the list. Of one that cannot be read only its name and the problem are known. */
+export interface RunRow {
+  name: string;
+  problem: string;
+  model?: string | null;
+  data_set?: string | null;
+  kind?: string | null;
+  arch?: "enc" | "dec" | "encdec";
+  n_examples?: number;
+  finished?: boolean;
+}
+
+/** `run`: what a run holds. */
+export interface RunAbout {
+  name: string;
+  model: string | null;
+  data_set: string | null;
+  kind: string | null;
+  arch: "enc" | "dec" | "encdec";
+  n_examples: number;
+  finished: boolean;
+  stacks: Partial<Record<Stack, Record<string, number>>>;
+  arrays: ArrayAbout[];
+  attentions: AttentionAbout[];
+  settings: Record<string, string | number>;
+}
+
+export interface ArrayAbout {
+  key: string;
+  name: string;
+  meaning: string;
+  layers: number[];
+  heads: number[];
+  width: number;
+}
+
+export interface AttentionAbout {
+  /** `enc.self`, `dec.self` or `dec.cross`. */
+  name: string;
+  stack: Stack;
+  key_stack: Stack;
+  /** The layers and heads that are stored. */
+  layers: number[];
+  heads: number[];
+  /** How many layers the model has, if that is known. */
+  n_layers: number | null;
+  /** Whether only keys up to the query are stored, since no query sees a later one. */
+  triangle: boolean;
+}
+
+/** `examples`. */
+export interface ExampleList {
+  total: number;
+  first: number;
+  examples: ExampleRow[];
+}
+
+export interface ExampleRow {
+  number: number;
+  id: string;
+  text: string;
+  lengths: Partial<Record<Stack, number>>;
+}
+
+/** `example`. */
+export interface ExampleAbout {
+  number: number;
+  id: string;
+  text: string;
+  /** Where the response begins, in the decoder, of a generation. */
+  n_prompt: number | null;
+  tokens: Partial<Record<Stack, Token[]>>;
+}
 
 export interface PathsPayload {
   kind: "paths";
@@ -95,4 +171,3 @@ export interface LengthNorm {
   power: number;
 }
 
-export type Payload = PathsPayload;

@@ -1,10 +1,10 @@
 import { useMemo, useRef, useState } from "preact/hooks";
-import { useHash } from "../hash";
 import { type Binding, useKeys } from "../keyboard";
 import { counted } from "../numbers";
 import type { PathsPayload, Trace } from "../payload";
-import { asTheme, nextTheme, useTheme } from "../theme";
+import { asTheme, nextTheme } from "../theme";
 import { Help } from "../ui/help";
+import { useView } from "../view";
 import { Beams } from "./beams";
 import { Figure } from "./figure";
 import { at, beamsFound, beamsThrough, letter, nodesFound, type Pick, readPick, writePick } from "./model";
@@ -16,9 +16,8 @@ const MOST_LANES = 2000; // drawn without being asked for more
 
 /** One trace: its text, its diagram or tables, its beams, and what is known of the thing selected. */
 export function PathsScreen({ payload }: { payload: PathsPayload }) {
-  const [hash, change] = useHash();
+  const [hash, change] = useView();
   const theme = asTheme(hash["theme"]);
-  useTheme(theme);
   const index = Math.min(Number(hash["trace"] ?? 0) || 0, payload.traces.length - 1);
   const trace = at(payload.traces, Math.max(index, 0));
   const visible = useMemo(() => visibleBeams(trace, hash["beams"]), [trace, hash["beams"]]);

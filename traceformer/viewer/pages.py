@@ -1,4 +1,4 @@
-"""Results as single files: a page with its data, its style and its script inside, that asks nothing of any network.
+"""The page: its style and its script inside, and, where no server answers it, everything that it shows.
 
 The content security policy names the script and the style by their hashes and allows nothing else, so text from
 a model could not run even if it became markup. It never does: data is compressed and in base64, which has no `<`,
@@ -17,11 +17,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound
-from traceformer.viewer.payloads import paths_payload
+from traceformer.presentation import plain
+from traceformer.viewer.packets import Packet
+from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["export_paths_html", "open_paths", "paths_html"]
+__all__ = ["live_page", "open_paths", "page_of", "paths_html"]
 
 _PAGE = """\
 <!doctype html>
@@ -36,20 +40,47 @@ _PAGE = """\
 </head>
 <body>
 <main id="app"><noscript>This page draws itself with JavaScript.</noscript></main>
-<script type="application/gzip" id="payload">{payload}</script>
-<script>{script}</script>
+{data}<script>{script}</script>
 </body>
 </html>
 """
+_DATA = '<script type="application/gzip" id="data">{data}</script>\n'
 
 
-def paths_html(result: Paths) -> str:
-    """Returns the page of a trace: one HTML file that works anywhere, without a network.
+def live_page() -> str:
+    """Returns the page that asks its server for what it shows.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    return export_paths_html(paths_payload(result.to_json()))
+    return _page("Traceformer", data="", connect="'self'")
+
+
+def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
+    """Returns the page that carries what it shows: one HTML file that works anywhere, without a network.
+
+    Args:
+        answers: What the page may ask for, by `Query.key`, each as `resources.answer` gives it.
+        start: What the page shows first: the fields of its address.
+        title: The title of the window.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    bodies = {key: np.frombuffer(body, np.uint8) for key, body in answers.items()}
+    data = gzip.compress(Packet(bodies, {"start": dict(start)}).to_bytes(), mtime=0)
+    return _page(title, data=_DATA.format(data=base64.b64encode(data).decode()), connect="'none'")
+
+
+def paths_html(result: Paths) -> str:
+    """Returns the page of a trace.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    payload: Mapping[str, Any] = paths_payload(result.to_json())
+    body = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return page_of({"paths": body}, {"screen": "paths"}, title=payload["title"])
 
 
 def open_paths(result: Paths) -> None:
@@ -59,25 +90,19 @@ def open_paths(result: Paths) -> None:
     webbrowser.open(page.as_uri())
 
 
-def export_paths_html(payload: Mapping[str, Any]) -> str:
-    """Returns the page of a payload from `paths_payload`."""
+def _page(title: str, *, data: str, connect: str) -> str:
     script, style = _bundled("viewer.js"), _bundled("viewer.css")
     sources = {
         "default-src": "'none'",
         "script-src": _hash(script),
         "style-src": _hash(style),
-        "img-src": "data:",
+        "img-src": "data: blob:",
+        "connect-src": connect,
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    data = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return _PAGE.format(
-        policy="; ".join(f"{name} {allowed}" for name, allowed in sources.items()),
-        title=escape(payload["title"]),
-        style=style,
-        payload=base64.b64encode(gzip.compress(data, mtime=0)).decode(),
-        script=script,
-    )
+    policy = "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
+    return _PAGE.format(policy=policy, title=escape(title), style=style, data=data, script=script)
 
 
 def _bundled(name: str) -> str:

@@ -1,0 +1,100 @@
+import { useEffect, useState } from "preact/hooks";
+import { activeBindings, type Binding, useKeys } from "../keyboard";
+import { PathsScreen } from "../paths/screen";
+import type { ExampleAbout, PathsPayload, RunAbout } from "../payload";
+import { SourceContext, useJson } from "../resource";
+import { RUNS, SCREENS } from "../screens";
+import type { Source } from "../source";
+import { asTheme, nextTheme, useTheme } from "../theme";
+import { Help } from "../ui/help";
+import { Await } from "../ui/states";
+import { useAddress, useView, ViewContext } from "../view";
+import { Bar } from "./bar";
+
+/** The page: one screen of one run, or the list of runs. */
+export function App({ source }: { source: Source }) {
+  const address = useAddress(source.start);
+  useTheme(asTheme(address[0].theme));
+  return (
+    <SourceContext.Provider value={source}>
+      <ViewContext.Provider value={address}>
+        {source.has("paths") ? <Trace /> : address[0].run ? <OneRun name={address[0].run} /> : <AllRuns />}
+      </ViewContext.Provider>
+    </SourceContext.Provider>
+  );
+}
+
+/** A trace that is all the page has. */
+function Trace() {
+  return <Await loaded={useJson<PathsPayload>("paths", {})}>{(payload) => <PathsScreen payload={payload} />}</Await>;
+}
+
+function AllRuns() {
+  return (
+    <Frame title="Runs">
+      <RUNS.component />
+    </Frame>
+  );
+}
+
+function OneRun({ name }: { name: string }) {
+  const [view] = useView();
+  const run = useJson<RunAbout>("run", { run: name });
+  const example = useJson<ExampleAbout>("example", { run: name, ex: view.ex ?? 0 });
+  const screen = SCREENS.find(({ id }) => id === view.screen) ?? SCREENS[0];
+  const about = run.state === "ready" ? run.value : null;
+  return (
+    <Frame title={`${screen?.title ?? ""} · ${name}`} run={about} example={example.state === "ready" ? example.value : null} screen={screen?.id}>
+      <Await loaded={run}>
+        {(run) => <Await loaded={example}>{(example) => screen && <screen.component key={`${name} ${screen.id}`} {...{ run, example }} />}</Await>}
+      </Await>
+    </Frame>
+  );
+}
+
+interface FrameProps {
+  title: string;
+  run?: RunAbout | null;
+  example?: ExampleAbout | null;
+  screen?: string | undefined;
+  children: preact.ComponentChildren;
+}
+
+/** What surrounds every screen: the bar, the keys of all screens, the help. */
+function Frame({ title, run = null, example = null, screen, children }: FrameProps) {
+  const [view, change] = useView();
+  const [helping, setHelping] = useState(false);
+  useEffect(() => {
+    document.title = `${title} · Traceformer`;
+  }, [title]);
+  const theme = asTheme(view.theme);
+  const step = (by: number) => {
+    if (!run || !example || !run.n_examples) return;
+    change({ ex: (example.number + by + run.n_examples) % run.n_examples, q: null, k: null });
+  };
+  const bindings: Binding[] = [
+    { keys: ["?"], does: "this list", run: () => setHelping(true) },
+    { keys: ["d"], does: "theme: automatic, light, dark", run: () => change({ theme: nextTheme(theme) }) },
+    ...(run
+      ? [
+          { keys: ["[", "]"], does: "previous and next example", run: (key: string) => step(key === "]" ? 1 : -1) },
+          {
+            keys: SCREENS.map((_, index) => `${index + 1}`),
+            written: `1 … ${SCREENS.length}`,
+            does: `screens: ${SCREENS.map(({ title }) => title.toLowerCase()).join(", ")}`,
+            run: (key: string) => change({ screen: SCREENS[Number(key) - 1]?.id ?? null }),
+          },
+        ]
+      : []),
+  ];
+  useKeys(bindings);
+  return (
+    <>
+      <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+      <div class="screen" id={screen ?? RUNS.id}>
+        {children}
+      </div>
+      {helping && <Help bindings={activeBindings()} close={() => setHelping(false)} />}
+    </>
+  );
+}
