@@ -9,8 +9,9 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Mapping
-from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
+from threading import Thread
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,15 +22,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from traceformer.errors import NotFound, TraceformerError
+from traceformer.errors import NotFound, TraceformerError, UsageError
 from traceformer.viewer.library import Library
 from traceformer.viewer.pages import live_page
 from traceformer.viewer.query import Query
 from traceformer.viewer.resources import answer
 
-__all__ = ["application", "serve"]
+__all__ = ["Server", "application", "serve"]
 
 HOST = "127.0.0.1"
+_WAITING = 512  # connections that the system holds until they are accepted
 _HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -61,19 +63,70 @@ def application(library: Library, token: str) -> Starlette:
     )
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Server:
+    """A library that is being served, by a thread of this process, until it is closed.
+
+    Attributes:
+        address: Where: the page of its runs.
+    """
+
+    address: str
+    _server: uvicorn.Server
+    _thread: Thread
+
+    @classmethod
+    def start(cls, library: Library, *, port: int = 0) -> "Server":
+        """Returns a server of a library at a port, or a free one for 0, which answers from now on.
+
+        Raises:
+            UsageError: the port is taken, or none.
+        """
+        token = secrets.token_urlsafe(24)
+        listening = _listening(port)
+        config = uvicorn.Config(application(library, token), log_level="warning", lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        # A process that only shows runs waits for the thread; one that ends for other reasons is not kept by it.
+        thread = Thread(target=server.run, args=([listening],), name="traceformer-view", daemon=True)
+        thread.start()
+        return cls(f"http://{HOST}:{listening.getsockname()[1]}/{token}/", server, thread)
+
+    def __repr__(self) -> str:
+        return f"Server({self.address})"
+
+    def wait(self) -> None:
+        """Returns when the server has ended; an interruption closes it."""
+        try:
+            self._thread.join()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the server; returns once its port is free."""
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def _listening(port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot serve at `port={port}`", why=why, hint="`port=0` takes a free one") from error
+    listening.listen(_WAITING)
+    return listening
+
+
 def serve(library: Library, *, port: int = 0, browser: bool = True, fragment: str = "") -> None:
     """Serves a library until it is interrupted, at a free port for 0, and opens the page.
 
     Prints the address once requests are answered.
     """
-    token = secrets.token_urlsafe(24)
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, port))
-        listening.listen(64)
-        address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/{fragment}"
-        print(address, flush=True)
-        if browser:
-            webbrowser.open(address)
-        config = uvicorn.Config(application(library, token), log_level="warning", lifespan="off")
-        uvicorn.Server(config).run(sockets=[listening])
+    server = Server.start(library, port=port)
+    print(server.address + fragment, flush=True)
+    if browser:
+        webbrowser.open(server.address + fragment)
+    server.wait()
