@@ -2,8 +2,10 @@
 
 Everything that is shown is worked out in Python; the pages' source is in `web/`, pictures for papers in `figures`.
 
+viewing        the verb: a library served, and opened in the browser
 server         the live viewer, on this machine alone
-library        the runs that it shows, by name
+library        the runs and effects that it shows, by name
+kept           what was worked out once, kept while there is room
 query          what a page asks for
 resources      what it is sent, name by name
 packets        arrays on their way to a page
