@@ -10,6 +10,7 @@ query          what a page asks for
 resources      what it is sent, name by name
 packets        arrays on their way to a page
 arrays         which example and which arrays a query means
+notices        what a run lacks, in words
 tokens         tokens as pages show them
 path_payloads  a trace in the shape that its screen draws
 pages          the page itself, with or without what it shows
