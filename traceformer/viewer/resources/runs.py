@@ -11,6 +11,7 @@ from traceformer.store.folders import folder_bytes
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.names import public_name
 from traceformer.store.run import Run
+from traceformer.units import amount_of_bytes
 from traceformer.viewer.library import Library
 from traceformer.viewer.notices import notices_of
 from traceformer.viewer.query import Query
@@ -91,20 +92,22 @@ def _row(library: Library, name: str) -> Json:
 
 
 def _in_memory(name: str, opened: Run) -> Json:
-    return {**_told(name, opened), "bytes": None, "begun": opened.about.time, "n_examples": opened.n}
+    return {**_told(name, opened), "begun": opened.about.time, "n_examples": opened.n}
 
 
 def _in(folder: Path, name: str) -> Json:
     """Reads the head and the names of files only: a list is there before any run is opened."""
     head = RunHead.read(folder)
     begun = datetime.fromtimestamp((folder / META).stat().st_mtime).isoformat(sep=" ", timespec="minutes")
+    size = folder_bytes(folder)
     problem = f"damaged: it has lost its {MANIFEST}" if has_lost_manifest(folder) else ""
     return {
         **_told(name, head),
         "problem": problem,
         "n_examples": sum(len(head.layout.shard_range(shard)) for shard in committed_shards(folder)),
         "finished": (folder / MANIFEST).exists(),
-        "bytes": folder_bytes(folder),
+        "bytes": size,
+        "size": amount_of_bytes(size),
         "begun": begun,
     }
 
