@@ -5,6 +5,7 @@ import "./styles/page.css";
 import "./styles/shell.css";
 import "./styles/chart.css";
 import "./styles/heatmap.css";
+import "./styles/head.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");

@@ -66,6 +66,7 @@ uniform vec4 area;
 uniform float height;
 uniform float block;
 uniform bool bytes;
+uniform float most;
 uniform vec2 range;
 uniform int scale;
 out vec4 colour;
@@ -76,7 +77,7 @@ void main() {
   if (any(lessThan(at, ivec2(0))) || any(greaterThanEqual(at, textureSize(numbers, 0)))) return;
   float value = texelFetch(numbers, at, 0).r;
   if (isnan(value)) return;
-  if (bytes) value *= value;
+  if (bytes) value *= value * most;
   float part = scale == 2 ? log(max(value, range.x) / range.x) / log(range.y / range.x) : (value - range.x) / (range.y - range.x);
   part = clamp(part, 0.0, 1.0);
   if (scale == 1) part = sqrt(part);
@@ -135,6 +136,7 @@ class Shaded implements Painter {
     gl.uniform1f(this.place("height"), canvas.height);
     gl.uniform1f(this.place("block"), level.block);
     gl.uniform1i(this.place("bytes"), level.data instanceof Uint8Array ? 1 : 0);
+    gl.uniform1f(this.place("most"), matrix.most);
     gl.uniform2f(this.place("range"), ...colouring.range);
     gl.uniform1i(this.place("scale"), SCALES.indexOf(colouring.scale));
     gl.drawArrays(gl.TRIANGLES, 0, 3);
@@ -211,7 +213,7 @@ function plainly(width: number, height: number, matrix: Matrix, area: Area, colo
   const level = levelFor(matrix, Math.max(across, down));
   const image = new ImageData(width, height);
   const [bytes, { palette }] = [level.data instanceof Uint8Array, colouring];
-  const steps = bytes ? Uint8Array.from({ length: 256 }, (_, byte) => stepOf((byte / 255) ** 2, colouring)) : null;
+  const steps = bytes ? Uint8Array.from({ length: 256 }, (_, byte) => stepOf(matrix.most * (byte / 255) ** 2, colouring)) : null;
   const columns = Int32Array.from({ length: width }, (_, x) => Math.floor((area.column + (x + 0.5) * across) / level.block));
   for (let y = 0, at = 0; y < height; y++) {
     const row = Math.floor((area.row + (y + 0.5) * down) / level.block);

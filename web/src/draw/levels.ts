@@ -11,8 +11,10 @@ export interface Matrix {
   rows: number;
   columns: number;
   block: number;
-  /** Numbers themselves, or bytes: 255 times the square root of what is between 0 and 1. */
+  /** Numbers themselves, or bytes: 255 times the square root of a number's share of `most`. */
   data: Float32Array | Uint8Array;
+  /** What the byte 255 stands for. */
+  most: number;
 }
 
 export interface Level {

@@ -11,9 +11,11 @@ import { depthOf, Ruler } from "./ruler";
 type Cell = readonly [row: number, column: number];
 
 interface Props {
-  /** Numbers row after row, the first row on top; or, of numbers between 0 and 1, 255 times their square roots. */
+  /** Numbers row after row, the first row on top. With neither these nor pixels, what was drawn before is dimmed. */
   values: Float32Array | null;
+  /** Instead of numbers, bytes: 255 times the square root of a number's share of `most`. */
   pixels?: Uint8Array | null;
+  most?: number;
   rows: number;
   columns: number;
   /** Of how many cells in each direction a number is the one farthest from zero. */
@@ -24,7 +26,8 @@ interface Props {
   range: readonly [number, number];
   scale?: Scale;
   palette?: Palette;
-  selected?: Cell | null;
+  /** A cell, or only its row or its column. */
+  selected?: readonly [row: number | null, column: number | null] | null;
   onSelect?: (row: number, column: number) => void;
   onHover?: (row: number, column: number, value: number | null) => void;
   onLeave?: () => void;
@@ -41,11 +44,10 @@ interface Props {
 
 const STEPS: Record<string, Cell> = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const DRAG = 4; // pixels before a press becomes a drag
-const NONE: Matrix = { rows: 0, columns: 0, block: 1, data: new Float32Array(0) };
 
 /** A matrix as colours: moved by dragging, enlarged by wheel, keys and double click, read cell by cell. */
 export function Heatmap(props: Props) {
-  const { values, pixels = null, rows, columns, block = 1, rowLabels, columnLabels, selected = null, tall = 620 } = props;
+  const { values, pixels = null, most = 1, rows, columns, block = 1, rowLabels, columnLabels, selected = null, tall = 620 } = props;
   const { scale = "linear", palette = "sequential", range, onSelect, onHover, onLeave, label } = props;
   const [own, setOwn] = useState<Frame>(WHOLE);
   const [hovered, setHovered] = useState<Cell | null>(null);
@@ -62,10 +64,12 @@ export function Heatmap(props: Props) {
   const left = useMemo(() => depthOf(rowLabels), [rowLabels]);
   const top = useMemo(() => depthOf(columnLabels), [columnLabels]);
   const plot = useMemo(() => plotOf(width - left, tall - top, rows, columns), [width, left, top, tall, rows, columns]);
-  const matrix = useMemo<Matrix>(() => {
+  const matrix = useMemo<Matrix | null>(() => {
     const data = values ?? pixels;
-    return data ? { rows, columns, block, data } : NONE;
-  }, [values, pixels, rows, columns, block]);
+    return data && { rows, columns, block, data, most };
+  }, [values, pixels, rows, columns, block, most]);
+  const [atRow, atColumn] = selected ?? [null, null];
+  const chosen: Cell | null = atRow !== null && atColumn !== null ? [atRow, atColumn] : null;
   const area = areaOf(frame, plot);
   const cell = { width: plot.width / area.columns, height: plot.height / area.rows };
 
@@ -77,7 +81,7 @@ export function Heatmap(props: Props) {
   }, [plain]);
 
   useLayoutEffect(() => {
-    if (!canvas.current || !painter.current || plot.width < 1) return;
+    if (!matrix || !canvas.current || !painter.current || plot.width < 1) return;
     const ratio = window.devicePixelRatio;
     const size = [Math.round(plot.width * ratio), Math.round(plot.height * ratio)] as const;
     if (canvas.current.width !== size[0]) canvas.current.width = size[0];
@@ -125,28 +129,27 @@ export function Heatmap(props: Props) {
   };
   const key = (event: KeyboardEvent) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const [row, column] = selected ?? [0, 0];
     const step = STEPS[event.key];
     if (step && onSelect) {
-      const far = event.shiftKey ? 10 : 1;
-      const to = selected ? ([within(row + far * step[0], rows), within(column + far * step[1], columns)] as const) : ([0, 0] as const);
+      const far = chosen ? (event.shiftKey ? 10 : 1) : 0;
+      const to = [within((atRow ?? 0) + far * step[0], rows), within((atColumn ?? 0) + far * step[1], columns)] as const;
       onSelect(...to);
       setFrame(holding(frame, plot, ...to));
     } else if (event.key === "+" || event.key === "=") setFrame(zoomed(2));
     else if (event.key === "-") setFrame(zoomed(0.5));
     else if (event.key === "f") setFrame(WHOLE);
-    else if (event.key === "Enter" && selected) setFrame(closeTo(plot, row, column));
+    else if (event.key === "Enter" && chosen) setFrame(closeTo(plot, ...chosen));
     else return;
     event.preventDefault();
   };
   /** Enlarged around the selected cell, where it is seen. */
   const zoomed = (factor: number): Frame => {
-    const at = selected && placeOf(selected);
+    const at = chosen && placeOf(...chosen);
     return at && at.left >= 0 && at.top >= 0 && at.left <= plot.width && at.top <= plot.height
       ? enlarged(frame, plot, factor, at.left, at.top)
       : enlarged(frame, plot, factor);
   };
-  const placeOf = ([row, column]: Cell) => ({
+  const placeOf = (row: number, column: number) => ({
     left: (column + 0.5 - area.column) * cell.width,
     top: (row + 0.5 - area.row) * cell.height,
   });
@@ -157,14 +160,14 @@ export function Heatmap(props: Props) {
       const value = valueAt(row, column);
       return `${rowLabels[row]} × ${columnLabels[column]}${value === null ? "" : `: ${Number.isNaN(value) ? "no number" : shown(value)}`}`;
     });
-  const told = hovered ?? selected;
-  const marks = [selected, hovered].filter((one) => one !== null);
+  const told = matrix && (hovered ?? chosen);
+  const marked = (selectedOne: number | null, hoveredOne: number | undefined) => [selectedOne, hoveredOne ?? null].filter((one) => one !== null);
   return (
-    <div class="heatmap" ref={outer}>
+    <div class="heatmap" ref={outer} aria-busy={!matrix}>
       <div class="plane" style={{ gridTemplateColumns: `${left}px ${plot.width}px` }}>
         <span />
-        <Ruler side="top" labels={columnLabels} from={-area.column * cell.width} cell={cell.width} length={plot.width} depth={top} marked={marks.map(([, column]) => column)} />
-        <Ruler side="left" labels={rowLabels} from={-area.row * cell.height} cell={cell.height} length={plot.height} depth={left} marked={marks.map(([row]) => row)} />
+        <Ruler side="top" labels={columnLabels} from={-area.column * cell.width} cell={cell.width} length={plot.width} depth={top} marked={marked(atColumn, hovered?.[1])} />
+        <Ruler side="left" labels={rowLabels} from={-area.row * cell.height} cell={cell.height} length={plot.height} depth={left} marked={marked(atRow, hovered?.[0])} />
         <div
           class="field"
           ref={field}
@@ -184,8 +187,8 @@ export function Heatmap(props: Props) {
         >
           <canvas key={`${plain}`} ref={canvas} style={{ width: `${plot.width}px`, height: `${plot.height}px` }} />
           <svg class="marks" width={plot.width} height={plot.height} aria-hidden="true">
-            {hovered && <Cross {...{ cell, plot }} at={placeOf(hovered)} of="hovered" />}
-            {selected && <Cross {...{ cell, plot }} at={placeOf(selected)} of="selected" />}
+            {hovered && <Cross {...{ cell, plot }} {...placeOf(...hovered)} of="hovered" />}
+            {selected && <Cross {...{ cell, plot }} {...placeOf(atRow ?? NaN, atColumn ?? NaN)} of="selected" />}
           </svg>
         </div>
       </div>
@@ -197,20 +200,23 @@ export function Heatmap(props: Props) {
 }
 
 interface CrossProps {
-  at: { left: number; top: number };
+  /** Where it is, NaN for neither row nor column. */
+  left: number;
+  top: number;
   cell: { width: number; height: number };
   plot: Plot;
   of: "hovered" | "selected";
 }
 
 /** A row and a column, and the cell where they meet. */
-function Cross({ at, cell, plot, of }: CrossProps) {
+function Cross({ left, top, cell, plot, of }: CrossProps) {
   const [width, height] = [Math.max(cell.width, 5), Math.max(cell.height, 5)];
+  const [row, column] = [!Number.isNaN(top), !Number.isNaN(left)];
   return (
     <g class={of}>
-      <line x1={0} x2={plot.width} y1={at.top} y2={at.top} />
-      <line x1={at.left} x2={at.left} y1={0} y2={plot.height} />
-      <rect x={at.left - width / 2} y={at.top - height / 2} {...{ width, height }} />
+      {row && <line x1={0} x2={plot.width} y1={top} y2={top} />}
+      {column && <line x1={left} x2={left} y1={0} y2={plot.height} />}
+      {row && column && <rect x={left - width / 2} y={top - height / 2} {...{ width, height }} />}
     </g>
   );
 }
