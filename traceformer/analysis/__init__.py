@@ -24,6 +24,7 @@ circuits        what heads copy, how full their matrices are, which feed which: 
 paths           which tokens led to a token
 effects         what came of touching one place after the other
 agreement       how far estimates agree with what was measured
+alignment       which tokens of one text are which of another's
 edges           from a part that adds to the residual stream to one that reads it, and the effects of these
 dose            a trait and fluency against the scale of steering
 """

@@ -98,6 +98,34 @@ export interface ExampleAbout {
   tokens: Partial<Record<Stack, Token[]>>;
 }
 
+/** What `matrix` and `difference` say of their arrays. */
+export interface PatternAbout {
+  queries: number;
+  keys: number;
+  /** Of how many cells in each direction a number or a byte is the one farthest from zero. */
+  block: number;
+  /** The largest weight, or the largest size of a difference; of pixels what the byte 255 stands for. */
+  largest: number;
+  /** What numbers are stored as, such as `float16`. */
+  stored?: string;
+  /** Of a difference, how many rows and columns have a counterpart. */
+  aligned_queries?: number;
+  aligned_keys?: number;
+}
+
+/** `alignment`: which tokens of two texts stand for each other. */
+export interface AlignmentAbout {
+  stacks: Partial<Record<Stack, Stretch[]>>;
+}
+
+export interface Stretch {
+  first: number;
+  second: number;
+  size: number;
+  /** Whether they are the same tokens, or others at the same place. */
+  same: boolean;
+}
+
 export interface PathsPayload {
   kind: "paths";
   title: string;

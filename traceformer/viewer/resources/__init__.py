@@ -5,6 +5,8 @@ that a result states. Errors of the library are told on the page in words.
 
 runs      which runs there are, and what one holds
 examples  an example: its tokens, and what is known of each
+patterns  the pattern of a head, and what it is less than another
+alignment which tokens of an example are which of another's
 """
 
 import json
@@ -27,6 +29,10 @@ RESOURCES: Mapping[str, str] = {
     "run": "runs",
     "examples": "examples",
     "example": "examples",
+    "matrix": "patterns",
+    "row": "patterns",
+    "difference": "patterns",
+    "alignment": "alignment",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 

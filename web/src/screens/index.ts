@@ -2,6 +2,7 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
+import { Head } from "./head/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 
@@ -24,4 +25,5 @@ export const RUNS = { id: "runs", title: "Runs", component: Runs };
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
+  { id: "head", title: "Head", does: "one head: where each token looks", component: Head },
 ];
