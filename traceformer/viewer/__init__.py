@@ -8,6 +8,7 @@ query          what a page asks for
 resources      what it is sent, name by name
 packets        arrays on their way to a page
 arrays         which example and which arrays a query means
+long_work      work that a page asks about until it is done
 tokens         tokens as pages show them
 path_payloads  a trace in the shape that its screen draws
 pages          the page itself, with or without what it shows

@@ -5,6 +5,7 @@ that a result states. Errors of the library are told on the page in words.
 
 runs      which runs there are, and what one holds
 examples  an example: its tokens, and what is known of each
+paths     which tokens led to a token, searched in stored patterns
 """
 
 import json
@@ -27,6 +28,7 @@ RESOURCES: Mapping[str, str] = {
     "run": "runs",
     "examples": "examples",
     "example": "examples",
+    "paths": "paths",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
