@@ -1,7 +1,6 @@
 """What the live paths screen is sent is what `tf.paths` finds, and what cannot be searched is refused in words."""
 
 import json
-import threading
 from typing import Any
 
 import pytest
@@ -9,10 +8,8 @@ import pytest
 import traceformer as tf
 from traceformer.errors import NotRecorded, SelectionError, TraceformerError, Unsupported, UsageError
 from traceformer.presentation import plain
-from traceformer.progress import OnStep
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
-from traceformer.viewer.long_work import LongWork
 from traceformer.viewer.path_payloads import paths_payload
 from traceformer.viewer.query import Query
 from traceformer.viewer.resources import answer
@@ -86,25 +83,3 @@ def test_a_run_that_lacks_layers_is_searched_in_those_it_has() -> None:
     with pytest.raises(NotRecorded, match="stored: 1 3"):
         asked(library)
     assert asked(library, layer=3)["traces"][0]["layer"] == 3
-
-
-def test_work_is_told_of_until_it_is_done_and_begun_anew_if_it_failed() -> None:
-    begun, go_on = [], threading.Event()
-
-    def make(step: OnStep) -> str:
-        begun.append(True)
-        step(2, 5)
-        assert go_on.wait(60)
-        if len(begun) == 1:
-            raise UsageError("not yet")
-        return "made"
-
-    work = LongWork(make)
-    while work.within(0.001) is None and work.done != 2:
-        pass
-    assert work.pending() == {"pending": {"done": 2, "of": 5}}
-    go_on.set()
-    with pytest.raises(UsageError, match="not yet"):
-        work.within(60)
-    assert work.within(60) == work.within(0) == "made"
-    assert len(begun) == 2

@@ -3,6 +3,8 @@ import { App } from "./shell/app";
 import { openSource } from "./source";
 import "./styles/page.css";
 import "./styles/shell.css";
+import "./styles/picker.css";
+import "./styles/runs.css";
 import "./styles/chart.css";
 import "./styles/paths.css";
 

@@ -2,7 +2,16 @@
 
 export type Stack = "enc" | "dec";
 
-/** `runs`: a run of the list. Of one that cannot be read only its name and the problem are known. */
+/** `runs`. */
+export interface RunList {
+  /** Where the runs lie; empty for runs that are at hand. */
+  folder: string;
+  runs: RunRow[];
+  /** The names of folders of effects. */
+  effects: string[];
+}
+
+/** Of a run that cannot be read only its name and the problem are known, and perhaps some of the rest. */
 export interface RunRow {
   name: string;
   problem: string;
@@ -10,19 +19,32 @@ export interface RunRow {
   data_set?: string | null;
   kind?: string | null;
   arch?: "enc" | "dec" | "encdec";
+  /** How many examples there are, and how many there will be. */
   n_examples?: number;
+  n_expected?: number;
   finished?: boolean;
+  /** On disk, and the same in words. */
+  bytes?: number;
+  size?: string;
+  begun?: string | null;
 }
 
 /** `run`: what a run holds. */
 export interface RunAbout {
   name: string;
+  /** Another one once there is more of the run. */
+  version: string;
   model: string | null;
   data_set: string | null;
   kind: string | null;
   arch: "enc" | "dec" | "encdec";
   n_examples: number;
+  n_expected: number;
   finished: boolean;
+  /** What it lacks: each a sentence without an end. */
+  notices: string[];
+  /** The metrics of heads: name and meaning. */
+  features: Record<string, string>;
   stacks: Partial<Record<Stack, Record<string, number>>>;
   arrays: ArrayAbout[];
   attentions: AttentionAbout[];

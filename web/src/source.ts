@@ -12,8 +12,8 @@ export interface Source {
   /** Whether there is an answer without asking. */
   has(resource: string, query?: Query): boolean;
   bytes(resource: string, query?: Query): Promise<ArrayBuffer>;
-  /** Forgets answers that may have changed, as of a run that is being written. */
-  forget(resource: string): void;
+  /** Forgets answers that may have changed, as of a run that is being written: a resource's, or all. */
+  forget(resource?: string): void;
 }
 
 /** What cannot be shown, in the words of whoever knows why. */
@@ -62,8 +62,9 @@ class Live implements Source {
     return answer;
   }
 
-  forget(resource: string): void {
-    for (const key of this.kept.keys()) if (key === resource || key.startsWith(`${resource}\n`)) this.kept.delete(key);
+  forget(resource?: string): void {
+    if (resource === undefined) this.size = 0;
+    for (const key of this.kept.keys()) if (resource === undefined || key.split("\n")[0] === resource) this.kept.delete(key);
   }
 
   private async ask(resource: string, query: Query): Promise<ArrayBuffer> {

@@ -6,15 +6,14 @@ from traceformer.analysis.paths.trace import PathOptions, search_paths, searchab
 from traceformer.errors import Unsupported
 from traceformer.questions.paths import StoredEdges, stored_edges
 from traceformer.viewer.arrays import example_asked, pattern_asked
+from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
-from traceformer.viewer.long_work import LongWork
 from traceformer.viewer.path_payloads import paths_payload
 from traceformer.viewer.query import Query
 
 __all__ = ["paths"]
 
 Json = dict[str, Any]
-_PATIENCE = 0.3  # seconds until a page is told that patterns are still being read
 
 
 def paths(library: Library, query: Query) -> Json:
@@ -37,14 +36,13 @@ def paths(library: Library, query: Query) -> Json:
         )
     layer: int | Literal["all"] = "all" if query.text("layer", "all") == "all" else query.number("layer")
     stack = pattern_asked(run, query).key.stack if query.text("attn", "") else None
-    key = (run, row, stack, layer, options.agg_heads)
-    reading: LongWork[StoredEdges] = library.once(
-        ("paths", *key),
-        lambda: LongWork(lambda step: stored_edges(run, row, layer, options, stack=stack, progress=step)),
+    name = query.text("run")
+    key = (name, library.state(name), row, stack, layer, options.agg_heads)
+    edges: StoredEdges | Pending = library.later(
+        ("paths", *key), lambda tell: stored_edges(run, row, layer, options, stack=stack, progress=tell)
     )
-    edges = reading.within(_PATIENCE)
-    if edges is None:
-        return reading.pending()
+    if isinstance(edges, Pending):
+        return edges.to_json()
     weights = edges.weights
     if options.exclude_self or options.exclude_sink or options.weighting != "attention":
         weights = library.once(

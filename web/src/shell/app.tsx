@@ -2,14 +2,15 @@ import { useEffect, useState } from "preact/hooks";
 import { activeBindings, type Binding, useKeys } from "../keyboard";
 import { PathsScreen } from "../paths/screen";
 import type { ExampleAbout, PathsPayload, RunAbout } from "../payload";
-import { SourceContext, useJson } from "../resource";
+import { SourceContext, useFollowed, useJson, VersionContext } from "../resource";
 import { RUNS, SCREENS } from "../screens";
 import type { Source } from "../source";
 import { asTheme, nextTheme, useTheme } from "../theme";
 import { Help } from "../ui/help";
 import { Await } from "../ui/states";
-import { useAddress, useView, ViewContext } from "../view";
+import { addressOf, useAddress, useView, ViewContext } from "../view";
 import { Bar } from "./bar";
+import { Notices } from "./notices";
 
 /** The page: one screen of one run, or the list of runs. */
 export function App({ source }: { source: Source }) {
@@ -37,18 +38,46 @@ function AllRuns() {
   );
 }
 
+/** A run, and as much more of it as it has become since. */
 function OneRun({ name }: { name: string }) {
-  const [view] = useView();
-  const run = useJson<RunAbout>("run", { run: name });
-  const example = useJson<ExampleAbout>("example", { run: name, ex: view.ex ?? 0 });
-  const screen = SCREENS.find(({ id }) => id === view.screen) ?? SCREENS[0];
-  const about = run.state === "ready" ? run.value : null;
+  const run = useFollowed<RunAbout>("run", { run: name }, ({ finished }) => !finished);
+  if (run.state === "ready") {
+    return (
+      <VersionContext.Provider value={run.value.version}>
+        <OneExample run={run.value} />
+      </VersionContext.Provider>
+    );
+  }
   return (
-    <Frame title={`${screen?.title ?? ""} · ${name}`} run={about} example={example.state === "ready" ? example.value : null} screen={screen?.id}>
-      <Await loaded={run}>
-        {(run) => <Await loaded={example}>{(example) => screen && <screen.component key={`${name} ${screen.id}`} {...{ run, example }} />}</Await>}
-      </Await>
+    <Frame title={name}>
+      <Await loaded={run}>{() => null}</Await>
+      {run.state === "failed" && <Elsewhere />}
     </Frame>
+  );
+}
+
+function OneExample({ run }: { run: RunAbout }) {
+  const [view] = useView();
+  const example = useJson<ExampleAbout>("example", run.n_examples ? { run: run.name, ex: view.ex ?? 0 } : null);
+  const screen = SCREENS.find(({ id }) => id === view.screen) ?? SCREENS[0];
+  return (
+    <Frame title={`${screen?.title ?? ""} · ${run.name}`} run={run} example={example.state === "ready" ? example.value : null} screen={screen?.id}>
+      {run.n_examples ? (
+        <Await loaded={example}>{(example) => screen && <screen.component key={`${run.name} ${screen.id}`} {...{ run, example }} />}</Await>
+      ) : (
+        <p class="loading">{run.finished ? "This run holds no examples." : "Nothing is committed yet; the first examples appear here by themselves."}</p>
+      )}
+    </Frame>
+  );
+}
+
+/** The way on from a run that cannot be shown. */
+function Elsewhere() {
+  const [view] = useView();
+  return (
+    <p class="elsewhere">
+      <a href={addressOf({}, { theme: view.theme ?? null })}>All runs</a>
+    </p>
   );
 }
 
@@ -90,7 +119,10 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
   useKeys(bindings);
   return (
     <>
-      <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+      <div class="above">
+        <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+        {run && <Notices notices={run.notices} />}
+      </div>
       <div class="screen" id={screen ?? RUNS.id}>
         {children}
       </div>
