@@ -50,7 +50,8 @@ def asked(library: Library, **query: Any) -> Any:
 )
 def test_the_answer_is_what_paths_finds_to_the_bit(options: dict[str, Any], library: Library, run: Run) -> None:
     fields = {"q" if name == "to" else name: int(v) if isinstance(v, bool) else v for name, v in options.items()}
-    expected = tf.paths(run, 0, **{"certify": False, **options})
+    stated: dict[str, Any] = {"certify": False} | options
+    expected = tf.paths(run, 0, **stated)
     for _ in range(2):  # from the store, and from what was kept
         assert asked(library, attn="dec.self", **fields) == plain(paths_payload(expected.to_json()))
 
