@@ -88,7 +88,7 @@ def paths_html(result: Paths) -> str:
     """
     payload: Mapping[str, Any] = paths_payload(result.to_json())
     body = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return page_of({"paths": body}, {"screen": "paths"}, title=payload["title"])
+    return page_of({"paths": body}, {}, title=payload["title"])
 
 
 def open_paths(result: Paths) -> None:

@@ -151,6 +151,10 @@ export interface Trace {
   arrangement: "flow" | "grid";
   /** Titles of the grid's columns, from the earliest; none in a flow. */
   columns: string[];
+  /** The layer that was searched; null across layers, where column c is behind layer c - 1. */
+  layer: number | null;
+  /** The head that was searched, if it was one alone. */
+  head: number | null;
   nodes: TraceNode[];
   links: Link[];
   beams: Beam[];

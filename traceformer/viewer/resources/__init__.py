@@ -7,6 +7,7 @@ runs      which runs there are, and what one holds
 examples  an example: its tokens, and what is known of each
 patterns  the pattern of a head, and what it is less than another
 alignment which tokens of an example are which of another's
+paths     which tokens led to a token, searched in stored patterns
 """
 
 import json
@@ -33,6 +34,7 @@ RESOURCES: Mapping[str, str] = {
     "row": "patterns",
     "difference": "patterns",
     "alignment": "alignment",
+    "paths": "paths",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
