@@ -6,6 +6,7 @@ import "./styles/shell.css";
 import "./styles/picker.css";
 import "./styles/runs.css";
 import "./styles/chart.css";
+import "./styles/heatmap.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");
