@@ -7,6 +7,8 @@ import "./styles/picker.css";
 import "./styles/runs.css";
 import "./styles/chart.css";
 import "./styles/heatmap.css";
+import "./styles/stream.css";
+import "./styles/effects.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");

@@ -2,6 +2,7 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
+import { Effects } from "./effects/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
@@ -26,4 +27,5 @@ export const RUNS = { id: "runs", title: "Runs", component: Runs };
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
+  { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
 ];

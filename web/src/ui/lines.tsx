@@ -38,7 +38,7 @@ export function Lines(props: Props) {
   const found = extentOf([...lines.map(({ values }) => values), level ? [level.value] : []], log ? 0 : -Infinity);
   if (!found || !across.length) return <p class="nothing">There is no finite number to draw.</p>;
   const x = scaleOf([across[0] as number, across[across.length - 1] as number], [MARGIN.left, width - MARGIN.right]);
-  const y = scaleOf(found, [height - MARGIN.bottom, MARGIN.top], log).nice();
+  const y = scaleOf(found, [height - MARGIN.bottom, MARGIN.top], log);
   const at = over ?? selected;
   const nearest = (event: PointerEvent | MouseEvent) => {
     const box = (event.currentTarget as Element).getBoundingClientRect();

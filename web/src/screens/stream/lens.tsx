@@ -81,15 +81,12 @@ function LensChart({ packet, run, example, q, tokens }: ChartProps) {
   const known = cells.some(({ targetProbability }) => !Number.isNaN(targetProbability));
   const offered = (["probability", about.has_entropy && "entropy", known && "target"] as const).filter((own) => own !== false);
   const colour = offered.find((own) => own === view["stream.colour"]) ?? "probability";
-  const notices = [
-    positions.length < length && `Positions ${first} to ${last} of ${length} tokens.`,
-    about.array.endsWith("lens_topk") && "Read out while it was recorded: of other tokens than the likeliest nothing is known.",
-  ];
+  const recorded = about.array.endsWith("lens_topk");
   return (
     <Chart
       title="Logit lens"
       field="stream.lens"
-      notice={notices.filter(Boolean).join(" ")}
+      notice={recorded ? "Read out while it was recorded: of other tokens than the likeliest nothing is known." : null}
       tools={
         <>
           <label class="choice">
@@ -108,7 +105,7 @@ function LensChart({ packet, run, example, q, tokens }: ChartProps) {
                 ‹
               </button>
               <span>
-                {first}–{last}
+                {first}–{last} of {length}
               </span>
               <button type="button" aria-label="Later positions" disabled={last === length - 1} onClick={() => change({ q: last + 1 })}>
                 ›

@@ -14,16 +14,16 @@ interface Props {
   onSelect: (layer: number, position: number) => void;
 }
 
-const [LEFT, WIDE, HIGH, RULER, GAP, LEGEND] = [34, 46, 24, 36, 16, 26];
+const [LEFT, WIDE, HIGH, RULER, GAP, LEGEND] = [34, 40, 24, 36, 16, 26];
 
 /** The likeliest token of each layer and position, in as many bands below one another as the window needs. */
 export function LensGrid({ cells, layers, positions, tokens, colour, selected, onSelect }: Props) {
   const [ref, width] = useWidth<HTMLDivElement>();
   const [over, setOver] = useState<Cell | null>(null);
-  const perBand = Math.max(1, Math.min(positions.length, Math.floor((width - LEFT) / WIDE)));
+  const bands = Math.ceil(positions.length / Math.max(1, Math.floor((width - LEFT) / WIDE)));
+  const perBand = Math.ceil(positions.length / bands); // bands as alike as can be
   const wide = Math.min(64, (width - LEFT) / perBand);
   const bandHeight = RULER + layers.length * HIGH + GAP;
-  const bands = Math.ceil(positions.length / perBand);
   const value = ({ top, entropy, targetProbability }: Cell) =>
     colour === "entropy" ? entropy : colour === "target" ? targetProbability : (top[0]?.probability ?? NaN);
   const highest = colour === "entropy" ? Math.max(1e-6, ...cells.map(value).filter((own) => !Number.isNaN(own))) : 1;
@@ -91,7 +91,7 @@ export function LensGrid({ cells, layers, positions, tokens, colour, selected, o
             <rect key={step} x={step * 6} y={2} width={6} height={8} fill-opacity={(step + 0.5) / 20} />
           ))}
           <text x={130} y={6}>
-            {`${COLOURS[colour]}, 0 to ${shown(highest)}`}
+            {`${COLOURS[colour]}, 0 to ${colour === "entropy" ? shown(highest) : 1}`}
           </text>
           <text x={width - LEFT} y={6} class="right">
             bold: the token that came next

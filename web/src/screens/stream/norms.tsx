@@ -4,7 +4,7 @@ import type { NormsAbout, Token } from "../../payload";
 import { type Loaded, usePacket } from "../../resource";
 import { extentOf } from "../../ui/axes";
 import { Chart, type Code } from "../../ui/chart";
-import { Heatmap } from "../../ui/heatmap";
+import { Heatmap, tokenLabels } from "../../ui/heatmap";
 import { type Line, Lines } from "../../ui/lines";
 import { Await } from "../../ui/states";
 import { useView } from "../../view";
@@ -85,7 +85,6 @@ function NormMap({ packet, tokens, q, code, choose }: MapProps) {
   const finite = norms.filter(Number.isFinite);
   const row = view.layer === undefined ? -1 : about.layers.indexOf(Number(view.layer));
   const notices = [
-    "Colours follow the logarithm of the norm: a few tokens, often the first, are so long that the rest could not be told apart.",
     finite.length < norms.length && `${norms.length - finite.length} of ${norms.length} norms are not finite.`,
     about.array.endsWith("hidden") && "Row 0 is the embedding; the last row of the last layer is behind the final norm.",
   ];
@@ -107,11 +106,10 @@ function NormMap({ packet, tokens, q, code, choose }: MapProps) {
       <Heatmap
         label={`L2 norms of ${about.array}, layers by positions`}
         values={norms}
-        pixels={null}
         rows={about.layers.length}
         columns={tokens.length}
         rowLabels={about.layers.map((layer) => `L${layer}`)}
-        columnLabels={tokens.map(({ text }) => text)}
+        columnLabels={tokenLabels(tokens)}
         range={[low, high]}
         scale="log"
         palette="sequential"
@@ -119,7 +117,8 @@ function NormMap({ packet, tokens, q, code, choose }: MapProps) {
         onSelect={(row, column) => change({ layer: about.layers[row] ?? null, q: column })}
       />
       <p class="range">
-        {shown(low)} to {shown(high)}
+        Colours follow the logarithm of the norm, {shown(low)} to {shown(high)}: a few tokens, often the first, can be so long that all others would look
+        alike.
       </p>
     </Chart>
   );

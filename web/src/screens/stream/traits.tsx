@@ -97,15 +97,12 @@ function Curves({ packet, run, example, tokens, q, choose }: CurvesProps) {
   const shade = Float32Array.from(curve, (value) => (high > low && Number.isFinite(value) ? (value - low) / (high - low) : 0));
   const layer = about.layers[row];
   const vector = about.file === null ? "" : `, ${JSON.stringify(about.file)}`;
-  const notices = [
-    about.notes.length > 0 && `This direction was ${about.notes.join("; ")}.`,
-    threshold !== null && `The threshold was fitted on ${about.position === "mean" ? "means over tokens" : `one row per text (${about.position})`}, not on tokens.`,
-  ];
+  const fitted = about.position === "mean" ? "means over texts" : "one token of each text";
   return (
     <Chart
       title={`Along ${about.name}`}
       field="stream.traits"
-      notice={notices.filter(Boolean).join(" ")}
+      notice={about.notes.length ? `This direction was ${about.notes.join("; ")}.` : null}
       tools={
         <>
           {choose}
@@ -154,7 +151,8 @@ function Curves({ packet, run, example, tokens, q, choose }: CurvesProps) {
       />
       <Tokens tokens={tokens} label={`Text, shaded by its projection onto ${about.name}`} selected={q} shade={shade} onSelect={(q) => change({ q })} />
       <p class="range">
-        Shades: {shown(low)} (none) to {shown(high)} (strongest), {name(row)}
+        Shades: {name(row)}, from {shown(low)} (none) to {shown(high)} (strongest).
+        {threshold !== null && ` The threshold was fitted on ${fitted}, not on single tokens.`}
       </p>
     </Chart>
   );
