@@ -2,7 +2,7 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
-import { Effects } from "./effects/screen";
+import { Effects, Interventions } from "./effects/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
@@ -23,6 +23,9 @@ export interface Screen {
 
 /** The screen of the list of runs, which is given none. */
 export const RUNS = { id: "runs", title: "Runs", component: Runs };
+
+/** Effects without a run. */
+export const EFFECTS = { id: "effects", title: "Effects", component: Interventions };
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },

@@ -145,6 +145,8 @@ interface SourcesProps {
 function Sources({ about, values, tokens, q, code, what }: SourcesProps) {
   const [view, change] = useView();
   const most = values.reduce((own, value) => Math.max(own, Math.abs(value)), 0) || 1;
+  const k = view.k !== undefined && Number(view.k) <= q ? Number(view.k) : null;
+  const seen = tokens.slice(0, q + 1); // later ones add nothing
   return (
     <Chart
       title={`What ${about.source} adds to ${what}, by token`}
@@ -158,13 +160,13 @@ function Sources({ about, values, tokens, q, code, what }: SourcesProps) {
     >
       <Lines
         label={`What ${about.source} adds by way of each token`}
-        across={tokens.map((_, position) => position)}
-        lines={[{ name: about.source ?? "", values, style: 0 }]}
+        across={seen.map((_, position) => position)}
+        lines={[{ name: about.source ?? "", values: values.subarray(0, q + 1), style: 0 }]}
         acrossName="position"
         upwardName="contribution to the logit"
         place={(position) => `${tokens[position]?.text} ${position}`}
         level={{ value: 0, name: "" }}
-        selected={view.k === undefined ? null : Number(view.k)}
+        selected={k}
         onSelect={(k) => change({ k })}
         height={190}
       />
@@ -172,7 +174,7 @@ function Sources({ about, values, tokens, q, code, what }: SourcesProps) {
         tokens={tokens}
         label={`Text, shaded by how much ${about.source} adds by way of it`}
         selected={q}
-        second={view.k === undefined ? null : Number(view.k)}
+        second={k}
         shade={values.map((value) => Math.abs(value) / most)}
         onSelect={(k) => change({ k })}
       />

@@ -43,7 +43,7 @@ export function Stream({ run, example }: ScreenProps) {
       ) : (
         <>
           <Norms {...place} />
-          <LensSection {...place} />
+          {(stack === "dec" || run.arch === "enc") && <LensSection {...place} />}
           <Traits {...place} />
           <Neurons {...place} />
         </>
