@@ -8,6 +8,8 @@ import "./styles/runs.css";
 import "./styles/chart.css";
 import "./styles/heatmap.css";
 import "./styles/head.css";
+import "./styles/stream.css";
+import "./styles/effects.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");

@@ -36,7 +36,10 @@ export function useJson<Value>(resource: string, query: Query | null): Loaded<Va
 
 /** Returns a resource of arrays; with null for a query nothing is asked for. */
 export function usePacket(resource: string, query: Query | null): Loaded<Packet> {
-  return useAnswer(resource, query, readPacket);
+  return useAnswer(resource, query, (bytes) => {
+    const packet = readPacket(bytes);
+    return { ...packet, pending: packet.about["pending"] as Pending["pending"] };
+  });
 }
 
 /**

@@ -8,6 +8,11 @@ examples  an example: its tokens, and what is known of each
 patterns  the pattern of a head, and what it is less than another
 alignment which tokens of an example are which of another's
 paths     which tokens led to a token, searched in stored patterns
+stream    the residual stream: norms, and active neurons
+lens      the logit lens
+traits    directions, and tokens projected onto them
+effects   effects of interventions, beside runs
+attribution  what parts of a model add to a logit
 """
 
 import json
@@ -35,6 +40,14 @@ RESOURCES: Mapping[str, str] = {
     "difference": "patterns",
     "alignment": "alignment",
     "paths": "paths",
+    "norms": "stream",
+    "neurons": "stream",
+    "lens": "lens",
+    "directions": "traits",
+    "projection": "traits",
+    "effects": "effects",
+    "effect": "effects",
+    "attribution": "attribution",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 

@@ -3,7 +3,7 @@ import { activeBindings, type Binding, useKeys } from "../keyboard";
 import { PathsScreen } from "../paths/screen";
 import type { ExampleAbout, PathsPayload, RunAbout } from "../payload";
 import { SourceContext, useFollowed, useJson, VersionContext } from "../resource";
-import { RUNS, SCREENS } from "../screens";
+import { EFFECTS, RUNS, SCREENS } from "../screens";
 import type { Source } from "../source";
 import { asTheme, nextTheme, useTheme } from "../theme";
 import { Help } from "../ui/help";
@@ -30,10 +30,13 @@ function Trace() {
   return <Await loaded={useJson<PathsPayload>("paths", {})}>{(payload) => <PathsScreen payload={payload} />}</Await>;
 }
 
+/** What needs no run: the list of them, or effects that lie beside them. */
 function AllRuns() {
+  const [view] = useView();
+  const alone = view.screen === EFFECTS.id ? EFFECTS : RUNS;
   return (
-    <Frame title="Runs">
-      <RUNS.component />
+    <Frame title={alone.title} screen={alone.id}>
+      <alone.component />
     </Frame>
   );
 }
