@@ -3,8 +3,11 @@
 Each returns JSON, or a `Packet` of arrays. `web/src/payload.ts` states the same shapes. A page works out no number
 that a result states. Errors of the library are told on the page in words.
 
-runs      which runs there are, and what one holds
-examples  an example: its tokens, and what is known of each
+runs        which runs there are, and what one holds
+examples    an example: its tokens, and what is known of each
+overview    what was expected at each position, and which heads an example has pictures of
+thumbnails  these pictures: heads in small
+heads       metrics of all heads, and heads in clusters
 """
 
 import json
@@ -27,6 +30,11 @@ RESOURCES: Mapping[str, str] = {
     "run": "runs",
     "examples": "examples",
     "example": "examples",
+    "overview": "overview",
+    "predictions": "overview",
+    "thumbnails": "thumbnails",
+    "heads": "heads",
+    "clusters": "heads",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
