@@ -30,9 +30,13 @@ export function useJson<Value>(resource: string, query: Query | null): Loaded<Va
   return useAnswer(resource, query, (bytes) => JSON.parse(new TextDecoder().decode(bytes)) as Value & Pending);
 }
 
-/** Returns a resource of arrays; with null for a query nothing is asked for. */
+/** Returns a resource of arrays, whose `about` may say that it is still at work; with null nothing is asked for. */
 export function usePacket(resource: string, query: Query | null): Loaded<Packet> {
-  return useAnswer(resource, query, readPacket);
+  return useAnswer(resource, query, (bytes) => {
+    const packet = readPacket(bytes);
+    const { pending } = packet.about as Pending;
+    return pending ? { ...packet, pending } : packet;
+  });
 }
 
 function useAnswer<Value>(resource: string, query: Query | null, read: (bytes: ArrayBuffer) => Value): Loaded<Value> {
