@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
+    from traceformer.viewer.viewing import view
 
 __version__ = "0.1.0"
 
@@ -108,6 +109,7 @@ __all__ = [
     "roles",
     "statistics",
     "upgrade",
+    "view",
 ]
 
 _HOMES = {
@@ -149,6 +151,7 @@ _HOMES = {
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
+    "view": "traceformer.viewer.viewing",
 }
 _MODULES = {
     "compat": "traceformer.compat",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Show = Callable[..., "Page"]
 Live = Callable[..., "Page"]
+INSIDE = ("data:", "blob:")
 
 
 def watch(page: "Page", logged: list[str], asked: list[str]) -> None:

@@ -1,11 +1,11 @@
 """`traceformer view`: runs in the browser."""
 
-from pathlib import Path
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.store.names import TRACES
+from traceformer.cli.arguments import count
 
 __all__ = ["view"]
 
@@ -14,25 +14,24 @@ def view(
     run: Annotated[str | None, Parameter(name="RUN")] = None,
     /,
     *,
-    port: int = 0,
+    port: Annotated[int, count("N", least=0)] = 0,
     browser: Annotated[bool, Parameter(negative="--no-browser")] = True,
 ) -> None:
     """Look inside runs in the browser.
 
-    Serves the pages on this machine alone until Ctrl-C; models are not loaded.
+    Serves pages on this machine alone, until Ctrl-C, and prints their address. No model is loaded. A run that is being
+    written is followed; runs that are begun meanwhile appear.
+
+    Example: `traceformer view latest`
 
     Args:
-        run: A run, `latest`, or a folder of runs; ./traces by default.
-        port: Where to serve; a free port by default.
+        run: A folder of runs, ./traces by default; or a run: its folder, its name in ./traces, or `latest`.
+        port: Where to serve; 0 is a free port.
         browser: Open the page.
     """
-    from traceformer.store.folders import find_run
-    from traceformer.store.run import Run
-    from traceformer.viewer.library import Library
-    from traceformer.viewer.server import serve
+    from traceformer.viewer.viewing import view
 
-    if run is None or (Path(run).is_dir() and not (Path(run) / "meta.json").is_file()):
-        serve(Library(Path(run or TRACES)), port=port, browser=browser)
-        return
-    opened = Run(find_run(run))
-    serve(Library.of(opened), port=port, browser=browser, fragment=f"#run={opened.name}&screen=overview")
+    server = view(run, port=port, browser=browser)
+    print(server.page, flush=True)
+    print("Ctrl-C ends it", file=sys.stderr)
+    server.wait()

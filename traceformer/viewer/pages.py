@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from traceformer.presentation import plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["live_page", "open_paths", "page_of", "paths_html"]
+__all__ = ["LivePage", "live_page", "open_paths", "page_of", "paths_html"]
 
 _PAGE = """\
 <!doctype html>
@@ -47,13 +47,21 @@ _PAGE = """\
 _DATA = '<script type="application/gzip" id="data">{data}</script>\n'
 
 
-def live_page() -> str:
+class LivePage(NamedTuple):
+    """A page for a server: its policy is in it, and belongs into the answer's head as well."""
+
+    html: str
+    policy: str
+
+
+def live_page() -> LivePage:
     """Returns the page that asks its server for what it shows.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    return _page("Traceformer", data="", connect="'self'")
+    own = "'self'"
+    return LivePage(_page("Traceformer", data="", connect=own), f"{_policy(own)}; frame-ancestors 'none'")
 
 
 def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
@@ -92,17 +100,20 @@ def open_paths(result: Paths) -> None:
 
 def _page(title: str, *, data: str, connect: str) -> str:
     script, style = _bundled("viewer.js"), _bundled("viewer.css")
+    return _PAGE.format(policy=_policy(connect), title=escape(title), style=style, data=data, script=script)
+
+
+def _policy(connect: str) -> str:
     sources = {
         "default-src": "'none'",
-        "script-src": _hash(script),
-        "style-src": _hash(style),
+        "script-src": _hash(_bundled("viewer.js")),
+        "style-src": _hash(_bundled("viewer.css")),
         "img-src": "data: blob:",
         "connect-src": connect,
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    policy = "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
-    return _PAGE.format(policy=policy, title=escape(title), style=style, data=data, script=script)
+    return "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
 
 
 def _bundled(name: str) -> str:

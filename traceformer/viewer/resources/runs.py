@@ -1,11 +1,18 @@
 """Which runs there are, and what one holds."""
 
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from traceformer.analysis.heads import METRICS
 from traceformer.questions.heads import attention_name
+from traceformer.store.commits import RunHead, committed_shards, has_lost_manifest
+from traceformer.store.folders import folder_bytes
+from traceformer.store.layout import MANIFEST, META
 from traceformer.store.names import public_name
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
+from traceformer.viewer.notices import notices_of
 from traceformer.viewer.query import Query
 
 __all__ = ["run", "runs"]
@@ -14,21 +21,38 @@ Json = dict[str, Any]
 
 
 def runs(library: Library, query: Query) -> Json:
-    """Returns the runs' names and what each says of itself, the newest first."""
-    return {"runs": [_row(library, name) for name in library.names()]}
+    """Returns what each run says of itself, the newest first, and the names of folders of effects."""
+    return {
+        "folder": "" if library.folder is None else str(library.folder),
+        "runs": [_row(library, name) for name in library.names()],
+        "effects": library.effects(),
+    }
 
 
 def run(library: Library, query: Query) -> Json:
-    """Returns what the run of a name holds."""
-    opened = library.run(query.text("run"))
-    about = opened.about
+    """Returns what the run of a name holds.
+
+    `version` changes when there is more of it; `features` are the metrics of heads that can be asked for.
+    """
+    name = query.text("run")
+    version = library.state(name)
+    opened = library.run(name)
+    about, layout = opened.about, opened.layout
     return {
-        **_summary(opened),
-        "name": query.text("run"),
-        "stacks": {stack: about.dims_of(stack).to_json() for stack in opened.layout.stacks},
+        "name": name,
+        "version": version,
+        "finished": opened.finished,
+        "model": about.model_and_adapter,
+        "data_set": about.dataset,
+        "kind": about.kind,
+        "arch": opened.arch,
+        "n_examples": opened.n,
+        "n_expected": layout.n_examples,
+        "notices": notices_of(opened),
+        "features": dict(METRICS),
+        "stacks": {stack: about.dims_of(stack).to_json() for stack in layout.stacks},
         "arrays": [
-            {**spec.to_json(), "name": public_name(spec.key), "meaning": spec.site.meaning}
-            for spec in opened.layout.arrays
+            {**spec.to_json(), "name": public_name(spec.key), "meaning": spec.site.meaning} for spec in layout.arrays
         ],
         "attentions": [
             {
@@ -38,9 +62,9 @@ def run(library: Library, query: Query) -> Json:
                 "layers": list(spec.layers),
                 "heads": list(spec.heads),
                 "n_layers": about.dims_of(spec.key.stack).n_layers,
-                "triangle": opened.layout.is_triangle(spec),
+                "triangle": layout.is_triangle(spec),
             }
-            for spec in opened.layout.arrays
+            for spec in layout.arrays
             if spec.key.site == "attn_pattern"
         ],
         "settings": {
@@ -59,17 +83,40 @@ def run(library: Library, query: Query) -> Json:
 
 def _row(library: Library, name: str) -> Json:
     try:
-        return {"name": name, "problem": "", **_summary(library.run(name))}
+        folder = library.place(name)
+        key = ("row", folder or name, library.state(name))
+        return library.once(key, lambda: _in_memory(name, library.run(name)) if folder is None else _in(folder, name))
     except (ValueError, OSError) as error:  # CorruptRun and Unreadable, NotFound if it went meanwhile
         return {"name": name, "problem": str(error)}
 
 
-def _summary(opened: Run) -> Json:
+def _in_memory(name: str, opened: Run) -> Json:
+    return {**_told(name, opened), "bytes": None, "begun": opened.about.time, "n_examples": opened.n}
+
+
+def _in(folder: Path, name: str) -> Json:
+    """Reads the head and the names of files only: a list is there before any run is opened."""
+    head = RunHead.read(folder)
+    begun = datetime.fromtimestamp((folder / META).stat().st_mtime).isoformat(sep=" ", timespec="minutes")
+    problem = f"damaged: it has lost its {MANIFEST}" if has_lost_manifest(folder) else ""
     return {
-        "model": opened.about.model_and_adapter,
-        "data_set": opened.about.dataset,
-        "kind": opened.about.kind,
-        "arch": opened.arch,
-        "n_examples": opened.n,
-        "finished": opened.finished,
+        **_told(name, head),
+        "problem": problem,
+        "n_examples": sum(len(head.layout.shard_range(shard)) for shard in committed_shards(folder)),
+        "finished": (folder / MANIFEST).exists(),
+        "bytes": folder_bytes(folder),
+        "begun": begun,
+    }
+
+
+def _told(name: str, of: Run | RunHead) -> Json:
+    return {
+        "name": name,
+        "problem": "",
+        "model": of.about.model_and_adapter,
+        "data_set": of.about.dataset,
+        "kind": of.about.kind,
+        "arch": of.layout.arch,
+        "n_expected": of.layout.n_examples,
+        "finished": True,
     }
