@@ -4,6 +4,8 @@ import { openSource } from "./source";
 import "./styles/page.css";
 import "./styles/shell.css";
 import "./styles/chart.css";
+import "./styles/heads.css";
+import "./styles/overview.css";
 import "./styles/heatmap.css";
 import "./styles/paths.css";
 
