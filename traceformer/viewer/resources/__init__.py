@@ -5,6 +5,11 @@ that a result states. Errors of the library are told on the page in words.
 
 runs      which runs there are, and what one holds
 examples  an example: its tokens, and what is known of each
+stream    the residual stream: norms, and active neurons
+lens      the logit lens
+traits    directions, and tokens projected onto them
+effects   effects of interventions, beside runs
+attribution  what parts of a model add to a logit
 """
 
 import json
@@ -27,6 +32,14 @@ RESOURCES: Mapping[str, str] = {
     "run": "runs",
     "examples": "examples",
     "example": "examples",
+    "norms": "stream",
+    "neurons": "stream",
+    "lens": "lens",
+    "directions": "traits",
+    "projection": "traits",
+    "effects": "effects",
+    "effect": "effects",
+    "attribution": "attribution",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
