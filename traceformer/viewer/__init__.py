@@ -8,7 +8,6 @@ library        the runs and effects that it shows, by name
 kept           what was worked out once, kept while there is room
 query          what a page asks for
 resources      what it is sent, name by name
-jobs           work that a page waits for
 packets        arrays on their way to a page
 arrays         which example and which arrays a query means
 notices        what a run lacks, in words

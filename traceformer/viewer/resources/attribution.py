@@ -10,7 +10,7 @@ from traceformer.sites import ArrayKey
 from traceformer.store.run import Run
 from traceformer.texts.shown import visible
 from traceformer.viewer.arrays import example_asked
-from traceformer.viewer.jobs import Pending, worked_out
+from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.query import Query
@@ -41,7 +41,8 @@ def attribution(library: Library, query: Query) -> Packet:
     def read(_: Any) -> Attribution:
         return attribute(run, row, to=to, against=against, position=position, by_source=heads)
 
-    found = worked_out(library, ("attribution", run, row, to, against, position, *heads), read)
+    state = library.state(query.text("run"))
+    found = library.later(("attribution", query.text("run"), state, row, to, against, position, *heads), read)
     return Packet({}, found.to_json()) if isinstance(found, Pending) else _packet(found, run)
 
 
@@ -50,9 +51,10 @@ def _has_sources(run: Run) -> bool:
 
 
 def _packet(found: Attribution, run: Run) -> Packet:
-    sources = {part: values for part, values in found.sources.items() if part.attention == "self"}
     arrays = {"contributions": found.contributions.astype(np.float32)}
-    arrays |= {"sources": values.astype(np.float32) for values in sources.values()}
+    source = next((part for part in found.sources if part.attention == "self"), None)
+    if source is not None:
+        arrays["sources"] = found.sources[source].astype(np.float32)
     about = {
         "position": found.position,
         "to": visible(found.to.text),
@@ -64,7 +66,7 @@ def _packet(found: Attribution, run: Run) -> Packet:
         "softcap": found.softcap,
         "sums": found.sums(),
         "parts": [{"part": str(part), **part._asdict()} for part in found.parts],
-        "source": next((str(part) for part in sources), None),
+        "source": None if source is None else str(source),
         "has_sources": _has_sources(run),
     }
     return Packet(arrays, about)

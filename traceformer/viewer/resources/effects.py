@@ -1,16 +1,13 @@
 """Effects of interventions: folders that `patch` and `ablate` wrote beside runs, and the numbers of one."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from traceformer.analysis.effects import Effects, mean_over_pairs
-from traceformer.errors import NotFound, TraceformerError
-from traceformer.questions.effects_folder import open_effects
+from traceformer.errors import TraceformerError
 from traceformer.shapes import Float64
-from traceformer.store.layout import META
 from traceformer.texts.shown import visible
 from traceformer.viewer.library import Library
 from traceformer.viewer.packets import Packet
@@ -19,17 +16,16 @@ from traceformer.viewer.query import Query
 __all__ = ["effect", "effects"]
 
 Json = dict[str, Any]
-_FILE = "effects.json"
 
 
 def effects(library: Library, query: Query) -> Json:
     """Returns which effects there are, each with what was done, or with what is wrong with it."""
-    return {"effects": [_row(library, name) for name in _folders(library)]}
+    return {"effects": [_row(library, name) for name in library.effects()]}
 
 
 def _row(library: Library, name: str) -> Json:
     try:
-        found = _opened(library, name)
+        found = library.open_effects(name)
     except TraceformerError as error:
         return {"name": name, "problem": str(error)}
     return {"name": name, "problem": "", "pairs": len(found.pairs), **_done(found)}
@@ -58,7 +54,7 @@ def effect(library: Library, query: Query) -> Packet:
         CorruptRun: they are damaged, or not finished.
         SelectionError: there are fewer pairs.
     """
-    found = _opened(library, query.text("name"))
+    found = library.open_effects(query.text("name"))
     number = query.text("pair", "mean")
     chosen = found if number == "mean" else found.pair(query.number("pair"))
     arrays: dict[str, Any] = {"values": _narrow(chosen.values)}
@@ -89,26 +85,3 @@ def effect(library: Library, query: Query) -> Packet:
 
 def _narrow(values: Float64[np.ndarray, "*cell"]) -> Any:
     return values.astype(np.float32)
-
-
-def _opened(library: Library, name: str) -> Effects:
-    folders = _folders(library)
-    if name not in folders:
-        raise NotFound(f"no effects {name!r}", hint="one of those on the page of effects")
-    changed = (folders[name] / _FILE).stat().st_mtime_ns
-    return library.once(("effects", name, changed), lambda: open_effects(folders[name]))
-
-
-def _folders(library: Library) -> dict[str, Path]:
-    """The folders of effects beside runs, by name; those of the library's folder, or of it itself."""
-    places = {run.folder.parent for run in library.at_hand.values() if run.folder is not None}
-    if library.folder is not None:
-        places.add(library.folder)
-        if (library.folder / _FILE).is_file():
-            return {library.folder.resolve().name: library.folder}
-    return {
-        path.parent.relative_to(place).as_posix(): path.parent
-        for place in sorted(places)
-        for path in sorted([*place.glob(f"*/{_FILE}"), *place.glob(f"*/*/{_FILE}")])
-        if not (path.parent / META).is_file() and path.resolve().is_relative_to(place.resolve())
-    }

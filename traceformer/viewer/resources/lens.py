@@ -11,7 +11,7 @@ from traceformer.questions.lens import lens as read_lens
 from traceformer.store.run import Run
 from traceformer.texts.shown import visible
 from traceformer.viewer.arrays import example_asked
-from traceformer.viewer.jobs import Pending, worked_out
+from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.query import Query
@@ -25,7 +25,7 @@ def lens(library: Library, query: Query) -> Packet:
     """Returns the lens of the positions from `from` on, as many as a window has; or how far it is.
 
     `probability` and `token` are (layer, position, rank), the likeliest first; a token is its place in `names`.
-    `entropy` (in nats), `target_probability` and `target_rank` are (layer, position); NaN and 0 where they are not known.
+    `entropy` (in nats), `target_probability` and `target_rank` are (layer, position); NaN and 0 where not known.
 
     Raises:
         NotRecorded, Unsupported: the run cannot be read out.
@@ -34,7 +34,8 @@ def lens(library: Library, query: Query) -> Packet:
     run, row = example_asked(library, query)
     length = run.length(row, "dec" if "dec" in run.layout.stacks else "enc")
     first = max(0, min(query.number("from", 0), length - 1))
-    found = worked_out(library, ("lens", run, row, first), lambda told: _read(run, row, first, length, told))
+    key = ("lens", query.text("run"), library.state(query.text("run")), row, first)
+    found = library.later(key, lambda told: _read(run, row, first, length, told))
     return Packet({}, found.to_json()) if isinstance(found, Pending) else _packet(found, length)
 
 

@@ -38,7 +38,7 @@ def _norms(rows: Float[np.ndarray, "token d"]) -> Float32[np.ndarray, "token"]:
 
 
 def neurons(library: Library, query: Query) -> dict[str, Any]:
-    """Returns the most active neurons of a layer at a position: those farthest from 0 of what enters the down projection.
+    """Returns the most active neurons of a layer at a position: those farthest from 0 before the down projection.
 
     Raises:
         NotRecorded: the run holds no activations of MLPs.

@@ -1,4 +1,4 @@
-"""Traits: directions that a run was recorded with, or that lie beside it, and how far an example's tokens lie along one.
+"""Traits: directions that a run was recorded with or that lie beside it, and how far tokens lie along one.
 
 Directions that lie beside a run are files of `Direction.save` and `vectors fit` in the folder of runs, or in a folder
 of that which is no run.
@@ -26,6 +26,7 @@ from traceformer.viewer.query import Query
 __all__ = ["directions", "projection"]
 
 Json = dict[str, Any]
+_WARNED_OF = ("site", "model_weights")
 
 
 def directions(library: Library, query: Query) -> Json:
