@@ -4,6 +4,7 @@ import { openSource } from "./source";
 import "./styles/page.css";
 import "./styles/shell.css";
 import "./styles/chart.css";
+import "./styles/heatmap.css";
 import "./styles/paths.css";
 
 const root = document.getElementById("app");
