@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
+import { Stream } from "./stream/screen";
 
 /** What every screen of a run is given. */
 export interface ScreenProps {
@@ -24,4 +25,5 @@ export const RUNS = { id: "runs", title: "Runs", component: Runs };
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
+  { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
 ];
