@@ -5,6 +5,7 @@ import "./styles/page.css";
 import "./styles/shell.css";
 import "./styles/chart.css";
 import "./styles/heads.css";
+import "./styles/lab.css";
 import "./styles/overview.css";
 import "./styles/heatmap.css";
 import "./styles/paths.css";

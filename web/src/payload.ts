@@ -228,6 +228,8 @@ export interface ClustersAbout {
   score: number;
   k: number;
   features: string[];
+}
+
 /** `norms`, of a packet with `norms` (layer, token). */
 export interface NormsAbout {
   array: string;

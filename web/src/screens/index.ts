@@ -2,6 +2,7 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
+import { Lab } from "./lab/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
@@ -25,5 +26,6 @@ export const RUNS = { id: "runs", title: "Runs", component: Runs };
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
+  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
 ];
