@@ -34,7 +34,7 @@ export function useJson<Value>(resource: string, query: Query | null): Loaded<Va
   return useAnswer(resource, query, readJson<Value & Pending>);
 }
 
-/** Returns a resource of arrays; with null for a query nothing is asked for. */
+/** Returns a resource of arrays, whose `about` may say that it is still at work; with null nothing is asked for. */
 export function usePacket(resource: string, query: Query | null): Loaded<Packet> {
   return useAnswer(resource, query, (bytes) => {
     const packet = readPacket(bytes);
@@ -94,6 +94,8 @@ function versionOf(value: unknown): string | undefined {
 
 function readJson<Value>(bytes: ArrayBuffer): Value {
   return JSON.parse(new TextDecoder().decode(bytes)) as Value;
+    const { pending } = packet.about as Pending;
+    return pending ? { ...packet, pending } : packet;
 }
 
 function useAnswer<Value>(resource: string, query: Query | null, read: (bytes: ArrayBuffer) => Value): Loaded<Value> {

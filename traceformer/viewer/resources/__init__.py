@@ -12,6 +12,15 @@ stream    the residual stream: norms, and active neurons
 lens      the logit lens
 traits    directions, and tokens projected onto them
 effects   effects of interventions, beside runs
+runs         which runs there are, and what one holds
+examples     an example: its tokens, and what is known of each
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
+stream       the residual stream: norms, and active neurons
+lens         the logit lens
+traits       directions, and tokens projected onto them
+effects      effects of interventions, beside runs
 attribution  what parts of a model add to a logit
 """
 
@@ -40,6 +49,11 @@ RESOURCES: Mapping[str, str] = {
     "difference": "patterns",
     "alignment": "alignment",
     "paths": "paths",
+    "overview": "overview",
+    "predictions": "overview",
+    "thumbnails": "thumbnails",
+    "heads": "heads",
+    "clusters": "heads",
     "norms": "stream",
     "neurons": "stream",
     "lens": "lens",

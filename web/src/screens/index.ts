@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { Head } from "./head/screen";
 import { Effects, Interventions } from "./effects/screen";
+import { Lab } from "./lab/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
@@ -33,4 +34,5 @@ export const SCREENS: Screen[] = [
   { id: "head", title: "Head", does: "one head: where each token looks", component: Head },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
+  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
 ];
