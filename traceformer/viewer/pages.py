@@ -25,11 +25,11 @@ from traceformer.presentation import plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["live_page", "open_paths", "page_of", "paths_html"]
+__all__ = ["bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
 
 _PAGE = """\
 <!doctype html>
-<html lang="en">
+<html lang="en"{host}>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -54,6 +54,15 @@ def live_page() -> str:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
     return _page("Traceformer", data="", connect="'self'")
+
+
+def widget_page() -> str:
+    """Returns the page that asks the notebook's widget around it.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    return _page("Traceformer", data="", connect="'none'", host=' data-host="widget"')
 
 
 def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
@@ -90,8 +99,24 @@ def open_paths(result: Paths) -> None:
     webbrowser.open(page.as_uri())
 
 
-def _page(title: str, *, data: str, connect: str) -> str:
-    script, style = _bundled("viewer.js"), _bundled("viewer.css")
+def bundled(name: str) -> str:
+    """Returns a file of the viewer's bundle.
+
+    Raises:
+        NotFound: it was not built when the package was installed.
+    """
+    file = files("traceformer.viewer") / "static" / name
+    if not file.is_file():
+        raise NotFound(
+            "the viewer's pages are not installed",
+            why="npm could not be reached when the package was",
+            hint="in a checkout run make web; else install it again: pip install --force-reinstall --no-deps .",
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def _page(title: str, *, data: str, connect: str, host: str = "") -> str:
+    script, style = bundled("viewer.js"), bundled("viewer.css")
     sources = {
         "default-src": "'none'",
         "script-src": _hash(script),
@@ -102,18 +127,7 @@ def _page(title: str, *, data: str, connect: str) -> str:
         "form-action": "'none'",
     }
     policy = "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
-    return _PAGE.format(policy=policy, title=escape(title), style=style, data=data, script=script)
-
-
-def _bundled(name: str) -> str:
-    file = files("traceformer.viewer") / "static" / name
-    if not file.is_file():
-        raise NotFound(
-            "the viewer's pages are not installed",
-            why="npm could not be reached when the package was",
-            hint="in a checkout run make web; else install it again: pip install --force-reinstall --no-deps .",
-        )
-    return file.read_text(encoding="utf-8")
+    return _PAGE.format(host=host, policy=policy, title=escape(title), style=style, data=data, script=script)
 
 
 def _hash(text: str) -> str:
