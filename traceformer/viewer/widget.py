@@ -13,7 +13,7 @@ from traceformer.viewer.pages import bundled, widget_page
 from traceformer.viewer.query import Query
 from traceformer.viewer.resources import answer
 
-__all__ = ["RunWidget", "run_widget"]
+__all__ = ["RunWidget"]
 
 _FIELDS = {"example": "ex", "attention": "attn", "layer": "layer", "head": "head", "query": "q", "key": "k"}
 """What a selection says -> the field of the page's address."""
@@ -67,7 +67,3 @@ class RunWidget(anywidget.AnyWidget):
             return
         self.send({"answered": number}, [found.body])
 
-
-def run_widget(run: Run, example: int | str = 0, *, height: str = "720px") -> RunWidget:
-    """Returns the widget of a run."""
-    return RunWidget(run, example, height=height)
