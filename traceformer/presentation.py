@@ -39,8 +39,8 @@ def notebook() -> Any | None:
 
 def framed(page: str, *, height: int = 720) -> str:
     """Returns a page as a notebook shows it: the whole of it in a frame of its own, `height` pixels high."""
-    style = f"width:100%;height:{height}px;border:0"
-    return f'<iframe srcdoc="{escape(page, quote=True)}" style="{style}" sandbox="allow-scripts allow-downloads"></iframe>'
+    looks = f'style="width:100%;height:{height}px;border:0" sandbox="allow-scripts allow-downloads"'
+    return f'<iframe srcdoc="{escape(page, quote=True)}" {looks}></iframe>'
 
 
 def plain(value: Any) -> Any:

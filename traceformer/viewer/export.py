@@ -71,7 +71,7 @@ def run_html(run: Run, example: int | str = 0) -> str:
 
 
 def show_run(run: Run, example: int | str = 0) -> None:
-    """Shows the page of one example: in the notebook, or in a browser, from a file among the system's temporary ones."""
+    """Shows the page of one example: in the notebook, or in a browser, from one of the system's temporary files."""
     page = run_html(run, example)
     if notebook() is not None:
         from IPython.display import HTML, display

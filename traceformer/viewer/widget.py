@@ -23,8 +23,11 @@ class RunWidget(anywidget.AnyWidget):
     """A run to look into. `selection` is what was clicked, and what is set to it is shown.
 
         widget = run.widget(0)
-        widget.selection                                    # {"example": 0, "attention": "dec.self", "layer": 1, ...}
-        widget.selection = {"example": 1, "layer": 2, "head": 7}
+        widget.selection = {"example": 1, "attention": "dec.self", "layer": 2, "head": 7}
+
+    Attributes:
+        selection: What is shown: `example`, `attention`, `layer`, `head`, `query` and `key`, as far as they are chosen.
+        height: How high the page is, as CSS has it.
     """
 
     page = traitlets.Unicode().tag(sync=True)
@@ -66,4 +69,3 @@ class RunWidget(anywidget.AnyWidget):
             self.send({"answered": number, "told": {"message": error.message, "why": error.why, "hint": error.hint}})
             return
         self.send({"answered": number}, [found.body])
-
