@@ -176,6 +176,9 @@ bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
 bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
+bind("Run", "browser", "traceformer.viewer.export", "show_run")
+bind("Run", "page", "traceformer.viewer.export", "run_html")
+bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from traceformer.presentation import plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["LivePage", "live_page", "open_paths", "page_of", "paths_html"]
+__all__ = ["bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
 
 _PAGE = """\
 <!doctype html>
-<html lang="en">
+<html lang="en"{host}>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -47,21 +47,22 @@ _PAGE = """\
 _DATA = '<script type="application/gzip" id="data">{data}</script>\n'
 
 
-class LivePage(NamedTuple):
-    """A page for a server: its policy is in it, and belongs into the answer's head as well."""
-
-    html: str
-    policy: str
-
-
-def live_page() -> LivePage:
+def live_page() -> str:
     """Returns the page that asks its server for what it shows.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    own = "'self'"
-    return LivePage(_page("Traceformer", data="", connect=own), f"{_policy(own)}; frame-ancestors 'none'")
+    return _page("Traceformer", data="", connect="'self'")
+
+
+def widget_page() -> str:
+    """Returns the page that asks the notebook's widget around it.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    return _page("Traceformer", data="", connect="'none'", host=' data-host="widget"')
 
 
 def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
@@ -88,7 +89,7 @@ def paths_html(result: Paths) -> str:
     """
     payload: Mapping[str, Any] = paths_payload(result.to_json())
     body = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return page_of({"paths": body}, {}, title=payload["title"])
+    return page_of({"paths": body}, {"screen": "paths"}, title=payload["title"])
 
 
 def open_paths(result: Paths) -> None:
@@ -98,25 +99,12 @@ def open_paths(result: Paths) -> None:
     webbrowser.open(page.as_uri())
 
 
-def _page(title: str, *, data: str, connect: str) -> str:
-    script, style = _bundled("viewer.js"), _bundled("viewer.css")
-    return _PAGE.format(policy=_policy(connect), title=escape(title), style=style, data=data, script=script)
+def bundled(name: str) -> str:
+    """Returns a file of the viewer's bundle.
 
-
-def _policy(connect: str) -> str:
-    sources = {
-        "default-src": "'none'",
-        "script-src": _hash(_bundled("viewer.js")),
-        "style-src": _hash(_bundled("viewer.css")),
-        "img-src": "data: blob:",
-        "connect-src": connect,
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
-
-
-def _bundled(name: str) -> str:
+    Raises:
+        NotFound: it was not built when the package was installed.
+    """
     file = files("traceformer.viewer") / "static" / name
     if not file.is_file():
         raise NotFound(
@@ -125,6 +113,21 @@ def _bundled(name: str) -> str:
             hint="in a checkout run make web; else install it again: pip install --force-reinstall --no-deps .",
         )
     return file.read_text(encoding="utf-8")
+
+
+def _page(title: str, *, data: str, connect: str, host: str = "") -> str:
+    script, style = bundled("viewer.js"), bundled("viewer.css")
+    sources = {
+        "default-src": "'none'",
+        "script-src": _hash(script),
+        "style-src": _hash(style),
+        "img-src": "data: blob:",
+        "connect-src": connect,
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    policy = "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
+    return _PAGE.format(host=host, policy=policy, title=escape(title), style=style, data=data, script=script)
 
 
 def _hash(text: str) -> str:

@@ -3,7 +3,8 @@
 import { createContext } from "preact";
 import { useContext, useEffect, useState } from "preact/hooks";
 import { type Packet, readPacket } from "./packet";
-import { keyOf, Problem, type Query, type Source } from "./source";
+import { Problem } from "./problem";
+import { keyOf, type Query, type Source } from "./source";
 
 export type Loaded<Value> =
   | { state: "loading"; done?: number; of?: number }
