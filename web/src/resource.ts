@@ -39,7 +39,8 @@ export function useJson<Value>(resource: string, query: Query | null): Loaded<Va
 export function usePacket(resource: string, query: Query | null): Loaded<Packet> {
   return useAnswer(resource, query, (bytes) => {
     const packet = readPacket(bytes);
-    return { ...packet, pending: packet.about["pending"] as Pending["pending"] };
+    const { pending } = packet.about as Pending;
+    return pending ? { ...packet, pending } : packet;
   });
 }
 
@@ -95,8 +96,6 @@ function versionOf(value: unknown): string | undefined {
 
 function readJson<Value>(bytes: ArrayBuffer): Value {
   return JSON.parse(new TextDecoder().decode(bytes)) as Value;
-    const { pending } = packet.about as Pending;
-    return pending ? { ...packet, pending } : packet;
 }
 
 function useAnswer<Value>(resource: string, query: Query | null, read: (bytes: ArrayBuffer) => Value): Loaded<Value> {

@@ -1,7 +1,7 @@
 import { useMemo } from "preact/hooks";
 import type { AlignmentAbout, AttentionAbout, ExampleAbout, RunAbout } from "../payload";
 import { useJson } from "../resource";
-import { Problem } from "../source";
+import { Problem } from "../problem";
 import { Loading, Trouble } from "../ui/states";
 import { counterparts, useAlignment } from "./align";
 import type { Look, Side } from "./map";

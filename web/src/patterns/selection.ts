@@ -1,5 +1,5 @@
 import type { ExampleAbout } from "../payload";
-import { Problem } from "../source";
+import { Problem } from "../problem";
 import { useView } from "../view";
 
 /** Returns the query and the key that the address names; without a query the last one. */

@@ -11,7 +11,7 @@ import { Profile } from "../../patterns/profile";
 import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
 import type { Loaded } from "../../resource";
-import { Problem } from "../../source";
+import { Problem } from "../../problem";
 import { type Frame, WHOLE } from "../../ui/frame";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
