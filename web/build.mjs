@@ -1,4 +1,4 @@
-// Writes viewer.js and viewer.css, and widget.js for notebooks, into the folder given: node build.mjs FOLDER
+// Writes viewer and trace, .js and .css each, and widget.js for notebooks, into the folder given: node build.mjs FOLDER
 
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
@@ -18,7 +18,7 @@ const options = {
   absWorkingDir: import.meta.dirname,
 };
 
-const page = { ...options, entryPoints: { viewer: "src/main.tsx" }, format: "iife" };
+const page = { ...options, entryPoints: { viewer: "src/viewer.tsx", trace: "src/trace.tsx" }, format: "iife" };
 // A page that is handed on is a copy of the libraries in it: their licences ask to be handed on as well.
 const { metafile } = await build({ ...page, write: false, outdir: ".", metafile: true });
 await build({ ...page, outdir: folder, banner: { js: await notices(metafile) } });

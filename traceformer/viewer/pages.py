@@ -53,7 +53,7 @@ def live_page() -> str:
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    return _page("Traceformer", data="", connect="'self'")
+    return _page("viewer", "Traceformer", connect="'self'")
 
 
 def widget_page() -> str:
@@ -62,23 +62,24 @@ def widget_page() -> str:
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    return _page("Traceformer", data="", connect="'none'", host=' data-host="widget"')
+    return _page("viewer", "Traceformer", host=' data-host="widget"')
 
 
-def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
+def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str, bundle: str = "viewer") -> str:
     """Returns the page that carries what it shows: one HTML file that works anywhere, without a network.
 
     Args:
         answers: What the page may ask for, by `Query.key`, each as `resources.answer` gives it.
         start: What the page shows first: the fields of its address.
         title: The title of the window.
+        bundle: `viewer`, or `trace` for a page of one trace alone.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
     bodies = {key: np.frombuffer(body, np.uint8) for key, body in answers.items()}
     data = gzip.compress(Packet(bodies, {"start": dict(start)}).to_bytes(), mtime=0)
-    return _page(title, data=_DATA.format(data=base64.b64encode(data).decode()), connect="'none'")
+    return _page(bundle, title, data=_DATA.format(data=base64.b64encode(data).decode()))
 
 
 def paths_html(result: Paths) -> str:
@@ -89,7 +90,7 @@ def paths_html(result: Paths) -> str:
     """
     payload: Mapping[str, Any] = paths_payload(result.to_json())
     body = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return page_of({"paths": body}, {"screen": "paths"}, title=payload["title"])
+    return page_of({"paths": body}, {}, title=payload["title"], bundle="trace")
 
 
 def open_paths(result: Paths) -> None:
@@ -115,8 +116,8 @@ def bundled(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _page(title: str, *, data: str, connect: str, host: str = "") -> str:
-    script, style = bundled("viewer.js"), bundled("viewer.css")
+def _page(bundle: str, title: str, *, data: str = "", connect: str = "'none'", host: str = "") -> str:
+    script, style = bundled(f"{bundle}.js"), bundled(f"{bundle}.css")
     sources = {
         "default-src": "'none'",
         "script-src": _hash(script),

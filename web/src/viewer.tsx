@@ -1,6 +1,5 @@
-import { render } from "preact";
 import { App } from "./shell/app";
-import { openSource } from "./source";
+import { start } from "./shell/page";
 import "./styles/page.css";
 import "./styles/shell.css";
 import "./styles/picker.css";
@@ -15,13 +14,4 @@ import "./styles/stream.css";
 import "./styles/effects.css";
 import "./styles/paths.css";
 
-const root = document.getElementById("app");
-
-if (root) {
-  openSource().then(
-    (source) => render(<App source={source} />, root),
-    (error: unknown) => {
-      root.textContent = `This page cannot be shown: ${String(error)}`;
-    },
-  );
-}
+start((source) => <App source={source} />);
