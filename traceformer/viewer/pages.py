@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from traceformer.presentation import plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
+__all__ = ["LivePage", "bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
 
 _PAGE = """\
 <!doctype html>
@@ -47,13 +47,22 @@ _PAGE = """\
 _DATA = '<script type="application/gzip" id="data">{data}</script>\n'
 
 
-def live_page() -> str:
+class LivePage(NamedTuple):
+    """A page for a server: its policy is in it, and belongs into the answer's head as well."""
+
+    html: str
+    policy: str
+
+
+def live_page() -> LivePage:
     """Returns the page that asks its server for what it shows.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
-    return _page("viewer", "Traceformer", connect="'self'")
+    own = "'self'"
+    policy = f"{_policy('viewer', own)}; frame-ancestors 'none'"
+    return LivePage(_page("viewer", "Traceformer", connect=own), policy)
 
 
 def widget_page() -> str:
@@ -117,18 +126,27 @@ def bundled(name: str) -> str:
 
 
 def _page(bundle: str, title: str, *, data: str = "", connect: str = "'none'", host: str = "") -> str:
-    script, style = bundled(f"{bundle}.js"), bundled(f"{bundle}.css")
+    return _PAGE.format(
+        host=host,
+        policy=_policy(bundle, connect),
+        title=escape(title),
+        style=bundled(f"{bundle}.css"),
+        data=data,
+        script=bundled(f"{bundle}.js"),
+    )
+
+
+def _policy(bundle: str, connect: str) -> str:
     sources = {
         "default-src": "'none'",
-        "script-src": _hash(script),
-        "style-src": _hash(style),
+        "script-src": _hash(bundled(f"{bundle}.js")),
+        "style-src": _hash(bundled(f"{bundle}.css")),
         "img-src": "data: blob:",
         "connect-src": connect,
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    policy = "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
-    return _PAGE.format(host=host, policy=policy, title=escape(title), style=style, data=data, script=script)
+    return "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
 
 
 def _hash(text: str) -> str:
