@@ -23,7 +23,7 @@ TEXTS = [["The", " cat"], ["a", " dog", " ran"], ["one"]]
 
 def write_effects(folder: Path) -> None:
     axes = (Axis("layer", (0, 1), ("0", "1")),)
-    about = Swept("patch", "tiny", ("resid_pre",), "logit difference", 1.0)
+    about = Swept("patch", "tiny", "", ("dec.resid_pre",), "logit difference", "denoise")
     with EffectsFolder.create(folder, about, axes, ["a pair"], {}, resume=False) as made:
         values: dict[str, Any] = {name: np.array([0.25, 0.5]) for name in ("effect", "metric")}
         made.write(0, {**values, "clean": np.array(1.0), "corrupt": np.array(0.0)})
@@ -125,9 +125,9 @@ def test_a_run_is_opened_once_by_many_and_anew_when_it_is_another(tmp_path: Path
 
 
 def test_threads_read_many_arrays_of_one_run_together(tmp_path: Path) -> None:
-    write_run(tmp_path / "mine", [["a", "b"]] * 40)  # of more files than whose indexes are kept
+    write_run(tmp_path / "mine", [["a", "b"]] * 20)  # of more files than whose indexes are kept
     opened = Library.at(tmp_path).run("mine")
-    asked = [(example, layer, head) for example in range(40) for layer in PATTERNS.layers for head in PATTERNS.heads]
+    asked = [(example, layer, head) for example in range(20) for layer in PATTERNS.layers for head in PATTERNS.heads]
     with ThreadPoolExecutor(20) as pool:
         found = [*pool.map(lambda cell: opened.attn(*cell), asked * 3)]
     assert all((read == pattern(*cell, 2)).all() for read, cell in zip(found, asked * 3, strict=True))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from anyio import CapacityLimiter, to_thread
@@ -93,6 +93,12 @@ class Server:
 
     def __repr__(self) -> str:
         return f"Server({self.page})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wait(self) -> None:
         """Returns when the server has ended; an interruption closes it."""
