@@ -1,4 +1,4 @@
-import { useMemo, useState } from "preact/hooks";
+import { useMemo } from "preact/hooks";
 import { type Binding, useKeys } from "../../keyboard";
 import { counted } from "../../numbers";
 import { Beside } from "../../patterns/beside";
@@ -12,7 +12,6 @@ import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
 import type { Loaded } from "../../resource";
 import { Problem } from "../../problem";
-import { type Frame, WHOLE } from "../../ui/frame";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
 import { addressOf, type View, useView } from "../../view";
@@ -120,7 +119,6 @@ interface AloneProps {
 /** The picture of one head, with the row and the column that are selected. */
 function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps) {
   const [query, key] = selected;
-  const [frame, setFrame] = useState<Frame>(WHOLE);
   const row = useWeights(side.query, pattern, "row", query);
   const column = useWeights(side.query, pattern, "column", key);
   const look = useLook();
@@ -128,9 +126,8 @@ function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps
   return (
     <div class="alone">
       <PatternMap
-        {...{ side, loaded, look, selected, onSelect, frame, notice }}
+        {...{ side, loaded, look, selected, onSelect, notice }}
         largest={pattern?.largest ?? 1}
-        onFrame={setFrame}
         tall={Math.max(360, window.innerHeight - 300)}
       />
       <div class="profiles">
