@@ -7,6 +7,7 @@ import "./styles/picker.css";
 import "./styles/runs.css";
 import "./styles/chart.css";
 import "./styles/paths.css";
+import "./styles/paths_of_run.css";
 
 const root = document.getElementById("app");
 

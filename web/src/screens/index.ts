@@ -3,6 +3,7 @@
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { Overview } from "./overview/screen";
+import { PathsOfRun } from "./paths/screen";
 import { Runs } from "./runs/screen";
 
 /** What every screen of a run is given. */
@@ -24,4 +25,5 @@ export const RUNS = { id: "runs", title: "Runs", component: Runs };
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
+  { id: "paths", title: "Paths", does: "which tokens one token drew on", component: PathsOfRun },
 ];
