@@ -53,12 +53,12 @@ export function Controls({ run, live, asked, target, head, set, setAttention, re
       <Choose
         label="Layer"
         value={`${layer}`}
-        choices={[["all", "all, one down per edge", !all], ...attention.layers.map((number): Choice => [`${number}`, `L${number}`])]}
+        choices={[["all", "across all layers", !all], ...attention.layers.map((number): Choice => [`${number}`, `L${number}`])]}
         onChoose={(value) => set(value === "all" && !["mean", "max"].includes(options.agg_heads) ? { layer: value, agg_heads: "mean" } : { layer: value })}
       />
       {choice("agg_heads", "Heads", [
         ["mean", "mean of all"],
-        ["max", "strongest of each edge"],
+        ["max", "strongest per edge"],
         ["none", "each by itself", !one],
         ...attention.heads.map((number): Choice => [`${number}`, `H${number} alone`, !one]),
       ])}
