@@ -71,7 +71,7 @@ class Live implements Source {
     const response = await fetch(`api/${resource}?${new URLSearchParams(stated(query))}`).catch(() => {
       throw new Problem("the server does not answer", "it was stopped, or this machine slept", "start it again, then reload this page");
     });
-    if (response.ok) return response.arrayBuffer();
+    if (!response.headers.has("Problem") && response.ok) return response.arrayBuffer();
     const told = (await response.json().catch(() => ({}))) as { message?: string; why?: string; hint?: string };
     throw new Problem(told.message ?? `the server answers ${response.status}`, told.why, told.hint);
   }

@@ -90,8 +90,8 @@ export function Bar({ run, example, screen, step, theme, help }: Props) {
             {open === "search" && run && <Search {...{ run, example, close }} />}
           </div>
         )}
-        <button type="button" title="Theme (d)" onClick={() => change({ theme: nextTheme(theme) })}>
-          Theme: {theme}
+        <button type="button" aria-label={`Theme: ${theme}`} title={`Theme: ${theme} (d)`} onClick={() => change({ theme: nextTheme(theme) })}>
+          {{ auto: "◐", light: "○", dark: "●" }[theme]}
         </button>
         <button type="button" aria-label="Keys" title="Keys (?)" onClick={help}>
           ?
