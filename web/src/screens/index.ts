@@ -6,6 +6,7 @@ import { Head } from "./head/screen";
 import { Effects, Interventions } from "./effects/screen";
 import { Lab } from "./lab/screen";
 import { Overview } from "./overview/screen";
+import { PathsOfRun } from "./paths/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
 
@@ -35,4 +36,5 @@ export const SCREENS: Screen[] = [
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
   { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
+  { id: "paths", title: "Paths", does: "which tokens one token drew on", component: PathsOfRun },
 ];
