@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traceformer.bytelm.corpus import Corpus, Span, Split, cache_folder, open_corpus, separate
+from traceformer.bytelm.corpus import Corpus, Span, Split, open_corpus, separate
 from traceformer.bytelm.pydoc_texts import pydoc_texts
 from traceformer.errors import NotFound, Unreadable
 

@@ -18,6 +18,7 @@ projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
 attribution     what each part of a model adds to a logit, as a value
 logit_split     how that is split: norms as linear maps at the scale they had
+thumbnails      patterns in at most 32 x 32 pixels, which lose no line
 massive         the few entries of the stream that are hundreds of times the median
 roles           behaviour, weights and ablation of every head in one table
 circuits        what heads copy, how full their matrices are, which feed which: from weights

@@ -10,6 +10,11 @@ lens      the logit lens
 traits    directions, and tokens projected onto them
 effects   effects of interventions, beside runs
 attribution  what parts of a model add to a logit
+runs        which runs there are, and what one holds
+examples    an example: its tokens, and what is known of each
+overview    what was expected at each position, and which heads an example has pictures of
+thumbnails  these pictures: heads in small
+heads       metrics of all heads, and heads in clusters
 """
 
 import json
@@ -40,6 +45,11 @@ RESOURCES: Mapping[str, str] = {
     "effects": "effects",
     "effect": "effects",
     "attribution": "attribution",
+    "overview": "overview",
+    "predictions": "overview",
+    "thumbnails": "thumbnails",
+    "heads": "heads",
+    "clusters": "heads",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
