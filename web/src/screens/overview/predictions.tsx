@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 import { percent, shown } from "../../numbers";
 import { floats, type Packet } from "../../packet";
-import type { ExampleAbout, PredictionsAbout, RunAbout, Token } from "../../payload";
+import type { ExampleAbout, PredictionsAbout, RunAbout, Stack, Token } from "../../payload";
 import { Chart } from "../../ui/chart";
 import { useView } from "../../view";
 
@@ -9,6 +9,8 @@ interface Props {
   run: RunAbout;
   example: ExampleAbout;
   packet: Packet;
+  /** The stack whose positions `q` counts in the address. */
+  queries: Stack;
 }
 
 /** What was expected at one position. */
@@ -33,12 +35,13 @@ const TALL = 96; // pixels of the highest bar
 const MARGIN = { left: 44, right: 8, top: 8, bottom: 20 };
 
 /** A bar for each position: how open it was what comes, and which token was the likeliest. */
-export function Predictions({ run, example, packet }: Props) {
+export function Predictions({ run, example, packet, queries }: Props) {
   const [view, change] = useView();
   const [hovered, setHovered] = useState<number | null>(null);
   const about = packet.about as unknown as PredictionsAbout;
   const stack = about.stack ?? "dec";
   const tokens = example.tokens[stack] ?? [];
+  const field = stack === queries ? "q" : "overview.at";
   if (!about.source) return <p class="missing">{about.missing}</p>;
 
   const rows = expectations(packet, about, tokens);
@@ -46,15 +49,15 @@ export function Predictions({ run, example, packet }: Props) {
   const measure = measures.find((name) => name === view["overview.bar"]) ?? measures[0] ?? "top";
   const unit = measure === "entropy" ? "nats" : "";
   const highest = measure === "entropy" ? Math.max(...rows.map(({ entropy }) => entropy || 0), 1e-9) : 1;
-  const at = hovered ?? (view.q === undefined ? null : Number(view.q));
+  const at = hovered ?? (view[field] === undefined ? null : Number(view[field]));
   const chosen = at === null ? undefined : rows[at];
   const speaks = about.speaks_of ?? "next";
   const move = (event: KeyboardEvent) => {
-    const now = Number(view.q ?? -1);
+    const now = Number(view[field] ?? -1);
     const next = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: rows.length - 1 }[event.key];
     if (next === undefined || !rows[next]) return;
     event.preventDefault();
-    change({ q: next });
+    change({ [field]: next });
   };
   const width = Math.max(4, Math.min(22, Math.floor(1000 / rows.length)));
   const full = MARGIN.left + rows.length * width + MARGIN.right;
@@ -114,7 +117,7 @@ export function Predictions({ run, example, packet }: Props) {
           aria-label={`${MEASURES[measure]} at ${rows.length} positions`}
           onPointerMove={(event) => setHovered(positionOf(event))}
           onPointerLeave={() => setHovered(null)}
-          onClick={(event) => change({ q: positionOf(event) })}
+          onClick={(event) => change({ [field]: positionOf(event) })}
         >
           <g class="axis">
             {[0, highest / 2, highest].map((value) => {

@@ -41,7 +41,7 @@ export function Overview({ run, example }: ScreenProps) {
           );
         })}
       </section>
-      <Await loaded={predictions}>{(packet) => <Predictions {...{ run, example, packet }} />}</Await>
+      <Await loaded={predictions}>{(packet) => <Predictions {...{ run, example, packet }} queries={attention?.stack ?? "dec"} />}</Await>
       <Await loaded={about}>
         {({ attentions }) => {
           const atlas = attentions.find((each) => each.name === name);
