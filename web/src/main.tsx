@@ -7,6 +7,7 @@ import "./styles/picker.css";
 import "./styles/runs.css";
 import "./styles/chart.css";
 import "./styles/heads.css";
+import "./styles/lab.css";
 import "./styles/overview.css";
 import "./styles/heatmap.css";
 import "./styles/stream.css";

@@ -58,8 +58,8 @@ def predictions(library: Library, query: Query) -> Packet:
         return _of_logits(run, row, logits)
     if read_out is not None:
         return _of_lens(run, row, read_out)
-    why = "no logits were recorded, and nothing was read out" if run.arch != "enc" else "no logits were recorded"
-    return Packet({}, {"source": None, "missing": f"{why}, so what the model expected is not known."})
+    missing = 'What the model expected is not known: no logits were recorded. tf.record(..., capture="logits") keeps them.'
+    return Packet({}, {"source": None, "missing": missing})
 
 
 def _decoders_first(run: Run, site: str) -> ArraySpec | None:
@@ -72,7 +72,7 @@ def _of_logits(run: Run, row: int, spec: ArraySpec) -> Packet:
     size = run.length(row, stack) * spec.width
     about = {"stack": stack, "speaks_of": _speaks_of(run)}
     if size > _MOST_LOGITS:
-        missing = f"this example has {size:,} logits, more than are read for a page; tf.statistics(run, each=...) does"
+        missing = f"This example has {size:,} logits, more than are read for a page; tf.statistics(run, each=...) reads all."
         return Packet({}, {**about, "source": None, "missing": missing})
     found = logit_statistics(
         run.get(row, spec.key), targets_of(run)(run.example_id(row)), CONVENTIONS["exact"], top=min(_TOP, spec.width)
@@ -90,7 +90,7 @@ def _of_logits(run: Run, row: int, spec: ArraySpec) -> Packet:
 
 def _of_lens(run: Run, row: int, spec: ArraySpec) -> Packet:
     if run.length(row, spec.key.token_stack) == 0:
-        return Packet({}, {"source": None, "missing": "this example has no tokens."})
+        return Packet({}, {"source": None, "missing": "This example has no tokens."})
     found, layer = recorded_lens(run, row, layers=spec.layers[-1:], top=min(_TOP, spec.width)), spec.layers[-1]
     arrays = {
         "entropy": found.entropy[0],
@@ -101,7 +101,7 @@ def _of_lens(run: Run, row: int, spec: ArraySpec) -> Packet:
         "target_rank": found.target_rank[0],
     }
     missing = (
-        f"only the {spec.width} likeliest tokens after layer {layer} were recorded (`lens_top_k`): "
+        f"Only the {spec.width} likeliest tokens after layer {layer} were recorded (`lens_top_k`): "
         "the entropy is not known, nor is the probability of a token that is not among them."
     )
     about = {"stack": "dec", "speaks_of": _speaks_of(run), "source": "lens", "layer": layer, "most": 0.0}

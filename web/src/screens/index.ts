@@ -3,6 +3,7 @@
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { Effects, Interventions } from "./effects/screen";
+import { Lab } from "./lab/screen";
 import { Overview } from "./overview/screen";
 import { Runs } from "./runs/screen";
 import { Stream } from "./stream/screen";
@@ -29,6 +30,7 @@ export const EFFECTS = { id: "effects", title: "Effects", component: Interventio
 
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
+  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
 ];

@@ -44,3 +44,8 @@ export function HeadCard({ head, metrics, marked = [], children }: Props) {
 export function written(value: number | undefined): string {
   return value === undefined || Number.isNaN(value) ? "–" : shown(value);
 }
+
+/** Returns a metric in a table: all digits of a float32. */
+export function digits(value: number | undefined): number | string {
+  return value === undefined || Number.isNaN(value) ? "" : Number(value.toPrecision(7));
+}

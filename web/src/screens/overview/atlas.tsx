@@ -12,6 +12,8 @@ interface Props {
   heads: Place[];
   /** How many there are of each layer. */
   width: number;
+  /** Pixels from left to right that there are for it. */
+  room: number;
   /** Which heads are shown, in this order, and a few words below each of them; null for layers above each other. */
   ranked: { head: number; words: string }[] | null;
   selected: number | null;
@@ -24,40 +26,32 @@ interface Props {
 
 const MARGIN = { left: 40, top: 22 };
 const TALL = 720; // pixels that the picture may take before its thumbnails are as small as they get
-const LARGEST = 96; // pixels of a thumbnail
+const LARGEST = 128; // pixels of a thumbnail
 
 /** All heads as thumbnails, drawn into one canvas: by layer and head, or by rank. */
 export function Atlas(props: Props) {
-  const { atlas, thumbnails, heads, width, ranked, selected, onSelect, onHover, onOpen, describe } = props;
-  const outer = useRef<HTMLDivElement>(null);
+  const { atlas, thumbnails, heads, width, room, ranked, selected, onSelect, onHover, onOpen, describe } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
-  const [room, setRoom] = useState(0);
   const [hovered, setHovered] = useState<number | null>(null);
   const dark = useDark();
-  useLayoutEffect(() => {
-    const element = outer.current;
-    if (!element) return;
-    const watch = new ResizeObserver(() => setRoom(element.clientWidth));
-    watch.observe(element);
-    setRoom(element.clientWidth);
-    return () => watch.disconnect();
-  }, []);
-
   const order = ranked?.map(({ head }) => head) ?? heads.map((_, head) => head);
   const lines = Math.ceil(order.length / width);
   const cell = sizeOf(atlas, (room - MARGIN.left) / width, TALL / lines);
-  const gap = cell > 40 ? 4 : 2;
+  const gap = cell > 40 ? 5 : 1;
   const words = ranked !== null && cell >= 44 ? 16 : 0;
   const [stepX, stepY] = [cell + gap, cell + gap + words];
-  const [wide, tall] = [width * stepX - gap, lines * stepY - gap];
+  const [wide, tall] = [width * stepX - gap, lines * stepY - gap]; // and a line of one pixel around
   const placeOf = (place: number) => [(place % width) * stepX, Math.floor(place / width) * stepY] as const;
 
   useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d");
     if (!context) return;
-    context.clearRect(0, 0, wide, tall);
+    context.clearRect(0, 0, wide + 2, tall + 2);
+    context.fillStyle = getComputedStyle(canvas.current as Element).color;
     order.forEach((head, place) => {
-      if (thumbnails.drawn[head]) context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), ...placeOf(place));
+      const [x, y] = placeOf(place);
+      context.fillRect(x, y, cell + 2, cell + 2);
+      if (thumbnails.drawn[head]) context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), x + 1, y + 1);
     });
   }, [thumbnails, order.join(), cell, dark, wide, tall]);
 
@@ -92,14 +86,14 @@ export function Atlas(props: Props) {
 
   const told = hovered ?? selected;
   return (
-    <div class="atlas" ref={outer}>
+    <div class="atlas">
       <div
         class="field"
         role="listbox"
         tabIndex={0}
         aria-label={`Heads of ${atlas.name}`}
         aria-activedescendant={selected === null ? undefined : OPTION}
-        style={{ width: `${wide + MARGIN.left}px`, height: `${tall + MARGIN.top}px` }}
+        style={{ width: `${wide + MARGIN.left + 2}px`, height: `${tall + MARGIN.top + 2}px` }}
         onKeyDown={press}
         onPointerMove={(event) => hover(at(event))}
         onPointerLeave={() => hover(null)}
@@ -110,8 +104,8 @@ export function Atlas(props: Props) {
         onDblClick={onOpen}
         title={told === null ? undefined : describe(told)}
       >
-        <canvas ref={canvas} width={wide} height={tall} style={{ left: `${MARGIN.left}px`, top: `${MARGIN.top}px` }} />
-        <svg width={wide + MARGIN.left + 2} height={tall + MARGIN.top + 2} aria-hidden="true">
+        <canvas ref={canvas} width={wide + 2} height={tall + 2} style={{ left: `${MARGIN.left - 1}px`, top: `${MARGIN.top - 1}px` }} />
+        <svg width={wide + MARGIN.left + 2} height={tall + MARGIN.top + 2 + words} aria-hidden="true">
           <g class="axis">
             {Array.from({ length: ranked ? 0 : width }, (_, column) => (
               <text key={column} x={MARGIN.left + column * stepX + cell / 2} y={MARGIN.top - 8} text-anchor="middle">
@@ -156,7 +150,7 @@ const OPTION = "atlas-option";
 /** Returns how many pixels a thumbnail's side has: a multiple of its cells, so that all of them are the same. */
 function sizeOf({ rows, columns }: AtlasAbout, wide: number, tall: number): number {
   const cells = Math.max(rows, columns, 1);
-  const most = Math.min(wide - 4, tall - 4, LARGEST);
+  const most = Math.min(wide - 5, tall - 5, LARGEST);
   return cells * Math.max(1, Math.floor(most / cells));
 }
 

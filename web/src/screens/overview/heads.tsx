@@ -1,14 +1,20 @@
 import { useState } from "preact/hooks";
+import { css, sequential } from "../../draw/palette";
 import { attentionOf, headsOf, type Measured, metricNamed, missingOf, nameOf, type Place, selectedOf, spoken } from "../../heads";
 import { counted } from "../../numbers";
 import type { AtlasAbout, AttentionAbout, ExampleAbout, RunAbout } from "../../payload";
 import { usePacket } from "../../resource";
+import { useDark } from "../../theme";
+import { useWidth } from "../../ui/axes";
 import { Chart } from "../../ui/chart";
-import { HeadCard, written } from "../../ui/headcard";
+import { digits, HeadCard, written } from "../../ui/headcard";
 import { Trouble } from "../../ui/states";
 import { useView } from "../../view";
 import { Atlas } from "./atlas";
 import { useThumbnails } from "./thumbnails";
+
+const WIDE = 780; // pixels, with which the card stands beside the atlas
+const CARD = 244;
 
 interface Props {
   run: RunAbout;
@@ -21,6 +27,8 @@ interface Props {
 export function Heads({ run, example, atlas, attention }: Props) {
   const [view, change] = useView();
   const [hovered, setHovered] = useState<number | null>(null);
+  const [outer, room] = useWidth<HTMLDivElement>();
+  const dark = useDark();
   const thumbnails = useThumbnails(run.name, example.number, atlas);
   const places: Place[] = attention.layers.flatMap((layer) => attention.heads.map((head) => ({ attention: atlas.name, layer, head })));
   const done = thumbnails.count === places.length;
@@ -121,12 +129,15 @@ export function Heads({ run, example, atlas, attention }: Props) {
       {thumbnails.problem && <Trouble problem={thumbnails.problem} />}
       {answer.state === "failed" && <Trouble problem={answer.problem} />}
       {asked && measured && !metric && <p class="missing">No metric is called “{asked}”.</p>}
-      <p class="cells">{cells} Darker is more, by its square root.</p>
-      <div class="heads">
+      <p class="cells">
+        {cells} {dark ? "Lighter" : "Darker"} is more: <ColourKey dark={dark} />
+      </p>
+      <div class="heads" ref={outer}>
         <Atlas
           {...{ atlas, thumbnails, ranked, selected, describe }}
           heads={places}
           width={attention.heads.length}
+          room={room > WIDE ? room - CARD : room}
           onSelect={(head) => change({ attn: atlas.name, layer: places[head]?.layer ?? null, head: places[head]?.head ?? null })}
           onHover={setHovered}
           onOpen={open}
@@ -139,7 +150,18 @@ export function Heads({ run, example, atlas, attention }: Props) {
   );
 }
 
-/** Returns a metric in a table: all digits of a float32. */
-export function digits(value: number | undefined): number | string {
-  return value === undefined || Number.isNaN(value) ? "" : Number(value.toPrecision(7));
+/** The colours of weights from 0 to 1, which go by their square roots. */
+function ColourKey({ dark }: { dark: boolean }) {
+  const colours = sequential(dark);
+  return (
+    <svg class="colours" width={150} height={14} role="img" aria-label="0, a quarter in the middle, 1">
+      {Array.from({ length: 33 }, (_, step) => (
+        <rect key={step} x={14 + step * 3} y={2} width={3.2} height={10} fill={css(colours, Math.round((255 * step) / 32))} />
+      ))}
+      <g class="axis">
+        <text x={0} y={11}>0</text>
+        <text x={118} y={11}>1</text>
+      </g>
+    </svg>
+  );
 }

@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { percent, shown } from "../../numbers";
 import { floats, type Packet } from "../../packet";
 import type { ExampleAbout, PredictionsAbout, RunAbout, Stack, Token } from "../../payload";
+import { Axis, scaleOf, useWidth } from "../../ui/axes";
 import { Chart } from "../../ui/chart";
 import { useView } from "../../view";
 
@@ -32,12 +33,13 @@ type Measure = keyof typeof MEASURES;
 const WHEN = { next: "After", own: "At", label: "At" } as const;
 const WHAT = { next: "then came", own: "there stands", label: "its label is" } as const;
 const TALL = 96; // pixels of the highest bar
-const MARGIN = { left: 44, right: 8, top: 8, bottom: 20 };
+const MARGIN = { left: 44, right: 8, top: 8, bottom: 22 };
 
 /** A bar for each position: how open it was what comes, and which token was the likeliest. */
 export function Predictions({ run, example, packet, queries }: Props) {
   const [view, change] = useView();
   const [hovered, setHovered] = useState<number | null>(null);
+  const [outer, room] = useWidth<HTMLDivElement>();
   const about = packet.about as unknown as PredictionsAbout;
   const stack = about.stack ?? "dec";
   const tokens = example.tokens[stack] ?? [];
@@ -59,7 +61,7 @@ export function Predictions({ run, example, packet, queries }: Props) {
     event.preventDefault();
     change({ [field]: next });
   };
-  const width = Math.max(4, Math.min(22, Math.floor(1000 / rows.length)));
+  const width = Math.max(4, Math.min(24, Math.floor((room - MARGIN.left - MARGIN.right) / rows.length)));
   const full = MARGIN.left + rows.length * width + MARGIN.right;
   const height = MARGIN.top + TALL + MARGIN.bottom;
   const positionOf = (event: PointerEvent | MouseEvent) => {
@@ -67,7 +69,8 @@ export function Predictions({ run, example, packet, queries }: Props) {
     const position = Math.floor((event.clientX - box.left - MARGIN.left) / width);
     return rows[position] ? position : null;
   };
-  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((step) => step * width >= 36) ?? 1000;
+  const upward = scaleOf([0, highest], [MARGIN.top + TALL, MARGIN.top]);
+  const across = scaleOf([0, Math.max(1, rows.length - 1)], [MARGIN.left + width / 2, full - MARGIN.right - width / 2]);
   return (
     <Chart
       title="What the model expected"
@@ -109,7 +112,7 @@ export function Predictions({ run, example, packet, queries }: Props) {
       <p class="readout" role="status">
         {chosen ? told(chosen, speaks) : `${WHEN[speaks]} each token, ${MEASURES[measure].toLowerCase()}${unit && ` in ${unit}`}; point at a bar, or press ← and →.`}
       </p>
-      <div class="bars" tabIndex={0} role="group" aria-label="Positions: arrow keys go from one to the next" onKeyDown={move}>
+      <div class="bars" ref={outer} tabIndex={0} role="group" aria-label="Positions: arrow keys go from one to the next" onKeyDown={move}>
         <svg
           width={full}
           height={height}
@@ -119,27 +122,8 @@ export function Predictions({ run, example, packet, queries }: Props) {
           onPointerLeave={() => setHovered(null)}
           onClick={(event) => change({ [field]: positionOf(event) })}
         >
-          <g class="axis">
-            {[0, highest / 2, highest].map((value) => {
-              const y = MARGIN.top + TALL * (1 - value / highest);
-              return (
-                <g key={value}>
-                  <line x1={MARGIN.left} x2={full - MARGIN.right} y1={y} y2={y} />
-                  <text x={MARGIN.left - 6} y={y} text-anchor="end" dominant-baseline="central">
-                    {value === 0 ? "0" : value.toFixed(highest < 10 ? 2 : 1)}
-                  </text>
-                </g>
-              );
-            })}
-            {rows.map(
-              ({ position }) =>
-                position % every === 0 && (
-                  <text key={position} x={MARGIN.left + (position + 0.5) * width} y={height - 6} text-anchor="middle">
-                    {position}
-                  </text>
-                ),
-            )}
-          </g>
+          <Axis scale={upward} at={MARGIN.left} upward rules={full - MARGIN.left - MARGIN.right} count={3} />
+          <Axis scale={across} at={MARGIN.top + TALL} whole count={Math.min(rows.length, (rows.length * width) / 40)} />
           {chosen && <rect class="column" x={MARGIN.left + chosen.position * width} y={MARGIN.top} width={width} height={TALL} />}
           {[false, true].map((right) => (
             <path key={`${right}`} class={right ? "bar right" : "bar"} d={barsOf(rows.filter(({ rank }) => (rank === 1) === right), measure, highest, width)} />
