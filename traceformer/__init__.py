@@ -159,6 +159,7 @@ _MODULES = {
     "figures": "traceformer.figures",
 }
 
+bind("Run", "thumbnails", "traceformer.questions.thumbnails", "keep_thumbnails")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
