@@ -367,6 +367,8 @@ export interface LogitPart {
   layer: number | null;
   head: number | null;
   attention: "self" | "cross" | null;
+}
+
 /** `overview`: what there is of an example's attentions. */
 export interface OverviewAbout {
   attentions: AtlasAbout[];

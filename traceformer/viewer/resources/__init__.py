@@ -3,18 +3,16 @@
 Each returns JSON, or a `Packet` of arrays. `web/src/payload.ts` states the same shapes. A page works out no number
 that a result states. Errors of the library are told on the page in words.
 
-runs      which runs there are, and what one holds
-examples  an example: its tokens, and what is known of each
-stream    the residual stream: norms, and active neurons
-lens      the logit lens
-traits    directions, and tokens projected onto them
-effects   effects of interventions, beside runs
+runs         which runs there are, and what one holds
+examples     an example: its tokens, and what is known of each
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
+stream       the residual stream: norms, and active neurons
+lens         the logit lens
+traits       directions, and tokens projected onto them
+effects      effects of interventions, beside runs
 attribution  what parts of a model add to a logit
-runs        which runs there are, and what one holds
-examples    an example: its tokens, and what is known of each
-overview    what was expected at each position, and which heads an example has pictures of
-thumbnails  these pictures: heads in small
-heads       metrics of all heads, and heads in clusters
 """
 
 import json
