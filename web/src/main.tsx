@@ -6,6 +6,12 @@ import "./styles/shell.css";
 import "./styles/picker.css";
 import "./styles/runs.css";
 import "./styles/chart.css";
+import "./styles/heads.css";
+import "./styles/lab.css";
+import "./styles/overview.css";
+import "./styles/heatmap.css";
+import "./styles/stream.css";
+import "./styles/effects.css";
 import "./styles/paths.css";
 import "./styles/paths_of_run.css";
 

@@ -8,6 +8,9 @@ examples     an example: its tokens, and what is known of each
 patterns     the pattern of a head, and what it is less than another
 alignment    which tokens of an example are which of another's
 paths        which tokens led to a token, searched in stored patterns
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
 stream       the residual stream: norms, and active neurons
 lens         the logit lens
 traits       directions, and tokens projected onto them
@@ -56,6 +59,11 @@ RESOURCES: Mapping[str, str] = {
     "effects": "effects",
     "effect": "effects",
     "attribution": "attribution",
+    "overview": "overview",
+    "predictions": "overview",
+    "thumbnails": "thumbnails",
+    "heads": "heads",
+    "clusters": "heads",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 
