@@ -14,8 +14,8 @@ export interface Source {
   /** Whether there is an answer without asking. */
   has(resource: string, query?: Query): boolean;
   bytes(resource: string, query?: Query): Promise<ArrayBuffer>;
-  /** Forgets answers that may have changed, as of a run that is being written. */
-  forget(resource: string): void;
+  /** Forgets answers that may have changed, as of a run that is being written: a resource's, or all. */
+  forget(resource?: string): void;
 }
 
 const MOST_KEPT = 256 * 1024 * 1024; // bytes of answers
@@ -66,8 +66,9 @@ class Answered implements Source {
     return answer;
   }
 
-  forget(resource: string): void {
-    for (const key of this.kept.keys()) if (key === resource || key.startsWith(`${resource}\n`)) this.kept.delete(key);
+  forget(resource?: string): void {
+    if (resource === undefined) this.size = 0;
+    for (const key of this.kept.keys()) if (resource === undefined || key.split("\n")[0] === resource) this.kept.delete(key);
   }
 
   private makeRoom(added: number): void {

@@ -2,6 +2,7 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
+import type { Source } from "../source";
 import { Head } from "./head/screen";
 import { Effects, Interventions } from "./effects/screen";
 import { Lab } from "./lab/screen";
@@ -33,9 +34,14 @@ export const EFFECTS = { id: "effects", title: "Effects", component: Interventio
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
   { id: "head", title: "Head", does: "one head: where each token looks", component: Head },
+  { id: "paths", title: "Paths", does: "which tokens one token drew on", component: PathsOfRun },
   { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
-  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
-  { id: "paths", title: "Paths", does: "which tokens one token drew on", component: PathsOfRun },
 ];
+
+/** Returns the screens that a page has: all, or those whose data it carries. */
+export function screensOf({ start }: Source): Screen[] {
+  const carried = start["screens"]?.split(",");
+  return carried ? SCREENS.filter(({ id }) => carried.includes(id)) : SCREENS;
+}

@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import { pixels, readPacket } from "../../packet";
 import type { AtlasAbout } from "../../payload";
 import { asProblem, useSource } from "../../resource";
-import type { Problem } from "../../source";
+import type { Problem } from "../../problem";
 
 const AT_ONCE = 2; // requests under way
 
