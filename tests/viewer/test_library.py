@@ -23,7 +23,7 @@ TEXTS = [["The", " cat"], ["a", " dog", " ran"], ["one"]]
 
 def write_effects(folder: Path) -> None:
     axes = (Axis("layer", (0, 1), ("0", "1")),)
-    about = Swept("patch", "tiny", "", ("dec.resid_pre",), "logit difference", "denoise")
+    about = Swept(verb="patch", model="tiny", digest="", sites=("dec.resid_pre",), metric="logit", how="denoise")
     with EffectsFolder.create(folder, about, axes, ["a pair"], {}, resume=False) as made:
         values: dict[str, Any] = {name: np.array([0.25, 0.5]) for name in ("effect", "metric")}
         made.write(0, {**values, "clean": np.array(1.0), "corrupt": np.array(0.0)})

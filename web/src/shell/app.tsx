@@ -1,38 +1,39 @@
 import { useEffect, useState } from "preact/hooks";
 import { activeBindings, type Binding, useKeys } from "../keyboard";
-import type { ExampleAbout, RunAbout } from "../payload";
-import { useFollowed, useJson, useSource, VersionContext } from "../resource";
-import { EFFECTS, RUNS, screensOf } from "../screens";
+import { PathsScreen } from "../paths/screen";
+import type { ExampleAbout, PathsPayload, RunAbout } from "../payload";
+import { SourceContext, useFollowed, useJson, VersionContext } from "../resource";
+import { RUNS, SCREENS } from "../screens";
 import type { Source } from "../source";
-import { asTheme, nextTheme } from "../theme";
+import { asTheme, nextTheme, useTheme } from "../theme";
 import { Help } from "../ui/help";
 import { Await } from "../ui/states";
-import { addressOf, useView } from "../view";
+import { addressOf, useAddress, useView, ViewContext } from "../view";
 import { Bar } from "./bar";
 import { Notices } from "./notices";
-import { Page } from "./page";
 
 /** The page: one screen of one run, or the list of runs. */
 export function App({ source }: { source: Source }) {
+  const address = useAddress(source.start);
+  useTheme(asTheme(address[0].theme));
   return (
-    <Page source={source}>
-      <Shown />
-    </Page>
+    <SourceContext.Provider value={source}>
+      <ViewContext.Provider value={address}>
+        {source.has("paths") ? <Trace /> : address[0].run ? <OneRun name={address[0].run} /> : <AllRuns />}
+      </ViewContext.Provider>
+    </SourceContext.Provider>
   );
 }
 
-function Shown() {
-  const [view] = useView();
-  return view.run ? <OneRun name={view.run} /> : <AllRuns />;
+/** A trace that is all the page has. */
+function Trace() {
+  return <Await loaded={useJson<PathsPayload>("paths", {})}>{(payload) => <PathsScreen payload={payload} />}</Await>;
 }
 
-/** What needs no run: the list of them, or effects that lie beside them. */
 function AllRuns() {
-  const [view] = useView();
-  const alone = view.screen === EFFECTS.id ? EFFECTS : RUNS;
   return (
-    <Frame title={alone.title} screen={alone.id}>
-      <alone.component />
+    <Frame title="Runs">
+      <RUNS.component />
     </Frame>
   );
 }
@@ -58,8 +59,7 @@ function OneRun({ name }: { name: string }) {
 function OneExample({ run }: { run: RunAbout }) {
   const [view] = useView();
   const example = useJson<ExampleAbout>("example", run.n_examples ? { run: run.name, ex: view.ex ?? 0 } : null);
-  const screens = screensOf(useSource());
-  const screen = screens.find(({ id }) => id === view.screen) ?? screens[0];
+  const screen = SCREENS.find(({ id }) => id === view.screen) ?? SCREENS[0];
   return (
     <Frame title={`${screen?.title ?? ""} · ${run.name}`} run={run} example={example.state === "ready" ? example.value : null} screen={screen?.id}>
       {run.n_examples ? (
@@ -97,15 +97,11 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
     document.title = `${title} · Traceformer`;
   }, [title]);
   const theme = asTheme(view.theme);
-  const source = useSource();
-  const screens = screensOf(source);
+  // The number is known before the example is there, unless it was named by its id.
+  const number = example?.number ?? (/^\d*$/.test(view.ex ?? "") ? Number(view.ex ?? 0) : null);
   const step = (by: number) => {
-    if (!run || !example) return;
-    // A page that carries its data has some examples only.
-    const numbers = source.start["examples"]?.split(",").map(Number) ?? null;
-    const [at, of] = numbers ? [numbers.indexOf(example.number), numbers.length] : [example.number, run.n_examples];
-    const next = (at + by + of) % of;
-    change({ ex: numbers?.[next] ?? next, q: null, k: null });
+    if (!run?.n_examples || number === null) return;
+    change({ ex: (number + by + run.n_examples) % run.n_examples, q: null, k: null });
   };
   const bindings: Binding[] = [
     { keys: ["?"], does: "this list", run: () => setHelping(true) },
@@ -114,10 +110,10 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
       ? [
           { keys: ["[", "]"], does: "previous and next example", run: (key: string) => step(key === "]" ? 1 : -1) },
           {
-            keys: screens.map((_, index) => `${index + 1}`),
-            written: `1 … ${screens.length}`,
-            does: `screens: ${screens.map(({ title }) => title.toLowerCase()).join(", ")}`,
-            run: (key: string) => change({ screen: screens[Number(key) - 1]?.id ?? null }),
+            keys: SCREENS.map((_, index) => `${index + 1}`),
+            written: `1 … ${SCREENS.length}`,
+            does: `screens: ${SCREENS.map(({ title }) => title.toLowerCase()).join(", ")}`,
+            run: (key: string) => change({ screen: SCREENS[Number(key) - 1]?.id ?? null }),
           },
         ]
       : []),
@@ -126,7 +122,7 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
   return (
     <>
       <div class="above">
-        <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+        <Bar {...{ run, example, number, screen, step, theme }} help={() => setHelping(true)} />
         {run && <Notices notices={run.notices} />}
       </div>
       <div class="screen" id={screen ?? RUNS.id}>
