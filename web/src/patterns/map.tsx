@@ -62,7 +62,7 @@ export function PatternMap({ side, loaded, look, largest, selected, onSelect, fr
     const value = exact(row, column);
     return `${rowLabels[row]} → ${columnLabels[column]}: ${value === null ? "…" : shown(value)}`;
   };
-  const title = `${side.letter && `${side.letter}: `}L${layer}H${head}`;
+  const title = side.letter ? `${side.letter}: L${layer}H${head}, text ${side.example.number + 1}` : `L${layer}H${head}`;
   return (
     <Chart
       title={title}

@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
 import type { Source } from "../source";
 import { Head } from "./head/screen";
+import { Compare } from "./compare/screen";
 import { Effects, Interventions } from "./effects/screen";
 import { Lab } from "./lab/screen";
 import { Overview } from "./overview/screen";
@@ -37,6 +38,7 @@ export const SCREENS: Screen[] = [
   { id: "paths", title: "Paths", does: "which tokens one token drew on", component: PathsOfRun },
   { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
+  { id: "compare", title: "Compare", does: "a head in two texts, or in two runs", component: Compare },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
 ];
 
