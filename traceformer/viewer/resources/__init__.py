@@ -8,6 +8,9 @@ examples     an example: its tokens, and what is known of each
 patterns     the pattern of a head, and what it is less than another
 alignment    which tokens of an example are which of another's
 paths        which tokens led to a token, searched in stored patterns
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
 stream       the residual stream: norms, and active neurons
 lens         the logit lens
 traits       directions, and tokens projected onto them
