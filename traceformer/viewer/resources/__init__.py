@@ -15,9 +15,6 @@ stream       the residual stream: norms, and active neurons
 lens         the logit lens
 traits       directions, and tokens projected onto them
 effects      effects of interventions, beside runs
-overview     what was expected at each position, and which heads an example has pictures of
-thumbnails   these pictures: heads in small
-heads        metrics of all heads, and heads in clusters
 attribution  what parts of a model add to a logit
 """
 

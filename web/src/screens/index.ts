@@ -32,7 +32,7 @@ export const EFFECTS = { id: "effects", title: "Effects", component: Interventio
 export const SCREENS: Screen[] = [
   { id: "overview", title: "Overview", does: "an example: its text, what was predicted, all heads", component: Overview },
   { id: "head", title: "Head", does: "one head: where each token looks", component: Head },
+  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
   { id: "stream", title: "Stream", does: "the residual stream: norms, logit lens, traits", component: Stream },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
-  { id: "lab", title: "Heads lab", does: "all heads by their metrics, in clusters", component: Lab },
 ];
