@@ -44,17 +44,22 @@ export function Atlas(props: Props) {
   const [wide, tall] = [width * stepX - gap, lines * stepY - gap]; // and a line of one pixel around
   const placeOf = (place: number) => [(place % width) * stepX, Math.floor(place / width) * stepY] as const;
 
+  const picture = [order.join(), cell, dark, wide, tall].join(" ");
+  const painted = useRef({ picture: "", heads: new Set<number>() });
   useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d");
     if (!context) return;
-    context.clearRect(0, 0, wide + 2, tall + 2);
+    const anew = painted.current.picture !== picture;
+    if (anew) painted.current = { picture, heads: new Set() };
     context.fillStyle = getComputedStyle(canvas.current as Element).color;
     order.forEach((head, place) => {
       const [x, y] = placeOf(place);
-      context.fillRect(x, y, cell + 2, cell + 2);
-      if (thumbnails.drawn[head]) context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), x + 1, y + 1);
+      if (anew) context.fillRect(x, y, cell + 2, cell + 2);
+      if (!thumbnails.drawn[head] || painted.current.heads.has(head)) return;
+      painted.current.heads.add(head);
+      context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), x + 1, y + 1);
     });
-  }, [thumbnails, order.join(), cell, dark, wide, tall]);
+  }, [thumbnails, picture]);
 
   const chosen = selected === null ? -1 : order.indexOf(selected);
   useEffect(() => {
