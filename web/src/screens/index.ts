@@ -2,7 +2,6 @@
 
 import type { ComponentType } from "preact";
 import type { ExampleAbout, RunAbout } from "../payload";
-import type { Source } from "../source";
 import { Head } from "./head/screen";
 import { Compare } from "./compare/screen";
 import { Effects, Interventions } from "./effects/screen";
@@ -41,9 +40,3 @@ export const SCREENS: Screen[] = [
   { id: "compare", title: "Compare", does: "a head in two texts, or in two runs", component: Compare },
   { id: "effects", title: "Effects", does: "what parts of the model do to a prediction, and interventions", component: Effects },
 ];
-
-/** Returns the screens that a page has: all, or those whose data it carries. */
-export function screensOf({ start }: Source): Screen[] {
-  const carried = start["screens"]?.split(",");
-  return carried ? SCREENS.filter(({ id }) => carried.includes(id)) : SCREENS;
-}

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { useSource } from "../resource";
-import { screensOf } from "../screens";
+import { screensOf } from "../screens/carried";
 import { nextTheme, type Theme } from "../theme";
 import { shortName } from "../ui/names";
 import { addressOf, useView } from "../view";
