@@ -74,6 +74,8 @@ def _trace(result: Mapping[str, Any], name: str) -> Json:
         "target": paths[0][0] if paths else 0,
         "arrangement": "grid" if columns.titles else "flow",
         "columns": columns.titles,
+        "layer": None if metadata["layer"] == "all" else metadata["layer"],
+        "head": settings["heads"][0] if len(settings.get("heads") or ()) == 1 else None,
         "nodes": [
             {
                 "position": node["position"],
