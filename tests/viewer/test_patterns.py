@@ -7,22 +7,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-import traceformer as tf
 from tests.store.runs import as_read, plan, spec, truth
 from tests.store.runs import write as write_run
+from tests.viewer.small_runs import PATTERNS, Writing, pattern
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, TraceformerError, Unsupported, UsageError
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 from traceformer.viewer.query import Query
 from traceformer.viewer.resources import alignment, patterns
 
-TEXTS = ["return the name", "return the big name", "0123456789"]
+TEXTS = [list("return the name"), list("return the big name"), list("0123456789")]
 
 
-@pytest.fixture(scope="module")
-def causal() -> Run:
-    """Texts of the built-in model, whose patterns are triangles."""
-    return tf.record(tf.load_model("byte", device="cpu"), TEXTS, capture="attn", layers=[1, 3])
+@pytest.fixture(scope="module", params=["squares", "triangles"])
+def causal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Patterns of layers 1 and 3 in which no query sees a later key, stored in both ways."""
+    triangles = [PATTERNS.key] if request.param == "triangles" else []
+    run = Run(Writing(tmp_path_factory.mktemp("causal") / "run", TEXTS, triangles=triangles).finish())
+    assert run.layout.is_triangle(PATTERNS) == bool(triangles)
+    return run
 
 
 @pytest.fixture(scope="module", params=["float16", "float32", "bfloat16", "sqrt8"])
@@ -42,10 +45,10 @@ def asked(resource: Any, run: Run, **fields: Any) -> tuple[dict[str, np.ndarray]
     return load(packet.to_bytes()), dict(packet.about)
 
 
-def test_a_triangle_is_sent_as_the_square_it_stands_for(causal: Run) -> None:
+def test_a_pattern_is_sent_as_the_numbers_that_were_written(causal: Run) -> None:
     for example in range(3):
-        arrays, about = asked(patterns.matrix, causal, ex=example, layer=3, head=2)
-        expected = causal.attn(example, layer=3, head=2)
+        arrays, about = asked(patterns.matrix, causal, ex=example, layer=3, head=1)
+        expected = pattern(example, 3, 1, len(TEXTS[example])).astype(np.float32)
         assert arrays["values"].dtype == np.float32
         np.testing.assert_array_equal(arrays["values"], expected)
         assert about == {
@@ -91,8 +94,8 @@ def test_a_long_text_is_sent_as_roots_in_bytes(crossed: Run, monkeypatch: pytest
 
 
 def test_a_difference_is_taken_where_tokens_are_the_same(causal: Run) -> None:
-    arrays, about = asked(patterns.difference, causal, ex=0, ex2=1, layer2=3, head2=4)
-    ours, theirs = causal.attn(0, layer=1, head=0), causal.attn(1, layer=3, head=4)
+    arrays, about = asked(patterns.difference, causal, ex=0, ex2=1, layer2=3, head2=1)
+    ours, theirs = causal.attn(0, layer=1, head=0), causal.attn(1, layer=3, head=1)
     where = {**{at: at for at in range(11)}, **{at: at + 4 for at in range(11, 15)}}  # " big" was put in behind "the"
     expected = np.full(ours.shape, np.nan, np.float32)
     for query, other_query in where.items():
