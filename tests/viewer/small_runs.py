@@ -49,6 +49,15 @@ class Writing:
         longest = max(map(len, self.texts))
         layout = RunLayout.plan(
             arch="dec", arrays=[PATTERNS], n_examples=len(texts), longest={"dec": longest}, shard_examples=1
+    def __init__(
+        self, folder: Path, texts: Sequence[Sequence[str]], triangles: Sequence[ArrayKey] = (), **meta: str
+    ) -> None:
+            arch="dec",
+            arrays=[PATTERNS],
+            n_examples=len(texts),
+            longest={"dec": longest},
+            shard_examples=1,
+            triangles=triangles,
         )
         told = {"model": "tiny", "dataset": "demo", "arch": "dec", "dims": {"dec": DIMS}, **meta}
         self._writer = RunWriter.create(folder, layout, told, digest={})

@@ -98,7 +98,7 @@ def row(library: Library, query: Query) -> Packet:
     for name, field, axis in (("row", "q", 0), ("column", "k", 1)):
         if field in query.values:
             position = query.number(field)
-            find_numbers("query" if axis == 0 else "key", position, range(stored.shape[axis]), of="this example")
+            find_numbers("position", position, range(stored.shape[axis]), of="the queries" if axis == 0 else "the keys")
             found[name] = stored.take(position, axis).astype(np.float32)
     return Packet(found, {"queries": stored.shape[0], "keys": stored.shape[1]})
 
