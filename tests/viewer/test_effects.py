@@ -48,7 +48,9 @@ def test_one_pair_is_its_own(library: Library, stream_folder: Path) -> None:
         asked(library, "effect", name="patched", pair=3)
 
 
-def test_estimates_come_with_what_was_measured_and_the_agreement_of_ranks(library: Library, stream_folder: Path) -> None:
+def test_estimates_come_with_what_was_measured_and_the_agreement_of_ranks(
+    library: Library, stream_folder: Path
+) -> None:
     effects = tf.open_effects(stream_folder / "estimated")
     exact = effects.by_pair["exact"][0]
     found = asked(library, "effect", name="estimated", pair=0)

@@ -59,7 +59,9 @@ def test_the_lens_of_a_window_is_that_of_python(library: Library, first: int) ->
     }.items():
         np.testing.assert_array_equal(found.arrays[name], values, err_msg=name)
     names = np.array(found.about["names"])[found.arrays["token"]]
-    np.testing.assert_array_equal(names, [[[visible(text) for text in own] for own in row] for row in expected.top_tokens])
+    np.testing.assert_array_equal(
+        names, [[[visible(text) for text in own] for own in row] for row in expected.top_tokens]
+    )
     assert found.about["targets"] == [None if own is None else visible(own) for own in expected.target_tokens]
 
 

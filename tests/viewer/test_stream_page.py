@@ -24,7 +24,9 @@ def section(page: "Page", name: str) -> list[list[str]]:
     chart = page.locator(f"section.chart[aria-label^='{name}']")
     chart.get_by_role("button", name="Table").click()
     chart.locator("tbody tr").first.wait_for()
-    return chart.locator("tbody tr").evaluate_all("rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
+    return chart.locator("tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
 
 
 def test_tables_hold_the_numbers_of_python(live: Live, stream_folder: Path) -> None:
@@ -35,7 +37,9 @@ def test_tables_hold_the_numbers_of_python(live: Live, stream_folder: Path) -> N
     np.testing.assert_allclose(norms, expected.reshape(-1), rtol=1e-6)
     lens = tf.lens(run, 0, positions=range(32, 64)).to_frame()
     rows = section(page, "Logit lens")
-    assert [[int(row[0]), int(row[1]), int(row[3])] for row in rows] == lens[["layer", "position", "rank"]].to_numpy().tolist()
+    assert [[int(row[0]), int(row[1]), int(row[3])] for row in rows] == lens[
+        ["layer", "position", "rank"]
+    ].to_numpy().tolist()
     np.testing.assert_allclose([float(row[5]) for row in rows], lens["probability"], rtol=1e-6)
     np.testing.assert_allclose([float(row[6]) for row in rows], lens["entropy"], rtol=1e-6)
     curve = section(page, "Along")
@@ -65,7 +69,10 @@ def test_a_cell_that_is_clicked_selects_its_layer_and_position(live: Live, strea
     page.locator(".lens .cell").nth(32 + 5).click()  # the second row
     page.locator(".lens .cell.selected").wait_for()
     assert {"layer=1", "q=5"} <= set(hash_of(page).removeprefix("#").split("&"))
-    assert page.locator("section[aria-label^='Norms over layers']").get_attribute("aria-label") == "Norms over layers at s 5"
+    assert (
+        page.locator("section[aria-label^='Norms over layers']").get_attribute("aria-label")
+        == "Norms over layers at s 5"
+    )
 
 
 def test_what_cannot_be_shown_is_said_in_words(live: Live, stream_folder: Path, byte_runs: Path) -> None:

@@ -77,7 +77,9 @@ def export(
                 page = output if output.suffix == ".html" and len(folders) == 1 else output / f"{folder.name}.html"
                 examples = [find_example(store, name) for name in example] or None
                 shown = screens or None
-                made = export_html(store, page, examples=examples, screens=shown, overwrite=overwrite, progress=progress)
+                made = export_html(
+                    store, page, examples=examples, screens=shown, overwrite=overwrite, progress=progress
+                )
                 files.append(made)
                 continue
             files += write(
