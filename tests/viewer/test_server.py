@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -287,6 +288,29 @@ def test_a_client_that_goes_away_disturbs_nobody(
     assert get(server, "api/runs")[0] == 200
     server.close()
     assert worked == ["small"]  # who was gone before its turn was not worked for
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_that_is_at_work_is_closed_all_the_same(
+    library: Library, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        begun.set()
+        end.wait(120)
+
+    monkeypatch.setattr(served, "answer", slow)
+    server = Server.start(library)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(get, server, "api/runs") for _ in range(2)]
+        assert begun.wait(60)
+        started = time.perf_counter()
+        server.close()
+        assert time.perf_counter() - started < 30  # two seconds, where nothing else is at work
+        assert [answer.result()[0] for answer in asked] == [503, 503]
+    end.set()
     assert "Traceback" not in capfd.readouterr().err
 
 
