@@ -127,7 +127,7 @@ function Difference({ loaded, scale, a, b, first, second, queries, keys, selecte
         scale={signed}
         label="A less B, in the positions of A. Arrow keys select a cell, plus and minus zoom, f shows all."
       />
-      <ColourBar range={[-most, most]} palette="diverging" scale={signed} label="A − B" />
+      {about && <ColourBar range={[-most, most]} palette="diverging" scale={signed} label="A − B" />}
     </Chart>
   );
 }

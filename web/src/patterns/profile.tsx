@@ -39,7 +39,7 @@ export function Profile({ title, tokens, weights, selected, onSelect, code, fiel
           <li key={position}>
             <button type="button" class={position === selected ? "selected" : undefined} onClick={() => onSelect(position)}>
               <span class="name">
-                {tokens[position]?.text}
+                <span>{tokens[position]?.text}</span>
                 <sub>{position}</sub>
               </span>
               <span class="amount">
