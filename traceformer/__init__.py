@@ -159,6 +159,7 @@ _MODULES = {
     "figures": "traceformer.figures",
 }
 
+bind("Run", "thumbnails", "traceformer.questions.thumbnails", "keep_thumbnails")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
@@ -176,6 +177,9 @@ bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
 bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
+bind("Run", "browser", "traceformer.viewer.export", "show_run")
+bind("Run", "page", "traceformer.viewer.export", "run_html")
+bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 
 
 def __getattr__(name: str) -> Any:

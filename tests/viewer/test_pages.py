@@ -80,6 +80,6 @@ def test_without_a_bundle_the_error_says_what_to_run(tmp_path: Path, monkeypatch
 def test_a_notebook_is_given_the_page_in_a_frame_of_its_own() -> None:
     result = traces.one_layer()
     shown = result._repr_html_()
-    frame = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*sandbox="allow-scripts"[^>]*></iframe>', shown)
+    frame = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*sandbox="allow-scripts allow-downloads"[^>]*></iframe>', shown)
     assert frame
     assert html.unescape(frame[1]) == paths_html(result)

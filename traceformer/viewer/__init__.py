@@ -14,4 +14,7 @@ notices        what a run lacks, in words
 tokens         tokens as pages show them
 path_payloads  a trace in the shape that its screen draws
 pages          the page itself, with or without what it shows
+export         a run as one file, in a notebook, as a widget
+carried        what each screen asks for, for such a file
+widget         the page in a notebook, answered by Python
 """

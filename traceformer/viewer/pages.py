@@ -25,11 +25,11 @@ from traceformer.presentation import plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["LivePage", "live_page", "open_paths", "page_of", "paths_html"]
+__all__ = ["LivePage", "bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
 
 _PAGE = """\
 <!doctype html>
-<html lang="en">
+<html lang="en"{host}>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -61,23 +61,34 @@ def live_page() -> LivePage:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
     own = "'self'"
-    return LivePage(_page("Traceformer", data="", connect=own), f"{_policy(own)}; frame-ancestors 'none'")
+    policy = f"{_policy('viewer', own)}; frame-ancestors 'none'"
+    return LivePage(_page("viewer", "Traceformer", connect=own), policy)
 
 
-def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str) -> str:
+def widget_page() -> str:
+    """Returns the page that asks the notebook's widget around it.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    return _page("viewer", "Traceformer", host=' data-host="widget"')
+
+
+def page_of(answers: Mapping[str, bytes], start: Mapping[str, str], *, title: str, bundle: str = "viewer") -> str:
     """Returns the page that carries what it shows: one HTML file that works anywhere, without a network.
 
     Args:
         answers: What the page may ask for, by `Query.key`, each as `resources.answer` gives it.
         start: What the page shows first: the fields of its address.
         title: The title of the window.
+        bundle: `viewer`, or `trace` for a page of one trace alone.
 
     Raises:
         NotFound: the viewer's bundle was not built when the package was installed.
     """
     bodies = {key: np.frombuffer(body, np.uint8) for key, body in answers.items()}
     data = gzip.compress(Packet(bodies, {"start": dict(start)}).to_bytes(), mtime=0)
-    return _page(title, data=_DATA.format(data=base64.b64encode(data).decode()), connect="'none'")
+    return _page(bundle, title, data=_DATA.format(data=base64.b64encode(data).decode()))
 
 
 def paths_html(result: Paths) -> str:
@@ -88,7 +99,7 @@ def paths_html(result: Paths) -> str:
     """
     payload: Mapping[str, Any] = paths_payload(result.to_json())
     body = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return page_of({"paths": body}, {}, title=payload["title"])
+    return page_of({"paths": body}, {}, title=payload["title"], bundle="trace")
 
 
 def open_paths(result: Paths) -> None:
@@ -98,25 +109,12 @@ def open_paths(result: Paths) -> None:
     webbrowser.open(page.as_uri())
 
 
-def _page(title: str, *, data: str, connect: str) -> str:
-    script, style = _bundled("viewer.js"), _bundled("viewer.css")
-    return _PAGE.format(policy=_policy(connect), title=escape(title), style=style, data=data, script=script)
+def bundled(name: str) -> str:
+    """Returns a file of the viewer's bundle.
 
-
-def _policy(connect: str) -> str:
-    sources = {
-        "default-src": "'none'",
-        "script-src": _hash(_bundled("viewer.js")),
-        "style-src": _hash(_bundled("viewer.css")),
-        "img-src": "data: blob:",
-        "connect-src": connect,
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
-
-
-def _bundled(name: str) -> str:
+    Raises:
+        NotFound: it was not built when the package was installed.
+    """
     file = files("traceformer.viewer") / "static" / name
     if not file.is_file():
         raise NotFound(
@@ -125,6 +123,30 @@ def _bundled(name: str) -> str:
             hint="in a checkout run make web; else install it again: pip install --force-reinstall --no-deps .",
         )
     return file.read_text(encoding="utf-8")
+
+
+def _page(bundle: str, title: str, *, data: str = "", connect: str = "'none'", host: str = "") -> str:
+    return _PAGE.format(
+        host=host,
+        policy=_policy(bundle, connect),
+        title=escape(title),
+        style=bundled(f"{bundle}.css"),
+        data=data,
+        script=bundled(f"{bundle}.js"),
+    )
+
+
+def _policy(bundle: str, connect: str) -> str:
+    sources = {
+        "default-src": "'none'",
+        "script-src": _hash(bundled(f"{bundle}.js")),
+        "style-src": _hash(bundled(f"{bundle}.css")),
+        "img-src": "data: blob:",
+        "connect-src": connect,
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {allowed}" for name, allowed in sources.items())
 
 
 def _hash(text: str) -> str:

@@ -3,7 +3,8 @@
 import { createContext } from "preact";
 import { useContext, useEffect, useState } from "preact/hooks";
 import { type Packet, readPacket } from "./packet";
-import { keyOf, Problem, type Query, type Source } from "./source";
+import { Problem } from "./problem";
+import { keyOf, type Query, type Source } from "./source";
 
 export type Loaded<Value> =
   | { state: "loading"; done?: number; of?: number }
@@ -34,9 +35,13 @@ export function useJson<Value>(resource: string, query: Query | null): Loaded<Va
   return useAnswer(resource, query, readJson<Value & Pending>);
 }
 
-/** Returns a resource of arrays; with null for a query nothing is asked for. */
+/** Returns a resource of arrays, whose `about` may say that it is still at work; with null nothing is asked for. */
 export function usePacket(resource: string, query: Query | null): Loaded<Packet> {
-  return useAnswer(resource, query, readPacket);
+  return useAnswer(resource, query, (bytes) => {
+    const packet = readPacket(bytes);
+    const { pending } = packet.about as Pending;
+    return pending ? { ...packet, pending } : packet;
+  });
 }
 
 /**

@@ -1,6 +1,8 @@
 /** Where a page gets what it shows: from the server that sent it, or out of itself. */
 
+import { askHost, isEmbedded, startOfHost } from "./host";
 import { type Packet, readPacket } from "./packet";
+import { Problem, problemTold } from "./problem";
 
 export type Query = Readonly<Record<string, string | number | null | undefined>>;
 
@@ -16,34 +18,36 @@ export interface Source {
   forget(resource?: string): void;
 }
 
-/** What cannot be shown, in the words of whoever knows why. */
-export class Problem extends Error {
-  constructor(
-    message: string,
-    readonly why = "",
-    readonly hint = "",
-  ) {
-    super(message);
-  }
-}
-
 const MOST_KEPT = 256 * 1024 * 1024; // bytes of answers
 
 /** Returns the source of this page. */
 export async function openSource(): Promise<Source> {
+  if (isEmbedded) return Answered.byHost();
   const text = document.getElementById("data")?.textContent;
-  if (!text) return new Live();
+  if (!text) return Answered.byServer();
   const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Carried(readPacket(await new Response(stream).arrayBuffer()));
 }
 
-/** Asks the server, and keeps its answers while there is room. */
-class Live implements Source {
+/** Is answered by the server, or by the notebook around the page; keeps answers while there is room. */
+class Answered implements Source {
   readonly live = true;
-  readonly start = {};
   private readonly kept = new Map<string, Promise<ArrayBuffer>>();
   private size = 0;
+
+  private constructor(
+    private readonly ask: (resource: string, query: Record<string, string>) => Promise<ArrayBuffer>,
+    readonly start: Readonly<Record<string, string>>,
+  ) {}
+
+  static byServer(): Answered {
+    return new Answered(askServer, {});
+  }
+
+  static async byHost(): Promise<Answered> {
+    return new Answered(askHost, await startOfHost());
+  }
 
   has(resource: string, query: Query = {}): boolean {
     return this.kept.has(keyOf(resource, query));
@@ -53,7 +57,7 @@ class Live implements Source {
     const key = keyOf(resource, query);
     const known = this.kept.get(key);
     if (known) return known;
-    const answer = this.ask(resource, query);
+    const answer = this.ask(resource, stated(query));
     this.kept.set(key, answer);
     answer.then(
       ({ byteLength }) => this.makeRoom(byteLength),
@@ -67,15 +71,6 @@ class Live implements Source {
     for (const key of this.kept.keys()) if (resource === undefined || key.split("\n")[0] === resource) this.kept.delete(key);
   }
 
-  private async ask(resource: string, query: Query): Promise<ArrayBuffer> {
-    const response = await fetch(`api/${resource}?${new URLSearchParams(stated(query))}`).catch(() => {
-      throw new Problem("the server does not answer", "it was stopped, or this machine slept", "start it again, then reload this page");
-    });
-    if (!response.headers.has("Problem") && response.ok) return response.arrayBuffer();
-    const told = (await response.json().catch(() => ({}))) as { message?: string; why?: string; hint?: string };
-    throw new Problem(told.message ?? `the server answers ${response.status}`, told.why, told.hint);
-  }
-
   private makeRoom(added: number): void {
     this.size += added;
     if (this.size > MOST_KEPT) {
@@ -83,6 +78,14 @@ class Live implements Source {
       this.size = 0;
     }
   }
+}
+
+async function askServer(resource: string, query: Record<string, string>): Promise<ArrayBuffer> {
+  const response = await fetch(`api/${resource}?${new URLSearchParams(query)}`).catch(() => {
+    throw new Problem("the server does not answer", "it was stopped, or this machine slept", "start it again, then reload this page");
+  });
+  if (response.ok && !response.headers.has("Problem")) return response.arrayBuffer();
+  throw problemTold(await response.json().catch(() => ({ message: `the server answers ${response.status}` })));
 }
 
 /** Has what it was made with. */

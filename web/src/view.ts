@@ -2,6 +2,7 @@
 
 import { createContext } from "preact";
 import { useCallback, useContext, useEffect, useState } from "preact/hooks";
+import { onSelected, tellView } from "./host";
 
 /** Fields that screens share; each screen may have more of its own, and only strings. */
 export type View = Readonly<Record<string, string>> & {
@@ -32,16 +33,29 @@ const STEPS = ["screen", "run", "ex"];
 
 /** Returns the page's state and what changes it, for the one who hands it on through `ViewContext`. */
 export function useAddress(start: View): readonly [View, Change] {
-  const [view, setView] = useState<View>(() => ({ ...start, ...read() }));
+  const [view, setView] = useState<View>(() => ({ ...start, ...read(location.hash) }));
   useEffect(() => {
-    const reread = () => setView({ ...start, ...read() });
+    const reread = () => setView({ ...start, ...read(location.hash) });
+    // A frame's links would lead to the page around it, since that gives them their base.
+    const follow = (event: MouseEvent) => {
+      const link = event.target instanceof Element ? event.target.closest("a[href^='#']") : null;
+      if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+      event.preventDefault();
+      const next = read(link.getAttribute("href") ?? "");
+      setView(next);
+      write(next, true);
+    };
+    onSelected(setView);
     window.addEventListener("hashchange", reread);
     window.addEventListener("popstate", reread);
+    document.addEventListener("click", follow);
     return () => {
       window.removeEventListener("hashchange", reread);
       window.removeEventListener("popstate", reread);
+      document.removeEventListener("click", follow);
     };
   }, []);
+  useEffect(() => tellView(view), [view]);
   const change = useCallback<Change>((changes) => {
     setView((old) => {
       const next = changed(old, changes);
@@ -62,8 +76,8 @@ function changed(view: View, changes: Record<string, string | number | null>): V
   return Object.fromEntries(entries.map(([name, value]) => [name, String(value)]));
 }
 
-function read(): View {
-  return Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+function read(hash: string): View {
+  return Object.fromEntries(new URLSearchParams(hash.slice(1)));
 }
 
 function text(view: View): string {

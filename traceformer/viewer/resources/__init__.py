@@ -3,9 +3,19 @@
 Each returns JSON, or a `Packet` of arrays. `web/src/payload.ts` states the same shapes. A page works out no number
 that a result states. Errors of the library are told on the page in words.
 
-runs      which runs there are, and what one holds
-examples  an example: its tokens, and what is known of each
-paths     which tokens led to a token, searched in stored patterns
+runs         which runs there are, and what one holds
+examples     an example: its tokens, and what is known of each
+patterns     the pattern of a head, and what it is less than another
+alignment    which tokens of an example are which of another's
+paths        which tokens led to a token, searched in stored patterns
+stream       the residual stream: norms, and active neurons
+lens         the logit lens
+traits       directions, and tokens projected onto them
+effects      effects of interventions, beside runs
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
+attribution  what parts of a model add to a logit
 """
 
 import json
@@ -28,7 +38,24 @@ RESOURCES: Mapping[str, str] = {
     "run": "runs",
     "examples": "examples",
     "example": "examples",
+    "matrix": "patterns",
+    "row": "patterns",
+    "difference": "patterns",
+    "alignment": "alignment",
     "paths": "paths",
+    "overview": "overview",
+    "predictions": "overview",
+    "thumbnails": "thumbnails",
+    "heads": "heads",
+    "clusters": "heads",
+    "norms": "stream",
+    "neurons": "stream",
+    "lens": "lens",
+    "directions": "traits",
+    "projection": "traits",
+    "effects": "effects",
+    "effect": "effects",
+    "attribution": "attribution",
 }
 """Name of each resource -> the module of this room that has the function of that name."""
 

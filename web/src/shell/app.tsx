@@ -1,39 +1,38 @@
 import { useEffect, useState } from "preact/hooks";
 import { activeBindings, type Binding, useKeys } from "../keyboard";
-import { PathsScreen } from "../paths/screen";
-import type { ExampleAbout, PathsPayload, RunAbout } from "../payload";
-import { SourceContext, useFollowed, useJson, VersionContext } from "../resource";
-import { RUNS, SCREENS } from "../screens";
+import type { ExampleAbout, RunAbout } from "../payload";
+import { useFollowed, useJson, VersionContext } from "../resource";
+import { EFFECTS, RUNS, SCREENS } from "../screens";
 import type { Source } from "../source";
-import { asTheme, nextTheme, useTheme } from "../theme";
+import { asTheme, nextTheme } from "../theme";
 import { Help } from "../ui/help";
 import { Await } from "../ui/states";
-import { addressOf, useAddress, useView, ViewContext } from "../view";
+import { addressOf, useView } from "../view";
 import { Bar } from "./bar";
 import { Notices } from "./notices";
+import { Page } from "./page";
 
 /** The page: one screen of one run, or the list of runs. */
 export function App({ source }: { source: Source }) {
-  const address = useAddress(source.start);
-  useTheme(asTheme(address[0].theme));
   return (
-    <SourceContext.Provider value={source}>
-      <ViewContext.Provider value={address}>
-        {source.has("paths") ? <Trace /> : address[0].run ? <OneRun name={address[0].run} /> : <AllRuns />}
-      </ViewContext.Provider>
-    </SourceContext.Provider>
+    <Page source={source}>
+      <Shown />
+    </Page>
   );
 }
 
-/** A trace that is all the page has. */
-function Trace() {
-  return <Await loaded={useJson<PathsPayload>("paths", {})}>{(payload) => <PathsScreen payload={payload} />}</Await>;
+function Shown() {
+  const [view] = useView();
+  return view.run ? <OneRun name={view.run} /> : <AllRuns />;
 }
 
+/** What needs no run: the list of them, or effects that lie beside them. */
 function AllRuns() {
+  const [view] = useView();
+  const alone = view.screen === EFFECTS.id ? EFFECTS : RUNS;
   return (
-    <Frame title="Runs">
-      <RUNS.component />
+    <Frame title={alone.title} screen={alone.id}>
+      <alone.component />
     </Frame>
   );
 }

@@ -1,6 +1,6 @@
 import type { ComponentChildren } from "preact";
 import type { Loaded } from "../resource";
-import { Problem } from "../source";
+import type { Problem } from "../problem";
 
 /** Shows an answer once it is there; until then that it is loading, or what is wrong. */
 export function Await<Value>({ loaded, children }: { loaded: Loaded<Value>; children: (value: Value) => ComponentChildren }) {
