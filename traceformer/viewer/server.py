@@ -12,11 +12,12 @@ status as an error of the page. A fault of the program is told as such, without 
 import gzip
 import secrets
 import socket
+from asyncio import CancelledError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from anyio import CapacityLimiter, to_thread
@@ -94,6 +95,12 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self.page})"
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def wait(self) -> None:
         """Returns when the server has ended; an interruption closes it."""
         try:
@@ -131,12 +138,15 @@ def application(library: Library, token: str) -> ASGIApp:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
     async def resource(request: Request) -> Response:
-        async with turns:
-            if await request.is_disconnected():  # it waited for its turn, and went
-                return Response(status_code=499)
-            packed = "gzip" in request.headers.get("accept-encoding", "")
-            make = partial(_answered, library, request.path_params["name"], dict(request.query_params), packed=packed)
-            return await to_thread.run_sync(make)
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        make = partial(_answered, library, request.path_params["name"], dict(request.query_params), packed=packed)
+        try:
+            async with turns:
+                if await request.is_disconnected():  # it waited for its turn, and went
+                    return Response(status_code=499)
+                return await to_thread.run_sync(make, abandon_on_cancel=True)
+        except CancelledError:
+            return _told(503, "the viewer is being closed", "", "")
 
     routes = [Route(f"/{token}/", page), Route(f"/{token}/api/{{name}}", resource)]
     told = {HTTPException: _no_such_address, Exception: _failed}

@@ -96,9 +96,11 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
     document.title = `${title} · Traceformer`;
   }, [title]);
   const theme = asTheme(view.theme);
+  // The number is known before the example is there, unless it was named by its id.
+  const number = example?.number ?? (/^\d*$/.test(view.ex ?? "") ? Number(view.ex ?? 0) : null);
   const step = (by: number) => {
-    if (!run || !example || !run.n_examples) return;
-    change({ ex: (example.number + by + run.n_examples) % run.n_examples, q: null, k: null });
+    if (!run?.n_examples || number === null) return;
+    change({ ex: (number + by + run.n_examples) % run.n_examples, q: null, k: null });
   };
   const bindings: Binding[] = [
     { keys: ["?"], does: "this list", run: () => setHelping(true) },
@@ -119,7 +121,7 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
   return (
     <>
       <div class="above">
-        <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+        <Bar {...{ run, example, number, screen, step, theme }} help={() => setHelping(true)} />
         {run && <Notices notices={run.notices} />}
       </div>
       <div class="screen" id={screen ?? RUNS.id}>
