@@ -11,7 +11,7 @@ import { Strip } from "../../paths/strip";
 import { Tables } from "../../paths/tables";
 import type { PathsPayload } from "../../payload";
 import { type Loaded, useJson, useSource } from "../../resource";
-import { Problem } from "../../source";
+import { Problem } from "../../problem";
 import { Chart } from "../../ui/chart";
 import { Loading, Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
