@@ -28,6 +28,7 @@ def test_effects_are_shown_without_a_run_and_pair_by_pair(live: Live, stream_fol
     assert "effects.pair=1" in hash_of(page)
     rows = section(page, "Patching")
     np.testing.assert_allclose([float(row[2]) for row in rows], effects.pair(1).values.reshape(-1), rtol=1e-6)
+    page.get_by_role("button", name="Table").click()
     page.keyboard.press(",")
     page.get_by_text(f"Metric of pair {MARKUP}").wait_for()
 
@@ -37,7 +38,7 @@ def test_a_cell_says_its_tokens_and_number(live: Live, stream_folder: Path) -> N
     page = live(Library.at(stream_folder), ALONE)
     field = page.locator(".heatmap .field").first
     field.focus()
-    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft"):
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft"):  # the first chooses the upper left corner
         page.keyboard.press(key)
     page.locator(".heatmap .told", has_text="L1 × ").wait_for()
     told = page.locator(".heatmap .told").first.inner_text()
@@ -76,7 +77,7 @@ def test_an_attribution_adds_up_and_splits_the_head_that_is_chosen(live: Live, s
 
 def test_a_token_that_is_none_is_told_and_may_be_changed(live: Live, stream_folder: Path) -> None:
     page = live(Library.at(stream_folder), "run=byte&screen=effects&ex=1&q=9")
-    box = page.get_by_label("logit of")
+    box = page.get_by_label("Logit of")
     box.fill(MARKUP)
     box.press("Enter")
     page.get_by_role("alert").get_by_text("is not one token of the model").wait_for()

@@ -1,5 +1,7 @@
 """The stream screen in a browser: its numbers, its keys, and names that are markup."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,6 @@ import pytest
 import traceformer as tf
 from tests.viewer.pages import Live, hash_of
 from tests.viewer.stream_data import MARKUP
-from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ADDRESS = "run=byte&screen=stream"
 
 def section(page: "Page", name: str) -> list[list[str]]:
     """Returns the rows of a chart's table, which is opened for it."""
-    chart = page.locator(f"section.chart[aria-label^='{name}']")
+    chart = page.locator("section.chart").filter(has=page.get_by_role("heading", name=re.compile(f"^{name}")))
     chart.get_by_role("button", name="Table").click()
     chart.locator("tbody tr").first.wait_for()
     return chart.locator("tbody tr").evaluate_all(
@@ -32,7 +33,7 @@ def section(page: "Page", name: str) -> list[list[str]]:
 def test_tables_hold_the_numbers_of_python(live: Live, stream_folder: Path) -> None:
     run = tf.open_run(stream_folder / "byte")
     page = live(Library.at(stream_folder), f"{ADDRESS}&q=40&layer=2&ex=0")
-    norms = [float(row[-1]) for row in section(page, "Norms")]
+    norms = [float(row[-1]) for row in section(page, "Norms$")]
     expected = np.linalg.norm(run.get(0, "dec.resid_post").astype(np.float64), axis=-1)
     np.testing.assert_allclose(norms, expected.reshape(-1), rtol=1e-6)
     lens = tf.lens(run, 0, positions=range(32, 64)).to_frame()
@@ -101,12 +102,8 @@ def test_long_texts_are_read_a_window_at_a_time(live: Live) -> None:
     assert page.locator(".lens .cell").count() == 4 * 32
 
 
-def test_encoders_are_told_what_they_lack(live: Live, encoder_run: Run) -> None:
-    page = live(Library.of(encoder_run), f"run={encoder_run.name}&screen=stream")
+def test_encoders_are_told_what_they_lack(live: Live, tiny_folder: Callable[..., Path]) -> None:
+    run = tf.record(tiny_folder("bert"), ["The river froze over."], capture="resid")
+    page = live(Library.of(run), f"run={run.name}&screen=stream")
     page.get_by_text("it predicts no next token").wait_for()
     page.locator("section[aria-label='Norms'] canvas").wait_for()
-
-
-@pytest.fixture
-def encoder_run() -> Run:
-    return tf.record("demo", ["A text."], capture="resid")
