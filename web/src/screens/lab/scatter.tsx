@@ -72,7 +72,7 @@ export function Scatter({ heads, across, upward, clusters, selected, onSelect, o
       <svg
         width={wide}
         height={tall}
-        tabIndex={0}
+        tabindex={0}
         role="img"
         aria-label={`${heads.length} heads: ${spoken(upward)} by ${spoken(across)}${selected && chosen >= 0 ? `; ${told(selected)}` : "; arrow keys go from one to the next"}`}
         onKeyDown={press}
