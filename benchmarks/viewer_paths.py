@@ -3,7 +3,7 @@
     python benchmarks/viewer_paths.py [--json FILE] [--quick]
 
 The page has about 1,000 links between 300 nodes, of random attention. Times are from the event to the end of the frame
-that shows its effect, and beside them what the page's own thread worked for it. Of the browser tests' window, 1280 x 800.
+that shows its effect, and beside them how long the page's own thread was at work until then, in processor time.
 """
 
 import json
@@ -13,10 +13,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from browser import chromium
+from browser import chromium, new_page
 from table import Row, main, row, took
 
 from traceformer.analysis.paths.result import Paths, format_path
@@ -33,8 +33,7 @@ TURNS = 15
 SHOWN = """async act => {
     const start = performance.now();
     eval(act);
-    await new Promise(requestAnimationFrame);
-    await new Promise(done => { const { port1, port2 } = new MessageChannel(); port1.onmessage = done; port2.postMessage(0); });
+    await bench.painted();
     return performance.now() - start;
 }"""
 PAINTED = """new Promise(done => new PerformanceObserver((list, all) => {
@@ -124,7 +123,7 @@ def measure_page(turns: int) -> Iterator[Row]:
         large_file, usual_file = Path(folder) / "large.html", Path(folder) / "usual.html"
         large_file.write_text(paths_html(result), encoding="utf-8")
         usual_file.write_text(paths_html(usual()), encoding="utf-8")
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = new_page(browser)
         page.goto(large_file.as_uri() + "#trace=1")
         page.wait_for_selector(".lane")
         size = f"{len(result.heads[0].sankey.nodes)} nodes, {len(result.heads[0].sankey.links)} links"
