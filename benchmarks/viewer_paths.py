@@ -128,7 +128,9 @@ def measure_page(turns: int) -> Iterator[Row]:
         page.wait_for_selector(".lane")
         size = f"{len(result.heads[0].sankey.nodes)} nodes, {len(result.heads[0].sankey.links)} links"
         for (times, works), (what, goal) in zip(
-            timed_often(page, [f"{PICK}('[aria-label=Trace]', '{index}')" for index in (2, 1)], turns), [("another", 150.0), ("", None)], strict=True
+            timed_often(page, [f"{PICK}('[aria-label=Trace]', '{index}')" for index in (2, 1)], turns),
+            [("another", 150.0), ("", None)],
+            strict=True,
         ):
             if what:
                 yield row(f"{size}: another trace drawn, in ms", times, goal, note=f"work {median(works):.0f} ms")
@@ -144,7 +146,9 @@ def measure_page(turns: int) -> Iterator[Row]:
                 page.wait_for_selector(".lane")
                 shown.append(page.evaluate(PAINTED))
             note = f"{file.stat().st_size / 1e3:.0f} kB"
-            yield row(f"{what}, opened from disk and painted, in ms", shown, 500.0 if "usual" in what else None, note=note)
+            yield row(
+                f"{what}, opened from disk and painted, in ms", shown, 500.0 if "usual" in what else None, note=note
+            )
         page.close()
 
 

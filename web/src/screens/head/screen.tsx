@@ -1,4 +1,5 @@
-import { useMemo, useState } from "preact/hooks";
+import type { RefObject } from "preact";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Binding, useKeys } from "../../keyboard";
 import { counted } from "../../numbers";
 import { Beside } from "../../patterns/beside";
@@ -12,11 +13,11 @@ import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
 import type { Loaded } from "../../resource";
 import { Problem } from "../../problem";
-import { type Frame, WHOLE } from "../../ui/frame";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
 import { addressOf, type View, useView } from "../../view";
 import type { ScreenProps } from "..";
+import { Facts } from "./facts";
 
 /** One head: where each token of a text looks, alone or beside another head. */
 export function Head({ run, example }: ScreenProps) {
@@ -120,18 +121,17 @@ interface AloneProps {
 /** The picture of one head, with the row and the column that are selected. */
 function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps) {
   const [query, key] = selected;
-  const [frame, setFrame] = useState<Frame>(WHOLE);
   const row = useWeights(side.query, pattern, "row", query);
   const column = useWeights(side.query, pattern, "column", key);
   const look = useLook();
+  const [place, tall] = useRoom();
   const name = (tokens: Side["keys"], position: number) => `“${tokens[position]?.text} ${position}”`;
   return (
-    <div class="alone">
+    <div class="alone" ref={place}>
       <PatternMap
-        {...{ side, loaded, look, selected, onSelect, frame, notice }}
+        {...{ side, loaded, look, selected, onSelect, notice }}
         largest={pattern?.largest ?? 1}
-        onFrame={setFrame}
-        tall={Math.max(360, window.innerHeight - 300)}
+        tall={tall}
       />
       <div class="profiles">
         <Profile
@@ -155,9 +155,25 @@ function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps
             field="tableK"
           />
         )}
+        <Facts query={side.query} long={pattern !== null && !pattern.values} />
       </div>
     </div>
   );
+}
+
+const AROUND = 150; // pixels of a picture's heading, its words and its colours
+
+/** Returns how tall a picture may be so that all of it is seen without scrolling. */
+function useRoom(): readonly [RefObject<HTMLDivElement | null>, number] {
+  const place = useRef<HTMLDivElement>(null);
+  const [tall, setTall] = useState(480);
+  useLayoutEffect(() => {
+    const measure = () => setTall(Math.max(360, window.innerHeight - (place.current?.offsetTop ?? 0) - AROUND));
+    measure();
+    window.addEventListener("resize", measure);
+    return () => window.removeEventListener("resize", measure);
+  }, []);
+  return [place, tall];
 }
 
 /** Says what is not there, and what colours cannot show. */
