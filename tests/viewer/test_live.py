@@ -25,8 +25,11 @@ def fields(page: "Page") -> dict[str, str]:
     return page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
 
 
-def options(page: "Page") -> list[str]:
-    return page.locator(".picker [role=option] > span").all_text_contents()
+def pick(page: "Page", key: str, text: str = "") -> None:
+    """Opens the list of a key, and types into it once it has the focus."""
+    page.keyboard.press(key)
+    page.locator(".picker input:focus").wait_for()
+    page.keyboard.type(text)
 
 
 # The list of runs
@@ -101,7 +104,7 @@ def test_an_address_of_a_run_that_is_not_there_says_so(live: Live, tmp_path: Pat
 def test_examples_and_runs_are_chosen_from_lists_by_keyboard(live: Live, byte_runs: Path) -> None:
     page = live(Library.at(byte_runs), "run=byte&screen=overview")
     expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
-    page.keyboard.press("e")
+    pick(page, "e")
     expect(page.locator(".picker [role=option]")).to_have_count(3)
     assert focused(page) == "Example"
     page.keyboard.type("capital")
@@ -111,12 +114,11 @@ def test_examples_and_runs_are_chosen_from_lists_by_keyboard(live: Live, byte_ru
     page.keyboard.press("]")
     page.keyboard.press("]")
     expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
-    page.keyboard.press("o")
+    pick(page, "o")
     expect(page.locator(".picker [role=option]")).to_have_count(2)
     page.keyboard.press("Escape")
     expect(page.locator(".picker")).to_have_count(0)
-    page.keyboard.press("o")
-    page.keyboard.type("patterns")
+    pick(page, "o", "patterns")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(page.locator(".bar .run b")).to_have_text("patterns")
@@ -127,8 +129,7 @@ def test_the_induction_head_is_found_in_three_actions(live: Live, byte_runs: Pat
     page = live(Library.at(byte_runs))
     page.get_by_role("link", name="byte").click()
     expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
-    page.keyboard.press("/")
-    page.keyboard.type("induction")
+    pick(page, "/", "induction")
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="highest first")).to_be_visible()
     heads = page.get_by_label("Heads of dec.self").last
@@ -151,14 +152,12 @@ def test_search_finds_tokens_metrics_and_texts(live: Live, byte_runs: Path) -> N
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert int(fields(page)["q"]) == ends[1]
-    page.keyboard.press("/")
-    page.keyboard.type("def")
+    pick(page, "/", "def")
     expect(page.get_by_role("option", name="def add(a, b)")).to_be_visible()
     page.get_by_role("option", name="def add(a, b)").click()
     expect(page.get_by_role("button", name="3 of 3")).to_be_visible()
     assert "q" not in fields(page)
-    page.keyboard.press("/")
-    page.keyboard.type("induc")
+    pick(page, "/", "induc")
     page.keyboard.press("Enter")
     assert fields(page)["overview.sort"] == "induction"
 
@@ -203,11 +202,10 @@ def test_hostile_texts_are_text_wherever_they_are_shown(live: Live, tmp_path: Pa
     tokens = page.locator(".tokens button")
     expect(tokens).to_have_count(len(HOSTILE))
     assert tokens.all_text_contents() == [visible(token) for token in HOSTILE]
-    page.keyboard.press("e")
+    pick(page, "e")
     expect(page.locator(".picker [role=option]")).to_have_count(2)
     page.keyboard.press("Escape")
-    page.keyboard.press("/")
-    page.keyboard.type("<img")
+    pick(page, "/", "<img")
     expect(page.locator(".picker [role=option] b")).to_have_text([visible(HOSTILE[0])])
     page.keyboard.press("Escape")
     titles = page.locator(".bar nav a").all_text_contents()

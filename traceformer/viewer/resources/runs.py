@@ -114,12 +114,13 @@ def _in(folder: Path, name: str) -> Json:
 
 
 def _told(name: str, of: Run | RunHead) -> Json:
+    about = of.about
     return {
         "name": name,
         "problem": "",
-        "model": of.about.model_and_adapter,
-        "data_set": of.about.dataset,
-        "kind": of.about.kind,
+        "model": about.model_and_adapter,
+        "data_set": about.dataset,
+        "kind": about.kind,
         "arch": of.layout.arch,
         "n_expected": of.layout.n_examples,
         "finished": True,
