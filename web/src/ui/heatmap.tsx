@@ -223,7 +223,14 @@ function Cross({ left, top, cell, plot, of }: CrossProps) {
 
 /** Returns tokens as labels of an axis. */
 export function tokenLabels(tokens: readonly Token[]): string[] {
-  return tokens.map(({ text }, position) => `${text} ${position}`);
+  return tokens.map(tokenLabel);
+}
+
+const LONGEST = 40; // characters of a token in a label
+
+/** Returns a token as a label: its text, cut if it is very long, and its position. */
+export function tokenLabel({ text }: Token, position: number): string {
+  return `${text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text} ${position}`;
 }
 
 /** Returns the largest plot that fits: cells are squares, unless that would leave hardly any height or width. */

@@ -13,6 +13,7 @@ import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
 import { type Loaded, useSource } from "../../resource";
 import { Problem } from "../../problem";
+import { tokenLabel } from "../../ui/heatmap";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
 import { addressOf, type View, useView } from "../../view";
@@ -128,7 +129,7 @@ function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps
   const column = useWeights(side.query, pattern, "column", key);
   const look = useLook();
   const [place, tall] = useRoom();
-  const name = (tokens: Side["keys"], position: number) => `“${tokens[position]?.text} ${position}”`;
+  const name = (tokens: Side["keys"], position: number) => `“${tokens[position] && tokenLabel(tokens[position], position)}”`;
   return (
     <div class="alone" ref={place}>
       <PatternMap
