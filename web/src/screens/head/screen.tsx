@@ -186,6 +186,6 @@ function noticeOf(view: View, { name, layers, n_layers }: AttentionAbout, patter
   if (view.layer !== undefined && !layers.includes(Number(view.layer))) parts.push(`layer ${view.layer} was not recorded`);
   if (n_layers !== null && layers.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
   if (pattern?.rounded) parts.push("this file carries weights in 256 steps of their square roots; the run itself has them as they are");
-  if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps: weights below a 65,000th of the largest have the colour of nothing");
+  if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps of square roots, which a logarithm shows coarsely below a thousandth of the largest weight; the number that is told of a cell is as stored");
   return parts.length ? `${parts.join("; ")}.` : null;
 }
