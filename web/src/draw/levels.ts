@@ -27,12 +27,19 @@ export interface Level {
 
 const known = new WeakMap<ArrayBufferLike, Level[]>();
 
-/** Returns the coarsest level of which no number is passed over where a pixel covers so many cells. */
+/** Returns of how many cells in each direction a pixel shows one, of a matrix whose numbers are of `block` of them. */
+export function blockFor(block: number, cellsPerPixel: number): number {
+  while (block < cellsPerPixel - 1e-6) block *= 2;
+  return block;
+}
+
+/** Returns the level of which no number is passed over where a pixel covers so many cells. */
 export function levelFor(matrix: Matrix, cellsPerPixel: number): Level {
   const levels = known.get(matrix.data.buffer) ?? [wholeOf(matrix)];
   known.set(matrix.data.buffer, levels);
+  const wanted = blockFor(matrix.block, cellsPerPixel);
   let level = levels[0] ?? wholeOf(matrix);
-  for (let index = 1; level.block < cellsPerPixel - 1e-6 && level.rows * level.columns > 1; index++) {
+  for (let index = 1; level.block < wanted && level.rows * level.columns > 1; index++) {
     levels[index] ??= halved(level);
     level = levels[index] ?? level;
   }

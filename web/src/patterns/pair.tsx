@@ -143,6 +143,6 @@ function noticeOf({ queries, keys, block, aligned_queries = 0, aligned_keys = 0 
     const [count, of, what] = queries - aligned_queries >= keys - aligned_keys ? [aligned_queries, queries, "query"] : [aligned_keys, keys, "key"];
     parts.push(`A − B: ${count} of ${counted(of, `${what} token`)} of A have a counterpart in B, the others are hatched`);
   }
-  if (block > 1) parts.push(`A − B: each pixel is the largest difference of ${block} × ${block} cells`);
+  if (block > 1) parts.push(`A − B: drawn is one of ${block} × ${block} cells, the farthest from zero`);
   return parts.length ? `${parts.join("; ")}.` : null;
 }

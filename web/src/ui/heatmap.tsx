@@ -1,6 +1,6 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Colouring, type Painter, painterOf, type Scale } from "../draw/heatmap";
-import type { Matrix } from "../draw/levels";
+import { blockFor, type Matrix } from "../draw/levels";
 import { type Palette, paletteOf } from "../draw/palette";
 import { shown } from "../numbers";
 import type { Token } from "../payload";
@@ -161,6 +161,8 @@ export function Heatmap(props: Props) {
       return `${rowLabels[row]} × ${columnLabels[column]}${value === null ? "" : `: ${Number.isNaN(value) ? "no number" : shown(value)}`}`;
     });
   const told = hovered ?? chosen;
+  const ratio = window.devicePixelRatio;
+  const shownBlock = plot.width > 0 ? blockFor(block, Math.max(1 / cell.width, 1 / cell.height) / ratio) : 1;
   const marked = (selectedOne: number | null, hoveredOne: number | undefined) => [selectedOne, hoveredOne ?? null].filter((one) => one !== null);
   return (
     <div class="heatmap" ref={outer} aria-busy={!matrix}>
@@ -192,6 +194,11 @@ export function Heatmap(props: Props) {
           </svg>
         </div>
       </div>
+      {shownBlock > 1 && (
+        <p class="reduced">
+          A pixel shows one of {shownBlock} × {shownBlock} cells: the {palette === "diverging" ? "farthest from zero" : "largest"}.
+        </p>
+      )}
       <p class="told" role="status" aria-live={hovered ? "off" : "polite"}>
         {!matrix ? "Loading" : told ? describe(...told) : "\u00a0"}
       </p>
@@ -223,7 +230,14 @@ function Cross({ left, top, cell, plot, of }: CrossProps) {
 
 /** Returns tokens as labels of an axis. */
 export function tokenLabels(tokens: readonly Token[]): string[] {
-  return tokens.map(({ text }, position) => `${text} ${position}`);
+  return tokens.map(tokenLabel);
+}
+
+const LONGEST = 40; // characters of a token in a label
+
+/** Returns a token as a label: its text, cut if it is very long, and its position. */
+export function tokenLabel({ text }: Token, position: number): string {
+  return `${text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text} ${position}`;
 }
 
 /** Returns the largest plot that fits: cells are squares, unless that would leave hardly any height or width. */

@@ -16,6 +16,7 @@ interface Props {
 const SPACING = 13; // pixels between labels
 const GAP = 6;
 const STEPS = [1, 2, 5];
+const [NARROW, WIDE] = [6.4, 11.5]; // pixels of a letter, and of one as in Chinese
 
 export function Ruler({ side, labels, from, cell, length, depth, marked }: Props) {
   const step = stepFor(SPACING / cell);
@@ -65,7 +66,7 @@ function stepFor(cells: number): number {
 function fitting(label: string, width: number): string {
   if (widthOf(label) <= width) return label;
   const [, text = label, position = ""] = /^(.*?)( [0-9]+)?$/s.exec(label) ?? [];
-  const characters = [...text];
+  const characters = [...text].slice(0, Math.ceil(width / NARROW));
   while (characters.length > 1 && widthOf(`${characters.join("")}…${position}`) > width) characters.pop();
   return `${characters.join("")}…${position}`;
 }
@@ -73,6 +74,6 @@ function fitting(label: string, width: number): string {
 /** Returns about how many pixels a text takes at 11 pixels. */
 function widthOf(text: string): number {
   let width = 0;
-  for (const character of text) width += (character.codePointAt(0) ?? 0) > 0x2e80 ? 11.5 : 6.4;
+  for (const character of text) width += (character.codePointAt(0) ?? 0) > 0x2e80 ? WIDE : NARROW;
   return width;
 }

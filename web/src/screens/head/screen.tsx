@@ -13,6 +13,7 @@ import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
 import { type Loaded, useSource } from "../../resource";
 import { Problem } from "../../problem";
+import { tokenLabel } from "../../ui/heatmap";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
 import { addressOf, type View, useView } from "../../view";
@@ -128,7 +129,7 @@ function Alone({ side, loaded, pattern, selected, notice, onSelect }: AloneProps
   const column = useWeights(side.query, pattern, "column", key);
   const look = useLook();
   const [place, tall] = useRoom();
-  const name = (tokens: Side["keys"], position: number) => `“${tokens[position]?.text} ${position}”`;
+  const name = (tokens: Side["keys"], position: number) => `“${tokens[position] && tokenLabel(tokens[position], position)}”`;
   return (
     <div class="alone" ref={place}>
       <PatternMap
@@ -185,6 +186,6 @@ function noticeOf(view: View, { name, layers, n_layers }: AttentionAbout, patter
   if (view.layer !== undefined && !layers.includes(Number(view.layer))) parts.push(`layer ${view.layer} was not recorded`);
   if (n_layers !== null && layers.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
   if (pattern?.rounded) parts.push("this file carries weights in 256 steps of their square roots; the run itself has them as they are");
-  if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps: weights below a 65,000th of the largest have the colour of nothing");
+  if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps of square roots, which a logarithm shows coarsely below a thousandth of the largest weight; the number that is told of a cell is as stored");
   return parts.length ? `${parts.join("; ")}.` : null;
 }
