@@ -44,11 +44,18 @@ def pattern(example: int, layer: int, head: int, length: int) -> np.ndarray:
 class Writing:
     """A run that is being written: one shard of one example for each text, committed when it is said."""
 
-    def __init__(self, folder: Path, texts: Sequence[Sequence[str]], **meta: str) -> None:
+    def __init__(
+        self, folder: Path, texts: Sequence[Sequence[str]], triangles: Sequence[ArrayKey] = (), **meta: str
+    ) -> None:
         self.texts = [list(tokens) for tokens in texts]
         longest = max(map(len, self.texts))
         layout = RunLayout.plan(
-            arch="dec", arrays=[PATTERNS], n_examples=len(texts), longest={"dec": longest}, shard_examples=1
+            arch="dec",
+            arrays=[PATTERNS],
+            n_examples=len(texts),
+            longest={"dec": longest},
+            shard_examples=1,
+            triangles=triangles,
         )
         told = {"model": "tiny", "dataset": "demo", "arch": "dec", "dims": {"dec": DIMS}, **meta}
         self._writer = RunWriter.create(folder, layout, told, digest={})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
+import traceformer as tf
 from tests.viewer.pages import Live, focused
 from tests.viewer.small_runs import HOSTILE, Writing, write_run
 from traceformer.texts.shown import visible
@@ -122,6 +123,21 @@ def test_examples_and_runs_are_chosen_from_lists_by_keyboard(live: Live, byte_ru
     expect(page.locator(".notices")).to_contain_text("layers 1, 3 of 4 only")
 
 
+def test_the_induction_head_is_found_in_three_actions(live: Live, byte_runs: Path) -> None:
+    page = live(Library.at(byte_runs))
+    page.get_by_role("link", name="byte").click()
+    expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("induction")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="highest first")).to_be_visible()
+    heads = page.get_by_label("Heads of dec.self").last
+    heads.click(position={"x": 70, "y": 40})
+    table = tf.heads(tf.open_run(byte_runs / "byte"), examples=[0]).to_frame()
+    best = table.loc[table.induction.idxmax()]
+    assert (fields(page)["layer"], fields(page)["head"]) == (str(best["layer"]), str(best["head"]))
+
+
 def test_search_finds_tokens_metrics_and_texts(live: Live, byte_runs: Path) -> None:
     page = live(Library.at(byte_runs), "run=byte&screen=overview")
     expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
@@ -193,9 +209,14 @@ def test_hostile_texts_are_text_wherever_they_are_shown(live: Live, tmp_path: Pa
     page.keyboard.press("/")
     page.keyboard.type("<img")
     expect(page.locator(".picker [role=option] b")).to_have_text([visible(HOSTILE[0])])
-    assert page.locator("img, script:not(body > script), iframe, a[href^=javascript]").count() == 0
-    assert page.title() == "Overview · hostile · Traceformer"
-    assert page.evaluate("document.documentElement.scrollWidth") == 1400
+    page.keyboard.press("Escape")
+    titles = page.locator(".bar nav a").all_text_contents()
+    for number, title in enumerate(titles, 1):
+        page.keyboard.press(f"{number}")
+        expect(page).to_have_title(f"{title} · hostile · Traceformer")
+        expect(page.locator(".loading")).to_have_count(0, timeout=60_000)
+        assert page.locator("img, script:not(body > script), iframe, object, a[href^=javascript]").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == 1400
 
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=document.title='owned'>", "a&run=b#c", "x' y", "\u202eevil"])

@@ -63,14 +63,3 @@ export function selectedOf<Any extends Place>(heads: Any[], run: RunAbout, view:
   const attention = attentionOf(run, view);
   return heads.find((head) => head.attention === attention && `${head.layer}` === view.layer && `${head.head}` === view.head);
 }
-
-/** Returns what is missing of an attention, in words; or nothing. */
-export function missingOf(run: RunAbout, attention: string): string {
-  const about = run.attentions.find(({ name }) => name === attention);
-  if (!about) return "";
-  const all = run.stacks[about.stack]?.["n_heads"];
-  const layers = about.n_layers && about.layers.length < about.n_layers ? `layers ${about.layers.join(", ")} of ${about.n_layers}` : "";
-  const heads = all && about.heads.length < all ? `heads ${about.heads.join(", ")} of ${all}` : "";
-  const some = [layers, heads].filter(Boolean).join(", ");
-  return some && `Attention of ${some} only: the others were not recorded.`;
-}

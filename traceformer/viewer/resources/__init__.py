@@ -8,13 +8,13 @@ examples     an example: its tokens, and what is known of each
 patterns     the pattern of a head, and what it is less than another
 alignment    which tokens of an example are which of another's
 paths        which tokens led to a token, searched in stored patterns
+overview     what was expected at each position, and which heads an example has pictures of
+thumbnails   these pictures: heads in small
+heads        metrics of all heads, and heads in clusters
 stream       the residual stream: norms, and active neurons
 lens         the logit lens
 traits       directions, and tokens projected onto them
 effects      effects of interventions, beside runs
-overview     what was expected at each position, and which heads an example has pictures of
-thumbnails   these pictures: heads in small
-heads        metrics of all heads, and heads in clusters
 attribution  what parts of a model add to a logit
 """
 
@@ -61,10 +61,11 @@ RESOURCES: Mapping[str, str] = {
 
 
 class Answer(NamedTuple):
-    """What a page is sent."""
+    """What a page is sent; it asks again for what is pending."""
 
     body: bytes
     is_packet: bool
+    is_pending: bool
 
 
 def answer(library: Library, resource: str, query: Query) -> Answer:
@@ -79,5 +80,6 @@ def answer(library: Library, resource: str, query: Query) -> Answer:
     module = import_module(f"traceformer.viewer.resources.{RESOURCES[resource]}")
     found = getattr(module, resource)(library, query)
     if isinstance(found, Packet):
-        return Answer(found.to_bytes(), is_packet=True)
-    return Answer(json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False).encode(), is_packet=False)
+        return Answer(found.to_bytes(), is_packet=True, is_pending="pending" in found.about)
+    body = json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False).encode()
+    return Answer(body, is_packet=False, is_pending="pending" in found)

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { useSource } from "../resource";
-import { SCREENS } from "../screens";
+import { screensOf } from "../screens/carried";
 import { nextTheme, type Theme } from "../theme";
 import { shortName } from "../ui/names";
 import { addressOf, useView } from "../view";
@@ -75,7 +75,7 @@ export function Bar({ run, example, number, screen, step, theme, help }: Props) 
             {open === "examples" && <PickExample {...{ run, example, close }} />}
           </div>
           <nav aria-label="Screens">
-            {SCREENS.map(({ id, title }) => (
+            {screensOf(source).map(({ id, title }) => (
               <a key={id} href={addressOf(view, { screen: id })} aria-current={id === screen ? "page" : undefined}>
                 {title}
               </a>

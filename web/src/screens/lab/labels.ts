@@ -31,16 +31,20 @@ const SIDES: [number, number, Label["anchor"]][] = [
   [-AWAY, AWAY, "end"],
 ];
 
-/** Returns a place for each name that overlaps no other one and no point, taking points in the order they are wanted. */
-export function labelled(points: Point[], wanted: number[], names: string[], wide: number, tall: number): Label[] {
+/**
+ * Returns a place for each name that overlaps no other one and no point, taking points in the order they are wanted.
+ * Those that are ringed have theirs further away.
+ */
+export function labelled(points: Point[], wanted: number[], names: string[], ringed: number[], wide: number, tall: number): Label[] {
   const taken: Box[] = points.map(({ x, y }) => ({ left: x - 4, right: x + 4, top: y - 4, bottom: y + 4 }));
   const labels: Label[] = [];
   for (const index of wanted) {
     const point = points[index];
     if (!point) continue;
     const width = (names[index]?.length ?? 0) * CHARACTER;
+    const away = ringed.includes(index) ? 1.7 : 1;
     for (const [right, down, anchor] of SIDES) {
-      const [x, y] = [point.x + right, point.y + down];
+      const [x, y] = [point.x + away * right, point.y + away * down];
       const left = anchor === "start" ? x : anchor === "end" ? x - width : x - width / 2;
       const box = { left, right: left + width, top: y - LINE / 2, bottom: y + LINE / 2 };
       const inside = box.left >= 0 && box.right <= wide && box.top >= 0 && box.bottom <= tall;

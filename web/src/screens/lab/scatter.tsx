@@ -1,5 +1,6 @@
 import { useState } from "preact/hooks";
 import { type Head, spoken } from "../../heads";
+import { useKeys } from "../../keyboard";
 import type { MetricAbout } from "../../payload";
 import { Axis, extentOf, scaleOf, useWidth } from "../../ui/axes";
 import { written } from "../../ui/headcard";
@@ -36,10 +37,14 @@ export function Scatter({ heads, across, upward, clusters, selected, onSelect, o
   const chosen = selected ? heads.indexOf(selected) : -1;
   const names = heads.map(({ name }) => name);
   const first = [chosen, hovered ?? -1].filter((index) => index >= 0);
-  const labels = labelled(points, [...first, ...farthest(points).slice(0, MOST_NAMES)].filter(unique), names, wide, tall);
+  const labels = labelled(points, [...first, ...farthest(points).slice(0, MOST_NAMES)].filter(unique), names, first, wide, tall);
   const told = (head: Head) =>
     `${head.attention} ${head.name}: ${spoken(across)} ${written(value(head, across))}, ${spoken(upward)} ${written(value(head, upward))}`;
 
+  useKeys([
+    { keys: ["a"], does: "heads lab: go to the heads", run: () => outer.current?.querySelector("svg")?.focus() },
+    { keys: Object.keys(STEPS), written: "← → ↑ ↓", does: "among the heads: the nearest one there; Enter opens it" },
+  ]);
   const hover = (index: number | null) => {
     if (index === hovered) return;
     setHovered(index);
@@ -67,7 +72,7 @@ export function Scatter({ heads, across, upward, clusters, selected, onSelect, o
       <svg
         width={wide}
         height={tall}
-        tabIndex={0}
+        tabindex={0}
         role="img"
         aria-label={`${heads.length} heads: ${spoken(upward)} by ${spoken(across)}${selected && chosen >= 0 ? `; ${told(selected)}` : "; arrow keys go from one to the next"}`}
         onKeyDown={press}

@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { attentionOf, type Head, headsOf, type Measured, metricNamed, missingOf, selectedOf, spoken } from "../../heads";
+import { attentionOf, type Head, headsOf, type Measured, metricNamed, selectedOf, spoken } from "../../heads";
 import { counted, shown } from "../../numbers";
 import type { ClustersAbout, MetricAbout } from "../../payload";
 import { usePacket } from "../../resource";
@@ -93,7 +93,6 @@ function Plot({ run, example, attention, measured, asked, one }: PlotProps) {
   const unknown = [view["lab.x"], view["lab.y"]].filter((name) => name && !metricNamed(metrics, name));
   const without = all.length - inside.length;
   const notices = [
-    missingOf(run, attention),
     unknown.length ? `No metric is called ${unknown.map((name) => `“${name}”`).join(" or ")}.` : "",
     without ? `${counted(without, "head")} without a number for these metrics ${without === 1 ? "is" : "are"} left out.` : "",
     !one && read < of ? `Measured ${over}: more can be asked for above.` : "",

@@ -24,7 +24,7 @@ interface Props {
   describe: (head: number) => string;
 }
 
-const MARGIN = { left: 40, top: 22 };
+const LEFT = 40; // pixels for the names of layers
 const TALL = 720; // pixels that the picture may take before its thumbnails are as small as they get
 const LARGEST = 128; // pixels of a thumbnail
 
@@ -35,25 +35,31 @@ export function Atlas(props: Props) {
   const [hovered, setHovered] = useState<number | null>(null);
   const dark = useDark();
   const order = ranked?.map(({ head }) => head) ?? heads.map((_, head) => head);
+  const top = ranked ? 4 : 22; // pixels for the names of heads
   const lines = Math.ceil(order.length / width);
-  const cell = sizeOf(atlas, (room - MARGIN.left) / width, TALL / lines);
+  const cell = sizeOf(atlas, (room - LEFT) / width, TALL / lines);
   const gap = cell > 40 ? 5 : 1;
   const words = ranked !== null && cell >= 44 ? 16 : 0;
   const [stepX, stepY] = [cell + gap, cell + gap + words];
   const [wide, tall] = [width * stepX - gap, lines * stepY - gap]; // and a line of one pixel around
   const placeOf = (place: number) => [(place % width) * stepX, Math.floor(place / width) * stepY] as const;
 
+  const picture = [order.join(), cell, dark, wide, tall].join(" ");
+  const painted = useRef({ picture: "", heads: new Set<number>() });
   useLayoutEffect(() => {
     const context = canvas.current?.getContext("2d");
     if (!context) return;
-    context.clearRect(0, 0, wide + 2, tall + 2);
+    const anew = painted.current.picture !== picture;
+    if (anew) painted.current = { picture, heads: new Set() };
     context.fillStyle = getComputedStyle(canvas.current as Element).color;
     order.forEach((head, place) => {
       const [x, y] = placeOf(place);
-      context.fillRect(x, y, cell + 2, cell + 2);
-      if (thumbnails.drawn[head]) context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), x + 1, y + 1);
+      if (anew) context.fillRect(x, y, cell + 2, cell + 2);
+      if (!thumbnails.drawn[head] || painted.current.heads.has(head)) return;
+      painted.current.heads.add(head);
+      context.putImageData(imageOf(atlas, thumbnails.pixels, head, cell, dark), x + 1, y + 1);
     });
-  }, [thumbnails, order.join(), cell, dark, wide, tall]);
+  }, [thumbnails, picture]);
 
   const chosen = selected === null ? -1 : order.indexOf(selected);
   useEffect(() => {
@@ -93,7 +99,7 @@ export function Atlas(props: Props) {
         tabIndex={0}
         aria-label={`Heads of ${atlas.name}`}
         aria-activedescendant={selected === null ? undefined : OPTION}
-        style={{ width: `${wide + MARGIN.left + 2}px`, height: `${tall + MARGIN.top + 2}px` }}
+        style={{ width: `${wide + LEFT + 2}px`, height: `${tall + top + 2}px` }}
         onKeyDown={press}
         onPointerMove={(event) => hover(at(event))}
         onPointerLeave={() => hover(null)}
@@ -104,16 +110,16 @@ export function Atlas(props: Props) {
         onDblClick={onOpen}
         title={told === null ? undefined : describe(told)}
       >
-        <canvas ref={canvas} width={wide + 2} height={tall + 2} style={{ left: `${MARGIN.left - 1}px`, top: `${MARGIN.top - 1}px` }} />
-        <svg width={wide + MARGIN.left + 2} height={tall + MARGIN.top + 2 + words} aria-hidden="true">
+        <canvas ref={canvas} width={wide + 2} height={tall + 2} style={{ left: `${LEFT - 1}px`, top: `${top - 1}px` }} />
+        <svg width={wide + LEFT + 2} height={tall + top + 2 + words} aria-hidden="true">
           <g class="axis">
             {Array.from({ length: ranked ? 0 : width }, (_, column) => (
-              <text key={column} x={MARGIN.left + column * stepX + cell / 2} y={MARGIN.top - 8} text-anchor="middle">
+              <text key={column} x={LEFT + column * stepX + cell / 2} y={top - 8} text-anchor="middle">
                 H{heads[column]?.head}
               </text>
             ))}
             {Array.from({ length: lines }, (_, line) => (
-              <text key={line} x={MARGIN.left - 8} y={MARGIN.top + line * stepY + cell / 2} text-anchor="end" dominant-baseline="central">
+              <text key={line} x={LEFT - 8} y={top + line * stepY + cell / 2} text-anchor="end" dominant-baseline="central">
                 {ranked ? `${line * width + 1}.` : `L${heads[line * width]?.layer}`}
               </text>
             ))}
@@ -121,7 +127,7 @@ export function Atlas(props: Props) {
               ranked?.map(({ head, words }, place) => {
                 const [x, y] = placeOf(place);
                 return (
-                  <text key={head} x={MARGIN.left + x + cell / 2} y={MARGIN.top + y + cell + 12} text-anchor="middle">
+                  <text key={head} x={LEFT + x + cell / 2} y={top + y + cell + 12} text-anchor="middle">
                     {words}
                   </text>
                 );
@@ -130,7 +136,7 @@ export function Atlas(props: Props) {
           {[chosen, hovered === null ? -1 : order.indexOf(hovered)].map((place, index) => {
             if (place < 0) return null;
             const [x, y] = placeOf(place);
-            const frame = { x: MARGIN.left + x - 1, y: MARGIN.top + y - 1, width: cell + 2, height: cell + 2 };
+            const frame = { x: LEFT + x - 1, y: top + y - 1, width: cell + 2, height: cell + 2 };
             return <rect key={index} id={index ? undefined : RING} class={index ? "hovered" : "ring"} {...frame} rx={1} />;
           })}
         </svg>

@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { css, sequential } from "../../draw/palette";
-import { attentionOf, headsOf, type Measured, metricNamed, missingOf, nameOf, type Place, selectedOf, spoken } from "../../heads";
+import { attentionOf, headsOf, type Measured, metricNamed, nameOf, type Place, selectedOf, spoken } from "../../heads";
+import { useKeys } from "../../keyboard";
 import { counted } from "../../numbers";
 import type { AtlasAbout, AttentionAbout, ExampleAbout, RunAbout } from "../../payload";
 import { usePacket } from "../../resource";
@@ -59,6 +60,10 @@ export function Heads({ run, example, atlas, attention }: Props) {
     if (!place) return "";
     return [nameOf(place), ...(own ? metrics.map((each) => `${spoken(each)} ${written(own.values[each.name])}`) : [])].join("\n");
   };
+  useKeys([
+    { keys: ["a"], does: "overview: go to the heads", run: () => document.querySelector<HTMLElement>(".atlas .field")?.focus() },
+    { keys: ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter"], written: "← → ↑ ↓", does: "among the heads: the next one; Enter opens it" },
+  ]);
   const open = () => {
     if (chosen) change({ screen: "head", attn: atlas.name, layer: chosen.layer, head: chosen.head });
   };
@@ -72,7 +77,6 @@ export function Heads({ run, example, atlas, attention }: Props) {
     <Chart
       title={`Heads of ${atlas.name}`}
       field="overview.heads"
-      notice={missingOf(run, atlas.name) || null}
       sheet={() => ({
         caption: `Heads of ${atlas.name}${measured ? `, measured on this example (${measured.about.convention} convention)` : "; not measured yet"}`,
         columns: ["layer", "head", ...metrics.map(({ name, unit }) => (unit ? `${name} (${unit})` : name))],

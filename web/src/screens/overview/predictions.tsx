@@ -130,7 +130,7 @@ export function Predictions({ run, example, packet, queries }: Props) {
           ))}
         </svg>
       </div>
-      <p class="legend">
+      <p class="meanings">
         <span class="key right" /> the likeliest token {speaks === "next" ? "came" : "is the one"} <span class="key" /> another one
       </p>
     </Chart>
