@@ -44,7 +44,9 @@ def write(folder: Path, keys: Sequence[str], arch: str = "dec", tokens: Sequence
             ids = [[each % IDS for each in own] for own in table["input_ids"].to_pylist()]
             table = table.set_column(table.column_names.index("input_ids"), "input_ids", [ids])
             for column in ("tokens", "dec_tokens") if arch == "encdec" else ("tokens",):
-                table = table.append_column(column, [[[f"{tokens[each % len(tokens)]}{each}" for each in own] for own in ids]])
+                table = table.append_column(
+                    column, [[[f"{tokens[each % len(tokens)]}{each}" for each in own] for own in ids]]
+                )
             if arch == "encdec":
                 table = table.append_column("dec_input_ids", [ids])
             writer.commit(shard, buffer, table)

@@ -148,7 +148,9 @@ def test_the_lab_has_a_point_for_each_head_in_the_colour_of_its_cluster(live: Li
         line = np.polyfit(values, places[:, across], 1)
         assert np.sign(line[0]) == sign
         assert np.abs(np.polyval(line, values) - places[:, across]).max() < 0.1  # pixels
-    boxes = [page.locator(".scatter .name").nth(n).bounding_box() for n in range(page.locator(".scatter .name").count())]
+    boxes = [
+        page.locator(".scatter .name").nth(n).bounding_box() for n in range(page.locator(".scatter .name").count())
+    ]
     for first, one in enumerate(boxes):
         assert not any(_overlap(one, other) for other in boxes[first + 1 :])
 
@@ -165,7 +167,9 @@ def test_arrow_keys_walk_from_point_to_point(live: Live, byte_runs: Path) -> Non
     page.locator(".scatter .ring").wait_for()
     page.keyboard.press("a")
     metrics = tf.heads(Run(byte_runs / "byte"))
-    distance = {(head.layer, head.head): value for head, value in zip(metrics.rows, metrics.values["distance"], strict=True)}
+    distance = {
+        (head.layer, head.head): value for head, value in zip(metrics.rows, metrics.values["distance"], strict=True)
+    }
     at = (0, 0)
     for _ in range(3):
         found = press(page, "ArrowRight")

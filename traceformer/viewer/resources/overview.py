@@ -58,7 +58,9 @@ def predictions(library: Library, query: Query) -> Packet:
         return _of_logits(run, row, logits)
     if read_out is not None:
         return _of_lens(run, row, read_out)
-    missing = 'What the model expected is not known: no logits were recorded. tf.record(..., capture="logits") keeps them.'
+    missing = (
+        'What the model expected is not known: no logits were recorded. tf.record(..., capture="logits") keeps them.'
+    )
     return Packet({}, {"source": None, "missing": missing})
 
 
@@ -72,7 +74,9 @@ def _of_logits(run: Run, row: int, spec: ArraySpec) -> Packet:
     size = run.length(row, stack) * spec.width
     about = {"stack": stack, "speaks_of": _speaks_of(run)}
     if size > _MOST_LOGITS:
-        missing = f"This example has {size:,} logits, more than are read for a page; tf.statistics(run, each=...) reads all."
+        missing = (
+            f"This example has {size:,} logits, more than are read for a page; tf.statistics(run, each=...) reads all."
+        )
         return Packet({}, {**about, "source": None, "missing": missing})
     found = logit_statistics(
         run.get(row, spec.key), targets_of(run)(run.example_id(row)), CONVENTIONS["exact"], top=min(_TOP, spec.width)
