@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
+    from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
 
 __version__ = "0.1.0"
@@ -93,6 +94,7 @@ __all__ = [
     "edit",
     "edits",
     "export",
+    "export_html",
     "figures",
     "fit_direction",
     "generate",
@@ -136,6 +138,7 @@ _HOMES = {
     "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
+    "export_html": "traceformer.viewer.export",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",

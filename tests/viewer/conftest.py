@@ -11,6 +11,7 @@ import pytest
 
 import traceformer as tf
 from tests.viewer.pages import Live, Show, watch
+from tests.viewer.stream_data import write_folder
 from traceformer.analysis.paths.result import TraceResult
 from traceformer.viewer.library import Library
 from traceformer.viewer.pages import paths_html
@@ -44,6 +45,14 @@ def byte_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     everything = "attn qkv z resid logits embed mlp"
     tf.record(model, [*TEXTS], capture=everything, out=folder / "byte")
     tf.record(model, [TEXTS[0]], capture="attn", layers=[1, 3], out=folder / "patterns")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and directions and effects beside it (`stream_data`), in which nothing may be written."""
+    folder = tmp_path_factory.mktemp("stream")
+    write_folder(folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """A run as one file: what its screens ask for, answered beforehand, in a page that asks nothing of any network."""
 
 import tempfile
+import time
 import webbrowser
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_html", "run_html", "run_widget", "show_run"]
 
+_AGAIN = 0.02  # seconds
 _MOST = 10_000_000  # bytes of answers, before they are compressed, of a page without examples named
 
 
@@ -97,7 +99,7 @@ def run_widget(run: Run, example: int | str = 0) -> "RunWidget":
 
 
 def _page(run: Run, examples: Sequence[int | str] | None, screens: Sequence[str] | None, progress: OnStep) -> str:
-    chosen = SCREENS if screens is None else tuple(screens)
+    chosen = tuple(SCREENS) if screens is None else tuple(screens)
     for screen in chosen:
         check_choice("screen", screen, SCREENS)
     if not chosen or not run.n:
@@ -128,7 +130,9 @@ def _answered(library: Library, asked: Iterable[tuple[str, dict[str, Any]]]) -> 
     for resource, fields in asked:
         query = Query({name: str(value) for name, value in fields.items()})
         try:
-            answers[query.key(resource)] = answer(library, resource, query).body
+            while (found := answer(library, resource, query)).is_pending:
+                time.sleep(_AGAIN)
         except TraceformerError:
             continue
+        answers[query.key(resource)] = found.body
     return answers

@@ -1,6 +1,8 @@
 """What a run lacks, in words that a page says before it draws anything."""
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from traceformer.sites import ArraySpec
 from traceformer.store.meta import Dims
@@ -44,28 +46,36 @@ def _rounded(run: Run) -> Iterator[str]:
 
 
 def _parts(run: Run) -> Iterator[str]:
-    """Yields a sentence for each choice of layers or heads that leaves some of the model's out."""
-    named: dict[str, list[str]] = {}
-    for spec in run.layout.arrays:
+    """Yields a sentence for each choice of layers or heads that leaves some of the model's out, attention first."""
+    named: dict[_Part, list[str]] = {}
+    with_axis: Counter[str] = Counter()
+    for spec in sorted(run.layout.arrays, key=lambda spec: spec.key.site != "attn_pattern"):
+        with_axis.update(spec.site.axes)
         for part in _left_out(spec, run.about.dims_of(spec.key.token_stack)):
             named.setdefault(part, []).append(_called(spec, run))
-    for part, names in named.items():
-        yield f"{', '.join(dict.fromkeys(names))} of {part}"
+    for (axis, part), names in named.items():
+        yield f"{part} only" if len(names) == with_axis[axis] else f"{', '.join(names)} of {part} only"
 
 
 def _called(spec: ArraySpec, run: Run) -> str:
-    if spec.key.site != "attn_pattern":
-        return public_name(spec.key)
-    return _ATTENTIONS[f"{spec.key.stack}.{spec.key.attention}"] if run.arch == "encdec" else "attention"
+    if spec.key.site == "attn_pattern":
+        return _ATTENTIONS[f"{spec.key.stack}.{spec.key.attention}"] if run.arch == "encdec" else "attention"
+    name = public_name(spec.key)
+    return name if run.arch == "encdec" else name.removeprefix(f"{spec.key.stack}_")
 
 
-def _left_out(spec: ArraySpec, dims: Dims) -> Iterator[str]:
+class _Part(NamedTuple):
+    axis: str
+    numbers: str
+
+
+def _left_out(spec: ArraySpec, dims: Dims) -> Iterator[_Part]:
     totals = {"layer": dims.n_layers, "head": dims.n_heads, "kv_head": dims.n_kv_heads}
     totals["hidden_layer"] = None if dims.n_layers is None else dims.n_layers + 1
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             what = _AXES[axis][len(numbers) != 1]
-            yield f"{what} {', '.join(map(str, numbers))} of {totals[axis]} only"
+            yield _Part(axis, f"{what} {', '.join(map(str, numbers))} of {totals[axis]}")
 
 
 def _edits(run: Run) -> Iterator[str]:

@@ -4,18 +4,20 @@ Every address begins with a token that is drawn at the start, so that no other p
 can ask for anything. Requests that name another host than this machine are refused (a page that has its name rebound
 to this address names its own), nothing is shared with other origins, and runs are found by name only.
 
-What cannot be answered is told in JSON: `message`, `why`, `hint`. A fault of the program is told as such, without its
-traceback, which stderr has.
+What cannot be answered is told in JSON: `message`, `why`, `hint`. What the library says of a run (it has no such
+array, a file is damaged) is an answer like others, marked by the header `Problem`: a browser would log any other
+status as an error of the page. A fault of the program is told as such, without its traceback, which stderr has.
 """
 
 import gzip
 import secrets
 import socket
+from asyncio import CancelledError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from anyio import CapacityLimiter, to_thread
@@ -27,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from traceformer.errors import NotFound, TraceformerError, UsageError
+from traceformer.errors import TraceformerError, UsageError
 from traceformer.viewer.library import Library
 from traceformer.viewer.pages import live_page
 from traceformer.viewer.query import Query
@@ -93,6 +95,12 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self.page})"
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def wait(self) -> None:
         """Returns when the server has ended; an interruption closes it."""
         try:
@@ -130,12 +138,15 @@ def application(library: Library, token: str) -> ASGIApp:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
     async def resource(request: Request) -> Response:
-        async with turns:
-            if await request.is_disconnected():  # it waited for its turn, and went
-                return Response(status_code=499)
-            packed = "gzip" in request.headers.get("accept-encoding", "")
-            make = partial(_answered, library, request.path_params["name"], dict(request.query_params), packed=packed)
-            return await to_thread.run_sync(make)
+        packed = "gzip" in request.headers.get("accept-encoding", "")
+        make = partial(_answered, library, request.path_params["name"], dict(request.query_params), packed=packed)
+        try:
+            async with turns:
+                if await request.is_disconnected():  # it waited for its turn, and went
+                    return Response(status_code=499)
+                return await to_thread.run_sync(make, abandon_on_cancel=True)
+        except CancelledError:
+            return _told(503, "the viewer is being closed", "", "")
 
     routes = [Route(f"/{token}/", page), Route(f"/{token}/api/{{name}}", resource)]
     told = {HTTPException: _no_such_address, Exception: _failed}
@@ -146,10 +157,11 @@ def _answered(library: Library, name: str, values: dict[str, str], *, packed: bo
     try:
         found = answer(library, name, Query(values))
     except TraceformerError as error:
-        return _told(404 if isinstance(error, NotFound) else 422, error.message, error.why, error.hint)
-    except (OSError, MemoryError) as error:
-        why = error.strerror if isinstance(error, OSError) else "there is not enough memory"
-        return _told(422, "this cannot be read", why or str(error), "")
+        return _told(200, error.message, error.why, error.hint)
+    except OSError as error:
+        return _told(200, "this cannot be read", error.strerror or str(error), "")
+    except MemoryError:
+        return _told(200, "this cannot be shown", "there is not enough memory", "close other programs, then reload")
     if found.is_packet:
         return Response(found.body, media_type="application/octet-stream")
     if not packed or len(found.body) < _WORTH_PACKING:
@@ -159,7 +171,7 @@ def _answered(library: Library, name: str, values: dict[str, str], *, packed: bo
 
 
 def _told(status: int, message: str, why: str, hint: str) -> Response:
-    return JSONResponse({"message": message, "why": why, "hint": hint}, status)
+    return JSONResponse({"message": message, "why": why, "hint": hint}, status, headers={"Problem": "told"})
 
 
 def _no_such_address(_: Request, error: Exception) -> Response:

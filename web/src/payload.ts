@@ -357,6 +357,8 @@ export interface EffectsRow {
 /** `effect`, of a packet with `values` over the axes, and maybe `exact`, `spread` and `pairs`. */
 export interface EffectAbout extends Required<Omit<EffectsRow, "name" | "problem" | "pairs">> {
   kind: "effect" | "estimate";
+  /** Whose these are; null for the mean over all. */
+  pair: number | null;
   axes: EffectAxis[];
   /** The metric of each pair's untouched texts. */
   pairs: { name: string; clean: number; corrupt: number | null }[];

@@ -1,7 +1,7 @@
 /** Answers in components: loading, there, or a problem in words. */
 
 import { createContext } from "preact";
-import { useContext, useEffect, useState } from "preact/hooks";
+import { useContext, useEffect, useRef, useState } from "preact/hooks";
 import { type Packet, readPacket } from "./packet";
 import { Problem } from "./problem";
 import { keyOf, type Query, type Source } from "./source";
@@ -127,6 +127,14 @@ function useAnswer<Value>(resource: string, query: Query | null, read: (bytes: A
     };
   }, [source, key, version]);
   return found.key === key ? found.loaded : { state: "loading" };
+}
+
+/** Returns the answer before while the next one is loading, so that nothing jumps and the focus stays; and whether it is that. */
+export function useLast<Value>(loaded: Loaded<Value>): readonly [Loaded<Value>, boolean] {
+  const last = useRef(loaded);
+  if (loaded.state !== "loading") last.current = loaded;
+  const before = loaded.state === "loading" && last.current.state === "ready";
+  return [before ? last.current : loaded, before];
 }
 
 export function asProblem(error: unknown): Problem {

@@ -84,7 +84,7 @@ async function askServer(resource: string, query: Record<string, string>): Promi
   const response = await fetch(`api/${resource}?${new URLSearchParams(query)}`).catch(() => {
     throw new Problem("the server does not answer", "it was stopped, or this machine slept", "start it again, then reload this page");
   });
-  if (response.ok) return response.arrayBuffer();
+  if (response.ok && !response.headers.has("Problem")) return response.arrayBuffer();
   throw problemTold(await response.json().catch(() => ({ message: `the server answers ${response.status}` })));
 }
 

@@ -13,5 +13,6 @@ import "./styles/head.css";
 import "./styles/stream.css";
 import "./styles/effects.css";
 import "./styles/paths.css";
+import "./styles/paths_of_run.css";
 
 start((source) => <App source={source} />);

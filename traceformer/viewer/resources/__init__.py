@@ -61,10 +61,11 @@ RESOURCES: Mapping[str, str] = {
 
 
 class Answer(NamedTuple):
-    """What a page is sent."""
+    """What a page is sent; it asks again for what is pending."""
 
     body: bytes
     is_packet: bool
+    is_pending: bool
 
 
 def answer(library: Library, resource: str, query: Query) -> Answer:
@@ -79,5 +80,6 @@ def answer(library: Library, resource: str, query: Query) -> Answer:
     module = import_module(f"traceformer.viewer.resources.{RESOURCES[resource]}")
     found = getattr(module, resource)(library, query)
     if isinstance(found, Packet):
-        return Answer(found.to_bytes(), is_packet=True)
-    return Answer(json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False).encode(), is_packet=False)
+        return Answer(found.to_bytes(), is_packet=True, is_pending="pending" in found.about)
+    body = json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False).encode()
+    return Answer(body, is_packet=False, is_pending="pending" in found)

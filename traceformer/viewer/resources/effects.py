@@ -65,6 +65,7 @@ def effect(library: Library, query: Query) -> Packet:
     about = {
         **_done(found),
         "kind": found.kind,
+        "pair": None if number == "mean" else query.number("pair"),
         "axes": [
             {"name": axis.name, "numbers": axis.numbers, "labels": [visible(own) if own else "" for own in axis.labels]}
             for axis in found.axes

@@ -70,8 +70,8 @@ class _Picture(NamedTuple):
 
 
 def matrix(library: Library, query: Query) -> Packet:
-    """Returns a head's pattern: its `values`, or `pixels` if the text is long or `form` is `small`."""
-    form = query.choice("form", ("whole", "small"), "whole")
+    """Returns a head's pattern: its `values`, or `pixels` if the text is long or `form` is `small` or `pixels`."""
+    form = query.choice("form", ("whole", "small", "pixels"), "whole")
     head = _Head.asked(library, query)
     stored = head.stored(library)
     about = {
@@ -80,7 +80,7 @@ def matrix(library: Library, query: Query) -> Packet:
         "block": 1,
         "stored": head.run.layout.stored(head.spec),
     }
-    if stored.size <= _EXACT_CELLS:
+    if stored.size <= _EXACT_CELLS and form != "pixels":
         largest = float(stored.max()) if stored.size else 0.0
         return Packet({"values": stored.astype(np.float32)}, {**about, "largest": largest})
     picture = head.picture(library)
@@ -98,7 +98,7 @@ def row(library: Library, query: Query) -> Packet:
     for name, field, axis in (("row", "q", 0), ("column", "k", 1)):
         if field in query.values:
             position = query.number(field)
-            find_numbers("query" if axis == 0 else "key", position, range(stored.shape[axis]), of="this example")
+            find_numbers("position", position, range(stored.shape[axis]), of="the queries" if axis == 0 else "the keys")
             found[name] = stored.take(position, axis).astype(np.float32)
     return Packet(found, {"queries": stored.shape[0], "keys": stored.shape[1]})
 

@@ -88,7 +88,8 @@ def _row(library: Library, name: str) -> Json:
         key = ("row", folder or name, library.state(name))
         return library.once(key, lambda: _in_memory(name, library.run(name)) if folder is None else _in(folder, name))
     except (ValueError, OSError) as error:  # CorruptRun and Unreadable, NotFound if it went meanwhile
-        return {"name": name, "problem": str(error)}
+        place = library.folder / name if library.folder else ""
+        return {"name": name, "problem": str(error).replace(f"{place}/", "")}
 
 
 def _in_memory(name: str, opened: Run) -> Json:

@@ -13,7 +13,7 @@ export type Scale = "linear" | "sqrt" | "log";
 /** How numbers become colours. A number that is none is not painted. */
 export interface Colouring {
   palette: Uint8Array;
-  /** Of the least and the greatest colour; the lower one of a log scale is above zero. */
+  /** Of the least and the greatest colour; the lower one of a log scale is above zero, one below zero is −greatest. */
   range: readonly [number, number];
   scale: Scale;
 }
@@ -43,11 +43,13 @@ export function painterOf(canvas: HTMLCanvasElement, plain: boolean, lost: () =>
   return gl ? new Shaded(canvas, gl, lost) : new Plain(canvas);
 }
 
-/** Returns where a number lies on a palette, from 0 to 255; NaN for none. */
+/** Returns where a number lies on a palette, from 0 to 255; NaN for none. Roots of a range on both sides of zero have its sign. */
 export function stepOf(value: number, { range: [low, high], scale }: Colouring): number {
   const part = scale === "log" ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : (value - low) / (high - low);
   const bounded = Math.min(1, Math.max(0, part));
-  return Math.floor((scale === "sqrt" ? Math.sqrt(bounded) : bounded) * 255 + 0.5);
+  const side = 2 * bounded - 1;
+  const rooted = low < 0 ? 0.5 + 0.5 * Math.sign(side) * Math.sqrt(Math.abs(side)) : Math.sqrt(bounded);
+  return Math.floor((scale === "sqrt" ? rooted : bounded) * 255 + 0.5);
 }
 
 const SCALES: Scale[] = ["linear", "sqrt", "log"];
@@ -80,7 +82,8 @@ void main() {
   if (bytes) value *= value * most;
   float part = scale == 2 ? log(max(value, range.x) / range.x) / log(range.y / range.x) : (value - range.x) / (range.y - range.x);
   part = clamp(part, 0.0, 1.0);
-  if (scale == 1) part = sqrt(part);
+  float side = 2.0 * part - 1.0;
+  if (scale == 1) part = range.x < 0.0 ? 0.5 + 0.5 * sign(side) * sqrt(abs(side)) : sqrt(part);
   colour = vec4(texelFetch(palette, ivec2(int(floor(part * 255.0 + 0.5)), 0), 0).rgb, 1.0);
 }`;
 

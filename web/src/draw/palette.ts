@@ -16,13 +16,13 @@ const FINE = 2048; // points of a curve before it is cut
 
 /** Returns 256 colours (red, green, blue, one after the other) from the page's own for the least to the strongest. */
 export const sequential = remembered((dark) => {
-  const [from, to, hue, turn] = dark ? [0.22, 0.95, -75, 170] : [0.985, 0.24, 95, -170];
+  const [from, to, hue, turn] = dark ? [0.205, 0.95, -75, 170] : [0.985, 0.24, 95, -170];
   return cut((t) => polar(from + (to - from) * t, 0.165 * Math.sin(0.85 * Math.PI * t), hue + turn * t), 256);
 });
 
 /** Returns 256 colours from blue through the page's own, at 127 and 128, to orange. */
 export const diverging = remembered((dark) => {
-  const [from, to] = dark ? [0.22, 0.8] : [0.985, 0.42];
+  const [from, to] = dark ? [0.205, 0.8] : [0.985, 0.42];
   const half = (hue: number) => cut((t) => polar(from + (to - from) * t, 0.13 * Math.sin(0.73 * Math.PI * t), hue), 128);
   const [cold, warm] = [half(250), half(45)];
   return Uint8Array.from({ length: 768 }, (_, at) => {
@@ -58,11 +58,12 @@ function cut(curve: (t: number) => Point, count: number): Uint8Array {
     length += Math.hypot(point[0] - before[0], point[1] - before[1], point[2] - before[2]);
     return length;
   });
-  const colours = Array.from({ length: count }, (_, step) => {
-    const at = reached.findIndex((far) => far >= (length * step) / (count - 1) - 1e-9);
-    return rgb(points[at] ?? curve(1));
-  });
-  return Uint8Array.from(colours.flat());
+  const colours: number[] = [];
+  for (let step = 0, at = 0; step < count; step++) {
+    while (at < FINE - 1 && (reached[at] ?? length) < (length * step) / (count - 1)) at++;
+    colours.push(...rgb(points[at] ?? curve(1)));
+  }
+  return Uint8Array.from(colours);
 }
 
 function polar(lightness: number, chroma: number, hue: number): Point {

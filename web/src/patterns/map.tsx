@@ -38,8 +38,9 @@ interface Props {
   largest: number;
   selected: readonly [number | null, number | null];
   onSelect: (query: number, key: number) => void;
-  frame: Frame;
-  onFrame: (frame: Frame) => void;
+  /** The part that is shown, where two pictures share it. */
+  frame?: Frame;
+  onFrame?: (frame: Frame) => void;
   tall: number;
   notice?: string | null;
   tools?: ComponentChildren;
@@ -61,7 +62,7 @@ export function PatternMap({ side, loaded, look, largest, selected, onSelect, fr
     const value = exact(row, column);
     return `${rowLabels[row]} → ${columnLabels[column]}: ${value === null ? "…" : shown(value)}`;
   };
-  const title = `${side.letter && `${side.letter}: `}L${layer}H${head}`;
+  const title = side.letter ? `${side.letter}: L${layer}H${head}, text ${side.example.number + 1}` : `L${layer}H${head}`;
   return (
     <Chart
       title={title}
@@ -78,7 +79,8 @@ export function PatternMap({ side, loaded, look, largest, selected, onSelect, fr
         block={pattern?.block ?? 1}
         rows={side.queries.length}
         columns={side.keys.length}
-        {...{ rowLabels, columnLabels, range, selected, onSelect, frame, onFrame, tall, describe }}
+        {...{ rowLabels, columnLabels, range, selected, onSelect, tall, describe }}
+        {...(frame && onFrame ? { frame, onFrame } : {})}
         scale={look.scale}
         label={`Attention of layer ${layer}, head ${head}: ${side.queries.length} queries from top to bottom, ${side.keys.length} keys from left to right. Arrow keys select a cell, plus and minus zoom, f shows all.`}
       />

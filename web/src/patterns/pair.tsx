@@ -1,8 +1,9 @@
 import { useMemo, useState } from "preact/hooks";
-import { floats } from "../packet";
+import type { Scale } from "../draw/heatmap";
+import { floats, type Packet } from "../packet";
 import { counted, shown } from "../numbers";
 import type { AttentionAbout, PatternAbout } from "../payload";
-import { usePacket } from "../resource";
+import { type Loaded, usePacket } from "../resource";
 import { Chart } from "../ui/chart";
 import { ColourBar } from "../ui/colourbar";
 import { type Frame, WHOLE } from "../ui/frame";
@@ -41,8 +42,16 @@ export function Pair({ a, b, queries, keys, look, selected, onSelect, tall }: Pr
     if (row !== null && column !== null) onSelect(row, column);
   };
   const shared = { look, largest, frame, onFrame: setFrame, tall };
+  const { run: run2, ex: ex2, layer: layer2, head: head2 } = b.query;
+  const difference = usePacket("difference", { ...a.query, run2, ex2, layer2, head2 });
+  const notice = difference.state === "ready" ? noticeOf(difference.value.about as unknown as PatternAbout) : null;
   return (
     <div class="pair">
+      {notice && (
+        <p class="notice" role="status">
+          {notice}
+        </p>
+      )}
       <PatternMap side={a} loaded={first} {...shared} {...{ selected, onSelect }} />
       <PatternMap
         side={b}
@@ -51,16 +60,18 @@ export function Pair({ a, b, queries, keys, look, selected, onSelect, tall }: Pr
         selected={[over(queries.there, selected[0]), over(keys.there, selected[1])]}
         onSelect={selectBack}
       />
-      <Difference {...{ a, b, first, second, queries, keys, selected, onSelect, frame, tall }} onFrame={setFrame} />
+      <Difference {...{ a, b, first, second, queries, keys, selected, onSelect, frame, tall }} loaded={difference} scale={look.scale} onFrame={setFrame} />
     </div>
   );
 }
 
 interface DifferenceProps {
+  loaded: Loaded<Packet>;
+  scale: Scale;
   a: Side;
   b: Side;
-  first: ReturnType<typeof usePattern>;
-  second: ReturnType<typeof usePattern>;
+  first: Loaded<Pattern>;
+  second: Loaded<Pattern>;
   queries: Counterparts;
   keys: Counterparts;
   selected: readonly [number | null, number | null];
@@ -70,9 +81,7 @@ interface DifferenceProps {
   tall: number;
 }
 
-function Difference({ a, b, first, second, queries, keys, selected, onSelect, frame, onFrame, tall }: DifferenceProps) {
-  const { run: run2, ex: ex2, layer: layer2, head: head2 } = b.query;
-  const loaded = usePacket("difference", { ...a.query, run2, ex2, layer2, head2 });
+function Difference({ loaded, scale, a, b, first, second, queries, keys, selected, onSelect, frame, onFrame, tall }: DifferenceProps) {
   const ours = useExact(a.query, valueOf(first));
   const theirs = useExact(b.query, valueOf(second));
   const rowLabels = useMemo(() => tokenLabels(a.queries), [a.queries]);
@@ -81,6 +90,7 @@ function Difference({ a, b, first, second, queries, keys, selected, onSelect, fr
   const about = loaded.state === "ready" ? (loaded.value.about as unknown as PatternAbout) : null;
   const values = loaded.state === "ready" ? floats(loaded.value, "values") : null;
   const most = about?.largest || 1;
+  const signed = scale === "linear" ? "linear" : "sqrt"; // there is no logarithm of both signs
   const differenceAt = (row: number, column: number): number | null => {
     const [query, key] = [queries.there[row] ?? -1, keys.there[column] ?? -1];
     if (query < 0 || key < 0) return NaN;
@@ -96,7 +106,6 @@ function Difference({ a, b, first, second, queries, keys, selected, onSelect, fr
     <Chart
       title="A − B"
       field="tableAB"
-      notice={about && noticeOf(about)}
       code={codeOfDifference(a.query, b.query)}
       sheet={() => ({
         caption: `A − B of the selected query, ${selected[0] ?? 0}`,
@@ -115,14 +124,15 @@ function Difference({ a, b, first, second, queries, keys, selected, onSelect, fr
         {...{ rowLabels, columnLabels, selected, onSelect, frame, onFrame, tall, describe }}
         range={[-most, most]}
         palette="diverging"
+        scale={signed}
         label="A less B, in the positions of A. Arrow keys select a cell, plus and minus zoom, f shows all."
       />
-      <ColourBar range={[-most, most]} palette="diverging" label="A − B" />
+      {about && <ColourBar range={[-most, most]} palette="diverging" scale={signed} label="A − B" />}
     </Chart>
   );
 }
 
-function valueOf(loaded: ReturnType<typeof usePattern>): Pattern | null {
+function valueOf(loaded: Loaded<Pattern>): Pattern | null {
   return loaded.state === "ready" ? loaded.value : null;
 }
 
@@ -131,8 +141,8 @@ function noticeOf({ queries, keys, block, aligned_queries = 0, aligned_keys = 0 
   const parts: string[] = [];
   if (aligned_queries < queries || aligned_keys < keys) {
     const [count, of, what] = queries - aligned_queries >= keys - aligned_keys ? [aligned_queries, queries, "query"] : [aligned_keys, keys, "key"];
-    parts.push(`${count} of ${counted(of, `${what} token`)} of A have a counterpart in B; the others are hatched`);
+    parts.push(`A − B: ${count} of ${counted(of, `${what} token`)} of A have a counterpart in B, the others are hatched`);
   }
-  if (block > 1) parts.push(`each pixel is the largest difference of ${block} × ${block} cells`);
+  if (block > 1) parts.push(`A − B: each pixel is the largest difference of ${block} × ${block} cells`);
   return parts.length ? `${parts.join("; ")}.` : null;
 }

@@ -21,6 +21,8 @@ export interface Pattern {
   /** One of the two. */
   values: Float32Array | null;
   pixels: Uint8Array | null;
+  /** Whether `values` are what 256 steps of their square roots tell. */
+  rounded: boolean;
   block: number;
   largest: number;
   stored: string;
@@ -30,22 +32,27 @@ const EXACT_CELLS = 512 * 512; // up to which numbers themselves are sent, as in
 
 /** Returns a pattern: of a long text first a small picture of it. */
 export function usePattern(query: HeadQuery, rows: number, columns: number): Loaded<Pattern> {
-  const long = rows * columns > EXACT_CELLS;
+  const { live } = useSource();
+  const long = live && rows * columns > EXACT_CELLS;
   const small = usePacket("matrix", long ? { ...query, form: "small" } : null);
-  const whole = usePacket("matrix", long && small.state === "loading" ? null : query);
+  const whole = usePacket("matrix", long && small.state === "loading" ? null : live ? query : { ...query, form: "pixels" });
   const best = whole.state === "loading" ? small : whole;
-  return best.state === "ready" ? { state: "ready", value: patternOf(best.value) } : best;
+  return best.state === "ready" ? { state: "ready", value: patternOf(best.value, live) } : best;
 }
 
 const read = new WeakMap<Packet, Pattern>();
 
-function patternOf(packet: Packet): Pattern {
+function patternOf(packet: Packet, live: boolean): Pattern {
   const about = packet.about as unknown as PatternAbout;
+  const bytes = packet.arrays["pixels"] ? pixels(packet, "pixels") : null;
+  // A page that carries its data has nothing finer to ask for.
+  const rounded = bytes && !live ? Float32Array.from(bytes, (byte) => about.largest * (byte / 255) ** 2) : null;
   const pattern = read.get(packet) ?? {
     rows: about.queries,
     columns: about.keys,
-    values: packet.arrays["values"] ? floats(packet, "values") : null,
-    pixels: packet.arrays["pixels"] ? pixels(packet, "pixels") : null,
+    values: packet.arrays["values"] ? floats(packet, "values") : rounded,
+    pixels: rounded ? null : bytes,
+    rounded: rounded !== null,
     block: about.block,
     largest: about.largest,
     stored: about.stored ?? "",

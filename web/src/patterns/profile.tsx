@@ -38,11 +38,11 @@ export function Profile({ title, tokens, weights, selected, onSelect, code, fiel
         {ranked.map((position) => (
           <li key={position}>
             <button type="button" class={position === selected ? "selected" : undefined} onClick={() => onSelect(position)}>
-              <span class="token">
-                {tokens[position]?.text}
+              <span class="name">
+                <span>{tokens[position]?.text}</span>
                 <sub>{position}</sub>
               </span>
-              <span class="bar">
+              <span class="amount">
                 <span style={{ width: `${(100 * (weights?.[position] ?? 0)) / (largest || 1)}%` }} />
               </span>
               <b>{shown(weights?.[position] ?? 0)}</b>

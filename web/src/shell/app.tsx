@@ -1,8 +1,9 @@
 import { useEffect, useState } from "preact/hooks";
 import { activeBindings, type Binding, useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
-import { useFollowed, useJson, VersionContext } from "../resource";
-import { EFFECTS, RUNS, SCREENS } from "../screens";
+import { useFollowed, useJson, useSource, VersionContext } from "../resource";
+import { EFFECTS, RUNS } from "../screens";
+import { screensOf, stepped } from "../screens/carried";
 import type { Source } from "../source";
 import { asTheme, nextTheme } from "../theme";
 import { Help } from "../ui/help";
@@ -58,7 +59,8 @@ function OneRun({ name }: { name: string }) {
 function OneExample({ run }: { run: RunAbout }) {
   const [view] = useView();
   const example = useJson<ExampleAbout>("example", run.n_examples ? { run: run.name, ex: view.ex ?? 0 } : null);
-  const screen = SCREENS.find(({ id }) => id === view.screen) ?? SCREENS[0];
+  const screens = screensOf(useSource());
+  const screen = screens.find(({ id }) => id === view.screen) ?? screens[0];
   return (
     <Frame title={`${screen?.title ?? ""} · ${run.name}`} run={run} example={example.state === "ready" ? example.value : null} screen={screen?.id}>
       {run.n_examples ? (
@@ -92,13 +94,17 @@ interface FrameProps {
 function Frame({ title, run = null, example = null, screen, children }: FrameProps) {
   const [view, change] = useView();
   const [helping, setHelping] = useState(false);
+  const source = useSource();
+  const screens = screensOf(source);
   useEffect(() => {
     document.title = `${title} · Traceformer`;
   }, [title]);
   const theme = asTheme(view.theme);
+  // The number is known before the example is there, unless it was named by its id.
+  const number = example?.number ?? (/^\d*$/.test(view.ex ?? "") ? Number(view.ex ?? 0) : null);
   const step = (by: number) => {
-    if (!run || !example || !run.n_examples) return;
-    change({ ex: (example.number + by + run.n_examples) % run.n_examples, q: null, k: null });
+    if (!run?.n_examples || number === null) return;
+    change({ ex: stepped(source, number, by, run.n_examples), q: null, k: null });
   };
   const bindings: Binding[] = [
     { keys: ["?"], does: "this list", run: () => setHelping(true) },
@@ -107,10 +113,10 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
       ? [
           { keys: ["[", "]"], does: "previous and next example", run: (key: string) => step(key === "]" ? 1 : -1) },
           {
-            keys: SCREENS.map((_, index) => `${index + 1}`),
-            written: `1 … ${SCREENS.length}`,
-            does: `screens: ${SCREENS.map(({ title }) => title.toLowerCase()).join(", ")}`,
-            run: (key: string) => change({ screen: SCREENS[Number(key) - 1]?.id ?? null }),
+            keys: screens.map((_, index) => `${index + 1}`),
+            written: `1 … ${screens.length}`,
+            does: `screens: ${screens.map(({ title }) => title.toLowerCase()).join(", ")}`,
+            run: (key: string) => change({ screen: screens[Number(key) - 1]?.id ?? null }),
           },
         ]
       : []),
@@ -119,7 +125,7 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
   return (
     <>
       <div class="above">
-        <Bar {...{ run, example, screen, step, theme }} help={() => setHelping(true)} />
+        <Bar {...{ run, example, number, screen, step, theme }} help={() => setHelping(true)} />
         {run && <Notices notices={run.notices} />}
       </div>
       <div class="screen" id={screen ?? RUNS.id}>

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { useSource } from "../resource";
-import { SCREENS } from "../screens";
+import { screensOf } from "../screens/carried";
 import { nextTheme, type Theme } from "../theme";
 import { shortName } from "../ui/names";
 import { addressOf, useView } from "../view";
@@ -13,6 +13,8 @@ import { Search } from "./search";
 interface Props {
   run: RunAbout | null;
   example: ExampleAbout | null;
+  /** The example's, known before the example is there. */
+  number: number | null;
   screen: string | undefined;
   step: (by: number) => void;
   theme: Theme;
@@ -22,7 +24,7 @@ interface Props {
 type Open = "runs" | "examples" | "search" | null;
 
 /** The head of the page: which run, which example, which screen, and the search for others. */
-export function Bar({ run, example, screen, step, theme, help }: Props) {
+export function Bar({ run, example, number, screen, step, theme, help }: Props) {
   const [view, change] = useView();
   const [open, setOpen] = useState<Open>(null);
   const source = useSource();
@@ -65,7 +67,7 @@ export function Bar({ run, example, screen, step, theme, help }: Props) {
               title={example ? `${example.id}\nAnother example (e)` : undefined}
               onClick={toggle("examples")}
             >
-              {example ? example.number + 1 : "–"} of {run.n_examples}
+              {number === null ? "–" : number + 1} of {run.n_examples}
             </button>
             <button type="button" aria-label="Next example" title="Next example (])" onClick={() => step(1)}>
               ›
@@ -73,7 +75,7 @@ export function Bar({ run, example, screen, step, theme, help }: Props) {
             {open === "examples" && <PickExample {...{ run, example, close }} />}
           </div>
           <nav aria-label="Screens">
-            {SCREENS.map(({ id, title }) => (
+            {screensOf(source).map(({ id, title }) => (
               <a key={id} href={addressOf(view, { screen: id })} aria-current={id === screen ? "page" : undefined}>
                 {title}
               </a>
@@ -90,8 +92,8 @@ export function Bar({ run, example, screen, step, theme, help }: Props) {
             {open === "search" && run && <Search {...{ run, example, close }} />}
           </div>
         )}
-        <button type="button" title="Theme (d)" onClick={() => change({ theme: nextTheme(theme) })}>
-          Theme: {theme}
+        <button type="button" aria-label={`Theme: ${theme}`} title={`Theme: ${theme} (d)`} onClick={() => change({ theme: nextTheme(theme) })}>
+          {{ auto: "◐", light: "○", dark: "●" }[theme]}
         </button>
         <button type="button" aria-label="Keys" title="Keys (?)" onClick={help}>
           ?

@@ -15,7 +15,7 @@ export function choiceOf({ number, id, text, lengths }: ExampleRow, current: num
   return {
     key: `example ${number}`,
     title: text || id,
-    detail: `${number} · ${tokens.join(" and ")} · ${id}`,
+    detail: `number ${number} · ${tokens.join(" and ")} · ${id}`,
     current: number === current,
     choose: () => choose(number),
   };

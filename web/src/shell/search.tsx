@@ -1,6 +1,5 @@
 import { useState } from "preact/hooks";
-import type { ExampleAbout, RunAbout, Stack, Token } from "../payload";
-import { SCREENS } from "../screens";
+import type { ExampleAbout, RunAbout, Token } from "../payload";
 import { type Choice, Picker } from "../ui/picker";
 import { useView } from "../view";
 import { choiceOf, noteOf, useExamples } from "./examples";
@@ -12,7 +11,7 @@ interface Props {
 }
 
 const MOST_TOKENS = 40;
-const BESIDE = 3; // tokens on either side
+const BESIDE = 12; // tokens on either side, as far as they fit
 
 /** Finds a token of this example, a feature that heads are sorted by, or another example by its text. */
 export function Search({ run, example, close }: Props) {
@@ -23,7 +22,7 @@ export function Search({ run, example, close }: Props) {
   const texts = find && list.state === "ready" ? list.value.examples : [];
   const choices: Choice[] = [
     ...tokens.choices,
-    ...features(run, find, (name) => change({ screen: "lab", "lab.y": name })),
+    ...features(run, find, (name) => change(view.screen === "lab" ? { "lab.y": name } : { screen: "overview", "overview.sort": name })),
     ...texts.map((row) => ({ ...choiceOf(row, example?.number, (ex) => change({ ex, q: null, k: null })), group: "Examples" })),
   ];
   const more = tokens.more ? `${MOST_TOKENS} of ${MOST_TOKENS + tokens.more} tokens shown. ` : "";
@@ -41,44 +40,60 @@ export function Search({ run, example, close }: Props) {
 }
 
 function features(run: RunAbout, find: string, choose: (name: string) => void): Choice[] {
-  if (!SCREENS.some(({ id }) => id === "lab") || !run.attentions.length) return [];
+  if (!run.attentions.length) return [];
   const wanted = find.toLowerCase().replaceAll(" ", "_");
   return Object.entries(run.features)
     .filter(([name]) => name.includes(wanted))
     .map(([name, meaning]) => ({
       key: `feature ${name}`,
-      title: `${name.replaceAll("_", " ")} of heads`,
+      title: name.replaceAll("_", " "),
       detail: meaning,
-      group: "Heads by",
+      group: "Sort heads by",
       choose: () => choose(name),
     }));
 }
 
+/** A word may be several tokens, as in a model of bytes: the last of them is meant, whose next token it leads to. */
 function tokenChoices({ tokens }: ExampleAbout, find: string, q: string | undefined, choose: (position: number) => void) {
-  const stack: Stack = tokens.dec ? "dec" : "enc";
-  const all = tokens[stack] ?? [];
-  const wanted = find.toLowerCase().replaceAll(" ", "·");
-  const found = all.flatMap(({ text }, position) => (text.toLowerCase().includes(wanted) ? [position] : []));
-  const choices = found.slice(0, MOST_TOKENS).map((position) => ({
-    key: `token ${position}`,
-    title: <InPlace tokens={all} position={position} />,
-    detail: `position ${position}`,
-    group: "Tokens of this example",
-    current: `${position}` === q,
-    choose: () => choose(position),
+  const all = tokens.dec ?? tokens.enc ?? [];
+  const found = occurrences(all, find.toLowerCase().replaceAll(" ", "·"));
+  const choices = found.slice(0, MOST_TOKENS).map(({ first, last }) => ({
+    key: `token ${first} ${last}`,
+    title: <InPlace tokens={all} first={first} last={last} />,
+    detail: first === last ? `position ${last}` : `positions ${first}–${last}`,
+    group: "In this example",
+    current: `${last}` === q,
+    choose: () => choose(last),
   }));
   return { choices, more: found.length - choices.length };
 }
 
-function InPlace({ tokens, position }: { tokens: Token[]; position: number }) {
+/** Returns the first and the last token of each place where a text occurs. */
+function occurrences(tokens: Token[], wanted: string): { first: number; last: number }[] {
+  const owners: number[] = [];
+  let whole = "";
+  tokens.forEach(({ text }, position) => {
+    const lower = text.toLowerCase();
+    whole += lower;
+    for (let at = 0; at < lower.length; at++) owners.push(position);
+  });
+  const found = new Map<string, { first: number; last: number }>();
+  for (let at = whole.indexOf(wanted); at >= 0; at = whole.indexOf(wanted, at + 1)) {
+    const [first = 0, last = 0] = [owners[at], owners[at + wanted.length - 1]];
+    found.set(`${first} ${last}`, { first, last });
+  }
+  return [...found.values()];
+}
+
+function InPlace({ tokens, first, last }: { tokens: Token[]; first: number; last: number }) {
   const text = (from: number, to: number) => tokens.slice(Math.max(0, from), to).map(({ text }) => text).join("");
   return (
     <>
-      <bdi>{text(position - BESIDE, position)}</bdi>
+      <bdi>{text(first - BESIDE, first)}</bdi>
       <b>
-        <bdi>{tokens[position]?.text}</bdi>
+        <bdi>{text(first, last + 1)}</bdi>
       </b>
-      <bdi>{text(position + 1, position + 1 + BESIDE)}</bdi>
+      <bdi>{text(last + 1, last + 1 + BESIDE)}</bdi>
     </>
   );
 }

@@ -22,13 +22,15 @@ interface Props {
   tools?: ComponentChildren;
   /** The field of the address that says whether the table is shown, where a screen has several charts. */
   field?: string;
+  /** What the table view shows where it is more than the sheet. */
+  tables?: ComponentChildren;
   children: ComponentChildren;
 }
 
 const MOST_ROWS = 2000;
 
 /** A picture with its heading, its table, its code, and what saves it. */
-export function Chart({ title, notice, sheet, code, tools, field = "table", children }: Props) {
+export function Chart({ title, notice, sheet, code, tools, field = "table", tables, children }: Props) {
   const [view, change] = useView();
   const [coding, setCoding] = useState(false);
   const picture = useRef<HTMLDivElement>(null);
@@ -64,9 +66,7 @@ export function Chart({ title, notice, sheet, code, tools, field = "table", chil
       )}
       {coding && <CodeShown {...code} />}
       {table ? (
-        <div class="sheet">
-          <SheetTable sheet={sheet()} />
-        </div>
+        <div class="sheet">{tables ?? <SheetTable sheet={sheet()} />}</div>
       ) : (
         <div class="picture" ref={picture}>
           {children}

@@ -50,5 +50,5 @@ function marksOf([low, high]: readonly [number, number], scale: Scale): number[]
     const middle = Math.round((Math.log10(low) + Math.log10(high)) / 2);
     return [low, 10 ** middle, high];
   }
-  return scale === "sqrt" ? [low, low + (high - low) / 4, high] : [low, (low + high) / 2, high];
+  return scale === "sqrt" && low === 0 ? [low, low + (high - low) / 4, high] : [low, (low + high) / 2, high];
 }

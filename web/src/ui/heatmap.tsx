@@ -160,7 +160,7 @@ export function Heatmap(props: Props) {
       const value = valueAt(row, column);
       return `${rowLabels[row]} × ${columnLabels[column]}${value === null ? "" : `: ${Number.isNaN(value) ? "no number" : shown(value)}`}`;
     });
-  const told = matrix && (hovered ?? chosen);
+  const told = hovered ?? chosen;
   const marked = (selectedOne: number | null, hoveredOne: number | undefined) => [selectedOne, hoveredOne ?? null].filter((one) => one !== null);
   return (
     <div class="heatmap" ref={outer} aria-busy={!matrix}>
@@ -193,7 +193,7 @@ export function Heatmap(props: Props) {
         </div>
       </div>
       <p class="told" role="status" aria-live={hovered ? "off" : "polite"}>
-        {told ? describe(...told) : "\u00a0"}
+        {!matrix ? "Loading" : told ? describe(...told) : "\u00a0"}
       </p>
     </div>
   );

@@ -27,7 +27,7 @@ export function Ruler({ side, labels, from, cell, length, depth, marked }: Props
   for (let index = Math.ceil(first / step) * step; index <= last; index += step) if (free(index)) shown.push(index);
   const top = side === "top";
   return (
-    <svg class={`ruler ${side}`} width={top ? length : depth} height={top ? depth : length} aria-hidden="true">
+    <svg class="ruler" width={top ? length : depth} height={top ? depth : length} aria-hidden="true">
       {[...new Set([...shown, ...apart(seen, cell)])].map((index) => {
         const at = from + (index + 0.5) * cell;
         return (

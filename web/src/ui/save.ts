@@ -27,7 +27,7 @@ export function csv({ columns, rows }: Sheet): string {
 
 const STYLES = [
   "fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap", "opacity",
-  "font-family", "font-size", "font-weight", "font-variant-numeric", "text-anchor", "dominant-baseline", "paint-order",
+  "font-family", "font-size", "font-weight", "text-anchor", "dominant-baseline", "paint-order",
   "visibility", "display",
 ];
 
@@ -72,7 +72,7 @@ const SVG = "http://www.w3.org/2000/svg";
 function copyOf(drawing: SVGSVGElement | HTMLCanvasElement, x: number, y: number, { width, height }: DOMRect): Element {
   if (drawing instanceof HTMLCanvasElement) {
     const image = document.createElementNS(SVG, "image");
-    const fields = { x, y, width, height, href: drawing.toDataURL(), style: "image-rendering: pixelated" };
+    const fields = { x, y, width, height, href: drawing.toDataURL(), "image-rendering": "pixelated" };
     for (const [name, value] of Object.entries(fields)) image.setAttribute(name, `${value}`);
     return image;
   }
@@ -80,8 +80,8 @@ function copyOf(drawing: SVGSVGElement | HTMLCanvasElement, x: number, y: number
   const [from, to] = [[drawing, ...drawing.querySelectorAll("*")], [copy, ...copy.querySelectorAll<SVGElement>("*")]];
   from.forEach((element, index) => {
     const style = getComputedStyle(element);
-    const own = STYLES.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";");
-    to[index]?.setAttribute("style", own);
+    for (const name of STYLES) to[index]?.setAttribute(name, style.getPropertyValue(name)); // a style in markup is forbidden
+    to[index]?.removeAttribute("style");
   });
   for (const [name, value] of Object.entries({ x, y, width, height })) copy.setAttribute(name, `${value}`);
   return copy;

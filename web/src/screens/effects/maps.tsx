@@ -3,8 +3,10 @@ import { useKeys } from "../../keyboard";
 import { counted, shown } from "../../numbers";
 import { floats, type Packet } from "../../packet";
 import type { EffectAbout, EffectAxis } from "../../payload";
-import { usePacket } from "../../resource";
+import { useLast, usePacket } from "../../resource";
 import { Chart } from "../../ui/chart";
+import { pythonText } from "../../ui/code";
+import { ColourBar } from "../../ui/colourbar";
 import { Heatmap } from "../../ui/heatmap";
 import { Await } from "../../ui/states";
 import { useView } from "../../view";
@@ -12,9 +14,8 @@ import { useView } from "../../view";
 /** One folder of effects: which pair is shown, and its maps. */
 export function EffectMaps({ name, choose }: { name: string; choose: preact.ComponentChildren }) {
   const [view] = useView();
-  const pair = view["effects.pair"] ?? "mean";
-  const loaded = usePacket("effect", { name, pair });
-  if (loaded.state === "ready") return <Maps {...{ name, choose }} pair={pair === "mean" ? null : Number(pair)} packet={loaded.value} />;
+  const [loaded, busy] = useLast(usePacket("effect", { name, pair: view["effects.pair"] ?? "mean" }));
+  if (loaded.state === "ready") return <Maps {...{ name, choose, busy }} packet={loaded.value} />;
   return (
     <section class="chart" aria-label="Interventions">
       <header>
@@ -29,19 +30,19 @@ export function EffectMaps({ name, choose }: { name: string; choose: preact.Comp
 interface MapsProps {
   name: string;
   choose: preact.ComponentChildren;
-  /** Null for the mean over all. */
-  pair: number | null;
+  /** Whether another pair is on its way. */
+  busy: boolean;
   packet: Packet;
 }
 
-function Maps({ name, choose, pair, packet }: MapsProps) {
+function Maps({ name, choose, busy, packet }: MapsProps) {
   const [view, change] = useView();
   const about = packet.about as unknown as EffectAbout;
   const values = floats(packet, "values");
   const exact = packet.arrays["exact"] ? floats(packet, "exact") : null;
   const spread = packet.arrays["spread"] ? floats(packet, "spread") : null;
   const counts = packet.arrays["pairs"]?.data ?? null;
-  const axes = about.axes;
+  const { axes, pair } = about;
   const [rowAxis, columnAxis] = [axes.length > 1 ? axes[axes.length - 2] : undefined, axes[axes.length - 1]];
   const [rows, columns] = [rowAxis?.numbers.length ?? 1, columnAxis?.numbers.length ?? 1];
   const leading = axes.slice(0, -2);
@@ -54,7 +55,7 @@ function Maps({ name, choose, pair, packet }: MapsProps) {
   const several = about.pairs.length > 1;
   const noun = about.verb === "ablate" ? "text" : "pair";
   const step = (by: number) => {
-    const to = (pair ?? -1) + by;
+    const to = Number(view["effects.pair"] ?? -1) + by; // which may still be on its way
     change({ "effects.pair": to < 0 || to >= about.pairs.length ? null : to });
   };
   useKeys([
@@ -154,18 +155,23 @@ function Maps({ name, choose, pair, packet }: MapsProps) {
         </>
       }
       code={{
-        python: ["import traceformer as tf", "", `effects = tf.open_effects(${JSON.stringify(name)})`, `effects${pair === null ? "" : `.pair(${pair})`}.values`].join(
+        python: ["import traceformer as tf", "", `effects = tf.open_effects(${pythonText(name)})`, `effects${pair === null ? "" : `.pair(${pair})`}.values`].join(
           "\n",
         ),
       }}
       sheet={() => sheetOf(about, packet, noun)}
     >
-      <div class="pictures">
+      <div class={busy ? "pictures busy" : "pictures"}>
         {ofSpread && spread ? picture(spread, "spread", parts[2]) : picture(values, about.kind, parts[0])}
         {exact && !ofSpread && picture(exact, "exact", parts[1])}
       </div>
+      <ColourBar
+        label={ofSpread ? `standard deviation over ${noun}s` : about.kind}
+        range={ofSpread ? [0, farthest(spread ?? values) || 1] : [-largest, largest]}
+        palette={ofSpread ? "sequential" : "diverging"}
+      />
       <p class="range">
-        {ofSpread ? `Standard deviation over ${noun}s, 0 to ${shown(farthest(spread ?? values))}. ` : `${meaning(about)} Colours: −${shown(largest)} to ${shown(largest)}. `}
+        {meaning(about)}{" "}
         {about.agreement && agreed(about.agreement, values.length)}
         {of && ` Metric of ${noun} ${of.name}: ${about.verb === "ablate" ? "untouched" : "clean"} ${shown(of.clean)}${of.corrupt === null ? "" : `, corrupt ${shown(of.corrupt)}`}.`}
       </p>
@@ -215,7 +221,10 @@ function number(value: number | undefined): string {
 
 function sheetOf(about: EffectAbout, packet: Packet, noun: string) {
   const { axes } = about;
-  const arrays = Object.entries(packet.arrays);
+  const arrays = ["values", "exact", "spread", "pairs"].flatMap((array) => {
+    const found = packet.arrays[array];
+    return found ? [[array, found] as const] : [];
+  });
   const cells = axes.reduce((count, { numbers }) => count * numbers.length, 1);
   const name = (array: string) => (array === "values" ? about.kind : array === "pairs" ? `${noun}s` : array);
   const rows = Array.from({ length: cells }, (_, cell) => {

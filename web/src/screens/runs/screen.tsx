@@ -14,7 +14,7 @@ const FIND = "runs.find";
 /** All runs there are, and the effects beside them. */
 export function Runs() {
   // A list without a run may have one soon, as one with a run that is being written.
-  const list = useFollowed<RunList>("runs", {}, ({ runs }) => !runs.length || runs.some(({ finished }) => finished === false));
+  const list = useFollowed<RunList>("runs", {}, ({ runs }) => !runs.length || runs.some(({ finished, problem }) => finished === false && !problem));
   return <Await loaded={list}>{(list) => (list.runs.length + list.effects.length ? <Listed {...list} /> : <Empty folder={list.folder} />)}</Await>;
 }
 

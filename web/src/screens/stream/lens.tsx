@@ -3,6 +3,7 @@ import { floats, type Packet } from "../../packet";
 import type { LensAbout } from "../../payload";
 import { usePacket } from "../../resource";
 import { Chart } from "../../ui/chart";
+import { pythonText, shellWord } from "../../ui/code";
 import { Await } from "../../ui/states";
 import { useView } from "../../view";
 import { LensGrid } from "./lens_grid";
@@ -118,10 +119,10 @@ function LensChart({ packet, run, example, q, tokens }: ChartProps) {
         python: [
           "import traceformer as tf",
           "",
-          `run = tf.open_run(${JSON.stringify(run)})`,
+          `run = tf.open_run(${pythonText(run)})`,
           `tf.lens(run, ${example}, positions=range(${first}, ${last + 1})).to_frame()`,
         ].join("\n"),
-        shell: `traceformer lens ${run} --example ${example} --positions ${first}-${last}`,
+        shell: `traceformer lens ${shellWord(run)} --example ${example} --positions ${first}-${last}`,
       }}
       sheet={() => ({
         caption: `What each layer would say next, from ${about.array}`,

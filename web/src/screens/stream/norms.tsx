@@ -1,9 +1,10 @@
-import { shown } from "../../numbers";
 import { floats, type Packet } from "../../packet";
 import type { NormsAbout, Token } from "../../payload";
 import { type Loaded, usePacket } from "../../resource";
 import { extentOf } from "../../ui/axes";
 import { Chart, type Code } from "../../ui/chart";
+import { pythonText } from "../../ui/code";
+import { ColourBar } from "../../ui/colourbar";
 import { Heatmap, tokenLabels } from "../../ui/heatmap";
 import { type Line, Lines } from "../../ui/lines";
 import { Await } from "../../ui/states";
@@ -81,7 +82,8 @@ function NormMap({ packet, tokens, q, code, choose }: MapProps) {
   const [view, change] = useView();
   const about = packet.about as unknown as NormsAbout;
   const norms = floats(packet, "norms");
-  const [low, high] = extentOf([norms], 0) ?? [1, 1];
+  const [low, most] = extentOf([norms], 0) ?? [1, 1];
+  const high = most > low ? most : 2 * low;
   const finite = norms.filter(Number.isFinite);
   const row = view.layer === undefined ? -1 : about.layers.indexOf(Number(view.layer));
   const notices = [
@@ -116,10 +118,8 @@ function NormMap({ packet, tokens, q, code, choose }: MapProps) {
         selected={row >= 0 && q !== null ? [row, q] : null}
         onSelect={(row, column) => change({ layer: about.layers[row] ?? null, q: column })}
       />
-      <p class="range">
-        Colours follow the logarithm of the norm, {shown(low)} to {shown(high)}: a few tokens, often the first, can be so long that all others would look
-        alike.
-      </p>
+      <ColourBar label="norm, log scale" range={[low, high]} scale="log" />
+      <p class="range">The scale is logarithmic: a few tokens, often the first, can be so long that all others would look alike.</p>
     </Chart>
   );
 }
@@ -179,7 +179,7 @@ function codeOf(run: string, example: number, array: string): Code {
       "import numpy as np",
       "import traceformer as tf",
       "",
-      `run = tf.open_run(${JSON.stringify(run)})`,
+      `run = tf.open_run(${pythonText(run)})`,
       `np.linalg.norm(run.get(${example}, "${array}").astype("float64"), axis=-1)  # (layer, position)`,
     ].join("\n"),
   };

@@ -3,6 +3,7 @@ import type { DirectionRow, ProjectionAbout, Token } from "../../payload";
 import { useJson, usePacket } from "../../resource";
 import { extentOf } from "../../ui/axes";
 import { Chart } from "../../ui/chart";
+import { pythonText, shellWord } from "../../ui/code";
 import { type Line, Lines } from "../../ui/lines";
 import { Await } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
@@ -96,7 +97,7 @@ function Curves({ packet, run, example, tokens, q, choose }: CurvesProps) {
   const [low, high] = extentOf([curve]) ?? [0, 0];
   const shade = Float32Array.from(curve, (value) => (high > low && Number.isFinite(value) ? (value - low) / (high - low) : 0));
   const layer = about.layers[row];
-  const vector = about.file === null ? "" : `, ${JSON.stringify(about.file)}`;
+  const vector = about.file === null ? "" : `, ${pythonText(about.file)}`;
   const fitted = about.position === "mean" ? "means over texts" : "one token of each text";
   return (
     <Chart
@@ -125,10 +126,10 @@ function Curves({ packet, run, example, tokens, q, choose }: CurvesProps) {
         python: [
           "import traceformer as tf",
           "",
-          `run = tf.open_run(${JSON.stringify(run)})`,
-          `tf.project(run${vector}${about.file === null ? "" : `, site=${JSON.stringify(about.site)}`}, example=${example}).to_frame()`,
+          `run = tf.open_run(${pythonText(run)})`,
+          `tf.project(run${vector}${about.file === null ? "" : `, site=${pythonText(about.site)}`}, example=${example}).to_frame()`,
         ].join("\n"),
-        shell: `traceformer project ${run}${about.file === null ? "" : ` --vector ${about.file}`} --example ${example}`,
+        shell: `traceformer project ${shellWord(run)}${about.file === null ? "" : ` --vector ${shellWord(about.file)}`} --example ${example}`,
       }}
       sheet={() => ({
         caption: `Projections of ${about.site} onto ${about.name}: (a @ v) / |v|`,
