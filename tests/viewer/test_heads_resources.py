@@ -22,14 +22,11 @@ from traceformer.viewer.query import Query
 from traceformer.viewer.resources import answer
 
 Ask = Callable[..., Any]
-LONGEST = 50  # of 60 tokens that there are
+LONGEST = 50
+IDS = 40  # of a vocabulary of 60
 ENCDEC = ("enc.self.attn_pattern", "dec.self.attn_pattern", "dec.cross.attn_pattern")
 
 
-def write(folder: Path, keys: Sequence[str], arch: str = "dec") -> Run:
-    """Writes three examples with tokens of which some are markup."""
-LONGEST = 50
-IDS = 40  # of a vocabulary of 60
 def write(folder: Path, keys: Sequence[str], arch: str = "dec", tokens: Sequence[str] = ("<b>",)) -> Run:
     """Writes three examples: token i of each has the id i % 40, and is one of `tokens` with that number behind it."""
     stacks = ("enc", "dec") if arch == "encdec" else (arch,)
@@ -44,12 +41,12 @@ def write(folder: Path, keys: Sequence[str], arch: str = "dec", tokens: Sequence
         for shard in writer.pending:
             buffer = writer.buffer()
             table = runs.fill(layout, shard, buffer)
-            ids = table["input_ids"].to_pylist()
-            for column in ("tokens", "dec_tokens") if arch == "encdec" else ("tokens",):
-                table = table.append_column(column, [[[f"<b>{each}" for each in own] for own in ids]])
             ids = [[each % IDS for each in own] for own in table["input_ids"].to_pylist()]
             table = table.set_column(table.column_names.index("input_ids"), "input_ids", [ids])
-                table = table.append_column(column, [[[f"{tokens[each % len(tokens)]}{each}" for each in own] for own in ids]])
+            for column in ("tokens", "dec_tokens") if arch == "encdec" else ("tokens",):
+                table = table.append_column(
+                    column, [[[f"{tokens[each % len(tokens)]}{each}" for each in own] for own in ids]]
+                )
             if arch == "encdec":
                 table = table.append_column("dec_input_ids", [ids])
             writer.commit(shard, buffer, table)
@@ -110,11 +107,8 @@ def test_what_was_expected_is_the_softmax_of_the_recorded_logits(ask: Ask, folde
     assert np.allclose(arrays["entropy"], -(p * np.log(p)).sum(axis=1), rtol=1e-5)
     assert np.allclose(arrays["top_probability"], np.take_along_axis(p, order, axis=1), rtol=1e-5)
     texts = np.array([token["text"] for token in about["tokens"]])
-    known = max(run.length(example) for example in range(3))  # token i of each has the id i
-    names = [[f"<b>{token}" if token < known else f"#{token}" for token in row] for row in order]
-    assert texts[arrays["top"]].tolist() == names
-    own = p[np.arange(len(p) - 1), np.arange(1, len(p))]
     names = [[f"<b>{token}" if token < IDS else f"#{token}" for token in row] for row in order]
+    assert texts[arrays["top"]].tolist() == names
     own = p[np.arange(len(p) - 1), np.arange(1, len(p)) % IDS]
     assert np.allclose(arrays["target_probability"][:-1], own, rtol=1e-5)
     assert np.isnan(arrays["target_probability"][-1])

@@ -190,7 +190,7 @@ class PlaceChoice:
     keep_duplicates: bool = False
     """Store rows that are equal to another array's once more."""
     thumbnails: bool = False
-    """Draw all heads in small once the run is finished, so that the viewer need not."""
+    """Draw all heads in small at the end, for the viewer."""
 
     def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
         """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""

@@ -25,7 +25,7 @@ def pattern_arrays(run: Run) -> list[ArraySpec]:
 def thumbnail_groups(run: Run, example: int | str, spec: ArraySpec) -> list[range]:
     """Returns which heads of an attention are made and kept together.
 
-    Heads are counted layer by layer: head h of the layers and heads that are stored is layer h // heads, head h % heads.
+    Those that are stored are counted layer by layer: number h is of layer h // heads, and there head h % heads.
     """
     queries, keys = (run.length(example, stack) for stack in (spec.key.stack, spec.key.key_stack))
     count = len(spec.layers) * len(spec.heads)

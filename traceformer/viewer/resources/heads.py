@@ -103,7 +103,8 @@ def _key(library: Library, query: Query) -> tuple[Any, ...]:
 
 
 def _measured(library: Library, query: Query) -> HeadMetrics | Pending:
-    run, convention = library.run(query.text("run")), query.choice("convention", CONVENTIONS, "exact")
+    run = library.run(query.text("run"))
+    convention: Any = query.choice("convention", CONVENTIONS, "exact")
     example = query.text("ex", "")
     rows = [run.row(example)] if example else range(_first(run, query))
     which = f"of-{rows[0]}" if example else f"first-{len(rows)}"
