@@ -60,7 +60,7 @@ def test_responses_are_read_by_the_model_as_it_is(byte: LoadedModel) -> None:
 
 def test_what_cannot_be_measured_is_refused(byte: LoadedModel) -> None:
     own = trait()
-    for scales, words in (([], "scales"), ([1.0, 1.0], "twice"), ([float("nan")], "no scale")):
+    for scales, words in (([], "scales"), ([1.0, 1.0], "twice"), ([float("nan")], "scale=nan")):
         with pytest.raises(UsageError, match=words):
             tf.dose(byte, PROMPTS, own, scales)
     with pytest.raises(SelectionError, match="layer 9"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.dose import Dose, Steered
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_number
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.texts.chats import Message
 from traceformer.texts.prompts import PromptSet
@@ -125,16 +125,12 @@ def _checked(scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         UsageError: there are none, one is no number, or one is given twice.
     """
-    if not len(scales):
-        raise UsageError("`scales` are none", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
-    for scale in scales:
-        try:
-            is_finite = bool(np.isfinite(scale))
-        except TypeError:
-            is_finite = False
-        if not is_finite:
-            raise UsageError(f"{scale!r} is no scale", hint="a finite number")
-    rising = sorted(float(scale) for scale in scales)
+    given = list(scales) if hasattr(scales, "__iter__") and not isinstance(scales, str) else []
+    if not given:
+        raise UsageError(f"`scales={scales!r}`", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
+    for scale in given:
+        check_number("scale", scale)
+    rising = sorted(map(float, given))
     if len(set(rising)) < len(rising):
         raise UsageError(f"a scale is given twice in {', '.join(f'{scale:g}' for scale in rising)}")
     return tuple(rising)

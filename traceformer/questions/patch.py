@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Effects, Swept, normalised
-from traceformer.errors import UsageError, check_choice
+from traceformer.errors import UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
@@ -241,8 +241,8 @@ def _check_estimate(estimate: bool, steps: int, exact_top: int) -> None:
     Raises:
         UsageError: it is so.
     """
-    if steps < 1 or exact_top < 0:
-        raise UsageError(f"`steps={steps}`, `exact_top={exact_top}`", hint="`steps=1`, or more; `exact_top=0`, or more")
+    check_whole("steps", steps, 1)
+    check_whole("exact_top", exact_top, 0)
     if not estimate and (steps != 1 or exact_top):
         name = f"exact_top={exact_top}" if exact_top else f"steps={steps}"
         raise UsageError(f"`{name}` without an estimate", why="every cell is measured", hint="`estimate=True`")

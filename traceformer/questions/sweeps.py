@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Axis, Effects, Swept, token_labels
-from traceformer.errors import SelectionError, Unsupported, UsageError
+from traceformer.errors import SelectionError, Unsupported, UsageError, check_whole
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel, n_embeddings_of
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.shapes import Float64
-from traceformer.sites import SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
 
 if TYPE_CHECKING:
     from traceformer.capture.edits.started import Passes
@@ -47,8 +47,7 @@ def check_model(model: Any, batch_size: int) -> None:
 
     if not isinstance(model, LoadedModel):
         raise UsageError(f"{type(model).__name__} is no model", hint="load_model(MODEL) gives one")
-    if batch_size < 1:
-        raise UsageError(f"`batch_size={batch_size}`", hint="1 or more")
+    check_whole("batch_size", batch_size, 1)
     if any(edit.examples is not None for edit in edits_of(model.model)):
         raise Unsupported(
             "a sweep under edits of single texts", why="its passes read a text many times", hint="edits of all texts"
@@ -97,11 +96,12 @@ def key_of(model: LoadedModel, site: str, attention: Attention = "self") -> Arra
     if site not in SITES or len(names) != 1:
         raise SelectionError(f"{site} is a group of sites", hint=f"one of {' '.join(names)}")
     if not SITES[site].per_layer or SITES[site].is_derived:
-        raise SelectionError(f"{site} cannot be swept", why="it is not there once in each layer")
+        near = "resid_post" if SITES[site].is_derived or site in ("final_norm", *OUTPUTS) else "resid_pre"
+        raise SelectionError(
+            f"{site} cannot be swept", why="it is not there once in each layer", hint=f'`site="{near}"`'
+        )
     row = model.architecture or architecture_of(model.config)
     key = ArrayKey("dec" if model.dims.arch == "dec" else "enc", attention if SITES[site].of_attention else None, site)
-    if site == "hidden":
-        raise Unsupported("hidden cannot be touched", why="it only lists the stream", hint='`site="resid_pre"`')
     if not row.has(key):
         why = row.refused.get(str(key), "its family has no such place, or hides it")
         raise Unsupported(f"{model.name} has no {key}", why=why, hint="run `traceformer check` to see what it has")
@@ -166,6 +166,7 @@ def sweep_axes(
     """
     names = tuple({"kv_head": "head"}.get(axis, axis) for axis in SITES[key.site].axes[:-1])
     names = (*names, "key") if SITES[key.site].is_matrix else names
+    over = [over] if isinstance(over, str) else list(over) if hasattr(over, "__iter__") else [over]
     wrong = [name for name in over if name not in names]
     if wrong or not over or len(set(over)) != len(over):
         what = f"{wrong[0]!r}" if wrong else "no axis" if not over else "an axis twice"

@@ -28,11 +28,17 @@ def as_positions(position: Position) -> Position:
     Raises:
         UsageError: it is nothing that a position can be.
     """
-    if position is None or isinstance(position, str | slice | range):
+    if position is None or isinstance(position, str | range):
         return position
-    if isinstance(position, int | np.integer) and not isinstance(position, bool):
-        return int(position)
-    if isinstance(position, Sequence | np.ndarray):
+    if isinstance(position, slice):
+        ends = (position.start, position.stop, position.step)
+        if position.step != 0 and all(each is None or isinstance(each, int | np.integer) for each in ends):
+            return slice(*(None if each is None else int(each) for each in ends))
+    if isinstance(position, np.ndarray | np.generic):
+        position = position.tolist()
+    if isinstance(position, int) and not isinstance(position, bool):
+        return position
+    if isinstance(position, Sequence) and not isinstance(position, bytes):
         entries = tuple(each.item() if isinstance(each, np.generic) else each for each in position)
         if entries and all(isinstance(each, bool) for each in entries):
             return entries
