@@ -24,6 +24,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "lens": ("lens run --position 999", USAGE, "999", ""),
     "patch": ("patch byte --clean ab --corrupt abc --answer c --wrong d", USAGE, "tokens", "--align end"),
     "ablate": ("ablate byte demoo", INPUT, "demoo", "demo"),
+    "edges": ("edges byte --clean ab --corrupt ax --answer c", USAGE, "no wrong", "--wrong"),
     "dose": ("dose byte dynamic --direction short.npy --layer 1 --scales 1", USAGE, "3", ""),
     "attribute": ("attribute run --position 999", USAGE, "999", ""),
     "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),

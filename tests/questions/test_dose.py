@@ -58,6 +58,10 @@ def test_responses_are_read_by_the_model_as_it_is(byte: LoadedModel) -> None:
     assert "<img" in found._repr_html_()
 
 
+def test_one_scale_takes_no_step(byte: LoadedModel) -> None:
+    assert not tf.dose(byte, PROMPTS[:1], trait(), [0], max_tokens=2).rises
+
+
 def test_what_cannot_be_measured_is_refused(byte: LoadedModel) -> None:
     own = trait()
     for scales, words in (([], "scales"), ([1.0, 1.0], "twice"), ([float("nan")], "scale=nan")):

@@ -5,7 +5,6 @@
 2. The effect is the metric with the ablation less the metric without, text by text.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path

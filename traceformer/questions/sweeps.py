@@ -27,6 +27,7 @@ __all__ = [
     "edits_at_work",
     "key_of",
     "most_at_once",
+    "positions_of_word",
     "sweep_axes",
 ]
 
@@ -125,6 +126,22 @@ class SweepAxes:
     def layers(self) -> tuple[int, ...]:
         return self.chosen.get("layer") or self.narrowed["layer"]
 
+    def at(self, positions: tuple[int, ...]) -> "SweepAxes":
+        """Returns the same axes of texts in which other positions are touched.
+
+        Raises:
+            SelectionError: an axis runs over positions, which are others.
+        """
+        name = "query" if "query" in {*self.chosen, *self.narrowed} else "position"
+        if name not in self.chosen:
+            return replace(self, narrowed={**self.narrowed, name: positions})
+        if self.chosen[name] != positions:
+            why = "it is not at the same positions in all texts"
+            raise SelectionError(
+                f"a sweep over each {name} of a word", why=why, hint=f"`over` without {name}: all at once"
+            )
+        return self
+
     def axes(self, tokens: Sequence[Sequence[str]]) -> tuple[Axis, ...]:
         """Returns the axes, with the tokens of the texts that are touched."""
         longest = max(map(len, tokens))
@@ -205,6 +222,20 @@ def _within(numbers: Numbers, available: int, what: str, *, signed: bool = False
         named = ", ".join(map(str, wrong)) or "nothing"
         raise SelectionError(f"{what} {named} requested", why=f"there are only {what}s 0-{available - 1}")
     return tuple(dict.fromkeys(asked))
+
+
+def positions_of_word(model: LoadedModel, word: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """Returns the positions of the tokens of a text that contain a word, which it has once.
+
+    Raises:
+        SelectionError: it has none, or several.
+        UsageError: there is no tokenizer to find it with.
+    """
+    from traceformer.capture.edits.positions import tokens_with
+
+    if model.tokenizer is None:
+        raise UsageError(f"`positions={word!r}`", why="there is no tokenizer to find words with", hint="numbers")
+    return tuple(tokens_with(word, ids, model.tokenizer, name="positions"))
 
 
 class Groups:

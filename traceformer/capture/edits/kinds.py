@@ -194,7 +194,7 @@ def patch(
     """
     if isinstance(source, Run):
         source.example_id(source_example)  # refuses one that is not there
-        origin: dict[str, Any] = {"run": source.name, "source_example": source_example}
+        origin: dict[str, Any] = {**_named(source), "source_example": source_example}
         change = Patch(source, source_example, as_indices(source_position))
     else:
         values = as_direction(source, "source")
@@ -218,7 +218,7 @@ def mean(
 ) -> Edit:
     """Returns the edit that puts a run's mean there: over all its tokens, or `per_position` over its examples."""
     check_is(run, Run, _RUN)
-    settings = {"run": run.name, "per_position": per_position}
+    settings = {**_named(run), "per_position": per_position}
     return _edit("mean", site, Mean(run, per_position, {}), layer, head, position, example, stack, attention, settings)
 
 
@@ -237,7 +237,7 @@ def resample(
     """Returns the edit that puts what a run holds of another text there: which one follows from seed and text."""
     check_is(run, Run, _RUN)
     check_whole("seed", seed, 0)
-    settings = {"run": run.name, "seed": int(seed)}
+    settings = {**_named(run), "seed": int(seed)}
     return _edit("resample", site, Resample(run, int(seed)), layer, head, position, example, stack, attention, settings)
 
 
@@ -317,6 +317,11 @@ def _edit(
         raise UsageError(f"`example={example!r}`", hint="the number of a text, from 0")
     place = (layers, heads, as_positions(position), examples, stack, attention)
     return Edit(kind, site, change, *place, settings=settings or {})
+
+
+def _named(run: Run) -> dict[str, Any]:
+    """What is said of a run that numbers come from."""
+    return {"run": run.name, "run_dtype": run.dtype}
 
 
 def _digest(values: np.ndarray) -> str:

@@ -129,7 +129,9 @@ def _token_behind(
 ) -> int:
     """The token id of an answer."""
     if given is None:
-        instead = "" if metric.name == "log_prob" else ', or `metric="log_prob"`' if name == "wrong" else ', or `metric="kl"`'
+        instead = (
+            "" if metric.name == "log_prob" else ', or `metric="log_prob"`' if name == "wrong" else ', or `metric="kl"`'
+        )
         raise UsageError(
             f"pair {pair.name} has no {name}", why=f"the metric {metric.name} needs one", hint=f"`{name}`{instead}"
         )

@@ -97,8 +97,14 @@ def meant(position: Position, at: Tensor, length: int, *, grows: bool, find: Cal
     return torch.isin(at, torch.tensor([number + length if number < 0 else number for number in numbers]))
 
 
-def tokens_with(word: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+def tokens_with(word: str, ids: Sequence[int], tokenizer: Any, *, name: str = "position") -> list[int]:
     """Returns the positions of the tokens that contain a word, of which there must be one occurrence.
+
+    Args:
+        word: Any text.
+        ids: The tokens of a text.
+        tokenizer: Theirs.
+        name: What the parameter is called that named the word.
 
     Raises:
         SelectionError: there is none, or there are several.
@@ -111,7 +117,7 @@ def tokens_with(word: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
     n_times = text.count(word) if word else 0
     if n_times != 1:
         raise SelectionError(
-            f"`position={word!r}`",
+            f"`{name}={word!r}`",
             why=f"the text has it {n_times} times" if n_times else "the text does not have it",
             hint="more of the words around it, or positions by number" if n_times else f"it reads {text[:80]!r}",
         )

@@ -22,7 +22,14 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
-from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, examples_are, unedited, warn_of_untouched
+from traceformer.capture.edits.session import (
+    check_for_texts,
+    check_resumed,
+    edits_of,
+    examples_are,
+    unedited,
+    warn_of_untouched,
+)
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
