@@ -42,7 +42,7 @@ class PlainGpt2:
         added: Tensor | None = None,
         moved: Tensor | float = 0.0,
     ) -> tuple[Tensor, dict[Part, Tensor]]:
-        """The metric, and what each part adds; what is `added` is read by the receiver alone, what is `moved` by all."""
+        """The metric, and what each part adds; what is `added` the receiver alone reads, what is `moved` all."""
         at = torch.arange(ids.shape[1])
         stream = self.base.wte(ids) + self.base.wpe(at) + moved
         adds = {Part("embed"): stream}

@@ -384,9 +384,9 @@ def test_a_model_is_proved_and_checked_without_the_edits_at_work(model: LoadedMo
 def test_an_edit_that_no_position_was_reached_of_is_told(model: LoadedModel) -> None:
     how: dict[str, Any] = {"max_tokens": 2, "temperature": 0}
     late = edits.zero("z", 2, position=500)
-    with pytest.warns(UserWarning, match=r"edits\.zero\(site='z', layers=\[2\], position=500\) edited nothing"):
-        with tf.edit(model, edits.zero("z", 1, position=3), late):
-            tf.generate(model, "If the argument is not", "z", **how)
+    said = r"edits\.zero\(site='z', layers=\[2\], position=500\) edited nothing"
+    with pytest.warns(UserWarning, match=said), tf.edit(model, edits.zero("z", 1, position=3), late):
+        tf.generate(model, "If the argument is not", "z", **how)
     with pytest.warns(UserWarning, match="edited nothing"), tf.edit(model, edits.cut(1, 2, query=None, key=500)):
         tf.generate(model, "If the argument is not", "z", **how)
     with pytest.warns(UserWarning, match="edited nothing"), tf.edit(model, edits.zero("z", 1, position=slice(90, 95))):

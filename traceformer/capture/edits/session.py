@@ -363,15 +363,16 @@ def _within(numbers: Sequence[int], n: int, what: str) -> Sequence[int]:
 def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
     """Tells that what a run puts there was rounded when it was kept."""
     run = getattr(edit.change, "run", None) or getattr(edit.change, "source", None)
-    if isinstance(edit.change, Patch | Resample) and isinstance(run, Run):
-        kept: torch.dtype = getattr(torch, run.dtype)
-        if torch.finfo(kept).eps > torch.finfo(dtype).eps:
-            name = str(dtype).removeprefix("torch.")
-            warnings.warn(
-                f"{run.name} keeps {run.dtype}, and the model computes in {name}: what {edit.kind} puts there is rounded; "
-                f'record the donor with `dtype="{name}"`',
-                stacklevel=4,
-            )
+    if not isinstance(edit.change, Patch | Resample) or not isinstance(run, Run):
+        return
+    best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
+    if torch.finfo(getattr(torch, run.dtype)).eps > torch.finfo(best).eps:
+        name = str(best).removeprefix("torch.")
+        warnings.warn(
+            f"{run.name} keeps {run.dtype}, and the model computes in {name}: {edit.kind} puts rounded numbers there; "
+            f'record the donor with `dtype="{name}"`',
+            stacklevel=4,
+        )
 
 
 def _check_source(edit: Edit, loaded: LoadedModel | None) -> None:
