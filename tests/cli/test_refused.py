@@ -52,3 +52,11 @@ def test_what_cannot_be_is_refused_in_three_lines(verb: str, terminal: Terminal)
     assert hint in said.get("try", "")
     assert "Traceback" not in typed.err
     assert sorted(terminal.folder.rglob("*")) == before
+
+
+def test_a_vector_of_another_width_is_refused_before_a_folder_is_begun(terminal: Terminal) -> None:
+    before = sorted(terminal.folder.rglob("*"))
+    typed = terminal.type("generate --model byte --prompt The --steer short.npy:2@1 --max-tokens 2 --device cpu")
+    assert (typed.code, typed.out) == (USAGE, "")
+    assert "error: a direction of width 3\nwhy:   dec.resid_post has rows of width 256" in typed.err
+    assert sorted(terminal.folder.rglob("*")) == before

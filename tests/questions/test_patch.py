@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such site": ({"site": "resid_prae"}, SelectionError, "did you mean 'resid_pre'"),
     "a group": ({"site": "qkv"}, SelectionError, "group of sites"),
     "a site without layers": ({"site": "embed"}, SelectionError, "not there once in each layer"),
-    "hidden": ({"site": "hidden"}, SelectionError, "cannot be swept"),
+    "hidden": ({"site": "hidden"}, SelectionError, r"cannot be swept.*`site=\"resid_pre\"`"),
     "no such axis": ({"over": ["layer", "head"]}, SelectionError, "over some of layer, position"),
     "an axis twice": ({"over": ["layer", "layer"]}, SelectionError, "an axis twice"),
     "no such layer": ({"layers": [4]}, SelectionError, "layers 0-3"),

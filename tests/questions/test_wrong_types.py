@@ -77,6 +77,7 @@ def test_a_figure_of_something_else_is_refused(name: str) -> None:
         getattr(tf.figures, name)(3)
 
 
+@pytest.mark.usefixtures("as_users_have_it")
 def test_numbers_of_numpy_are_numbers(byte: LoadedModel, run: Run) -> None:
     made = tf.edits.zero("z", np.int64(1), np.array([2, 3]), np.array(4))
     assert (made.layers, made.heads, made.position) == ((1,), (2, 3), 4)

@@ -12,7 +12,7 @@ import numpy as np
 from traceformer.analysis.attribution import Attribution, NamedToken
 from traceformer.analysis.lens import normed, read_out
 from traceformer.analysis.logit_split import Addition, Part, Split, explained, split
-from traceformer.errors import NotRecorded, NumericError, SelectionError, Unsupported, UsageError
+from traceformer.errors import NotRecorded, NumericError, SelectionError, Unsupported, UsageError, check_whole
 from traceformer.models.block_weights import BlockWeights, NormWeights
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
@@ -73,6 +73,9 @@ def attribute(
             this model's pass.
     """
     check_asked(of)
+    if not isinstance(position, str):
+        check_whole("position", position)
+    split_heads = _heads_asked(by_source)
     if isinstance(of, LoadedModel):
         if of.dims.arch == "encdec":
             raise Unsupported(
@@ -106,7 +109,7 @@ def attribute(
         )
     value = split(embed, additions, last, _final_norm(readout), *_unembedding(readout, target, other))
     largest = _checked(value, of)
-    heads = _heads_to_split(value, by_source)
+    heads = _heads_to_split(value, split_heads)
     sources = {part: reader.by_source(part, value) for part in heads}
     shown = shown_tokens(of, example, "dec")
     return Attribution(
@@ -176,13 +179,19 @@ def _likeliest(last: Float[np.ndarray, "d_model"], readout: Readout) -> int:
     return int(read_out(normed(last[None], readout), readout, top=1).top_ids[0, 0])
 
 
-def _heads_to_split(value: Split, by_source: bool | str | Sequence[str | tuple[int, int]]) -> list[Part]:
-    heads = [part for part in value.parts if part.kind == "head"]
+def _heads_asked(by_source: bool | str | Sequence[str | tuple[int, int]]) -> set[tuple[int, int]] | None:
+    """The heads to split, as layer and number; None for all."""
     if isinstance(by_source, bool):
-        return heads if by_source else []
+        return None if by_source else set()
     if not isinstance(by_source, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise SelectionError(f"`by_source={by_source!r}`", hint="heads such as L5H3, or True for all")
-    wanted = set(map(as_head, [by_source] if isinstance(by_source, str) else by_source))
+    return set(map(as_head, [by_source] if isinstance(by_source, str) else by_source))
+
+
+def _heads_to_split(value: Split, wanted: set[tuple[int, int]] | None) -> list[Part]:
+    heads = [part for part in value.parts if part.kind == "head"]
+    if wanted is None:
+        return heads
     missing = sorted(wanted - {(part.layer, part.head) for part in heads})
     if missing:
         layer, head = missing[0]

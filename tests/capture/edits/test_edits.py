@@ -397,7 +397,7 @@ def test_an_edit_that_no_position_was_reached_of_is_told(model: LoadedModel) -> 
 
 def test_a_donor_that_was_rounded_is_told(model: LoadedModel) -> None:
     donor = tf.record(model, TEXTS, "resid_pre")
-    for wanted in (edits.patch("resid_pre", 1, donor), edits.resample("resid_pre", 1, donor)):
+    for wanted in (edits.patch("resid_pre", 1, donor, example=0), edits.resample("resid_pre", 1, donor, example=0)):
         with pytest.warns(UserWarning, match="keeps float16, and the model computes in float32"):
             assert recorded(model, wanted, capture="z").meta["edits"][0]["run_dtype"] == "float16"
     with tf.edit(model, edits.mean("resid_pre", 1, donor)):

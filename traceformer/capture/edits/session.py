@@ -262,8 +262,9 @@ class Editing:
                     if isinstance(position, str) and position not in NAMED:
                         for number in numbers:
                             self._tokens_with(position, ids_of(number)[stack])
+                    is_open = grows and stack == list(self._row.stacks)[-1]
                     for length in {lengths[stack][number] for number in numbers}:
-                        meant(position, torch.arange(length), length, grows=grows, find=lambda _: ())
+                        meant(position, torch.arange(length), length, grows=is_open, find=lambda _: ())
         self._touched.clear()
 
     def untouched(self) -> list[Edit]:
