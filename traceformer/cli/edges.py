@@ -99,7 +99,7 @@ def _told(found: "EdgeEffects", top: int) -> str:
     frame = found.to_frame().sort_values("estimate", key=abs, ascending=False, kind="stable").head(top)
     shown = ["estimate", *(["exact"] if measured else []), *(["spread"] if len(found.pairs) > 1 else [])]
     rows = [
-        (row["sender"], row["receiver"], *("" if row[name] != row[name] else f"{row[name]:+.4f}" for name in shown))
+        (row["sender"], row["receiver"], *("" if row[name] != row[name] else f"{row[name]:.4f}" for name in shown))
         for row in frame.to_dict("records")
     ]
     lines += ["", table(("sender", "receiver", *shown), rows, numeric=range(2, 2 + len(shown)))]

@@ -11,7 +11,7 @@ from traceformer.figures.style import inline, titled
 
 __all__ = ["edges_figure", "edges_html"]
 
-_NAMED = 3  # edges that are named beside their points
+_ABOVE = (0, 7, -7)  # points by which the names of the largest edges stand above theirs, so that near ones are apart
 
 
 def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
@@ -74,10 +74,10 @@ def _beside(axes: Axes, value: EdgeEffects) -> None:
     ends = [min(estimated.min(), found.min()), max(estimated.max(), found.max())]
     axes.plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
     middle = (estimated.min() + estimated.max()) / 2
-    for i in np.argsort(-np.abs(found))[:_NAMED]:
+    for i, above in zip(np.argsort(-np.abs(found)), _ABOVE, strict=False):
         name, is_right = f"{value.senders[rows[i]]} → {value.receivers[columns[i]]}", estimated[i] > middle
         axes.annotate(
-            name, (estimated[i], found[i]), (-5 if is_right else 5, 0), textcoords="offset points",
+            name, (estimated[i], found[i]), (-5 if is_right else 5, above), textcoords="offset points",
             ha="right" if is_right else "left", va="center", fontsize=6,
         )  # fmt: skip
     axes.set_xlabel("estimate", fontsize=8)

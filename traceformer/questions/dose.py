@@ -86,7 +86,9 @@ def dose(
         "seed": seed,
         "chat": chat,
     }
-    site, trait = site_of(own), Traits({own.name: {number: vector}}, site_of(own))
+    site = site_of(own)
+    place = f"dec.{site}" if loaded.dims.arch == "encdec" else site  # it is the decoder that is steered
+    trait = Traits({own.name: {number: vector}}, place)
     runs: list[Run] = []
     found: list[list[Reread]] = []
     with steps_watched("steering", progress) as shown:
@@ -97,7 +99,7 @@ def dose(
                     loaded, prompts, project=trait, dtype="float32", batch_size=batch_size, progress=quiet, **choosing
                 )
             runs.append(run)
-            found.append(reread(loaded, run, site, number, vector, batch_size=batch_size))
+            found.append(reread(loaded, run, place, number, vector, batch_size=batch_size))
         shown(len(scales), len(scales))
     return Dose(
         scales,
