@@ -183,7 +183,9 @@ def sweep_axes(
     """
     names = tuple({"kv_head": "head"}.get(axis, axis) for axis in SITES[key.site].axes[:-1])
     names = (*names, "key") if SITES[key.site].is_matrix else names
-    over = [over] if isinstance(over, str) else list(over) if hasattr(over, "__iter__") else [over]
+    if not isinstance(over, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SelectionError(f"a sweep of {key.site} over {over!r}", hint=f"over some of {', '.join(names)}")
+    over = [over] if isinstance(over, str) else over
     wrong = [name for name in over if name not in names]
     if wrong or not over or len(set(over)) != len(over):
         what = f"{wrong[0]!r}" if wrong else "no axis" if not over else "an axis twice"

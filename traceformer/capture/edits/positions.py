@@ -34,12 +34,11 @@ def as_positions(position: Position) -> Position:
         ends = (position.start, position.stop, position.step)
         if position.step != 0 and all(each is None or isinstance(each, int | np.integer) for each in ends):
             return slice(*(None if each is None else int(each) for each in ends))
-    if isinstance(position, np.ndarray | np.generic):
-        position = position.tolist()
-    if isinstance(position, int) and not isinstance(position, bool):
-        return position
-    if isinstance(position, Sequence) and not isinstance(position, bytes):
-        entries = tuple(each.item() if isinstance(each, np.generic) else each for each in position)
+    given: Any = position.tolist() if isinstance(position, np.ndarray | np.generic) else position
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        entries = tuple(each.item() if isinstance(each, np.generic) else each for each in given)
         if entries and all(isinstance(each, bool) for each in entries):
             return entries
         if entries and all(isinstance(each, int) and not isinstance(each, bool) for each in entries):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from traceformer.capture.edits.changes import Change, Cut, Patch, Resample, Where, check_change
 from traceformer.capture.edits.columns import Columns, Texts
 from traceformer.capture.edits.kinds import Edit
-from traceformer.capture.edits.positions import NAMED, meant, tokens_with
+from traceformer.capture.edits.positions import NAMED, Position, meant, tokens_with
 from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
@@ -255,7 +255,8 @@ class Editing:
         """Refuses positions that texts do not have; see `check_for_texts`."""
         for (key, _), edits in self._at.items():
             for each in edits:
-                for position, stack in ((each.position, key.token_stack), (each.keys, key.key_stack)):
+                places: list[tuple[Position, Stack]] = [(each.position, key.token_stack), (each.keys, key.key_stack)]
+                for position, stack in places:
                     if position is None or stack not in lengths:
                         continue
                     numbers = each.examples or range(len(lengths[stack]))
