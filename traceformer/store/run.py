@@ -199,7 +199,7 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id, or it is no number and no id.
         """
-        if isinstance(example, bool) or not isinstance(example, str | int | Integral):
+        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
         if isinstance(example, str) and example in self._rows:
             if len(self._rows) < self.n and self.ids.count(example) > 1:
