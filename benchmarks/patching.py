@@ -3,7 +3,8 @@
 The naive loop runs the whole model for each cell, batched the same, and its model computes the logits of all positions,
 as models do. Each cell of it costs the same, so that some are timed and the others counted; ours runs them all. Ratios
 are of one turn, in seconds and in processor time, on one thread. TransformerLens is timed where it can be imported, by
-the loop behind its own `get_act_patch_resid_pre`, which has one row a pass; some of its cells are timed, too.
+the loop behind its own `get_act_patch_resid_pre`, which has one row a pass; some of its cells are timed, too. Memory is
+the peak above the loaded model, in a process of its own.
 """
 
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from table import Row, main, row
+from table import ONE_ARENA, Row, in_process, main, memory, row
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -162,5 +163,32 @@ def measure_ablations(folder: Path, quick: bool, turns: int) -> Iterator[Row]:
             yield row(f"ours over the naive loop: heads ablated, loss, {n_texts} texts, {name}, {kind}", values, target)
 
 
+def print_peak(n_pairs: int) -> None:
+    """Prints by how many bytes a sweep over so many pairs, four at a time, raises the peak of this process."""
+    from traceformer.texts.contrasts import load_contrasts
+
+    torch.set_num_threads(1)
+    model, contrasts = tf.load_model("byte"), load_contrasts("repeats")
+    pairs = [
+        {name: getattr(contrasts[n % len(contrasts)], name) for name in ("clean", "corrupt", "answer", "wrong")}
+        for n in range(n_pairs)
+    ]
+    how: dict[str, Any] = {"layers": [2], "batch_size": 4}
+    tf.patch(model, pairs=pairs[:1], **how)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = memory("VmRSS")
+    tf.patch(model, pairs=pairs, **how)
+    print(memory("VmHWM") - before)
+
+
+def measure_memory(quick: bool) -> Iterator[Row]:
+    sizes = (5, 50) if quick else (5, 50, 500)
+    peaks = [in_process(f"import patching; patching.print_peak({n})", **ONE_ARENA) for n in sizes]
+    added = (peaks[-1] - peaks[-2]) / (sizes[-1] - sizes[-2]) / 1024
+    note = ", ".join(f"{n} pairs: {peak / 2**20:.1f} MiB" for n, peak in zip(sizes, peaks, strict=True))
+    # Its tokens and effects; the activations of one pair would be 600 KiB.
+    yield row("patching, byte: KiB that each further pair of 36 tokens adds to the peak", [added], 32, note=note)
+
+
 if __name__ == "__main__":
-    main(__doc__, measure_patches, measure_ablations, threads=1)
+    main(__doc__, measure_patches, measure_ablations, measure_memory, threads=1)

@@ -37,6 +37,7 @@ TORCH_INSIDE_FUNCTIONS = ("formats.torch_files", "questions", "compat", "cli", "
 WITHOUT_TORCH_AT_THE_TOP = (
     *("models.families", "models.table", "models.family", "models.blocks", "models.dims", "models.outputs"),
     *("models.loaded", "models.weights", "models.readout", "models.block_weights", "models.head_weights"),
+    "models.module_weights",
 )
 TORCH = ("torch", "transformers")
 

@@ -20,6 +20,8 @@ knowing this file. A message has up to three parts: what was asked and why it ca
 """
 
 from collections.abc import Iterable
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
@@ -37,6 +39,9 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "check_choice",
+    "check_is",
+    "check_number",
+    "check_whole",
 ]
 
 
@@ -112,3 +117,34 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     choices = [*choices]
     if not isinstance(value, str) or value not in choices:
         raise UsageError(f"no {name} {value!r}", hint=" or ".join(choices))
+
+
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Makes sure that a parameter is a whole number, and not too small.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
+        raise UsageError(f"`{name}={value!r}`", hint="a whole number" + ("" if least is None else f", {least} or more"))
+
+
+def check_number(name: str, value: Any) -> None:
+    """Makes sure that a parameter is a finite number.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        raise UsageError(f"`{name}={value!r}`", hint="a finite number")
+
+
+def check_is(value: Any, kind: type, hint: str) -> None:
+    """Makes sure that a value is of a kind; `hint` says what gives one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise UsageError(f"{type(value).__name__} where {article} {kind.__name__} is wanted", hint=hint)

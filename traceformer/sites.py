@@ -5,6 +5,7 @@ stack of a model (`dec.resid_mid`, `dec.cross.attn_pattern`). An `ArraySpec` is 
 layers, which heads, how wide. A `Selection` is what the user asked for, before any model is known.
 """
 
+import operator
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ __all__ = [
     "Selection",
     "Site",
     "Stack",
+    "as_head",
     "as_indices",
     "choose",
     "expand_sites",
@@ -221,6 +223,8 @@ def expand_sites(names: Iterable[str]) -> tuple[str, ...]:
     """
     wanted: set[str] = set()
     for name in names:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SelectionError(f"{name!r} is no site", hint=f"groups: {' '.join(GROUPS)}; sites: {' '.join(SITES)}")
         if name in GROUPS:
             wanted.update(GROUPS[name])
         elif name in SITES:
@@ -268,10 +272,37 @@ Numbers: TypeAlias = int | Iterable[int] | str | None
 
 
 def as_indices(numbers: Numbers) -> tuple[int, ...] | None:
-    """Returns the numbers that are meant, None for all."""
+    """Returns the numbers that are meant, None for all.
+
+    Raises:
+        SelectionError: these are no whole numbers.
+    """
     if numbers is None or isinstance(numbers, str):
         return None if numbers is None else parse_indices(numbers)
-    return (numbers,) if isinstance(numbers, int) else tuple(int(number) for number in numbers)
+    written: Any = numbers.tolist() if hasattr(numbers, "tolist") else numbers  # pyright: ignore
+    try:
+        entries = list(written) if hasattr(written, "__iter__") else [written]
+        if any(isinstance(entry, bool) for entry in entries):  # a mask, which would be read as 0 and 1
+            raise TypeError
+        return tuple(map(operator.index, entries))
+    except TypeError:
+        raise SelectionError(f"{numbers!r} names no numbers", hint='a whole number, several, or "0,3,5-7"') from None
+
+
+def as_head(named: Any) -> tuple[int, int]:
+    """Returns layer and number of a head that is written `L5H3`, or given as these two.
+
+    Raises:
+        SelectionError: it is neither.
+    """
+    if isinstance(named, str):
+        match = re.fullmatch(r"[Ll](\d{1,5})[Hh](\d{1,5})", named)
+        numbers = None if match is None else (int(match[1]), int(match[2]))
+    else:
+        numbers = as_indices(named)
+    if numbers is None or len(numbers) != 2:
+        raise SelectionError(f"no head {named!r}", hint="layer and head, such as L5H3")
+    return numbers[0], numbers[1]
 
 
 def _by_stack(numbers: Numbers | Mapping[Stack, Numbers]) -> dict[Stack, tuple[int, ...] | None]:

@@ -150,6 +150,7 @@ COMMANDS = {
     "lens": "lens run --example 0",
     "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
+    "edges": "edges byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "attribute": "attribute run --position argument",
     "dose": "dose byte dynamic --direction trait.npy --layer 1 --scales 0 5 --max-tokens 2 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",

@@ -31,3 +31,14 @@ def test_a_verb_that_names_no_command_is_done(verb: str, terminal: Terminal) -> 
     typed = terminal.type(COMMANDS[verb])
     assert typed.code == 0, typed.err
     assert "next: traceformer" not in typed.err
+
+
+@pytest.mark.parametrize("verb", ["patch", "ablate", "edges"])
+def test_what_is_next_is_not_what_was_typed(verb: str, terminal: Terminal) -> None:
+    line = COMMANDS[verb]
+    for _ in range(2):
+        typed = terminal.type(line)
+        assert typed.code == 0, typed.err
+        following = typed.err.splitlines()[-1].rpartition("next: traceformer ")[2]
+        assert following != line
+        line = following

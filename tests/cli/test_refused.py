@@ -24,6 +24,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "lens": ("lens run --position 999", USAGE, "999", ""),
     "patch": ("patch byte --clean ab --corrupt abc --answer c --wrong d", USAGE, "tokens", "--align end"),
     "ablate": ("ablate byte demoo", INPUT, "demoo", "demo"),
+    "edges": ("edges byte --clean ab --corrupt ax --answer c", USAGE, "no wrong", "--wrong"),
     "dose": ("dose byte dynamic --direction short.npy --layer 1 --scales 1", USAGE, "3", ""),
     "attribute": ("attribute run --position 999", USAGE, "999", ""),
     "view": ("view nowhere", INPUT, "no run 'nowhere'", "traceformer extract"),
@@ -51,4 +52,12 @@ def test_what_cannot_be_is_refused_in_three_lines(verb: str, terminal: Terminal)
     assert {"why", "try"} & said.keys(), typed.err
     assert hint in said.get("try", "")
     assert "Traceback" not in typed.err
+    assert sorted(terminal.folder.rglob("*")) == before
+
+
+def test_a_vector_of_another_width_is_refused_before_a_folder_is_begun(terminal: Terminal) -> None:
+    before = sorted(terminal.folder.rglob("*"))
+    typed = terminal.type("generate --model byte --prompt The --steer short.npy:2@1 --max-tokens 2 --device cpu")
+    assert (typed.code, typed.out) == (USAGE, "")
+    assert "error: a direction of width 3\nwhy:   dec.resid_post has rows of width 256" in typed.err
     assert sorted(terminal.folder.rglob("*")) == before

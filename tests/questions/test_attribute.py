@@ -167,6 +167,7 @@ def test_values_and_patterns_serve_in_place_of_z(byte: LoadedModel, told: Run) -
     run = record(byte, [told.text(0)], "attn_pattern v mlp_out resid", dtype="float32")
     made, read = attribute(run, 0, to="m", by_source=[(2, 5)]), attribute(told, 0, to="m")
     np.testing.assert_allclose(made.contributions, read.contributions, atol=1e-5)
+    assert attribute(run, 0, to="m", by_source="L2H5").sources.keys() == made.sources.keys()
     assert made.sources[Part("head", 2, 5, "self")].sum() == pytest.approx(of_part(made, Part("head", 2, 5, "self")))
 
 
@@ -271,6 +272,11 @@ def test_what_cannot_be_meant_is_refused(told: Run) -> None:
         attribute(told, to=1, against=999)
     with pytest.raises(SelectionError, match="no head L4H0 is a part; the last one is L3H7"):
         attribute(told, by_source=[(4, 0)])
+    for against in ("m", ord("m")):
+        with pytest.raises(UsageError, match="`to` and `against` are the same token"):
+            attribute(told, to="m", against=against)
+    with pytest.raises(UsageError, match="`to`, the likeliest one, and `against`"):
+        attribute(told, against=attribute(told).to.id)
 
 
 def test_an_encoder_is_refused(load: Load) -> None:

@@ -1,5 +1,6 @@
 """Dose and response on the built-in model, beside its own forward pass."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from traceformer.analysis.directions import Direction
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
+from traceformer.sites import ArrayKey
 from traceformer.texts.prompts import load_prompt_set
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -58,9 +60,13 @@ def test_responses_are_read_by_the_model_as_it_is(byte: LoadedModel) -> None:
     assert "<img" in found._repr_html_()
 
 
+def test_one_scale_takes_no_step(byte: LoadedModel) -> None:
+    assert not tf.dose(byte, PROMPTS[:1], trait(), [0], max_tokens=2).rises
+
+
 def test_what_cannot_be_measured_is_refused(byte: LoadedModel) -> None:
     own = trait()
-    for scales, words in (([], "scales"), ([1.0, 1.0], "twice"), ([float("nan")], "no scale")):
+    for scales, words in (([], "scales"), ([1.0, 1.0], "twice"), ([float("nan")], "scale=nan")):
         with pytest.raises(UsageError, match=words):
             tf.dose(byte, PROMPTS, own, scales)
     with pytest.raises(SelectionError, match="layer 9"):
@@ -71,6 +77,19 @@ def test_what_cannot_be_measured_is_refused(byte: LoadedModel) -> None:
     encoder = tf.load_model(tiny_model("bert"))
     with pytest.raises(Unsupported, match="generates no text"):
         tf.dose(encoder, PROMPTS, Direction("own", {1: np.ones(32, np.float32)}), [1], max_tokens=2)
+
+
+def test_an_encoder_decoder_is_steered_and_read_in_its_decoder(tiny_folder: Callable[..., Path]) -> None:
+    model = tf.load_model(str(tiny_folder("t5")), device="cpu", with_head=True)
+    own = Direction("own", {1: np.random.default_rng(1).normal(size=32).astype(np.float32)})
+    found = tf.dose(model, PROMPTS[:1], own, [0, 40], max_tokens=4, temperature=0)
+    run = tf.generate(model, PROMPTS[:1], "resid_post", max_tokens=4, temperature=0, dtype="float32")
+    assert found.texts[0] == tuple(run.tokens.response)
+    assert found.texts[1] != found.texts[0]
+    unit = own.by_layer[1] / np.linalg.norm(own.by_layer[1])
+    n = int(found.n_tokens[0, 0])
+    rows = run.get(0, ArrayKey.parse("dec.resid_post"), 1)
+    assert found.projection[0, 0] == pytest.approx(float((rows[1 : 1 + n] @ unit).mean()), abs=1e-4)
 
 
 @pytest.mark.slow

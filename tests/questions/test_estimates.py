@@ -39,6 +39,8 @@ def test_noising_is_estimated_from_the_clean_text(byte: LoadedModel) -> None:
     exact = found.by_pair["exact"][0]
     assert exact[np.isfinite(exact)] == pytest.approx(tf.patch(byte, **settings).values[np.isfinite(exact)], abs=1e-5)
     assert np.median(found.values) == pytest.approx(1, abs=0.1)  # most places change nothing: the clean text's metric
+    measured, change = np.isfinite(exact), np.abs(found.values - 1)
+    assert change[measured].min() >= change[~measured].max()
 
 
 @pytest.mark.slow
@@ -75,6 +77,16 @@ def test_edges_are_shares_of_the_difference() -> None:
     assert np.array_equal(one.estimates, found.estimates, equal_nan=True)
     with pytest.raises(SelectionError, match="pair 3"):
         found.pair(3)
+
+
+def test_edges_of_noise_are_those_of_the_texts_in_each_others_place() -> None:
+    model = tf.load_model(tiny_model("gpt2"))
+    texts, how = ([5, 6, 7, 8, 9], [5, 6, 11, 8, 9]), {"answer": 3, "wrong": 4, "exact_top": 5, "steps": 2}
+    noised, swapped = tf.edges(model, *texts, **how, how="noise"), tf.edges(model, *texts[::-1], **how)
+    np.testing.assert_array_equal(noised.estimates, swapped.estimates)
+    np.testing.assert_array_equal(noised.exact, swapped.exact)
+    assert (noised.clean, noised.corrupt) == (swapped.corrupt, swapped.clean)
+    assert (noised.about.how, noised.about.steps) == ("noise", 2)
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such site": ({"site": "resid_prae"}, SelectionError, "did you mean 'resid_pre'"),
     "a group": ({"site": "qkv"}, SelectionError, "group of sites"),
     "a site without layers": ({"site": "embed"}, SelectionError, "not there once in each layer"),
-    "hidden": ({"site": "hidden"}, SelectionError, "cannot be swept"),
+    "hidden": ({"site": "hidden"}, SelectionError, r"cannot be swept.*`site=\"resid_pre\"`"),
     "no such axis": ({"over": ["layer", "head"]}, SelectionError, "over some of layer, position"),
     "an axis twice": ({"over": ["layer", "layer"]}, SelectionError, "an axis twice"),
     "no such layer": ({"layers": [4]}, SelectionError, "layers 0-3"),
@@ -243,3 +243,30 @@ def test_effects_are_those_of_transformer_lens(site: str, tmp_path: Path) -> Non
     found = tf.patch(tf.load_model(own), clean.tolist(), corrupt.tolist(), answer=5, wrong=7, site=site, over=over)
     metric = found.corrupt[0] + found.values * (found.clean[0] - found.corrupt[0])
     np.testing.assert_allclose(metric, expected.numpy(), atol=1e-5)
+
+
+def test_positions_are_said_by_a_word_of_the_clean_text(byte: LoadedModel) -> None:
+    pair = {"clean": "Rome is old. So is it", "corrupt": "Bonn is old. So is it", "answer": "a", "wrong": "e"}
+    how: dict[str, Any] = {"layers": [0, 2], "over": ["layer"]}
+    by_word, by_number = (tf.patch(byte, **pair, positions=each, **how) for each in ("Rome", "0-3"))
+    np.testing.assert_array_equal(by_word.values, by_number.values)
+    each = tf.patch(byte, **pair, positions="Rome", layers=[1])
+    assert each.axis("position").labels == tuple("Bonn")
+    last, also_last = (tf.patch(byte, **pair, positions=each, **how) for each in ("last", -1))
+    np.testing.assert_array_equal(last.values, also_last.values)
+
+
+def test_a_word_is_found_in_each_pair(byte: LoadedModel) -> None:
+    pairs = [
+        {"clean": "In Rome it rains", "corrupt": "In Bonn it rains", "answer": "a", "wrong": "e"},
+        {"clean": "It is Rome again", "corrupt": "It is Bonn again", "answer": "a", "wrong": "e"},
+    ]
+    how: dict[str, Any] = {"layers": [1], "over": ["layer"], "how": "noise"}
+    both = tf.patch(byte, pairs=pairs, positions="Rome", **how)
+    for number, (pair, first) in enumerate(zip(pairs, (3, 6), strict=True)):
+        alone = tf.patch(byte, **pair, positions=range(first, first + 4), **how)
+        np.testing.assert_allclose(both.pair(number).values, alone.values, atol=1e-6)
+    with pytest.raises(SelectionError, match="not at the same positions in all texts"):
+        tf.patch(byte, pairs=pairs, positions="Rome", layers=[1])
+    with pytest.raises(SelectionError, match="`positions='i'`; the text has it 2 times"):
+        tf.patch(byte, pairs=pairs, positions="i", **how)

@@ -66,8 +66,8 @@ class Dose:
 
     @property
     def rises(self) -> bool:
-        """Whether the mean projection rises with every step of the scale."""
-        return bool((np.diff(self.projection.mean(axis=1)) > 0).all())
+        """Whether the mean projection rises with every step of the scale; one scale takes no step."""
+        return len(self.scales) > 1 and bool((np.diff(self.projection.mean(axis=1)) > 0).all())
 
     def summary(self) -> "pd.DataFrame":
         """Returns a row per scale: means over responses, and the standard deviations of these."""

@@ -76,12 +76,16 @@ class Edged:
         digest: That of its weights.
         metric: The name of the number that was looked at.
         position: Where the metric looks; None for all positions.
+        how: `denoise` runs the corrupt text with what is sent in the clean one, `noise` the other way round.
+        steps: At how many points of the way to the other text slopes were taken.
     """
 
     model: str
     digest: str
     metric: str
     position: int | None
+    how: str = "denoise"
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -91,9 +95,10 @@ class EdgeEffects:
         effects.to_frame().sort_values("estimate").tail(5)
         effects.agreement                               # of estimates and measurements
 
-    The corrupt text is run, with what the sender adds to the clean one. An effect is a share: 0 leaves the metric where
-    the corrupt text has it, 1 brings it to where the clean one has it. NaN stands for pairs of parts that are no edge,
-    for pairs of texts of which both have the same metric, and in `exact` for edges that were not measured.
+    One text is run, with what the sender adds to the other one. An effect is a share of the difference: 0 leaves the
+    metric where the text that is run has it (the corrupt one, of `denoise`), 1 brings it to where the other one has it.
+    NaN stands for pairs of parts that are no edge, for pairs of texts of which both have the same metric, and in
+    `exact` for edges that were not measured.
 
     Attributes:
         senders: What adds to the stream.

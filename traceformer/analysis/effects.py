@@ -98,6 +98,11 @@ class Swept:
     compared: int = 0
     error: float = 0.0
 
+    @property
+    def untouched(self) -> float:
+        """The effect of what changes nothing: 1 of noising, which runs the clean text, else 0."""
+        return 1.0 if self.how == "noise" else 0.0
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Effects:

@@ -23,7 +23,7 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
-from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited
+from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
 from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan, plan_arrays
@@ -212,11 +212,11 @@ def extract(
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     edits = edits_of(model.model)
-    check_for_texts(edits, len(texts.source.examples))
     if place.resume:
         check_resumed(edits)
     prepared = prepare(model, texts, selection, place.storage, progress)
     model, plan, rows, layout = prepared
+    check_for_texts(model.model, rows.lengths.tokens, lambda number: rows.part(range(number, number + 1))[1][0].ids)
     batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
     with unedited(model.model), HandedOn(model) as handed_on:
         first = _first_batch(rows, layout.shard_range(0), batching)
@@ -228,6 +228,7 @@ def extract(
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
+        reads_all = total == layout.n_examples
         counting = Counting(progress, total, lambda: writer.bytes_written)
         with Pipeline(writer) as pipeline:
             for shard in writer.pending:
@@ -238,6 +239,8 @@ def extract(
                 numbers = layout.shard_range(shard)
                 run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
+        if reads_all:
+            warn_of_untouched(model.model)
         counting.tell("finishing")
         return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
 

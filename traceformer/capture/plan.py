@@ -13,7 +13,7 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.outputs import label_names, output_site, reads_itself, why_no_output
-from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Selection, Stack, choose
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Selection, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]
 
@@ -121,14 +121,13 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
 def _spec(
     key: ArrayKey, layers: tuple[int, ...], heads: tuple[int, ...], dims: StackDims, selection: Selection
 ) -> ArraySpec:
-    axes = ArraySpec(key).site.axes
+    axes = SITES[key.site].axes
     if axes[0] == "hidden_layer":
         layers = choose(selection.hidden_layers, dims.n_layers + 1, "hidden layers")
     elif axes[0] != "layer":
         layers = ()
     heads = heads if "head" in axes else dims.kv_heads_of(heads) if "kv_head" in axes else ()
-    widths = {"d_model": dims.d_model, "d_head": dims.d_head, "d_mlp": dims.d_mlp, "d_vocab": dims.d_vocab, "key": 0}
-    return ArraySpec(key, layers, heads, dims.d_embed if key.site == "token_embed" else widths[axes[-1]])
+    return ArraySpec(key, layers, heads, dims.width_of(SITES[key.site]))
 
 
 def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stacks: Sequence[Stack]) -> str:

@@ -29,6 +29,7 @@ lens          what the model would say after each layer
 patch         which places carry what tells two texts apart
 ablate        what is lost without a head, an MLP or a layer
 effects       these in lines of text
+edges         what one part adds, changed in what one other part reads
 attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
@@ -81,6 +82,7 @@ VERBS = {
     "lens": "What the model would say after each layer (logit lens).",
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",
+    "edges": "Which part feeds which, in what tells two texts apart.",
     "attribute": "What each head, MLP and bias adds to a logit.",
     "view": "Look inside runs in the browser.",
     "export": "Write a run in another format.",

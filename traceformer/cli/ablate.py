@@ -1,22 +1,19 @@
 """`traceformer ablate`: what a model loses without one of its heads, MLPs or layers."""
 
-import json as json_text
 import shlex
-import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
-from traceformer.cli.choices import SEVERAL, Loading, sites_in
-from traceformer.cli.effects import save_figure, shown_effects, told_of
+from traceformer.cli.arguments import Indices, count
+from traceformer.cli.choices import SEVERAL, Loading, SweepPlace, sites_in
+from traceformer.cli.effects import report
 from traceformer.progress import steps_shown
 
 __all__ = ["ablate"]
 
 _WHAT = Group.create_ordered("What is ablated")
-_WHERE = Group.create_ordered("Where it goes")
+_LAYERS = ("attn_out", "mlp_out")
 
 
 def ablate(
@@ -33,12 +30,9 @@ def ablate(
     layers: Annotated[Indices, Parameter(group=_WHAT)] = None,
     heads: Annotated[Indices, Parameter(group=_WHAT)] = None,
     seed: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 0,
-    out_dir: Annotated[Path | None, Parameter(group=_WHERE), NAMED_FOLDER] = None,
-    resume: Annotated[bool, Parameter(group=_WHERE)] = False,
-    png: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
-    json: Annotated[bool, Parameter(group=_WHERE)] = False,
+    where: SweepPlace = SweepPlace(),  # noqa: B008
     batch_size: Annotated[int, count("N")] = 16,
-    loading: Loading | None = None,
+    loading: Loading = Loading(),  # noqa: B008
 ) -> None:
     """What a model loses without one of its heads, MLPs or layers.
 
@@ -59,19 +53,12 @@ def ablate(
         layers: Which layers; all by default.
         heads: Which heads; all by default.
         seed: Of the texts, or heads, that are drawn.
-        out_dir: A folder to write effects to, text by text.
-        resume: Go on with an interrupted sweep of the same settings there.
-        png: Save a map, in the format that the ending names.
-        json: Print a JSON object.
         batch_size: Texts that share a pass.
     """
     from traceformer.questions.ablate import ablate as ablated
 
-    if png is not None:
-        from traceformer.figures.style import check_format
-
-        check_format(png)
-    loaded = (loading or Loading()).load(model, with_head=True)
+    where.check()
+    loaded = loading.load(model, with_head=True)
     with steps_shown("ablating") as progress:
         found = ablated(
             loaded,
@@ -86,14 +73,12 @@ def ablate(
             limit=limit,
             split=split,
             batch_size=batch_size,
-            out=out_dir,
-            resume=resume,
+            out=where.out_dir,
+            resume=where.resume,
             progress=progress,
         )
-    made = save_figure(found, png)
-    if json:
-        print(json_text.dumps(found.to_json(), indent=2))
-        return
-    print(told_of(found), shown_effects(found), sep="\n\n")
-    named = f"{shlex.quote(model)} {shlex.quote(texts)}"
-    print(f"{made}next: traceformer ablate {named} --site attn_out,mlp_out", file=sys.stderr)
+    if sites_in(site) == _LAYERS:
+        then = f"heads --model {shlex.quote(model)} --roles"
+    else:
+        then = f"ablate {shlex.quote(model)} {shlex.quote(texts)} --site attn_out,mlp_out"
+    report(found, where, then)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count, open_example, parse_head
+from traceformer.cli.arguments import count, open_example
 from traceformer.cli.terminal import table
-from traceformer.errors import SelectionError
 from traceformer.texts.shown import printable, visible
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def attribute(
         to=to,
         against=against,
         position=int(position) if position.removeprefix("-").isdecimal() else position,
-        by_source=False if by_source is None else _heads(by_source),
+        by_source=False if by_source is None else by_source.replace(",", " ").split(),
         model=at_hand or model,
     )
     if figure is not None:
@@ -101,16 +100,6 @@ def attribute(
     made = "" if figure is None else f"wrote {figure}; "
     then = f"--figure {store.name}-parts.png" if figure is None else f"--position {found.position} --json"
     print(f"{made}next: traceformer attribute {store.folder} --example {named} {then}", file=sys.stderr)
-
-
-def _heads(text: str) -> list[tuple[int, int]]:
-    pairs: list[tuple[int, int]] = []
-    for name in text.replace(",", " ").split():
-        layer, head = parse_head(None, name)
-        if layer is None or head is None:
-            raise SelectionError(f"which layer has the head {name!r}?", hint="--by-source L5H3")
-        pairs.append((layer, head))
-    return pairs
 
 
 def _told(found: "Attribution", top_k: int) -> str:

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
     from traceformer.store.place import Place
 
-__all__ = ["DerivedChoice", "Loading", "PlaceChoice", "SelectionChoice", "TextChoice", "numbers_of", "sites_in"]
+__all__ = [
+    "DerivedChoice",
+    "Loading",
+    "PairChoice",
+    "PlaceChoice",
+    "SelectionChoice",
+    "SweepPlace",
+    "TextChoice",
+    "numbers_of",
+    "sites_in",
+]
 
 MODEL = Group.create_ordered("The model")
 TEXTS = Group.create_ordered("The texts it reads")
+PAIRS = Group.create_ordered("The texts, a pair or several")
 PROMPTS = Group.create_ordered("What it answers")
 CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
@@ -109,6 +120,36 @@ class TextChoice:
             max_seq_len=self.max_seq_len,
             dec_max_len=self.dec_max_len,
         )
+
+
+@Parameter(name="*", group=PAIRS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairChoice:
+    """Texts that differ in what is asked for, and what should follow the first one."""
+
+    clean: Annotated[str | None, Parameter(metavar="TEXT")] = None
+    """A text."""
+    corrupt: Annotated[str | None, Parameter(metavar="TEXT")] = None
+    """Another one of as many tokens."""
+    answer: Annotated[str | None, Parameter(metavar="TOKEN")] = None
+    """What should follow the clean text, one token."""
+    wrong: Annotated[str | None, Parameter(metavar="TOKEN")] = None
+    """What should not."""
+    pairs: Annotated[str | None, Parameter(metavar="FILE|NAME")] = None
+    """In place of these: repeats, indirect_object, agreement, or a file with an object per line."""
+    answer_token: Literal["only", "first"] = "only"
+    """Take the first token of an answer of several, or refuse it."""
+
+    def given(self) -> dict[str, Any]:
+        """Returns them as `patch` and `edges` take them."""
+        return {name: getattr(self, name) for name in PairChoice.__slots__}
+
+    def typed(self) -> str:
+        """Returns the flags that say the same."""
+        import shlex
+
+        given = {name: value for name, value in self.given().items() if value not in (None, "only")}
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in given.items())
 
 
 @Parameter(name="*", group=RECORD)
@@ -211,3 +252,25 @@ class PlaceChoice:
         )
         place.check()
         return place
+
+
+@Parameter(name="*", group=WHERE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlace:
+    """Where effects go."""
+
+    out_dir: Annotated[Path | None, NAMED_FOLDER] = None
+    """A folder to write effects to, text by text or pair by pair."""
+    resume: bool = False
+    """Go on with an interrupted sweep of the same settings there."""
+    png: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """Save a map, in the format that the ending names."""
+    json: bool = False
+    """Print a JSON object."""
+
+    def check(self) -> None:
+        """Makes sure that a picture of this name can be written, before anything is computed."""
+        if self.png is not None:
+            from traceformer.figures.style import check_format
+
+            check_format(self.png)

@@ -118,7 +118,8 @@ def _told(found: "Dose") -> str:
         f"{about.model}  {about.direction} (norm {about.norm:.3g}) added to {about.site} of layer {about.layer}: "
         f"{len(found.names)} response{'s' * (len(found.names) != 1)} at each scale, read unsteered"
     )
-    rises = "the projection rises with every step" if found.rises else "the projection does not rise with every step"
+    rises = f"the projection {'rises' if found.rises else 'does not rise'} with every step"
+    rises = rises if len(found.scales) > 1 else "one scale: more of them say whether the projection rises"
     lines = table(("scale", "projection", "log prob", printable(found.names[0])), rows, numeric=(0, 1, 2))
     return f"{title}\n\n{lines}\n\n{rises}"
 

@@ -1,16 +1,19 @@
 """Effects in lines of text: a grid of layers by heads or positions, or the largest ones."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from traceformer.cli.choices import SweepPlace
 from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable, visible
 
 if TYPE_CHECKING:
     from traceformer.analysis.effects import Axis, Effects
 
-__all__ = ["save_figure", "shown_effects", "told_of"]
+__all__ = ["report", "shown_effects", "told_of"]
 
 _LARGEST = 12
 _CELL = 7  # of a number and the space before it
@@ -35,7 +38,17 @@ def told_of(found: "Effects") -> str:
     return "\n".join([*lines, *([str(found.agreement)] if found.agreement.measured else [])])
 
 
-def save_figure(found: "Effects", path: Path | None) -> str:
+def report(found: "Effects", where: SweepPlace, then: str) -> None:
+    """Prints effects, as they are asked for, and which command may be next."""
+    made = _saved(found, where.png)
+    if where.json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    print(told_of(found), shown_effects(found), sep="\n\n")
+    print(f"{made}next: traceformer {then}", file=sys.stderr)
+
+
+def _saved(found: "Effects", path: Path | None) -> str:
     """Writes the map, if a path is given, and returns what to say of it."""
     if path is None:
         return ""
@@ -64,7 +77,7 @@ def _largest(found: "Effects") -> str:
 
     values, spread = found.values, found.spread
     exact = mean_over_pairs(found.by_pair["exact"]) if "exact" in found.by_pair else None
-    size = np.where(np.isfinite(values), np.abs(values), -1).reshape(-1)
+    size = np.where(np.isfinite(values), np.abs(values - found.about.untouched), -1).reshape(-1)
     order = np.argsort(-size, kind="stable")[:_LARGEST]
     if found.axes[0].name == "group":  # those that were asked for, then those to compare with
         order = np.arange(len(size))

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from traceformer.analysis.circuits import COMPOSITIONS, Circuits
+from traceformer.errors import check_is
 from traceformer.figures.style import inline, titled
 
 __all__ = ["circuits_figure", "circuits_html"]
@@ -23,6 +24,7 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
 
     Layers are upwards in both, heads to the right; a line's width is its score.
     """
+    check_is(value, Circuits, "what circuits gave")
     n_layers, n_heads = value.shape
     width, height = (min(max(0.45 * size + 1, 3.2), 7.0) for size in (n_heads, n_layers))
     figure = Figure(figsize=(2 * width + 1.6, height + 1.2), layout="constrained")

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from traceformer.analysis.clusters import principal_map
 from traceformer.analysis.head_clusters import HeadClusters
+from traceformer.errors import check_is
 from traceformer.figures.style import CLUSTERS, inline, titled
 
 __all__ = ["ClusterChart", "clusters_figure", "clusters_html"]
@@ -29,6 +30,7 @@ def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map") -> Figu
         chart: `map`, all heads in the plane in which they vary most; `scores`, the silhouette of every k;
             `silhouettes`, that of every head; `distributions`, those of every metric over the heads of each table.
     """
+    check_is(clusters, HeadClusters, "what cluster gave")
     return _CHARTS[chart](clusters)
 
 

@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from traceformer.analysis.dose import Dose
+from traceformer.errors import check_is
 from traceformer.figures.style import inline, titled
 from traceformer.shapes import Float64
 
@@ -18,6 +19,7 @@ def dose_figure(value: Dose, *, title: str | None = None) -> Figure:
 
     The band is the standard error of the mean over responses. A dashed line is the model as it is.
     """
+    check_is(value, Dose, "what dose gave")
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     _draw(above, value, value.projection, _PROJECTION, f"projection onto {value.about.direction}")

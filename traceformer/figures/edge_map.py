@@ -6,11 +6,12 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.edges import EdgeEffects, Part
 from traceformer.analysis.effects import mean_over_pairs
+from traceformer.errors import check_is
 from traceformer.figures.style import inline, titled
 
 __all__ = ["edges_figure", "edges_html"]
 
-_NAMED = 3  # edges that are named beside their points
+_ABOVE = (0, 7, -7)  # points by which the names of the largest edges stand above theirs, so that near ones are apart
 
 
 def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
@@ -18,6 +19,7 @@ def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
 
     Where edges were measured, a second panel has a point for each: its estimate, and its measurement above it.
     """
+    check_is(value, EdgeEffects, "what edges gave")
     measured = value.agreement.measured > 0
     size = (
         4.5 + 0.06 * min(len(value.receivers), 120) + 4 * measured,
@@ -71,9 +73,13 @@ def _beside(axes: Axes, value: EdgeEffects) -> None:
     axes.scatter(estimated, found, s=14, color="tab:blue")
     ends = [min(estimated.min(), found.min()), max(estimated.max(), found.max())]
     axes.plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
-    for i in np.argsort(-np.abs(found))[:_NAMED]:
-        name = f"{value.senders[rows[i]]} → {value.receivers[columns[i]]}"
-        axes.annotate(name, (estimated[i], found[i]), (4, -8), textcoords="offset points", fontsize=6)
+    middle = (estimated.min() + estimated.max()) / 2
+    for i, above in zip(np.argsort(-np.abs(found)), _ABOVE, strict=False):
+        name, is_right = f"{value.senders[rows[i]]} → {value.receivers[columns[i]]}", estimated[i] > middle
+        axes.annotate(
+            name, (estimated[i], found[i]), (-5 if is_right else 5, above), textcoords="offset points",
+            ha="right" if is_right else "left", va="center", fontsize=6,
+        )  # fmt: skip
     axes.set_xlabel("estimate", fontsize=8)
     axes.set_ylabel("measured", fontsize=8)
     axes.tick_params(labelsize=7)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from traceformer.analysis.effects import Axis, Effects
-from traceformer.errors import SelectionError
+from traceformer.errors import SelectionError, check_is
 from traceformer.figures.style import inline, titled
 from traceformer.shapes import Float64
 from traceformer.texts.shown import label, visible
@@ -29,6 +29,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
     Raises:
         SelectionError: more axes, or more than 16 maps.
     """
+    check_is(value, Effects, "what patch or ablate gave")
     values, axes = value.values, value.axes
     limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
     if len(axes) < 2:

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from traceformer.analysis.run_statistics import RunStatistics
+from traceformer.errors import check_is
 from traceformer.figures.style import COLOURS, titled
 
 __all__ = ["entropy_figure"]
@@ -13,6 +14,7 @@ _MOST_WRITTEN = 400  # cells of a map that carry their number
 
 def entropy_figure(statistics: RunStatistics) -> Figure:
     """Returns the mean entropy of where each head looks as a coloured map, one for each array of patterns."""
+    check_is(statistics, RunStatistics, "what statistics gave")
     maps = [(str(each.key), each.layers, each.heads, each.entropy) for each in statistics.attention]
     width = sum(max(0.5 * len(heads), 2.5) + 0.8 for _, _, heads, _ in maps)
     height = max(max(0.4 * len(layers), 1.8) for _, layers, _, _ in maps)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from traceformer.analysis.head_metrics import HeadMetrics
-from traceformer.errors import SelectionError
+from traceformer.errors import SelectionError, check_is
 from traceformer.figures.style import COLOURS, inline, titled
 
 __all__ = ["heads_figure", "heads_html"]
@@ -20,6 +20,7 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
     Raises:
         NotFound, SelectionError: there is no such attention, or there are several.
     """
+    check_is(metrics, HeadMetrics, "what heads gave")
     if attention is None and len(metrics.attentions) > 1:
         raise SelectionError("which attention?", hint=" or ".join(metrics.attentions))
     found = metrics if attention is None else metrics.part(attention)

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from traceformer.analysis.lens import Lens
+from traceformer.errors import check_is
 from traceformer.figures.style import inline, titled
 from traceformer.texts.shown import label, visible
 
@@ -21,6 +22,7 @@ def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
 
     A red frame marks where that is the token which came next. Beyond 40 positions there is no room for the tokens.
     """
+    check_is(value, Lens, "what lens gave")
     n_layers, n_positions = len(value.layers), len(value.positions)
     written = n_positions <= _MOST_WRITTEN
     width = 0.55 * n_positions if written else min(max(0.05 * n_positions, 8.0), 24.0)

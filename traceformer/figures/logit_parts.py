@@ -10,6 +10,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from traceformer.analysis.attribution import Attribution
 from traceformer.analysis.logit_split import Part
+from traceformer.errors import check_is
 from traceformer.figures.style import inline, titled
 from traceformer.sites import Attention
 from traceformer.texts.shown import label, visible
@@ -31,6 +32,7 @@ def attribution_figure(value: Attribution, *, title: str | None = None) -> Figur
     Colours reach as far as the heads do; MLPs, which may be far larger, have their numbers written where there is
     room. Heads that were split by source token are rows of a map below, the 12 largest of them: tokens to the right.
     """
+    check_is(value, Attribution, "what attribute gave")
     split = _largest_split(value)
     n_bars = min(len(value.parts), _MOST_BARS) + 1
     n_layers = max(1, 1 + max((part.layer or 0 for part in value.parts), default=0))

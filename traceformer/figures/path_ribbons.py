@@ -17,6 +17,7 @@ from matplotlib.path import Path as Outline
 
 from traceformer.analysis.paths.result import Paths, chain
 from traceformer.analysis.paths.sankey import SankeyNode, path_weights
+from traceformer.errors import check_is
 from traceformer.texts.shown import label, visible
 
 __all__ = ["paths_figure"]
@@ -51,6 +52,7 @@ class _Box(NamedTuple):
 
 def paths_figure(result: Paths) -> Figure:
     """Returns the paths of a result as ribbons."""
+    check_is(result, Paths, "what paths gave")
     nodes = {node.id: node for node in result.sankey.nodes}
     lanes = list(_lanes(result))
     columns = _columns(nodes, lanes, across=result.layer == "all")

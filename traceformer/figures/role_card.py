@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from traceformer.analysis.massive import TIMES_MEDIAN
 from traceformer.analysis.roles import Roles
+from traceformer.errors import check_is
 from traceformer.figures.style import titled
 
 __all__ = ["COLUMN_NAMES", "colours_of", "roles_figure"]
@@ -53,6 +54,7 @@ def roles_figure(value: Roles) -> Figure:
 
     Beyond 240 heads the numbers are left out.
     """
+    check_is(value, Roles, "what roles gave")
     n_rows, columns = len(value.rows), value.shown
     line = min(_LINE, _TALLEST / n_rows)
     table, height = (len(columns) * _COLUMN + _ROLE, max(n_rows * line, 2.4))

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.projection import Projections, TextCurves
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_is
 from traceformer.figures.style import inline, titled
 from traceformer.texts.shown import label, visible
 
@@ -29,6 +29,7 @@ def traits_figure(value: Projections, *, title: str | None = None) -> Figure:
     A dashed line is where the response begins. Of several layers each has a line, or, beyond six, a row of a map; where
     there are several examples, the mean over layers is drawn. Beyond 12 examples the first 12 are shown.
     """
+    check_is(value, Projections, "what project gave")
     found = value.examples
     title = f"{value.run_name}  {value.key}" if title is None else title
     if len(found) == 1:
@@ -115,6 +116,8 @@ def direction_figure(*values: Direction, title: str | None = None) -> Figure:
     Raises:
         UsageError: it is not known of one.
     """
+    for value in values:
+        check_is(value, Direction, "what fit_direction gave")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, effect = figure.subplots(1, 2)
     for number, value in enumerate(values):

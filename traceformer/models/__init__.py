@@ -18,6 +18,7 @@ adapters            adapters of PEFT: loaded as layers around a model's own, and
 tokenizer           a model's own tokenizer, or that it has none
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
+module_weights      weights by their modules, of a folder without torch or of a model that is loaded
 block_weights       what attentions write with: output projections and the norms around them, read without torch
 head_weights        the weights of every attention head, norms folded in, read without torch
 written             a row as it stands in Python, ready to be added

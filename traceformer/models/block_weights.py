@@ -1,28 +1,26 @@
 """What the attentions of a decoder write with: output projections and the norms around them, read without torch.
 
-Where they lie the row of the family says. A file holds a projection as (d_out, d_in). Some models hold all of theirs
-the other way round (GPT-2's Conv1D): their fused projection, which is not square, tells by the length of its bias.
+Where they lie the row of the family says.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from traceformer.errors import Unreadable, Unsupported
+from traceformer.errors import Unsupported
 from traceformer.models.family import Architecture, AttentionRow, Norm
+from traceformer.models.module_weights import HeldModules, ModuleWeights, Projection, stored_modules
 from traceformer.models.readout import epsilon_of, readout_row_of
-from traceformer.models.weights import StoredTensor, open_folder
 from traceformer.shapes import Float32
 from traceformer.sites import Attention
 
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["BlockWeights", "NormWeights", "Projection", "block_weights_of", "open_block_weights"]
+__all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weights"]
 
 
 class NormWeights(NamedTuple):
@@ -34,21 +32,6 @@ class NormWeights(NamedTuple):
     epsilon: float
 
 
-class Projection(NamedTuple):
-    """A linear layer: x @ weight + bias."""
-
-    weight: Float32[np.ndarray, "d_in d_out"]
-    bias: Float32[np.ndarray, "d_out"] | None
-
-
-class _Reader(Protocol):
-    """Reads parts of a model by the paths of its modules from the base model."""
-
-    def linear(self, path: str, attention: AttentionRow, block: str) -> Projection: ...
-
-    def vector(self, path: str) -> Float32[np.ndarray, "d_model"] | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
     """The weights around the attentions of a decoder, read when asked for.
@@ -57,12 +40,13 @@ class BlockWeights:
         architecture: Where they lie.
         norm: The kind of its norms.
         epsilon: Theirs.
+        modules: All weights of the model, by their modules.
     """
 
     architecture: Architecture
     norm: Norm
     epsilon: float
-    reader: _Reader
+    modules: ModuleWeights
 
     def output(self, layer: int, attention: Attention) -> Projection:
         """Returns W_O and its bias: the heads' values side by side, in the model's order, to the stream.
@@ -71,10 +55,10 @@ class BlockWeights:
             Unsupported: it is not known, or its numbers are codes.
             Unreadable: it is not there.
         """
-        row, block = self._attention(attention), self._block(layer)
+        row = self._attention(attention)
         if row.out_proj is None:
             raise Unsupported("what each head writes", why="the output projection of this model is not known")
-        return self.reader.linear(f"{block}.{row.out_proj}", row, block)
+        return self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
 
     def norm_of_output(self, layer: int, attention: Attention) -> NormWeights | None:
         """Returns the norm that an attention's output goes through before it is added (Gemma 2); None for none."""
@@ -94,9 +78,11 @@ class BlockWeights:
         return None if path is None else self._norm(f"{self._block(layer)}.{path}")
 
     def _norm(self, path: str) -> NormWeights | None:
-        weight = self.reader.vector(f"{path}.weight")
+        weight = self.modules.vector(f"{path}.weight")
         return (
-            None if weight is None else NormWeights(self.norm, weight, self.reader.vector(f"{path}.bias"), self.epsilon)
+            None
+            if weight is None
+            else NormWeights(self.norm, weight, self.modules.vector(f"{path}.bias"), self.epsilon)
         )
 
     def _block(self, layer: int) -> str:
@@ -118,7 +104,7 @@ def open_block_weights(
         NotFound, Unreadable: the folder holds no safetensors weights.
     """
     readout, built = readout_row_of(config, architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), _Stored(open_folder(folder)))
+    return BlockWeights(built, readout.norm, epsilon_of(config, readout), stored_modules(folder, config, built))
 
 
 def block_weights_of(model: "LoadedModel") -> BlockWeights:
@@ -129,72 +115,4 @@ def block_weights_of(model: "LoadedModel") -> BlockWeights:
     """
     config = model.config.to_dict()
     readout, built = readout_row_of(config, model.architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), _Held(model.model.base_model))
-
-
-class _Stored:
-    """Tensors in files, whose names may have that of the base model in front."""
-
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
-        self._tensors = tensors
-        self._names = _by_path(tensors)
-
-    def linear(self, path: str, attention: AttentionRow, block: str) -> Projection:
-        name = self._find(f"{path}.weight")
-        if name is None:
-            raise Unreadable(f"the model's files hold no {path}.weight", why="what each head writes needs it")
-        weight = self._tensors[name].read()
-        if not self._holds_d_in_first(attention, block):
-            weight = weight.T
-        return Projection(weight, self.vector(f"{path}.bias"))
-
-    def vector(self, path: str) -> Float32[np.ndarray, "d_model"] | None:
-        name = self._find(path)
-        return None if name is None else self._tensors[name].read()
-
-    def _holds_d_in_first(self, attention: AttentionRow, block: str) -> bool:
-        tap = attention.q_proj
-        if tap is None or tap.part == "whole":
-            return False
-        weight, bias = (self._find(f"{block}.{tap.path}.{name}") for name in ("weight", "bias"))
-        if weight is None or bias is None:
-            return False
-        d_out = self._tensors[bias].shape[0]
-        return self._tensors[weight].shape[0] != d_out == self._tensors[weight].shape[1]
-
-    def _find(self, path: str) -> str | None:
-        found = self._names.get(path, [])
-        if len(found) > 1:
-            raise Unreadable(f"several tensors may be {path}", why=", ".join(sorted(found)))
-        return found[0] if found else None
-
-
-def _by_path(names: Iterable[str]) -> Mapping[str, list[str]]:
-    """The tensors that may be meant by a path from the base model: its own name stands before it in some files."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        parts = name.split(".")
-        for first in range(min(3, len(parts))):
-            found[".".join(parts[first:])].append(name)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """Modules of a model that is loaded, whatever is in them: codes, or an adapter."""
-
-    base: Any
-
-    def linear(self, path: str, attention: AttentionRow, block: str) -> Projection:
-        from traceformer.models.quantised import weights_of
-
-        module = self.base.get_submodule(path)
-        bias = getattr(module, "bias", None)
-        return Projection(
-            weights_of(module).cpu().numpy(), None if bias is None else bias.detach().float().cpu().numpy()
-        )
-
-    def vector(self, path: str) -> Float32[np.ndarray, "d_model"] | None:
-        module, _, name = path.rpartition(".")
-        tensor = getattr(self.base.get_submodule(module), name, None)
-        return None if tensor is None else tensor.detach().float().cpu().numpy()
+    return BlockWeights(built, readout.norm, epsilon_of(config, readout), HeldModules(model.model.base_model))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
 from traceformer.models.mechanisms import stated, unstated
-from traceformer.sites import Stack
+from traceformer.sites import Site, Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +38,13 @@ class StackDims:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
         group = self.n_heads // self.n_kv_heads
         return tuple(sorted({head // group for head in heads}))
+
+    def width_of(self, site: Site) -> int:
+        """Returns how wide a site's rows are; 0 where they have no width of their own, as (query, key) squares."""
+        if site.name == "token_embed":
+            return self.d_embed
+        widths = {"d_model": self.d_model, "d_head": self.d_head, "d_mlp": self.d_mlp, "d_vocab": self.d_vocab}
+        return widths.get(site.axes[-1], 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,20 +7,21 @@
 3. Heads that share keys and values have each a copy of them. Biases are left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from traceformer.errors import Unreadable, Unsupported
-from traceformer.models.dims import ModelDims, StackDims
+from traceformer.models.block_weights import BlockWeights, block_weights_of, open_block_weights
+from traceformer.models.dims import StackDims
 from traceformer.models.families import architecture_of, family_of
-from traceformer.models.family import Architecture, AttentionRow, Family, Norm, StackRow, Tap
-from traceformer.models.readout import HeldRows, Readout, Rows, open_readout, readout_of, tensor_at
-from traceformer.models.weights import StoredTensor, open_folder, read_config
+from traceformer.models.family import Architecture, Family, Norm, Tap
+from traceformer.models.module_weights import ModuleWeights, decoder_dims
+from traceformer.models.readout import Readout, Rows, open_readout, readout_of
+from traceformer.models.weights import read_config
 from traceformer.shapes import Float32
 
 if TYPE_CHECKING:
@@ -64,22 +65,6 @@ class HeadWeights:
     kind: str
 
 
-class _Source(Protocol):
-    """Where weights are: in a folder, or in a model at hand. Paths are those of modules from the base model."""
-
-    def matrix(self, path: str, d_in: int) -> Float32[np.ndarray, "d_in d_out"]:
-        """Returns what a linear module multiplies rows by."""
-        ...
-
-    def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
-        """Returns the weights of a norm, None where it has none or is not there."""
-        ...
-
-    def rows(self, path: str) -> Rows:
-        """Returns a table of embeddings."""
-        ...
-
-
 def open_head_weights(folder: Path, architecture: Architecture | None = None) -> HeadWeights:
     """Returns the heads of the model in a folder; `architecture` is another row than its family's own.
 
@@ -88,12 +73,9 @@ def open_head_weights(folder: Path, architecture: Architecture | None = None) ->
         Unsupported: as `head_weights_of` does.
     """
     config = read_config(folder)
-    row = architecture or architecture_of(config)
-    stack = _decoder_of(row, config["model_type"])
-    tensors = open_folder(folder)
-    source = _Folder(tensors, str(folder), _is_input_first(tensors, stack, _dims_of(config).d_model))
-    readout = open_readout(folder, config, architecture)
-    return _assembled(folder.resolve().name, config, _dims_of(config), stack, source, readout)
+    _check_decoder(architecture or architecture_of(config), config["model_type"])
+    blocks, readout = open_block_weights(folder, config, architecture), open_readout(folder, config, architecture)
+    return _assembled(folder.resolve().name, family_of(config), decoder_dims(config), blocks, readout)
 
 
 def head_weights_of(model: "LoadedModel") -> HeadWeights:
@@ -103,14 +85,22 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
         Unsupported: no decoder, one whose row names no projections or no readout, or whose blocks norm the stream
             after each addition.
     """
-    stack = _decoder_of(model.built, model.config.model_type)
+    _check_decoder(model.built, model.config.model_type)
     return _assembled(
-        model.name, model.config, model.dims.stacks["dec"], stack, _Held(model.model), readout_of(model), model.family
+        model.name,
+        model.family or family_of(model.config),
+        model.dims.stacks["dec"],
+        block_weights_of(model),
+        readout_of(model),
     )
 
 
-def _decoder_of(row: Architecture, model_type: str) -> StackRow:
-    """The one stack of a decoder, if its heads read the stream through nothing but a norm."""
+def _check_decoder(row: Architecture, model_type: str) -> None:
+    """Refuses what is no decoder whose heads read the stream through nothing but a norm.
+
+    Raises:
+        Unsupported: it is so, and why.
+    """
     if list(row.stacks) != ["dec"]:
         kind = "encoder" if list(row.stacks) == ["enc"] else "encoder-decoder"
         why = "an encoder predicts no next token" if kind == "encoder" else "it has two residual streams"
@@ -125,61 +115,56 @@ def _decoder_of(row: Architecture, model_type: str) -> StackRow:
             f"circuits of a {model_type!r} model",
             why="where the weights of each head lie in its projections is not known",
         )
-    return stack
 
 
-def _dims_of(config: Mapping[str, Any]) -> StackDims:
-    return ModelDims.from_config(SimpleNamespace(**config)).stacks["dec"]
-
-
-def _assembled(
-    name: str,
-    config: Any,
-    dims: StackDims,
-    stack: StackRow,
-    source: _Source,
-    readout: Readout,
-    family: Family | None = None,
-) -> HeadWeights:
+def _assembled(name: str, family: Family, dims: StackDims, blocks: BlockWeights, readout: Readout) -> HeadWeights:
     if readout.project_out is not None or dims.d_embed != dims.d_model or readout.norm is None:
         why = "its embeddings are narrower than its stream" if readout.norm else "no norm stands before its unembedding"
         raise Unsupported(f"circuits of {name}", why=why)
-    norm = readout.norm
-    positions = (family or family_of(config)).positions
-    table = source.rows(positions.table) if positions.table else None
+    positions = family.positions
+    table = blocks.modules.rows(positions.table) if positions.table else None
     return HeadWeights(
         name,
         dims,
-        lambda layer: _layer_heads(source, stack, dims, norm, layer),
-        source.rows(stack.token_embed),
+        lambda layer: _layer_heads(blocks, dims, layer),
+        blocks.modules.rows(blocks.architecture.stacks["dec"].token_embed),
         readout,
         None if table is None else table.rows(positions.first, table.shape[0]),
         positions.kind,
     )
 
 
-def _layer_heads(source: _Source, stack: StackRow, dims: StackDims, norm: Norm, layer: int) -> LayerHeads:
+def _layer_heads(blocks: BlockWeights, dims: StackDims, layer: int) -> LayerHeads:
     """The heads of a layer, with all norms folded in."""
+    stack, norm, modules = blocks.architecture.stacks["dec"], blocks.norm, blocks.modules
     attention, block = stack.attention, f"{stack.blocks}.{layer}."
     projections = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
     taps = {name: tap for name, tap in projections.items() if tap is not None}
-    whole = {path: source.matrix(block + path, dims.d_model) for path in {tap.path for tap in taps.values()}}
-    before = _norm_weights(source, attention.attn_norm, block, norm)
+    whole = {path: modules.linear(block + path).weight for path in {tap.path for tap in taps.values()}}
+    before = _norm_weights(modules, attention.attn_norm, block, norm)
     found: dict[str, Float32[np.ndarray, "head d_model d_head"]] = {}
     for name, tap in taps.items():
         heads = _heads_in(whole[tap.path], tap, dims)
+        if heads.shape[1] != dims.d_model:
+            raise Unreadable(
+                f"{block}{tap.path} reads {heads.shape[1]} features", why=f"its config states {dims.d_model}"
+            )
         if before is not None:
             heads = heads * before[:, None]
         if attention.attn_norm is not None and norm.startswith("layer"):
             heads = heads - heads.mean(axis=1, keepdims=True)
         if name in _NORMS_OF:
-            heads = _normed_within(source, f"{block}{attention.module}.", name, heads, norm)
+            heads = _normed_within(modules, f"{block}{attention.module}.", name, heads, norm)
         found[name] = heads if name == "q" else heads.repeat(dims.n_heads // len(heads), axis=0)
-    out = source.matrix(f"{block}{attention.out_proj}", dims.n_heads * dims.d_head)
+    out = blocks.output(layer, "self").weight
+    if out.shape != (dims.n_heads * dims.d_head, dims.d_model):
+        raise Unreadable(
+            f"{block}{attention.out_proj} reads {len(out)} features", why=f"{dims.n_heads * dims.d_head} are its heads'"
+        )
     out = out.reshape(dims.n_heads, dims.d_head, dims.d_model)
-    behind = _weight_behind(source, attention, block, norm)
-    if behind is not None:
-        out = out * behind
+    behind = blocks.norm_of_output(layer, "self")
+    if behind is not None and behind.weight is not None:
+        out = out * _added(behind.weight, norm)
     if norm.startswith("layer"):
         out = out - out.mean(axis=2, keepdims=True)
     return LayerHeads(found["q"], found["k"], found["v"], out)
@@ -205,37 +190,28 @@ def _heads_in(
     return weights.reshape(len(weights), -1, dims.d_head).transpose(1, 0, 2)
 
 
-def _norm_weights(source: _Source, tap: Tap | None, block: str, norm: Norm) -> Float32[np.ndarray, "d_model"] | None:
+def _norm_weights(
+    modules: ModuleWeights, tap: Tap | None, block: str, norm: Norm
+) -> Float32[np.ndarray, "d_model"] | None:
     """What the norm before the attention multiplies features by."""
     if tap is None or norm.endswith("bare"):
         return None
-    weight = source.vector(block + tap.path)
+    weight = modules.vector(f"{block}{tap.path}.weight")
     if weight is None:
         raise Unreadable(f"no {block}{tap.path}.weight", why="the norm before the attention needs it")
     return _added(weight, norm)
 
 
-def _weight_behind(
-    source: _Source, attention: AttentionRow, block: str, norm: Norm
-) -> Float32[np.ndarray, "d_model"] | None:
-    """What a norm behind the attention multiplies features by; what is added to the stream is its output."""
-    tap = attention.attn_out
-    if tap is None or tap.path == attention.module or tap.path == attention.out_proj:
-        return None
-    weight = source.vector(block + tap.path)
-    return None if weight is None else _added(weight, norm)
-
-
 def _normed_within(
-    source: _Source, module: str, name: str, heads: Float32[np.ndarray, "head d_model d_head"], norm: Norm
+    modules: ModuleWeights, module: str, name: str, heads: Float32[np.ndarray, "head d_model d_head"], norm: Norm
 ) -> Float32[np.ndarray, "head d_model d_head"]:
     """The same with a norm of queries or keys folded in: one for all heads, or weights for each."""
     for path in (module + each for each in _NORMS_OF[name]):
-        if source.vector(f"{path}.norms.0") is not None:
-            parts = [source.vector(f"{path}.norms.{head}") for head in range(len(heads))]
+        if modules.vector(f"{path}.norms.0.weight") is not None:
+            parts = [modules.vector(f"{path}.norms.{head}.weight") for head in range(len(heads))]
             weight = np.stack([part for part in parts if part is not None])
         else:
-            weight = source.vector(path)
+            weight = modules.vector(f"{path}.weight")
         if weight is None:
             continue
         if norm.startswith("layer"):
@@ -246,69 +222,3 @@ def _normed_within(
 
 def _added(weight: Float32[np.ndarray, "..."], norm: Norm) -> Float32[np.ndarray, "..."]:
     return weight + np.float32(1) if norm.endswith("plus_one") else weight
-
-
-def _is_input_first(tensors: Mapping[str, StoredTensor], stack: StackRow, d_model: int) -> bool:
-    """Whether a family's linear modules hold (d_in, d_out), as GPT-2's Conv1D does; all others hold (d_out, d_in).
-
-    A fused projection shows it: it is wider than what it reads.
-    """
-    tap = stack.attention.q_proj
-    name = None if tap is None else tensor_at(tensors, f"{stack.blocks}.0.{tap.path}.weight")
-    return name is not None and tensors[name].shape[0] == d_model != tensors[name].shape[-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """The safetensors of a folder."""
-
-    tensors: Mapping[str, StoredTensor]
-    name: str
-    input_first: bool
-
-    def matrix(self, path: str, d_in: int) -> Float32[np.ndarray, "d_in d_out"]:
-        stored = self._found(path).read()
-        weights = stored if self.input_first else stored.T
-        if weights.ndim != 2 or weights.shape[0] != d_in:
-            raise Unreadable(
-                f"{path}.weight in {self.name} is {stored.shape}", why=f"its config states {d_in} features"
-            )
-        return weights
-
-    def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
-        name = tensor_at(self.tensors, f"{path}.weight")
-        return None if name is None else self.tensors[name].read()
-
-    def rows(self, path: str) -> Rows:
-        return self._found(path)
-
-    def _found(self, path: str) -> StoredTensor:
-        name = tensor_at(self.tensors, f"{path}.weight")
-        if name is None:
-            raise Unreadable(f"{self.name} holds no {path}.weight", why="its family has one, unquantised")
-        return self.tensors[name]
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A model of transformers."""
-
-    model: Any
-
-    def matrix(self, path: str, d_in: int) -> Float32[np.ndarray, "d_in d_out"]:
-        from traceformer.models.quantised import weights_of
-
-        return weights_of(self._module(path)).cpu().numpy()
-
-    def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
-        try:
-            weight = getattr(self._module(path), "weight", None)
-        except AttributeError:  # torch's, of a path at which no module is
-            return None
-        return None if weight is None else weight.detach().float().cpu().numpy()
-
-    def rows(self, path: str) -> Rows:
-        return HeldRows(self._module(path).weight)
-
-    def _module(self, path: str) -> Any:
-        return self.model.base_model.get_submodule(path)

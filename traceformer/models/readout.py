@@ -32,7 +32,6 @@ __all__ = [
     "open_readout",
     "readout_of",
     "readout_row_of",
-    "tensor_at",
 ]
 
 
@@ -187,7 +186,7 @@ def find_readout(
     final_norm, token_embed = stack.final_norm, stack.token_embed
 
     def find(path: str) -> str | None:
-        return tensor_at(tensors, path)
+        return _tensor_at(tensors, path)
 
     weight = bias = None
     if final_norm is not None and not row.norm.endswith("bare"):
@@ -260,7 +259,7 @@ def _number(config: Mapping[str, Any], name: str, default: float | None = None) 
     return float(value)
 
 
-def tensor_at(tensors: Collection[str], path: str) -> str | None:
+def _tensor_at(tensors: Collection[str], path: str) -> str | None:
     """Returns the name of the tensor at a path from the base model, whose own name stands before it in some files.
 
     Raises:

@@ -5,7 +5,6 @@
 2. The effect is the metric with the ablation less the metric without, text by text.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Axis, Effects, Swept
-from traceformer.errors import SelectionError, UsageError, check_choice
+from traceformer.errors import SelectionError, UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
@@ -30,7 +29,7 @@ from traceformer.questions.sweeps import (
     sweep_axes,
 )
 from traceformer.shapes import Float64
-from traceformer.sites import SITES, ArrayKey, Attention, Numbers
+from traceformer.sites import SITES, ArrayKey, Attention, Numbers, as_head
 from traceformer.store.files import canonical, sha256
 from traceformer.texts.load import Texts
 
@@ -115,9 +114,9 @@ def ablate(
     check_choice("how", how, ("zero", "mean", "resample"))
     chosen = metric_named(metric)
     check_next_tokens(model, chosen.needs)
-    if draws < 0:
-        raise UsageError(f"`draws={draws}`", hint="0 or more")
-    together = tuple(dict.fromkeys(together))
+    check_whole("draws", draws, 0)
+    check_whole("seed", seed, 0)
+    together = (together,) if isinstance(together, str) else tuple(dict.fromkeys(together))
     if not callable(metric) and metric != "loss":
         raise UsageError(f"the metric {metric} of an ablation", why="it needs an answer", hint="loss, or a function")
     keys = _keys_of(model, site, attention)
@@ -204,11 +203,11 @@ def _groups(
     every = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
     asked: list[tuple[int, int]] = []
     for name in together:
-        match = re.fullmatch(r"L(\d+)H(\d+)", name)
-        if match is None or (int(match[1]), int(match[2])) not in every:
+        head = as_head(name)
+        if head not in every:
             why = f"{model.name} has L0H0 to L{dims.n_layers - 1}H{dims.n_heads - 1}"
-            raise SelectionError(f"no head {name!r}", why=why)
-        asked.append((int(match[1]), int(match[2])))
+            raise SelectionError(f"no head {name!r}", why=why, hint="such as L0H0")
+        asked.append(head)
     others = [head for head in every if head not in asked]
     if draws and len(others) < len(asked):
         raise SelectionError(f"{len(asked)} other heads", why=f"there are {len(others)}", hint="fewer heads")

@@ -12,7 +12,7 @@ import numpy as np
 from traceformer.analysis.attribution import Attribution, NamedToken
 from traceformer.analysis.lens import normed, read_out
 from traceformer.analysis.logit_split import Addition, Part, Split, explained, split
-from traceformer.errors import NotRecorded, NumericError, SelectionError, Unsupported, UsageError
+from traceformer.errors import NotRecorded, NumericError, SelectionError, Unsupported, UsageError, check_whole
 from traceformer.models.block_weights import BlockWeights, NormWeights
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
@@ -20,7 +20,7 @@ from traceformer.questions.model_of_run import open_block_weights_of, open_reado
 from traceformer.questions.recorded import check_asked, recorded
 from traceformer.questions.vocabulary import position_of, shown_tokens, token_named, token_texts
 from traceformer.shapes import Float, Float64
-from traceformer.sites import ArrayKey, ArraySpec, Attention
+from traceformer.sites import ArrayKey, ArraySpec, Attention, as_head
 from traceformer.store.run import Run
 
 __all__ = ["attribute"]
@@ -35,7 +35,7 @@ def attribute(
     to: str | int | None = None,
     against: str | int | None = None,
     position: int | str = -1,
-    by_source: bool | Sequence[tuple[int, int]] = False,
+    by_source: bool | str | Sequence[str | tuple[int, int]] = False,
     model: str | Path | LoadedModel | None = None,
 ) -> Attribution:
     """Returns how a logit, or a difference of two, is made up of what each part of the model added to the stream.
@@ -56,8 +56,8 @@ def attribute(
         against: The token whose logit is subtracted; none by default.
         position: Where the logit is read: a position, negative from the end, or a word that the text has once, whose
             last token is meant.
-        by_source: Which heads to split by source token as well, as pairs of layer and head, or all of them; the run
-            then holds `attn_pattern` and `v`.
+        by_source: Which heads to split by source token as well, such as `L2H5` or (2, 5), several, or all of them for
+            True; the run then holds `attn_pattern` and `v`.
         model: The run's model, if it is at hand, or where its folder is now, if it was moved.
 
     Raises:
@@ -67,11 +67,15 @@ def attribute(
         SelectionError: the position is not in the example, or a head not in the model.
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known; an adapter, unless
             the model is at hand.
-        UsageError: `to` or `against` is no token of the model, or several; a model without a text.
+        UsageError: `to` or `against` is no token of the model, or several, or both are the same one; a model without a
+            text.
         NumericError: a number is not finite, or the parts do not add up to the logit, so that they are not those of
             this model's pass.
     """
     check_asked(of)
+    if not isinstance(position, str):
+        check_whole("position", position)
+    split_heads = _heads_asked(by_source)
     if isinstance(of, LoadedModel):
         if of.dims.arch == "encdec":
             raise Unsupported(
@@ -96,9 +100,16 @@ def attribute(
         raise UsageError(f"a readout of width {readout.d_model}", why=f"the stream is {len(last)} wide")
     target = _likeliest(last, readout) if to is None else token_named(of, to, readout.d_vocab, model)
     other = None if against is None else token_named(of, against, readout.d_vocab, model)
+    if target == other:
+        how = ", the likeliest one," if to is None else ""
+        raise UsageError(
+            f"the logit of {text(target)!r} less itself",
+            why=f"`to`{how} and `against` are the same token",
+            hint="another token, or none, in `against`",
+        )
     value = split(embed, additions, last, _final_norm(readout), *_unembedding(readout, target, other))
     largest = _checked(value, of)
-    heads = _heads_to_split(value, by_source)
+    heads = _heads_to_split(value, split_heads)
     sources = {part: reader.by_source(part, value) for part in heads}
     shown = shown_tokens(of, example, "dec")
     return Attribution(
@@ -168,11 +179,19 @@ def _likeliest(last: Float[np.ndarray, "d_model"], readout: Readout) -> int:
     return int(read_out(normed(last[None], readout), readout, top=1).top_ids[0, 0])
 
 
-def _heads_to_split(value: Split, by_source: bool | Sequence[tuple[int, int]]) -> list[Part]:
-    heads = [part for part in value.parts if part.kind == "head"]
+def _heads_asked(by_source: bool | str | Sequence[str | tuple[int, int]]) -> set[tuple[int, int]] | None:
+    """The heads to split, as layer and number; None for all."""
     if isinstance(by_source, bool):
-        return heads if by_source else []
-    wanted = {(int(layer), int(head)) for layer, head in by_source}
+        return None if by_source else set()
+    if not isinstance(by_source, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SelectionError(f"`by_source={by_source!r}`", hint="heads such as L5H3, or True for all")
+    return set(map(as_head, [by_source] if isinstance(by_source, str) else by_source))
+
+
+def _heads_to_split(value: Split, wanted: set[tuple[int, int]] | None) -> list[Part]:
+    heads = [part for part in value.parts if part.kind == "head"]
+    if wanted is None:
+        return heads
     missing = sorted(wanted - {(part.layer, part.head) for part in heads})
     if missing:
         layer, head = missing[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 from traceformer.analysis.circuits import Circuits, circuits_of
 from traceformer.analysis.head_metrics import HeadMetrics
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_is
 from traceformer.models.head_weights import HeadWeights, head_weights_of, open_head_weights
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.weights import find_model_folder
@@ -36,6 +36,8 @@ def circuits(
         Unsupported: no decoder, or one whose heads are not known to read the stream through a norm alone.
         UsageError: metrics of another model.
     """
+    if measured is not None:
+        check_is(measured, HeadMetrics, "what heads gave")
     weights = _opened(model)
     previous = None
     if measured is not None:

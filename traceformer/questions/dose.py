@@ -8,7 +8,7 @@ import numpy as np
 
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.dose import Dose, Steered
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_number
 from traceformer.progress import OnStep, quiet, steps_watched
 from traceformer.texts.chats import Message
 from traceformer.texts.prompts import PromptSet
@@ -86,7 +86,9 @@ def dose(
         "seed": seed,
         "chat": chat,
     }
-    site, trait = site_of(own), Traits({own.name: {number: vector}}, site_of(own))
+    site = site_of(own)
+    place = f"dec.{site}" if loaded.dims.arch == "encdec" else site  # it is the decoder that is steered
+    trait = Traits({own.name: {number: vector}}, place)
     runs: list[Run] = []
     found: list[list[Reread]] = []
     with steps_watched("steering", progress) as shown:
@@ -97,7 +99,7 @@ def dose(
                     loaded, prompts, project=trait, dtype="float32", batch_size=batch_size, progress=quiet, **choosing
                 )
             runs.append(run)
-            found.append(reread(loaded, run, site, number, vector, batch_size=batch_size))
+            found.append(reread(loaded, run, place, number, vector, batch_size=batch_size))
         shown(len(scales), len(scales))
     return Dose(
         scales,
@@ -125,16 +127,12 @@ def _checked(scales: Sequence[float]) -> tuple[float, ...]:
     Raises:
         UsageError: there are none, one is no number, or one is given twice.
     """
-    if not len(scales):
-        raise UsageError("`scales` are none", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
-    for scale in scales:
-        try:
-            is_finite = bool(np.isfinite(scale))
-        except TypeError:
-            is_finite = False
-        if not is_finite:
-            raise UsageError(f"{scale!r} is no scale", hint="a finite number")
-    rising = sorted(float(scale) for scale in scales)
+    given = list(scales) if hasattr(scales, "__iter__") and not isinstance(scales, str) else []
+    if not given:
+        raise UsageError(f"`scales={scales!r}`", hint="a list of numbers, such as [-8, -4, 0, 4, 8]")
+    for scale in given:
+        check_number("scale", scale)
+    rising = sorted(map(float, given))
     if len(set(rising)) < len(rising):
         raise UsageError(f"a scale is given twice in {', '.join(f'{scale:g}' for scale in rising)}")
     return tuple(rising)

@@ -9,10 +9,10 @@ import numpy as np
 from traceformer.analysis.agreement import largest
 from traceformer.analysis.edges import Edged, EdgeEffects, parts_of
 from traceformer.analysis.effects import mean_over_pairs, normalised
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import Unsupported, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
-from traceformer.questions.patch import pairs_of
+from traceformer.questions.patch import How, pairs_of
 from traceformer.questions.sweeps import check_model
 from traceformer.shapes import Float64
 from traceformer.texts.contrasts import Contrasts
@@ -37,8 +37,10 @@ def edges(
     wrong: str | int | None = None,
     pairs: Contrasts | None = None,
     metric: "str | MetricFunction" = "logit_difference",
+    how: How = "denoise",
     metric_position: int = -1,
     answer_token: "AnswerToken" = "only",
+    steps: int = 1,
     exact_top: int = 0,
     batch_size: int = 8,
     progress: OnStep | None = None,
@@ -49,8 +51,9 @@ def edges(
 
     An edge goes from a sender (the embedding, a head's z @ W_O, an MLP) to a receiver (queries, keys or values of a
     head, an MLP, the logits). Its effect is what becomes of the corrupt text's metric if the receiver reads what the
-    sender adds to the clean text, at all positions, and everything else is as it is. One pass forward and backward
-    estimates all of them (edge attribution patching, Syed et al., 2023); one is measured by two passes.
+    sender adds to the clean text, at all positions, and everything else is as it is, as a share of the difference
+    between both texts. One pass forward and backward estimates all of them (edge attribution patching, Syed et al.,
+    2023); one is measured by two passes.
 
     Args:
         model: A decoder whose blocks add to the stream what heads and MLPs make, without norms behind them.
@@ -61,8 +64,11 @@ def edges(
         pairs: In place of these four: the name of a set, a file, or a list of objects, as of `patch`.
         metric: `logit_difference`, `log_prob`, `probability`, `loss`, `kl`, or a function of torch that takes logits
             (text, position, vocabulary) and returns a number per text.
+        how: `denoise` runs the corrupt text with what is added to the clean one, `noise` the other way round.
         metric_position: Where the metric looks; the last token by default.
         answer_token: Whether an answer of several tokens is refused, or stands for its `first` one.
+        steps: At how many points of the way from one text to the other slopes are taken, in a pass each (Hanna et al.,
+            2024).
         exact_top: How many edges to measure: those of the largest mean estimates.
         batch_size: Edges that are measured at a time.
         progress: Told how many of how many steps are done.
@@ -81,19 +87,20 @@ def edges(
     check_model(model, batch_size)
     if model.dims.arch != "dec":
         raise Unsupported(f"edges of {model.name}", why="it is no decoder: there is no one stream to the logits")
-    if exact_top < 0 or batch_size < 1:
-        raise UsageError(f"`exact_top={exact_top}`, `batch_size={batch_size}`", hint="numbers of edges")
+    check_choice("how", how, ("denoise", "noise"))
+    check_whole("steps", steps, 1)
+    check_whole("exact_top", exact_top, 0)
     look = metric_named(metric, metric_position)
     asked = pairs_of(clean, corrupt, answer, wrong, pairs)
     read = read_pairs(model, asked, look, answer_token=answer_token)
-    reading = _Reading(model, look)
+    reading = _Reading(model, look, how)
     # Read anew for what is measured, so that memory does not grow with pairs.
     n_measured = len(read) if exact_top else 0
     with steps_watched("edges", progress) as told, evaluating(model.model):
         found: list[_Found] = []
         for number, pair in enumerate(read):
             own = reading.of(pair)
-            found.append(_Found(own.clean, own.corrupt, own.stream.estimates(own.metric) / own.span))
+            found.append(_Found(own.untouched, own.other, own.stream.estimates(own.metric, steps) / own.span))
             told(number + 1, len(read) + n_measured)
         dims = model.dims.stacks["dec"]
         senders, receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
@@ -105,49 +112,56 @@ def edges(
             own = reading.of(pair)
             for first in range(0, len(chosen), batch_size):
                 part = slice(first, first + batch_size)
-                effects = (own.stream.measure(own.metric, chosen[part]) - own.corrupt) / own.span
+                effects = (own.stream.measure(own.metric, chosen[part]) - own.untouched) / own.span
                 exact[number][tuple(np.array(places[part]).T)] = effects
             told(len(read) + number + 1, len(read) + n_measured)
+    untouched, other = (np.array(ends) for ends in zip(*((each.untouched, each.other) for each in found), strict=True))
     return EdgeEffects(
         senders,
         receivers,
         estimates,
         exact,
-        np.array([each.clean for each in found]),
-        np.array([each.corrupt for each in found]),
+        *((other, untouched) if how == "denoise" else (untouched, other)),
         tuple(pair.name for pair in read),
-        Edged(model=model.name, digest=model.digest, metric=look.name, position=look.position),
+        Edged(
+            model=model.source_and_adapter,
+            digest=model.digest,
+            metric=look.name,
+            position=look.position,
+            how=how,
+            steps=steps,
+        ),
     )
 
 
 class _Found(NamedTuple):
-    clean: float
-    corrupt: float
+    untouched: float
+    other: float
     estimates: Float64[np.ndarray, "sender receiver"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """One pair: its stream, the metric of passes of the corrupt text, and that of both texts untouched."""
+    """One pair: the stream of the text that is run, the metric of passes, of this text untouched, and of the other."""
 
     stream: "Stream"
     metric: "OfLogits"
-    clean: float
-    corrupt: float
+    untouched: float
+    other: float
 
     @property
     def span(self) -> float:
         """What effects are shares of; NaN where there is nothing to share."""
-        return float(1 / normalised(np.ones(1) + self.corrupt, np.array([self.clean]), np.array([self.corrupt]))[0])
+        return float(1 / normalised(np.ones(1) + self.untouched, np.array([self.other]), np.array([self.untouched]))[0])
 
 
 class _Reading:
     """Reads pairs with one model, for one metric."""
 
-    def __init__(self, model: LoadedModel, metric: "Metric") -> None:
+    def __init__(self, model: LoadedModel, metric: "Metric", how: How) -> None:
         from traceformer.capture.edits.started import Passes
 
-        self._model, self._metric, self._passes = model, metric, Passes(model)
+        self._model, self._metric, self._how, self._passes = model, metric, how, Passes(model)
 
     def of(self, pair: "PairOfIds") -> _Own:
         import torch
@@ -167,4 +181,6 @@ class _Reading:
             """Of a pass over as many copies of the text as there are rows."""
             return self._metric.of(logits, goal.rows(torch.zeros(len(logits), dtype=torch.long, device=logits.device)))
 
-        return _Own(Stream(self._model, corrupt, clean), metric, *(float(metric(each)) for each in both))
+        ends = (clean, both[0]), (corrupt, both[1])
+        (other, others), (run, own) = ends if self._how == "denoise" else ends[::-1]
+        return _Own(Stream(self._model, run, other), metric, float(metric(own)), float(metric(others)))

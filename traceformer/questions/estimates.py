@@ -1,7 +1,7 @@
 """Patching estimated: every cell at once from slopes, and the largest ones measured beside it.
 
 1. Each group of pairs is estimated: a pass with gradients for each pair, whatever the number of cells.
-2. The cells of the largest mean estimates are measured as any sweep measures them, in all pairs.
+2. The cells that change most by their mean estimates are measured as any sweep measures them, in all pairs.
 3. What both say of these cells is their agreement: `Effects.agreement`.
 """
 
@@ -65,7 +65,7 @@ def estimate_effects(
     folder: EffectsFolder | None = None,
     told: OnStep,
 ) -> Effects:
-    """Returns estimated effects of all cells, and measured ones of those with the largest mean estimates.
+    """Returns estimated effects of all cells, and measured ones of those that they say change most.
 
     Args:
         read: Reads a group of pairs, given their numbers.
@@ -75,7 +75,7 @@ def estimate_effects(
         sweeper: How cells are measured.
         about: What is done.
         steps: At how many points of the way to the new values slopes are taken.
-        exact_top: How many cells are measured.
+        exact_top: How many cells are measured: those that change most.
         folder: Where the effects of each pair go, once they are there.
         told: Told how many of how many pairs are done.
 
@@ -95,7 +95,8 @@ def estimate_effects(
         clean[numbers], corrupt[numbers] = group.ends(found)
         estimates[numbers] = normalised(found.metric.numpy(), clean[numbers], corrupt[numbers])
         told(done := done + len(numbers), total)
-    chosen = {int(np.ravel_multi_index(place, shape)) for place in largest(mean_over_pairs(estimates), exact_top)}
+    places = largest(mean_over_pairs(estimates) - about.untouched, exact_top)
+    chosen = {int(np.ravel_multi_index(place, shape)) for place in places}
     kept = set() if folder is None else set(folder.done())
     for numbers in groups:
         left = [number for number in numbers if number not in kept]

@@ -7,6 +7,7 @@
 3. The metric of each pass becomes a share of the difference between both texts.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Effects, Swept, normalised
-from traceformer.errors import UsageError, check_choice
+from traceformer.errors import UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.effects_folder import EffectsFolder
@@ -29,6 +30,7 @@ from traceformer.questions.sweeps import (
     edits_at_work,
     key_of,
     most_at_once,
+    positions_of_word,
     sweep_axes,
 )
 from traceformer.sites import SITES, ArrayKey, Numbers
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from traceformer.capture.edits.started import Passes
     from traceformer.capture.edits.sweeping import Sweeper, Values
 
-__all__ = ["pairs_of", "patch"]
+__all__ = ["How", "pairs_of", "patch"]
 
 How: TypeAlias = Literal["denoise", "noise"]
 
@@ -99,7 +101,9 @@ def patch(
         how: `denoise` patches the corrupt text with the clean one's activations, `noise` the other way round.
         layers: Which layers; all by default.
         heads: Which heads, of k and v those of keys; all by default.
-        positions: Which positions, or queries, negative from the end; all by default.
+        positions: Which positions, or queries, negative from the end; all by default. Any text but a list of numbers is
+            a word that every clean text has once (`"Paris"`), or `"last"`: the tokens that contain it are meant, and
+            those of the corrupt text at the same positions.
         attention: `cross` for a decoder's attention to the encoder.
         metric_position: Where the metric looks; the last token by default.
         align: `end` matches positions of texts of unequal length from their ends; by default these are refused.
@@ -108,7 +112,7 @@ def patch(
             (attribution patching).
         steps: Of an estimate: at how many points of the way to the other text's activations slopes are taken; beyond
             one they are taken layer by layer.
-        exact_top: Of an estimate: how many cells, those of the largest mean estimates, to measure as well.
+        exact_top: Of an estimate: how many cells, those that change most by it, to measure as well.
         batch_size: Whole texts that share a pass, or as many tokens in parts of texts.
         out: A folder to write effects to, pair by pair.
         resume: Go on with an interrupted sweep of the same settings there.
@@ -139,6 +143,7 @@ def patch(
         model, pairs_of(clean, corrupt, answer, wrong, pairs), chosen, align=align, answer_token=answer_token
     )
     _check_lengths(read, key)
+    places = _places_of_word(model, positions, read, from_end=align is not None)
     bases = [pair.corrupt if how == "denoise" else pair.clean for pair in read]
     longest = max(map(len, bases))
     axes = sweep_axes(
@@ -147,10 +152,11 @@ def patch(
         over,
         layers=layers,
         heads=heads,
-        positions=positions,
+        positions=places[0] if places else positions,
         longest=longest,
         from_end=align is not None,
     )
+    narrowed = [axes.at(own) for own in places] if places else [axes] * len(read)
     about = Swept(
         verb="patch",
         model=model.source_and_adapter,
@@ -164,14 +170,18 @@ def patch(
     shown, names = axes.axes([base.tokens for base in bases]), [pair.name for pair in read]
     sweeper = Sweeper(passes, chosen, batch_size)
     most = most_at_once(model, passes, longest, batch_size, all_logits=chosen.position is None)
-    groups = Groups([(len(pair.corrupt), len(pair.clean)) for pair in read], most)
+    alike = [
+        (len(pair.corrupt), len(pair.clean), *own) for pair, own in zip(read, places or [()] * len(read), strict=True)
+    ]
+    groups = Groups(alike, most)
     settings = {"texts": _digest(read), "narrowed": axes.narrowed, "answer_token": answer_token}
+    settings |= {"positions": positions} if places else {}
     settings |= {"steps": steps, "exact_top": exact_top} if estimate else {}
     settings |= edits_at_work(model, metric, resume=resume)
     arrays = ("estimate", "exact") if estimate else ("metric", "effect")
 
     def group_of(numbers: Sequence[int]) -> ReadGroup:
-        return _read_group(model, [read[number] for number in numbers], key, axes, how, sweeper)
+        return _read_group(model, [read[number] for number in numbers], key, narrowed[numbers[0]], how, sweeper)
 
     with ExitStack() as during:
         folder = None
@@ -223,6 +233,25 @@ def pairs_of(
     return [read_contrast(one, "the pair", "0")]
 
 
+def _places_of_word(
+    model: LoadedModel, positions: Numbers, read: Sequence["PairOfIds"], *, from_end: bool
+) -> list[tuple[int, ...]] | None:
+    """Where the clean texts have the word that `positions` is; None where it is none.
+
+    Raises:
+        SelectionError: one of them does not have it once.
+        UsageError: there is no tokenizer to find it with.
+    """
+    if not isinstance(positions, str) or re.fullmatch(r"[-\d,\s]*", positions):
+        return None
+    if positions == "last":
+        return [(-1,)] * len(read)
+    found = [positions_of_word(model, positions, pair.clean.ids) for pair in read]
+    if from_end:
+        found = [tuple(n - len(pair.clean) for n in own) for own, pair in zip(found, read, strict=True)]
+    return found
+
+
 def _check_lengths(read: Sequence["PairOfIds"], key: ArrayKey) -> None:
     unequal = [pair for pair in read if len(pair.clean) != len(pair.corrupt)]
     if unequal and SITES[key.site].is_matrix:
@@ -241,8 +270,8 @@ def _check_estimate(estimate: bool, steps: int, exact_top: int) -> None:
     Raises:
         UsageError: it is so.
     """
-    if steps < 1 or exact_top < 0:
-        raise UsageError(f"`steps={steps}`, `exact_top={exact_top}`", hint="`steps=1`, or more; `exact_top=0`, or more")
+    check_whole("steps", steps, 1)
+    check_whole("exact_top", exact_top, 0)
     if not estimate and (steps != 1 or exact_top):
         name = f"exact_top={exact_top}" if exact_top else f"steps={steps}"
         raise UsageError(f"`{name}` without an estimate", why="every cell is measured", hint="`estimate=True`")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Axis, Effects, Swept, token_labels
-from traceformer.errors import SelectionError, Unsupported, UsageError
+from traceformer.errors import SelectionError, Unsupported, UsageError, check_whole
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel, n_embeddings_of
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.shapes import Float64
-from traceformer.sites import SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
 
 if TYPE_CHECKING:
     from traceformer.capture.edits.started import Passes
@@ -27,6 +27,7 @@ __all__ = [
     "edits_at_work",
     "key_of",
     "most_at_once",
+    "positions_of_word",
     "sweep_axes",
 ]
 
@@ -47,8 +48,7 @@ def check_model(model: Any, batch_size: int) -> None:
 
     if not isinstance(model, LoadedModel):
         raise UsageError(f"{type(model).__name__} is no model", hint="load_model(MODEL) gives one")
-    if batch_size < 1:
-        raise UsageError(f"`batch_size={batch_size}`", hint="1 or more")
+    check_whole("batch_size", batch_size, 1)
     if any(edit.examples is not None for edit in edits_of(model.model)):
         raise Unsupported(
             "a sweep under edits of single texts", why="its passes read a text many times", hint="edits of all texts"
@@ -97,11 +97,12 @@ def key_of(model: LoadedModel, site: str, attention: Attention = "self") -> Arra
     if site not in SITES or len(names) != 1:
         raise SelectionError(f"{site} is a group of sites", hint=f"one of {' '.join(names)}")
     if not SITES[site].per_layer or SITES[site].is_derived:
-        raise SelectionError(f"{site} cannot be swept", why="it is not there once in each layer")
+        near = "resid_post" if SITES[site].is_derived or site in ("final_norm", *OUTPUTS) else "resid_pre"
+        raise SelectionError(
+            f"{site} cannot be swept", why="it is not there once in each layer", hint=f'`site="{near}"`'
+        )
     row = model.architecture or architecture_of(model.config)
     key = ArrayKey("dec" if model.dims.arch == "dec" else "enc", attention if SITES[site].of_attention else None, site)
-    if site == "hidden":
-        raise Unsupported("hidden cannot be touched", why="it only lists the stream", hint='`site="resid_pre"`')
     if not row.has(key):
         why = row.refused.get(str(key), "its family has no such place, or hides it")
         raise Unsupported(f"{model.name} has no {key}", why=why, hint="run `traceformer check` to see what it has")
@@ -124,6 +125,22 @@ class SweepAxes:
     @property
     def layers(self) -> tuple[int, ...]:
         return self.chosen.get("layer") or self.narrowed["layer"]
+
+    def at(self, positions: tuple[int, ...]) -> "SweepAxes":
+        """Returns the same axes of texts in which other positions are touched.
+
+        Raises:
+            SelectionError: an axis runs over positions, which are others.
+        """
+        name = "query" if "query" in {*self.chosen, *self.narrowed} else "position"
+        if name not in self.chosen:
+            return replace(self, narrowed={**self.narrowed, name: positions})
+        if self.chosen[name] != positions:
+            why = "it is not at the same positions in all texts"
+            raise SelectionError(
+                f"a sweep over each {name} of a word", why=why, hint=f"`over` without {name}: all at once"
+            )
+        return self
 
     def axes(self, tokens: Sequence[Sequence[str]]) -> tuple[Axis, ...]:
         """Returns the axes, with the tokens of the texts that are touched."""
@@ -166,6 +183,9 @@ def sweep_axes(
     """
     names = tuple({"kv_head": "head"}.get(axis, axis) for axis in SITES[key.site].axes[:-1])
     names = (*names, "key") if SITES[key.site].is_matrix else names
+    if not isinstance(over, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SelectionError(f"a sweep of {key.site} over {over!r}", hint=f"over some of {', '.join(names)}")
+    over = [over] if isinstance(over, str) else over
     wrong = [name for name in over if name not in names]
     if wrong or not over or len(set(over)) != len(over):
         what = f"{wrong[0]!r}" if wrong else "no axis" if not over else "an axis twice"
@@ -204,6 +224,20 @@ def _within(numbers: Numbers, available: int, what: str, *, signed: bool = False
         named = ", ".join(map(str, wrong)) or "nothing"
         raise SelectionError(f"{what} {named} requested", why=f"there are only {what}s 0-{available - 1}")
     return tuple(dict.fromkeys(asked))
+
+
+def positions_of_word(model: LoadedModel, word: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """Returns the positions of the tokens of a text that contain a word, which it has once.
+
+    Raises:
+        SelectionError: it has none, or several.
+        UsageError: there is no tokenizer to find it with.
+    """
+    from traceformer.capture.edits.positions import tokens_with
+
+    if model.tokenizer is None:
+        raise UsageError(f"`positions={word!r}`", why="there is no tokenizer to find words with", hint="numbers")
+    return tuple(tokens_with(word, ids, model.tokenizer, name="positions"))
 
 
 class Groups:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from traceformer.errors import NotFound, SelectionError, UsageError
+from traceformer.errors import NotFound, SelectionError, UsageError, check_whole
 from traceformer.models.tokenizer import vocabulary_in
 from traceformer.models.weights import find_model_folder
 from traceformer.sites import Stack
@@ -45,6 +45,7 @@ def position_of(run: Run, example: int | str, stack: Stack, position: int | str)
     """
     length = run.length(example, stack)
     if not isinstance(position, str):
+        check_whole("position", position)
         if not -length <= position < length:
             raise SelectionError(f"position {position} requested", why=f"this example has positions 0-{length - 1}")
         return position % length

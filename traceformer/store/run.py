@@ -8,6 +8,7 @@ that are needed are read.
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,8 +215,10 @@ class Run:
 
         Raises:
             ExampleNotFound: there is no such example.
-            SelectionError: two examples have this id.
+            SelectionError: two examples have this id, or it is no number and no id.
         """
+        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
         if isinstance(example, str) and example in self._rows:
             if len(self._rows) < self.n and self.ids.count(example) > 1:
                 raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")

@@ -52,8 +52,10 @@ def load_contrasts(pairs: Contrasts) -> list[Contrast]:
     Raises:
         NotFound: no such set or file.
         Unreadable: a pair lacks one of its texts, or has something else in the place of it.
-        UsageError: there are none.
+        UsageError: there are none, or this is no list of them.
     """
+    if not isinstance(pairs, str | Path | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"`pairs={pairs!r}`", hint=f"a list of objects, a file, or {', '.join(PAIR_SETS)}")
     if isinstance(pairs, str | Path):
         rows = open_files([_path_of(pairs)], str(pairs))
         found = [read_contrast(row, rows.where(number), str(number)) for number, row in enumerate(rows)]

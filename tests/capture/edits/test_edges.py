@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,11 +36,15 @@ class PlainGpt2:
         self.n_heads = model.config.n_head
 
     def run(
-        self, ids: Tensor, receiver: Part | None = None, added: Tensor | None = None
+        self,
+        ids: Tensor,
+        receiver: Part | None = None,
+        added: Tensor | None = None,
+        moved: Tensor | float = 0.0,
     ) -> tuple[Tensor, dict[Part, Tensor]]:
-        """The metric, and what each part adds; what is `added` is read by the receiver alone."""
+        """The metric, and what each part adds; what is `added` the receiver alone reads, what is `moved` all."""
         at = torch.arange(ids.shape[1])
-        stream = self.base.wte(ids) + self.base.wpe(at)
+        stream = self.base.wte(ids) + self.base.wpe(at) + moved
         adds = {Part("embed"): stream}
         for layer, block in enumerate(self.base.h):
 
@@ -89,6 +94,24 @@ def test_every_edge_is_measured_and_estimated_as_in_passes_written_down() -> Non
         estimate = estimates[stream.senders.index(sender), stream.receivers.index(receiver)]
         assert estimate == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-8), (str(sender), str(receiver))
     assert float(base) == pytest.approx(float(metric(model(OWN).logits).detach()))
+
+
+def test_several_steps_are_the_mean_of_slopes_on_the_way_between_the_embeddings() -> None:
+    model, stream = stream_of("gpt2")
+    plain = PlainGpt2(model)
+    with torch.no_grad():
+        (_, own), (_, other) = plain.run(OWN), plain.run(OTHER)
+    estimates = stream.estimates(metric, steps=2)
+    way = other[Part("embed")] - own[Part("embed")]
+    for sender, receiver in ((Part("embed"), Part("q", 1, 2)), (Part("head", 0, 1), Part("mlp", 1))):
+        change = 1e-5 * (other[sender] - own[sender])
+        slopes: list[float] = []
+        for moved in (0 * way, 0.5 * way):
+            with torch.no_grad():
+                ends = [float(plain.run(OWN, receiver, sign * change, moved)[0]) for sign in (1, -1)]
+            slopes.append((ends[0] - ends[1]) / 2e-5)
+        estimate = estimates[stream.senders.index(sender), stream.receivers.index(receiver)]
+        assert estimate == pytest.approx(np.mean(slopes), rel=1e-6, abs=1e-8), (str(sender), str(receiver))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox_parallel"])

@@ -379,3 +379,26 @@ def test_a_model_is_proved_and_checked_without_the_edits_at_work(model: LoadedMo
     with tf.edit(model, edits.zero("z", 2)):
         assert tf.heads(model, TEXTS[:1]).to_frame().shape[0] == 32
         assert tf.check(model, texts=TEXTS).ok
+
+
+def test_an_edit_that_no_position_was_reached_of_is_told(model: LoadedModel) -> None:
+    how: dict[str, Any] = {"max_tokens": 2, "temperature": 0}
+    late = edits.zero("z", 2, position=500)
+    said = r"edits\.zero\(site='z', layers=\[2\], position=500\) edited nothing"
+    with pytest.warns(UserWarning, match=said), tf.edit(model, edits.zero("z", 1, position=3), late):
+        tf.generate(model, "If the argument is not", "z", **how)
+    with pytest.warns(UserWarning, match="edited nothing"), tf.edit(model, edits.cut(1, 2, query=None, key=500)):
+        tf.generate(model, "If the argument is not", "z", **how)
+    with pytest.warns(UserWarning, match="edited nothing"), tf.edit(model, edits.zero("z", 1, position=slice(90, 95))):
+        tf.record(model, TEXTS, "z")
+    with tf.edit(model, edits.zero("z", 1, position=slice(-1, None)), edits.cut(1, 2, query=3, key=0)):
+        tf.generate(model, "If the argument is not", "z", **how)  # which pytest would fail by a warning
+
+
+def test_a_donor_that_was_rounded_is_told(model: LoadedModel) -> None:
+    donor = tf.record(model, TEXTS, "resid_pre")
+    for wanted in (edits.patch("resid_pre", 1, donor, example=0), edits.resample("resid_pre", 1, donor, example=0)):
+        with pytest.warns(UserWarning, match="keeps float16, and the model computes in float32"):
+            assert recorded(model, wanted, capture="z").meta["edits"][0]["run_dtype"] == "float16"
+    with tf.edit(model, edits.mean("resid_pre", 1, donor)):
+        assert tf.record(model, TEXTS, "z").meta["edits"][0]["run_dtype"] == "float16"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from traceformer.errors import NotRecorded, SelectionError, UsageError
-from traceformer.sites import ArrayKey
+from traceformer.sites import SITES, ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Scale",
     "Where",
     "as_direction",
+    "check_change",
     "zeros",
 ]
 
@@ -81,7 +82,7 @@ class ProjectOut:
 
     def __call__(self, part: Tensor, where: Where) -> Tensor:
         basis = torch.as_tensor(self.basis, dtype=part.dtype, device=part.device)
-        _check_width(self.basis, part, where)
+        _check_width(self.basis, part.shape[-1], where.key)
         return part - (part @ basis.T) @ basis
 
 
@@ -118,8 +119,7 @@ class Mean:
             self.cache[place] = mean_of_run(self.run, *place, per_position=self.per_position)
         means = self.cache[place]
         if where.heads:
-            stored = _stored_heads(self.run, where)
-            means = means[stored]
+            means = means[_stored_heads(self.run, where.key, where.heads)]
         if not self.per_position:
             return _broadcast(means[..., None, :], part, where)
         last = int(where.positions.max())
@@ -180,6 +180,36 @@ class Cut:
         return torch.where(is_cut, left / share, part)
 
 
+def check_change(change: Change, key: ArrayKey, layer: int | None, heads: Sequence[int], width: int) -> None:
+    """Refuses what cannot be done at a place, as far as that can be told before a pass.
+
+    Args:
+        change: What is to be done.
+        key: The array.
+        layer: The layer.
+        heads: The heads that are edited; none where the site has none.
+        width: How wide its rows are; 0 where that is not known.
+
+    Raises:
+        UsageError: numbers of another width, or the mean of patterns.
+        NotRecorded: a run that lacks the array, the layer, or a head.
+    """
+    if isinstance(change, Add):
+        _check_width(change.direction, width, key)
+    elif isinstance(change, ProjectOut):
+        _check_width(change.basis, width, key)
+    elif isinstance(change, Patch) and not isinstance(change.source, Run):
+        if width and change.source.shape[-1] not in (1, width):
+            raise UsageError(f"values of shape {change.source.shape} for {key}", why=f"its rows have width {width}")
+    elif isinstance(change, Mean | Patch | Resample):
+        run = change.source if isinstance(change, Patch) else change.run
+        assert isinstance(run, Run)
+        if isinstance(change, Mean) and SITES[key.site].is_matrix:
+            raise UsageError(f"the mean of {key}", why="its rows have as many entries as there are keys")
+        _held(run, key, layer)
+        _stored_heads(run, key, heads)
+
+
 def as_direction(values: Any, what: str = "direction") -> np.ndarray:
     """Returns a vector, or one for each head, as float64; of a direction that was fitted its own.
 
@@ -209,11 +239,7 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
         NotRecorded: the run does not hold it.
         SelectionError: the example is too short.
     """
-    spec = run.spec(where.key)
-    if where.layer is not None and where.layer not in spec.layers:
-        raise NotRecorded(
-            f"{run.name} holds no layer {where.layer} of {where.key}", hint=f"it has layers {_listed(spec.layers)}"
-        )
+    _held(run, where.key, where.layer)
     stack = where.key.token_stack
     wanted = where.positions.tolist() if positions is None else list(positions)
     length = run.length(example, stack)
@@ -226,7 +252,7 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
         )
     rows = run.get(example, where.key, where.layer)
     if where.heads:
-        rows = rows[_stored_heads(run, where)]
+        rows = rows[_stored_heads(run, where.key, where.heads)]
     if not len(where.keys):
         return rows[..., wanted, :]
     squares = rows[:, wanted]
@@ -235,11 +261,6 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
 
 def mean_of_run(run: Run, key: ArrayKey, layer: int | None, *, per_position: bool) -> np.ndarray:
     """Returns a place's mean over a run: ([head,] width), or ([head,] position, width)."""
-    spec = run.spec(key)
-    if spec.site.is_matrix:
-        raise UsageError(f"the mean of {key}", why="its rows have as many entries as there are keys")
-    if layer is not None and layer not in spec.layers:
-        raise NotRecorded(f"{run.name} holds no layer {layer} of {key}", hint=f"it has layers {_listed(spec.layers)}")
     total: np.ndarray | None = None
     counts = np.zeros(max(run.length(number, key.token_stack) for number in range(run.n)))
     for number in range(run.n):
@@ -255,29 +276,36 @@ def mean_of_run(run: Run, key: ArrayKey, layer: int | None, *, per_position: boo
     return total.sum(-2) / counts.sum()
 
 
-def _stored_heads(run: Run, where: Where) -> list[int]:
-    stored = run.spec(where.key).heads
-    missing = [head for head in where.heads if head not in stored]
+def _held(run: Run, key: ArrayKey, layer: int | None) -> ArraySpec:
+    """What a run holds of an array, once it has the layer."""
+    spec = run.spec(key)
+    if layer is not None and layer not in spec.layers:
+        raise NotRecorded(f"{run.name} holds no layer {layer} of {key}", hint=f"it has layers {_listed(spec.layers)}")
+    return spec
+
+
+def _stored_heads(run: Run, key: ArrayKey, heads: Sequence[int]) -> list[int]:
+    """Where a run has the heads of an array."""
+    stored = run.spec(key).heads
+    missing = [head for head in heads if head not in stored]
     if missing:
         raise NotRecorded(
-            f"{run.name} holds no head {_listed(missing)} of {where.key}", hint=f"it has heads {_listed(stored)}"
+            f"{run.name} holds no head {_listed(missing)} of {key}", hint=f"it has heads {_listed(stored)}"
         )
-    return [stored.index(head) for head in where.heads]
+    return [stored.index(head) for head in heads]
 
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _check_width(values: np.ndarray, part: Tensor, where: Where) -> None:
-    if values.shape[-1] != part.shape[-1]:
-        raise UsageError(
-            f"a direction of width {values.shape[-1]}", why=f"{where.key} has rows of width {part.shape[-1]}"
-        )
+def _check_width(values: np.ndarray, width: int, key: ArrayKey) -> None:
+    if width and values.shape[-1] != width:
+        raise UsageError(f"a direction of width {values.shape[-1]}", why=f"{key} has rows of width {width}")
 
 
 def _rows_of(direction: np.ndarray, part: Tensor, where: Where) -> Tensor:
-    _check_width(direction, part, where)
+    _check_width(direction, part.shape[-1], where.key)
     rows = direction[..., None, :] if direction.ndim == 2 else direction
     return _broadcast(rows, part, where)
 

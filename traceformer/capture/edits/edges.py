@@ -6,7 +6,10 @@
 2. Estimated (edge attribution patching: Syed et al., 2023), an edge is the contribution times the slope of the metric
    with regard to the stream as the receiver reads it: the metric's slope at the receiver's queries, taken back through
    the norm before them to the stream, and nowhere else.
-3. Measured, it takes two passes. In the first the contribution is added to the stream before the receiver's block, and
+3. With several steps it is the mean of the slopes at the points k / steps, k = 0 .. steps - 1, of the straight way from
+   what enters the first block to what enters it in the other text, all else following from that (Hanna et al., "Have
+   Faith in Faithfulness", 2024).
+4. Measured, it takes two passes. In the first the contribution is added to the stream before the receiver's block, and
    the receiver's queries are kept; in the second, of the text itself, they take the place of its own.
 """
 
@@ -65,6 +68,7 @@ class Stream:
             parts.append(change[_place("mlp_out", layer)][0])
             self._check(parts, last if layer == dims.n_layers - 1 else _place("resid_pre", layer + 1), change, mine)
         self._added = torch.stack(parts)
+        self._entering = mine[_place("resid_pre", 0)]
 
     def _of_heads(self, layer: int, change: Tensor) -> list[Tensor]:
         """What each head's change of z, (head, position, d_head), becomes in the stream."""
@@ -101,17 +105,26 @@ class Stream:
     def is_edge(self, sender: Part, receiver: Part) -> bool:
         return is_edge(sender, receiver, parallel=self._row.parallel)
 
-    def estimates(self, metric: OfLogits) -> Float64[np.ndarray, "sender receiver"]:
-        """Returns by how much each edge would change the metric, to first order; NaN where there is none."""
-        slopes = self._slopes(metric)
+    def estimates(self, metric: OfLogits, steps: int = 1) -> Float64[np.ndarray, "sender receiver"]:
+        """Returns by how much each edge would change the metric, to first order; NaN where there is none.
+
+        Args:
+            metric: What is looked at.
+            steps: At how many points of the way to the other text slopes are taken.
+        """
+        slopes = torch.stack([self._slopes(metric, step / steps) for step in range(steps)]).mean(0)
         effects = torch.einsum("spd,rpd->sr", self._added.double(), slopes.double()).cpu().numpy()
         edges = [[self.is_edge(sender, receiver) for receiver in self.receivers] for sender in self.senders]
         return np.where(edges, effects, np.nan)
 
-    def _slopes(self, metric: OfLogits) -> Tensor:
-        """The metric's slope with regard to the stream as each receiver reads it: (receiver, position, d_model)."""
+    def _slopes(self, metric: OfLogits, share: float) -> Tensor:
+        """The metric's slope with regard to the stream as each receiver reads it: (receiver, position, d_model).
+
+        What enters the first block is this share of the way to the other text.
+        """
+        put = {_place("resid_pre", 0): self._entering + share * self._added[0]} if share else None
         read = {receiver: self._reads(receiver) for receiver in self.receivers}
-        climb = Climb(self._own, {place for places in read.values() for place in places})
+        climb = Climb(self._own, {place for places in read.values() for place in places}, put)
         seen = list(dict.fromkeys(shown for _, shown in read.values()))
         outer = dict(zip(seen, climb.slopes(metric(climb.logits), seen, is_last=False), strict=True))
         slopes: list[Tensor] = []

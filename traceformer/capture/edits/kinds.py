@@ -33,13 +33,15 @@ from traceformer.capture.edits.changes import (
     zeros,
 )
 from traceformer.capture.edits.positions import Position, as_positions, told
-from traceformer.errors import SelectionError, UsageError
+from traceformer.errors import SelectionError, UsageError, check_is, check_number, check_whole
 from traceformer.sites import SITES, Attention, Numbers, Stack, as_indices, expand_sites
 from traceformer.store.run import Run
 
 __all__ = ["Edit", "add", "cut", "function", "mean", "patch", "project_out", "resample", "scale", "zero"]
 
 Examples: TypeAlias = int | Sequence[int] | None
+
+_RUN = "a run that record or open_run gave"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -119,8 +121,8 @@ def scale(
     attention: Attention = "self",
 ) -> Edit:
     """Returns the edit that multiplies by a number."""
-    by = _number(by, "by")
-    return _edit("scale", site, Scale(by), layer, head, position, example, stack, attention, {"by": by})
+    check_number("by", by)
+    return _edit("scale", site, Scale(float(by)), layer, head, position, example, stack, attention, {"by": float(by)})
 
 
 def add(
@@ -136,7 +138,8 @@ def add(
     attention: Attention = "self",
 ) -> Edit:
     """Returns the edit that adds `scale` times a vector, as it is, to every row: of the site's width, or one a head."""
-    vector, scale = as_direction(direction), _number(scale, "scale")
+    check_number("scale", scale)
+    vector, scale = as_direction(direction), float(scale)
     settings = {"direction": _digest(vector), "scale": scale}
     return _edit("add", site, Add(vector, scale), layer, head, position, example, stack, attention, settings)
 
@@ -190,7 +193,8 @@ def patch(
         attention: Which attention.
     """
     if isinstance(source, Run):
-        origin: dict[str, Any] = {"run": source.name, "source_example": source_example}
+        source.example_id(source_example)  # refuses one that is not there
+        origin: dict[str, Any] = {**_named(source), "source_example": source_example}
         change = Patch(source, source_example, as_indices(source_position))
     else:
         values = as_direction(source, "source")
@@ -213,8 +217,8 @@ def mean(
     attention: Attention = "self",
 ) -> Edit:
     """Returns the edit that puts a run's mean there: over all its tokens, or `per_position` over its examples."""
-    _check_run(run)
-    settings = {"run": run.name, "per_position": per_position}
+    check_is(run, Run, _RUN)
+    settings = {**_named(run), "per_position": per_position}
     return _edit("mean", site, Mean(run, per_position, {}), layer, head, position, example, stack, attention, settings)
 
 
@@ -231,9 +235,10 @@ def resample(
     attention: Attention = "self",
 ) -> Edit:
     """Returns the edit that puts what a run holds of another text there: which one follows from seed and text."""
-    _check_run(run)
-    settings = {"run": run.name, "seed": seed}
-    return _edit("resample", site, Resample(run, seed), layer, head, position, example, stack, attention, settings)
+    check_is(run, Run, _RUN)
+    check_whole("seed", seed, 0)
+    settings = {**_named(run), "seed": int(seed)}
+    return _edit("resample", site, Resample(run, int(seed)), layer, head, position, example, stack, attention, settings)
 
 
 def cut(
@@ -314,15 +319,9 @@ def _edit(
     return Edit(kind, site, change, *place, settings=settings or {})
 
 
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise UsageError(f"`{what}={value!r}`", hint="a finite number")
-    return float(value)
-
-
-def _check_run(run: Any) -> None:
-    if not isinstance(run, Run):
-        raise UsageError(f"run is a {type(run).__name__}", hint="a run that record or open_run gave")
+def _named(run: Run) -> dict[str, Any]:
+    """What is said of a run that numbers come from."""
+    return {"run": run.name, "run_dtype": run.dtype}
 
 
 def _digest(values: np.ndarray) -> str:

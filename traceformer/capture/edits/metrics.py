@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from traceformer.errors import NumericError, UsageError, check_choice
+from traceformer.errors import NumericError, UsageError, check_choice, check_whole
 
 __all__ = ["METRICS", "Goal", "Metric", "MetricFunction", "goal_of", "metric_named"]
 
@@ -148,8 +148,9 @@ def metric_named(metric: str | MetricFunction, position: int = -1) -> Metric:
         metric_named(lambda logits: logits[:, -1, 5])
 
     Raises:
-        UsageError: there is no metric of this name.
+        UsageError: there is no metric of this name, or the position is no number.
     """
+    check_whole("metric_position", position)
     if callable(metric):
         name = getattr(metric, "__name__", type(metric).__name__)
         return Metric("function" if name == "<lambda>" else name, lambda logits, _: metric(logits), None)

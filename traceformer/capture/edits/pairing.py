@@ -129,7 +129,12 @@ def _token_behind(
 ) -> int:
     """The token id of an answer."""
     if given is None:
-        raise UsageError(f"pair {pair.name} has no {name}", why=f"the metric {metric.name} needs one")
+        instead = (
+            "" if metric.name == "log_prob" else ', or `metric="log_prob"`' if name == "wrong" else ', or `metric="kl"`'
+        )
+        raise UsageError(
+            f"pair {pair.name} has no {name}", why=f"the metric {metric.name} needs one", hint=f"`{name}`{instead}"
+        )
     if isinstance(given, int):
         count = n_embeddings_of(model.model)
         if not 0 <= given < count:

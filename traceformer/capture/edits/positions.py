@@ -28,12 +28,17 @@ def as_positions(position: Position) -> Position:
     Raises:
         UsageError: it is nothing that a position can be.
     """
-    if position is None or isinstance(position, str | slice | range):
+    if position is None or isinstance(position, str | range):
         return position
-    if isinstance(position, int | np.integer) and not isinstance(position, bool):
-        return int(position)
-    if isinstance(position, Sequence | np.ndarray):
-        entries = tuple(each.item() if isinstance(each, np.generic) else each for each in position)
+    if isinstance(position, slice):
+        ends = (position.start, position.stop, position.step)
+        if position.step != 0 and all(each is None or isinstance(each, int | np.integer) for each in ends):
+            return slice(*(None if each is None else int(each) for each in ends))
+    given: Any = position.tolist() if isinstance(position, np.ndarray | np.generic) else position
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        entries = tuple(each.item() if isinstance(each, np.generic) else each for each in given)
         if entries and all(isinstance(each, bool) for each in entries):
             return entries
         if entries and all(isinstance(each, int) and not isinstance(each, bool) for each in entries):
@@ -91,8 +96,14 @@ def meant(position: Position, at: Tensor, length: int, *, grows: bool, find: Cal
     return torch.isin(at, torch.tensor([number + length if number < 0 else number for number in numbers]))
 
 
-def tokens_with(word: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+def tokens_with(word: str, ids: Sequence[int], tokenizer: Any, *, name: str = "position") -> list[int]:
     """Returns the positions of the tokens that contain a word, of which there must be one occurrence.
+
+    Args:
+        word: Any text.
+        ids: The tokens of a text.
+        tokenizer: Theirs.
+        name: What the parameter is called that named the word.
 
     Raises:
         SelectionError: there is none, or there are several.
@@ -105,7 +116,7 @@ def tokens_with(word: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
     n_times = text.count(word) if word else 0
     if n_times != 1:
         raise SelectionError(
-            f"`position={word!r}`",
+            f"`{name}={word!r}`",
             why=f"the text has it {n_times} times" if n_times else "the text does not have it",
             hint="more of the words around it, or positions by number" if n_times else f"it reads {text[:80]!r}",
         )

@@ -1,24 +1,26 @@
 """Edits at work: `with tf.edit(model, *edits):`.
 
-1. Each edit is resolved to places of the model: arrays and layers. What the model lacks is refused at once.
+1. Each edit is resolved to places of the model: arrays and layers. What the model or a donor lacks is refused at once,
+   what texts lack before the first of them is read.
 2. At each place the edits that are about it act in their order, on the texts, heads and positions that they name.
 3. `record` and `generate` ask which edits are at work: a run states them, and what is proved of the model before its
-   first batch is proved with them put aside.
+   first batch is proved with them put aside. In the end they are told which edits touched nothing.
 """
 
+import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.edits.changes import Change, Cut, Where
+from traceformer.capture.edits.changes import Change, Cut, Patch, Resample, Where, check_change
 from traceformer.capture.edits.columns import Columns, Texts
 from traceformer.capture.edits.kinds import Edit
-from traceformer.capture.edits.positions import meant, tokens_with
+from traceformer.capture.edits.positions import NAMED, Position, meant, tokens_with
 from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
@@ -29,7 +31,16 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.sites import SITES, ArrayKey, Stack
 from traceformer.store.run import Run
 
-__all__ = ["Editing", "check_for_texts", "check_resumed", "edit", "edits_of", "examples_are", "unedited"]
+__all__ = [
+    "Editing",
+    "check_for_texts",
+    "check_resumed",
+    "edit",
+    "edits_of",
+    "examples_are",
+    "unedited",
+    "warn_of_untouched",
+]
 
 
 def edit(model: "LoadedModel | nn.Module", *edits: Edit) -> "Editing":
@@ -43,7 +54,8 @@ def edit(model: "LoadedModel | nn.Module", *edits: Edit) -> "Editing":
     Raises:
         Unsupported: the model has no such place, or hides it.
         SelectionError: there is no such layer or head.
-        UsageError: what is given is no edit, or comes from a run of another model.
+        UsageError: what is given is no edit, has another width than the place, or comes from a run of another model.
+        NotRecorded: a run does not hold what is to be put there.
     """
     return Editing(model, edits)
 
@@ -79,12 +91,14 @@ class Editing:
         self._at: defaultdict[Place, list[Edit]] = defaultdict(list)
         for each in self.edits:
             _check_source(each, self._loaded)
+            _warn_of_rounding(each, self._model.dtype)
             for place in self._places(each):
                 self._at[place].append(each)
         self._columns = Columns(self._model, tuple(self._row.stacks))
         self._examples: Sequence[int] | None = None
         self._prompts: Sequence[int] | None = None
         self._found: dict[tuple[str, tuple[int, ...]], Sequence[int]] = {}
+        self._touched: set[Edit] = set()
         self._is_aside = False
         self._undo = ExitStack()
 
@@ -118,8 +132,11 @@ class Editing:
         n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
         if edit.heads is not None:
             _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
+        heads = edit.heads or (range(n_heads) if {"head", "kv_head"} & set(site.axes) else ())
         for number in numbers:
             check_place(self._model, self._row, key, number)
+            if edit.change is not None:
+                check_change(edit.change, key, number, heads, dims.width_of(site))
         return [(key, number) for number in numbers]
 
     def _touch(self, key: ArrayKey, layer: int | None) -> Touch:
@@ -142,6 +159,8 @@ class Editing:
             if picked is None:
                 continue
             where, index = picked
+            if edit.change is not None:
+                self._touched.add(edit)
             part = (tensor if new is None else new)[index]
             part = part.to(torch.promote_types(part.dtype, torch.float32))
             changed = self._change(edit, row)(part, where)
@@ -185,7 +204,10 @@ class Editing:
             return edit.change
 
         def keys(where: Where) -> Tensor:
-            return self._meant(edit.keys, where.keys, row, where.key.key_stack)
+            chosen = self._meant(edit.keys, where.keys, row, where.key.key_stack)
+            if bool(chosen.any()):
+                self._touched.add(edit)
+            return chosen
 
         return Cut(keys, bool(edit.settings["renormalise"]))
 
@@ -208,20 +230,47 @@ class Editing:
             length, grows = self._prompts[row // (batch // len(self._prompts))], True
 
         def find(word: str) -> Sequence[int]:
-            tokenizer = None if self._loaded is None else self._loaded.tokenizer
-            if tokenizer is None or texts.ids is None:
-                raise UsageError(
-                    f"`position={word!r}`",
-                    why="there is no tokenizer to find words with" if tokenizer is None else "no token ids were given",
-                    hint="positions by number; or edit what tf.load_model gave",
-                )
-            ids = texts.ids[row]
-            real = tuple(ids[-length:].tolist() if texts.so_far[row, 0] < 0 else ids[:length].tolist())
-            if (word, real) not in self._found:
-                self._found[word, real] = tokens_with(word, real, tokenizer)
-            return self._found[word, real]
+            ids = None if texts.ids is None else texts.ids[row]
+            if ids is not None:
+                ids = ids[-length:] if texts.so_far[row, 0] < 0 else ids[:length]
+            return self._tokens_with(word, None if ids is None else ids.tolist())
 
         return meant(position, at, length, grows=grows, find=find)
+
+    def _tokens_with(self, word: str, ids: Sequence[int] | None) -> Sequence[int]:
+        """The positions of the tokens of a text that contain a word."""
+        tokenizer = None if self._loaded is None else self._loaded.tokenizer
+        if tokenizer is None or ids is None:
+            raise UsageError(
+                f"`position={word!r}`",
+                why="there is no tokenizer to find words with" if tokenizer is None else "no token ids were given",
+                hint="positions by number; or edit what tf.load_model gave",
+            )
+        asked = (word, tuple(ids))
+        if asked not in self._found:
+            self._found[asked] = tokens_with(word, ids, tokenizer)
+        return self._found[asked]
+
+    def check_texts(self, lengths: "Lengths", ids_of: "IdsOf", *, grows: bool) -> None:
+        """Refuses positions that texts do not have; see `check_for_texts`."""
+        for (key, _), edits in self._at.items():
+            for each in edits:
+                places: list[tuple[Position, Stack]] = [(each.position, key.token_stack), (each.keys, key.key_stack)]
+                for position, stack in places:
+                    if position is None or stack not in lengths:
+                        continue
+                    numbers = each.examples or range(len(lengths[stack]))
+                    if isinstance(position, str) and position not in NAMED:
+                        for number in numbers:
+                            self._tokens_with(position, ids_of(number)[stack])
+                    is_open = grows and stack == list(self._row.stacks)[-1]
+                    for length in {lengths[stack][number] for number in numbers}:
+                        meant(position, torch.arange(length), length, grows=is_open, find=lambda _: ())
+        self._touched.clear()
+
+    def untouched(self) -> list[Edit]:
+        """Returns the edits that changed nothing since texts were checked: no text had their positions."""
+        return [each for each in self.edits if each not in self._touched]
 
 
 _at_work: "weakref.WeakKeyDictionary[nn.Module, list[Editing]]" = weakref.WeakKeyDictionary()
@@ -258,17 +307,38 @@ def examples_are(model: Any, numbers: Sequence[int], prompts: Sequence[int] | No
         editing._examples, editing._prompts = list(numbers), prompts  # pyright: ignore[reportPrivateUsage]
 
 
-def check_for_texts(edits: Sequence[Edit], n_texts: int) -> None:
-    """Refuses what texts that are read do not have.
+Lengths: TypeAlias = Mapping[Stack, Sequence[int]]
+IdsOf: TypeAlias = Callable[[int], Mapping[Stack, Sequence[int]]]
+
+
+def check_for_texts(model: Any, lengths: Lengths, ids_of: IdsOf, *, grows: bool = False) -> None:
+    """Refuses edits at work of what the texts that will be read do not have, before the first one is.
+
+    Args:
+        model: The model.
+        lengths: The tokens of each text, or of each prompt, by stack.
+        ids_of: Returns the token ids of a text, by its number; asked only where a word is to be found in it.
+        grows: Whether texts are prompts, which responses follow.
 
     Raises:
-        UsageError: an edit is about responses, or about a text that is not there.
+        UsageError: an edit is about responses where there are none, or about a text that is not there.
+        SelectionError: a text has no such position, or not this word once.
     """
+    edits, n_texts = edits_of(model), len(next(iter(lengths.values())))
     beyond = [number for each in edits for number in each.examples or () if number >= n_texts]
     if beyond:
         raise UsageError(f"an edit of text {beyond[0]}", why=f"there are {n_texts}, counted from 0")
-    if any(each.position == "response" for each in edits):
+    if not grows and any("response" in (each.position, each.keys) for each in edits):
         raise UsageError('`position="response"`', why="texts that are read have no response", hint="edit `tf.generate`")
+    for editing in _at_work.get(model.base_model, ()):
+        editing.check_texts(lengths, ids_of, grows=grows)
+
+
+def warn_of_untouched(model: Any) -> None:
+    """Tells which edits at work changed nothing since `check_for_texts`: no text reached their positions."""
+    for editing in _at_work.get(model.base_model, ()):
+        for each in editing.untouched():
+            warnings.warn(f"{each} edited nothing: no text that was read has such a position", stacklevel=3)
 
 
 def check_resumed(edits: Sequence[Edit]) -> None:
@@ -290,6 +360,21 @@ def _within(numbers: Sequence[int], n: int, what: str) -> Sequence[int]:
     if outside:
         raise SelectionError(f"{what} {outside[0]} requested", why=f"there are only {what}s 0-{n - 1}")
     return numbers
+
+
+def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
+    """Tells that what a run puts there was rounded when it was kept."""
+    run = getattr(edit.change, "run", None) or getattr(edit.change, "source", None)
+    if not isinstance(edit.change, Patch | Resample) or not isinstance(run, Run):
+        return
+    best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
+    if torch.finfo(getattr(torch, run.dtype)).eps > torch.finfo(best).eps:
+        name = str(best).removeprefix("torch.")
+        warnings.warn(
+            f"{run.name} keeps {run.dtype}, and the model computes in {name}: {edit.kind} puts rounded numbers there; "
+            f'record the donor with `dtype="{name}"`',
+            stacklevel=4,
+        )
 
 
 def _check_source(edit: Edit, loaded: LoadedModel | None) -> None:

@@ -211,13 +211,13 @@ class Passes:
         with ExitStack() as undo:
             for number in range(layer):
                 _hand_on(self._blocks[number], base.returned[number], undo)
-            entering = base.entering[layer][rows, first:]
+            entering = base.entering[layer][:, first:].index_select(0, rows)
             put = self._blocks[layer].register_forward_pre_hook(_putting(entering), with_kwargs=True)
             undo.callback(put.remove)
             own = next((place for place in touches if place[0].site == "z" and place[1] == layer), None)
             if base.mixed and own is not None:
                 mixed, returned = base.mixed[layer]
-                by_head = mixed[rows, first:].unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
+                by_head = mixed[:, first:].index_select(0, rows).unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
                 new = touches[own](by_head).transpose(1, 2).flatten(-2)
                 attention, projection = self._attentions()[layer]
                 _replace(attention, lambda *_, **__: _several(projection(new), returned), undo)

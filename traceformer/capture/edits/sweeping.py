@@ -286,9 +286,14 @@ def _touches(cells: Sequence[Cell], texts: Tensor, values: Values, length: int) 
 
 
 def _mask(cells: Sequence[Cell | None], key: ArrayKey, layer: int, length: int, like: Tensor) -> Tensor:
-    """Which parts of an array each row's cell means: (row, [head,] position, 1), or (row, head, query, key)."""
+    """Which parts of an array each row's cell means: (row, [head,] position, 1), or (row, head, query, key).
+
+    Of rows that all have one cell it is one row.
+    """
     by_head, is_matrix = SITES[key.site].axes[1] != "position", SITES[key.site].is_matrix
     n_heads = like.shape[1] if by_head else 1
+    if all(cell is cells[0] for cell in cells):  # in several texts
+        cells = cells[:1]
     mask = torch.zeros((len(cells), n_heads, length, length if is_matrix else 1), dtype=torch.bool, device=like.device)
     for own, cell in zip(mask, cells, strict=True):
         if cell is not None:

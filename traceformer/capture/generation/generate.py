@@ -22,7 +22,14 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
-from traceformer.capture.edits.session import check_resumed, edits_of, examples_are, unedited
+from traceformer.capture.edits.session import (
+    check_for_texts,
+    check_resumed,
+    edits_of,
+    examples_are,
+    unedited,
+    warn_of_untouched,
+)
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
@@ -235,15 +242,17 @@ def answer(
         warnings.warn(f"{instead}, in place of {name}={stated} of {model.name}: the same numbers", stacklevel=2)
     replay = replay or sampling.is_searched or choosing.runs_more or "attn_scores" in selection.sites
     read = read_prompts(model, prompts, max_tokens=sampling.max_tokens)
+    begun = [started(model, prompt) for prompt in read]
+    prompt_lengths: dict[Stack, list[int]] = {stack: [row.length(stack) for row in begun] for stack in begun[0].ids}
+    check_for_texts(model.model, prompt_lengths, lambda number: begun[number].ids, grows=True)
     with unedited(model.model):
         model = fitted(model, [each.row for each in read[:batch_size]], progress)
     plan = plan_arrays(selection, model.model, architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
-    begun = [started(model, prompt) for prompt in read[:batch_size]]
     with unedited(model.model), HandedOn(model) as handed_on:
-        prove_first(model, plan, begun, tokens, to_continue=not replay)
+        prove_first(model, plan, begun[:batch_size], tokens, to_continue=not replay)
     sharing = Sharing(model.model)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
@@ -256,7 +265,7 @@ def answer(
         mean={stack: fmean(lengths) for stack, lengths in most.items()},
         dtype=place.storage.dtype,
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
-        triangles=triangles_of(model, plan, begun) if not edits else frozenset(),
+        triangles=triangles_of(model, plan, begun[:batch_size]) if not edits else frozenset(),
     )
     if not edits:
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
@@ -266,6 +275,7 @@ def answer(
     configuration = model_configuration(model, plan) | generation_configuration(model, prompts, sampling, replay=replay)
     with place.open(name, layout, meta, configuration, most) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
+        answers_all = total == layout.n_examples
         counting = Counting(progress, total, lambda: writer.bytes_written)
 
         def step(tokens: int) -> None:
@@ -282,16 +292,17 @@ def answer(
                 made, rows = _completed(model, batch, parts, sampling, seed, prompts.category)
                 counting.tokens = before + sum(len(each.tokens) for each in made)  # without padding and lost beams
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in rows] for stack in rows[0].ids})
-                # An encoder-decoder's decoder begins with its start token.
-                prompt_lengths = [each.prompt.row.lengths.get("dec", 1) for each in made]
                 numbers = [shard * batch_size + row // sampling.num_return_sequences for row in range(len(rows))]
-                answering.fill(sink, parts, rows, batch_size, numbers, prompt_lengths)
+                read_of = [prompt_lengths["dec"][number] for number in numbers]
+                answering.fill(sink, parts, rows, batch_size, numbers, read_of)
                 table = generation_table(made, rows, layout.shard_range(shard), sampling, replay=replay)
                 pipeline.close_shard(shard, sink, table)
                 counting.examples += len(rows)
                 counting.tell("generating")
                 for response in made:
                     on_response(response)
+        if answers_all:
+            warn_of_untouched(model.model)
         counting.tell("finishing")
         return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
 
