@@ -8,6 +8,7 @@ proofs      proofs on a given model that every site means what it says
 attention   the registered attention function: patterns beside a pass, never in its place
 own_attention  attention modules that compute scores themselves, watched
 recorder    the `with` block that observes forward passes, and leaves no hook behind
+tensors     the tensors of a module's call, and which part of them is which array
 spots       where stream and MLPs are seen, and which of their arrays are one tensor
 passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
 packing     which rows share a batch: so many, or so many tokens with little padding

@@ -23,7 +23,7 @@ from traceformer.capture.edits.session import Editing
 from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
 from traceformer.capture.proofs.place import Rounding, Scene, apply, error_between
 from traceformer.capture.proofs.tested import Errors
-from traceformer.capture.recorder import first_output, own_output
+from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
 from traceformer.models.quantised import quantisation_of
