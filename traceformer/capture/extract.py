@@ -49,6 +49,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import AttnCodec, Dtype
 from traceformer.store.place import Place, Storage, finished
 from traceformer.store.run import Run
+from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.examples import Example
 from traceformer.texts.load import Texts as AskedTexts
@@ -293,8 +294,8 @@ def estimate(
     return Estimate(
         layout.n_examples,
         tokens,
-        layout.estimate_bytes(rows.lengths.tokens),
-        layout.estimate_files(),
+        estimated_bytes(layout, rows.lengths.tokens),
+        estimated_files(layout),
         seconds,
         plan.left_out,
     )

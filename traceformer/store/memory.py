@@ -27,6 +27,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import n_cells, unfold
 from traceformer.store.zarr3 import Array, along_layers
 
@@ -233,7 +234,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
     Raises:
         OutOfSpace: it does not; the message says what it takes and what there is.
     """
-    filled = layout.filled_bytes(lengths)
+    filled = filled_bytes(layout, lengths)
     needed = filled + min(filled, _BUFFERS * layout.bytes_per_shard())
     free = available_memory()
     if free is not None and needed > free:

@@ -54,6 +54,7 @@ from traceformer.store.marks import marked
 from traceformer.store.meta import RunMeta
 from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
 from traceformer.store.shards import is_written_directly, write_shard
+from traceformer.store.sizes import filled_bytes
 from traceformer.store.tables import PARQUET, encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
 
@@ -311,7 +312,7 @@ class RunWriter:
 
     def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
         lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
-        needed = self.layout.filled_bytes(lengths) + tokens.nbytes + _SPARE_BYTES
+        needed = filled_bytes(self.layout, lengths) + tokens.nbytes + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OutOfSpace(
