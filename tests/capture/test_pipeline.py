@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from traceformer.capture.attention import Span
 from traceformer.capture.pipeline import Pipeline, ShardSink
+from traceformer.capture.scores import Span
 from traceformer.errors import NumericError, OutOfSpace, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer

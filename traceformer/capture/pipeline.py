@@ -22,8 +22,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import Span
 from traceformer.capture.passes import Spans
+from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
 from traceformer.errors import NumericError, Unsupported
 from traceformer.sites import ArraySpec, Stack

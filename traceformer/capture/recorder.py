@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.attention import Listener, Listening, Span, observing
+from traceformer.capture.attention import Listener, Listening, observing
 from traceformer.capture.own_attention import Watched, Watching
 from traceformer.capture.passes import (
     AttentionListener,
@@ -36,6 +36,7 @@ from traceformer.capture.passes import (
     Spans,
     Wanted,
 )
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.spots import place_of
 from traceformer.capture.tensors import first_input, first_output, own_output, part_of

@@ -34,9 +34,9 @@ from traceformer.texts.windows import FileWindows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from traceformer.capture.attention import Span
     from traceformer.capture.packing import Batching
     from traceformer.capture.plan import Plan
+    from traceformer.capture.scores import Span
     from traceformer.capture.tokenizing import Encoded, Texts
 
 __all__ = ["Reading", "attention_name", "batching_of", "heads", "measured_live", "reading_of"]

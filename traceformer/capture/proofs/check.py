@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import pad
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
@@ -30,6 +29,7 @@ from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Lengths, Sharing
 from traceformer.capture.tensors import own_output
 from traceformer.capture.tokenizing import Encoded
