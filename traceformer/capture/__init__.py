@@ -18,7 +18,8 @@ batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes
 sight       which attentions let a query look at later keys: measured
 plan        from what was asked for to the arrays that a given model can give
-tokenizing  texts to token ids, as the model will read them
+tokenizing  the texts that a model is to read, and their tokens, made when they are asked for
+encoding    texts, pairs, words and ids into tokens, as the model will read them
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 rereading   how likely a model finds responses, and where they lie

@@ -23,6 +23,7 @@ import torch
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan
@@ -36,7 +37,7 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
-from traceformer.capture.tokenizing import Encoded, Texts
+from traceformer.capture.tokenizing import Texts
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel

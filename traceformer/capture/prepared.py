@@ -4,11 +4,12 @@ import warnings
 from typing import NamedTuple
 
 from traceformer.capture.edits.session import edits_of, unedited
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.fit import fitted, is_strange
 from traceformer.capture.sight import nearest_to_few, triangles_of
-from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
+from traceformer.capture.tokenizing import Rows, Texts, tokenize
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import runs_alone
 from traceformer.progress import OnProgress, quiet

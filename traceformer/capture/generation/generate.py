@@ -23,6 +23,7 @@ import torch
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_resumed, edits_of, examples_are, unedited
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
@@ -41,7 +42,6 @@ from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.sight import triangles_of
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from traceformer.capture.batches import BatchInputs
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
@@ -36,7 +37,6 @@ from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, pr
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Lengths, keep_apart
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
