@@ -128,10 +128,12 @@ class ShardBuffer:
         return self.compressed.get(spec.key) or self._raw_chunks(spec)
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
-        chunk, shard, filled = self.layout.chunk_shape(spec), self.layout.shard_shape(spec), self.filled(spec)
         if spec.site.is_per_example:  # chunks are whole, also the last
-            filled = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)]
-        return [chunks_of(filled, chunk, shard)]
+            filled, axis = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)], 0
+        else:
+            filled = self.filled(spec)
+            axis = filled.ndim - 2
+        return [chunks_of(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
 
     def put(self, spec: ArraySpec, b: int, values: Shaped[np.ndarray, "..."]) -> None:
         """Fills an array for the example in slot b with values as they are stored, of the shape of `shape`."""
