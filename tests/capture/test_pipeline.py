@@ -68,6 +68,22 @@ def test_heads_come_before_positions() -> None:
     np.testing.assert_array_equal(sink.buffer.arrays[QUERY.key][0, :, 2:7], batch[0].half().numpy())
 
 
+@pytest.mark.parametrize("slots", [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]])
+@pytest.mark.parametrize("start", [0, 1])
+def test_rows_of_a_batch_that_follow_each_other_in_the_shard_land_like_any_others(slots: list[int], start: int) -> None:
+    lengths = [4, 4, 3]
+    sink = sink_for(layout_of(), {"dec": lengths})
+    rows, heads = torch.randn(3, 5, 4), torch.randn(3, 5, 12).unflatten(-1, (3, 4)).transpose(1, 2)[:, :2]
+    sink.begin(slots, {"dec": [Span(start, start + lengths[slot]) for slot in slots]})
+    sink.rows(RESID, 0, rows)
+    sink.rows(QUERY, 3, heads)
+    for row, slot in enumerate(slots):
+        here = slice(sum(lengths[:slot]), sum(lengths[: slot + 1]))
+        true = slice(start, start + lengths[slot])
+        np.testing.assert_array_equal(sink.buffer.arrays[RESID.key][0, here], rows[row, true].half().numpy())
+        np.testing.assert_array_equal(sink.buffer.arrays[QUERY.key][0, :, here], heads[row, :, true].half().numpy())
+
+
 def test_squares_land_at_their_queries_and_keys() -> None:
     sink = sink_for(layout_of(attn_codec="sqrt8"), {"dec": [2, 5, 3]})
     block = torch.rand(2, 2, 4)
