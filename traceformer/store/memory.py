@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import tensorstore as ts
 
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.shapes import Shaped
@@ -204,6 +203,8 @@ class MemoryWriter:
         Raises:
             UsageError: shards are still pending.
         """
+        import tensorstore as ts
+
         from traceformer.store.tables import joined
 
         if self.pending:
