@@ -45,24 +45,24 @@ _DTYPES: Mapping[Stored, torch.dtype] = {
 
 
 class _Stretch(NamedTuple):
-    """Rows of a batch whose true tokens lie one behind the other in the shard, too: `count` rows from `first` on.
+    """Rows of a batch whose true tokens lie one behind the other in the shard, too: `n_rows` from `first` on.
 
     `span` is where each of them has its true tokens, `slot` where the first one's go.
     """
 
     first: int
-    count: int
+    n_rows: int
     span: Span
     slot: int
 
     def of(self, rows: Tensor) -> Tensor:
         """Returns their part of a batch, (row[, head], token, width)."""
-        return rows.narrow(0, self.first, self.count).narrow(-2, self.span.start, self.span.length)
+        return rows.narrow(0, self.first, self.n_rows).narrow(-2, self.span.start, self.span.length)
 
     def within(self, target: Tensor) -> Tensor:
         """Returns their part of a layer of the shard's memory, ([head,] slot, width), with the same axes."""
-        part = target.narrow(-2, self.slot, self.count * self.span.length)
-        apart = part.view(*part.shape[:-2], self.count, self.span.length, part.shape[-1])
+        part = target.narrow(-2, self.slot, self.n_rows * self.span.length)
+        apart = part.view(*part.shape[:-2], self.n_rows, self.span.length, part.shape[-1])
         return apart.movedim(-3, 0)
 
 
@@ -186,8 +186,8 @@ def _stretches(slots: Sequence[int], spans: Sequence[Span]) -> list[_Stretch]:
     found: list[_Stretch] = []
     for row, (slot, span) in enumerate(zip(slots, spans, strict=True)):
         last = found[-1] if found else None
-        if last is not None and last.span == span and last.slot + last.count * span.length == slot:
-            found[-1] = last._replace(count=last.count + 1)
+        if last is not None and last.span == span and last.slot + last.n_rows * span.length == slot:
+            found[-1] = last._replace(n_rows=last.n_rows + 1)
         else:
             found.append(_Stretch(row, 1, span, slot))
     return found

@@ -26,6 +26,7 @@ codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
 writer        shard by shard, killed at any moment and resumed to the same bytes
 buffer        the memory of one open shard, allocated once and used again
+pages         memory of a recording's own, taken from the system once and used again
 matrices      the matrices of an open shard, packed and compressed as they come
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format

@@ -86,7 +86,7 @@ def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
 def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memoryview]:
     """Yields what the file consists of, in order, small chunks together, and appends each crc32c to `crcs`, too."""
     index: list[tuple[int, int]] = []
-    together: list[Chunk | bytes] = []
+    together: list[memoryview | bytes] = []
     offset = gathered = 0
     for chunk in chunks:
         if chunk is None:
@@ -95,19 +95,20 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
         crcs.append(_crc32c(chunk))
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
-        if chunk.nbytes >= _AT_ONCE:
+        if chunk.nbytes < _AT_ONCE:
+            together += chunk.data, crcs[-1]
+            gathered += chunk.nbytes + 4
+        else:
             yield memoryview(b"".join(together))
             yield chunk.data
-            together, gathered = [crcs[-1]], 4
-            continue
-        together += chunk, crcs[-1]
-        gathered += chunk.nbytes + 4
+            together, gathered = [], 4
+            together.append(crcs[-1])
         if gathered >= _AT_ONCE:
             yield memoryview(b"".join(together))
             together, gathered = [], 0
     table = np.array(index, "<u8").reshape(-1).view(np.uint8)
     crcs.append(_crc32c(table))
-    yield memoryview(b"".join((*together, table, crcs[-1])))
+    yield memoryview(b"".join((*together, table.data, crcs[-1])))
 
 
 def _crc32c(data: Chunk) -> bytes:
