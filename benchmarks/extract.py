@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from table import ONE_ARENA, Row, delete, in_process, in_turn, main, row
 
 if TYPE_CHECKING:
-    from traceformer.capture.extract import Prepared
+    from traceformer.capture.prepared import Prepared
     from traceformer.capture.tokenizing import Texts
     from traceformer.sites import Selection
 
@@ -90,7 +90,7 @@ class Bench:
 
     def prepared(self, capture: tuple[str, ...], **selected: object) -> "Prepared":
         """Returns what such a recording knows before its first batch."""
-        from traceformer.capture.extract import prepare
+        from traceformer.capture.prepared import prepare
         from traceformer.store.place import Storage
 
         return prepare(self.loaded, *self._asked(capture, **selected), Storage())

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.families import KEPT, mostly_slow
-from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.models.dims import ModelDims
 from traceformer.sites import ArraySpec, Selection, Stack
 

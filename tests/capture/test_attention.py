@@ -15,8 +15,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from traceformer.capture import attention
-from traceformer.capture.attention import AttentionCall, Listening, Span, blocks_of_queries, observed_name
+from traceformer.capture.attention import Listening, observed_name
 from traceformer.capture.extract import record
+from traceformer.capture.scores import AttentionCall, Span, blocks_of_queries
 from traceformer.errors import Unsupported
 from traceformer.models.load import load_model
 from traceformer.models.tiny import tiny_model

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import SquareSink, run_batches
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.scores import Span
 from traceformer.models.load import load_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection
 

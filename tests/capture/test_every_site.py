@@ -11,9 +11,9 @@ from tests.capture.asked import Extraction, extracted
 from tests.capture.recording import ALL_MOSTLY_SLOW
 from tests.tiny_folders import TEXTS
 from traceformer import Selection, TraceStore
-from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.models.load import load_model
 from traceformer.sites import ArrayKey, ArraySpec
 

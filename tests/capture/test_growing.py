@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.families import mostly_slow
-from traceformer.capture.attention import Span
 from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.errors import Unsupported
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack

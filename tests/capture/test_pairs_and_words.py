@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 import traceformer as tf
+from traceformer.capture.encoding import Encoder
 from traceformer.capture.provenance import words_at
-from traceformer.capture.tokenizing import Encoder
 from traceformer.cli import main
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from traceformer.capture.attention import Span
 from traceformer.capture.pipeline import Pipeline, ShardSink
+from traceformer.capture.scores import Span
 from traceformer.errors import NumericError, OutOfSpace, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
@@ -66,6 +66,22 @@ def test_heads_come_before_positions() -> None:
     sink.begin([1], {"dec": [Span(0, 5)]})
     sink.rows(QUERY, 3, batch)
     np.testing.assert_array_equal(sink.buffer.arrays[QUERY.key][0, :, 2:7], batch[0].half().numpy())
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]])
+@pytest.mark.parametrize("start", [0, 1])
+def test_rows_of_a_batch_that_follow_each_other_in_the_shard_land_like_any_others(slots: list[int], start: int) -> None:
+    lengths = [4, 4, 3]
+    sink = sink_for(layout_of(), {"dec": lengths})
+    rows, heads = torch.randn(3, 5, 4), torch.randn(3, 5, 12).unflatten(-1, (3, 4)).transpose(1, 2)[:, :2]
+    sink.begin(slots, {"dec": [Span(start, start + lengths[slot]) for slot in slots]})
+    sink.rows(RESID, 0, rows)
+    sink.rows(QUERY, 3, heads)
+    for row, slot in enumerate(slots):
+        here = slice(sum(lengths[:slot]), sum(lengths[: slot + 1]))
+        true = slice(start, start + lengths[slot])
+        np.testing.assert_array_equal(sink.buffer.arrays[RESID.key][0, here], rows[row, true].half().numpy())
+        np.testing.assert_array_equal(sink.buffer.arrays[QUERY.key][0, :, here], heads[row, :, true].half().numpy())
 
 
 def test_squares_land_at_their_queries_and_keys() -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tests.capture.recording import LENGTHS, SOME, Kept, batch, logits, plan, record
 from tests.families import KEPT, MATRIX, mostly_slow
-from traceformer.capture.attention import AttentionCall, Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import AttentionCall, Span
 from traceformer.models.dims import ModelDims
 from traceformer.models.tiny import tiny_model
 from traceformer.sites import ArraySpec, Selection

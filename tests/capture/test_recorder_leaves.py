@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.capture.recording import SOME, Kept, batch, logits, plan, record, state_of
-from traceformer.capture.attention import Span
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.errors import Unsupported
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.attention import Span
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import check_model, random_examples
 from traceformer.capture.proofs.limits import limits_of, straddling
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import load_model

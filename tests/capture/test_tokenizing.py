@@ -9,8 +9,8 @@ import torch
 
 from tests.tiny_folders import TEXTS
 from traceformer.capture.batches import pad
+from traceformer.capture.encoding import Encoded, Encoder
 from traceformer.capture.packing import Batching, batches_by_length
-from traceformer.capture.tokenizing import Encoded, Encoder
 from traceformer.errors import Unsupported
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel

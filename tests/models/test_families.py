@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from tests.families import ALL, ROWS
-from traceformer.capture.attention import Span
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, has_experts
 from traceformer.models.families import FAMILIES, architecture_of, family_of

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tests.tiny_folders import TEXTS
-from traceformer.capture.attention import Span
 from traceformer.capture.extract import record
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.compat import ReverseAttentionTracer
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.held import underneath

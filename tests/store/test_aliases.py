@@ -21,6 +21,7 @@ from traceformer.store.commits import verify_run
 from traceformer.store.files import seal, unseal
 from traceformer.store.layout import RunLayout
 from traceformer.store.run import Run
+from traceformer.store.sizes import estimated_files, filled_bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -193,8 +194,8 @@ def test_sizes_are_those_of_what_is_kept(tmp_path: Path) -> None:
     twice = replace(once, aliases={})
     lengths: dict[Stack, list[int]] = {"dec": [runs.lengths(once, example)["dec"] for example in range(6)]}
     rows = sum(lengths["dec"]) * 24 * 2
-    assert twice.filled_bytes(lengths) - once.filled_bytes(lengths) == 7 * rows
-    assert twice.estimate_files() - once.estimate_files() == once.n_shards  # those of embed
+    assert filled_bytes(twice, lengths) - filled_bytes(once, lengths) == 7 * rows
+    assert estimated_files(twice) - estimated_files(once) == once.n_shards  # those of embed
     stored = [runs.contents(runs.write(tmp_path / name, each)) for name, each in (("a", once), ("b", twice))]
     shards = [sum(len(data) for path, data in files.items() if "/c." in path) for files in stored]
     assert shards[1] - shards[0] >= 7 * rows

@@ -12,6 +12,7 @@ from tests.store.runs import ARRAYS, DEC, plan, spec
 from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.layout import RunLayout
+from traceformer.store.sizes import estimated_bytes
 
 MIB = 1 << 20
 PATTERN = ArrayKey.parse("dec.self.attn_pattern")
@@ -134,7 +135,7 @@ def test_arrays_of_different_layers_in_one_group_have_their_own_axis() -> None:
 
 def test_estimate_of_token_arrays_is_their_size() -> None:
     layout = plan(arrays=[spec("dec.resid_mid")])
-    assert layout.estimate_bytes({"dec": [5, 60]}) == 65 * 2 * 24 * 2
+    assert estimated_bytes(layout, {"dec": [5, 60]}) == 65 * 2 * 24 * 2
 
 
 @pytest.mark.parametrize(

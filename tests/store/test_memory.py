@@ -13,6 +13,7 @@ from traceformer.store import memory
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter, available_memory, check_memory
 from traceformer.store.run import Run
+from traceformer.store.sizes import filled_bytes
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "decoder": {"arch": "dec"},
@@ -157,7 +158,7 @@ def test_a_writer_counts_what_it_keeps_and_is_not_done_before_its_last_shard() -
         buffer = writer.buffer()
         writer.commit(1, buffer, runs.fill(layout, 1, buffer))
         lengths = [runs.lengths(layout, example)["dec"] for example in range(layout.n_examples)]
-        assert writer.bytes_written == layout.filled_bytes({"dec": lengths})
+        assert writer.bytes_written == filled_bytes(layout, {"dec": lengths})
         assert writer.finish().ids == tuple(map(runs.name, range(layout.n_examples)))
 
 

@@ -20,6 +20,7 @@ from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.commits import verify_run
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter
+from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import fold, n_cells, unfold
 from traceformer.store.writer import RunWriter
 
@@ -142,7 +143,7 @@ def test_a_copy_and_a_run_saved_from_memory_have_the_same_files(tmp_path: Path) 
     with MemoryWriter(layout, runs.META, digest=runs.DIGEST) as writer:
         write_causal_shards(writer)
         memory = writer.finish()
-    assert writer.bytes_written == layout.filled_bytes({"dec": [memory.length(row) for row in range(11)]})
+    assert writer.bytes_written == filled_bytes(layout, {"dec": [memory.length(row) for row in range(11)]})
     assert all(np.array_equal(memory.attn(row), run.attn(row)) for row in range(11))
     for made in (memory.save(tmp_path / "saved"), run.save(tmp_path / "copy")):
         for path in (tmp_path / "run").rglob("c.*"):

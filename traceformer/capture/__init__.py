@@ -3,11 +3,14 @@
 What is kept goes to `store`; what it means is asked in `questions`. A recording changes no result of the model.
 
 extract     texts to a run
+prepared    what is known before the first byte is written
 generation  prompts to a run
 proofs      proofs on a given model that every site means what it says
 attention   the registered attention function: patterns beside a pass, never in its place
+scores      scores and patterns: from what, and how they are computed
 own_attention  attention modules that compute scores themselves, watched
 recorder    the `with` block that observes forward passes, and leaves no hook behind
+tensors     the tensors of a module's call, and which part of them is which array
 spots       where stream and MLPs are seen, and which of their arrays are one tensor
 passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
 packing     which rows share a batch: so many, or so many tokens with little padding
@@ -15,7 +18,8 @@ batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes
 sight       which attentions let a query look at later keys: measured
 plan        from what was asked for to the arrays that a given model can give
-tokenizing  texts to token ids, as the model will read them
+tokenizing  the texts that a model is to read, and their tokens, made when they are asked for
+encoding    texts, pairs, words and ids into tokens, as the model will read them
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 rereading   how likely a model finds responses, and where they lie

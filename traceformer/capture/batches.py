@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import Span
 from traceformer.capture.edits.session import examples_are
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.passes import Sink, Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.scores import Span
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import padding_sought
 from traceformer.sites import ArraySpec, Stack

@@ -13,22 +13,22 @@ shard size, so that a run that was interrupted anywhere resumes to the same byte
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
-from traceformer.capture.packing import Batching, batches_by_length, first_rows
+from traceformer.capture.encoding import Encoded
+from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.pipeline import Pipeline
-from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.plan import Plan
+from traceformer.capture.prepared import first_batch, fitting, prepare
 from traceformer.capture.proofs.first import prove_first
-from traceformer.capture.proofs.fit import fitted, is_strange
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import (
     model_configuration,
@@ -37,24 +37,23 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
-from traceformer.capture.sight import nearest_to_few, triangles_of
-from traceformer.capture.tokenizing import Encoded, Rows, Texts, tokenize
+from traceformer.capture.tokenizing import Texts
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.outputs import reads_itself, runs_alone
+from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet, watched
-from traceformer.sites import ArrayKey, Numbers, Selection, Stack
-from traceformer.store.layout import RunLayout
+from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
+from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.examples import Example
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
 
-__all__ = ["Estimate", "Prepared", "estimate", "extract", "prepare", "read_texts", "record"]
+__all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
 
 
 def record(
@@ -217,9 +216,9 @@ def extract(
     prepared = prepare(model, texts, selection, place.storage, progress)
     model, plan, rows, layout = prepared
     check_for_texts(model.model, rows.lengths.tokens, lambda number: rows.part(range(number, number + 1))[1][0].ids)
-    batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
+    batching = fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
     with unedited(model.model), HandedOn(model) as handed_on:
-        first = _first_batch(rows, layout.shard_range(0), batching)
+        first = first_batch(rows, layout.shard_range(0), batching)
         prove_first(model, plan, first, sum(rows.lengths.total.values()))
     if not edits:  # which may change one of two arrays that are equal without them
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
@@ -243,21 +242,6 @@ def extract(
             warn_of_untouched(model.model)
         counting.tell("finishing")
         return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
-
-
-_FIRST = 8  # texts, of which some prove the row of a model whose family has none
-
-
-class Prepared(NamedTuple):
-    """All that is known before the first byte is written: which arrays, of which tokens, and how both are laid out.
-
-    The model has the row by which it is recorded.
-    """
-
-    model: LoadedModel
-    plan: Plan
-    rows: Rows
-    layout: RunLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +268,7 @@ def estimate(
     """Returns what the run would take; records one batch, writes nothing."""
     prepared = prepare(model, texts, selection, place.storage)
     model, plan, rows, layout = prepared
-    batching = _fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
+    batching = fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
     _, part = rows.part(layout.shard_range(layout.n_shards // 2))
     batches = batches_by_length([row.lengths for row in part], batching)
     tokens, seconds = sum(rows.lengths.total.values()), 0.0
@@ -299,70 +283,11 @@ def estimate(
     return Estimate(
         layout.n_examples,
         tokens,
-        layout.estimate_bytes(rows.lengths.tokens),
-        layout.estimate_files(),
+        estimated_bytes(layout, rows.lengths.tokens),
+        estimated_files(layout),
         seconds,
         plan.left_out,
     )
-
-
-def prepare(
-    model: LoadedModel, texts: Texts, selection: Selection, storage: Storage, progress: OnProgress = quiet
-) -> Prepared:
-    """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
-    rows = None
-    if is_strange(model):
-        rows = tokenize(model, texts)
-        _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
-        with unedited(model.model):
-            model = fitted(model, first, progress)
-    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
-    if plan.left_out:
-        warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
-    rows = rows or tokenize(model, texts)
-    layout = RunLayout.plan(
-        arch=model.dims.arch,
-        arrays=plan.arrays,
-        n_examples=len(rows.texts.source.examples),
-        longest=rows.lengths.longest,
-        mean=rows.lengths.mean,
-        dtype=storage.dtype,
-        attn_codec=storage.attn_codec,
-        codec=storage.codec,
-        shard_examples=storage.shard_examples,
-        triangles=_triangles(model, plan, rows),
-    )
-    return Prepared(model, plan, rows, layout)
-
-
-def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
-    """Returns the patterns in which no query of a text of a few tokens looks at a later one."""
-    are_edited = any(edit.site in ("attn_scores", "attn_pattern") for edit in edits_of(model.model))
-    if are_edited or not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
-        return frozenset()
-    number = nearest_to_few(rows.lengths.tokens)
-    with unedited(model.model):
-        return triangles_of(model, plan, [] if number is None else rows.part(range(number, number + 1))[1])
-
-
-def _first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]:
-    """Returns the shortest and the longest text of those that the model is proved on, or the only one."""
-    lengths = rows.lengths.tokens
-    batches = batches_by_length(
-        [{stack: own[number] for stack, own in lengths.items()} for number in numbers], batching
-    )
-    chosen = first_rows(batches, batching)
-    ends = dict.fromkeys((chosen[0], chosen[-1])) if chosen else ()
-    return [row for end in ends for row in rows.part(numbers[end : end + 1])[1]]
-
-
-def _fitting(batching: Batching, prepared: Prepared) -> Batching:
-    """Returns which texts share a pass: they lie within one shard, and the model's output must bear company."""
-    model, plan, _, layout = prepared
-    of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
-    if of_classes and runs_alone(model.model):
-        return Batching(rows=1)
-    return batching if batching.rows is None else Batching(rows=min(batching.rows, layout.shard_examples))
 
 
 def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:

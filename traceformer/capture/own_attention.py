@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from traceformer.capture.attention import AttentionCall, Listener
+from traceformer.capture.attention import Listener
+from traceformer.capture.scores import AttentionCall
 from traceformer.models.own_attention import ModuleCall, Operands, OwnAttention
 
 __all__ = ["Watched", "Watching"]

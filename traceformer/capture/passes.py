@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import AttentionCall, OwnMask, Span, blocks_of_queries
+from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack

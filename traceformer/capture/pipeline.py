@@ -15,15 +15,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import Span
-from traceformer.capture.passes import Spans
+from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
 from traceformer.errors import NumericError, Unsupported
 from traceformer.sites import ArraySpec, Stack
@@ -43,6 +42,28 @@ _DTYPES: Mapping[Stored, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "sqrt8": torch.uint8,
 }
+
+
+class _Stretch(NamedTuple):
+    """Rows of a batch whose true tokens lie one behind the other in the shard, too: `n_rows` from `first` on.
+
+    `span` is where each of them has its true tokens, `slot` where the first one's go.
+    """
+
+    first: int
+    n_rows: int
+    span: Span
+    slot: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Returns their part of a batch, (row[, head], token, width)."""
+        return rows.narrow(0, self.first, self.n_rows).narrow(-2, self.span.start, self.span.length)
+
+    def within(self, target: Tensor) -> Tensor:
+        """Returns their part of a layer of the shard's memory, ([head,] slot, width), with the same axes."""
+        part = target.narrow(-2, self.slot, self.n_rows * self.span.length)
+        apart = part.view(*part.shape[:-2], self.n_rows, self.span.length, part.shape[-1])
+        return apart.movedim(-3, 0)
 
 
 class ShardSink:
@@ -70,14 +91,18 @@ class ShardSink:
         self._dtypes = {spec.key: _DTYPES[layout.stored(spec)] for spec in layout.arrays if spec.site.is_matrix}
         self._block = torch.empty(0)
         self._slots: Sequence[int] = ()
-        self._spans: Spans = {}
+        self._stretches: Mapping[Stack, Sequence[_Stretch]] = {}
         self._arriving: list[Callable[[], object]] = []
         self._filled: set[int] = set()
         self.from_device = False
 
     def begin(self, slots: Sequence[int], spans: Mapping[Stack, Sequence[Span]]) -> None:
         """Says which example of the shard each row of the next batch is, and where its true tokens are."""
-        self._slots, self._spans = slots, spans
+        self._slots = slots
+        self._stretches = {
+            stack: _stretches([int(offsets[slot]) for slot in slots], spans[stack])
+            for stack, offsets in self.buffer.offsets.items()
+        }
         self._filled.update(slots)
 
     def end(self) -> None:
@@ -93,12 +118,8 @@ class ShardSink:
         if spec.site.is_per_example:
             places = [(target[slot], row) for row, slot in zip(rows, self._slots, strict=True)]
         else:
-            offsets = self.buffer.offsets[spec.key.token_stack]
-            of_rows = zip(rows, self._slots, self._spans[spec.key.token_stack], strict=True)
-            places = [
-                (target[..., (first := offsets[slot]) : first + span.length, :], row[..., span.start : span.stop, :])
-                for row, slot, span in of_rows
-            ]
+            stretches = self._stretches[spec.key.token_stack]
+            places = [(stretch.within(target), stretch.of(rows)) for stretch in stretches]
         before = self._seen_once.pop(kept, None)
         if before is not None:
             for placed, (_, source) in zip(before, places, strict=True):
@@ -158,6 +179,18 @@ class ShardSink:
         """Returns, once, what is to be done when the copies under way from the device are there."""
         arriving, self._arriving = self._arriving, []
         return arriving
+
+
+def _stretches(slots: Sequence[int], spans: Sequence[Span]) -> list[_Stretch]:
+    """Returns the stretches of a batch whose rows' true tokens are at these spans, and go to these slots on."""
+    found: list[_Stretch] = []
+    for row, (slot, span) in enumerate(zip(slots, spans, strict=True)):
+        last = found[-1] if found else None
+        if last is not None and last.span == span and last.slot + last.n_rows * span.length == slot:
+            found[-1] = last._replace(n_rows=last.n_rows + 1)
+        else:
+            found.append(_Stretch(row, 1, span, slot))
+    return found
 
 
 def _as_tensor(array: np.ndarray[Any, Any], dtype: str) -> Tensor:

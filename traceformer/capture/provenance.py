@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 
 from traceformer.capture.edits.session import edits_of
+from traceformer.capture.encoding import Encoded, tokenizer_digest
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
-from traceformer.capture.tokenizing import Encoded, Rows, tokenizer_digest
+from traceformer.capture.tokenizing import Rows
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import label_names
 from traceformer.models.quantised import quantisation_of

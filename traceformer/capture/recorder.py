@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.attention import Listener, Listening, Span, observing
+from traceformer.capture.attention import Listener, Listening, observing
 from traceformer.capture.own_attention import Watched, Watching
 from traceformer.capture.passes import (
     AttentionListener,
@@ -36,28 +36,19 @@ from traceformer.capture.passes import (
     Spans,
     Wanted,
 )
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.spots import place_of
+from traceformer.capture.tensors import first_input, first_output, own_output, part_of
 from traceformer.errors import Unsupported, UsageError
-from traceformer.models.dims import ModelDims, StackDims, check_positions
+from traceformer.models.dims import ModelDims, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
-__all__ = [
-    "GrowingSink",
-    "Growth",
-    "Recorder",
-    "Sink",
-    "Span",
-    "Spans",
-    "first_input",
-    "first_output",
-    "own_output",
-    "part_of",
-]
+__all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
 
 class _Delivery(NamedTuple):
@@ -370,42 +361,5 @@ class Recorder:
             yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
 
 
-def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Returns the tensor that a module is called on: its first argument, whatever it is called."""
-    given = (*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else ()), *kwargs.values())
-    return next((each for each in given if isinstance(each, Tensor)), None)
-
-
-def first_output(output: Any) -> Tensor | None:
-    """Returns the tensor that a module makes, the first of several."""
-    several = output if isinstance(output, tuple) else output.values() if isinstance(output, Mapping) else (output,)
-    return next((each for each in several if isinstance(each, Tensor)), None)
-
-
-def own_output(output: Any) -> Tensor | None:
-    """Returns a model's own output: (batch, position, word), (batch, label) or (batch, position, label).
-
-    Where an answer starts and where it ends are two labels of a token. None without a head.
-    """
-    if hasattr(output, "start_logits"):
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
-
-
 def _lengths(spans: Sequence[Span]) -> list[int]:
     return [span.length for span in spans]
-
-
-def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
-    """The part of a module's tensor that a tap names; a part of a fused per-head projection comes split by head."""
-    if tap.part == "whole":
-        return rows
-    if tap.part in ("first half", "second half"):
-        return rows.chunk(2, dim=-1)[tap.part == "second half"]
-    if tap.fused == "per_head":
-        group = dims.n_heads // dims.n_kv_heads
-        first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
-        grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
-        return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
-    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
-    return rows.split(sizes, dim=-1)["qkv".index(tap.part)]

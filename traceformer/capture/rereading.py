@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import Traits
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import plan_arrays
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.scores import Span
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec, Selection

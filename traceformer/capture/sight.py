@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import SquareSink, run_batches
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import Plan, plan_arrays
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.scores import Span
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 

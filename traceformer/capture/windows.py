@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.encoding import Encoded
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack

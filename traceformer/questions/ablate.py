@@ -224,7 +224,7 @@ def _read(model: LoadedModel, texts: Texts, limit: int | None, split: str | None
         UsageError: one has no next token.
     """
     from traceformer.capture.edits.pairing import read_text
-    from traceformer.capture.tokenizing import Encoder
+    from traceformer.capture.encoding import Encoder
     from traceformer.texts.cells import Chat
     from traceformer.texts.load import load_texts
 

@@ -102,7 +102,7 @@ def check(
 
 def _encode(model: "LoadedModel", texts: Sequence[str]) -> "list[Example]":
     """The texts' token ids; an encoder-decoder reads each and writes it down again."""
-    from traceformer.capture.tokenizing import Encoder
+    from traceformer.capture.encoding import Encoder
 
     targets = texts if model.dims.arch == "encdec" else None
     return [dict(row.ids) for row in Encoder(model, "auto", 64).encode(texts, targets)]

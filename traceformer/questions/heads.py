@@ -34,10 +34,11 @@ from traceformer.texts.windows import FileWindows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from traceformer.capture.attention import Span
+    from traceformer.capture.encoding import Encoded
     from traceformer.capture.packing import Batching
     from traceformer.capture.plan import Plan
-    from traceformer.capture.tokenizing import Encoded, Texts
+    from traceformer.capture.scores import Span
+    from traceformer.capture.tokenizing import Texts
 
 __all__ = ["Reading", "attention_name", "batching_of", "heads", "measured_live", "reading_of"]
 
@@ -329,7 +330,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> Reading:
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> Reading:
     """Consecutive windows of one long text; an encoder-decoder reads them with its encoder."""
-    from traceformer.capture.tokenizing import Encoded
+    from traceformer.capture.encoding import Encoded
     from traceformer.capture.windows import check_length, file_windows
 
     stack: Stack = "dec" if loaded.dims.arch == "dec" else "enc"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from traceformer.capture.attention import Span
+    from traceformer.capture.scores import Span
     from traceformer.models.dims import ModelDims, StackDims
     from traceformer.models.family import Architecture
 
@@ -219,7 +219,7 @@ def record(
 
 
 def _span(text: Text) -> "Span":
-    from traceformer.capture.attention import Span
+    from traceformer.capture.scores import Span
 
     return Span(0, text.part.stop - text.part.start)
 

@@ -97,8 +97,8 @@ def paths(
 
 def _with_row(model: LoadedModel, text: str) -> LoadedModel:
     """The model with a row that the text proves, where its family has none."""
+    from traceformer.capture.encoding import Encoder
     from traceformer.capture.proofs.fit import fitted
-    from traceformer.capture.tokenizing import Encoder
 
     return fitted(model, Encoder(model, "auto", 64).encode([text]))
 

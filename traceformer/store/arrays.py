@@ -13,7 +13,7 @@ from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, p
 from traceformer.store.aliases import Lead
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
-from traceformer.store.layout import RunLayout, head_index, layer_index
+from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
@@ -211,9 +211,9 @@ class RunArrays:
         """Returns the index of the axes before queries or tokens, without the example's."""
         lead: list[int | slice] = []
         if spec.layers or layer is not None:
-            lead.append(slice(None) if layer is None else layer_index(spec, layer))
+            lead.append(slice(None) if layer is None else _layer_index(spec, layer))
         if spec.heads or head is not None:
-            lead.append(slice(None) if head is None else head_index(spec, self._stored_head(spec, head)))
+            lead.append(slice(None) if head is None else _head_index(spec, self._stored_head(spec, head)))
         return tuple(lead)
 
     def _stored_head(self, spec: ArraySpec, head: int) -> int:
@@ -232,3 +232,30 @@ class RunArrays:
                 why=f"this run holds what heads {served} read",
             )
         return head // group
+
+
+def _layer_index(spec: ArraySpec, layer: int) -> int:
+    """Returns where the model's layer lies on the array's layer axis.
+
+    Raises:
+        SelectionError: the run does not hold that layer, or the array has no layers.
+    """
+    return _index(spec, spec.layers, layer, "layer")
+
+
+def _head_index(spec: ArraySpec, head: int) -> int:
+    """Returns where the model's head (kv_head for keys and values) lies on the array's head axis.
+
+    Raises:
+        SelectionError: the run does not hold that head, or the array has no heads.
+    """
+    return _index(spec, spec.heads, head, "head")
+
+
+def _index(spec: ArraySpec, stored: tuple[int, ...], wanted: int, what: str) -> int:
+    if not stored:
+        raise SelectionError(f"{what} {wanted} requested", why=f"{spec.key} has no {what}s")
+    if wanted not in stored:
+        listed = ", ".join(map(str, stored))
+        raise SelectionError(f"{what} {wanted} requested", why=f"this run holds {what}s {listed} of {spec.key}")
+    return stored.index(wanted)

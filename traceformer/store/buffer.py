@@ -1,9 +1,6 @@
 """The memory of one open shard: allocated once, filled by a recorder, written as it stands, used again."""
 
-import math
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,11 +11,10 @@ from traceformer.store.codecs import Chunk
 from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import CompressedMatrices, Matrices, WholeMatrices
+from traceformer.store.pages import zeros
 from traceformer.store.shards import chunks_of, compress
 
 __all__ = ["ShardBuffer"]
-
-_HUGE_PAGE = 2 << 20
 
 
 class ShardBuffer:
@@ -41,7 +37,7 @@ class ShardBuffer:
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
-            spec.key: _zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)])
+            spec.key: zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)])
             for spec in layout.kept
             if not spec.site.is_matrix
         }
@@ -128,10 +124,12 @@ class ShardBuffer:
         return self.compressed.get(spec.key) or self._raw_chunks(spec)
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
-        chunk, shard, filled = self.layout.chunk_shape(spec), self.layout.shard_shape(spec), self.filled(spec)
         if spec.site.is_per_example:  # chunks are whole, also the last
-            filled = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)]
-        return [chunks_of(filled, chunk, shard)]
+            filled, axis = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)], 0
+        else:
+            filled = self.filled(spec)
+            axis = filled.ndim - 2
+        return [chunks_of(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
 
     def put(self, spec: ArraySpec, b: int, values: Shaped[np.ndarray, "..."]) -> None:
         """Fills an array for the example in slot b with values as they are stored, of the shape of `shape`."""
@@ -160,13 +158,3 @@ class ShardBuffer:
         """Returns the part of a token array that the example in slot b must fill, (layer[, head], n, width), a view."""
         offsets = self.offsets[key.token_stack]
         return self.arrays[key][..., offsets[b] : offsets[b + 1], :]
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, "..."]:
-    """Returns zeros in memory that comes in huge pages, where the system has them: the first touch is costly."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.zeros(shape, dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(shape)

@@ -41,10 +41,12 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
         NumericError: a value is inf or NaN.
     """
     stored = buffer.layout.stored(spec)
+    matrices = buffer.matrices.get(spec.key)
+    if matrices is None and first_nonfinite(buffer.filled(spec), stored) is None:
+        return  # most often; else it is looked for example by example
     for b in range(buffer.n_examples):
         if spec.site.is_per_example and buffer.is_empty(b):
             continue
-        matrices = buffer.matrices.get(spec.key)
         found = first_nonfinite(buffer.part(spec, b), stored) if matrices is None else matrices.nonfinite(b)
         if found is None or (found.kind == "nan" and nan_is_unknown):
             continue

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from traceformer.errors import SelectionError, UsageError
+from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
 from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, Stored, array_path
@@ -70,16 +70,6 @@ _MATRIX_CODECS: Mapping[AttnCodec, MatrixCodec] = {
     "exact": "bitshuffle-lz4",
     "small": "shuffle-zstd",
     "sqrt8": "shuffle-zstd",
-}
-# Stored bytes per byte of the filled part of a matrix, for the estimate of a dry run, by whether it is a triangle:
-# measured on trained models.
-_MATRIX_RATIO: Mapping[tuple[bool, AttnCodec], float] = {
-    (True, "exact"): 0.74,
-    (False, "exact"): 0.84,
-    (True, "small"): 0.60,
-    (False, "small"): 0.85,
-    (True, "sqrt8"): 0.40,
-    (False, "sqrt8"): 0.60,
 }
 
 
@@ -325,37 +315,6 @@ class RunLayout:
         """Returns the size of all arrays of one full shard, uncompressed, unpacked, padding included."""
         return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.kept)
 
-    def filled_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
-        """Returns the size of what examples of these lengths fill, uncompressed: never more is written for them."""
-        return sum(self._filled(spec, lengths) for spec in self.kept)
-
-    def estimate_bytes(self, lengths: Mapping[Stack, Sequence[int]]) -> int:
-        """Returns about how many bytes a run over examples of these lengths takes on disk."""
-        total = 0.0
-        for spec in self.kept:
-            ratio = _MATRIX_RATIO[self.is_triangle(spec), self._attn_codec_of(spec)] if spec.site.is_matrix else 1
-            total += self._filled(spec, lengths) * ratio
-        return round(total)
-
-    def _attn_codec_of(self, spec: ArraySpec) -> AttnCodec:
-        """Returns what a matrix is stored like; only patterns are rounded."""
-        return "small" if self.attn_codec == "sqrt8" != self.stored(spec) else self.attn_codec
-
-    def _filled(self, spec: ArraySpec, lengths: Mapping[Stack, Sequence[int]]) -> int:
-        lead = max(1, len(spec.layers)) * max(1, len(spec.heads)) * self.itemsize(spec)
-        if spec.site.is_per_example:
-            return lead * spec.width * len(next(iter(lengths.values())))
-        if spec.site.is_matrix:
-            if self.is_triangle(spec):
-                return lead * sum(map(n_cells, lengths[spec.key.stack]))
-            pairs = zip(lengths[spec.key.stack], lengths[spec.key.key_stack], strict=True)
-            return lead * sum(queries * keys for queries, keys in pairs)
-        return lead * spec.width * sum(lengths[spec.key.token_stack])
-
-    def estimate_files(self) -> int:
-        """Returns how many files a finished run has, apart from a handful."""
-        return self.n_shards * (2 + sum(len(self.shard_files(spec, 0)) for spec in self.kept))
-
     def to_json(self) -> dict[str, Any]:
         return {
             "arch": self.arch,
@@ -413,33 +372,6 @@ def as_of(version: int, stated: Mapping[str, Any]) -> dict[str, Any]:
 def _even_part(rows: int, most: int) -> int:
     """Returns the largest power of two that is at most `most` and divides `rows`."""
     return min(1 << (most.bit_length() - 1), rows & -rows)
-
-
-def layer_index(spec: ArraySpec, layer: int) -> int:
-    """Returns where the model's layer lies on the array's layer axis.
-
-    Raises:
-        SelectionError: the run does not hold that layer, or the array has no layers.
-    """
-    return _index(spec, spec.layers, layer, "layer")
-
-
-def head_index(spec: ArraySpec, head: int) -> int:
-    """Returns where the model's head (kv_head for keys and values) lies on the array's head axis.
-
-    Raises:
-        SelectionError: the run does not hold that head, or the array has no heads.
-    """
-    return _index(spec, spec.heads, head, "head")
-
-
-def _index(spec: ArraySpec, stored: tuple[int, ...], wanted: int, what: str) -> int:
-    if not stored:
-        raise SelectionError(f"{what} {wanted} requested", why=f"{spec.key} has no {what}s")
-    if wanted not in stored:
-        listed = ", ".join(map(str, stored))
-        raise SelectionError(f"{what} {wanted} requested", why=f"this run holds {what}s {listed} of {spec.key}")
-    return stored.index(wanted)
 
 
 def _labels(spec: ArraySpec, axis: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
+from traceformer.store.pages import Kept
 from traceformer.store.triangles import fold, n_cells
 
 __all__ = ["CompressedMatrices", "Matrices", "WholeMatrices"]
@@ -67,12 +68,14 @@ class CompressedMatrices:
         self._next = (0, 0, 0)
         self._queries: Sequence[int] = ()
         self._made: dict[tuple[int, int], list[list[Chunk]]] = {}
+        self._kept = Kept()
         self._unfit: dict[int, NonFinite] = {}
 
     def begin(self, queries: Sequence[int], keys: Sequence[int]) -> None:
         self._queries = [n if m else 0 for n, m in zip(queries, keys, strict=True)]
         self._next = (0, 0, 0)
         self._made.clear()
+        self._kept.clear()
         self._unfit.clear()
 
     def take(self, slot: int, layer: int, first: int, block: Rows) -> None:
@@ -124,7 +127,7 @@ class CompressedMatrices:
 
     def _flush(self, slot: int, layer: int) -> None:
         for made, cells in zip(self._made[slot, layer], self._chunk, strict=True):
-            made.append(self._compress(cells))
+            made.append(self._kept.keep(self._compress(cells)))
         self._used = 0
 
     def nonfinite(self, slot: int) -> NonFinite | None:

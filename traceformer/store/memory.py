@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import tensorstore as ts
 
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.shapes import Shaped
@@ -27,6 +26,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import n_cells, unfold
 from traceformer.store.zarr3 import Array, along_layers
 
@@ -203,6 +203,8 @@ class MemoryWriter:
         Raises:
             UsageError: shards are still pending.
         """
+        import tensorstore as ts
+
         from traceformer.store.tables import joined
 
         if self.pending:
@@ -233,7 +235,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
     Raises:
         OutOfSpace: it does not; the message says what it takes and what there is.
     """
-    filled = layout.filled_bytes(lengths)
+    filled = filled_bytes(layout, lengths)
     needed = filled + min(filled, _BUFFERS * layout.bytes_per_shard())
     free = available_memory()
     if free is not None and needed > free:

@@ -11,11 +11,11 @@ does not have.
 """
 
 import itertools
+import math
 import os
-import struct
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +31,7 @@ __all__ = ["chunks_of", "compress", "framed", "is_written_directly", "write_chun
 
 _ABSENT = (2**64 - 1, 2**64 - 1)
 _MOST_CORES = 8
+_AT_ONCE = 256 << 10  # bytes that are framed, hashed and copied while they are in the processor's cache
 
 
 def is_written_directly(codec: Codec | MatrixCodec) -> bool:
@@ -38,20 +39,21 @@ def is_written_directly(codec: Codec | MatrixCodec) -> bool:
     return codec != "lz4" and sys.byteorder == "little"
 
 
-def chunks_of(array: np.ndarray, chunk_shape: Sequence[int], shard_shape: Sequence[int]) -> Iterator[Chunk | None]:
+def chunks_of(array: np.ndarray, axis: int, chunk: int, in_shard: int) -> Iterator[Chunk | None]:
     """Yields the chunks of a shard as they lie in memory, in order; None for those that the array does not reach.
 
     Args:
-        array: What the shard holds, from its first corner on: whole chunks.
-        chunk_shape: That of a chunk, which lies in one piece of the array's memory.
-        shard_shape: That of the whole shard.
+        array: What the shard holds, whole chunks of it. Behind `axis` it lies in one piece of memory.
+        axis: The axis along which there are several chunks for each index of those before it.
+        chunk: How long a chunk is there.
+        in_shard: How long the whole shard is there.
     """
-    for corner in itertools.product(*map(range, (0,) * array.ndim, shard_shape, chunk_shape)):
-        if any(start >= size for start, size in zip(corner, array.shape, strict=True)):
-            yield None
-            continue
-        cut = tuple(slice(start, start + size) for start, size in zip(corner, chunk_shape, strict=True))
-        yield array[cut].reshape(-1).view(np.uint8)
+    there = array.shape[axis] // chunk
+    lines = array.reshape(math.prod(array.shape[:axis]), -1).view(np.uint8)
+    lines.flags.writeable = False
+    for line in lines:
+        yield from line.reshape(there, -1)
+        yield from itertools.repeat(None, in_shard // chunk - there)
 
 
 def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
@@ -64,7 +66,7 @@ def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
 
 def write_shard(group: WriteGroup, path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
     """Writes a shard's chunks to its file, and returns the file's checksum and mark (see `marks`)."""
-    crcs: deque[memoryview] = deque(maxlen=2)  # that of the last chunk and that of the index
+    crcs: deque[bytes] = deque(maxlen=2)  # that of the last chunk and that of the index
     written = group.write_parts(path, _parts(chunks, crcs))
     return written._replace(mark=b"".join(crcs).hex())
 
@@ -78,31 +80,39 @@ def write_chunk(group: WriteGroup, paths: Iterable[Path], chunk: Chunk) -> None:
 
 def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
     """Returns a chunk as it is stored: its bytes, and their crc32c."""
-    return chunk.data, _crc32c(chunk)
+    return chunk.data, memoryview(_crc32c(chunk))
 
 
-def _parts(chunks: Iterable[Chunk | None], crcs: deque[memoryview]) -> Iterator[memoryview]:
-    """Yields what the file consists of, in order, and appends each crc32c to `crcs`, too."""
+def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memoryview]:
+    """Yields what the file consists of, in order, small chunks together, and appends each crc32c to `crcs`, too."""
     index: list[tuple[int, int]] = []
-    offset = 0
+    together: list[memoryview | bytes] = []
+    offset = gathered = 0
     for chunk in chunks:
         if chunk is None:
             index.append(_ABSENT)
             continue
-        data, crc = framed(chunk)
-        crcs.append(crc)
-        yield data
-        yield crc
+        crcs.append(_crc32c(chunk))
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
+        if chunk.nbytes < _AT_ONCE:
+            together += chunk.data, crcs[-1]
+            gathered += chunk.nbytes + 4
+        else:
+            yield memoryview(b"".join(together))
+            yield chunk.data
+            together, gathered = [], 4
+            together.append(crcs[-1])
+        if gathered >= _AT_ONCE:
+            yield memoryview(b"".join(together))
+            together, gathered = [], 0
     table = np.array(index, "<u8").reshape(-1).view(np.uint8)
-    data, crc = framed(table)
-    crcs.append(crc)
-    yield data
-    yield crc
+    crcs.append(_crc32c(table))
+    yield memoryview(b"".join((*together, table.data, crcs[-1])))
 
 
-def _crc32c(data: Chunk) -> memoryview:
-    frozen = data.view()
-    frozen.flags.writeable = False  # the library takes nothing that could change under it
-    return memoryview(struct.pack("<I", google_crc32c.value(frozen)))
+def _crc32c(data: Chunk) -> bytes:
+    if data.flags.writeable:  # the library takes nothing that could change under it
+        data = data.view()
+        data.flags.writeable = False
+    return google_crc32c.value(data).to_bytes(4, "little")

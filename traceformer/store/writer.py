@@ -13,15 +13,14 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorstore as ts
 
 from traceformer.errors import NotFound, OutOfSpace, UsageError
 from traceformer.sites import ArraySpec, Stack
@@ -54,8 +53,12 @@ from traceformer.store.marks import marked
 from traceformer.store.meta import RunMeta
 from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
 from traceformer.store.shards import is_written_directly, write_shard
+from traceformer.store.sizes import filled_bytes
 from traceformer.store.tables import PARQUET, encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
 
@@ -104,14 +107,6 @@ class RunWriter:
         self._hint = f"free some space, then {'`resume=True`' if resumable else 'the same again'}"
         self._space = partial(free_space, folder, kept=self._kept, hint=self._hint)
         self._nan_is_unknown = head.about.unknown_rows == "NaN"
-        # Nothing is cached: a shard is written once and whole.
-        self._context = ts.Context(
-            {
-                "cache_pool": {"total_bytes_limit": 0},
-                "data_copy_concurrency": {"limit": 2},
-                "file_io_mode": {"mode": "direct"},
-            }
-        )
         self._arrays: dict[str, Array] = {}
         self._free: list[ShardBuffer] = []
         self._made = 0
@@ -311,7 +306,7 @@ class RunWriter:
 
     def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
         lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
-        needed = self.layout.filled_bytes(lengths) + tokens.nbytes + _SPARE_BYTES
+        needed = filled_bytes(self.layout, lengths) + tokens.nbytes + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OutOfSpace(
@@ -348,6 +343,19 @@ class RunWriter:
         region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
         written = {file: checksum(self.folder / file, "xxh3_128") for file in files}
         return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
+
+    @cached_property
+    def _context(self) -> "ts.Context":
+        """Where tensorstore keeps nothing: a shard is written once and whole."""
+        import tensorstore as ts  # most runs are written without it
+
+        return ts.Context(
+            {
+                "cache_pool": {"total_bytes_limit": 0},
+                "data_copy_concurrency": {"limit": 2},
+                "file_io_mode": {"mode": "direct"},
+            }
+        )
 
     def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:
         """Returns the table with where each example lies: `shard`, `slot`, and `dec_slot` beside an encoder's."""

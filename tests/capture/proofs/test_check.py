@@ -110,7 +110,7 @@ def test_opt_may_embed_in_fewer_dimensions_than_it_computes_in(family: str) -> N
 
 
 def test_a_real_model_passes_every_proof(minilm: Path) -> None:
-    from traceformer.capture.tokenizing import Encoder
+    from traceformer.capture.encoding import Encoder
 
     loaded = load_model(str(minilm), device="cpu", dtype="float32", with_head=True)
     texts = ["A short one.", "The other text is a little longer, and it has a comma in it."]

@@ -15,6 +15,7 @@ import torch
 from tests.families import KEPT
 from tests.marks import slow
 from tests.odd_model import OddForCausalLM, odd_model
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
 from traceformer.capture.plan import plan_arrays
@@ -24,7 +25,6 @@ from traceformer.capture.proofs.fit import fit, fitted
 from traceformer.capture.proofs.tested import Kept
 from traceformer.capture.provenance import model_configuration
 from traceformer.capture.recorder import Recorder
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NotFound, Unsupported
 from traceformer.models import family
 from traceformer.models.families import FAMILIES, architecture_of

@@ -8,8 +8,8 @@ import pytest
 from torch import Tensor
 
 from tests.capture.proofs.facts import failing_sites, failures, two_examples
-from traceformer.capture.attention import AttentionCall, Span
 from traceformer.capture.proofs.check import check_model
+from traceformer.capture.scores import AttentionCall, Span
 from traceformer.errors import Unsupported
 from traceformer.models.blocks import decoders as rows
 from traceformer.models.blocks.encoders import BERT

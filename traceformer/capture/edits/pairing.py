@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from traceformer.capture.edits.metrics import Metric
-from traceformer.capture.tokenizing import Encoder
+from traceformer.capture.encoding import Encoder
 from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel, n_embeddings_of
 from traceformer.texts.cells import Ids, Reading

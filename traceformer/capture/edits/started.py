@@ -24,8 +24,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from traceformer.capture.edits.touching import Place, Touch, Touching
-from traceformer.capture.recorder import first_input, own_output
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.tensors import first_input, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import check_positions

@@ -23,9 +23,10 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.attention import AttentionCall, Changer, Span, changing
-from traceformer.capture.recorder import first_input, first_output, own_output, part_of
+from traceformer.capture.attention import Changer, changing
+from traceformer.capture.scores import AttentionCall, Span
 from traceformer.capture.spots import Spot, place_of
+from traceformer.capture.tensors import first_input, first_output, own_output, part_of
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of

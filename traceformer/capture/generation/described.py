@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.prompts import Prompts, ReadPrompt
 from traceformer.capture.generation.sampling import Choosing, Sampling
-from traceformer.capture.tokenizing import Encoded
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
 from traceformer.store.meta import RunMeta

@@ -30,6 +30,7 @@ from traceformer.capture.edits.session import (
     unedited,
     warn_of_untouched,
 )
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.described import (
     Generated,
     generation_configuration,
@@ -48,7 +49,6 @@ from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import model_configuration, model_meta
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.sight import triangles_of
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from traceformer.capture.chats import check_template, in_template
-from traceformer.capture.tokenizing import Encoded, Encoder
+from traceformer.capture.encoding import Encoded, Encoder
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack

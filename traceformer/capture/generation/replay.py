@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.sight import looking_ahead
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
 

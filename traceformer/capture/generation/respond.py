@@ -18,15 +18,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import BatchInputs
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.generation.sampling import Choosing, Sampling
 from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import NumericError, TraceformerError, Unsupported
 from traceformer.models.load import quiet
 from traceformer.models.loaded import LoadedModel

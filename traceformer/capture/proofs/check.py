@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.attention import Span
 from traceformer.capture.batches import pad
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
-from traceformer.capture.recorder import Recorder, own_output
+from traceformer.capture.recorder import Recorder
+from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Lengths, Sharing
-from traceformer.capture.tokenizing import Encoded
+from traceformer.capture.tensors import own_output
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import Arch, ModelDims, arch_of, check_positions

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from traceformer.capture.attention import Span
 from traceformer.capture.edits.kinds import add, cut
 from traceformer.capture.edits.session import Editing
 from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
 from traceformer.capture.proofs.place import Rounding, Scene, apply, error_between
 from traceformer.capture.proofs.tested import Errors
-from traceformer.capture.recorder import first_output, own_output
+from traceformer.capture.scores import Span
+from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
 from traceformer.models.quantised import quantisation_of

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from traceformer.capture.proofs.block import Block
 from traceformer.capture.proofs.check import Example
-from traceformer.capture.proofs.find_block import NO_FUNCTION, Block, found_in_block
+from traceformer.capture.proofs.find_block import NO_FUNCTION, found_in_block
 from traceformer.capture.proofs.watch import Attended, Watched, inside_of, is_list_of_blocks, watch
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims

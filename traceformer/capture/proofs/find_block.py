@@ -5,54 +5,28 @@
 2. Of parallel blocks what leaves is the sum of what enters and of what two modules made.
 3. Projections are what gives, heads split, what the attention function is called with; attention's norm is what makes
    what they read of the stream.
-4. The MLP is followed backward: down projection, its input, activation, gate, up projection, and the norm before them.
+4. The MLP is found from what it adds: see `find_mlp`.
 
 A stream that other multiples are added to is refused: no site could say what it is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm, near, norm_making, same
+from traceformer.capture.proofs.find_mlp import mlp_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.errors import Unsupported
-from traceformer.models.family import AttentionRow, MlpKind, StackRow, Tap, into
+from traceformer.models.family import AttentionRow, StackRow, Tap, into
 from traceformer.sites import Attention
 
-__all__ = ["NO_FUNCTION", "Block", "found_in_block"]
+__all__ = ["NO_FUNCTION", "found_in_block"]
 
 NO_FUNCTION = "its attention does not pass through transformers' attention function"
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One block as it was watched: what enters, what leaves, its modules' calls, and what an encoder gave before it."""
-
-    path: str
-    enters: Tensor
-    leaves: Tensor
-    calls: Sequence[Call]
-    memory: Tensor | None
-
-    def tap_path(self, call: Call | Attended) -> str:
-        return call.path.removeprefix(f"{self.path}.")
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """(batch, position, width), also of what lies as one row of tokens after the other."""
-        batch, length = self.enters.shape[:2]
-        is_flat = tensor.dim() == 2 and len(tensor) == batch * length
-        return tensor.unflatten(0, (batch, length)) if is_flat else tensor
-
-    def making(self, tensor: Tensor) -> list[Call]:
-        """The calls that made these numbers, the innermost first."""
-        return [call for call in self.calls if _same(self.rows(call.made), tensor)]
-
-    def reading(self, tensor: Tensor) -> list[Call]:
-        return [call for call in self.calls if _same(self.rows(call.given), tensor)]
 
 
 class _Step(NamedTuple):
@@ -62,18 +36,6 @@ class _Step(NamedTuple):
     stream: Tensor
     then: Tensor
     norm: Call | None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    """Whether two sums may be of the same terms, in another order."""
-    if one.shape != other.shape or not one.is_floating_point():
-        return False
-    far = (one.double() - other.double()).abs().max()
-    return bool(far <= 4 * torch.finfo(one.dtype).eps * other.double().abs().max())
 
 
 def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow:
@@ -101,11 +63,11 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow
             stream = None  # what cross-attention reads is not known
     mlp, kind_of_mlp = dict[str, Tap](), "plain"
     if steps:
-        mlp, kind_of_mlp = _mlp(block, steps[-2].then, steps[-1].added, None)
+        mlp, kind_of_mlp = mlp_of(block, steps[-2].then, steps[-1].added, None)
         middle = _middle(block, steps[-2], mlp)
         mlp = {**({} if middle is None else {"resid_mid": middle}), **mlp}
     elif parallel is not None:
-        mlp, kind_of_mlp = _mlp(block, block.enters, parallel[1], attentions["self"].attn_norm)
+        mlp, kind_of_mlp = mlp_of(block, block.enters, parallel[1], attentions["self"].attn_norm)
     last = steps[-1].norm if steps else None
     return StackRow(
         "",
@@ -124,7 +86,7 @@ def _made(block: Block) -> list[Tensor]:
     found: list[Tensor] = []
     for call in block.calls:
         rows = block.rows(call.made)
-        if rows.shape == block.enters.shape and not any(_same(rows, each) for each in (block.enters, *found)):
+        if rows.shape == block.enters.shape and not any(same(rows, each) for each in (block.enters, *found)):
             found.append(rows)
     return found
 
@@ -134,18 +96,18 @@ def _read(block: Block, stream: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
     for call in sorted(block.calls, key=lambda call: call.began):
         rows = block.rows(call.given)
-        if rows.shape == stream.shape and not any(_same(rows, each) for each in (stream, *found)):
+        if rows.shape == stream.shape and not any(same(rows, each) for each in (stream, *found)):
             found.append(rows)
-    return found if any(_same(block.leaves, each) for each in found) else [*found, block.leaves]
+    return found if any(same(block.leaves, each) for each in found) else [*found, block.leaves]
 
 
 def _steps(block: Block, made: Sequence[Tensor], stream: Tensor, most: int) -> list[_Step] | None:
     """What is added to the stream, one after the other, until it is what leaves; None where that is not found."""
-    if _same(stream, block.leaves):
+    if same(stream, block.leaves):
         return []
     if most == 0:
         return None
-    for is_sum in (_same, _near):
+    for is_sum in (same, near):
         for then in _read(block, stream):
             for added in made:
                 if not is_sum(stream + added, then):
@@ -165,7 +127,7 @@ def _steps(block: Block, made: Sequence[Tensor], stream: Tensor, most: int) -> l
 def _parallel(block: Block, made: Sequence[Tensor], seen: Mapping[Attention, Attended]) -> tuple[Tensor, Tensor] | None:
     """What attention and what the MLP adds, where both read what enters."""
     x, y = block.enters, block.leaves
-    for is_sum in (_same, _near):
+    for is_sum in (same, near):
         for a, m in permutations(made, 2):
             if is_sum(a + m + x, y) or is_sum(x + a + m, y) or is_sum(x + m + a, y):
                 return (a, m) if _is_attention(block, a, seen) else (m, a)
@@ -177,7 +139,7 @@ def _is_attention(block: Block, added: Tensor, seen: Mapping[Attention, Attended
     calls = block.making(added)
     if "self" in seen:
         out = _out_proj(block, seen["self"])
-        return out is not None and any(call.ended == out.ended or _same(block.rows(out.made), added) for call in calls)
+        return out is not None and any(call.ended == out.ended or same(block.rows(out.made), added) for call in calls)
     return any("att" in call.path.lower().removeprefix(block.path.lower()) for call in calls)
 
 
@@ -186,7 +148,7 @@ def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
     leaving = [(block.leaves, "")]
     leaving += [(block.rows(call.given), " before its last norm") for call in block.making(block.leaves)]
     for target, where in leaving:
-        if target.shape != block.enters.shape or _same(target, block.enters):
+        if target.shape != block.enters.shape or same(target, block.enters):
             continue
         y = target.double().flatten()
         for a, m in permutations(made, 2):
@@ -206,7 +168,7 @@ def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
 
 def _out_proj(block: Block, seen: Attended) -> Call | None:
     mixed = seen.mixed.flatten(2)
-    return next((call for call in block.calls if _has_matrix(call) and _same(block.rows(call.given), mixed)), None)
+    return next((call for call in block.calls if has_matrix(call) and same(block.rows(call.given), mixed)), None)
 
 
 def _attention_row(
@@ -214,14 +176,14 @@ def _attention_row(
 ) -> AttentionRow:
     """What is found of one attention: `stream` is what it reads and adds to, `added` what it adds."""
     adding = [] if added is None else block.making(added)
-    outer = [call for call in adding if seen is not None and call.path == seen.path and not _is_norm(adding[0])]
+    outer = [call for call in adding if seen is not None and call.path == seen.path and not is_norm(adding[0])]
     attn_out = Tap(block.tap_path((outer or adding)[0])) if adding else None
     post_norm = None if norm is None else block.tap_path(norm)
     if seen is None:
         return AttentionRow("", None, None, None, None, attn_out, _norm_before(block, stream, adding), post_norm)
     out = _out_proj(block, seen)
     q, k, v, scales = _projections(block, seen)
-    before = None if q is None or stream is None else _norm_making(block, stream, q[1])
+    before = None if q is None or stream is None else norm_making(block, stream, q[1])
     return AttentionRow(
         block.tap_path(seen),
         None if q is None else q[0],
@@ -235,13 +197,6 @@ def _attention_row(
     )
 
 
-def _norm_making(block: Block, stream: Tensor, made: Tensor) -> Call | None:
-    """The module that makes this of the stream; None where it is the stream itself, or comes from elsewhere."""
-    if _same(stream, made):
-        return None
-    return next((call for call in block.reading(stream) if _same(block.rows(call.made), made)), None)
-
-
 def _norm_before(block: Block, stream: Tensor | None, adding: Sequence[Call]) -> Tap | None:
     """Attention's norm, where attention is out of sight: the one module that reads the stream before it."""
     if stream is None or not adding:
@@ -249,12 +204,8 @@ def _norm_before(block: Block, stream: Tensor | None, adding: Sequence[Call]) ->
     reading = [call for call in block.reading(stream) if call.ended < adding[0].began]
     norms = [call for call in reading if block.rows(call.made).shape == stream.shape]
     if len(norms) > 1:  # parallel blocks may have one for attention, which reads it, and one for the MLP
-        norms = [norm for norm in norms if any(_same(block.rows(norm.made), block.rows(call.given)) for call in adding)]
+        norms = [norm for norm in norms if any(same(block.rows(norm.made), block.rows(call.given)) for call in adding)]
     return Tap(block.tap_path(norms[0])) if len(norms) == 1 else None
-
-
-def _is_norm(call: Call) -> bool:
-    return "norm" in type(call.module).__name__.lower()
 
 
 _Found = tuple[Tap, Tensor]
@@ -264,16 +215,16 @@ _Found = tuple[Tap, Tensor]
 def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, _Found | None, bool]:
     """The projections of queries, keys and values, and whether the module scales queries itself."""
     v_rows = _merged(seen.value)
-    separate = [call for call in block.calls if _same(block.rows(call.made), v_rows)]
+    separate = [call for call in block.calls if same(block.rows(call.made), v_rows)]
     if not separate:
         q, k, v = _fused(block, seen)
         return q, k, v, False
     v_call = separate[0]
     reads = block.rows(v_call.given)
-    others = [call for call in block.calls if _is_leaf(call) and call is not v_call]
-    k_call = _projection_of(block, seen.key, [call for call in others if _same(block.rows(call.given), reads)], [])
-    if block.memory is None or not _same(reads, block.memory):
-        others = [call for call in others if _same(block.rows(call.given), reads)]
+    others = [call for call in block.calls if is_leaf(call) and call is not v_call]
+    k_call = _projection_of(block, seen.key, [call for call in others if same(block.rows(call.given), reads)], [])
+    if block.memory is None or not same(reads, block.memory):
+        others = [call for call in others if same(block.rows(call.given), reads)]
     out = _out_proj(block, seen)
     others = [call for call in others if out is None or call.ended < out.began]
     q_call = _projection_of(block, seen.query, others, [k_call] if k_call else [])
@@ -284,7 +235,7 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
         q_call is not None
         and isinstance(scaling, float)
         and abs(scaling - 1) > 1e-6
-        and _near(block.rows(q_call.made) * scaling, _merged(seen.query))
+        and near(block.rows(q_call.made) * scaling, _merged(seen.query))
     )
     q: _Found | None = None if q_call is None else (Tap(block.tap_path(q_call)), block.rows(q_call.given))
     k: _Found | None = None if k_call is None else (Tap(block.tap_path(k_call)), block.rows(k_call.given))
@@ -300,10 +251,6 @@ def _merged(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def _is_leaf(call: Call) -> bool:
-    return not list(call.module.children())
-
-
 def _projection_of(block: Block, heads: Tensor, among: Sequence[Call], taken: Sequence[Call]) -> Call | None:
     """The projection that these heads are most like: the very numbers, or as long, or as long but for a factor."""
     target = _merged(heads)
@@ -312,7 +259,7 @@ def _projection_of(block: Block, heads: Tensor, among: Sequence[Call], taken: Se
         for call in among
         if block.rows(call.made).shape == target.shape
         and not any(call is other for other in taken)
-        and _has_matrix(call)
+        and has_matrix(call)
     ]
     if not fitting:
         return None
@@ -321,14 +268,10 @@ def _projection_of(block: Block, heads: Tensor, among: Sequence[Call], taken: Se
         rows = block.rows(call.made)
         own = rows.unflatten(-1, (heads.shape[1], heads.shape[3])).double().norm(dim=-1).transpose(1, 2)
         ratio = heads.double().norm(dim=-1) / own.clamp(min=1e-30)
-        return not _same(rows, target), float(ratio.std() / ratio.mean().clamp(min=1e-30)) if ratio.numel() > 1 else 0.0
+        return not same(rows, target), float(ratio.std() / ratio.mean().clamp(min=1e-30)) if ratio.numel() > 1 else 0.0
 
     best = min(fitting, key=unlike)
     return best if unlike(best)[1] < 1e-3 or len(fitting) == 1 else fitting[0]
-
-
-def _has_matrix(call: Call) -> bool:
-    return any(parameter.dim() == 2 for parameter in call.module.parameters(recurse=False))
 
 
 def _fused(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, _Found | None]:
@@ -337,12 +280,12 @@ def _fused(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, 
     values = _merged(seen.value)
     for call in block.calls:
         rows = block.rows(call.made)
-        if rows.dim() != 3 or rows.shape[-1] != (n_heads + 2 * n_kv_heads) * width or not _has_matrix(call):
+        if rows.dim() != 3 or rows.shape[-1] != (n_heads + 2 * n_kv_heads) * width or not has_matrix(call):
             continue
         path, given = block.tap_path(call), block.rows(call.given)
-        if _same(rows[..., -n_kv_heads * width :], values):
+        if same(rows[..., -n_kv_heads * width :], values):
             return tuple((Tap(path, part=part), given) for part in ("q", "k", "v"))  # pyright: ignore
-        if _same(rows.unflatten(-1, (n_kv_heads, n_heads // n_kv_heads + 2, width))[..., -1, :].flatten(2), values):
+        if same(rows.unflatten(-1, (n_kv_heads, n_heads // n_kv_heads + 2, width))[..., -1, :].flatten(2), values):
             return tuple((Tap(path, part=part, fused="per_head"), given) for part in ("q", "k", "v"))  # pyright: ignore
     return None, None, None
 
@@ -356,67 +299,3 @@ def _middle(block: Block, step: _Step, mlp: Mapping[str, Tap]) -> Tap | None:
     chosen = next((call for call in reading if norm is not None and block.tap_path(call) == norm.path), None)
     chosen = chosen or min(reading, key=lambda call: call.began, default=None)
     return None if chosen is None else into(block.tap_path(chosen))
-
-
-def _mlp(block: Block, stream: Tensor, added: Tensor, attn_norm: Tap | None) -> tuple[dict[str, Tap], MlpKind]:
-    """The sites of the MLP that reads this stream, perhaps normed, and adds this; and its kind."""
-    adding = block.making(added)
-    behind = adding[0] if _is_norm(adding[0]) else None  # a norm of what is added
-    downs = block.making(block.rows(behind.given)) if behind else adding
-    down = next((call for call in downs if _is_leaf(call) and _has_matrix(call)), None)
-    inputs = [stream, *(block.rows(call.made) for call in block.reading(stream))]
-    found, kind, given = dict[str, Tap](), "experts", None
-    if down is not None:
-        inner = _inside_mlp(block, down, inputs)
-        if inner is not None:
-            found, kind, given = inner
-    reads = inputs if given is None else [given]
-    whole = [call for call in adding if any(_same(block.rows(call.given), each) for each in reads)]
-    if given is None and whole:
-        given = block.rows(whole[-1].given)
-    adding = whole[-1:] if whole and behind is None else adding
-    norm = None if given is None else _norm_making(block, stream, given)
-    if norm is not None and (attn_norm is None or block.tap_path(norm) != attn_norm.path):
-        found = {"mlp_norm": Tap(block.tap_path(norm)), **found}
-    return {**found, "mlp_out": Tap(block.tap_path(adding[0]))}, kind
-
-
-def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dict[str, Tap], MlpKind, Tensor] | None:
-    """Up projection, activation, what goes into the down projection; and what the up projection reads."""
-    mid = block.rows(down.given)
-    found = {"mlp_mid": into(block.tap_path(down)), "mlp_down": Tap(block.tap_path(down))}
-    ups = [
-        call
-        for call in block.calls
-        if _has_matrix(call) and call.ended < down.began and any(_same(block.rows(call.given), each) for each in inputs)
-    ]
-    wide: list[tuple[Call, _Half, Tensor]] = [
-        (call, part, rows) for call in ups for part, rows in _halves(block.rows(call.made), mid.shape[-1])
-    ]
-    acts = [call for call in block.calls if block.rows(call.made).shape == mid.shape and not _has_matrix(call)]
-    for act in acts:
-        made, given = block.rows(act.made), block.rows(act.given)
-        if _same(made, mid):
-            for call, part, rows in wide:
-                if part == "whole" and _same(rows, given):
-                    taps = {"mlp_up": Tap(block.tap_path(call)), "mlp_act": Tap(block.tap_path(act))}
-                    return {**taps, **found}, "plain", block.rows(call.given)
-        for call, part, rows in wide:
-            if _same(made * rows, mid) or (_near(made * rows, mid) and not _same(rows, given)):
-                taps = {"mlp_up": Tap(block.tap_path(call), part=part), "mlp_act": Tap(block.tap_path(act))}
-                return {**taps, **found}, "gated", block.rows(call.given)
-    whole = [call for call, part, _ in wide if part == "whole"]
-    if len(whole) == 1:  # its activation is no module
-        return {"mlp_up": Tap(block.tap_path(whole[0])), **found}, "plain", block.rows(whole[0].given)
-    return (found, "gated", block.rows(whole[0].given)) if whole else None
-
-
-_Half: TypeAlias = Literal["whole", "first half", "second half"]
-
-
-def _halves(rows: Tensor, width: int) -> Iterator[tuple[_Half, Tensor]]:
-    if rows.dim() == 3 and rows.shape[-1] == width:
-        yield "whole", rows
-    elif rows.dim() == 3 and rows.shape[-1] == 2 * width:
-        yield "first half", rows[..., :width]
-        yield "second half", rows[..., width:]

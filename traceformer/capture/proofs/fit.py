@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
 from traceformer.capture.proofs.find import find_row
 from traceformer.capture.proofs.readout import readout_holds
-from traceformer.capture.tokenizing import Encoded
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, own_family, unmet

@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.recorder import first_input, first_output
 from traceformer.capture.spots import aliases_of
+from traceformer.capture.tensors import first_input, first_output
 from traceformer.models.held import underneath
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArraySpec, Stack

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from traceformer.analysis.lens import normed, read_out
 from traceformer.capture.proofs.check import Example, batch_of
 from traceformer.capture.proofs.tested import is_exact
-from traceformer.capture.recorder import first_output, own_output
+from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import TraceformerError
 from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import LoadedModel

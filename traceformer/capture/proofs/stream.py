@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
-from traceformer.capture.recorder import own_output
+from traceformer.capture.tensors import own_output
 from traceformer.models.families import own_family
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack

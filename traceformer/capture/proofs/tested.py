@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.attention import Span
 from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
+from traceformer.capture.scores import Span
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = ["Arrays", "Errors", "Kept", "is_exact", "prove", "tolerance_of"]

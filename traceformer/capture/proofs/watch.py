@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from traceformer.capture.attention import AttentionCall, Listening, observed_name
+from traceformer.capture.attention import Listening, observed_name
 from traceformer.capture.proofs.check import Example, batch_of, implementation_of, using_attention
-from traceformer.capture.recorder import first_input, first_output
+from traceformer.capture.scores import AttentionCall
+from traceformer.capture.tensors import first_input, first_output
 from traceformer.errors import Unsupported
 from traceformer.sites import Stack
 

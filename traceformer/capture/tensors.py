@@ -1,0 +1,49 @@
+"""The tensors of a module's call: what it is called on, what it makes, and which part of them a tap names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from traceformer.models.dims import StackDims
+from traceformer.models.family import Tap
+
+__all__ = ["first_input", "first_output", "own_output", "part_of"]
+
+
+def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the tensor that a module is called on: its first argument, whatever it is called."""
+    given = (*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else ()), *kwargs.values())
+    return next((each for each in given if isinstance(each, Tensor)), None)
+
+
+def first_output(output: Any) -> Tensor | None:
+    """Returns the tensor that a module makes, the first of several."""
+    several = output if isinstance(output, tuple) else output.values() if isinstance(output, Mapping) else (output,)
+    return next((each for each in several if isinstance(each, Tensor)), None)
+
+
+def own_output(output: Any) -> Tensor | None:
+    """Returns a model's own output: (batch, position, word), (batch, label) or (batch, position, label).
+
+    Where an answer starts and where it ends are two labels of a token. None without a head.
+    """
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
+
+
+def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
+    """Returns the part of a tensor that a tap names; one of a fused per-head projection comes split by head."""
+    if tap.part == "whole":
+        return rows
+    if tap.part in ("first half", "second half"):
+        return rows.chunk(2, dim=-1)[tap.part == "second half"]
+    if tap.fused == "per_head":
+        group = dims.n_heads // dims.n_kv_heads
+        first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
+        grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
+        return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
+    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
+    return rows.split(sizes, dim=-1)["qkv".index(tap.part)]
