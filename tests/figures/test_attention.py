@@ -36,7 +36,28 @@ def test_a_small_matrix_is_enlarged_without_new_values() -> None:
 def test_one_strong_cell_stays_visible_when_a_matrix_shrinks() -> None:
     matrix = np.zeros((1000, 1000), dtype=np.float32)
     matrix[501, 37] = 1
-    assert np.argwhere(tile(matrix, pixels=10)).tolist() == [[5, 0]]
+    assert np.argwhere(tile(matrix, pixels=10) > 0).tolist() == [[5, 0]]
+
+
+@pytest.mark.parametrize("size", [5, 8, 31])
+def test_what_no_query_sees_is_left_blank(size: int) -> None:
+    causal = np.tril(np.ones((size, size), np.float32)) / np.arange(1, size + 1, dtype=np.float32)[:, None]
+    image = tile(causal, pixels=8)
+    edges = [(i * size / 8, (i + 1) * size / 8) for i in range(8)]
+    spans = [range(int(low), max(int(np.ceil(high)), int(low) + 1)) for low, high in edges]
+    unseen = [[keys[0] > queries[-1] for keys in spans] for queries in spans]
+    assert np.array_equal(np.isnan(image), unseen)
+    assert not np.isnan(tile(causal + causal.T, pixels=8)).any()
+
+
+def test_a_large_head_is_drawn_from_as_many_cells_as_a_picture_has_pixels() -> None:
+    causal = np.tril(np.random.default_rng(0).random((4000, 4000), dtype=np.float32))
+    figure = head_figure(causal, ["a"] * 4000, ["a"] * 4000, title="")
+    shown = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert shown.shape == (1536, 1536)
+    starts = np.arange(1536) * 4000 // 1536
+    whole = np.maximum.reduceat(np.maximum.reduceat(causal, starts, axis=0), starts, axis=1)
+    assert np.array_equal(np.nan_to_num(shown), whole)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

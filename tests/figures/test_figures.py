@@ -81,3 +81,11 @@ def test_entropy_is_a_map_of_heads() -> None:
     figure = figures.entropy(RunStatistics("traces/x", "exact", ("a",), (own,), (), ()))
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.00", f"{(np.log(2) + np.log(3)) / 3:.2f}"]
     assert figure.get_suptitle().startswith("traces/x: mean entropy")
+
+
+def test_maps_of_one_unit_share_their_colours() -> None:
+    metrics = table("dec.self")
+    figure = figures.heads(metrics)
+    tops = {axes.get_title(): axes.images[0].norm.vmax for axes in figure.axes if axes.get_title()}
+    assert tops["sparsity (< 0.01)"] == 1
+    assert tops["entropy"] == np.nanmax(metrics.grid("entropy"))

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
+from matplotlib.colors import to_hex
 
 from tests.viewer import traces
 from traceformer import figures
@@ -51,7 +53,42 @@ def test_a_lens_frames_what_came_and_names_every_cell() -> None:
     assert [text.get_text() for text in axes.texts] == [r"\$", "a"][:1] * 3 + ["a"] * 3
     assert len(axes.patches) == 3
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["L0", "L5"]
-    assert not figures.lens(lens_of(41)).axes[0].texts  # no room
+
+
+def test_a_long_lens_goes_on_below() -> None:
+    figure = figures.lens(lens_of(85))
+    rows = figure.axes[:3]
+    assert [len(axes.texts) for axes in rows] == [80, 80, 10]
+    assert rows[2].get_xlabel() == "token at positions 80 to 84"
+    assert not figures.lens(lens_of(481)).axes[0].texts  # no room
+    with pytest.raises(UsageError, match="85 positions for one ax"):
+        figures.lens(lens_of(85), ax=rows[0])
+    assert figures.lens(lens_of(3), ax=rows[0]) is figure
+
+
+def test_a_theme_lasts_as_long_as_it_is_asked_for() -> None:
+    with figures.theme("dark"):
+        dark = figures.lens(lens_of(3))
+    light = figures.lens(lens_of(3))
+    assert (to_hex(dark.get_facecolor()), to_hex(light.get_facecolor())) == ("#15171a", "#ffffff")
+    with pytest.raises((UsageError, TypeCheckError), match="blue"):
+        figures.theme("blue")  # pyright: ignore
+
+
+def test_a_curve_is_smoothed_over_the_tokens_that_there_are() -> None:
+    rows = ProjectedRows(np.array([[1], [2], [6], [3]], np.float32), np.ones(4, np.float32))
+    curves = TextCurves("ex0", list("abcd"), None, ("joy",), {4: rows})
+    vector = {"name": "joy", "thresholds": {4: 2.5}}
+    value = Projections("traces/run", RESIDUAL, "dec.resid_post", ("joy",), (4,), (curves,), (vector,))
+    itself, smooth, threshold, _ = figures.traits(value, smooth=3).axes[0].lines
+    assert itself.get_ydata().tolist() == [1, 2, 6, 3]  # pyright: ignore
+    assert smooth.get_ydata() == pytest.approx([1.5, 3, 11 / 3, 4.5])
+    assert threshold.get_ydata() == pytest.approx([2.5, 2.5])
+    text = figures.traits(value, chart="text").axes[0]
+    assert [written.get_text() for written in text.texts] == [*"abcd"]
+    assert text.get_title("left") == "joy, red above the threshold 2.50"
+    with pytest.raises(UsageError, match="mean over 0 tokens"):
+        figures.traits(value, smooth=0)
 
 
 def test_curves_have_a_panel_per_direction_or_per_example() -> None:

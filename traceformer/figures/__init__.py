@@ -18,6 +18,7 @@ logit_parts     what each part of a model adds to a logit
 path_ribbons    paths for papers: one ribbon lane per path
 effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
+trait_text      a trait on the text itself
 dose_curves     a trait and fluency against the scale of steering
 edge_map        effects of edges: senders, receivers, and what was measured
 """
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from traceformer.figures.logit_parts import attribution_figure as attribution
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.role_card import roles_figure as roles
+    from traceformer.figures.style import theme
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
@@ -53,6 +55,7 @@ __all__ = [
     "lens",
     "paths",
     "roles",
+    "theme",
     "traits",
 ]
 
@@ -70,6 +73,7 @@ _HOMES = {
     "attribution": ("traceformer.figures.logit_parts", "attribution_figure"),
     "roles": ("traceformer.figures.role_card", "roles_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
+    "theme": ("traceformer.figures.style", "theme"),
 }
 
 

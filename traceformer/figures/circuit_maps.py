@@ -9,16 +9,17 @@ from matplotlib.lines import Line2D
 
 from traceformer.analysis.circuits import COMPOSITIONS, Circuits
 from traceformer.errors import check_is
-from traceformer.figures.style import inline, titled
+from traceformer.figures.style import category, faint, inline, quiet, styled, titled, written_on
 
 __all__ = ["circuits_figure", "circuits_html"]
 
 _SIGNED = "RdBu"  # of numbers on either side of zero: red below, blue above
-_OF_KIND = {"Q": "#E69F00", "K": "#0072B2", "V": "#009E73"}  # Okabe and Ito's, distinct for the colour-blind
+_OF_KIND = {"Q": category(1), "K": category(0), "V": category(2)}
 _MOST_WRITTEN = 200  # heads that carry their number
 _EDGES = 24
 
 
+@styled
 def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
     """Returns the copying score of each head, and the `top` strongest compositions as lines from head to head.
 
@@ -33,19 +34,19 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
     image = left.imshow(copying, cmap=_SIGNED, vmin=-1, vmax=1, origin="lower", aspect="auto")
     if copying.size <= _MOST_WRITTEN:
         for (layer, head), score in np.ndenumerate(copying):
-            shade = "white" if abs(score) > 0.6 else "black"
-            left.text(head, layer, f"{score:.2f}", ha="center", va="center", fontsize=6, color=shade)
+            colour = written_on(image, float(score))
+            left.text(head, layer, f"{score:.2f}", ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=left, shrink=0.8).ax.tick_params(labelsize=6)
-    left.set_title("copying: eigenvalues of W_E OV W_U,\ntheir sum over that of their sizes", fontsize=8)
+    left.set_title("copying: eigenvalues of W_E OV W_U,\ntheir sum over that of their sizes")
     _draw_edges(right, value, top)
     for axes in (left, right):
         for axis, letter, size in ((axes.xaxis, "H", n_heads), (axes.yaxis, "L", n_layers)):
             every = math.ceil(size / 16)
-            axis.set_ticks(range(0, size, every), [f"{letter}{number}" for number in range(0, size, every)], fontsize=7)
+            axis.set_ticks(range(0, size, every), [f"{letter}{number}" for number in range(0, size, every)])
         axes.tick_params(length=0)
         beside = 0.5 if axes is left else 0.6
         axes.set(xlim=(-beside, n_heads - 1 + beside), ylim=(-beside, n_layers - 1 + beside))
-    figure.suptitle(titled(f"{value.model}: circuits from weights"), fontsize=10)
+    figure.suptitle(titled(f"{value.model}: circuits from weights"))
     return figure
 
 
@@ -53,16 +54,22 @@ def _draw_edges(axes: Axes, value: Circuits, top: int) -> None:
     """The strongest compositions, the strongest of all on top."""
     edges = value.strongest(top)
     layer, head = np.indices(value.shape)
-    axes.scatter(head.ravel(), layer.ravel(), s=14, color="0.8", zorder=1)
+    axes.scatter(head.ravel(), layer.ravel(), s=14, color=faint(), zorder=1)
     strongest = edges[0].score if edges else 1.0
     for edge in reversed(edges):
         share = (edge.score / strongest) ** 4
         heads, layers = (edge.from_head, edge.to_head), (edge.from_layer, edge.to_layer)
         axes.plot(heads, layers, color=_OF_KIND[edge.kind], linewidth=0.5 + 2.5 * share, alpha=0.35 + 0.6 * share)
-        axes.scatter(heads, layers, s=22, color="0.25", zorder=3)
+        axes.scatter(heads, layers, s=22, color=quiet(), zorder=3)
     lines = [Line2D([], [], color=_OF_KIND[kind], linewidth=2, label=f"{kind} composition") for kind in COMPOSITIONS]
-    axes.legend(handles=lines, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, frameon=False)
-    axes.set_title(f"the {len(edges)} strongest compositions,\nup to {strongest:.2f}", fontsize=8)
+    axes.legend(
+        handles=lines,
+        fontsize=6,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.06),
+        ncols=3,
+    )
+    axes.set_title(f"the {len(edges)} strongest compositions,\nup to {strongest:.2f}")
     axes.spines[:].set_visible(False)
 
 

@@ -6,12 +6,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from traceformer.analysis.clusters import principal_map
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.errors import check_is
-from traceformer.figures.style import CLUSTERS, inline, titled
+from traceformer.figures.style import category, ink, inline, quiet, styled, titled
+from traceformer.shapes import Float
 
 __all__ = ["ClusterChart", "clusters_figure", "clusters_html"]
 
@@ -19,9 +19,11 @@ ClusterChart: TypeAlias = Literal["scores", "silhouettes", "map", "distributions
 
 _MARKERS = "o^sDvP*X"
 _COLUMNS = 4
-_MOST_NAMED = 150  # heads on a map that carry their name
+_NAME = (0.1, 0.03)  # room of a name, as a share of the map
+_NAMED = 24  # heads on a map that carry their name: those that are far out
 
 
+@styled
 def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map") -> Figure:
     """Returns a picture of clusters.
 
@@ -46,21 +48,17 @@ def scores_figure(clusters: HeadClusters) -> Figure:
     axes = figure.add_subplot()
     ks = list(found.by_k)
     scores = [found.by_k[k].score for k in ks]
-    axes.plot(ks, scores, marker="o", color=CLUSTERS(0))
+    axes.plot(ks, scores, marker="o", color=category(0))
     best = found.best_k, found.best.score
-    axes.plot(*best, marker="o", markersize=16, fillstyle="none", markeredgewidth=2, color="red")
-    box = {"boxstyle": "round", "facecolor": "khaki", "edgecolor": "0.6"}
-    axes.annotate(f"{best[1]:.3f}", best, (0, 14), textcoords="offset points", ha="center", fontsize=9, bbox=box)
-    handles = [
-        Patch(color=CLUSTERS(number % 10), label=f"{name}: {size}")
-        for number, (name, size) in enumerate(zip(found.best.names, found.best.sizes, strict=True))
-    ]
-    figure.legend(handles=handles, title=f"k = {best[0]}", loc="outside right center", fontsize=8)
+    axes.plot(*best, marker="o", markersize=16, fillstyle="none", markeredgewidth=1.5, color=ink())
+    axes.annotate(f"{best[1]:.3f}", best, (0, 14), textcoords="offset points", ha="center", fontweight="bold")
+    sizes = ", ".join(f"{name} {size}" for name, size in zip(found.best.names, found.best.sizes, strict=True))
+    axes.set_title(titled(f"k = {best[0]}: {sizes}"), wrap=True)
     axes.margins(y=0.25)
     axes.set_xticks(ks)
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.set(xlabel="number of clusters k", ylabel="mean silhouette")
-    figure.suptitle(titled(f"{_of(clusters)}: heads {_by(clusters)}"), fontsize=10, wrap=True)
+    figure.suptitle(titled(f"{_of(clusters)}: heads {_by(clusters)}"), wrap=True)
     return figure
 
 
@@ -72,17 +70,17 @@ def silhouettes_figure(clusters: HeadClusters) -> Figure:
     start, middles = 0, list[float]()
     for cluster, size in enumerate(clustering.sizes):
         own = np.sort(clustering.silhouettes[clustering.labels == cluster])[::-1]
-        axes.barh(np.arange(start, start + size), own, height=1.0, color=CLUSTERS(cluster % 10))
+        axes.barh(np.arange(start, start + size), own, height=1.0, color=category(cluster))
         middles.append(start + (size - 1) / 2)
         start += size + 2
-    axes.axvline(clustering.score, color="red", linestyle="--", linewidth=1)
+    axes.axvline(clustering.score, color=ink(), linestyle="--", linewidth=1)
     axes.set_xlim(min(0.0, float(clustering.silhouettes.min())) - 0.05, 1)
     axes.invert_yaxis()
     sizes = zip(clustering.names, clustering.sizes, strict=True)
-    axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes], fontsize=8)
+    axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes])
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"silhouette; their mean is {clustering.score:.3f}")
-    figure.suptitle(titled(_title(clusters)), fontsize=10, wrap=True)
+    figure.suptitle(titled(_title(clusters)), wrap=True)
     return figure
 
 
@@ -98,17 +96,33 @@ def map_figure(clusters: HeadClusters) -> Figure:
             own = (best.labels == cluster) & (tables == number)
             label = name if len(of) == 1 else f"{name}, {titled(of[number])}"
             if own.any():
-                axes.scatter(*flat[own].T, color=CLUSTERS(cluster % 10), marker=marker, s=26, alpha=0.8, label=label)
-    if len(names) <= _MOST_NAMED:
-        for name, place in zip(names, flat, strict=True):
-            axes.annotate(name, place, (3, 3), textcoords="offset points", fontsize=5, color="0.3")
+                axes.scatter(*flat[own].T, color=category(cluster), marker=marker, s=26, alpha=0.8, label=label)
+    axes.margins(0.08)
+    for head in _far_out(flat):
+        axes.annotate(names[head], flat[head], (4, 3), textcoords="offset points", fontsize=6, color=quiet())
     axes.set(
         xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
         ylabel=f"second principal component ({shares[1]:.0%})",
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    axes.set_title(titled(_title(clusters)), fontsize=10, wrap=True)
+    figure.legend(loc="outside lower center", ncols=3)
+    axes.set_title(titled(_title(clusters)), wrap=True)
     return figure
+
+
+def _far_out(flat: Float[np.ndarray, "head 2"]) -> list[int]:
+    """The heads furthest from the middle that can carry a name which meets no other head's, and no other head."""
+    spread = np.ptp(flat, axis=0)
+    places = (flat - flat.mean(axis=0)) / np.where(spread == 0, 1, spread)
+    named: list[int] = []
+    for head in np.argsort(-np.linalg.norm(places, axis=1), kind="stable").tolist():
+        right, up = (places - places[head]).T
+        there = (right > 0) & (right < _NAME[0]) & (np.abs(up) < _NAME[1])
+        near = [other for other in named if abs(right[other]) < _NAME[0] and abs(up[other]) < 2 * _NAME[1]]
+        if not there.any() and not near:
+            named.append(head)
+        if len(named) == _NAMED:
+            break
+    return named
 
 
 def distributions_figure(clusters: HeadClusters) -> Figure:
@@ -125,12 +139,11 @@ def distributions_figure(clusters: HeadClusters) -> Figure:
         )
         for number, own in enumerate(tables.values()):
             across = number + 1 + random.uniform(-0.18, 0.18, len(own))
-            axes.scatter(across, own, s=8, alpha=0.5, color=CLUSTERS(number % 10))
-        axes.set_title(metric.replace("_", " "), fontsize=9)
-        axes.tick_params(labelsize=7)
+            axes.scatter(across, own, s=8, alpha=0.5, color=category(number))
+        axes.set_title(metric.replace("_", " "))
     for axes in places[len(values) :]:
         axes.set_axis_off()
-    figure.suptitle(titled(f"{_of(clusters)}: the metrics of every head"), fontsize=10, wrap=True)
+    figure.suptitle(titled(f"{_of(clusters)}: the metrics of every head"), wrap=True)
     return figure
 
 

@@ -6,14 +6,13 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.dose import Dose
 from traceformer.errors import check_is
-from traceformer.figures.style import inline, titled
+from traceformer.figures.style import category, inline, quiet, styled, titled
 from traceformer.shapes import Float64
 
 __all__ = ["dose_figure", "dose_html"]
 
-_PROJECTION, _FLUENCY = "tab:blue", "tab:orange"
 
-
+@styled
 def dose_figure(value: Dose, *, title: str | None = None) -> Figure:
     """Returns two panels over the scale: projection above, fluency below; a thin line per response, a thick mean.
 
@@ -22,12 +21,12 @@ def dose_figure(value: Dose, *, title: str | None = None) -> Figure:
     check_is(value, Dose, "what dose gave")
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw(above, value, value.projection, _PROJECTION, f"projection onto {value.about.direction}")
-    _draw(below, value, value.log_prob, _FLUENCY, "log-probability per token")
+    _draw(above, value, value.projection, category(0), f"projection onto {value.about.direction}")
+    _draw(below, value, value.log_prob, category(1), "log-probability per token")
     below.set_xlabel(f"scale (times the vector, of norm {value.about.norm:.3g})")
     place = f"{value.about.model}  {value.about.direction} added to {value.about.site} of layer {value.about.layer}"
     read = "responses as the unsteered model reads them"
-    figure.suptitle(titled(f"{place}\n{len(value.names)} {read}" if title is None else title), fontsize=10)
+    figure.suptitle(titled(f"{place}\n{len(value.names)} {read}" if title is None else title))
     return figure
 
 
@@ -43,6 +42,5 @@ def _draw(axes: Axes, value: Dose, numbers: Float64[np.ndarray, "scale response"
         error = numbers.std(axis=1, ddof=1) / np.sqrt(n)
         axes.fill_between(value.scales, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
     axes.plot(value.scales, mean, color=colour, linewidth=2, marker="o", markersize=4)
-    axes.axvline(0, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
-    axes.set_ylabel(titled(name), fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.axvline(0, color=quiet(), linestyle="--", linewidth=0.8, zorder=0)
+    axes.set_ylabel(titled(name))

@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 from traceformer.analysis.edges import EdgeEffects, Part
 from traceformer.analysis.effects import mean_over_pairs
 from traceformer.errors import check_is
-from traceformer.figures.style import inline, titled
+from traceformer.figures.style import SIGNED, category, faint, inline, styled, titled
 
 __all__ = ["edges_figure", "edges_html"]
 
 _ABOVE = (0, 7, -7)  # points by which the names of the largest edges stand above theirs, so that near ones are apart
 
 
+@styled
 def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
     """Returns a map of mean estimates, a row per sender and a column per receiver, in the order of a pass.
 
@@ -33,7 +34,7 @@ def edges_figure(value: EdgeEffects, *, title: str | None = None) -> Figure:
     about = value.about
     pairs = f"{len(value.pairs)} pair{'s' * (len(value.pairs) != 1)}"
     named = f"{about.model}  effects of edges on {about.metric}, {pairs}: estimated"
-    figure.suptitle(titled(named if title is None else title), fontsize=10)
+    figure.suptitle(titled(named if title is None else title))
     return figure
 
 
@@ -44,16 +45,16 @@ def edges_html(value: EdgeEffects) -> str:
 
 def _map(axes: Axes, value: EdgeEffects, figure: Figure) -> None:
     limit = float(np.nanmax(np.abs(value.values), initial=0)) or 1.0
-    image = axes.imshow(value.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    axes.set_facecolor("0.92")
+    image = axes.imshow(value.values, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axes.set_facecolor(faint())
     for axis, parts in ((axes.xaxis, value.receivers), (axes.yaxis, value.senders)):
         starts, names = _blocks(parts)
         axis.set_ticks(starts, names, fontsize=6)
     axes.tick_params(length=2)
     axes.tick_params(axis="x", rotation=90)
-    axes.set_xlabel("receiver", fontsize=8)
-    axes.set_ylabel("sender", fontsize=8)
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).ax.tick_params(labelsize=7)
+    axes.set_xlabel("receiver")
+    axes.set_ylabel("sender")
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
 
 
 def _blocks(parts: tuple[Part, ...]) -> tuple[list[int], list[str]]:
@@ -70,9 +71,9 @@ def _beside(axes: Axes, value: EdgeEffects) -> None:
     exact = mean_over_pairs(value.exact)
     rows, columns = np.nonzero(np.isfinite(exact))
     estimated, found = value.values[rows, columns], exact[rows, columns]
-    axes.scatter(estimated, found, s=14, color="tab:blue")
+    axes.scatter(estimated, found, s=14, color=category(0))
     ends = [min(estimated.min(), found.min()), max(estimated.max(), found.max())]
-    axes.plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
+    axes.plot(ends, ends, color=faint(), linewidth=0.8, zorder=0)
     middle = (estimated.min() + estimated.max()) / 2
     for i, above in zip(np.argsort(-np.abs(found)), _ABOVE, strict=False):
         name, is_right = f"{value.senders[rows[i]]} → {value.receivers[columns[i]]}", estimated[i] > middle
@@ -80,8 +81,7 @@ def _beside(axes: Axes, value: EdgeEffects) -> None:
             name, (estimated[i], found[i]), (-5 if is_right else 5, above), textcoords="offset points",
             ha="right" if is_right else "left", va="center", fontsize=6,
         )  # fmt: skip
-    axes.set_xlabel("estimate", fontsize=8)
-    axes.set_ylabel("measured", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_xlabel("estimate")
+    axes.set_ylabel("measured")
     axes.margins(x=0.25)
     axes.set_title(str(value.agreement), fontsize=7)

@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.effects import Axis, Effects
 from traceformer.errors import SelectionError, check_is
-from traceformer.figures.style import inline, titled
+from traceformer.figures.style import SIGNED, category, faint, inline, styled, titled
 from traceformer.shapes import Float64
 from traceformer.texts.shown import label, visible
 
 __all__ = ["effects_figure", "effects_html"]
 
-_COLOURS = "RdBu_r"  # where there is no effect it is white
 _MOST_TICKS = 64
 _LONGEST = 10  # characters of a token on an axis
 _MOST_PANELS = 16
 
 
+@styled
 def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
     """Returns a map of the mean effects: the first axis upwards, tokens to the right; red is more, blue is less.
 
@@ -49,15 +49,15 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
         grids = values if len(axes) == 3 else values[None]
         image = None
         for place, grid, name in zip(places, grids, panels, strict=False):
-            image = place.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+            image = place.imshow(grid, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
             place.invert_yaxis()
             _ticks(place, down, across)
-            place.set_title(name, fontsize=9)
+            place.set_title(name)
         for place in places[len(panels) :]:
             place.set_axis_off()
         assert image is not None
         figure.colorbar(image, ax=places, label=_in_words(value), shrink=0.9)
-    figure.suptitle(titled(title or _title(value)), fontsize=9)
+    figure.suptitle(titled(title or _title(value)))
     return figure
 
 
@@ -74,22 +74,22 @@ def effects_html(value: Effects) -> str:
 def _curve(axes: Axes, value: Effects) -> None:
     (axis,) = value.axes
     places, mean = np.arange(len(axis.numbers)), value.values
-    axes.axhline(0, color="0.8", linewidth=0.8)
-    axes.plot(places, mean, marker="o", markersize=3, color="tab:red")
+    axes.axhline(0, color=faint(), linewidth=0.8)
+    axes.plot(places, mean, marker="o", markersize=3, color=category(5))
     spread: Float64[np.ndarray, "cell"] = np.nan_to_num(value.spread)
-    axes.fill_between(places, mean - spread, mean + spread, color="tab:red", alpha=0.15, linewidth=0)
+    axes.fill_between(places, mean - spread, mean + spread, color=category(5), alpha=0.15, linewidth=0)
     shown, names = _shown(axis)
-    axes.set_xticks(shown, names, fontsize=7, rotation=90 if axis.has_tokens else 0)
+    axes.set_xticks(shown, names, rotation=90 if axis.has_tokens else 0)
     axes.set_xlabel(axis.name)
-    axes.set_ylabel(_in_words(value), fontsize=8)
+    axes.set_ylabel(_in_words(value))
 
 
 def _ticks(place: Axes, down: Axis, across: Axis) -> None:
     for axis, of in ((place.xaxis, across), (place.yaxis, down)):
         shown, names = _shown(of)
         rotation = 90 if of.has_tokens and axis is place.xaxis else 0
-        axis.set_ticks(shown, names, fontsize=7, rotation=rotation)
-        axis.set_label_text(of.name, fontsize=8)
+        axis.set_ticks(shown, names, rotation=rotation)
+        axis.set_label_text(of.name)
     place.tick_params(length=0)
 
 

@@ -1,55 +1,69 @@
 """The logit lens as a matplotlib figure."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from traceformer.analysis.lens import Lens
-from traceformer.errors import check_is
-from traceformer.figures.style import inline, titled
+from traceformer.errors import UsageError, check_is
+from traceformer.figures.style import blank, inline, placed, styled, titled, written_on
 from traceformer.texts.shown import label, visible
 
 __all__ = ["lens_figure", "lens_html"]
 
 _COLOURS = "viridis"
-_MOST_WRITTEN = 40
+_IN_A_ROW = 40  # positions whose tokens have room beside each other
+_MOST_ROWS = 12
 _LONGEST = 9  # characters of a token in a cell
+_FRAME = "#D55E00"
 
 
-def lens_figure(value: Lens, *, title: str | None = None) -> Figure:
+@styled
+def lens_figure(value: Lens, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """Returns layers upwards, positions to the right: the likeliest next token, its probability as the colour.
 
-    A red frame marks where that is the token which came next. Beyond 40 positions there is no room for the tokens.
+    A frame marks where that is the token which came next. Longer texts go on below, 40 positions in a row; beyond 480
+    there is no room for the tokens.
+
+    Args:
+        value: The lens.
+        title: In place of the model's stack and the example.
+        ax: Where to draw up to 40 positions.
+
+    Raises:
+        UsageError: there are more, for one `ax`.
     """
     check_is(value, Lens, "what lens gave")
     n_layers, n_positions = len(value.layers), len(value.positions)
-    written = n_positions <= _MOST_WRITTEN
-    width = 0.55 * n_positions if written else min(max(0.05 * n_positions, 8.0), 24.0)
-    figure = Figure(figsize=(max(width, 4.5) + 2.2, max(0.3 * n_layers, 1.5) + 1.7), layout="constrained")
-    axes = figure.add_subplot()
-    probabilities = value.top_probabilities[:, :, 0]
-    image = axes.imshow(probabilities, cmap=_COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
-    if written:
-        for layer in range(n_layers):
-            for position in range(n_positions):
-                token_id, light = int(value.top_ids[layer, position, 0]), probabilities[layer, position] > 0.5
-                text = label(_short(visible(value.names[token_id])))
-                axes.text(
-                    position, layer, text, ha="center", va="center", fontsize=7, color="black" if light else "white"
-                )
-                if token_id == value.targets[position]:
-                    axes.add_patch(_frame(position, layer))
-    every = 1 if written else math.ceil(n_positions / 64)
-    shown = range(0, n_positions, every)
-    axes.set_xticks(shown, [label(_short(visible(value.tokens[i]))) for i in shown], fontsize=7, rotation=90)
-    step = math.ceil(n_layers / 32)
-    axes.set_yticks(range(0, n_layers, step), [f"L{layer}" for layer in value.layers[::step]], fontsize=8)
-    axes.tick_params(length=0)
-    axes.set(xlabel="token at the position", ylabel="after layer")
+    written = n_positions <= _IN_A_ROW * _MOST_ROWS
+    in_a_row = min(n_positions, _IN_A_ROW) if written else n_positions
+    rows = [range(start, min(start + in_a_row, n_positions)) for start in range(0, n_positions, max(in_a_row, 1))]
+    if ax is not None and len(rows) > 1:
+        raise UsageError(f"{n_positions} positions for one ax", hint=f"`positions` of the lens, {_IN_A_ROW} at most")
+    width = 0.42 * in_a_row if written else min(max(0.05 * n_positions, 8.0), 24.0)
+    size = max(width, 4.5) + 1.6, len(rows) * (max(0.24 * n_layers, 1.0) + 0.6) + 0.9
+    if ax is None:
+        figure = Figure(figsize=size, layout="constrained")
+        places: list[Axes] = figure.subplots(len(rows), 1, squeeze=False)[:, 0].tolist()
+    else:
+        figure, axes = placed(ax, *size)
+        places = [axes]
+    image = None
+    for axes, row in zip(places, rows, strict=True):
+        image = _draw(axes, value, row, in_a_row, written=written)
     what = "the likeliest next token after each layer" + ", framed where it came" * written
-    figure.suptitle(titled(f"{title or f'{value.key}  example {value.example_id}'}\n{what}"), fontsize=9)
-    figure.colorbar(image, ax=axes, label="its probability", shrink=0.9)
+    heading = titled(f"{title or f'{value.key.stack}  example {value.example_id}'}\n{what}")
+    if ax is None:
+        figure.suptitle(heading)
+    else:
+        ax.set_title(heading)
+    if image is not None:
+        figure.colorbar(image, ax=places, label="its probability", shrink=max(0.3, 0.9 / len(rows)))
     return figure
 
 
@@ -58,8 +72,33 @@ def lens_html(value: Lens) -> str:
     return inline(lens_figure(value), alternative=repr(value))
 
 
+def _draw(axes: Axes, value: Lens, row: Sequence[int], in_a_row: int, *, written: bool) -> AxesImage:
+    """Some positions of all layers, as wide as `in_a_row` of them."""
+    probabilities = np.full((len(value.layers), in_a_row), np.nan, np.float32)
+    probabilities[:, : len(row)] = value.top_probabilities[:, row, 0]
+    image = axes.imshow(probabilities, cmap=blank(_COLOURS), vmin=0, vmax=1, origin="lower", aspect="auto")
+    if written:
+        for layer in range(len(value.layers)):
+            for column, position in enumerate(row):
+                token_id = int(value.top_ids[layer, position, 0])
+                text = label(_short(visible(value.names[token_id])))
+                colour = written_on(image, float(probabilities[layer, column]))
+                axes.text(column, layer, text, ha="center", va="center", fontsize=6.5, color=colour)
+                if token_id == value.targets[position]:
+                    axes.add_patch(_frame(column, layer))
+    every = 1 if written else math.ceil(len(row) / 64)
+    shown = range(0, len(row), every)
+    axes.set_xticks(shown, [label(_short(visible(value.tokens[row[i]]))) for i in shown], rotation=90)
+    step = math.ceil(len(value.layers) / 32)
+    axes.set_yticks(range(0, len(value.layers), step), [f"L{layer}" for layer in value.layers[::step]])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(f"token at positions {value.positions[row[0]]} to {value.positions[row[-1]]}")
+    return image
+
+
 def _frame(position: int, layer: int) -> Rectangle:
-    return Rectangle((position - 0.48, layer - 0.46), 0.96, 0.92, fill=False, edgecolor="red", linewidth=1.2)
+    return Rectangle((position - 0.47, layer - 0.45), 0.94, 0.9, fill=False, edgecolor=_FRAME, linewidth=1.2)
 
 
 def _short(token: str) -> str:

@@ -11,13 +11,12 @@ from matplotlib.figure import Figure, SubFigure
 from traceformer.analysis.attribution import Attribution
 from traceformer.analysis.logit_split import Part
 from traceformer.errors import check_is
-from traceformer.figures.style import inline, titled
+from traceformer.figures.style import SIGNED, ink, inline, quiet, styled, titled
 from traceformer.sites import Attention
 from traceformer.texts.shown import label, visible
 
 __all__ = ["attribution_figure", "attribution_html"]
 
-_COLOURS = "RdBu_r"  # for and against, white in between
 _FOR, _AGAINST = "#b2182b", "#2166ac"
 _MOST_BARS = 20
 _MOST_HEADS = 12
@@ -26,6 +25,7 @@ _MOST_NUMBERED = 16  # columns of the map
 _LONGEST = 9  # characters of a token
 
 
+@styled
 def attribution_figure(value: Attribution, *, title: str | None = None) -> Figure:
     """Returns the 20 largest parts as bars, the others as one; beside them heads and MLPs of every layer in colours.
 
@@ -49,7 +49,7 @@ def attribution_figure(value: Attribution, *, title: str | None = None) -> Figur
     place = f"example {value.example_id}, position {value.position}, {visible(value.token)}"
     likeliest = " (the likeliest next token)" if value.is_likeliest else ""
     what = f"{value.what}{likeliest}: {value.total:.3f}, remainder {value.remainder:.1g}"
-    figure.suptitle(titled(f"{title + '  ' if title else ''}{place}\n{what}"), fontsize=10)
+    figure.suptitle(titled(f"{title + '  ' if title else ''}{place}\n{what}"))
     return figure
 
 
@@ -69,7 +69,7 @@ def _draw_bars(axes: Axes, value: Attribution) -> None:
     axes.barh(range(len(sizes)), sizes, color=[_FOR if size > 0 else _AGAINST for size in sizes], height=0.75)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
-    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.axvline(0, color=quiet(), linewidth=0.8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=7)
     axes.tick_params(axis="y", length=0)
@@ -90,7 +90,7 @@ def _draw_heads(figure: Figure | SubFigure, axes: Axes, value: Attribution, n_la
     columns.append(_column(value, n_layers, "mlp", None))
     grid = np.concatenate(columns, axis=1)
     limit = float(np.abs(grid[:, :-1]).max()) or 1.0
-    image = axes.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto")
+    image = axes.imshow(grid, cmap=SIGNED, vmin=-limit, vmax=limit, origin="lower", aspect="auto")
     if len(names) <= _MOST_NUMBERED:
         for layer, own in enumerate(grid[:, -1].tolist()):
             colour = "white" if abs(own) > 0.6 * limit else "black"
@@ -101,7 +101,7 @@ def _draw_heads(figure: Figure | SubFigure, axes: Axes, value: Attribution, n_la
     step = math.ceil(n_layers / 32)
     axes.set_yticks(range(0, n_layers, step), [f"L{layer}" for layer in range(0, n_layers, step)], fontsize=7)
     for before in np.cumsum([own.shape[1] for own in columns])[:-1]:
-        axes.axvline(before - 0.5, color="0.2", linewidth=0.8)
+        axes.axvline(before - 0.5, color=ink(), linewidth=0.8)
     axes.tick_params(length=0)
     beyond = "both" if float(np.abs(grid).max()) > limit else "neither"
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend=beyond).ax.tick_params(labelsize=7)
@@ -132,7 +132,7 @@ def _draw_sources(figure: Figure | SubFigure, value: Attribution, split: Mapping
     places = figure.subplots(len(split), 1, squeeze=False, height_ratios=heights)[:, 0].tolist()
     for axes, (attention, parts) in zip(places, split.items(), strict=True):
         grid = np.stack([value.sources[part] for part in parts])
-        axes.imshow(grid, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axes.imshow(grid, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         axes.set_yticks(range(len(parts)), [str(part) for part in parts], fontsize=7)
         tokens = value.source_tokens[attention]
         shown = range(0, len(tokens), math.ceil(len(tokens) / _MOST_WRITTEN))

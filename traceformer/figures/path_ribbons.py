@@ -4,9 +4,11 @@
    one more than that of the tokens that lead to it.
 2. A lane is as wide as its edge's weight times its path's share among all paths; a token is as tall as its lanes.
 3. In each column tokens are stacked by the ranks of the paths that run through them, the best on top.
+4. An edge that skips a column has a place of its own there, so that no path is drawn through a token it does not visit.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -18,12 +20,12 @@ from matplotlib.path import Path as Outline
 from traceformer.analysis.paths.result import Paths, chain
 from traceformer.analysis.paths.sankey import SankeyNode, path_weights
 from traceformer.errors import check_is
+from traceformer.figures.style import category, ink, styled
 from traceformer.texts.shown import label, visible
 
 __all__ = ["paths_figure"]
 
-# Okabe and Ito's colours, which remain distinct for the colour-blind; the hatch tells the rest.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A00")
+_COLOURS = 7  # the hatch tells the rest
 _HATCHES = ("", "//", "..", "xx", "\\\\")
 _WIDTH = 7.0  # inches of the whole, more if columns need it
 _COLUMN, _NODE_WIDTH = 0.95, 0.1  # inches; columns are wider where there are few
@@ -42,6 +44,7 @@ class _Lane(NamedTuple):
     target: str
     width: float
     attention: float
+    written: bool = True
 
 
 class _Box(NamedTuple):
@@ -50,15 +53,18 @@ class _Box(NamedTuple):
     height: float
 
 
+@styled
 def paths_figure(result: Paths) -> Figure:
     """Returns the paths of a result as ribbons."""
     check_is(result, Paths, "what paths gave")
     nodes = {node.id: node for node in result.sankey.nodes}
     lanes = list(_lanes(result))
     columns = _columns(nodes, lanes, across=result.layer == "all")
+    lanes, between = _through_columns(lanes, columns)
+    columns |= between
     n_columns = max(columns.values(), default=0) + 1
     column = max(_COLUMN, (_WIDTH - _COLUMN) / max(n_columns - 1, 3))
-    boxes = _boxes(nodes, lanes, columns, column)
+    boxes = _boxes(lanes, columns, column)
     width = column * (n_columns - 1) + _COLUMN
     height = max((box.top + box.height for box in boxes.values()), default=0) + _GAP + 0.2
     # One unit is one inch, so that text keeps its distance whatever the number of tokens.
@@ -67,18 +73,20 @@ def paths_figure(result: Paths) -> Figure:
     axes = figure.add_axes((0, below / (height + below + 0.3), 1, height / (height + below + 0.3)))
     axes.set(xlim=(-0.45, max(width, _WIDTH) - 0.45), ylim=(-height + _GAP, _GAP))
     axes.set_axis_off()
-    _draw_lanes(axes, lanes, boxes, _scale(nodes, lanes, columns))
+    _draw_lanes(axes, lanes, boxes, _scale(lanes, columns), frozenset(between))
     for name, box in boxes.items():
-        axes.add_patch(Rectangle((box.x, -box.top - box.height), _NODE_WIDTH, box.height, color="#333333", lw=0))
+        if name in between:
+            continue
+        axes.add_patch(Rectangle((box.x, -box.top - box.height), _NODE_WIDTH, box.height, color=ink(), lw=0))
         axes.text(box.x + _NODE_WIDTH / 2, -box.top + 0.02, _name(nodes[name]), ha="center", va="bottom", fontsize=7)
     if result.layer == "all":
         for number in range(n_columns):
             name = f"L{number - 1}" if number else "input"
             axes.text(number * column + _NODE_WIDTH / 2, -height + _GAP, name, ha="center", va="bottom", fontsize=7)
     figure.text(0.02, 0.99, _title(result), fontsize=9, va="top")
-    handles = [Line2D([], [], color=_colour(rank), lw=5) for rank in range(len(result.beams))]
+    handles = [Line2D([], [], color=category(rank), lw=5) for rank in range(len(result.beams))]
     labels = [f"{i + 1}   {beam.score_norm:.3f}   {label(chain(beam, most=10))}" for i, beam in enumerate(result.beams)]
-    legend = {"title": "path, score", "alignment": "left", "frameon": False, "fontsize": 7, "title_fontsize": 7}
+    legend = {"title": "path, score", "alignment": "left", "title_fontsize": 7}
     figure.legend(handles, labels, loc="lower left", **legend)
     return figure
 
@@ -88,6 +96,21 @@ def _lanes(result: Paths) -> Iterator[_Lane]:
     for link in result.sankey.links:
         for beam in link.beam_indices:
             yield _Lane(beam, link.source, link.target, shares[beam] * link.attention, link.attention)
+
+
+def _through_columns(lanes: list[_Lane], columns: Mapping[str, int]) -> tuple[list[_Lane], dict[str, int]]:
+    """Returns lanes that go from column to column, and the columns of the places between tokens that this needs."""
+    stepwise: list[_Lane] = []
+    between: dict[str, int] = {}
+    for lane in lanes:
+        stops = [lane.source]
+        for column in range(columns[lane.source] + 1, columns[lane.target]):
+            stops.append(f"{lane.source} to {lane.target} in {column}")
+            between[stops[-1]] = column
+        stops.append(lane.target)
+        for source, target in pairwise(stops):
+            stepwise.append(lane._replace(source=source, target=target, written=target == lane.target))
+    return stepwise, between
 
 
 def _columns(nodes: Mapping[str, SankeyNode], lanes: list[_Lane], *, across: bool) -> dict[str, int]:
@@ -107,26 +130,24 @@ def _columns(nodes: Mapping[str, SankeyNode], lanes: list[_Lane], *, across: boo
     return columns
 
 
-def _boxes(
-    nodes: Mapping[str, SankeyNode], lanes: list[_Lane], columns: Mapping[str, int], column_width: float
-) -> dict[str, _Box]:
-    """Returns where each token stands, in inches; columns are `column_width` apart."""
-    scale = _scale(nodes, lanes, columns)
+def _boxes(lanes: list[_Lane], columns: Mapping[str, int], column_width: float) -> dict[str, _Box]:
+    """Returns where each token and each place between tokens stands, in inches; columns are `column_width` apart."""
+    scale = _scale(lanes, columns)
     boxes: dict[str, _Box] = {}
     for column in set(columns.values()):
         top = 0.0
-        for name in sorted((name for name in nodes if columns[name] == column), key=lambda name: _rank(name, lanes)):
+        for name in sorted((name for name in columns if columns[name] == column), key=lambda name: _rank(name, lanes)):
             height = max(scale * _sum(lanes, "source", name), scale * _sum(lanes, "target", name), 4 * _LEAST)
             boxes[name] = _Box(column * column_width, top, height)
             top += height + _GAP
     return boxes
 
 
-def _scale(nodes: Mapping[str, SankeyNode], lanes: list[_Lane], columns: Mapping[str, int]) -> float:
+def _scale(lanes: list[_Lane], columns: Mapping[str, int]) -> float:
     """Inches per unit of a lane's width: the column with the widest lanes is as high as it may be."""
     widest = 0.0
     for column in set(columns.values()):
-        own = [name for name in nodes if columns[name] == column]
+        own = [name for name in columns if columns[name] == column]
         widest = max(widest, sum(max(_sum(lanes, "source", name), _sum(lanes, "target", name)) for name in own))
     return _STACK / widest if widest else 1.0
 
@@ -141,7 +162,9 @@ def _rank(name: str, lanes: list[_Lane]) -> tuple[float, str]:
     return sum(ranks) / max(len(ranks), 1), name
 
 
-def _draw_lanes(axes: Axes, lanes: list[_Lane], boxes: Mapping[str, _Box], scale: float) -> None:
+def _draw_lanes(
+    axes: Axes, lanes: list[_Lane], boxes: Mapping[str, _Box], scale: float, between: frozenset[str]
+) -> None:
     filled: dict[tuple[str, str], float] = {}
     links = {(lane.source, lane.target) for lane in lanes}
     written: set[tuple[str, str]] = set()
@@ -151,11 +174,14 @@ def _draw_lanes(axes: Axes, lanes: list[_Lane], boxes: Mapping[str, _Box], scale
             filled.get((side, name), boxes[name].top) for side, name in (("out", lane.source), ("in", lane.target))
         ]
         filled["out", lane.source], filled["in", lane.target] = starts[0] + width, starts[1] + width
-        x = (boxes[lane.source].x + _NODE_WIDTH, boxes[lane.target].x)
-        colour, hatch = _colour(lane.beam), _HATCHES[lane.beam // len(_COLOURS) % len(_HATCHES)]
+        x = (
+            boxes[lane.source].x + _NODE_WIDTH / (2 if lane.source in between else 1),
+            boxes[lane.target].x + (_NODE_WIDTH / 2 if lane.target in between else 0),
+        )
+        colour, hatch = category(lane.beam), _HATCHES[lane.beam // _COLOURS % len(_HATCHES)]
         outline = _ribbon(x, (-starts[0], -starts[1]), width)
         axes.add_patch(PathPatch(outline, facecolor=colour, alpha=0.75, lw=0, hatch=hatch))
-        if len(links) <= _MOST_WEIGHTS and (lane.source, lane.target) not in written:
+        if lane.written and len(links) <= _MOST_WEIGHTS and (lane.source, lane.target) not in written:
             written.add((lane.source, lane.target))
             # Where it arrives, since no two lanes lie upon each other there.
             middle = -starts[1] - width / 2
@@ -170,10 +196,6 @@ def _ribbon(x: tuple[float, float], tops: tuple[float, float], width: float) -> 
     below = [(right, there - width), (middle, there - width), (middle, here - width), (left, here - width)]
     codes = [Outline.MOVETO, *[Outline.CURVE4] * 3, Outline.LINETO, *[Outline.CURVE4] * 3]
     return Outline([*corners, *below], codes)
-
-
-def _colour(rank: int) -> str:
-    return _COLOURS[rank % len(_COLOURS)]
 
 
 def _name(node: SankeyNode) -> str:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from traceformer.analysis.massive import TIMES_MEDIAN
 from traceformer.analysis.roles import Roles
 from traceformer.errors import check_is
-from traceformer.figures.style import titled
+from traceformer.figures.style import category, ink, quiet, styled, titled
 
 __all__ = ["COLUMN_NAMES", "colours_of", "roles_figure"]
 
@@ -49,6 +49,7 @@ def colours_of(column: str, numbers: np.ndarray) -> tuple[Colormap, Normalize]:
     return colormaps[_SHARES], Normalize(0, 1.2)
 
 
+@styled
 def roles_figure(value: Roles) -> Figure:
     """Returns a line per head: its role, and every number that there is, coloured; beside them the massive activations.
 
@@ -69,7 +70,7 @@ def roles_figure(value: Roles) -> Figure:
         _draw_massive(figure.add_axes((left, 1 - 3.1 / size[1], 1.8 / size[0], 1.9 / size[1])), value)
     about = value.about
     queries = ", ".join(f"{count} queries" for count in about.queries.values())
-    figure.suptitle(titled(f"{about.model or about.source}: what each head does  ({queries})"), fontsize=10)
+    figure.suptitle(titled(f"{about.model or about.source}: what each head does  ({queries})"))
     return figure
 
 
@@ -94,11 +95,11 @@ def _draw_table(axes: Axes, value: Roles, columns: tuple[str, ...], *, written: 
                 text = f"{each:.1f}" if column.endswith("rank") else f"{each:.2f}" if abs(each) >= 0.005 else "0"
                 axes.text(number + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6, color=shade)
     for row, role in enumerate(value.roles if written else ()):
-        axes.text(0.1 - _ROLE / _COLUMN, row + 0.5, role, va="center", fontsize=6.5, color="0.25")
+        axes.text(0.1 - _ROLE / _COLUMN, row + 0.5, role, va="center", fontsize=6.5, color=quiet())
     layers = [row.layer for row in value.rows]
     for row in range(1, n_rows):
         if layers[row] != layers[row - 1]:
-            axes.axhline(row, color="0.2", linewidth=0.6)
+            axes.axhline(row, color=ink(), linewidth=0.6)
     every = 1 if written else max(1, n_rows // 80)
     axes.set_yticks(np.arange(0, n_rows, every) + 0.5, value.names[::every], fontsize=6.5)
     names = [COLUMN_NAMES[column] for column in columns]
@@ -112,15 +113,15 @@ def _draw_massive(axes: Axes, value: Roles) -> None:
     """The share of the stream's entries over each threshold, and the largest of all, layer by layer."""
     massive = value.massive
     assert massive is not None
-    axes.plot(massive.layers, massive.largest, color="0.2", marker="o", markersize=3, label="largest entry")
+    axes.plot(massive.layers, massive.largest, color=ink(), marker="o", markersize=3, label="largest entry")
     for times, style in zip(TIMES_MEDIAN, ("--", ":"), strict=True):
         share = massive.over[:, TIMES_MEDIAN.index(times)].sum() / max(int(massive.entries.sum()), 1)
         label = f"{times:,} x the median: {share:.2g} of entries" if share else f"{times:,} x the median: none"
-        axes.axhline(times, color="#CC3311", linestyle=style, linewidth=0.8, label=label)
+        axes.axhline(times, color=category(5), linestyle=style, linewidth=0.8, label=label)
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer", fontsize=7)
     axes.set_title("entries of the residual stream,\nin medians of their size", fontsize=7)
     axes.tick_params(labelsize=6)
-    axes.legend(fontsize=5.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    axes.legend(fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     axes.spines[["top", "right"]].set_visible(False)

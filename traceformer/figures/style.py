@@ -4,25 +4,170 @@ import base64
 import html
 import io
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
-from matplotlib import colormaps
+import numpy as np
+from matplotlib import colormaps, rc_context, rcParams
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_choice
 from traceformer.presentation import notebook
 from traceformer.texts.shown import label
 
-__all__ = ["CLUSTERS", "COLOURS", "check_format", "inline", "label", "save", "shown_in_notebooks", "titled"]
+__all__ = [
+    "COLOURS",
+    "SIGNED",
+    "Theme",
+    "blank",
+    "category",
+    "check_format",
+    "faint",
+    "ink",
+    "inline",
+    "label",
+    "placed",
+    "quiet",
+    "save",
+    "shown_in_notebooks",
+    "styled",
+    "theme",
+    "titled",
+    "written_on",
+]
 
 COLOURS = "magma"
-"""The colours of numbers."""
+"""The colours of numbers from zero on."""
 
-CLUSTERS = colormaps["tab10"]
-"""The colours of things that have no order."""
+SIGNED = "RdBu_r"
+"""The colours of numbers on either side of zero: red is more, blue is less."""
+
+# Okabe and Ito's, which remain distinct for the colour-blind; their yellow and black are not seen in one of the themes.
+_CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8A00")
+
+Theme: TypeAlias = Literal["light", "dark"]
+
+_SHARED: Mapping[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # text that can be searched and edited
+    "svg.fonttype": "none",
+}
+
+
+def _look(back: str, text: str, soft: str, line: str) -> dict[Any, Any]:
+    plain = ("text.color", "axes.titlecolor")
+    softer = ("axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor", "legend.labelcolor")
+    backs = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    colours = {**dict.fromkeys(plain, text), **dict.fromkeys(softer, soft), **dict.fromkeys(backs, back)}
+    return {**_SHARED, **colours, "grid.color": line}
+
+
+_LOOKS: Mapping[Theme, dict[Any, Any]] = {
+    "light": _look("#ffffff", "#1b1c1d", "#4b4e52", "#d8d8d4"),
+    "dark": _look("#15171a", "#e9e8e4", "#b6bac0", "#3a3f46"),
+}
+_theme: ContextVar[Theme] = ContextVar("theme", default="light")
+
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
+
+
+def theme(name: Theme) -> AbstractContextManager[None]:
+    """Draws in a theme from now on, or as long as the `with` lasts.
+
+        with traceformer.figures.theme("dark"):
+            traceformer.figures.heads(metrics).savefig("heads-dark.png")
+
+    Raises:
+        UsageError: there is no such theme.
+    """
+    check_choice("theme", name, _LOOKS)
+    before = _theme.set(name)
+
+    @contextmanager
+    def until_left() -> Generator[None]:
+        try:
+            yield
+        finally:
+            _theme.reset(before)
+
+    return until_left()
+
+
+def styled(draw: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+    """Has a function that draws do it in the theme."""
+
+    @wraps(draw)
+    def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> Value:
+        with rc_context(_LOOKS[_theme.get()]):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+def category(number: int) -> str:
+    """Returns the colour of the `number`-th of things that have no order; there are seven."""
+    return _CATEGORIES[number % len(_CATEGORIES)]
+
+
+def ink() -> str:
+    """Returns the colour of text."""
+    return rcParams["text.color"]
+
+
+def quiet() -> str:
+    """Returns the colour of what is less than text."""
+    return rcParams["xtick.color"]
+
+
+def faint() -> str:
+    """Returns the colour of lines that only guide the eye."""
+    return rcParams["grid.color"]
+
+
+def blank(name: str) -> Colormap:
+    """Returns a map of colours that leaves cells without a number as they are: they are NaN."""
+    return colormaps[name].with_extremes(bad=(0, 0, 0, 0))
+
+
+def written_on(image: AxesImage, value: float) -> str:
+    """Returns black or white, whichever can be read on the colour of a value in an image."""
+    red, green, blue, alpha = image.to_rgba(np.array([value]))[0]
+    if not alpha:
+        return ink()
+    light = sum(
+        share * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+        for share, part in ((0.2126, red), (0.7152, green), (0.0722, blue))
+    )  # relative luminance, WCAG 2
+    return "black" if light > 0.179 else "white"
+
+
+def placed(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """Returns the axes to draw in and their figure: those given, or those of a new figure of that size in inches."""
+    if ax is None:
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
 
 
 def check_format(path: Path) -> None:

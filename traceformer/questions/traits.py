@@ -142,7 +142,7 @@ def project(
     run: Run | LoadedModel,
     *directions: Direction | str | Path,
     texts: Texts | None = None,
-    layers: Layers = None,
+    layers: Layers | int = None,
     site: str | None = None,
     example: int | str | None = None,
     progress: OnStep | None = None,
@@ -154,7 +154,7 @@ def project(
     run: Sequence[Run],
     *directions: Direction | str | Path,
     texts: None = None,
-    layers: Layers = None,
+    layers: Layers | int = None,
     site: str | None = None,
     example: int | str | None = None,
     progress: OnStep | None = None,
@@ -165,7 +165,7 @@ def project(
     run: Run | LoadedModel | Sequence[Run],
     *directions: Direction | str | Path,
     texts: Texts | None = None,
-    layers: Layers = None,
+    layers: Layers | int = None,
     site: str | None = None,
     example: int | str | None = None,
     progress: OnStep | None = None,
@@ -197,6 +197,7 @@ def project(
         run = recorded(run, texts, (site or "resid_post").rpartition(".")[2])
     elif texts is not None:
         raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
+    layers = [layers] if isinstance(layers, int) else layers
     runs = [run] if isinstance(run, Run) else run
     for each in runs if isinstance(runs, list | tuple) else [runs]:
         check_asked(each)
@@ -234,9 +235,18 @@ def _project(
         names,
         layers,
         tuple(_curves(run, spec, names, by_layer, example)),
-        tuple({**own.about, "name": name, "layers": list(own.layers)} for name, own in directions.items())
+        tuple(
+            {**own.about, "name": name, "layers": list(own.layers), "thresholds": _thresholds(own)}
+            for name, own in directions.items()
+        )
         or tuple({"name": name, "layers": list(spec.layers)} for name in names),
     )
+
+
+def _thresholds(direction: Direction) -> dict[int | None, float]:
+    """Where it was found to tell its two kinds apart, by layer, as far as that is known."""
+    found = {layer: numbers.get("threshold") for layer, numbers in direction.quality.items()}
+    return {layer: number for layer, number in found.items() if number is not None}
 
 
 def _rows(
