@@ -1,6 +1,6 @@
 /** Axes of charts: from numbers to pixels, with ticks at round numbers; and how wide a chart may be. */
 
-import { useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { shown } from "../numbers";
 
 export interface Scale {
@@ -93,18 +93,17 @@ function label(tick: number, whole: boolean): string {
   return whole ? `${tick}` : shown(tick).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
-/** Returns how wide an element is, and what to hand it as its `ref`. */
+/** Returns what to hand an element as its `ref`, and how wide it is. */
 export function useWidth<Shown extends HTMLElement>(before = 640) {
-  const ref = useRef<Shown>(null);
+  const [element, setElement] = useState<Shown | null>(null);
   const [width, setWidth] = useState(before);
   useLayoutEffect(() => {
-    const element = ref.current;
     if (!element) return;
     const measure = () => setWidth(element.clientWidth || before);
     measure();
     const watching = new ResizeObserver(measure);
     watching.observe(element);
     return () => watching.disconnect();
-  }, []);
-  return [ref, width] as const;
+  }, [element]);
+  return [setElement, width] as const;
 }

@@ -24,6 +24,8 @@ interface Props {
 export function Tokens({ tokens, label, selected = null, second = null, shade = null, response = null, onSelect, onHover }: Props) {
   const list = useRef<HTMLParagraphElement>(null);
   const buttons = useMemo(() => tokens.map((token, position) => <One key={position} {...token} {...{ position, response }} />), [tokens, response]);
+  // Of vocabularies that do not write spaces, words would run into each other.
+  const apart = tokens.length > 1 && !tokens.some(({ text }) => /[·↵]/.test(text));
   useMarked(list, tokens, selected, "selected");
   useMarked(list, tokens, second === selected ? null : second, "second");
   useLayoutEffect(() => {
@@ -49,7 +51,7 @@ export function Tokens({ tokens, label, selected = null, second = null, shade = 
   };
   return (
     <p
-      class="tokens"
+      class={apart ? "tokens apart" : "tokens"}
       ref={list}
       role="listbox"
       aria-label={label}

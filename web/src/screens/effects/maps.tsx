@@ -55,7 +55,7 @@ function Maps({ name, choose, busy, packet }: MapsProps) {
   const several = about.pairs.length > 1;
   const noun = about.verb === "ablate" ? "text" : "pair";
   const step = (by: number) => {
-    const to = (pair ?? -1) + by;
+    const to = Number(view["effects.pair"] ?? -1) + by; // which may still be on its way
     change({ "effects.pair": to < 0 || to >= about.pairs.length ? null : to });
   };
   useKeys([

@@ -11,7 +11,7 @@ import { attentionOf, numberAmong, type Pattern, useNeighbours, usePattern, useW
 import { Profile } from "../../patterns/profile";
 import { NO_PATTERNS, tokensOf, useSelection } from "../../patterns/selection";
 import type { AttentionAbout } from "../../payload";
-import type { Loaded } from "../../resource";
+import { type Loaded, useSource } from "../../resource";
 import { Problem } from "../../problem";
 import { Trouble } from "../../ui/states";
 import { Tokens } from "../../ui/tokens";
@@ -46,22 +46,25 @@ function OneHead({ run, example, attention }: ScreenProps & { attention: Attenti
   const loaded = usePattern(side.query, queries.length, keys.length);
   const pattern = loaded.state === "ready" ? loaded.value : null;
   useNeighbours(side.query, attention, pattern);
+  const { live } = useSource(); // what a page carries is of one text and one head at a time
   const select = (q: number, k: number | null) => change({ q, k });
   const inAnotherText = { screen: "compare", "compare.run": run.name, "compare.ex": (example.number + 1) % run.n_examples };
   const beside = () => changeOther(change, "head", other ? null : { head: nextHead(attention, head) });
   useKeys([
     ...useHeadKeys(attention, layer, head),
-    { keys: ["b"], does: "compare with another head, or no longer", run: beside },
-    ...(run.n_examples > 1 ? [{ keys: ["c"], does: "compare the head in two texts", run: () => change(inAnotherText) } satisfies Binding] : []),
+    ...(live ? [{ keys: ["b"], does: "compare with another head, or no longer", run: beside } satisfies Binding] : []),
+    ...(live && run.n_examples > 1 ? [{ keys: ["c"], does: "compare the head in two texts", run: () => change(inAnotherText) } satisfies Binding] : []),
   ]);
   return (
     <div class="head">
       <div class="controls">
         <HeadControls {...{ run, attention, layer, head }} />
-        <button type="button" title="Compare with another head (b)" aria-pressed={other !== null} onClick={beside}>
-          Compare heads
-        </button>
-        {run.n_examples > 1 && (
+        {live && (
+          <button type="button" title="Compare with another head (b)" aria-pressed={other !== null} onClick={beside}>
+            Compare heads
+          </button>
+        )}
+        {live && run.n_examples > 1 && (
           <a class="button" title="Compare the head in two texts (c)" href={addressOf(view, inAnotherText)}>
             Compare texts
           </a>
@@ -181,6 +184,7 @@ function noticeOf(view: View, { name, layers, n_layers }: AttentionAbout, patter
   const parts: string[] = [];
   if (view.layer !== undefined && !layers.includes(Number(view.layer))) parts.push(`layer ${view.layer} was not recorded`);
   if (n_layers !== null && layers.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
+  if (pattern?.rounded) parts.push("this file carries weights in 256 steps of their square roots; the run itself has them as they are");
   if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps: weights below a 65,000th of the largest have the colour of nothing");
   return parts.length ? `${parts.join("; ")}.` : null;
 }

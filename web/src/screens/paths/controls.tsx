@@ -35,7 +35,7 @@ export function Controls({ run, live, asked, target, head, set, setAttention, re
     <Slider {...{ label, most, step, disabled }} least={step < 1 ? 0 : 1} value={Number(options[name])} onSlide={(value) => set({ [name]: String(value) })} />
   );
   return (
-    <form class="controls" aria-label="Search" onSubmit={(event) => event.preventDefault()}>
+    <form class="asking" aria-label="Search" onSubmit={(event) => event.preventDefault()}>
       <h2>Search</h2>
       {!live && <p class="hint">This file holds some searches only.</p>}
       <p class="to">
