@@ -1,5 +1,7 @@
 """What a library shows of a folder: runs by name, as far as they have come, and effects beside them."""
 
+import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from traceformer.errors import CorruptRun, NotFound
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.viewer.library import Library
 from traceformer.viewer.query import Query
+from traceformer.viewer.resources import answer
 from traceformer.viewer.resources.examples import examples
 from traceformer.viewer.resources.runs import run, runs
 
@@ -151,6 +154,13 @@ def test_damaged_runs_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
     for name in problems:
         with pytest.raises((CorruptRun, ValueError)):
             library.run(name)
+
+
+def test_a_name_that_is_no_text_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "fine")
+    shutil.copytree(tmp_path / "fine", tmp_path / os.fsdecode(b"bad-\xff"))
+    listed = json.loads(answer(Library.at(tmp_path), "runs", Query()).body)["runs"]
+    assert {row["name"] for row in listed} == {"fine", "bad-\udcff"}
 
 
 def test_effects_beside_runs_are_opened_by_name(tmp_path: Path) -> None:

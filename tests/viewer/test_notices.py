@@ -15,10 +15,8 @@ from traceformer.viewer.notices import notices_of
 ALL, HEADS = (0, 1, 2, 3), (0, 1)
 
 
-def pattern(
-    layers: tuple[int, ...] = ALL, heads: tuple[int, ...] = HEADS, stack: str = "dec", kind: str = "self"
-) -> Any:
-    return ArraySpec(ArrayKey.parse(f"{stack}.{kind}.attn_pattern"), layers, heads)
+def pattern(layers: tuple[int, ...] = ALL, heads: tuple[int, ...] = HEADS, of: str = "dec.self") -> ArraySpec:
+    return ArraySpec(ArrayKey.parse(f"{of}.attn_pattern"), layers, heads)
 
 
 def rows(site: str, layers: tuple[int, ...] = ALL) -> ArraySpec:

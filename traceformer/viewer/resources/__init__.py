@@ -81,5 +81,7 @@ def answer(library: Library, resource: str, query: Query) -> Answer:
     found = getattr(module, resource)(library, query)
     if isinstance(found, Packet):
         return Answer(found.to_bytes(), is_packet=True, is_pending="pending" in found.about)
-    body = json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(plain(dict(found)), ensure_ascii=False, allow_nan=False)
+    # A name of a file may hold bytes that are no text: halves of surrogate pairs, which JSON has escaped.
+    body = text.encode(errors="backslashreplace")
     return Answer(body, is_packet=False, is_pending="pending" in found)

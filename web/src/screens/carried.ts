@@ -8,9 +8,7 @@ export function screensOf({ start }: Source): Screen[] {
   return carried ? SCREENS.filter(({ id }) => carried.includes(id)) : SCREENS;
 }
 
-/** Returns the example that comes some steps after one. */
-export function stepped({ start }: Source, example: number, by: number, count: number): number {
-  const carried = start["examples"]?.split(",").map(Number);
-  if (!carried) return (example + by + count) % count;
-  return carried[(carried.indexOf(example) + by + carried.length) % carried.length] ?? example;
+/** Returns the numbers of the examples of a run that there are. */
+export function examplesOf({ start }: Source, count: number): number[] {
+  return start["examples"]?.split(",").map(Number) ?? Array.from({ length: count }, (_, number) => number);
 }

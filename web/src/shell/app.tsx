@@ -3,7 +3,7 @@ import { activeBindings, type Binding, useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { useFollowed, useJson, useSource, VersionContext } from "../resource";
 import { EFFECTS, RUNS } from "../screens";
-import { screensOf, stepped } from "../screens/carried";
+import { examplesOf, screensOf } from "../screens/carried";
 import type { Source } from "../source";
 import { asTheme, nextTheme } from "../theme";
 import { Help } from "../ui/help";
@@ -100,11 +100,13 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
     document.title = `${title} · Traceformer`;
   }, [title]);
   const theme = asTheme(view.theme);
+  const numbers = examplesOf(source, run?.n_examples ?? 0);
   // The number is known before the example is there, unless it was named by its id.
   const number = example?.number ?? (/^\d*$/.test(view.ex ?? "") ? Number(view.ex ?? 0) : null);
   const step = (by: number) => {
-    if (!run?.n_examples || number === null) return;
-    change({ ex: stepped(source, number, by, run.n_examples), q: null, k: null });
+    if (number === null || !numbers.length) return;
+    const next = numbers[(numbers.indexOf(number) + by + numbers.length) % numbers.length];
+    change({ ex: next ?? null, q: null, k: null });
   };
   const bindings: Binding[] = [
     { keys: ["?"], does: "this list", run: () => setHelping(true) },
@@ -125,7 +127,7 @@ function Frame({ title, run = null, example = null, screen, children }: FramePro
   return (
     <>
       <div class="above">
-        <Bar {...{ run, example, number, screen, step, theme }} help={() => setHelping(true)} />
+        <Bar {...{ run, example, number, numbers, screen, step, theme }} help={() => setHelping(true)} />
         {run && <Notices notices={run.notices} />}
       </div>
       <div class="screen" id={screen ?? RUNS.id}>

@@ -15,6 +15,8 @@ interface Props {
   example: ExampleAbout | null;
   /** The example's, known before the example is there. */
   number: number | null;
+  /** Those of all examples that can be shown. */
+  numbers: number[];
   screen: string | undefined;
   step: (by: number) => void;
   theme: Theme;
@@ -24,7 +26,7 @@ interface Props {
 type Open = "runs" | "examples" | "search" | null;
 
 /** The head of the page: which run, which example, which screen, and the search for others. */
-export function Bar({ run, example, number, screen, step, theme, help }: Props) {
+export function Bar({ run, example, number, numbers, screen, step, theme, help }: Props) {
   const [view, change] = useView();
   const [open, setOpen] = useState<Open>(null);
   const source = useSource();
@@ -34,7 +36,7 @@ export function Bar({ run, example, number, screen, step, theme, help }: Props) 
   useKeys([
     ...(run && source.live ? [{ keys: ["o"], does: "open another run", run: () => setOpen("runs") }] : []),
     ...(canPick ? [{ keys: ["e"], does: "choose an example", run: () => setOpen("examples") }] : []),
-    ...(canPick ? [{ keys: ["/"], does: "search: a token, a feature of heads, a text", run: () => setOpen("search") }] : []),
+    ...(run ? [{ keys: ["/"], does: "search: a token, a feature of heads, a text", run: () => setOpen("search") }] : []),
   ]);
   return (
     <header class="bar">
@@ -67,7 +69,7 @@ export function Bar({ run, example, number, screen, step, theme, help }: Props) 
               title={example ? `${example.id}\nAnother example (e)` : undefined}
               onClick={toggle("examples")}
             >
-              {number === null ? "–" : number + 1} of {run.n_examples}
+              {number === null ? "–" : numbers.indexOf(number) + 1} of {numbers.length}
             </button>
             <button type="button" aria-label="Next example" title="Next example (])" onClick={() => step(1)}>
               ›
@@ -84,12 +86,12 @@ export function Bar({ run, example, number, screen, step, theme, help }: Props) 
         </>
       )}
       <div class="tools">
-        {canPick && (
+        {run && (
           <div class="pick find">
             <button type="button" aria-haspopup="listbox" aria-expanded={open === "search"} title="Search (/)" onClick={toggle("search")}>
               Search <kbd>/</kbd>
             </button>
-            {open === "search" && run && <Search {...{ run, example, close }} />}
+            {open === "search" && <Search {...{ run, example, close }} />}
           </div>
         )}
         <button type="button" aria-label={`Theme: ${theme}`} title={`Theme: ${theme} (d)`} onClick={() => change({ theme: nextTheme(theme) })}>

@@ -1,5 +1,6 @@
 import { useState } from "preact/hooks";
 import type { ExampleAbout, RunAbout, Token } from "../payload";
+import { useSource } from "../resource";
 import { type Choice, Picker } from "../ui/picker";
 import { useView } from "../view";
 import { choiceOf, noteOf, useExamples } from "./examples";
@@ -17,7 +18,9 @@ const BESIDE = 12; // tokens on either side, as far as they fit
 export function Search({ run, example, close }: Props) {
   const [view, change] = useView();
   const [find, setFind] = useState("");
-  const list = useExamples(run.name, find, find !== "");
+  const source = useSource();
+  const canAsk = source.live || source.has("examples", { run: run.name });
+  const list = useExamples(run.name, find, canAsk && find !== "");
   const tokens = example && find ? tokenChoices(example, find, view.q, (q) => change({ q, k: null })) : { choices: [], more: 0 };
   const texts = find && list.state === "ready" ? list.value.examples : [];
   const choices: Choice[] = [
@@ -33,7 +36,7 @@ export function Search({ run, example, close }: Props) {
       query={find}
       onQuery={setFind}
       close={close}
-      note={find ? `${more}${noteOf(list, run) ?? ""}` || null : null}
+      note={find ? `${more}${(canAsk && noteOf(list, run)) || ""}` || (choices.length ? null : "Nothing here has this in it") : null}
       choices={choices}
     />
   );
