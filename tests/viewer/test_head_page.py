@@ -216,7 +216,7 @@ def test_what_is_not_recorded_is_said(live: Live, folder: Path) -> None:
     page = live(Library(folder), "run=texts&screen=head&layer=0&head=0")
     sharp(page)
     notice = page.locator(".chart .notice").first.inner_text()
-    assert "layer 0 was not recorded" in notice
+    assert "Layer 0 was not recorded" in notice
     assert "2 layers only: 1, 3" in notice
 
 
