@@ -1,6 +1,6 @@
 """Which tokens of two texts stand for each other, against the longest common subsequence by brute force."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
@@ -41,9 +41,11 @@ def test_stretches_are_in_order_and_what_they_say(first: list[str], second: list
         assert (first[ours : ours + size] == second[theirs : theirs + size]) or not same
         if not same:
             pairs = zip(first[ours : ours + size], second[theirs : theirs + size], strict=True)
-            assert len(first) >= ours + size and len(second) >= theirs + size and any(one != two for one, two in pairs)
+            assert len(first) >= ours + size
+            assert len(second) >= theirs + size
+            assert any(one != two for one, two in pairs)
     for positions in partners(found):
-        assert all(one < two for one, two in zip(positions, positions[1:], strict=False))
+        assert all(one < two for one, two in pairwise(positions))
     same = sum(stretch.size for stretch in found if stretch.same)
     assert same <= longest_common(first, second)
     assert same == len(first) or first != second

@@ -1,6 +1,8 @@
 """What an open heat map shows, pixel by pixel, and what its colours stand for."""
 
+import base64
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -13,7 +15,8 @@ _READ = """canvas => {
   const data = new Uint8Array(4 * width * height);
   if (gl) gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, data);
   else data.set(canvas.getContext("2d").getImageData(0, 0, width, height).data);
-  return { kind: gl ? "webgl2" : "2d", width, height, data: btoa(Array.from(data, b => String.fromCharCode(b)).join("")) };
+  const text = Array.from(data, byte => String.fromCharCode(byte)).join("");
+  return { kind: gl ? "webgl2" : "2d", width, height, data: btoa(text) };
 }"""
 _COLOURS = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 256, 1).data]"
 
@@ -30,8 +33,6 @@ def sharp(page: "Page") -> None:
 
 def pixels(page: "Page", nth: int = 0) -> tuple[str, np.ndarray]:
     """Returns what a heat map is drawn with, and its picture (y, x, rgba)."""
-    import base64
-
     found = page.locator(".heatmap .field canvas").nth(nth).evaluate(_READ)
     picture = np.frombuffer(base64.b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 4)
     return found["kind"], picture[::-1] if found["kind"] == "webgl2" else picture
@@ -58,6 +59,4 @@ def told(page: "Page", nth: int = 0) -> str:
 
 
 def address(page: "Page") -> dict[str, Any]:
-    from urllib.parse import parse_qsl
-
     return dict(parse_qsl(page.url.partition("#")[2]))

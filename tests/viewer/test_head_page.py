@@ -114,7 +114,8 @@ def test_hovering_tells_the_stored_number(live: Live, folder: Path, run: str, la
         page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
         row, column, value = number_told(page)
         assert value == pytest.approx(float(weights[row, column]), rel=5e-4)
-        assert abs(column - across * len(weights)) <= 1 and abs(row - down * len(weights)) <= 1
+        assert abs(column - across * len(weights)) <= 1
+        assert abs(row - down * len(weights)) <= 1
 
 
 def test_a_head_is_read_by_keyboard_alone(live: Live, folder: Path) -> None:
@@ -196,7 +197,8 @@ def test_zoom_is_shared_and_nearest(live: Live, folder: Path) -> None:
         allowed = {
             tuple(colour) for colour in colours(np.sqrt(weights), palette(page, nth)).reshape(-1, 4)[:, :3].tolist()
         }
-        assert found <= allowed and len(found) < len(allowed)
+        assert found <= allowed
+        assert len(found) < len(allowed)
 
 
 def test_hostile_tokens_are_text(live: Live, folder: Path) -> None:
@@ -214,7 +216,8 @@ def test_what_is_not_recorded_is_said(live: Live, folder: Path) -> None:
     page = live(Library(folder), "run=texts&screen=head&layer=0&head=0")
     sharp(page)
     notice = page.locator(".chart .notice").first.inner_text()
-    assert "layer 0 was not recorded" in notice and "2 layers only: 1, 3" in notice
+    assert "Layer 0 was not recorded" in notice
+    assert "2 layers only: 1, 3" in notice
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -2,7 +2,8 @@
  * Draws a matrix into a canvas: each pixel has the colour of one number, nothing is blended.
  *
  * 1. `levelFor` gives the matrix itself, or what stands for it where a pixel covers several cells.
- * 2. Its numbers are a texture. The shader finds a pixel's number, where that lies in the range, and its colour.
+ * 2. Its numbers are a texture. The shader finds a pixel's number, where that lies in the range, and its colour. Of
+ *    bytes there are 256, so that their colours are found before.
  * 3. Without WebGL 2, and of matrices that no texture holds, `plainly` does the same pixel by pixel.
  */
 
@@ -52,47 +53,40 @@ export function stepOf(value: number, { range: [low, high], scale }: Colouring):
   return Math.floor((scale === "sqrt" ? rooted : bounded) * 255 + 0.5);
 }
 
-const SCALES: Scale[] = ["linear", "sqrt", "log"];
-
 const VERTEX = `#version 300 es
 void main() {
   gl_Position = vec4(gl_VertexID == 1 ? 3.0 : -1.0, gl_VertexID == 2 ? 3.0 : -1.0, 0.0, 1.0);
 }`;
 
-const FRAGMENT = `#version 300 es
+/** Where a number lies in its range; on a processor without a graphics card each operation counts. */
+const PARTS: Record<Scale | "byte", string> = {
+  byte: "value",
+  linear: "(value - range.x) * range.y",
+  sqrt: "sqrt(max((value - range.x) * range.y, 0.0))",
+  log: "log(max(value, range.x) / range.x) * range.y",
+};
+/** The same of a range on both sides of zero. */
+const SIGNED = "0.5 + 0.5 * sign(value) * sqrt(min(abs(value * range.y * 2.0), 1.0))";
+
+const fragment = (part: string) => `#version 300 es
 precision highp float;
 precision highp int;
 uniform highp sampler2D numbers;
 uniform highp sampler2D palette;
 uniform vec4 area;
-uniform float height;
-uniform float block;
-uniform bool bytes;
-uniform float most;
 uniform vec2 range;
-uniform int scale;
 out vec4 colour;
 void main() {
-  vec2 cell = area.xy + vec2(gl_FragCoord.x, height - gl_FragCoord.y) * area.zw;
-  ivec2 at = ivec2(floor(cell / block));
-  colour = vec4(0.0);
-  if (any(lessThan(at, ivec2(0))) || any(greaterThanEqual(at, textureSize(numbers, 0)))) return;
+  ivec2 at = ivec2(floor(area.xy + gl_FragCoord.xy * area.zw));
   float value = texelFetch(numbers, at, 0).r;
-  if (isnan(value)) return;
-  if (bytes) value *= value * most;
-  float part = scale == 2 ? log(max(value, range.x) / range.x) / log(range.y / range.x) : (value - range.x) / (range.y - range.x);
-  part = clamp(part, 0.0, 1.0);
-  float side = 2.0 * part - 1.0;
-  if (scale == 1) part = range.x < 0.0 ? 0.5 + 0.5 * sign(side) * sqrt(abs(side)) : sqrt(part);
-  colour = vec4(texelFetch(palette, ivec2(int(floor(part * 255.0 + 0.5)), 0), 0).rgb, 1.0);
+  colour = isnan(value) ? vec4(0.0) : texelFetch(palette, ivec2(int(clamp(${part}, 0.0, 1.0) * 255.0 + 0.5), 0), 0);
 }`;
 
 class Shaded implements Painter {
   readonly kind = "webgl2";
-  private readonly program: WebGLProgram;
-  private readonly places = new Map<string, WebGLUniformLocation | null>();
+  private readonly programs = new Map<string, Program>();
   private readonly most: number;
-  private palette: Uint8Array | null = null;
+  private colours = "";
   /** The levels of one matrix that have been drawn: there is no going back to another's. */
   private readonly textures = new Map<Level, WebGLTexture>();
   private matrix: Matrix["data"] | null = null;
@@ -109,45 +103,65 @@ class Shaded implements Painter {
     };
     canvas.addEventListener("webglcontextlost", this.told);
     this.most = gl.getParameter(gl.MAX_TEXTURE_SIZE) as number;
-    this.program = gl.createProgram();
-    for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]] as const) {
-      const shader = gl.createShader(kind);
-      if (!shader) continue; // the context is lost already, which is told
-      gl.shaderSource(shader, source);
-      gl.compileShader(shader);
-      gl.attachShader(this.program, shader);
-    }
-    gl.linkProgram(this.program);
-    gl.useProgram(this.program);
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.texture(1); // stays bound: the palette
-    gl.uniform1i(this.place("numbers"), 0);
-    gl.uniform1i(this.place("palette"), 1);
   }
 
   draw(matrix: Matrix, area: Area, colouring: Colouring): void {
     const { gl, canvas } = this;
+    const { width, height } = canvas;
+    const { range, scale } = colouring;
     const level = this.fitting(matrix, area);
+    const bytes = level.data instanceof Uint8Array;
+    const program = this.use(bytes ? PARTS.byte : range[0] < 0 && scale === "sqrt" ? SIGNED : PARTS[scale]);
     this.bind(matrix, level);
-    if (this.palette !== colouring.palette) {
-      this.palette = colouring.palette;
-      gl.activeTexture(gl.TEXTURE1);
-      gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, 256, 1, 0, gl.RGB, gl.UNSIGNED_BYTE, colouring.palette);
-    }
-    gl.viewport(0, 0, canvas.width, canvas.height);
-    gl.uniform4f(this.place("area"), area.column, area.row, area.columns / canvas.width, area.rows / canvas.height);
-    gl.uniform1f(this.place("height"), canvas.height);
-    gl.uniform1f(this.place("block"), level.block);
-    gl.uniform1i(this.place("bytes"), level.data instanceof Uint8Array ? 1 : 0);
-    gl.uniform1f(this.place("most"), matrix.most);
-    gl.uniform2f(this.place("range"), ...colouring.range);
-    gl.uniform1i(this.place("scale"), SCALES.indexOf(colouring.scale));
+    this.colour(bytes ? bytesColoured(matrix.most, colouring) : colouring.palette);
+    gl.viewport(0, 0, width, height);
+    const [across, down] = [area.columns / width / level.block, area.rows / height / level.block];
+    // A canvas counts its rows from below.
+    gl.uniform4f(program.area, area.column / level.block, area.row / level.block + height * down, across, -down);
+    gl.uniform2f(program.range, range[0], scale === "log" ? 1 / Math.log(range[1] / range[0]) : 1 / (range[1] - range[0]));
     gl.drawArrays(gl.TRIANGLES, 0, 3);
   }
 
   dispose(): void {
     this.canvas.removeEventListener("webglcontextlost", this.told);
     this.gl.getExtension("WEBGL_lose_context")?.loseContext(); // a page has about sixteen; those collected count as well
+  }
+
+  private use(part: string): Program {
+    const { gl } = this;
+    const made = this.programs.get(part) ?? this.compiled(part);
+    this.programs.set(part, made);
+    gl.useProgram(made.program);
+    return made;
+  }
+
+  private compiled(part: string): Program {
+    const { gl } = this;
+    const program = gl.createProgram();
+    for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, fragment(part)]] as const) {
+      const shader = gl.createShader(kind);
+      if (!shader) continue; // the context is lost already, which is told
+      gl.shaderSource(shader, source);
+      gl.compileShader(shader);
+      gl.attachShader(program, shader);
+    }
+    gl.linkProgram(program);
+    gl.useProgram(program);
+    gl.uniform1i(gl.getUniformLocation(program, "numbers"), 0);
+    gl.uniform1i(gl.getUniformLocation(program, "palette"), 1);
+    return { program, area: gl.getUniformLocation(program, "area"), range: gl.getUniformLocation(program, "range") };
+  }
+
+  /** Hands 256 colours over, unless they are there. */
+  private colour(palette: Uint8Array): void {
+    const { gl } = this;
+    const key = palette.join();
+    if (this.colours === key) return;
+    this.colours = key;
+    gl.activeTexture(gl.TEXTURE1);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, 256, 1, 0, gl.RGB, gl.UNSIGNED_BYTE, palette);
   }
 
   /** Returns the level for an area, a coarser one where no texture holds that. */
@@ -187,11 +201,22 @@ class Shaded implements Painter {
     for (const wrap of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, wrap, gl.CLAMP_TO_EDGE);
     return texture;
   }
+}
 
-  private place(name: string): WebGLUniformLocation | null {
-    if (!this.places.has(name)) this.places.set(name, this.gl.getUniformLocation(this.program, name));
-    return this.places.get(name) ?? null;
+interface Program {
+  program: WebGLProgram;
+  area: WebGLUniformLocation | null;
+  range: WebGLUniformLocation | null;
+}
+
+/** Returns the colour of each byte that stands for a root. */
+function bytesColoured(most: number, colouring: Colouring): Uint8Array {
+  const colours = new Uint8Array(768);
+  for (let byte = 0; byte < 256; byte++) {
+    const step = 3 * stepOf(most * (byte / 255) ** 2, colouring);
+    colours.set(colouring.palette.subarray(step, step + 3), 3 * byte);
   }
+  return colours;
 }
 
 class Plain implements Painter {
@@ -215,8 +240,8 @@ function plainly(width: number, height: number, matrix: Matrix, area: Area, colo
   const [across, down] = [area.columns / width, area.rows / height];
   const level = levelFor(matrix, Math.max(across, down));
   const image = new ImageData(width, height);
-  const [bytes, { palette }] = [level.data instanceof Uint8Array, colouring];
-  const steps = bytes ? Uint8Array.from({ length: 256 }, (_, byte) => stepOf(matrix.most * (byte / 255) ** 2, colouring)) : null;
+  const bytes = level.data instanceof Uint8Array;
+  const palette = bytes ? bytesColoured(matrix.most, colouring) : colouring.palette;
   const columns = Int32Array.from({ length: width }, (_, x) => Math.floor((area.column + (x + 0.5) * across) / level.block));
   for (let y = 0, at = 0; y < height; y++) {
     const row = Math.floor((area.row + (y + 0.5) * down) / level.block);
@@ -224,7 +249,7 @@ function plainly(width: number, height: number, matrix: Matrix, area: Area, colo
       const column = columns[x]!;
       if (row < 0 || column < 0 || row >= level.rows || column >= level.columns) continue;
       const value = level.data[row * level.columns + column]!;
-      const step = steps ? steps[value]! : stepOf(value, colouring);
+      const step = bytes ? value : stepOf(value, colouring);
       if (Number.isNaN(step)) continue;
       image.data[at] = palette[3 * step]!;
       image.data[at + 1] = palette[3 * step + 1]!;

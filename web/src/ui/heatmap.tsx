@@ -5,6 +5,7 @@ import { type Palette, paletteOf } from "../draw/palette";
 import { shown } from "../numbers";
 import type { Token } from "../payload";
 import { useDark } from "../theme";
+import { useWidth } from "./axes";
 import { areaOf, cellAt, closeTo, enlarged, type Frame, holding, moved, type Plot, WHOLE } from "./frame";
 import { depthOf, Ruler } from "./ruler";
 
@@ -53,11 +54,10 @@ export function Heatmap(props: Props) {
   const [hovered, setHovered] = useState<Cell | null>(null);
   const [plain, setPlain] = useState(false);
   const dark = useDark();
-  const outer = useRef<HTMLDivElement>(null);
   const field = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const painter = useRef<Painter | null>(null);
-  const width = useWidth(outer);
+  const [outer, width] = useWidth<HTMLDivElement>(0);
 
   const frame = props.frame ?? own;
   const setFrame = props.onFrame ?? setOwn;
@@ -254,19 +254,6 @@ function cellOf(event: MouseEvent, frame: Frame, plot: Plot): Cell | null {
 
 function within(index: number, count: number): number {
   return Math.min(count - 1, Math.max(0, index));
-}
-
-function useWidth(element: { current: HTMLElement | null }): number {
-  const [width, setWidth] = useState(0);
-  useLayoutEffect(() => {
-    const { current } = element;
-    if (!current) return;
-    setWidth(current.clientWidth);
-    const observer = new ResizeObserver(() => setWidth(current.clientWidth));
-    observer.observe(current);
-    return () => observer.disconnect();
-  }, []);
-  return width;
 }
 
 /** Listens for the wheel in a way that can keep the page from scrolling. */

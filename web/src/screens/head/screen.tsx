@@ -187,5 +187,6 @@ function noticeOf(view: View, { name, layers, n_layers }: AttentionAbout, patter
   if (n_layers !== null && layers.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
   if (pattern?.rounded) parts.push("this file carries weights in 256 steps of their square roots; the run itself has them as they are");
   if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps of square roots, which a logarithm shows coarsely below a thousandth of the largest weight; the number that is told of a cell is as stored");
-  return parts.length ? `${parts.join("; ")}.` : null;
+  const told = parts.join("; ");
+  return told ? `${told.charAt(0).toUpperCase()}${told.slice(1)}.` : null;
 }
