@@ -8,14 +8,15 @@ from urllib.parse import parse_qs
 import pytest
 
 import traceformer as tf
-from tests.viewer.pages import Live, drawn, focused, hash_of, lanes, lit
+from tests.viewer.pages import Live, drawn, focused, hash_of, lanes, lit, watch
+from tests.viewer.small_runs import HOSTILE, write_run
 from tests.viewer.test_payloads import lanes_of
 from traceformer.analysis.paths.result import Paths
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
@@ -216,9 +217,24 @@ def test_the_picture_and_its_numbers_can_be_saved(library: Library, run: Run, li
     assert saved("PNG").startswith(b"\x89PNG")
 
 
-def test_hostile_tokens_stay_text(tmp_path: Path, live: Live) -> None:
-    from tests.viewer.small_runs import HOSTILE, write_run
+def test_an_exported_file_shows_the_paths_to_the_last_token(run: Run, browser: "Browser", tmp_path: Path) -> None:
+    file = tf.export_html(run, tmp_path / "run.html", examples=[0], screens=["paths"])
+    logged: list[str] = []
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    watch(page, logged, [])
+    page.goto(file.as_uri())
+    result = tf.paths(run, 0)
+    page.wait_for_selector(".node")
+    wait_for(page, result)
+    assert result.certificate
+    assert f"{result.certificate.found} of the 5 best" in page.inner_text(".certificate")
+    page.locator(".strip [data-token='3']").click()
+    page.get_by_text("this is not in the file").wait_for()
+    page.close()
+    assert logged == []
 
+
+def test_hostile_tokens_stay_text(tmp_path: Path, live: Live) -> None:
     write_run(tmp_path / "hostile", [HOSTILE])
     page = live(Library.at(tmp_path), "run=hostile&ex=0&screen=paths&paths.layer=3")
     page.wait_for_selector(".node")

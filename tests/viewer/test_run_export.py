@@ -67,8 +67,8 @@ def test_examples_and_screens_are_chosen(tmp_path: Path) -> None:
     assert not [key for key in answers if key.startswith(("thumbnails", "overview"))]
     with pytest.raises(RunExists, match="already"):
         tf.export_html(run, page)
-    with pytest.raises(UsageError, match="no screen 'paths'"):
-        tf.export_html(run, page, screens=["paths"], overwrite=True)
+    with pytest.raises(UsageError, match="no screen 'compare'"):
+        tf.export_html(run, page, screens=["compare"], overwrite=True)
     with pytest.raises(ExampleNotFound):
         tf.export_html(run, page, examples=[7], overwrite=True)
     assert carried_by(page.read_text(encoding="utf-8"))[1] == start, "what was refused replaced nothing"

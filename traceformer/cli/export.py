@@ -49,7 +49,7 @@ def export(
         example: Examples' ids, or their row numbers; all by default.
         layout: pt: the residual streams of all layers in one file (the default), or the internals of each layer.
         layers: pt: such as 0,3-5; all that are stored by default.
-        screens: html: some of overview, head, lab, stream; all by default.
+        screens: html: some of overview, head, paths, lab, stream; all by default.
         steps: json: add what was captured at each step, as a run generated with --capture-steps does anyway.
         lossless: json, pt: add every array and row that the format has no place for, so that an import gives the
             run back.

@@ -56,6 +56,20 @@ def _head(run: Run, row: int) -> Iterator[Asked]:
                 )
 
 
+def _paths(run: Run, row: int) -> Iterator[Asked]:
+    """The paths to the last token, as the page searches them at first."""
+    arrays = [spec for spec in run.layout.arrays if spec.key.site == "attn_pattern"]
+    arrays = [spec for spec in arrays if spec.key.stack == "dec"] or arrays
+    if not arrays:
+        return
+    spec = next((spec for spec in arrays if spec.key.attention == "self"), arrays[0])
+    has_source = any(other.key.attention == "cross" for other in arrays)
+    across = not has_source and len(spec.layers) == run.about.dims_of(spec.key.stack).n_layers
+    layer = "all" if across else spec.layers[-1]
+    last = run.length(row, spec.key.stack) - 1
+    yield "paths", {"attn": attention_name(spec.key), "q": last, "layer": layer, "certify": 1}
+
+
 def _lab(run: Run, row: int) -> Iterator[Asked]:
     yield "heads", {}
 
@@ -71,6 +85,7 @@ def _stream(run: Run, row: int) -> Iterator[Asked]:
 SCREENS: Mapping[str, Callable[[Run, int], Iterator[Asked]]] = {
     "overview": _overview,
     "head": _head,
+    "paths": _paths,
     "lab": _lab,
     "stream": _stream,
 }

@@ -3,6 +3,7 @@
 import type { AttentionAbout, RunAbout } from "../../payload";
 import type { Query } from "../../source";
 import type { Code } from "../../ui/chart";
+import { pythonText, shellWord } from "../../ui/code";
 import type { View } from "../../view";
 
 /** The fields of `PathOptions` that the controls change, and their defaults there. */
@@ -36,9 +37,11 @@ export const field = (name: string) => `paths.${name}`;
 
 /** Returns the search that the page's state means; null where no attention is stored. */
 export function askedIn(view: View, run: RunAbout, tokens: (attention: AttentionAbout) => number): Asked | null {
-  const attention = run.attentions.find(({ name }) => name === view.attn) ?? run.attentions.findLast(({ stack }) => stack === "dec") ?? run.attentions[0];
-  if (!attention) return null;
-  const cross = run.attentions.find(({ stack, key_stack }) => stack === attention.stack && key_stack !== stack) ?? null;
+  const meant = run.attentions.find(({ name }) => name === view.attn) ?? run.attentions.find(({ stack }) => stack === "dec") ?? run.attentions[0];
+  if (!meant) return null;
+  const ofStack = run.attentions.filter(({ stack }) => stack === meant.stack);
+  const attention = ofStack.find(({ stack, key_stack }) => stack === key_stack) ?? meant;
+  const cross = ofStack.find(({ stack, key_stack }) => stack !== key_stack) ?? null;
   const named = view[field("layer")];
   const numbers = attention.layers;
   const layer = named === undefined ? (acrossAll(attention, cross) ? "all" : (numbers.at(-1) ?? 0)) : named === "all" ? "all" : Number(named);
@@ -64,7 +67,7 @@ export function codeOf(asked: Asked, run: RunAbout, example: string): Code {
     `to=${target}`,
     `layer=${layer === "all" ? '"all"' : layer}`,
     ...(several ? [`stack="${attention.stack}"`] : []),
-    ...stated.map(([name, value]) => `${name}=${YES_NO.has(name) ? (value === "1" ? "True" : "False") : isNumber(value) ? value : `"${value}"`}`),
+    ...stated.map(([name, value]) => `${name}=${YES_NO.has(name) ? (value === "1" ? "True" : "False") : isNumber(value) ? value : pythonText(value)}`),
   ];
   const head = isNumber(asked.options.agg_heads) && layer !== "all";
   const flags = [
@@ -74,8 +77,8 @@ export function codeOf(asked: Asked, run: RunAbout, example: string): Code {
     ...stated.flatMap(([name, value]) => (name === "agg_heads" && head ? [] : [flagOf(name, value)])),
   ];
   return {
-    python: `import traceformer as tf\n\nrun = tf.open_run("${run.name}")\ntf.paths(run, "${example}", ${python.join(", ")})`,
-    shell: `traceformer paths ${run.name} --example ${example} ${flags.join(" ")} --html paths.html`,
+    python: `import traceformer as tf\n\nrun = tf.open_run(${pythonText(run.name)})\ntf.paths(run, ${pythonText(example)}, ${python.join(", ")})`,
+    shell: `traceformer paths ${shellWord(run.name)} --example ${shellWord(example)} ${flags.join(" ")} --html paths.html`,
   };
 }
 
@@ -84,7 +87,7 @@ const YES_NO = new Set<string>(["exclude_self", "exclude_sink", "stop_at_bos"]);
 function flagOf(name: string, value: string): string {
   if (name === "stop_at_bos") return "--pass-bos";
   const flag = `--${name.replaceAll("_", "-")}`;
-  return YES_NO.has(name) ? flag : `${flag} ${value}`;
+  return YES_NO.has(name) ? flag : `${flag} ${shellWord(value)}`;
 }
 
 function isNumber(value: string): boolean {
