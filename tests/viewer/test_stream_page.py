@@ -106,4 +106,4 @@ def test_encoders_are_told_what_they_lack(live: Live, tiny_folder: Callable[...,
     run = tf.record(tiny_folder("bert"), ["The river froze over."], capture="resid")
     page = live(Library.of(run), f"run={run.name}&screen=stream")
     page.get_by_text("it predicts no next token").wait_for()
-    page.locator("section[aria-label='Norms'] canvas").wait_for()
+    page.get_by_role("application", name="L2 norms of enc.resid_post").wait_for()

@@ -32,8 +32,16 @@ const MARGIN = { top: 26, right: 14, bottom: 38, left: 52 };
 
 /** Lines; the values at the place under the pointer, or at the selected one, are said below. */
 export function Lines(props: Props) {
-  const { label, across, lines, acrossName, place, upwardName, log = false, height = 240, level, selected = null, onSelect } = props;
   const [ref, width] = useWidth<HTMLDivElement>();
+  return (
+    <div class="lines" ref={ref}>
+      <Drawn {...props} width={width} />
+    </div>
+  );
+}
+
+function Drawn(props: Props & { width: number }) {
+  const { label, width, across, lines, acrossName, place, upwardName, log = false, height = 240, level, selected = null, onSelect } = props;
   const [over, setOver] = useState<number | null>(null);
   const found = extentOf([...lines.map(({ values }) => values), level ? [level.value] : []], log ? 0 : -Infinity);
   if (!found || !across.length) return <p class="nothing">There is no finite number to draw.</p>;
@@ -53,7 +61,7 @@ export function Lines(props: Props) {
     onSelect(to);
   };
   return (
-    <div class="lines" ref={ref}>
+    <>
       <svg
         width={width}
         height={height}
@@ -107,7 +115,7 @@ export function Lines(props: Props) {
         )}
         <li class="place">{at === null ? " " : place(at)}</li>
       </ul>
-    </div>
+    </>
   );
 }
 
