@@ -9,7 +9,6 @@ from traceformer.analysis.directions import Direction
 from traceformer.analysis.effects import Axis, Swept
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.store.run import Run
-from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.query import Query
