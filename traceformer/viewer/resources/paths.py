@@ -32,7 +32,7 @@ def paths(library: Library, query: Query) -> Json:
         raise Unsupported(
             "value norms cannot be searched on this page",
             why="they need W_O of the model, and the viewer loads none",
-            hint=f'`tf.paths(run, {row}, weighting="value-norm")`, which does'
+            hint=f'`tf.paths(run, {row}, weighting="value-norm")`, which does',
         )
     layer: int | Literal["all"] = "all" if query.text("layer", "all") == "all" else query.number("layer")
     stack = pattern_asked(run, query).key.stack if query.text("attn", "") else None

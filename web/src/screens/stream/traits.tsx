@@ -31,7 +31,7 @@ export function Traits(place: Place) {
               </p>
             ))}
             <p class="nothing">
-              No direction lies beside this run. <code>traceformer vectors fit --positive … --negative … --output FOLDER</code> in the folder of
+              No direction that fits lies beside this run. <code>traceformer vectors fit --positive … --negative … --output FOLDER</code> in the folder of
               the run makes one; <code>traceformer extract --project FILE</code> records projections.
             </p>
           </section>
