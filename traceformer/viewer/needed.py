@@ -1,6 +1,6 @@
 """What a page is told where a run's model is needed and is not there, or is another one."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from traceformer.errors import ConfigurationChanged, NotFound
@@ -9,7 +9,7 @@ __all__ = ["model_needed"]
 
 
 @contextmanager
-def model_needed(call: str) -> Iterator[None]:
+def model_needed(call: str) -> Generator[None]:
     """Raises what is raised inside with what would work on a page, which has no parameter `model`.
 
     Args:
