@@ -1,5 +1,6 @@
 """What the effects screen is sent: the same as `open_effects` and `attribute` find."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import traceformer as tf
 from tests.viewer.stream_data import MARKUP, asked, write_effects
 from traceformer.errors import NotFound, SelectionError, UsageError
+from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 
 
@@ -86,3 +88,11 @@ def test_tokens_that_are_none_are_refused_in_words(library: Library) -> None:
         asked(library, "attribution", run="byte", ex=0, q=3, to=MARKUP)
     named = asked(library, "attribution", run="byte", ex=0, q=3, to="a", against="#98")
     assert (named.about["to"], named.about["against"], named.about["is_likeliest"]) == ("a", "b", False)
+
+
+def test_a_model_that_is_gone_is_told_with_what_would_work(stream_folder: Path, tmp_path: Path) -> None:
+    run = Run(stream_folder / "byte")
+    run.about = replace(run.about, model=str(tmp_path / "gone"))
+    with pytest.raises(NotFound) as raised:
+        asked(Library.of(run), "attribution", run=run.name, ex=0, q=3)
+    assert "tf.attribute(run, 0, position=3, model=FOLDER)" in raised.value.hint

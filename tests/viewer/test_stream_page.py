@@ -80,7 +80,7 @@ def test_what_cannot_be_shown_is_said_in_words(live: Live, stream_folder: Path, 
     page = live(Library.at(byte_runs), "run=patterns&screen=stream")
     page.get_by_text("This run holds no residual stream.").wait_for()
     page.get_by_text("this run holds no residual stream of a decoder").wait_for()
-    page.get_by_text("No direction lies beside this run.").wait_for()
+    page.get_by_text("No direction that fits lies beside this run.").wait_for()
     page = live(Library.at(stream_folder), ADDRESS)
     assert "3 wide" in page.locator("option[disabled]").first.inner_text()
 

@@ -11,6 +11,7 @@ resources      what it is sent, name by name
 packets        arrays on their way to a page
 arrays         which example and which arrays a query means
 notices        what a run lacks, in words
+needed         what a page is told of a model that is not there
 tokens         tokens as pages show them
 path_payloads  a trace in the shape that its screen draws
 pages          the page itself, with or without what it shows

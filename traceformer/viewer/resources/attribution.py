@@ -12,6 +12,7 @@ from traceformer.texts.shown import visible
 from traceformer.viewer.arrays import example_asked
 from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
+from traceformer.viewer.needed import model_needed
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.query import Query
 
@@ -39,7 +40,8 @@ def attribution(library: Library, query: Query) -> Packet:
     heads = [(query.number("layer"), query.number("head"))] if query.text("head", "") and _has_sources(run) else []
 
     def read(_: Any) -> Attribution:
-        return attribute(run, row, to=to, against=against, position=position, by_source=heads)
+        with model_needed(f"tf.attribute(run, {row}, position={position}, model=FOLDER)"):
+            return attribute(run, row, to=to, against=against, position=position, by_source=heads)
 
     state = library.state(query.text("run"))
     found = library.later(("attribution", query.text("run"), state, row, to, against, position, *heads), read)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from traceformer.analysis.lens import Lens
-from traceformer.errors import ConfigurationChanged, NotFound
 from traceformer.progress import OnStep
 from traceformer.questions.lens import lens as read_lens
 from traceformer.store.run import Run
@@ -13,6 +12,7 @@ from traceformer.texts.shown import visible
 from traceformer.viewer.arrays import example_asked
 from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
+from traceformer.viewer.needed import model_needed
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.query import Query
 
@@ -40,11 +40,8 @@ def lens(library: Library, query: Query) -> Packet:
 
 
 def _read(run: Run, row: int, first: int, length: int, told: OnStep) -> Lens:
-    try:
+    with model_needed(f"tf.lens(run, {row}, model=FOLDER)"):
         return read_lens(run, row, positions=range(first, min(first + _WINDOW, length)), progress=told)
-    except (NotFound, ConfigurationChanged) as error:
-        hint = f"put the model back as it was; or, in Python, tf.lens(run, {row}, model=FOLDER)"
-        raise type(error)(error.message, why=error.why, hint=hint) from error
 
 
 def _packet(found: Lens, length: int) -> Packet:

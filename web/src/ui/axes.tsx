@@ -1,6 +1,6 @@
 /** Axes of charts: from numbers to pixels, with ticks at round numbers; and how wide a chart may be. */
 
-import { useLayoutEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { shown } from "../numbers";
 
 export interface Scale {
@@ -95,15 +95,16 @@ function label(tick: number, whole: boolean): string {
 
 /** Returns what to hand an element as its `ref`, and how wide it is. */
 export function useWidth<Shown extends HTMLElement>(before = 640) {
-  const [element, setElement] = useState<Shown | null>(null);
+  const ref = useRef<Shown>(null);
   const [width, setWidth] = useState(before);
   useLayoutEffect(() => {
+    const element = ref.current;
     if (!element) return;
     const measure = () => setWidth(element.clientWidth || before);
     measure();
     const watching = new ResizeObserver(measure);
     watching.observe(element);
     return () => watching.disconnect();
-  }, [element]);
-  return [setElement, width] as const;
+  }, []);
+  return [ref, width] as const;
 }

@@ -48,7 +48,8 @@ const NONE = new Uint8Array();
 function marksOf([low, high]: readonly [number, number], scale: Scale): number[] {
   if (scale === "log") {
     const middle = Math.round((Math.log10(low) + Math.log10(high)) / 2);
-    return [low, 10 ** middle, high];
+    const part = (middle - Math.log10(low)) / (Math.log10(high) - Math.log10(low));
+    return part > 0.25 && part < 0.75 ? [low, 10 ** middle, high] : [low, high];
   }
   return scale === "sqrt" && low === 0 ? [low, low + (high - low) / 4, high] : [low, (low + high) / 2, high];
 }

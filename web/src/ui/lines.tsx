@@ -105,10 +105,12 @@ function Drawn(props: Props & { width: number }) {
           ({ name, values, style }) =>
             style !== null && (
               <li key={name}>
-                <svg width={26} height={10} aria-hidden="true">
-                  <path class={`line style-${style}`} d="M1 5H25" />
+                <svg width={36 + 7 * name.length} height={18} role="img" aria-label={name}>
+                  <path class={`line style-${style}`} d="M1 9H25" />
+                  <text x={32} y={9}>
+                    {name}
+                  </text>
                 </svg>
-                {name}
                 {at !== null && <b>{number(values[at])}</b>}
               </li>
             ),

@@ -72,7 +72,7 @@ const SVG = "http://www.w3.org/2000/svg";
 function copyOf(drawing: SVGSVGElement | HTMLCanvasElement, x: number, y: number, { width, height }: DOMRect): Element {
   if (drawing instanceof HTMLCanvasElement) {
     const image = document.createElementNS(SVG, "image");
-    const fields = { x, y, width, height, href: drawing.toDataURL(), "image-rendering": "pixelated" };
+    const fields = { x, y, width, height, href: drawing.toDataURL(), "image-rendering": "pixelated", preserveAspectRatio: "none" };
     for (const [name, value] of Object.entries(fields)) image.setAttribute(name, `${value}`);
     return image;
   }

@@ -1,6 +1,6 @@
 import { shown } from "../../numbers";
 import type { Neurons as Answer } from "../../payload";
-import { useJson } from "../../resource";
+import { useJson, useSource } from "../../resource";
 import { Await } from "../../ui/states";
 import { Table } from "../../ui/table";
 import { useView } from "../../view";
@@ -16,7 +16,8 @@ export function Neurons({ run, example, stack, q }: Place) {
   const at = q ?? tokens.length - 1;
   const query = array ? { run: run.name, ex: example.number, stack, layer: layer ?? 0, q: at } : null;
   const found = useJson<Answer>("neurons", query);
-  if (!array) return null;
+  const source = useSource();
+  if (!array || !query || !(source.live || source.has("neurons", query))) return null;
   return (
     <section class="chart neurons" aria-label="Neurons">
       <header>

@@ -169,6 +169,9 @@ function AtToken({ token, position, code, arrays }: AtTokenProps) {
         selected={at < 0 ? null : at}
         onSelect={(index) => change({ layer: layers[index] ?? null })}
       />
+      {ready.some(({ array }) => array.endsWith("hidden")) && (
+        <p class="range">Hidden states: number n enters layer n, and what is behind the last layer is behind the final norm, too.</p>
+      )}
     </Chart>
   );
 }

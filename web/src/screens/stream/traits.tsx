@@ -1,6 +1,6 @@
 import { floats, type Packet } from "../../packet";
 import type { DirectionRow, ProjectionAbout, Token } from "../../payload";
-import { useJson, usePacket } from "../../resource";
+import { useJson, usePacket, useSource } from "../../resource";
 import { extentOf } from "../../ui/axes";
 import { Chart } from "../../ui/chart";
 import { pythonText, shellWord } from "../../ui/code";
@@ -13,7 +13,10 @@ import type { Place } from "./screen";
 
 /** How far the tokens lie along a trait's direction. */
 export function Traits(place: Place) {
+  const source = useSource();
   const found = useJson<{ directions: DirectionRow[] }>("directions", { run: place.run.name });
+  const carried = ({ key }: DirectionRow) => source.has("projection", queryOf(place, key));
+  if (!source.live && !(found.state === "ready" && found.value.directions.some(carried))) return null;
   return (
     <Await loaded={found}>
       {({ directions }) =>
@@ -28,7 +31,7 @@ export function Traits(place: Place) {
               </p>
             ))}
             <p class="nothing">
-              No direction lies beside this run. <code>traceformer vectors fit --positive … --negative … --output FOLDER</code> in the folder of
+              No direction that fits lies beside this run. <code>traceformer vectors fit --positive … --negative … --output FOLDER</code> in the folder of
               the run makes one; <code>traceformer extract --project FILE</code> records projections.
             </p>
           </section>
@@ -38,11 +41,15 @@ export function Traits(place: Place) {
   );
 }
 
+function queryOf({ run, example }: Pick<Place, "run" | "example">, direction: string | undefined) {
+  return { run: run.name, ex: example.number, direction };
+}
+
 function Projected({ run, example, stack, q, directions }: Place & { directions: DirectionRow[] }) {
   const [view, change] = useView();
   const usable = directions.filter(({ problem }) => !problem);
   const chosen = usable.find(({ key }) => key === view["stream.trait"]) ?? usable[0];
-  const found = usePacket("projection", { run: run.name, ex: example.number, direction: chosen?.key });
+  const found = usePacket("projection", queryOf({ run, example }, chosen?.key));
   const choose = (
     <label class="choice">
       along{" "}
