@@ -69,9 +69,10 @@ def kept(run: Run, name: str, make: Callable[[], bytes]) -> bytes:
 def _read(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
-        os.utime(path)  # the time of its last use
     except OSError:
         return None
+    with suppress(OSError):  # somebody else's can be read only
+        os.utime(path)  # the time of its last use
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return body if sha256(body).digest() == digest else None
 
