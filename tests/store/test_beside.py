@@ -79,6 +79,12 @@ def test_a_run_that_is_replaced_meanwhile_has_nothing_kept(run: Path, two_runs: 
     assert kept(Run(run), "name", once(b"of the second")) == b"of the second"
 
 
+def test_what_was_worked_out_in_another_way_is_made_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept(Run(run), "name", once(b"made"))
+    monkeypatch.setattr(beside, "FORM", beside.FORM + 1)
+    assert kept(Run(run), "name", once(b"made otherwise")) == b"made otherwise"
+
+
 @pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 40])
 def test_what_is_damaged_is_made_again(run: Path, damage: bytes) -> None:
     kept(Run(run), "name", once(b"made"))

@@ -1,6 +1,7 @@
 """The overview and the heads lab in a browser: every pixel of the atlas, keys, links, words for what is missing."""
 
 import re
+from base64 import b64decode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.slow
 PIXELS = """() => {
   const canvas = document.querySelector(".atlas canvas");
   const { width, height } = canvas;
-  return { width, height, data: [...canvas.getContext("2d").getImageData(0, 0, width, height).data] };
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const line = (_, y) => String.fromCharCode(...data.subarray(4 * y * width, 4 * (y + 1) * width));
+  const text = Array.from({ length: height }, line);
+  return { width, height, data: btoa(text.join("")) };
 }"""
 COLOURS = """() => [...document.querySelectorAll(".colours rect")].map((each) => each.getAttribute("fill"))"""
 
@@ -33,7 +37,7 @@ def drawn(page: "Page") -> np.ndarray:
     page.locator(".atlas canvas").wait_for()
     page.locator(".progress progress").wait_for(state="detached")
     found = page.evaluate(PIXELS)
-    return np.array(found["data"], np.uint8).reshape(found["height"], found["width"], 4)[..., :3]
+    return np.frombuffer(b64decode(found["data"]), np.uint8).reshape(found["height"], found["width"], 4)[..., :3]
 
 
 def address(page: "Page") -> dict[str, str]:

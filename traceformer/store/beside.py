@@ -2,7 +2,7 @@
 
 1. It lies in `.traceformer/CONTENT/NAME` of the folder that holds the run, or, where nothing can be written there, in
    the user's cache. CONTENT is a digest of the run's manifest, which names the checksum of every file: a run that
-   replaces another one never meets what was kept of that.
+   replaces another one never meets what was kept of that. `FORM`, which is in it, too, changes with the arithmetic.
 2. A file begins with the SHA-256 of the rest of it. One that is damaged is made again.
 3. What was used longest ago goes when all of it takes more than 1 GiB. It can be removed at any time.
 
@@ -22,6 +22,8 @@ from traceformer.store.run import Run
 __all__ = ["MOST_BYTES", "cache_folder", "content_of", "kept"]
 
 KEPT = ".traceformer"
+FORM = 1
+"""To be raised whenever anything that is kept comes to be worked out, or written, in another way."""
 MOST_BYTES = 1 << 30
 _LEFT = 3 / 4  # of them, once some was removed
 _DIGEST_BYTES = 32
@@ -37,7 +39,7 @@ def content_of(run: Run) -> str | None:
     """Returns a digest of all that a run holds; None of one that is not finished, or in memory."""
     if run.folder is None or not run.finished:
         return None
-    return sha256((run.folder / MANIFEST).read_bytes()).hexdigest()[:32]
+    return sha256(b"%d\n" % FORM + (run.folder / MANIFEST).read_bytes()).hexdigest()[:32]
 
 
 def kept(run: Run, name: str, make: Callable[[], bytes]) -> bytes:
@@ -67,9 +69,10 @@ def kept(run: Run, name: str, make: Callable[[], bytes]) -> bytes:
 def _read(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
-        os.utime(path)  # the time of its last use
     except OSError:
         return None
+    with suppress(OSError):  # somebody else's can be read only
+        os.utime(path)  # the time of its last use
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return body if sha256(body).digest() == digest else None
 

@@ -19,7 +19,7 @@ interface Box {
   bottom: number;
 }
 
-const [CHARACTER, LINE, AWAY] = [6.4, 13, 8]; // pixels of a character and of a line, and from a point to its name
+const [CHARACTER, LINE, AWAY] = [7, 13, 8]; // pixels of a character and of a line, and from a point to its name
 const SIDES: [number, number, Label["anchor"]][] = [
   [AWAY, 0, "start"],
   [-AWAY, 0, "end"],

@@ -42,7 +42,7 @@ export function Scatter({ heads, across, upward, clusters, selected, onSelect, o
     `${head.attention} ${head.name}: ${spoken(across)} ${written(value(head, across))}, ${spoken(upward)} ${written(value(head, upward))}`;
 
   useKeys([
-    { keys: ["a"], does: "heads lab: go to the heads", run: () => document.querySelector<SVGSVGElement>(".lab svg")?.focus() },
+    { keys: ["a"], does: "heads lab: go to the heads", run: () => document.querySelector<SVGElement>(".scatter svg")?.focus() },
     { keys: Object.keys(STEPS), written: "← → ↑ ↓", does: "among the heads: the nearest one there; Enter opens it" },
   ]);
   const hover = (index: number | null) => {

@@ -63,7 +63,8 @@ export function Atlas(props: Props) {
 
   const chosen = selected === null ? -1 : order.indexOf(selected);
   useEffect(() => {
-    document.getElementById(RING)?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    // Not when the page opens, which begins with its text.
+    if (document.activeElement?.closest(".atlas")) document.getElementById(RING)?.scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [chosen, cell]);
 
   const at = (event: PointerEvent | MouseEvent): number | null => {

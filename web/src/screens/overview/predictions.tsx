@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { percent, shown } from "../../numbers";
+import { shown } from "../../numbers";
 import { floats, type Packet } from "../../packet";
 import type { ExampleAbout, PredictionsAbout, RunAbout, Stack, Token } from "../../payload";
 import { Axis, scaleOf, useWidth } from "../../ui/axes";
@@ -173,8 +173,8 @@ function barsOf(rows: Expected[], measure: Measure, highest: number, width: numb
 function told(row: Expected, speaks: keyof typeof WHEN): string {
   const parts = [
     Number.isNaN(row.entropy) ? "" : `entropy ${shown(row.entropy)} nats`,
-    row.top.length ? `likeliest ${row.top.map(({ token, probability }) => `“${token}” ${percent(probability)}`).join(", ")}` : "",
-    row.target === null ? "" : `${WHAT[speaks]} “${row.target}”${row.rank ? `, ${percent(row.probability)}, rank ${row.rank}` : ""}`,
+    row.top.length ? `likeliest ${row.top.map(({ token, probability }) => `“${token}” ${shown(probability)}`).join(", ")}` : "",
+    row.target === null ? "" : `${WHAT[speaks]} “${row.target}”${row.rank ? `, probability ${shown(row.probability)}, rank ${row.rank}` : ""}`,
   ];
   return `${WHEN[speaks]} “${row.token.text}” ${row.position}: ${parts.filter(Boolean).join("; ")}`;
 }
