@@ -65,7 +65,7 @@ function stepFor(cells: number): number {
 function fitting(label: string, width: number): string {
   if (widthOf(label) <= width) return label;
   const [, text = label, position = ""] = /^(.*?)( [0-9]+)?$/s.exec(label) ?? [];
-  const characters = [...text.slice(0, width)]; // no character is narrower than a pixel
+  const characters = [...text];
   while (characters.length > 1 && widthOf(`${characters.join("")}…${position}`) > width) characters.pop();
   return `${characters.join("")}…${position}`;
 }
