@@ -25,12 +25,12 @@ export interface Level {
   data: Float32Array | Uint8Array;
 }
 
-const known = new WeakMap<ArrayBufferLike, Level[]>();
+const known = new WeakMap<Matrix["data"], Level[]>();
 
 /** Returns the coarsest level of which no number is passed over where a pixel covers so many cells. */
 export function levelFor(matrix: Matrix, cellsPerPixel: number): Level {
-  const levels = known.get(matrix.data.buffer) ?? [wholeOf(matrix)];
-  known.set(matrix.data.buffer, levels);
+  const levels = known.get(matrix.data) ?? [wholeOf(matrix)];
+  known.set(matrix.data, levels);
   let level = levels[0] ?? wholeOf(matrix);
   for (let index = 1; level.block < cellsPerPixel - 1e-6 && level.rows * level.columns > 1; index++) {
     levels[index] ??= halved(level);
