@@ -77,7 +77,7 @@ def test_an_attribution_adds_up_and_splits_the_head_that_is_chosen(live: Live, s
 
 def test_a_token_that_is_none_is_told_and_may_be_changed(live: Live, stream_folder: Path) -> None:
     page = live(Library.at(stream_folder), "run=byte&screen=effects&ex=1&q=9")
-    box = page.get_by_label("Logit of")
+    box = page.get_by_role("searchbox", name="Logit of")
     box.fill(MARKUP)
     box.press("Enter")
     page.get_by_role("alert").get_by_text("is not one token of the model").wait_for()
