@@ -14,7 +14,7 @@ from traceformer.store.run import Run
 
 __all__ = ["keep_thumbnails", "pattern_arrays", "thumbnail_groups", "thumbnails"]
 
-_CELLS = 16 << 20  # of patterns that are read for one group
+_CELLS = 8 << 20  # of patterns that are read for one group: the first is there in a twentieth of a second
 
 
 def pattern_arrays(run: Run) -> list[ArraySpec]:
