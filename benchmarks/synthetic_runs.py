@@ -8,7 +8,7 @@
 3. The start of a causal pattern is the pattern of a shorter text, so patterns are drawn once, at the longest length,
    and all examples take theirs out of that pool. Those of induction heads are drawn for each text, whose tokens they
    are about.
-4. Residual rows are random walks through the layers.
+4. Residual rows are random walks through the layers, and logits are noise out of which what comes next stands at times.
 """
 
 import argparse
@@ -52,6 +52,7 @@ class Shape:
             ArraySpec(PATTERN, layers, heads),
             ArraySpec(ArrayKey("dec", None, "embed"), width=self.width),
             *(ArraySpec(ArrayKey("dec", None, site), own, width=self.width) for site, own in rows.items()),
+            ArraySpec(ArrayKey("dec", None, "logits"), width=len(VOCABULARY)),
         )
 
     @property
@@ -118,7 +119,7 @@ def write_run(folder: Path, shape: Shape, *, seed: int = 0, told: bool = False) 
             texts = [text_of(length, random) for length in lengths]
             buffer.begin({"dec": lengths})
             for slot, text in enumerate(texts):
-                _put_patterns(buffer, slot, shape, heads.patterns(text.ids, random))
+                _put_patterns(buffer, slot, heads.patterns(text.ids, random))
                 _put_rows(buffer, slot, shape, text, random)
             writer.commit(shard, buffer, _token_table(numbers, texts))
             if told:
@@ -184,7 +185,7 @@ def _varied(mixture: Mixture, random: np.random.Generator) -> Mixture:
     return Mixture(*(float(part * random.uniform(0.75, 1.3)) for part in mixture))
 
 
-def _put_patterns(buffer: ShardBuffer, slot: int, shape: Shape, layers: Iterator[np.ndarray]) -> None:
+def _put_patterns(buffer: ShardBuffer, slot: int, layers: Iterator[np.ndarray]) -> None:
     for layer, block in enumerate(layers):
         buffer.matrices[PATTERN].take(slot, layer, 0, block)
 
@@ -203,10 +204,17 @@ def _put_rows(buffer: ShardBuffer, slot: int, shape: Shape, text: Text, random: 
         "resid_mid": walk[1::2],
         "resid_post": walk[2::2],
         "hidden": np.concatenate((walk[:-1:2], normed[None])),
+        "logits": _logits(text.ids, random),
     }
     for spec in buffer.layout.arrays:
         if spec.key.site in values:
             buffer.put(spec, slot, values[spec.key.site])
+
+
+def _logits(ids: Sequence[int], random: np.random.Generator) -> np.ndarray:
+    logits = random.standard_normal((len(ids), len(VOCABULARY)), np.float32)
+    logits[np.arange(len(ids) - 1), ids[1:]] += random.exponential(5, len(ids) - 1)
+    return logits.astype(np.float16)
 
 
 def _token_table(numbers: range, texts: Sequence[Text]) -> pa.Table:
@@ -244,7 +252,7 @@ def _meta(folder: Path, shape: Shape) -> RunMeta:
         dataset="made up",
         split="synthetic",
         max_seq_len=max(shape.lengths),
-        capture=("attn", "resid", "hidden"),
+        capture=("attn", "resid", "hidden", "logits"),
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
     )
 

@@ -6,7 +6,7 @@
 
 Each page has all layers and heads that there are, and is opened from disk. BertViz's loads three libraries from the
 network; here they lie on the disk, which is quicker. Making a page in Python is timed by itself, and not counted. A
-page is up in the second frame from when its elements are there; nobody looks whether their pixels are.
+page is up when the frame that has its elements was painted, as far as the page itself can tell.
 """
 
 import sys
