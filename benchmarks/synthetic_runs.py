@@ -111,6 +111,10 @@ _SIZE = {"wide": 10e9}
 def write_run(folder: Path, shape: Shape, *, seed: int = 0, told: bool = False) -> Path:
     """Returns the folder of a new run of this shape; `told` prints how far it is."""
     random, layout = np.random.default_rng(seed), shape.layout
+    estimated = layout.estimate_bytes({"dec": shape.lengths})
+    free = shutil.disk_usage(folder.resolve().parent).free
+    if free < 1.1 * estimated:
+        raise SystemExit(f"{folder}: {estimated / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
     heads = Heads(shape, random)
     with RunWriter.create(folder, layout, _meta(folder, shape), digest={"seed": seed, "shape": str(shape)}) as writer:
         for shard in writer.pending:
@@ -274,10 +278,6 @@ def _main() -> None:
     if size:
         shape = shape.of_size(size, given.seed)
     start = time.perf_counter()
-    estimated = shape.layout.estimate_bytes({"dec": shape.lengths})
-    free = shutil.disk_usage(given.folder.resolve().parent).free
-    if free < 1.2 * estimated:
-        sys.exit(f"{estimated / 1e9:.1f} GB do not fit: {free / 1e9:.1f} GB are free")
     run = write_run(given.folder, shape, seed=given.seed, told=True)
     written = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     print(f"{run}: {written / 1e9:.2f} GB of {len(shape.lengths)} examples in {time.perf_counter() - start:.0f} s")

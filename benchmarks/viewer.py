@@ -30,6 +30,14 @@ CANVAS = ".heatmap canvas"
 HEAD = f"bench.look({CANVAS!r}).colours > 2"
 
 
+def came_up(page: "Page", test: str, seconds: int = 60) -> float:
+    """Returns the ms from the page's address to the frame in which `test` first held."""
+    time = page.evaluate(f"bench.until(() => {test}, {1000 * seconds})")
+    if time is None:
+        raise SystemExit(f"after {seconds} s there is not: {test}")
+    return time
+
+
 # Starting
 
 
@@ -72,13 +80,13 @@ def measure_overview(runs: Path, browser: "Browser", turns: int) -> Iterator[Row
             where = server.at(run="wide", screen="overview", ex=example)
             page = new_page(browser)
             page.goto(where, wait_until="commit")
-            first.append(page.evaluate(f"bench.until(() => {test}, 60000)"))
+            first.append(came_up(page, test))
             moved.append(page.evaluate(MOVED) / 1e6)
-            all_drawn.append(page.evaluate(f"bench.until(() => {ALL_DRAWN}, 120000)"))
+            all_drawn.append(came_up(page, ALL_DRAWN, 120))
             page.context.close()
             page = new_page(browser)
             page.goto(where, wait_until="commit")
-            again.append(page.evaluate(f"bench.until(() => {test}, 60000)"))
+            again.append(came_up(page, test))
             page.context.close()
     what = f"overview of {size:.1f} GB"
     yield figures(f"{what}: text, table, first thumbnails, ms", first, 1000, note="cold")
@@ -135,7 +143,7 @@ def measure_head(runs: Path, browser: "Browser", turns: int) -> Iterator[Row]:
         with serving(runs) as server:
             page = new_page(browser)
             page.goto(server.at(run="long", screen="head", ex=0, layer=0, head=0), wait_until="commit")
-            address.append(page.evaluate(f"bench.until(() => {HEAD}, 60000)"))
+            address.append(came_up(page, HEAD))
             page.evaluate(FOLLOW)
             settle(page)
             for layer, head in ((0, 3), (0, 6), (0, 9), (1, 1), (1, 5), (1, 8)):
@@ -265,7 +273,7 @@ def measure_paths(runs: Path, browser: "Browser", turns: int) -> Iterator[Row]:
     with serving(runs) as server:
         page = new_page(browser)
         page.goto(server.at(**view, **{"paths.top_beam": 10}), wait_until="commit")
-        first = page.evaluate("bench.until(() => document.querySelector('.beam > [data-link]') !== null, 120000)")
+        first = came_up(page, "document.querySelector('.beam > [data-link]') !== null", 120)
         settle(page)
         query = {"run": "deep", "ex": 0, "attn": "dec.self", "layer": "all", "top_beam": 10}
         searched = [page.evaluate(SEARCHED, {**query, "q": n - 2 - turn}) for turn in range(5 * turns)]
@@ -320,7 +328,7 @@ def measure_export(folder: Path, runs: Path, browser: "Browser", turns: int) -> 
             page = new_page(browser)
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.goto(file.as_uri() + fragment, wait_until="commit")
-            drawn.append(page.evaluate(f"bench.until(() => {test}, 60000)"))
+            drawn.append(came_up(page, test))
             settle(page, 0.5)
             page.context.close()
         outside = [url for url in asked if not url.startswith((file.as_uri(), "data:", "blob:"))]
@@ -337,7 +345,7 @@ def measure_beside(
 ) -> Iterator[Row]:
     """The first picture of the same texts, from the address of a server that nobody asked before."""
     theirs: dict[str, float] = {}
-    for each in measure_peers(folder, libraries, quick):
+    for each in measure_peers(folder, browser, libraries, quick):
         theirs[each.what] = each.value
         yield each
     run = Run(runs / "small")
@@ -351,7 +359,7 @@ def measure_beside(
                 with serving(runs) as server:
                     page = new_page(browser)
                     page.goto(server.at(run="small", screen=screen, ex=example), wait_until="commit")
-                    times.append(page.evaluate(f"bench.until(() => {test.format(tokens=run.length(example))}, 60000)"))
+                    times.append(came_up(page, test.format(tokens=run.length(example))))
                     moved = page.evaluate(MOVED) / 1e6
                     page.context.close()
             yield figures(f"ours, T = {n}: first picture of the {screen}, ms", times, None, note=f"{moved:.2f} MB")

@@ -97,29 +97,33 @@ def comes_up(browser: "Browser", page: Path, element: str) -> float | None:
         tab.context.close()
 
 
-def measure_peers(folder: Path, libraries: Path | None, quick: bool) -> Iterator[Row]:
+def measure_peers(folder: Path, browser: "Browser", libraries: Path | None, quick: bool) -> Iterator[Row]:
     """Yields the rows of each package that there is, at every length."""
     shape = LIKE["small"]
     run = write_run(folder / "small", shape)
+    for name, peer in PEERS.items():
+        if not find_spec(name) or (peer.loads and not libraries):
+            print(f"{name} is left out: see the top of benchmarks/viewer_peers.py", file=sys.stderr)
+            continue
+        for example, n in enumerate(shape.lengths[:2] if quick else shape.lengths):
+            page = folder / f"{name}-{n}.html"
+            arguments = f"{name!r}, Path({str(run)!r}), {example}, Path({str(page)!r})"
+            where = f"Path({str(libraries.resolve())!r})" if libraries else "None"
+            make = f"from pathlib import Path; import viewer_peers as v; v.write_page({arguments}, {where})"
+            making = in_process(make)
+            size = page.stat().st_size / 1e6
+            times = [comes_up(browser, page, peer.element) for _ in range(TURNS if n < 256 else 1)]
+            page.unlink()
+            shown = [each for each in times if each is not None]
+            missed = "" if shown else f"; NOT UP within {LIMIT} s"
+            note = f"{size:.1f} MB, made in {making:.1f} s{missed}"
+            yield row(f"{name}, T = {n}: first picture, ms", shown or [1e3 * LIMIT], None, note=note)
+
+
+def measure(folder: Path, libraries: Path | None, quick: bool) -> Iterator[Row]:
     with chromium() as browser:
-        for name, peer in PEERS.items():
-            if not find_spec(name) or (peer.loads and not libraries):
-                print(f"{name} is left out: see the top of benchmarks/viewer_peers.py", file=sys.stderr)
-                continue
-            for example, n in enumerate(shape.lengths[:2] if quick else shape.lengths):
-                page = folder / f"{name}-{n}.html"
-                arguments = f"{name!r}, Path({str(run)!r}), {example}, Path({str(page)!r})"
-                where = f"Path({str(libraries)!r})" if libraries else "None"
-                make = f"from pathlib import Path; import viewer_peers as v; v.write_page({arguments}, {where})"
-                making = in_process(make)
-                size = page.stat().st_size / 1e6
-                times = [comes_up(browser, page, peer.element) for _ in range(TURNS if n < 256 else 1)]
-                page.unlink()
-                note = f"{size:.1f} MB, made in {making:.1f} s"
-                shown = [each for each in times if each is not None]
-                missed = "" if shown else f"; NOT UP within {LIMIT} s"
-                yield row(f"{name}, T = {n}: first picture, ms", shown or [1e3 * LIMIT], None, note=note + missed)
+        yield from measure_peers(folder, browser, libraries, quick)
 
 
 if __name__ == "__main__":
-    main(__doc__, measure_peers)
+    main(__doc__, measure)
