@@ -13,13 +13,17 @@ __all__ = ["VOCABULARY", "Text", "text_of"]
 
 Unit = tuple[str, ...]  # the names of tokens that belong together: the bytes of one character
 
-_COMMON = """the of and to in a is that for it as was with on by at from this be are not which or an have but were one
-all their there been if more when who would about time out up into than its only some could new other then these two
-may first any now such like our over even most made after also many before must through where much should well way""".split()
-_BEGINNINGS, _MIDDLES, _ENDS = (
-    "br c cl d f fl g gr h l m n p pl qu r s sh st t tr v w".split(),
-    "a ai e ea i o oa ou u".split(),
-    "ble ck d ft lly ld ment n nd ness ng r red rst s ssion st t ting tion ve x".split(),
+_COMMON, _BEGINNINGS, _MIDDLES, _ENDS = (
+    words.split()
+    for words in (
+        "the of and to in a is that for it as was with on by at from this be are not which or an have but were "
+        "one all their there been if more when who would about time out up into than its only some could new "
+        "other then these two may first any now such like our over even most made after also many before must "
+        "through where much should well way",
+        "br c cl d f fl g gr h l m n p pl qu r s sh st t tr v w",
+        "a ai e ea i o oa ou u",
+        "ble ck d ft lly ld ment n nd ness ng r red rst s ssion st t ting tion ve x",
+    )
 )
 _MADE_UP = [f"▁{a}{b}{c}" for a, b, c in product(_BEGINNINGS, _MIDDLES, _ENDS)]
 _STOPS: tuple[Unit, ...] = ((",",), (".",), (".",), (";",), ("?",), ("<0x0A>",), (".", "<0x0A>", "<0x0A>"))
