@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.upgrading import upgrade
+    from traceformer.viewer.export import export_html
+    from traceformer.viewer.viewing import view
 
 __version__ = "0.1.0"
 
@@ -92,6 +94,7 @@ __all__ = [
     "edit",
     "edits",
     "export",
+    "export_html",
     "figures",
     "fit_direction",
     "generate",
@@ -108,6 +111,7 @@ __all__ = [
     "roles",
     "statistics",
     "upgrade",
+    "view",
 ]
 
 _HOMES = {
@@ -134,6 +138,7 @@ _HOMES = {
     "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
+    "export_html": "traceformer.viewer.export",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
@@ -149,6 +154,7 @@ _HOMES = {
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
     "upgrade": "traceformer.store.upgrading",
+    "view": "traceformer.viewer.viewing",
 }
 _MODULES = {
     "compat": "traceformer.compat",
@@ -156,6 +162,7 @@ _MODULES = {
     "figures": "traceformer.figures",
 }
 
+bind("Run", "thumbnails", "traceformer.questions.thumbnails", "keep_thumbnails")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
@@ -169,10 +176,13 @@ bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_htm
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
 bind("HeadMetrics", "html", "traceformer.figures.head_maps", "heads_html")
 bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
-bind("Paths", "browser", "traceformer.viewer.export", "open_paths")
-bind("Paths", "page", "traceformer.viewer.export", "paths_html")
+bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
+bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
 bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
+bind("Run", "browser", "traceformer.viewer.export", "show_run")
+bind("Run", "page", "traceformer.viewer.export", "run_html")
+bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,11 @@ name; the noun asks for "html" and knows no more.
 
 import math
 import sys
+from html import escape
 from importlib import import_module
 from typing import Any
 
-__all__ = ["bind", "notebook", "plain", "present"]
+__all__ = ["bind", "framed", "notebook", "plain", "present"]
 
 _HOMES: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -34,6 +35,12 @@ def notebook() -> Any | None:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell if getattr(shell, "kernel", None) is not None else None
+
+
+def framed(page: str, *, height: int = 720) -> str:
+    """Returns a page as a notebook shows it: the whole of it in a frame of its own, `height` pixels high."""
+    looks = f'style="width:100%;height:{height}px;border:0" sandbox="allow-scripts allow-downloads"'
+    return f'<iframe srcdoc="{escape(page, quote=True)}" {looks}></iframe>'
 
 
 def plain(value: Any) -> Any:

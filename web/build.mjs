@@ -1,4 +1,4 @@
-// Writes viewer.js and viewer.css into the folder given: node build.mjs FOLDER
+// Writes viewer and trace, .js and .css each, and widget.js for notebooks, into the folder given: node build.mjs FOLDER
 
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
@@ -8,10 +8,8 @@ const [folder] = process.argv.slice(2);
 if (!folder) throw new Error("usage: node build.mjs FOLDER");
 
 const options = {
-  entryPoints: { viewer: "src/main.tsx" },
   bundle: true,
   minify: true,
-  format: "iife",
   target: "es2022",
   charset: "utf8",
   jsx: "automatic",
@@ -20,9 +18,11 @@ const options = {
   absWorkingDir: import.meta.dirname,
 };
 
+const page = { ...options, entryPoints: { viewer: "src/viewer.tsx", trace: "src/trace.tsx" }, format: "iife" };
 // A page that is handed on is a copy of the libraries in it: their licences ask to be handed on as well.
-const { metafile } = await build({ ...options, write: false, outdir: ".", metafile: true });
-await build({ ...options, outdir: folder, banner: { js: await notices(metafile) } });
+const { metafile } = await build({ ...page, write: false, outdir: ".", metafile: true });
+await build({ ...page, outdir: folder, banner: { js: await notices(metafile) } });
+await build({ ...options, entryPoints: { widget: "src/widget.ts" }, format: "esm", outdir: folder });
 
 async function notices({ outputs }) {
   const folders = new Set();

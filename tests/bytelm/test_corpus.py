@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traceformer.bytelm.corpus import Corpus, Span, Split, cache_folder, open_corpus, separate
+from traceformer.bytelm.corpus import Corpus, Span, Split, open_corpus, separate
 from traceformer.bytelm.pydoc_texts import pydoc_texts
 from traceformer.errors import NotFound, Unreadable
+from traceformer.store.beside import cache_folder
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 

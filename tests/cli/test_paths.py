@@ -16,7 +16,7 @@ from traceformer.cli import main
 from traceformer.cli.paths_report import report
 from traceformer.figures.path_ribbons import paths_figure
 from traceformer.figures.style import save
-from traceformer.viewer.payloads import paths_payload
+from traceformer.viewer.path_payloads import paths_payload
 
 TEXT = "The river froze over during the night."
 

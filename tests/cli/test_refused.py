@@ -26,6 +26,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "ablate": ("ablate byte demoo", INPUT, "demoo", "demo"),
     "dose": ("dose byte dynamic --direction short.npy --layer 1 --scales 1", USAGE, "3", ""),
     "attribute": ("attribute run --position 999", USAGE, "999", ""),
+    "view": ("view nowhere", INPUT, "no run 'nowhere'", "traceformer extract"),
     "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),
     "import": ("import texts.txt", INPUT, "texts.txt is of no known format", "safetensors"),
     "verify": ("verify nowhere", INPUT, "no run 'nowhere'", ""),

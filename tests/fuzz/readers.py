@@ -125,7 +125,7 @@ def _read_head_tables(folder: Path) -> Any:
 
 def _read_path_traces(folder: Path) -> Any:
     from traceformer.formats.results.path_traces import load_trace
-    from traceformer.viewer.payloads import paths_payload
+    from traceformer.viewer.path_payloads import paths_payload
 
     read = {path.name: _or_error(lambda own=path: load_trace(own)) for path in sorted(folder.iterdir())}
     for found in read.values():

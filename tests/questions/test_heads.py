@@ -11,7 +11,7 @@ import pytest
 from tests.analysis.plain_heads import causal, everything, plain_metrics, random_patterns
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.capture.extract import record
-from traceformer.errors import NotFound, NotRecorded, UsageError
+from traceformer.errors import ExampleNotFound, NotFound, NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions import heads as module
 from traceformer.questions.heads import heads
@@ -124,6 +124,18 @@ def test_an_unfinished_run_is_measured_as_far_as_it_is(tmp_path: Path) -> None:
     assert found.about.examples == {"enc.self": 2}
     own = expected(KEYS["enc.self"], range(2), 0, 0)
     assert {name: found.grid(name)[0, 0] for name in own} == pytest.approx(own, rel=2e-6)
+
+
+def test_some_examples_are_measured_by_number_or_id(tmp_path: Path) -> None:
+    store = TraceStore(write(tmp_path / "run", "enc", ("enc.self",)))
+    found = heads(store, examples=["example-2", 3])
+    assert found.about.examples == {"enc.self": 2}
+    own = expected(KEYS["enc.self"], range(2, 4), 1, 2)
+    assert {name: found.grid(name)[1, 2] for name in own} == pytest.approx(own, rel=2e-6)
+    with pytest.raises(ExampleNotFound):
+        heads(store, examples=[4])
+    with pytest.raises(UsageError):
+        heads(store, examples=[0], limit=1)
 
 
 def test_a_run_without_patterns_is_an_error(tmp_path: Path) -> None:

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.viewer.pages import Show, watch
+import traceformer as tf
+from tests.viewer.pages import Live, Show, watch
+from tests.viewer.stream_data import write_folder
 from traceformer.analysis.paths.result import TraceResult
-from traceformer.viewer.export import paths_html
+from traceformer.viewer.library import Library
+from traceformer.viewer.pages import paths_html
+from traceformer.viewer.server import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,6 +26,61 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no name leads anywhere: nothing can be fetched
 ]
+
+
+TEXTS = (
+    "The cat sat on the mat. The cat sat on the hat.",
+    "Paris is the capital of France, and Rome is the capital of Italy.",
+    "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n",
+)
+
+
+@pytest.fixture(scope="session")
+def byte_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs of the built-in model: `byte`, which holds all but hidden states, and `patterns`.
+
+    `patterns` holds the patterns of layers 1 and 3 of one text only. Nothing may be written here: tests share it.
+    """
+    folder, model = tmp_path_factory.mktemp("runs"), tf.load_model("byte", device="cpu")
+    everything = "attn qkv z resid logits embed mlp"
+    tf.record(model, [*TEXTS], capture=everything, out=folder / "byte")
+    tf.record(model, [TEXTS[0]], capture="attn", layers=[1, 3], out=folder / "patterns")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, and directions and effects beside it (`stream_data`), in which nothing may be written."""
+    folder = tmp_path_factory.mktemp("stream")
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def live(browser: "Browser") -> Iterator[Live]:
+    """Opens the live page of a library: `live(library, "run=byte&screen=overview")`, with options of the browser.
+
+    Afterwards nothing may have been logged, and nothing asked for but of its server.
+    """
+    contexts, servers, logged, asked = [], [], [], []
+
+    def open_page(library: Library, fragment: str = "", **options: Any) -> "Page":
+        server = Server.start(library)
+        servers.append(server)
+        context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)  # on a machine that does much else
+        watch(page, logged, asked)
+        page.goto(f"{server.address}#{fragment}")
+        page.wait_for_selector(".bar")
+        return page
+
+    yield open_page
+    for closing in (*contexts, *servers):
+        closing.close()
+    assert logged == []
+    assert [url for url in asked if not url.startswith(tuple(server.address for server in servers))] == []
 
 
 @pytest.fixture

@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 Show = Callable[..., "Page"]
+Live = Callable[..., "Page"]
+INSIDE = ("data:", "blob:")
 
 
 def watch(page: "Page", logged: list[str], asked: list[str]) -> None:
     page.on("console", lambda message: logged.append(message.text))
     page.on("pageerror", lambda error: logged.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith("data:") else asked.append(request.url))
+    page.on(
+        "request", lambda request: None if request.url.startswith(("data:", "blob:")) else asked.append(request.url)
+    )
 
 
 def lanes(page: "Page") -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def test_node_is_asked_for_until_the_bundle_is_that_of_the_source(hook: ModuleTy
     assert build.dependencies() == []
     build.initialize("standard", {})
     assert stated.is_file(), "a bundle in step with its source stays as it is"
-    source = tmp_path / "web/src/main.tsx"
+    source = tmp_path / "web/src/viewer.tsx"
     source.write_text(source.read_text() + "\n")
     assert build.dependencies() == [hook.NODE]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.viewer import traces
 from tests.viewer.pages import Show, lit, node, watch
-from traceformer.viewer.export import paths_html
+from traceformer.viewer.pages import paths_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

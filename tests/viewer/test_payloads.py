@@ -7,7 +7,7 @@ import pytest
 
 from tests.viewer import traces
 from traceformer.analysis.paths.result import TraceResult
-from traceformer.viewer.payloads import paths_payload
+from traceformer.viewer.path_payloads import paths_payload
 
 
 def lanes_of(result: TraceResult) -> dict[tuple[object, ...], float]:

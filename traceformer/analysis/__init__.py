@@ -18,12 +18,14 @@ projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
 attribution     what each part of a model adds to a logit, as a value
 logit_split     how that is split: norms as linear maps at the scale they had
+thumbnails      patterns in at most 32 x 32 pixels, which lose no line
 massive         the few entries of the stream that are hundreds of times the median
 roles           behaviour, weights and ablation of every head in one table
 circuits        what heads copy, how full their matrices are, which feed which: from weights
 paths           which tokens led to a token
 effects         what came of touching one place after the other
 agreement       how far estimates agree with what was measured
+alignment       which tokens of one text are which of another's
 edges           from a part that adds to the residual stream to one that reads it, and the effects of these
 dose            a trait and fluency against the scale of steering
 """

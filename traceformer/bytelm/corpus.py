@@ -21,8 +21,9 @@ from traceformer.bytelm.enwik8 import fetch_enwik8
 from traceformer.bytelm.pydoc_texts import VERSION, pydoc_texts
 from traceformer.errors import NotFound, Unreadable
 from traceformer.shapes import Int64, UInt8
+from traceformer.store.beside import cache_folder
 
-__all__ = ["SPLITS", "Corpus", "Span", "Split", "cache_folder", "open_corpus", "separate"]
+__all__ = ["SPLITS", "Corpus", "Span", "Split", "open_corpus", "separate"]
 
 Split: TypeAlias = Literal["standard", "thesis"]
 
@@ -104,11 +105,6 @@ def open_corpus(data: str, *, split: Split = "standard") -> Corpus:
         whole.part(validation_end, len(whole)),
         hashlib.sha256(whole.data.data).hexdigest(),
     )
-
-
-def cache_folder() -> Path:
-    """Returns where downloads and corpora are kept: `$XDG_CACHE_HOME/traceformer`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "traceformer"
 
 
 def _cut(whole: Span, share: float) -> int:

@@ -47,7 +47,7 @@ from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import ArrayKey, Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import AttnCodec, Dtype
-from traceformer.store.place import Place, Storage, finished
+from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.examples import Example
@@ -82,6 +82,7 @@ def record(
     keep_duplicates: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    thumbnails: bool = False,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
     progress: OnProgress | None = None,
@@ -121,6 +122,7 @@ def record(
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
+        thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
             computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
@@ -146,6 +148,7 @@ def record(
         resume=resume,
         overwrite=overwrite,
         storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
+        thumbnails=thumbnails,
     )
     place.check()
     asked = read_texts(
@@ -236,7 +239,7 @@ def extract(
                 run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
         counting.tell("finishing")
-        return finished(writer)
+        return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
 
 
 _FIRST = 8  # texts, of which some prove the row of a model whose family has none

@@ -37,6 +37,7 @@ dose          a trait and fluency against the scale of steering
 export        a run in another format
 import_       files of another format as a run
 train         a byte-level model trained
+view          runs in the browser
 matrix        a head drawn in characters
 terminal      tables out of characters
 """
@@ -81,6 +82,7 @@ VERBS = {
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",
     "attribute": "What each head, MLP and bias adds to a logit.",
+    "view": "Look inside runs in the browser.",
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",

@@ -189,6 +189,8 @@ class PlaceChoice:
     """Replace a finished run that is in the way."""
     keep_duplicates: bool = False
     """Store rows that are equal to another array's once more."""
+    thumbnails: bool = False
+    """Draw all heads in small once the run is finished, so that the viewer need not."""
 
     def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
         """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""
@@ -205,6 +207,7 @@ class PlaceChoice:
             writer=storage.pop("writer", (0, 1)),
             storage=Storage(self.dtype, keep_duplicates=self.keep_duplicates, **storage),
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
+            thumbnails=self.thumbnails,
         )
         place.check()
         return place

@@ -29,7 +29,7 @@ _NAMED_ALIKE = (
     "evaluations exact_top example features floor format grad_clip heads heads_dec heads_enc how ids_column init "
     "k keep_duplicates layers layers_dec layers_enc layout learning_rate lens_top_k like limit lossless "
     "max_tokens method model model_dtype num_beams num_epochs num_return_sequences output over overwrite pairs "
-    "patience position positions preset project project_site prompt prompt_set prompts repeats replace replay "
+    "patience port position positions preset project project_site prompt prompt_set prompts repeats replace replay "
     "resume scales search site split steps stop temperature text_column together top_k top_p warmup weight_decay "
     "window wrong"
 )

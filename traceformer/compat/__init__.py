@@ -59,7 +59,7 @@ _HOMES = {
     "formats.results.path_traces": ("load_trace", "save_trace"),
     "models.nanochat": ("load_model",),
     "questions.paths": ("trace_stored",),
-    "viewer.export": ("paths_html",),
+    "viewer.pages": ("paths_html",),
 }
 _HOME_OF = {name: f"traceformer.{home}" for home, names in _HOMES.items() for name in names}
 

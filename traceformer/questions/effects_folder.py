@@ -26,9 +26,9 @@ from traceformer.store.durable import WriteGroup
 from traceformer.store.files import FileLock, canonical, free_space, read_sealed, seal
 from traceformer.store.zarr3 import CRC32C, LITTLE_ENDIAN, zarr_array
 
-__all__ = ["EffectsFolder", "open_effects"]
+__all__ = ["EFFECTS", "EffectsFolder", "open_effects"]
 
-_NAME = "effects.json"
+EFFECTS = "effects.json"
 _PER_PAIR = ("clean", "corrupt")
 _MEANINGS = {
     "effect": "the effect of each cell: of patches a share, of ablations a difference",
@@ -93,7 +93,7 @@ class EffectsFolder:
         lock = FileLock(folder / ".lock")
         lock.acquire()
         made = cls(folder, stated, arrays, lock)
-        if not (folder / _NAME).exists():
+        if not (folder / EFFECTS).exists():
             made._write_metadata()
         return made
 
@@ -162,7 +162,7 @@ class EffectsFolder:
                 path = self._folder / f"{name}zarr.json"
                 group.make_folder(path.parent)
                 group.write(path, (json.dumps(entry, indent=2) + "\n").encode())
-            group.write(self._folder / _NAME, seal(self._stated))
+            group.write(self._folder / EFFECTS, seal(self._stated))
 
     def _array(self, name: str) -> dict[str, Any]:
         cells = () if name in _PER_PAIR else self._cells
@@ -179,11 +179,11 @@ class EffectsFolder:
 
 
 def _check_begun(folder: Path, stated: Mapping[str, Any], *, resume: bool) -> None:
-    if not (folder / _NAME).exists():
+    if not (folder / EFFECTS).exists():
         if all(path.name.startswith(".") or path.name in (*_MEANINGS, "zarr.json") for path in folder.iterdir()):
             return  # killed before it was begun
         raise RunExists(f"{folder} holds something else", hint="choose another `out`")
-    found = read_sealed(folder / _NAME)
+    found = read_sealed(folder / EFFECTS)
     if found.get("finished") or not resume:
         is_done = "holds finished effects" if found.get("finished") else "holds effects that were begun"
         hint = "choose another `out`" if found.get("finished") else "`resume=True` goes on, or choose another `out`"
@@ -207,9 +207,9 @@ def open_effects(path: str | Path) -> Effects:
         CorruptRun: a file is not as it was written, or the sweep was interrupted.
     """
     folder = Path(path).expanduser()
-    if not (folder / _NAME).is_file():
+    if not (folder / EFFECTS).is_file():
         raise NotFound(f"no effects in {folder}", hint="a folder that `out` of patch or ablate named")
-    stated = read_sealed(folder / _NAME)
+    stated = read_sealed(folder / EFFECTS)
     try:
         known = {each.name for each in fields(Swept)}
         told: dict[str, Any] = {name: value for name, value in stated["about"].items() if name in known}
@@ -218,7 +218,9 @@ def open_effects(path: str | Path) -> Effects:
         axes = tuple(Axis(axis["name"], tuple(axis["numbers"]), tuple(axis["labels"])) for axis in stated["axes"])
         arrays, pairs, is_finished = tuple(stated["arrays"]), tuple(stated["pairs"]), bool(stated["finished"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptRun(f"{folder / _NAME} is not what was written", why=f"{type(error).__name__}: {error}") from error
+        raise CorruptRun(
+            f"{folder / EFFECTS} is not what was written", why=f"{type(error).__name__}: {error}"
+        ) from error
     if not is_finished:
         raise CorruptRun(f"the effects in {folder} are not finished", hint="the same call with `resume=True` goes on")
     reader = EffectsFolder(folder, stated, arrays, FileLock(folder / ".lock"))

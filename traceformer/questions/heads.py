@@ -57,6 +57,7 @@ def heads(
     *,
     convention: ConventionName = "exact",
     window: int = 8,
+    examples: Sequence[int | str] | None = None,
     limit: int | None = None,
     split: str | None = None,
     text_column: TextColumn | None = None,
@@ -78,6 +79,7 @@ def heads(
         texts: What a model reads: texts, the name of a data set, or a file in windows.
         convention: What entropy and sparsity mean, as in `analysis/conventions.py`.
         window: How many tokens on either side `local_mass` counts.
+        examples: Of a run only these, by number or by id.
         limit: The first examples only; all of a run or of a list, 10 of a data set or a file by default.
         split: Which part of a data set.
         text_column: The column of a data set that holds the text, its words or messages, where it does not say; two for
@@ -93,6 +95,7 @@ def heads(
 
     Raises:
         NotRecorded: the run holds no patterns.
+        ExampleNotFound: an example is not in the run.
         UsageError: a run with texts, a model without, or arguments that do not go together.
         NumericError: a pattern is not what it should be.
         NotFound, Unreadable, Unsupported: as extraction raises them.
@@ -104,8 +107,13 @@ def heads(
     if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
+        if examples is not None and limit is not None:
+            raise UsageError("the first examples, and some by name", hint="one of them")
+        rows = range(of.n)[:limit] if examples is None else [of.row(example) for example in examples]
         with steps_watched("measuring", progress) as told:
-            return _of_run(of, rules, window, limit, told)
+            return _of_run(of, rules, window, rows, told)
+    if examples is not None:
+        raise UsageError("examples of a model", why="a run has examples", hint="texts")
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
     reading = reading_of(
@@ -161,14 +169,13 @@ def _of_run(
     store: Run,
     convention: Convention,
     window: int,
-    limit: int | None,
+    rows: Sequence[int],
     progress: OnStep,
 ) -> HeadMetrics:
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs:
         raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
-    ids = store.ids[:limit]
-    done, total = 0, len(ids) * len(specs)
+    done, total = 0, len(rows) * len(specs)
     measured: list[HeadMetrics] = []
     for spec in specs:
         aligned = spec.key.attention == "self"
@@ -177,14 +184,14 @@ def _of_run(
         with Measurement(
             attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
         ) as measurement:
-            for example_id in ids:
-                queries, keys = (store.length(example_id, stack) for stack in (spec.key.stack, spec.key.key_stack))
-                own = None if tokens is None else tokens[store.row(example_id)]
+            for row in rows:
+                queries, keys = (store.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
+                own = None if tokens is None else tokens[row]
                 geometries = {sight: Geometry(queries, keys, sight, aligned, own) for sight in sights.values()}
                 size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
                 for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
                     measurement.add(
-                        partial(store.get, example_id, spec.key, layer, head, dtype="stored"),
+                        partial(store.get, row, spec.key, layer, head, dtype="stored"),
                         geometries[sights[spec.layers[0] if layer is None else layer]],
                         layer=layer,
                         head=head,
@@ -192,7 +199,8 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    texts = store.table["text"][: len(ids)].to_pylist() if "text" in store.table.column_names else [None]
+    table = store.table
+    texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
     return join_heads(measured, source=source, model=model, texts=_digest(texts))
 

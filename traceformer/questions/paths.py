@@ -4,8 +4,9 @@ A recorded run needs no model and no torch, but for the weighting by value norms
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,10 +14,11 @@ import numpy as np
 from traceformer.analysis.paths.combining import HeadCombiner
 from traceformer.analysis.paths.flow import value_products
 from traceformer.analysis.paths.result import Paths
-from traceformer.analysis.paths.trace import PathOptions, TokenRow, trace_paths
+from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.formats.results.path_traces import model_name
 from traceformer.models.loaded import LoadedModel
+from traceformer.progress import OnStep, quiet
 from traceformer.questions.live_paths import TracedModel, output_weights
 from traceformer.questions.model_of_run import load_model_of
 from traceformer.questions.recorded import check_asked
@@ -25,7 +27,7 @@ from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.run import Run
 
-__all__ = ["OutputWeights", "paths", "trace_stored"]
+__all__ = ["OutputWeights", "StoredEdges", "paths", "stored_edges", "trace_stored"]
 
 OutputWeights: TypeAlias = Callable[[Stack, Attention, int], Float[np.ndarray, "head d_head d_model"]]
 """W_O of an attention in a layer, which no run holds."""
@@ -139,6 +141,55 @@ def trace_stored(
         NotRecorded: the run lacks patterns, a layer or values that are needed.
         UsageError, Unsupported: as in `trace_paths`.
     """
+    edges = stored_edges(
+        store, example, layer, options, stack=stack, bos_token_id=bos_token_id, output_weights=output_weights
+    )
+    return trace_paths(edges.weights, edges.tokens, targets, options, source=edges.source, settings=edges.settings)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredEdges:
+    """What is read of a recorded example before anything is searched: `trace_paths` takes it.
+
+    Attributes:
+        weights: Heads combined: one set, or one for each head.
+        tokens: The tokens that look.
+        source: Those that a decoder looks at in its encoder.
+        settings: What else decides a result, to be stated in it.
+    """
+
+    weights: list[EdgeWeights]
+    tokens: TokenRow
+    source: TokenRow | None
+    settings: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        arrays = [(one.matrices, one.chosen, one.source, one.source_chosen) for one in self.weights]
+        return sum(array.nbytes for some in arrays for array in some if array is not None)
+
+
+def stored_edges(
+    store: Run,
+    example: int | str,
+    layer: int | Literal["all"] | None,
+    options: PathOptions,
+    *,
+    stack: Stack | None = None,
+    bos_token_id: int | None = None,
+    output_weights: OutputWeights | None = None,
+    progress: OnStep = quiet,
+) -> StoredEdges:
+    """Returns the edges of a recorded example, heads combined, as `trace_stored` reads them.
+
+    Of the options only `agg_heads` and `weighting` count; the others may be changed from search to search.
+    `progress` is told how many layers of how many are read.
+
+    Raises:
+        NotRecorded: the run lacks patterns, a layer or values that are needed.
+        UsageError, Unsupported: there is no such search.
+    """
     example_id = store.example_id(example)
     stack = stack or ("dec" if any(_pattern(store, "dec", kind) for kind in ("self", "cross")) else "enc")
     own, cross = _pattern(store, stack, "self"), _pattern(store, stack, "cross")
@@ -161,9 +212,10 @@ def trace_stored(
         keys=lengths,
         has_sinks=bool(store.about.attention.sinks),
     )
-    for each in filter(None, (own, cross)):
-        _read(store, example_id, each, numbers, options, combiner, output_weights)
-    weights = combiner.edge_weights("all" if layer == "all" else numbers[0])
+    specs = [each for each in (own, cross) if each is not None]
+    for index, (each, place) in enumerate(product(specs, range(len(numbers)))):
+        progress(index, len(specs) * len(numbers))
+        _read(store, example_id, each, place, numbers[place], options, combiner, output_weights)
     settings = {
         "model": model_name(store.about.model or ""),
         "stack": stack,
@@ -171,7 +223,7 @@ def trace_stored(
         "example_id": example_id,
         "stored_as": "sqrt8" if store.layout.attn_codec == "sqrt8" else store.dtype,
     }
-    return trace_paths(weights, tokens, targets, options, source=source, settings=settings)
+    return StoredEdges(combiner.edge_weights("all" if layer == "all" else numbers[0]), tokens, source, settings)
 
 
 def _pattern(store: Run, stack: Stack, kind: Attention) -> ArraySpec | None:
@@ -218,24 +270,24 @@ def _read(
     store: Run,
     example_id: str,
     spec: ArraySpec,
-    numbers: Sequence[int],
+    index: int,
+    number: int,
     options: PathOptions,
     combiner: HeadCombiner,
     output_weights: OutputWeights | None,
 ) -> None:
-    """Hands the patterns of these layers over, one layer at a time."""
+    """Hands the patterns of a layer over, which is the one of this index among those that are read."""
     only = options.agg_heads if isinstance(options.agg_heads, int) else None
     heads = list(spec.heads if only is None else (only,))
     attention = spec.key.attention
     assert attention is not None
-    for index, number in enumerate(numbers):
-        patterns = store.get(example_id, spec.key, number, only)
-        patterns = patterns[None] if only is not None else patterns
-        products = None
-        if options.weighting == "value-norm":
-            if output_weights is None:
-                raise UsageError("value-norm needs the model's W_O", why="no run holds it")
-            values = np.stack([store.get(example_id, spec.key._replace(site="v"), number, head) for head in heads])
-            products = value_products(values, output_weights(spec.key.stack, attention, number)[heads])
-        _, queries, keys = patterns.shape
-        combiner.add(attention, index, slice(0, queries), slice(0, keys), patterns, products)
+    patterns = store.get(example_id, spec.key, number, only)
+    patterns = patterns[None] if only is not None else patterns
+    products = None
+    if options.weighting == "value-norm":
+        if output_weights is None:
+            raise UsageError("value-norm needs the model's W_O", why="no run holds it")
+        values = np.stack([store.get(example_id, spec.key._replace(site="v"), number, head) for head in heads])
+        products = value_products(values, output_weights(spec.key.stack, attention, number)[heads])
+    _, queries, keys = patterns.shape
+    combiner.add(attention, index, slice(0, queries), slice(0, keys), patterns, products)

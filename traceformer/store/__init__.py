@@ -38,5 +38,6 @@ files         durable files, sealed JSON, checksums, and locks that die with the
 durable       files that become durable together
 marks         a few bytes of each array file's own, which a reader compares first
 forks         tensorstore in processes that were forked: refused, instead of an abort
+beside        what was worked out of a run, kept beside its folder while there is room
 direct        large files past the operating system's page cache
 """

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -52,6 +53,7 @@ class MatrixFiles:
 
     def __init__(self, root: Path, layout: RunLayout) -> None:
         self._root, self._layout = str(root), layout
+        self._keeping = Lock()  # threads may read one run together
         self._cuts: dict[ArrayKey, _Cut] = {}
         self._indexes: dict[str, tuple[Identity | None, Integer[np.ndarray, "slot layer head chunk 2"]]] = {}
 
@@ -137,9 +139,10 @@ class MatrixFiles:
                 file.seek(-cut.index_bytes, os.SEEK_END)
                 table = _intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
             index = table.reshape(*cut.shape, 2)
-            while len(self._indexes) >= _INDEXES:
-                del self._indexes[next(iter(self._indexes))]
-            self._indexes[name] = now, index
+            with self._keeping:
+                while len(self._indexes) >= _INDEXES:
+                    del self._indexes[next(iter(self._indexes))]
+                self._indexes[name] = now, index
         return index
 
 

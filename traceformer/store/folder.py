@@ -196,7 +196,8 @@ class RunFolder:
             data = path.read_bytes()
             if not is_intact(data, written):
                 raise CorruptRun(f"{path} was changed after it was written", hint="traceformer verify lists the damage")
-            return pq.read_table(pa.BufferReader(data))
+            # pq.read_table would load pyarrow's data sets, and pandas with them, for the same table.
+            return pq.ParquetFile(pa.BufferReader(data)).read()
 
     def _check_ids(self, name: str, table: "pa.Table", rows: range) -> None:
         ids = self.index.ids[rows.start : rows.stop]

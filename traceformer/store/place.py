@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from traceformer.errors import UsageError, check_choice
+from traceformer.errors import NotRecorded, UsageError, check_choice
+from traceformer.presentation import present
+from traceformer.progress import OnStep, quiet
 from traceformer.sites import Stack
 from traceformer.store.aliases import Aliases
 from traceformer.store.layout import RunLayout
@@ -25,7 +27,7 @@ from traceformer.store.replacing import check_place, check_unfinished
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 
-__all__ = ["Place", "Storage", "finished"]
+__all__ = ["Place", "Storage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Place:
         writer: (w, W) when W processes share one run.
         storage: How values are stored.
         command_line: What is stated of how the run came about.
+        thumbnails: Draw its heads in small once it is finished, and keep that beside it for the viewer.
     """
 
     folder: Path | None = None
@@ -67,6 +70,7 @@ class Place:
     writer: tuple[int, int] = (0, 1)
     storage: Storage = field(default_factory=Storage)
     command_line: str = ""
+    thumbnails: bool = False
 
     def check(self) -> None:
         """Finds out what cannot work before a model is loaded, not after.
@@ -74,7 +78,7 @@ class Place:
         Raises:
             RunExists: a run is in the way, or something that is none.
             UsageError: no such dtype or codec; writers that share a run must know its folder; or that is none that a
-                run can be put at.
+                run can be put at; thumbnails of a run in memory.
         """
         check_choice("dtype", self.storage.dtype, get_args(Dtype))
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
@@ -83,6 +87,8 @@ class Place:
             raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
         if self.writer[1] > 1 and self.folder is None:
             raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
+        if self.thumbnails and self.folder is None and self.parent is None:
+            raise UsageError("thumbnails of a run in memory", why="they lie beside a run's folder", hint="give `out`")
         if self.folder is not None:
             check_place(self.folder)
             refuse_existing(final_folder(self.folder), self.overwrite, self.resume)
@@ -108,9 +114,12 @@ class Place:
 
         Raises:
             OutOfSpace: there is not so much memory.
+            NotRecorded: thumbnails of a run without patterns.
             RunExists: something is in the way.
             ConfigurationChanged: the run to resume was begun with another model, selection, text or setting.
         """
+        if self.thumbnails and all(spec.key.site != "attn_pattern" for spec in layout.arrays):
+            raise NotRecorded("thumbnails without attention patterns", hint='`capture="attn"` records these')
         configuration = {**configuration, **{key: of for key, of in layout.to_json().items() if key != "arrays"}}
         if self.folder is None and self.parent is None:
             check_memory(layout, lengths)
@@ -131,8 +140,13 @@ class Place:
         place = {"n_examples": layout.n_examples, "dtype": layout.dtype, "command_line": self.command_line}
         return replace(meta, run_id=run_id, **place).to_json()
 
+    def finish(self, writer: RunWriter | MemoryWriter, progress: OnStep = quiet) -> Run:
+        """Returns the run that a writer has finished (the unfinished one while other writers are still at work).
 
-def finished(writer: RunWriter | MemoryWriter) -> Run:
-    """Returns the run that a writer has finished (the unfinished one while other writers are still at work)."""
-    made = writer.finish()
-    return made if isinstance(made, Run) else Run(made)
+        `progress` is told how many of how many examples have their thumbnails.
+        """
+        made = writer.finish()
+        run = made if isinstance(made, Run) else Run(made)
+        if self.thumbnails and run.finished:
+            present(run, "thumbnails", progress)
+        return run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
-from traceformer.presentation import present
+from traceformer.presentation import framed, present
 from traceformer.shapes import Float, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
@@ -87,6 +87,24 @@ class Run:
         place = "in memory" if self._source.folder is None else repr(self._source.name)
         state = "" if self.finished else ", unfinished"
         return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
+
+    def _repr_html_(self) -> str | None:
+        """Shows the first example in a notebook."""
+        return framed(present(self, "page", 0)) if self.n else None
+
+    def show(self, example: int | str = 0) -> None:
+        """Shows an example: in the notebook, or in a browser."""
+        present(self, "browser", example)
+
+    def widget(self, example: int | str = 0) -> Any:
+        """Returns a notebook's widget that shows an example; its `selection` is the head and token that were clicked.
+
+        Setting `selection` selects. Needs the extra `notebook`.
+
+        Raises:
+            NotFound: anywidget is not installed.
+        """
+        return present(self, "widget", example)
 
     def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
         """Pickled, a run is its folder: a worker process opens it anew."""

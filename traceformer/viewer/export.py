@@ -1,95 +1,138 @@
-"""Results as single files: a page with its data, its style and its script inside, that asks nothing of any network.
+"""A run as one file: what its screens ask for, answered beforehand, in a page that asks nothing of any network."""
 
-The content security policy names the script and the style by their hashes and allows nothing else, so text from
-a model could not run even if it became markup. It never does: data is compressed and in base64, which has no `<`,
-and the page writes it with `textContent` only.
-"""
-
-import base64
-import gzip
-import hashlib
-import json
 import tempfile
+import time
 import webbrowser
-from collections.abc import Mapping
-from html import escape
-from importlib.resources import files
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from traceformer.analysis.paths.result import Paths
-from traceformer.errors import NotFound
-from traceformer.viewer.payloads import paths_payload
+from traceformer.errors import NotFound, TraceformerError, UsageError, check_choice
+from traceformer.formats.whole import appearing_whole, refuse_to_replace
+from traceformer.presentation import framed, notebook
+from traceformer.progress import OnStep, steps_watched
+from traceformer.store.run import Run
+from traceformer.viewer.carried import SCREENS, asked_by, asked_of_run
+from traceformer.viewer.library import Library
+from traceformer.viewer.pages import page_of
+from traceformer.viewer.query import Query
+from traceformer.viewer.resources import answer
 
-__all__ = ["export_paths_html", "open_paths", "paths_html"]
+if TYPE_CHECKING:
+    from traceformer.viewer.widget import RunWidget
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main id="app"><noscript>This page draws itself with JavaScript.</noscript></main>
-<script type="application/gzip" id="payload">{payload}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+__all__ = ["export_html", "run_html", "run_widget", "show_run"]
+
+_AGAIN = 0.02  # seconds
+_MOST = 10_000_000  # bytes of answers, before they are compressed, of a page without examples named
 
 
-def paths_html(result: Paths) -> str:
-    """Returns the page of a trace: one HTML file that works anywhere, without a network.
+def export_html(
+    run: Run,
+    path: str | Path,
+    *,
+    examples: Sequence[int | str] | None = None,
+    screens: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: OnStep | None = None,
+) -> Path:
+    """Returns the one HTML file that it writes, which shows examples of a run anywhere, without a network.
+
+        export_html(run, "run.html", examples=[0, 3])
+
+    Patterns are carried as 256 steps of their square roots, and the page says so.
+
+    Args:
+        run: What to show.
+        path: The file.
+        examples: By number or id; the first ones, as many as make a page of about 10 MB, by default.
+        screens: Some of `SCREENS`; all by default.
+        overwrite: Replace a file of this name.
+        progress: Told how many of how many examples are done; a bar where somebody watches, by default.
 
     Raises:
-        NotFound: the viewer's bundle was not built when the package was installed.
+        UsageError: no such screen, or the run has no examples.
+        ExampleNotFound: no such example.
+        RunExists: something is at `path`, and `overwrite` is False.
+        NotFound: the viewer's pages were not built when the package was installed.
     """
-    return export_paths_html(paths_payload(result.to_json()))
+    path = Path(path)
+    refuse_to_replace(path, overwrite=overwrite)
+    with steps_watched("exporting", progress) as told:
+        page = _page(run, examples, screens, told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return path
 
 
-def open_paths(result: Paths) -> None:
-    """Opens the page of a trace in a browser, from a file among the system's temporary ones."""
-    page = Path(tempfile.mkdtemp(prefix="traceformer-paths-")) / "paths.html"
-    page.write_text(paths_html(result), encoding="utf-8")
-    webbrowser.open(page.as_uri())
+def run_html(run: Run, example: int | str = 0) -> str:
+    """Returns the page of one example."""
+    return _page(run, [example], None, lambda done, of: None)
 
 
-def export_paths_html(payload: Mapping[str, Any]) -> str:
-    """Returns the page of a payload from `paths_payload`."""
-    script, style = _bundled("viewer.js"), _bundled("viewer.css")
-    sources = {
-        "default-src": "'none'",
-        "script-src": _hash(script),
-        "style-src": _hash(style),
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
+def show_run(run: Run, example: int | str = 0) -> None:
+    """Shows the page of one example: in the notebook, or in a browser, from one of the system's temporary files."""
+    page = run_html(run, example)
+    if notebook() is not None:
+        from IPython.display import HTML, display
+
+        display(HTML(framed(page)))
+        return
+    file = Path(tempfile.mkdtemp(prefix="traceformer-run-")) / "run.html"
+    file.write_text(page, encoding="utf-8")
+    webbrowser.open(file.as_uri())
+
+
+def run_widget(run: Run, example: int | str = 0) -> "RunWidget":
+    """Returns the widget of a run.
+
+    Raises:
+        NotFound: anywidget is not installed.
+    """
+    if find_spec("anywidget") is None:
+        raise NotFound("anywidget is not installed", hint="pip install 'traceformer[notebook]'")
+    from traceformer.viewer.widget import RunWidget
+
+    return RunWidget(run, example)
+
+
+def _page(run: Run, examples: Sequence[int | str] | None, screens: Sequence[str] | None, progress: OnStep) -> str:
+    chosen = tuple(SCREENS) if screens is None else tuple(screens)
+    for screen in chosen:
+        check_choice("screen", screen, SCREENS)
+    if not chosen or not run.n:
+        raise UsageError("nothing to show", why="no screen was named" if run.n else "the run holds no example")
+    rows = range(run.n) if examples is None else [run.row(example) for example in examples]
+    library = Library.of(run)
+    answers, carried = _answered(library, asked_of_run(run, chosen)), list[int]()
+    for done, row in enumerate(rows):
+        own = _answered(library, asked_by(run, row, chosen))
+        if carried and examples is None and sum(map(len, (answers | own).values())) > _MOST:
+            break
+        answers |= own
+        carried.append(row)
+        progress(done + 1, len(rows))
+    start = {
+        "screen": chosen[0],
+        "run": run.name,
+        "ex": str(carried[0]),
+        "screens": ",".join(chosen),
+        "examples": ",".join(map(str, carried)),
     }
-    data = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return _PAGE.format(
-        policy="; ".join(f"{name} {allowed}" for name, allowed in sources.items()),
-        title=escape(payload["title"]),
-        style=style,
-        payload=base64.b64encode(gzip.compress(data, mtime=0)).decode(),
-        script=script,
-    )
+    return page_of(answers, start, title=f"{run.name} · Traceformer")
 
 
-def _bundled(name: str) -> str:
-    file = files("traceformer.viewer") / "static" / name
-    if not file.is_file():
-        raise NotFound(
-            "the viewer's pages are not installed",
-            why="npm could not be reached when the package was",
-            hint="in a checkout run make web; else install it again: pip install --force-reinstall --no-deps .",
-        )
-    return file.read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+def _answered(library: Library, asked: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, bytes]:
+    """The answers, but for those that the run does not have: the page says so."""
+    answers: dict[str, bytes] = {}
+    for resource, fields in asked:
+        query = Query({name: str(value) for name, value in fields.items()})
+        try:
+            while (found := answer(library, resource, query)).is_pending:
+                time.sleep(_AGAIN)
+        except TraceformerError:
+            continue
+        answers[query.key(resource)] = found.body
+    return answers

@@ -9,10 +9,21 @@ export interface Binding {
   run?: (key: string) => void;
 }
 
+/** The bindings of everything that is on the page, for the help. */
+const active = new Set<{ current: Binding[] }>();
+
+export function activeBindings(): Binding[] {
+  return [...active].flatMap(({ current }) => current);
+}
+
 /** Runs the binding of each key that is pressed outside of text fields (where Escape counts) and of dialogs. */
 export function useKeys(bindings: Binding[]): void {
   const latest = useRef(bindings); // those of the last render, even for a key that is pressed before it is painted
   latest.current = bindings;
+  useEffect(() => {
+    active.add(latest);
+    return () => void active.delete(latest);
+  }, []);
   useEffect(() => {
     const press = (event: KeyboardEvent) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_settings, check_types
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
-from traceformer.presentation import present
+from traceformer.presentation import framed, present
 from traceformer.texts.shown import visible
 
 if TYPE_CHECKING:
@@ -125,9 +124,8 @@ class Paths:
         return f"Paths({len(self.beams)} to {target} through {where}{model}{best})"
 
     def _repr_html_(self) -> str:
-        """Shows the page in a notebook: the whole of it in a frame of its own."""
-        page = escape(present(self, "page"), quote=True)
-        return f'<iframe srcdoc="{page}" style="width:100%;height:720px;border:0" sandbox="allow-scripts"></iframe>'
+        """Shows the page in a notebook."""
+        return framed(present(self, "page"))
 
     def show(self) -> None:
         """Opens the page in a browser."""

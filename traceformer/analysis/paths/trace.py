@@ -22,7 +22,7 @@ from traceformer.analysis.paths.sankey import BeamPath, beams_to_sankey
 from traceformer.errors import Unsupported, UsageError
 from traceformer.shapes import Bool, Float32, Int
 
-__all__ = ["EdgeWeights", "PathOptions", "TokenRow", "trace_paths"]
+__all__ = ["EdgeWeights", "PathOptions", "TokenRow", "search_paths", "searchable", "trace_paths"]
 
 _SAME = 1e-9  # scores of the same path, summed in another order
 
@@ -163,6 +163,45 @@ def trace_paths(
         Unsupported: an exact search in one layer that looks ahead.
     """
     options.check(weights[0].layer, has_source=source is not None)
+    ready = [searchable(each, tokens, options, source=source) for each in weights]
+    return search_paths(ready, tokens, targets, options, source=source, settings=settings)
+
+
+def searchable(
+    weights: EdgeWeights, tokens: TokenRow, options: PathOptions, *, source: TokenRow | None = None
+) -> EdgeWeights:
+    """Returns weights as they are searched: without what is taken out, and with the residual stream across layers.
+
+    Of the options `exclude_self`, `exclude_sink` and `weighting` count. To search again with others changed, hand the
+    same result to `search_paths`.
+    """
+    matrices, cross = weights.matrices, weights.source
+    sinks = _sinks(tokens, weights.looks_ahead) if options.exclude_sink else None
+    if sinks is not None or options.exclude_self:
+        matrices = np.stack([exclude(each, itself=options.exclude_self, keys=sinks) for each in matrices])
+    share = RESIDUAL_SHARE[options.weighting]
+    if weights.layer == "all" and share:
+        matrices = np.stack([with_residual(each, share) for each in matrices])
+    if cross is not None and source is not None and options.exclude_sink:
+        cross = exclude(cross, itself=False, keys=source.ends)
+    return replace(weights, matrices=matrices, source=cross)
+
+
+def search_paths(
+    weights: Sequence[EdgeWeights],
+    tokens: TokenRow,
+    targets: Sequence[int],
+    options: PathOptions,
+    *,
+    source: TokenRow | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Paths]:
+    """Returns what `trace_paths` does, from weights that `searchable` made with the same options.
+
+    Raises:
+        UsageError, Unsupported: as in `trace_paths`.
+    """
+    options.check(weights[0].layer, has_source=source is not None)
     n = len(tokens)
     for target in targets:
         if not -n <= target < n:
@@ -236,7 +275,6 @@ class _Scene:
 
     graph: Graph
     weights: EdgeWeights
-    matrices: Float32[np.ndarray, "layer query key"]
     tokens: TokenRow
     source: TokenRow | None
     options: PathOptions
@@ -245,24 +283,17 @@ class _Scene:
     def of(cls, weights: EdgeWeights, tokens: TokenRow, source: TokenRow | None, options: PathOptions) -> "_Scene":
         across = weights.layer == "all"
         n_layers, n, _ = weights.matrices.shape
-        sinks = _sinks(tokens, weights.looks_ahead) if options.exclude_sink else None
-        matrices = weights.matrices
-        if sinks is not None or options.exclude_self:
-            matrices = np.stack([exclude(each, itself=options.exclude_self, keys=sinks) for each in matrices])
-        share = RESIDUAL_SHARE[options.weighting]
-        if across and share:
-            matrices = np.stack([with_residual(each, share) for each in matrices])
         ends = tokens.ends & options.stop_at_bos
         kind: Kind = "layers" if across else "any" if weights.looks_ahead else "causal"
-        allowed, square = tokens.allowed, matrices
+        allowed, square = tokens.allowed, weights.matrices
         if weights.source is not None and source is not None:
-            square, ends, allowed = cls._with_source(weights.source, matrices[0], source, tokens, options)
+            square, ends, allowed = cls._with_source(weights.source, square[0], source, tokens)
         elif across:
             ends = np.arange((n_layers + 1) * n) < n
         elif kind == "causal":
             ends = ends | tokens.first
         graph = Graph(square, kind, ends, allowed, options.min_attn)
-        return cls(graph, weights, matrices, tokens, source if weights.source is not None else None, options)
+        return cls(graph, weights, tokens, source if weights.source is not None else None, options)
 
     @staticmethod
     def _with_source(
@@ -270,11 +301,8 @@ class _Scene:
         own: Float32[np.ndarray, "query key"],
         source: TokenRow,
         tokens: TokenRow,
-        options: PathOptions,
     ) -> tuple[Float32[np.ndarray, "1 node node"], Bool[np.ndarray, "node"], Bool[np.ndarray, "node"]]:
         """The square over source and target tokens, its ends (the source) and what may be entered."""
-        if options.exclude_sink:
-            cross = exclude(cross, itself=False, keys=source.ends)
         size = len(source) + len(tokens)
         square = np.zeros((1, size, size), np.float32)
         square[0, len(source) :, : len(source)] = cross
@@ -302,9 +330,9 @@ class _Scene:
         layer = self.weights.layer if isinstance(self.weights.layer, int) else 0
         attribution: dict[str, list[float]] = {}
         if self.weights.layer == "all":
-            attribution["rollout"] = rollout(self.matrices, target).tolist()
+            attribution["rollout"] = rollout(self.weights.matrices, target).tolist()
             if self.options.max_flow:
-                attribution["max_flow"] = max_flow(self.matrices, target).tolist()
+                attribution["max_flow"] = max_flow(self.weights.matrices, target).tolist()
         return Paths(
             len(self.tokens),
             target,

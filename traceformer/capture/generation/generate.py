@@ -50,7 +50,7 @@ from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
-from traceformer.store.place import Place, Storage, finished
+from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.texts.chats import Message
 from traceformer.texts.prompts import PromptSet, listed_prompts, load_prompts, one_prompt
@@ -85,6 +85,7 @@ def generate(
     keep_duplicates: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    thumbnails: bool = False,
     batch_size: int = 8,
     progress: OnProgress | None = None,
 ) -> Run:
@@ -120,11 +121,12 @@ def generate(
         project: Trait vectors.
         lens_top_k: How many likeliest next tokens of each layer.
         replay: Record one pass over each finished text instead; beams and several responses always are.
-        out: As of `record`, and so `dtype`, `keep_duplicates`, `resume`, `overwrite`, `progress`.
+        out: As of `record`, and so `dtype`, `keep_duplicates`, `resume`, `overwrite`, `thumbnails`, `progress`.
         dtype: How values are stored.
         keep_duplicates: Store rows that are equal to another array's once more.
         resume: Go on with an interrupted run.
         overwrite: Replace a finished run.
+        thumbnails: Draw all heads in small once the run is finished.
         batch_size: Prompts at a time.
         progress: Told how far it is.
 
@@ -154,7 +156,11 @@ def generate(
     Sampling.of(None, **given)  # what makes no sense is said before the model is loaded
     folder = None if out is None else Path(out)
     place = Place(
-        folder=folder, resume=resume, overwrite=overwrite, storage=Storage(dtype, keep_duplicates=keep_duplicates)
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        storage=Storage(dtype, keep_duplicates=keep_duplicates),
+        thumbnails=thumbnails,
     )
     place.check()
     asked = Prompts((_set_of(prompts),), chat, category)
@@ -287,7 +293,7 @@ def answer(
                 for response in made:
                     on_response(response)
         counting.tell("finishing")
-        return finished(writer)
+        return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
 
 
 def _lengths(prompts: Sequence[ReadPrompt], sampling: Sampling) -> dict[Stack, list[int]]:

@@ -24,7 +24,7 @@ from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32, Shaped
 from traceformer.store.files import free_space
 
-__all__ = ["read_all_directions", "read_direction", "write_direction"]
+__all__ = ["read_all_directions", "read_direction", "write_direction", "written_direction"]
 
 _FORMAT = "traceformer directions 1"
 _OF_LAYER = re.compile(r"(?:.*[_.-])?(?:layers?|L)[_.-]?(\d{1,6})|(\d{1,6})")
@@ -61,6 +61,14 @@ def read_direction(path: Path) -> Direction:
         raise Unreadable(f"{path} holds vectors of several widths", why=", ".join(map(str, widths)))
     name, quality = about.pop("name", None), about.pop("quality", {})
     return Direction(name if isinstance(name, str) else path.stem, by_layer, about, quality)
+
+
+def written_direction(path: Path) -> bool:
+    """Returns whether a .safetensors file is one that `write_direction` wrote; no numbers are read."""
+    try:
+        return open_file(path)[1].get("format") == _FORMAT
+    except (NotFound, Unreadable):
+        return False
 
 
 def write_direction(direction: Direction, path: str | Path) -> None:

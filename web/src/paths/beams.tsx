@@ -1,7 +1,8 @@
-import type { ComponentChild } from "preact";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import type { ComponentChild, VNode } from "preact";
+import { useMemo } from "preact/hooks";
 import { percent, shown } from "../numbers";
 import type { PathsPayload, Trace } from "../payload";
+import { type Keep, useKept, useLate } from "./kept";
 import { at, letter, type Pick, placesOf, tokenOf } from "./model";
 import { colour, dashes } from "./palette";
 
@@ -16,55 +17,72 @@ interface Props {
   onHover: (pick: Pick | null) => void;
 }
 
-/** All beams, best first: what is ticked is drawn. */
+/** What of the page's state a row of the list shows. */
+interface Shown {
+  payload: PathsPayload;
+  trace: Trace;
+  visible: ReadonlySet<number>;
+  lit: ReadonlySet<number> | null;
+  pick: Pick | null;
+}
+
+const AT_ONCE = 24; // rows: more than are seen without scrolling
+
+/** All beams, best first: what is ticked is drawn. Rows that are not seen follow when the others have been painted. */
 export function Beams({ payload, trace, visible, lit, pick, show, onPick, onHover }: Props) {
-  const listed = useListed(trace.beams.length);
+  const now = useMemo((): Shown => ({ payload, trace, visible, lit, pick }), [payload, trace, visible, lit, pick]);
+  const late = useLate(now);
+  const [first, others] = [useKept([payload, trace]), useKept([late?.payload, late?.trace])];
   const toggled = (beam: number) => [...trace.beams.keys()].filter((b) => visible.has(b) !== (b === beam));
+  const press = (event: Event) => {
+    const index = beamAt(event);
+    if (index === null || !(event.target as Element).closest("button")) return;
+    onPick(pick?.kind === "beam" && pick.index === index ? null : { kind: "beam", index });
+  };
+  const hover = (event: Event) => {
+    const index = beamAt(event);
+    onHover(index === null ? null : { kind: "beam", index });
+  };
   return (
     <section class="beams" aria-label="Paths">
       <header>
         <h2>Paths</h2>
         <BeamFilter count={trace.beams.length} visible={visible} show={show} />
       </header>
-      <ol>
-        {trace.beams.slice(0, listed).map((_, index) => {
-          const picked = pick?.kind === "beam" && pick.index === index;
-          const state = [picked && "picked", lit && !lit.has(index) && "dim"].filter(Boolean).join(" ");
-          return (
-            <li
-              key={index}
-              class={state}
-              onPointerEnter={() => onHover({ kind: "beam", index })}
-              onPointerLeave={() => onHover(null)}
-            >
-              <input
-                type="checkbox"
-                checked={visible.has(index)}
-                aria-label={`Draw path ${letter(index)}`}
-                onChange={() => show(toggled(index))}
-              />
-              <button
-                type="button"
-                aria-pressed={picked}
-                onClick={() => onPick(picked ? null : { kind: "beam", index })}
-              >
-                <Described {...{ payload, trace, beam: index, whole: picked }} />
-              </button>
-            </li>
-          );
-        })}
+      <ol
+        class={late?.trace === trace ? undefined : "stale"}
+        onClick={press}
+        onChange={(event) => show(toggled(beamAt(event) ?? -1))}
+        onPointerOver={hover}
+        onPointerLeave={() => onHover(null)}
+      >
+        {rows(now, 0, AT_ONCE, first)}
+        {late && rows(late, AT_ONCE, Infinity, others)}
       </ol>
     </section>
   );
 }
 
-const FIRST_LISTED = 24; // more than are seen without scrolling
+function beamAt({ target }: Event): number | null {
+  const row = target instanceof Element ? target.closest<HTMLLIElement>("li") : null;
+  return row && Number(row.value);
+}
 
-/** Returns how many rows of a list are made: the first few at once, the others when those have been painted. */
-function useListed(count: number): number {
-  const [all, setAll] = useState(false);
-  useEffect(() => setAll(true), []);
-  return all ? count : Math.min(count, FIRST_LISTED);
+function rows({ payload, trace, visible, lit, pick }: Shown, from: number, to: number, keep: Keep): VNode[] {
+  return trace.beams.slice(from, to).map((_, place) => {
+    const index = from + place;
+    const picked = pick?.kind === "beam" && pick.index === index;
+    const state = [picked && "picked", lit && !lit.has(index) && "dim"].filter(Boolean).join(" ");
+    const drawn = visible.has(index);
+    return keep(index, `${state} ${drawn}`, () => (
+      <li key={index} value={index} class={state}>
+        <input type="checkbox" checked={drawn} aria-label={`Draw path ${letter(index)}`} />
+        <button type="button" aria-pressed={picked}>
+          <Described {...{ payload, trace, beam: index, whole: picked }} />
+        </button>
+      </li>
+    ));
+  });
 }
 
 interface DescribedProps {

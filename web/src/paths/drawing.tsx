@@ -1,5 +1,6 @@
 import { useMemo, useRef } from "preact/hooks";
 import type { Trace } from "../payload";
+import { useKept } from "./kept";
 import { NODE_WIDTH, type Placed, type Ribbon } from "./layout";
 import { at, letter, nodesOf, type Pick } from "./model";
 import { colour, dashes } from "./palette";
@@ -29,6 +30,7 @@ const MOST_DASHED = 400; // lanes of which even a thin one is dashed, where it i
 export function Drawing({ trace, placed, lanes, labels, names, visible, present, lit, pick, found, focused }: Props) {
   const bright = useMemo(() => lit && nodesOf(trace, lit), [trace, lit]);
   const labelled = placed.rows.length === 0;
+  const keep = useKept([trace, placed, labels, names]);
   const few = useMemo(() => lanes.flat().length <= MOST_DASHED, [lanes]);
   return (
     <>
@@ -45,19 +47,33 @@ export function Drawing({ trace, placed, lanes, labels, names, visible, present,
           shade(bright, node),
           picked && "picked",
           found.has(node) && "found",
-        ];
-        return (
-          <Node
-            key={node}
-            node={node}
-            name={at(names, node)}
-            label={labelled ? at(labels, node) : ""}
-            {...at(placed.nodes, node)}
-            classes={classes.filter(Boolean).join(" ")}
-            picked={picked}
-            focused={node === focused}
-          />
-        );
+        ]
+          .filter(Boolean)
+          .join(" ");
+        return keep(node, `${classes} ${node === focused}`, () => {
+          const { x, y, height } = at(placed.nodes, node);
+          const label = labelled ? at(labels, node) : "";
+          return (
+            <g
+              key={node}
+              class={classes}
+              data-node={node}
+              role="button"
+              aria-label={at(names, node)}
+              aria-pressed={picked}
+              tabindex={node === focused ? 0 : -1}
+              transform={`translate(${x},${y})`}
+            >
+              <rect class="reach" x={-6} y={-6} width={NODE_WIDTH + 12} height={height + 12} />
+              <rect class="body" width={NODE_WIDTH} height={height} rx={2.5} />
+              {label && (
+                <text x={NODE_WIDTH / 2} y={-11}>
+                  {label}
+                </text>
+              )}
+            </g>
+          );
+        });
       })}
     </>
   );
@@ -65,48 +81,6 @@ export function Drawing({ trace, placed, lanes, labels, names, visible, present,
 
 function shade(bright: ReadonlySet<number> | null, index: number): "lit" | "dim" | "" {
   return bright ? (bright.has(index) ? "lit" : "dim") : "";
-}
-
-interface NodeProps {
-  node: number;
-  name: string;
-  label: string;
-  x: number;
-  y: number;
-  height: number;
-  classes: string;
-  picked: boolean;
-  focused: boolean;
-}
-
-function Node({ node, name, label, x, y, height, classes, picked, focused }: NodeProps) {
-  const shapes = useMemo(
-    () => (
-      <>
-        <rect class="reach" x={-6} y={-6} width={NODE_WIDTH + 12} height={height + 12} />
-        <rect class="body" width={NODE_WIDTH} height={height} rx={2.5} />
-        {label && (
-          <text x={NODE_WIDTH / 2} y={-11}>
-            {label}
-          </text>
-        )}
-      </>
-    ),
-    [label, height],
-  );
-  return (
-    <g
-      class={classes}
-      data-node={node}
-      role="button"
-      aria-label={name}
-      aria-pressed={picked}
-      tabindex={focused ? 0 : -1}
-      transform={`translate(${x},${y})`}
-    >
-      {shapes}
-    </g>
-  );
 }
 
 interface LanesProps {

@@ -6,20 +6,8 @@ import type { PathsPayload, Trace } from "../payload";
 import { Drawing } from "./drawing";
 import { place, ribbons, type Size, type Tick } from "./layout";
 import { at, attentionOf, crossingsOf, linkName, linksOf, nodeName, nodesOf, type Pick, tokenOf } from "./model";
+import type { PathsState } from "./state";
 import { useZoom } from "./zoom";
-
-interface Props {
-  payload: PathsPayload;
-  trace: Trace;
-  visible: ReadonlySet<number>;
-  lit: ReadonlySet<number> | null;
-  pick: Pick | null;
-  found: ReadonlySet<number>;
-  zoom: string | undefined;
-  keepZoom: (text: string | null) => void;
-  onPick: (pick: Pick | null) => void;
-  onHover: (pick: Pick | null) => void;
-}
 
 interface Pointed {
   pick: Pick;
@@ -28,23 +16,23 @@ interface Pointed {
 }
 
 /** The diagram: drag and scroll, point, click, or walk through it with the arrow keys. */
-export function Figure(props: Props) {
+export function Figure({ state }: { state: PathsState }) {
   const frame = useRef<HTMLDivElement>(null);
   const size = useSize(frame);
   return (
     <div class="figure" ref={frame}>
-      {size && <Diagram {...props} size={size} />}
+      {size && <Diagram state={state} size={size} />}
     </div>
   );
 }
 
-function Diagram(props: Props & { size: Size }) {
-  const { payload, trace, visible, lit, pick, found, onPick, onHover, size } = props;
+function Diagram({ state, size }: { state: PathsState; size: Size }) {
+  const { payload, trace, visible, lit, pick, foundSet: found, zoom, change, onPick, onHover } = state;
   const svg = useRef<SVGSVGElement>(null);
   const labels = useMemo(() => trace.nodes.map((_, node) => label(payload, trace, node)), [payload, trace]);
   const placed = useMemo(() => place(trace, labels, size), [trace, labels, size.width, size.height]);
   const lanes = useMemo(() => ribbons(trace, placed), [trace, placed]);
-  const view = useZoom(svg, placed, size, props.zoom, props.keepZoom);
+  const view = useZoom(svg, placed, size, zoom, (kept) => change({ zoom: kept }));
   const present = useMemo(() => nodesOf(trace, visible), [trace, visible]);
   const [walked, setFocused] = useState(trace.target);
   const focused = present.has(walked) ? walked : trace.target;

@@ -20,6 +20,11 @@ export function nodeName(payload: PathsPayload, trace: Trace, node: number): str
   return `${tokenOf(payload, trace, node).text} ${position}${where}`;
 }
 
+/** Returns the layer whose attention leads from a node to what it looked at; -1 for what enters the first layer. */
+export function layerOf(trace: Trace, node: number): number {
+  return trace.layer ?? (at(trace.nodes, node).column ?? 0) - 1;
+}
+
 /** A stop of a path, and by which layer the path came there, where it runs across layers. */
 interface Stop {
   node: number;

@@ -1,7 +1,7 @@
 import { counted, percent, shown } from "../numbers";
 import type { PathsPayload, Trace } from "../payload";
 import { Swatch } from "./beams";
-import { at, attentionOf, beamsThrough, letter, linksOf, nodeName, type Pick, tokenOf } from "./model";
+import { at, attentionOf, beamsThrough, layerOf, letter, linksOf, nodeName, type Pick, tokenOf } from "./model";
 
 interface Props {
   payload: PathsPayload;
@@ -9,7 +9,16 @@ interface Props {
   pick: Pick | null;
   onPick: (pick: Pick | null) => void;
   show: (beams: Iterable<number>) => void;
+  /** Whether the beams are the best there are; or empty. */
+  certificate: string;
+  onward?: Onward | undefined;
 }
+
+/** The ways on to other screens, of a page that has them; `head` is null where heads were combined. */
+export type Onward = (place: { layer: number; head: number | null; query: number; key: number | null; cross: boolean }) => {
+  text: string;
+  address: string;
+} | null;
 
 /** What is known of the thing that is selected, and how each number came about. */
 export function Panel(props: Props) {
@@ -34,7 +43,7 @@ export function Panel(props: Props) {
   );
 }
 
-function AboutTrace({ payload, trace }: Props) {
+function AboutTrace({ payload, trace, certificate }: Props) {
   return (
     <>
       <h2>About this trace</h2>
@@ -43,7 +52,7 @@ function AboutTrace({ payload, trace }: Props) {
         is <b>share × {trace.edge.name}</b>: the path's share among those found, times the edge's own weight.{" "}
         {trace.edge.made}
       </p>
-      {trace.certificate && <p class="certificate">{trace.certificate}</p>}
+      {certificate && <p class="certificate">{certificate}</p>}
       <dl>
         {trace.settings.map(({ name, value }) => (
           <div key={name}>
@@ -98,6 +107,7 @@ function AboutNode(props: Props & { node: number }) {
         {column !== null && `, ${at(trace.columns, column)}`}
         {note && `; ${note}`}. In {counted(beams.length, "path")}: <Swatches beams={beams} />
       </p>
+      <WayOn {...props} node={node} />
       <Neighbours {...props} title="Looks at" links={linksOf(trace, node, "target")} end="source" />
       <Neighbours {...props} title="Is looked at by" links={linksOf(trace, node, "source")} end="target" />
     </>
@@ -129,7 +139,24 @@ function Neighbours({ payload, trace, onPick, title, links, end }: NeighboursPro
   );
 }
 
-function AboutLink({ payload, trace, onPick, link }: Props & { link: number }) {
+/** A link to the head, and there to the cell, that a node or an edge is of. */
+function WayOn({ trace, onward, node, cell = null, head = trace.head }: Props & { node: number; cell?: number | null; head?: number | null }) {
+  const layer = layerOf(trace, node);
+  const { position: query, source } = at(trace.nodes, node);
+  const other = cell === null ? null : at(trace.nodes, cell);
+  if (!onward || source || layer < 0) return null;
+  const way = onward({ layer, head, query, key: other?.position ?? null, cross: other?.source === true });
+  return (
+    way && (
+      <p class="onward">
+        <a href={way.address}>{way.text}</a>
+      </p>
+    )
+  );
+}
+
+function AboutLink(props: Props & { link: number }) {
+  const { payload, trace, onPick, link } = props;
   const { source, target, value, lanes } = at(trace.links, link);
   const ofHeads = lanes.some(({ head }) => head !== null);
   const ends = [target, source].map((node) => (
@@ -146,6 +173,9 @@ function AboutLink({ payload, trace, onPick, link }: Props & { link: number }) {
         <b>{shown(attentionOf(trace, link))}</b> {ofHeads ? `the largest ${trace.edge.name} of its paths` : trace.edge.name}
       </p>
       <p>{trace.edge.made}</p>
+      {[...new Set(lanes.map(({ head }) => head ?? trace.head))].map((head) => (
+        <WayOn key={head} {...props} node={target} cell={source} head={head} />
+      ))}
       <table>
         <caption>
           Thickness of each lane = share × {trace.edge.name}; together <b>{shown(value)}</b>

@@ -1,5 +1,6 @@
 import type { ComponentChild } from "preact";
 import { useState } from "preact/hooks";
+import { useView } from "../view";
 
 export interface Column<Row> {
   title: string;
@@ -13,11 +14,26 @@ interface Props<Row> {
   caption: string;
   columns: Column<Row>[];
   rows: Row[];
+  /** The field of the address that says how the rows are sorted; otherwise it is forgotten with the page. */
+  field?: string;
+  /** What a row does: then rows are stepped through by arrow keys, and chosen by Enter or a click. */
+  onChoose?: (row: Row) => void;
+}
+
+interface Order {
+  column: number;
+  descending: boolean;
 }
 
 /** A table whose columns sort: the second press turns the order around. */
-export function Table<Row>({ caption, columns, rows }: Props<Row>) {
-  const [order, setOrder] = useState<{ column: number; descending: boolean } | null>(null);
+export function Table<Row>({ caption, columns, rows, field, onChoose }: Props<Row>) {
+  const [view, change] = useView();
+  const [inside, setInside] = useState<Order | null>(null);
+  const order = field ? orderOf(view[field], columns) : inside;
+  const setOrder = (next: Order) => {
+    if (field) change({ [field]: `${next.descending ? "-" : ""}${columns[next.column]?.title ?? ""}` });
+    else setInside(next);
+  };
   const sorted = order ? sortedBy(rows, columns[order.column], order.descending) : rows;
   return (
     <table>
@@ -47,7 +63,7 @@ export function Table<Row>({ caption, columns, rows }: Props<Row>) {
       </thead>
       <tbody>
         {sorted.map((row, index) => (
-          <tr key={index}>
+          <tr key={index} {...(onChoose && { tabIndex: index ? -1 : 0, onClick: () => onChoose(row), onKeyDown: (event) => step(event, () => onChoose(row)) })}>
             {columns.map(({ title, numeric, cell }) => (
               <td key={title} class={numeric ? "number" : undefined}>
                 {cell(row)}
@@ -58,6 +74,21 @@ export function Table<Row>({ caption, columns, rows }: Props<Row>) {
       </tbody>
     </table>
   );
+}
+
+function orderOf<Row>(text: string | undefined, columns: Column<Row>[]): Order | null {
+  const column = columns.findIndex(({ title }) => title === text?.replace(/^-/, ""));
+  return text === undefined || column < 0 ? null : { column, descending: text.startsWith("-") };
+}
+
+function step(event: KeyboardEvent, choose: () => void): void {
+  const row = event.currentTarget as HTMLElement;
+  if (event.key === "Enter" && event.target === row) return choose();
+  const rows = row.parentElement?.children;
+  const to = { ArrowUp: row.previousElementSibling, ArrowDown: row.nextElementSibling, Home: rows?.[0], End: rows?.[rows.length - 1] }[event.key];
+  if (!(to instanceof HTMLElement)) return;
+  event.preventDefault();
+  to.focus();
 }
 
 function sortedBy<Row>(rows: Row[], column: Column<Row> | undefined, descending: boolean): Row[] {

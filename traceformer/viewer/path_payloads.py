@@ -1,14 +1,11 @@
-"""What pages are sent: pure functions from results to JSON. `web/src/payload.ts` states the same shapes.
-
-A page never works out a number that a result states: it draws what is here.
-"""
+"""A trace in the shape that its screen draws; `web/src/payload.ts` states the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from traceformer.analysis.paths.beam import LengthNorm
 from traceformer.analysis.paths.sankey import BeamPath, path_weights
-from traceformer.texts.shown import part_notes, visible
+from traceformer.viewer.tokens import token_labels
 
 __all__ = ["paths_payload"]
 
@@ -22,7 +19,7 @@ def paths_payload(result: Mapping[str, Any]) -> Json:
     """
     metadata = result["metadata"]
     target = metadata["target_pos"]
-    tokens = _tokens(result["tokens"], result.get("token_bytes"))
+    tokens = token_labels(result["tokens"], result.get("token_bytes"))
     source = result.get("source_tokens")
     heads: Sequence[Mapping[str, Any]] = result.get("heads") or ()
     return {
@@ -30,14 +27,9 @@ def paths_payload(result: Mapping[str, Any]) -> Json:
         "title": f"Which tokens led to {tokens[target]['text']} {target}?",
         "subtitle": _subtitle(metadata),
         "tokens": tokens,
-        "source_tokens": None if source is None else _tokens(source, result.get("source_bytes")),
+        "source_tokens": None if source is None else token_labels(source, result.get("source_bytes")),
         "traces": [_trace(result, "all heads")] + [_trace(head, _head_name(head)) for head in heads],
     }
-
-
-def _tokens(texts: Sequence[str], hexes: Sequence[str | None] | None) -> list[Json]:
-    notes = part_notes(hexes or [None] * len(texts))
-    return [{"text": visible(text), "note": note} for text, note in zip(texts, notes, strict=True)]
 
 
 def _subtitle(metadata: Mapping[str, Any]) -> str:
@@ -82,6 +74,8 @@ def _trace(result: Mapping[str, Any], name: str) -> Json:
         "target": paths[0][0] if paths else 0,
         "arrangement": "grid" if columns.titles else "flow",
         "columns": columns.titles,
+        "layer": None if metadata["layer"] == "all" else metadata["layer"],
+        "head": settings["heads"][0] if len(settings.get("heads") or ()) == 1 else None,
         "nodes": [
             {
                 "position": node["position"],

@@ -9,23 +9,23 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load
 
 from tests.viewer import traces
 from traceformer.errors import NotFound
-from traceformer.viewer import export
-from traceformer.viewer.export import export_paths_html, paths_html
-from traceformer.viewer.payloads import paths_payload
+from traceformer.viewer import pages
+from traceformer.viewer.pages import paths_html
+from traceformer.viewer.path_payloads import paths_payload
 
 pytestmark = pytest.mark.usefixtures("bundle")
 
 
 def test_the_page_carries_the_payload_unchanged() -> None:
-    payload = paths_payload(traces.one_layer().to_json())
-    found = re.search(
-        r'<script type="application/gzip" id="payload">([A-Za-z0-9+/=]+)</script>', export_paths_html(payload)
-    )
+    result = traces.one_layer()
+    found = re.search(r'<script type="application/gzip" id="data">([A-Za-z0-9+/=]+)</script>', paths_html(result))
     assert found
-    assert json.loads(gzip.decompress(base64.b64decode(found[1]))) == payload
+    carried = load(gzip.decompress(base64.b64decode(found[1])))
+    assert json.loads(carried["paths"].tobytes()) == paths_payload(result.to_json())
 
 
 @pytest.mark.parametrize("make", traces.TRACES.values(), ids=traces.TRACES)
@@ -42,7 +42,8 @@ def test_the_policy_allows_the_one_script_and_the_one_style_and_nothing_else() -
     for rule, pattern in bodies.items():
         (body,) = re.findall(pattern, page, re.DOTALL)
         assert rules.pop(rule) == f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"
-    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
+    closed = dict.fromkeys(("default-src", "connect-src", "base-uri", "form-action"), "'none'")
+    assert rules == {**closed, "img-src": "data: blob:"}
     assert "\r" not in page, "a parser turns it into a line feed, and the hashes no longer fit"
 
 
@@ -71,7 +72,7 @@ def test_the_same_result_gives_the_same_bytes() -> None:
 
 
 def test_without_a_bundle_the_error_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "files", lambda _: tmp_path)
+    monkeypatch.setattr(pages, "files", lambda _: tmp_path)
     with pytest.raises(NotFound, match="make web"):
         paths_html(traces.one_layer())
 
@@ -79,6 +80,6 @@ def test_without_a_bundle_the_error_says_what_to_run(tmp_path: Path, monkeypatch
 def test_a_notebook_is_given_the_page_in_a_frame_of_its_own() -> None:
     result = traces.one_layer()
     shown = result._repr_html_()
-    frame = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*sandbox="allow-scripts"[^>]*></iframe>', shown)
+    frame = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*sandbox="allow-scripts allow-downloads"[^>]*></iframe>', shown)
     assert frame
     assert html.unescape(frame[1]) == paths_html(result)
