@@ -238,6 +238,7 @@ def measure_moving(runs: Path, browser: "Browser", quick: bool) -> Iterator[Row]
             page.wait_for_timeout(50)
         check_values(Run(runs / "long"), [text for _, text in told if text])
         page.context.close()
+    panning, zooming = np.round(panning, 1), np.round(zooming, 1)  # as finely as a browser tells the time
     yield figures("T = 4096: frames while dragging, ms", panning, 16.7)
     yield figures("  frames while the wheel turns, ms", zooming, 16.7)
     what = "  exact value below the pointer, 95th percentile, ms"
