@@ -61,7 +61,7 @@ class _Head(NamedTuple):
 
 
 class _Picture(NamedTuple):
-    """A pattern, or the largest of each of its blocks, in bytes: 255 times the root of a share of the largest weight."""
+    """A pattern, or the largest of each of its blocks, in bytes: 255 times the root of a share of the largest one."""
 
     pixels: UInt8[np.ndarray, "row column"]
     largest: float
