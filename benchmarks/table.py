@@ -27,6 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "turns": {"type": int, "default": TURNS, "help": "a figure is the median of so many"},
     "threads": {"type": int, "default": 2},
     "figures": {"type": Path, "help": "a folder to draw into"},
+    "runs": {"type": Path, "help": "a folder of synthetic runs; those that are missing are made there, and left"},
+    "libraries": {"type": Path, "help": "a folder with node_modules that BertViz's page needs"},
     "only": {"help": "one of the names that the script knows"},
 }
 ONE_ARENA = {

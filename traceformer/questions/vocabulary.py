@@ -109,11 +109,13 @@ def token_named(run: Run, token: int | str, d_vocab: int, model: "str | Path | L
 def _names_of(run: Run, model: "str | Path | LoadedModel | None") -> tuple[dict[int, str], bool]:
     """The names of all tokens that are known, and whether each character of one is a byte."""
     names: dict[int, str] = {}
-    table = run.tokens
+    table = run.table
     for ids, tokens in (("input_ids", "tokens"), ("dec_input_ids", "dec_tokens")):
-        if ids in table and tokens in table:
-            for own_ids, own_tokens in zip(table[ids], table[tokens], strict=True):
-                names.update(zip(map(int, own_ids), own_tokens, strict=True))
+        if {ids, tokens} <= {*table.column_names}:
+            for own_ids, own_tokens in zip(
+                table.column(ids).to_pylist(), table.column(tokens).to_pylist(), strict=True
+            ):
+                names.update(zip(own_ids, own_tokens, strict=True))
     vocabulary = _vocabulary(model or str(run.about.model), run.about.revision)
     if all(vocabulary.get(token_id, token) == token for token_id, token in names.items()):
         names = vocabulary | names

@@ -78,14 +78,13 @@ def _of_logits(run: Run, row: int, spec: ArraySpec) -> Packet:
             f"This example has {size:,} logits, more than are read for a page; tf.statistics(run, each=...) reads all."
         )
         return Packet({}, {**about, "source": None, "missing": missing})
-    found = logit_statistics(
-        run.get(row, spec.key), targets_of(run)(run.example_id(row)), CONVENTIONS["exact"], top=min(_TOP, spec.width)
-    )
+    targets = targets_of(run)(run.example_id(row))
+    found = logit_statistics(run.get(row, spec.key), targets, CONVENTIONS["exact"], top=min(_TOP, spec.width))
     arrays = {
         "entropy": found.entropy,
         "top": found.top_ids,
         "top_probability": found.top_probabilities,
-        "target": targets_of(run)(run.example_id(row)),
+        "target": targets,
         "target_probability": found.target_probability,
         "target_rank": found.target_rank,
     }

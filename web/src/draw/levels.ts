@@ -50,23 +50,46 @@ function wholeOf({ rows, columns, block, data }: Matrix): Level {
   return { rows: Math.ceil(rows / block), columns: Math.ceil(columns / block), block, data };
 }
 
-function halved({ rows, columns, block, data }: Level): Level {
-  const [height, width] = [Math.ceil(rows / 2), Math.ceil(columns / 2)];
-  const made = data instanceof Uint8Array ? new Uint8Array(height * width) : new Float32Array(height * width);
-  const farthest = data instanceof Uint8Array ? Math.max : strongest;
-  for (let row = 0; row < height; row++) {
-    const upper = 2 * row * columns;
-    const lower = 2 * row + 1 < rows ? upper + columns : upper;
-    for (let column = 0; column < width; column++) {
-      const left = 2 * column;
-      const right = left + 1 < columns ? left + 1 : left;
-      made[row * width + column] = farthest(
-        farthest(data[upper + left]!, data[upper + right]!),
-        farthest(data[lower + left]!, data[lower + right]!),
-      );
+function halved(level: Level): Level {
+  const [rows, columns] = [Math.ceil(level.rows / 2), Math.ceil(level.columns / 2)];
+  const data = level.data instanceof Uint8Array ? halvedBytes(level, level.data, rows, columns) : halvedNumbers(level, level.data, rows, columns);
+  return { rows, columns, block: 2 * level.block, data };
+}
+
+/** A function of its own, since one of both kinds takes eight times as long: 170 ms for the bytes of 4,096 tokens. */
+function halvedBytes(whole: Level, data: Uint8Array, rows: number, columns: number): Uint8Array {
+  const made = new Uint8Array(rows * columns);
+  for (let row = 0; row < rows; row++) {
+    let upper = 2 * row * whole.columns;
+    let lower = 2 * row + 1 < whole.rows ? upper + whole.columns : upper;
+    for (let column = 0; column < columns; column++, upper += 2, lower += 2) {
+      const right = 2 * column + 1 < whole.columns ? 1 : 0;
+      const above = larger(data[upper]!, data[upper + right]!);
+      const below = larger(data[lower]!, data[lower + right]!);
+      made[row * columns + column] = larger(above, below);
     }
   }
-  return { rows: height, columns: width, block: 2 * block, data: made };
+  return made;
+}
+
+function halvedNumbers(whole: Level, data: Float32Array, rows: number, columns: number): Float32Array {
+  const made = new Float32Array(rows * columns);
+  for (let row = 0; row < rows; row++) {
+    let upper = 2 * row * whole.columns;
+    let lower = 2 * row + 1 < whole.rows ? upper + whole.columns : upper;
+    for (let column = 0; column < columns; column++, upper += 2, lower += 2) {
+      const right = 2 * column + 1 < whole.columns ? 1 : 0;
+      const above = strongest(data[upper]!, data[upper + right]!);
+      const below = strongest(data[lower]!, data[lower + right]!);
+      made[row * columns + column] = strongest(above, below);
+    }
+  }
+  return made;
+}
+
+/** Returns the larger of two bytes, quicker than Math.max. */
+function larger(a: number, b: number): number {
+  return a > b ? a : b;
 }
 
 /** Returns the number that is farther from zero; any number, if the other is none. */
