@@ -1,8 +1,8 @@
 """Counts the memory that a recording takes beside the model's own, allocation by allocation.
 
 Import it before `traceformer`, so that memory which that maps is counted. Three kinds are counted, each at its own
-peak, so that their sum is never too small: mapped memory that was touched; what Python and numpy allocate, as tracemalloc sees it; and
-by how much the most that torch holds at once exceeds what it holds at once in a plain pass.
+peak, so that their sum is never too small: mapped memory that was touched; what Python and numpy allocate, as
+tracemalloc sees it; and by how much the most that torch holds at once exceeds what it holds at once in a plain pass.
 """
 
 import ctypes
