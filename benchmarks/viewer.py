@@ -316,10 +316,9 @@ def measure_paths(runs: Path, browser: "Browser", turns: int) -> Iterator[Row]:
 
 def measure_export(folder: Path, runs: Path, browser: "Browser", turns: int) -> Iterator[Row]:
     """Files as they are exported, opened from disk; every address that is asked for is counted."""
-    from traceformer.viewer.pages import paths_html
-
     from traceformer.questions.paths import paths
     from traceformer.viewer.export import export_html
+    from traceformer.viewer.pages import paths_html
 
     run, example = Run(runs / "small"), LIKE["small"].lengths.index(256)
     trace, heads = folder / "trace.html", folder / "heads.html"
