@@ -16,7 +16,7 @@ from tests.viewer.small_runs import Writing, write_run
 from traceformer.errors import NotFound, TraceformerError
 
 pytestmark = pytest.mark.usefixtures("bundle")
-HEAVY = ("torch", "transformers", "pandas", "pyarrow", "tensorstore", "zarr", "scipy", "matplotlib")
+HEAVY = ("torch", "transformers", "pandas", "tensorstore", "zarr", "scipy", "matplotlib")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ import secrets
 import socket
 from asyncio import CancelledError
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from threading import Thread
 from typing import Any, Self
 
@@ -89,6 +91,7 @@ class Server:
         server = uvicorn.Server(config)
         thread = Thread(target=server.run, args=([listening],), name="traceformer-view", daemon=True)
         thread.start()
+        Thread(target=_warm, args=(library,), daemon=True).start()
         address = f"http://{HOST}:{listening.getsockname()[1]}/{token}/"
         return cls(address, address + fragment, server, thread)
 
@@ -112,6 +115,14 @@ class Server:
         """Ends the server; returns once its port is free."""
         self._server.should_exit = True
         self._thread.join()
+
+
+def _warm(library: Library) -> None:
+    """Loads what the first answers need, and opens the first run, while the browser starts."""
+    for module in ("runs", "examples", "overview", "thumbnails"):
+        import_module(f"traceformer.viewer.resources.{module}")
+    with suppress(TraceformerError, OSError, IndexError):  # a page will say so
+        library.run(library.names()[0]).encodings(0)
 
 
 def _listening(port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { activeBindings, type Binding, useKeys } from "../keyboard";
 import type { ExampleAbout, RunAbout } from "../payload";
 import { useFollowed, useJson, useSource, VersionContext } from "../resource";
@@ -40,6 +40,7 @@ function AllRuns() {
 
 /** A run, and as much more of it as it has become since. */
 function OneRun({ name }: { name: string }) {
+  usePrefetched(name);
   const run = useFollowed<RunAbout>("run", { run: name }, ({ finished }) => !finished);
   if (run.state === "ready") {
     return (
@@ -54,6 +55,17 @@ function OneRun({ name }: { name: string }) {
       {run.state === "failed" && <Elsewhere />}
     </Frame>
   );
+}
+
+/** Asks for what an example's page needs while the run itself is still asked for: one wait in place of three. */
+function usePrefetched(run: string): void {
+  const [{ ex = "0", screen = "overview" }] = useView();
+  const source = useSource();
+  useMemo(() => {
+    if (!source.live) return;
+    const asked = ["example", ...(screen === "overview" && /^\d+$/.test(ex) ? ["overview", "predictions"] : [])];
+    for (const resource of asked) source.bytes(resource, { run, ex }).catch(() => null); // who needs it asks again
+  }, [source, run]);
 }
 
 function OneExample({ run }: { run: RunAbout }) {
