@@ -14,6 +14,7 @@ const options = {
   charset: "utf8",
   jsx: "automatic",
   jsxImportSource: "preact",
+  alias: { "d3-transition": "./src/paths/still.ts", "d3-interpolate": "./src/paths/still.ts" },
   legalComments: "none",
   absWorkingDir: import.meta.dirname,
 };

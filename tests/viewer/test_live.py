@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
-import traceformer as tf
 from tests.viewer.pages import Live, focused
 from tests.viewer.small_runs import HOSTILE, Writing, write_run
 from traceformer.texts.shown import visible
@@ -123,20 +122,6 @@ def test_examples_and_runs_are_chosen_from_lists_by_keyboard(live: Live, byte_ru
     page.keyboard.press("Enter")
     expect(page.locator(".bar .run b")).to_have_text("patterns")
     expect(page.locator(".notices")).to_contain_text("layers 1, 3 of 4 only")
-
-
-def test_the_induction_head_is_found_in_three_actions(live: Live, byte_runs: Path) -> None:
-    page = live(Library.at(byte_runs))
-    page.get_by_role("link", name="byte").click()
-    expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
-    pick(page, "/", "induction")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="highest first")).to_be_visible()
-    heads = page.get_by_label("Heads of dec.self").last
-    heads.click(position={"x": 70, "y": 40})
-    table = tf.heads(tf.open_run(byte_runs / "byte"), examples=[0]).to_frame()
-    best = table.loc[table.induction.idxmax()]
-    assert (fields(page)["layer"], fields(page)["head"]) == (str(best["layer"]), str(best["head"]))
 
 
 def test_search_finds_tokens_metrics_and_texts(live: Live, byte_runs: Path) -> None:

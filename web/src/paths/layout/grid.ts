@@ -1,4 +1,3 @@
-import { scalePoint } from "d3-scale";
 import type { Trace } from "../../payload";
 import { at, crossingsOf } from "../model";
 import { NODE_HEIGHT, NODE_WIDTH, type Placed, type Size } from "./placed";
@@ -20,13 +19,10 @@ export function grid(trace: Trace, labels: string[], size: Size): Placed {
       COLUMN.most,
     ),
   };
-  const x = scalePoint(trace.columns.keys(), [
-    gutter + MARGIN.left,
-    gutter + MARGIN.left + step.column * (trace.columns.length - 1),
-  ]);
-  const y = scalePoint(order, [MARGIN.top + step.row / 2, MARGIN.top + step.row * (order.length - 0.5)]);
-  const xs = trace.nodes.map(({ column }) => x(column ?? 0) ?? 0);
-  const middles = keys.map((key) => y(key) ?? 0);
+  const x = (column: number) => gutter + MARGIN.left + step.column * column;
+  const y = (key: number) => MARGIN.top + step.row * (order.indexOf(key) + 0.5);
+  const xs = trace.nodes.map(({ column }) => x(column ?? 0));
+  const middles = keys.map(y);
 
   const ends = stacked(trace, middles);
   const scale = (0.72 * step.row) / Math.max(...ends.totals, Number.MIN_VALUE);
@@ -42,8 +38,8 @@ export function grid(trace: Trace, labels: string[], size: Size): Placed {
       { x: at(xs, source) + NODE_WIDTH, y: at(middles, source) + scale * at(ends.leaving, link) },
       { x: at(xs, target), y: at(middles, target) + scale * at(ends.arriving, link) },
     ]),
-    columns: trace.columns.map((text, column) => ({ at: (x(column) ?? 0) + NODE_WIDTH / 2, text })),
-    rows: order.map((key) => ({ at: y(key) ?? 0, text: at(labels, keys.indexOf(key)) })),
+    columns: trace.columns.map((text, column) => ({ at: x(column) + NODE_WIDTH / 2, text })),
+    rows: order.map((key) => ({ at: y(key), text: at(labels, keys.indexOf(key)) })),
   };
 }
 
