@@ -30,6 +30,7 @@ from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
+from traceformer.store.sizes import estimated_bytes
 from traceformer.store.writer import RunWriter
 
 __all__ = ["LIKE", "Shape", "write_run"]
@@ -70,10 +71,10 @@ class Shape:
         """Returns the shape with as many examples as take about `size` bytes on disk, of half its longest and more."""
         random, longest = np.random.default_rng(seed), max(self.lengths)
         one = replace(self, lengths=(longest,)).layout
-        lengths, estimated = [longest], one.estimate_bytes({"dec": [longest]})
+        lengths, estimated = [longest], estimated_bytes(one, {"dec": [longest]})
         while estimated < size:
             lengths.append(int(random.integers(math.ceil(longest / 2), longest + 1)))
-            estimated += one.estimate_bytes({"dec": lengths[-1:]})
+            estimated += estimated_bytes(one, {"dec": lengths[-1:]})
         return replace(self, lengths=tuple(lengths))
 
 
@@ -111,7 +112,7 @@ _SIZE = {"wide": 10e9}
 def write_run(folder: Path, shape: Shape, *, seed: int = 0, told: bool = False) -> Path:
     """Returns the folder of a new run of this shape; `told` prints how far it is."""
     random, layout = np.random.default_rng(seed), shape.layout
-    estimated = layout.estimate_bytes({"dec": shape.lengths})
+    estimated = estimated_bytes(layout, {"dec": shape.lengths})
     free = shutil.disk_usage(folder.resolve().parent).free
     if free < 1.1 * estimated:
         raise SystemExit(f"{folder}: {estimated / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")

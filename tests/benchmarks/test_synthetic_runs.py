@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from traceformer.store.run import Run
+from traceformer.store.sizes import estimated_bytes
 from traceformer.texts.shown import pieces_of_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -76,6 +77,6 @@ def test_tokens_are_the_text_and_some_are_hard_to_show(run: Run) -> None:
 
 def test_as_many_examples_are_made_as_fill_a_size(synthetic_runs: ModuleType) -> None:
     shape = synthetic_runs.LIKE["wide"].of_size(10e9)
-    estimated = shape.layout.estimate_bytes({"dec": shape.lengths})
+    estimated = estimated_bytes(shape.layout, {"dec": shape.lengths})
     assert 10e9 <= estimated < 10.3e9
     assert 256 <= min(shape.lengths) <= max(shape.lengths) == 512

@@ -78,11 +78,11 @@ def test_patterns_alone_are_those_recorded_with_scores(family: str) -> None:
 
 
 def test_long_squares_come_in_blocks_of_queries_that_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from traceformer.capture import attention
+    from traceformer.capture import scores
 
     model = tiny_model("gpt2")
     whole = record(model, plan(model, "attn_scores", "attn_pattern"))
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", 4 * 4 * 9 * 2)  # two rows of four heads and nine keys
+    monkeypatch.setattr(scores, "_BLOCK_BYTES", 4 * 4 * 9 * 2)  # two rows of four heads and nine keys
     in_blocks = record(model, plan(model, "attn_scores", "attn_pattern"))
     for place, square in whole.squares.items():
         torch.testing.assert_close(in_blocks.squares[place], square, rtol=0, atol=1e-6)

@@ -199,8 +199,8 @@ class Projections:
         names: The directions'.
         layers: The layers that were projected; one None for a site without layers.
         examples: A curve per layer and direction, for each of the examples.
-        vectors: What is known of each direction, with its name, its layers, and by layer the `thresholds` that its two
-            kinds were told apart by.
+        vectors: What is known of each direction, with its name, its layers, and if that is known by layer the
+            `thresholds` that its two kinds were told apart by.
     """
 
     run: str | None

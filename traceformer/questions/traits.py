@@ -236,17 +236,18 @@ def _project(
         layers,
         tuple(_curves(run, spec, names, by_layer, example)),
         tuple(
-            {**own.about, "name": name, "layers": list(own.layers), "thresholds": _thresholds(own)}
+            {**own.about, "name": name, "layers": list(own.layers)} | _thresholds(own)
             for name, own in directions.items()
         )
         or tuple({"name": name, "layers": list(spec.layers)} for name in names),
     )
 
 
-def _thresholds(direction: Direction) -> dict[int | None, float]:
-    """Where it was found to tell its two kinds apart, by layer, as far as that is known."""
+def _thresholds(direction: Direction) -> dict[str, dict[int | None, float]]:
+    """Where it was found to tell its two kinds apart, by layer, if that is known."""
     found = {layer: numbers.get("threshold") for layer, numbers in direction.quality.items()}
-    return {layer: number for layer, number in found.items() if number is not None}
+    known = {layer: number for layer, number in found.items() if number is not None}
+    return {"thresholds": known} if known else {}
 
 
 def _rows(

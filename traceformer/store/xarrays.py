@@ -104,6 +104,10 @@ class _LazyArray(BackendArray):
         self.shape = source.shape
         self.dtype = dtype_read(source.stored, source.dtype)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "_LazyArray":
+        """Itself: what is on disk does not change, and what opened it is shared."""
+        return self
+
     def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
         return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._read)
 
