@@ -245,3 +245,14 @@ def test_hostile_names_of_runs_are_text_and_lead_to_their_run(live: Live, tmp_pa
     expect(page.get_by_role("option", name="·cat, position 1")).to_be_visible()
     assert fields(page)["run"] == name
     assert page.title() == f"Overview · {name} · Traceformer"
+
+
+def test_code_names_a_run_as_one_word_of_a_shell_and_gives_the_same(live: Live, tmp_path: Path) -> None:
+    write_run(tmp_path / "it's; here")
+    page = live(Library.at(tmp_path), "run=it's; here&screen=lab")
+    page.get_by_role("button", name="Code").first.click()
+    expect(page.get_by_text("traceformer heads 'it'\\''s; here' --output heads.csv")).to_be_visible()
+    page = live(Library.at(tmp_path), "run=it's; here&screen=lab&lab.of=example")
+    page.get_by_role("button", name="Code").first.click()
+    expect(page.get_by_text("examples=[0]")).to_be_visible()
+    expect(page.get_by_text("traceformer heads")).to_have_count(0)  # it measures no single example

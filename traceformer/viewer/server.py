@@ -6,8 +6,10 @@ to this address names its own), nothing is shared with other origins, and runs a
 
 What cannot be answered is told in JSON: `message`, `why`, `hint`. What the library says of a run (it has no such
 array, a file is damaged) is an answer like others, marked by the header `Problem`: a browser would log any other
-status as an error of the page. The header `Begun` says when the runs were begun that an answer is of, so that a page
-does not show of a run what is of another one that took its place meanwhile. A fault of the program is told as such, without its traceback, which stderr has.
+status as an error of the page. A fault of the program is told as such, without its traceback, which stderr has.
+
+The header `Begun` says when the runs were begun that an answer is of, so that a page shows nothing of one that took
+the place of another under the tokens of that.
 """
 
 import gzip
