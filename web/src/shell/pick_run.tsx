@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import type { RunList } from "../payload";
-import { useFollowed } from "../resource";
+import { useJson } from "../resource";
 import { shortName } from "../ui/names";
 import { Picker } from "../ui/picker";
 import { useView } from "../view";
@@ -9,7 +9,7 @@ import { useView } from "../view";
 export function PickRun({ name, close }: { name: string; close: () => void }) {
   const [, change] = useView();
   const [find, setFind] = useState("");
-  const list = useFollowed<RunList>("runs", {}, () => false);
+  const list = useJson<RunList>("runs", {});
   const runs = list.state === "ready" ? list.value.runs : [];
   const words = find.toLowerCase().split(/\s+/);
   const shown = runs.filter(({ name, model }) => words.every((word) => `${name} ${model ?? ""}`.toLowerCase().includes(word)));
