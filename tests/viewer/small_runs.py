@@ -45,9 +45,15 @@ class Writing:
     """A run that is being written: one shard of one example for each text, committed when it is said."""
 
     def __init__(
-        self, folder: Path, texts: Sequence[Sequence[str]], triangles: Sequence[ArrayKey] = (), **meta: str
+        self,
+        folder: Path,
+        texts: Sequence[Sequence[str]],
+        triangles: Sequence[ArrayKey] = (),
+        ids: Sequence[str] | None = None,
+        **meta: str,
     ) -> None:
         self.texts = [list(tokens) for tokens in texts]
+        self.ids = [f"ex{number}" for number in range(len(texts))] if ids is None else ids
         longest = max(map(len, self.texts))
         layout = RunLayout.plan(
             arch="dec",
@@ -69,7 +75,7 @@ class Writing:
         squares = [[pattern(number, layer, head, len(tokens)) for head in PATTERNS.heads] for layer in PATTERNS.layers]
         buffer.put(PATTERNS, 0, np.array(squares))
         table = {
-            "example_id": [f"ex{number}"],
+            "example_id": [self.ids[number]],
             "text": ["".join(tokens)],
             "tokens": [tokens],
             "input_ids": [list(range(len(tokens)))],

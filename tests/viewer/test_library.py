@@ -195,3 +195,16 @@ def test_examples_are_found_by_text_and_id_and_told_where_they_match(tmp_path: P
     assert "needle" in row["text"]
     assert row["text"][0] == row["text"][-1] == "…"
     assert row["lengths"] == {"dec": 1001}
+
+
+def test_when_a_run_was_begun_tells_another_run_and_not_a_longer_one(tmp_path: Path) -> None:
+    library, writing = Library.at(tmp_path), Writing(tmp_path / "mine", TEXTS)
+    writing.commit()
+    begun = library.begun("mine")
+    writing.commit()
+    assert library.begun("mine") == begun
+    writing.finish()
+    assert library.begun("mine") == begun
+    shutil.rmtree(tmp_path / "mine")
+    write_run(tmp_path / "mine")
+    assert library.begun("mine") != begun

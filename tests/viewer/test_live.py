@@ -178,6 +178,25 @@ def test_a_run_that_is_written_is_followed(live: Live, tmp_path: Path) -> None:
     assert fields(page)["run"] == "mine"
 
 
+def test_of_a_run_that_takes_the_place_of_another_nothing_is_shown_under_the_tokens_of_that(
+    live: Live, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "mine", [["first", " text"], ["second"]])
+    page = live(Library.at(tmp_path), "run=mine&screen=head&layer=1&head=0")
+    expect(page.locator(".facts")).to_be_visible()
+    shutil.rmtree(tmp_path / "mine")
+    write_run(tmp_path / "mine", [["quite", " another", " one"]])
+    page.keyboard.press("1")
+    expect(page.get_by_role("option", name="·another, position 1")).to_be_visible()
+    expect(page.get_by_role("button", name="1 of 1")).to_be_visible()
+    page.get_by_title("All runs").click()
+    shutil.rmtree(tmp_path / "mine")
+    write_run(tmp_path / "mine", [["the", " third"]])
+    page.get_by_role("link", name="mine").click()
+    expect(page.get_by_role("option", name="·third, position 1")).to_be_visible()
+    expect(page.get_by_role("option", name="·another, position 1")).to_have_count(0)
+
+
 # Texts that are not to be trusted
 
 
@@ -211,3 +230,14 @@ def test_hostile_names_of_runs_are_text_and_lead_to_their_run(live: Live, tmp_pa
     expect(page.get_by_role("option", name="·cat, position 1")).to_be_visible()
     assert fields(page)["run"] == name
     assert page.title() == f"Overview · {name} · Traceformer"
+
+
+def test_code_names_a_run_as_one_word_of_a_shell_and_gives_the_same(live: Live, tmp_path: Path) -> None:
+    write_run(tmp_path / "it's; here")
+    page = live(Library.at(tmp_path), "run=it's; here&screen=lab")
+    page.get_by_role("button", name="Code").first.click()
+    expect(page.get_by_text("traceformer heads 'it'\\''s; here' --output heads.csv")).to_be_visible()
+    page = live(Library.at(tmp_path), "run=it's; here&screen=lab&lab.of=example")
+    page.get_by_role("button", name="Code").first.click()
+    expect(page.get_by_text("examples=[0]")).to_be_visible()
+    expect(page.get_by_text("traceformer heads")).to_have_count(0)  # it measures no single example

@@ -177,3 +177,11 @@ def test_a_matrix_is_read_once(causal: Run, tmp_path: Path, monkeypatch: pytest.
     for resource, more in ((patterns.matrix, {}), (patterns.row, {"q": "3"}), (patterns.row, {"k": "3"})):
         resource(library, Query({**fields, **more}))
     assert len(read) == 1
+
+
+def test_examples_are_asked_for_by_number_where_ids_are_numbers_too(tmp_path: Path) -> None:
+    texts = [["a"], ["b", "c"], ["d"], ["e"], ["f"]]
+    run = Run(Writing(tmp_path / "run", texts, ids=["1", "2", "0", "007", "9"]).finish())
+    for named, number in {"0": 0, "1": 1, "2": 2, "007": 3, "9": 4}.items():
+        arrays, _ = asked(patterns.matrix, run, ex=named, layer=1, head=1)
+        np.testing.assert_array_equal(arrays["values"], pattern(number, 1, 1, len(texts[number])))

@@ -184,6 +184,13 @@ def test_long_json_is_compressed_for_those_who_can_read_it(server: Server, libra
     assert json.loads(bodies[None])["tokens"]["dec"][0]["text"] == HOSTILE[0].replace(" ", "·")
 
 
+def test_answers_say_when_the_runs_were_begun_that_they_are_of(client: TestClient, library: Library) -> None:
+    asked = {"run": "small", "ex": "0", "run2": "hostile", "ex2": "0"}
+    answer = client.get("/api/alignment", params=asked)
+    assert answer.headers["Begun"] == f"{library.begun('small')},{library.begun('hostile')}"
+    assert client.get("/api/runs").headers["Begun"] == ""
+
+
 # What it says when it cannot
 
 

@@ -41,6 +41,9 @@ def test_a_selection_is_what_the_page_shows_and_the_other_way_around(run: Run) -
     assert widget.view == shown
     widget.view = {**shown, "screen": "head", "q": "2"}
     assert widget.selection == {"example": 0, "attention": "dec.self", "layer": 3, "head": 1, "query": 2}
+    widget.view = {**shown, "ex": "²"}
+    assert widget.selection["example"] == "²"
+    widget.view = {**shown, "screen": "head", "q": "2"}
     with pytest.raises(traitlets.TraitError, match="no 'token' in a selection"):
         widget.selection = {"token": 3}
     assert widget.selection["query"] == 2

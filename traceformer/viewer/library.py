@@ -88,6 +88,14 @@ class Library:
         """
         return "" if name in self.at_hand else _state(self._place(name, META, "run"))
 
+    def begun(self, name: str) -> str:
+        """Returns a text that changes when a run is another one, and stays while it grows; reads no file.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        return self.state(name).partition("-")[0]
+
     def run(self, name: str) -> Run:
         """Returns the run of a name; one that is being written as far as it has come.
 

@@ -7,6 +7,9 @@ to this address names its own), nothing is shared with other origins, and runs a
 What cannot be answered is told in JSON: `message`, `why`, `hint`. What the library says of a run (it has no such
 array, a file is damaged) is an answer like others, marked by the header `Problem`: a browser would log any other
 status as an error of the page. A fault of the program is told as such, without its traceback, which stderr has.
+
+The header `Begun` says when the runs were begun that an answer is of, so that a page shows nothing of one that took
+the place of another under the tokens of that.
 """
 
 import gzip
@@ -167,18 +170,20 @@ def application(library: Library, token: str) -> ASGIApp:
 def _answered(library: Library, name: str, values: dict[str, str], *, packed: bool) -> Response:
     try:
         found = answer(library, name, Query(values))
+        begun = ",".join(library.begun(values[field]) for field in ("run", "run2") if field in values)
     except TraceformerError as error:
         return _told(200, error.message, error.why, error.hint)
     except OSError as error:
         return _told(200, "this cannot be read", error.strerror or str(error), "")
     except MemoryError:
         return _told(200, "this cannot be shown", "there is not enough memory", "close other programs, then reload")
+    headers = {"Begun": begun}
     if found.is_packet:
-        return Response(found.body, media_type="application/octet-stream")
+        return Response(found.body, media_type="application/octet-stream", headers=headers)
     if not packed or len(found.body) < _WORTH_PACKING:
-        return Response(found.body, media_type="application/json")
+        return Response(found.body, media_type="application/json", headers=headers)
     body = gzip.compress(found.body, compresslevel=3, mtime=0)
-    return Response(body, media_type="application/json", headers={"Content-Encoding": "gzip"})
+    return Response(body, media_type="application/json", headers={**headers, "Content-Encoding": "gzip"})
 
 
 def _told(status: int, message: str, why: str, hint: str) -> Response:

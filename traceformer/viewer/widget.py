@@ -1,5 +1,6 @@
 """The viewer as a notebook's widget: Python answers its page, is told what is selected, and can select."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,9 @@ class RunWidget(anywidget.AnyWidget):
     def _select(self, change: Mapping[str, Any]) -> None:
         view: Mapping[str, str] = change["new"]
         found = {name: view[field] for name, field in _FIELDS.items() if field in view}
-        self.selection = {name: int(text) if text.lstrip("-").isdigit() else text for name, text in found.items()}
+        self.selection = {
+            name: int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text for name, text in found.items()
+        }
 
     @traitlets.observe("selection")
     def _show(self, change: Mapping[str, Any]) -> None:

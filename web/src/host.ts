@@ -14,6 +14,7 @@ export const isEmbedded = document.documentElement.dataset["host"] === "widget";
 
 const waiting = new Map<number, { done: (bytes: ArrayBuffer) => void; fail: (error: Error) => void }>();
 let asked = 0;
+let given: Fields | null = null;
 let select: (view: Fields) => void = () => {};
 
 /** Returns what is to be shown first. */
@@ -22,7 +23,10 @@ export function startOfHost(): Promise<Fields> {
     select = done;
     window.addEventListener("message", ({ source, data }: MessageEvent<ToPage>) => {
       if (source !== window.parent) return;
-      if ("view" in data) return select(data.view);
+      if ("view" in data) {
+        given = data.view;
+        return select(given);
+      }
       const { done, fail } = waiting.get(data.answered) ?? {};
       waiting.delete(data.answered);
       if ("bytes" in data) done?.(data.bytes);
@@ -38,9 +42,9 @@ export function askHost(resource: string, query: Fields): Promise<ArrayBuffer> {
   return new Promise((done, fail) => waiting.set(asked, { done, fail }));
 }
 
-/** Tells the widget what is shown. */
+/** Tells the widget what is shown, but for what it said itself: it may have said something else since. */
 export function tellView(view: Fields): void {
-  if (isEmbedded) tell({ view });
+  if (isEmbedded && view !== given) tell({ view });
 }
 
 /** Has the widget's own selections shown. */

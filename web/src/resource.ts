@@ -4,7 +4,7 @@ import { createContext } from "preact";
 import { useContext, useEffect, useRef, useState } from "preact/hooks";
 import { type Packet, readPacket } from "./packet";
 import { Problem } from "./problem";
-import { keyOf, type Query, type Source } from "./source";
+import { keyOf, type Query, REPLACED, type Source } from "./source";
 
 export type Loaded<Value> =
   | { state: "loading"; done?: number; of?: number }
@@ -46,7 +46,7 @@ export function usePacket(resource: string, query: Query | null): Loaded<Packet>
 
 /**
  * Returns a JSON resource that changes, as a run that is being written does: asked for again while `unfinished` says so,
- * and whenever the window is looked at. Once its version is another one, all that was answered before is forgotten.
+ * when it is come back to, and whenever the window is looked at. Once its version is another one, all that was answered before is forgotten.
  */
 export function useFollowed<Value>(
   resource: string,
@@ -79,12 +79,12 @@ export function useFollowed<Value>(
       source.forget(resource);
       void ask();
     };
-    void ask();
-    if (source.live) window.addEventListener("focus", again);
+    again();
+    if (source.live) for (const event of ["focus", REPLACED]) window.addEventListener(event, again);
     return () => {
       wanted = false;
       window.clearTimeout(timer);
-      window.removeEventListener("focus", again);
+      for (const event of ["focus", REPLACED]) window.removeEventListener(event, again);
     };
   }, [source, key]);
   return found.key === key ? found.loaded : { state: "loading" };

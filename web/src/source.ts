@@ -18,6 +18,9 @@ export interface Source {
   forget(resource?: string): void;
 }
 
+/** What the window is told when an answer was of a run that has taken the place of another one. */
+export const REPLACED = "replaced";
+
 const MOST_KEPT = 256 * 1024 * 1024; // bytes of answers
 
 /** Returns the source of this page. */
@@ -35,6 +38,8 @@ class Answered implements Source {
   readonly live = true;
   private readonly kept = new Map<string, Promise<ArrayBuffer>>();
   private size = 0;
+  /** When each run was begun, as the server said. */
+  private readonly begun = new Map<string, string>();
 
   private constructor(
     private readonly ask: (resource: string, query: Record<string, string>) => Promise<ArrayBuffer>,
@@ -42,7 +47,15 @@ class Answered implements Source {
   ) {}
 
   static byServer(): Answered {
-    return new Answered(askServer, {});
+    const source = new Answered(async (resource, query) => {
+      const { bytes, begun } = await askServer(resource, query);
+      if (source.isOfAnother(query, begun) && resource !== "run") {
+        window.dispatchEvent(new Event(REPLACED));
+        throw new Problem("this is another run now", "it took the place of the one that is shown", "a moment: it is read anew");
+      }
+      return bytes;
+    }, {});
+    return source;
   }
 
   static async byHost(): Promise<Answered> {
@@ -71,6 +84,15 @@ class Answered implements Source {
     for (const key of this.kept.keys()) if (resource === undefined || key.split("\n")[0] === resource) this.kept.delete(key);
   }
 
+  /** Returns whether a run is another one than before; then nothing is kept that was answered of the one before. */
+  private isOfAnother(query: Record<string, string>, begun: string[]): boolean {
+    const runs = [query["run"], query["run2"]].filter((name) => name !== undefined);
+    const replaced = runs.some((name, place) => (this.begun.get(name) ?? begun[place]) !== begun[place]);
+    runs.forEach((name, place) => this.begun.set(name, begun[place] ?? ""));
+    if (replaced) this.forget();
+    return replaced;
+  }
+
   private makeRoom(added: number): void {
     this.size += added;
     if (this.size > MOST_KEPT) {
@@ -80,11 +102,13 @@ class Answered implements Source {
   }
 }
 
-async function askServer(resource: string, query: Record<string, string>): Promise<ArrayBuffer> {
+async function askServer(resource: string, query: Record<string, string>): Promise<{ bytes: ArrayBuffer; begun: string[] }> {
   const response = await fetch(`api/${resource}?${new URLSearchParams(query)}`).catch(() => {
     throw new Problem("the server does not answer", "it was stopped, or this machine slept", "start it again, then reload this page");
   });
-  if (response.ok && !response.headers.has("Problem")) return response.arrayBuffer();
+  if (response.ok && !response.headers.has("Problem")) {
+    return { bytes: await response.arrayBuffer(), begun: (response.headers.get("Begun") ?? "").split(",") };
+  }
   throw problemTold(await response.json().catch(() => ({ message: `the server answers ${response.status}` })));
 }
 

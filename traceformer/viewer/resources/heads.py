@@ -18,6 +18,7 @@ from traceformer.questions.heads import heads as measure
 from traceformer.questions.thumbnails import pattern_arrays
 from traceformer.store.beside import kept
 from traceformer.store.run import Run
+from traceformer.viewer.arrays import number_asked
 from traceformer.viewer.kept import Pending
 from traceformer.viewer.library import Library
 from traceformer.viewer.packets import Packet
@@ -106,7 +107,7 @@ def _measured(library: Library, query: Query) -> HeadMetrics | Pending:
     run = library.run(query.text("run"))
     convention: Any = query.choice("convention", CONVENTIONS, "exact")
     example = query.text("ex", "")
-    rows = [run.row(example)] if example else range(_first(run, query))
+    rows = [number_asked(run, example)] if example else range(_first(run, query))
     which = f"of-{rows[0]}" if example else f"first-{len(rows)}"
 
     def work(told: OnStep) -> HeadMetrics:

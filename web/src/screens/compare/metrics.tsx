@@ -35,7 +35,6 @@ export function Metrics({ a, b }: { a: HeadQuery; b: HeadQuery }) {
       field="tableM"
       code={{
         python: `import traceformer as tf\n\nfirst = tf.heads(tf.open_run(${JSON.stringify(a.run)}), examples=[${a.ex}]).to_frame()\nsecond = tf.heads(tf.open_run(${JSON.stringify(b.run)}), examples=[${b.ex}]).to_frame()`,
-        shell: `traceformer heads ${a.run}`,
       }}
       sheet={() => ({
         caption: title,

@@ -4,6 +4,7 @@ import { counted, shown } from "../../numbers";
 import type { ClustersAbout, MetricAbout } from "../../payload";
 import { usePacket } from "../../resource";
 import { Chart } from "../../ui/chart";
+import { shellWord } from "../../ui/code";
 import { digits, HeadCard } from "../../ui/headcard";
 import { Await, Trouble } from "../../ui/states";
 import { useView } from "../../view";
@@ -106,6 +107,7 @@ function Plot({ run, example, attention, measured, asked, one }: PlotProps) {
     "heads.to_frame()",
     `tf.cluster(heads, features=${JSON.stringify(list)}, method="${method}"${k && `, k=${k}`}, attention="${attention}").to_frame()`,
   ].join("\n");
+  const shell = `traceformer heads ${shellWord(run.name)}${read < of ? ` --num_seqs ${read}` : ""} --output heads.csv`;
   return (
     <Chart
       title={`Heads by ${spoken(upward)} and ${spoken(across)}`}
@@ -121,7 +123,7 @@ function Plot({ run, example, attention, measured, asked, one }: PlotProps) {
           ...metrics.map(({ name }) => digits(head.values[name])),
         ]),
       })}
-      code={{ python, shell: `traceformer heads ${run.name}${!one && read < of ? ` --num_seqs ${read}` : ""} --output heads.csv` }}
+      code={one ? { python } : { python, shell }}
       tools={
         <>
           <Choice label="Up" value={upward.name} options={metrics} onChange={(name) => change({ "lab.y": name })} />
