@@ -127,7 +127,7 @@ class Carried implements Source {
 
   async bytes(resource: string, query: Query = {}): Promise<ArrayBuffer> {
     const array = this.packet.arrays[keyOf(resource, query)];
-    if (!array) throw new Problem("this is not in the file", "it was exported without", "open the run itself with `traceformer view`");
+    if (!array) throw new Problem("this is not in the file", "it was exported without, or the run does not hold it", "open the run itself: traceformer view RUN");
     return array.data.buffer.slice(array.data.byteOffset, array.data.byteOffset + array.data.byteLength) as ArrayBuffer;
   }
 
