@@ -225,7 +225,6 @@ export interface LengthNorm {
   power: number;
 }
 
-
 /** `overview`: what there is of an example's attentions. */
 export interface OverviewAbout {
   attentions: AtlasAbout[];
@@ -403,60 +402,3 @@ export interface LogitPart {
   attention: "self" | "cross" | null;
 }
 
-/** `overview`: what there is of an example's attentions. */
-export interface OverviewAbout {
-  attentions: AtlasAbout[];
-}
-
-export interface AtlasAbout {
-  name: string;
-  queries: number;
-  keys: number;
-  /** Cells of a thumbnail. */
-  rows: number;
-  columns: number;
-  /** Which heads, counted layer by layer, are asked for together: from the first to before the second number. */
-  groups: [number, number][];
-}
-
-/** `predictions`, beside its arrays over positions. */
-export interface PredictionsAbout {
-  source: "logits" | "lens" | null;
-  /** What was not recorded. */
-  missing: string;
-  stack?: Stack;
-  /** Which token a position's prediction is about. */
-  speaks_of?: "next" | "own" | "label";
-  /** The layer that was read out. */
-  layer?: number;
-  /** The most that an entropy can be. */
-  most?: number;
-  /** Those that the arrays number. */
-  tokens?: Token[];
-}
-
-/** `heads`, beside its arrays over heads. */
-export interface HeadsAbout {
-  attentions: string[];
-  metrics: MetricAbout[];
-  /** How many examples were read, of how many. */
-  read: number;
-  of: number;
-  convention: string;
-  window: number;
-}
-
-export interface MetricAbout {
-  name: string;
-  meaning: string;
-  unit: string;
-}
-
-/** `clusters`, beside its arrays over the heads of one attention. */
-export interface ClustersAbout {
-  names: string[];
-  sizes: number[];
-  score: number;
-  k: number;
-  features: string[];
-}
