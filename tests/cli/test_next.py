@@ -42,3 +42,12 @@ def test_what_is_next_is_not_what_was_typed(verb: str, terminal: Terminal) -> No
         following = typed.err.splitlines()[-1].rpartition("next: traceformer ")[2]
         assert following != line
         line = following
+
+
+def test_what_is_next_reads_the_same_texts_the_same_way(terminal: Terminal) -> None:
+    line = "patch byte --clean abcab --corrupt abcaxy --align end --metric kl --device cpu"
+    for _ in range(3):
+        typed = terminal.type(line)
+        assert typed.code == 0, typed.err
+        line = typed.err.splitlines()[-1].rpartition("next: traceformer ")[2]
+        assert "--align end --metric kl" in line

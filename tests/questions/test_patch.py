@@ -209,6 +209,28 @@ def test_pairs_that_the_model_does_not_tell_apart_are_left_out(byte: LoadedModel
     assert found.n_pairs.tolist() == [[1]]
 
 
+def _nan(logits: Tensor) -> Tensor:
+    return logits[:, -1, 0] * float("nan")
+
+
+USELESS: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"corrupt": PAIR["clean"]}, UsageError),
+    ({"corrupt": PAIR["clean"], "estimate": True}, UsageError),
+    ({"metric": _nan}, NumericError),
+    ({"metric": lambda logits: logits[:, :, 0]}, UsageError),
+    ({"metric_position": 99}, UsageError),
+]
+
+
+@pytest.mark.parametrize(("changed", "error"), USELESS)
+def test_what_is_refused_leaves_no_folder(
+    changed: dict[str, Any], error: type[Exception], byte: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        tf.patch(byte, **{**PAIR, **changed}, layers=[1], out=tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
 TRANSFORMER_LENS = {"resid_pre": "resid_pre", "attn_out": "attn_out", "mlp_out": "mlp_out", "z": "attn_head_out"}
 
 

@@ -87,8 +87,12 @@ def patch(
             progress=progress,
         )
     named = f"{shlex.quote(model)} {texts.typed()}"
+    matched = "" if align is None else f" --align {align}"
+    looked_at = "" if metric == "logit_difference" else f" --metric {metric}"
     if (site, sites_in(over)) != _HEADS:
-        then = f"patch {named} --site z --over layer,head"
+        then = f"patch {named}{matched}{looked_at} --site z --over layer,head"
+    elif loaded.dims.arch == "dec" and not matched:
+        then = f"edges {named}{looked_at}"
     else:
-        then = f"edges {named}" if loaded.dims.arch == "dec" else f"patch {named} --site mlp_out"
+        then = f"patch {named}{matched}{looked_at} --site mlp_out"
     report(found, where, then)

@@ -92,7 +92,7 @@ def edges(
     check_whole("exact_top", exact_top, 0)
     look = metric_named(metric, metric_position)
     asked = pairs_of(clean, corrupt, answer, wrong, pairs)
-    read = read_pairs(model, asked, look, answer_token=answer_token)
+    read = read_pairs(model, asked, look, answer_token=answer_token, can_align=False)
     reading = _Reading(model, look, how)
     # Read anew for what is measured, so that memory does not grow with pairs.
     n_measured = len(read) if exact_top else 0

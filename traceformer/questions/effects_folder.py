@@ -8,11 +8,14 @@
 1. `effects.json` is written first. Who finds another one there, or a finished one, does not touch it.
 2. The files of a pair appear whole and together: killed in between, that pair is measured anew.
 3. A pair whose files are all there is done.
+4. What is refused while it is begun, or measured to no use, leaves nothing.
 """
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from traceformer.analysis.effects import Axis, Effects, Swept
-from traceformer.errors import ConfigurationChanged, CorruptRun, NotFound, RunExists
+from traceformer.errors import ConfigurationChanged, CorruptRun, NotFound, RunExists, UsageError
 from traceformer.shapes import Float64
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import FileLock, canonical, free_space, read_sealed, seal
@@ -46,6 +49,7 @@ class EffectsFolder:
     def __init__(self, folder: Path, stated: Mapping[str, Any], arrays: Sequence[str], lock: FileLock) -> None:
         self._folder, self._stated, self._arrays, self._lock = folder, dict(stated), tuple(arrays), lock
         self._cells = tuple(len(axis["numbers"]) for axis in stated["axes"])
+        self._is_new = self._is_new_folder = False
 
     @classmethod
     def create(
@@ -89,19 +93,25 @@ class EffectsFolder:
         )
         if folder.exists() and any(folder.iterdir()):
             _check_begun(folder, stated, resume=resume)
+        is_new_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire()
         made = cls(folder, stated, arrays, lock)
+        made._is_new_folder = is_new_folder
         if not (folder / EFFECTS).exists():
+            made._is_new = True
             made._write_metadata()
         return made
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_of_use = kind is None or (bool(self.done()) and not issubclass(kind, UsageError))
         self._lock.release(remove=True)
+        if self._is_new and not is_of_use:
+            self._remove()
 
     def done(self) -> list[int]:
         """Returns the numbers of the pairs that are there."""
@@ -130,6 +140,15 @@ class EffectsFolder:
         """Says that all is there."""
         self._stated |= {"about": json.loads(canonical(asdict(about))), "finished": True}
         self._write_metadata()
+
+    def _remove(self) -> None:
+        for name in (*self._arrays, *_PER_PAIR):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+        for name in (EFFECTS, "zarr.json"):
+            (self._folder / name).unlink(missing_ok=True)
+        if self._is_new_folder:
+            with suppress(OSError):  # someone put something else there
+                self._folder.rmdir()
 
     def _path(self, name: str, number: int) -> Path:
         zeros = () if name in _PER_PAIR else ("0",) * len(self._cells)

@@ -205,7 +205,7 @@ def patch(
                 kept.put(numbers, measured.metric.numpy(), *group.ends(measured))
                 told(sum(kept.done), len(read))
             found = kept.finished(about, shown, names, sweeper)
-    _check_told_apart(found)
+        _check_told_apart(found)
     return found
 
 

@@ -1,7 +1,7 @@
 """Edits against passes of the same model with plain hooks of torch, masks, and arithmetic; on the built-in model."""
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,7 @@ BAD: list[tuple[Callable[[LoadedModel, tf.Run], Edit], type[TraceformerError], s
     (lambda _, __: edits.zero("resid_pre", 1, position="response"), UsageError, "no response"),
     (lambda _, __: edits.add("resid_post", 1, np.ones(3)), UsageError, "width 3"),
     (lambda _, __: edits.add("resid_post", 1, [np.nan] * 256), UsageError, "NaN"),
+    (lambda _, __: edits.add("resid_post", 1, np.ones(256) * 1j), UsageError, "no array of numbers"),
     (lambda _, __: edits.project_out("resid_post", 1, np.zeros(256)), UsageError, "zero"),
     (lambda _, __: edits.function("resid_post", 1, lambda x: x[:1]), UsageError, "same shape"),
     (lambda _, __: edits.cut(1, key=slice(None)), UsageError, "no key left"),
@@ -338,6 +339,30 @@ def test_a_donor_is_a_run_of_the_same_model(model: LoadedModel, tiny_folder: Cal
     other = tf.record(str(tiny_folder("gpt2")), TEXTS, "resid", dtype="float32")
     with pytest.raises(UsageError, match="another model"), tf.edit(model, edits.patch("resid_pre", 1, other)):
         pass
+
+
+def test_a_donor_was_read_by_the_same_tokenizer(model: LoadedModel) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "Rome": 82}, unk_token="<unk>"))
+    other = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>")
+    ids = [list(b"Rome")]
+    for tokenizer, is_other in ((other, True), (None, False)):
+        donor = tf.record(tf.load_model(model.model, tokenizer), ids, "resid_pre", dtype="float32")
+        with ExitStack() as during:
+            if is_other:
+                during.enter_context(pytest.raises(UsageError, match="token 82 is 'Rome', of byte 'R'"))
+            during.enter_context(tf.edit(model, edits.patch("resid_pre", 1, donor)))
+
+
+def test_a_position_that_the_donor_lacks_is_refused_before_a_folder_is_begun(
+    model: LoadedModel, plain: tf.Run, tmp_path: Path
+) -> None:
+    lacking = edits.patch("resid_pre", 1, plain, position=0, source_position=[40])
+    with pytest.raises(SelectionError, match="position 40"):
+        recorded(model, lacking, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_set_of_edits_is_another_configuration(model: LoadedModel, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.sites import SITES, ArrayKey, ArraySpec
 from traceformer.store.run import Run
+from traceformer.texts.shown import unnamed
 
 __all__ = [
     "Add",
@@ -28,6 +29,7 @@ __all__ = [
     "Where",
     "as_direction",
     "check_change",
+    "token_named_otherwise",
     "zeros",
 ]
 
@@ -193,6 +195,7 @@ def check_change(change: Change, key: ArrayKey, layer: int | None, heads: Sequen
     Raises:
         UsageError: numbers of another width, or the mean of patterns.
         NotRecorded: a run that lacks the array, the layer, or a head.
+        SelectionError: an example that lacks one of the positions that are said of it.
     """
     if isinstance(change, Add):
         _check_width(change.direction, width, key)
@@ -208,6 +211,8 @@ def check_change(change: Change, key: ArrayKey, layer: int | None, heads: Sequen
             raise UsageError(f"the mean of {key}", why="its rows have as many entries as there are keys")
         _held(run, key, layer)
         _stored_heads(run, key, heads)
+        if isinstance(change, Patch) and change.source_position is not None:
+            _check_positions(run, change.example, key, change.source_position)
 
 
 def as_direction(values: Any, what: str = "direction") -> np.ndarray:
@@ -218,9 +223,9 @@ def as_direction(values: Any, what: str = "direction") -> np.ndarray:
     """
     vector = getattr(values, "vector", values)
     if isinstance(vector, Tensor):
-        vector = vector.detach().cpu().double().numpy()
+        vector = vector.detach().cpu().to(torch.promote_types(vector.dtype, torch.float64)).numpy()
     try:
-        array = np.asarray(vector, dtype=np.float64)
+        array = np.asarray(vector).astype(np.float64, casting="same_kind")  # no complex ones
     except (TypeError, ValueError) as error:
         raise UsageError(f"`{what}` is no array of numbers", hint="a vector of the site's width") from error
     if array.ndim == 0 or array.size == 0 or not np.isfinite(array).all():
@@ -240,16 +245,8 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
         SelectionError: the example is too short.
     """
     _held(run, where.key, where.layer)
-    stack = where.key.token_stack
     wanted = where.positions.tolist() if positions is None else list(positions)
-    length = run.length(example, stack)
-    outside = [position for position in wanted if not -length <= position < length]
-    if outside:
-        raise SelectionError(
-            f"position {outside[0]} of example {run.example_id(example)!r} of {run.name}",
-            why=f"it has {length} tokens",
-            hint="positions that both have, or source_position",
-        )
+    _check_positions(run, example, where.key, wanted)
     rows = run.get(example, where.key, where.layer)
     if where.heads:
         rows = rows[_stored_heads(run, where.key, where.heads)]
@@ -257,6 +254,20 @@ def rows_of_run(run: Run, example: int | str, where: Where, positions: Sequence[
         return rows[..., wanted, :]
     squares = rows[:, wanted]
     return squares[..., where.keys.clamp(min=0).numpy()] * (where.keys >= 0).numpy()
+
+
+def token_named_otherwise(run: Run, example: int | str, tokenizer: Any) -> tuple[int, str, str] | None:
+    """Returns the first token of a run's example that a tokenizer names otherwise: its id, its name, the other name."""
+    if tokenizer is None:
+        return None
+    told = run.encodings(example)
+    for stack in ("", "dec_"):
+        ids, tokens = (list(told.get(f"{stack}{what}") or ()) for what in ("input_ids", "tokens"))
+        named = tokenizer.convert_ids_to_tokens([int(number) for number in ids])
+        for number, token, name in zip(ids, tokens, named, strict=False):
+            if name is not None and token not in (name, unnamed(number)):
+                return number, token, name
+    return None
 
 
 def mean_of_run(run: Run, key: ArrayKey, layer: int | None, *, per_position: bool) -> np.ndarray:
@@ -274,6 +285,17 @@ def mean_of_run(run: Run, key: ArrayKey, layer: int | None, *, per_position: boo
     if per_position:
         return total / counts[:, None]
     return total.sum(-2) / counts.sum()
+
+
+def _check_positions(run: Run, example: int | str, key: ArrayKey, positions: Sequence[int]) -> None:
+    length = run.length(example, key.token_stack)
+    outside = [position for position in positions if not -length <= position < length]
+    if outside:
+        raise SelectionError(
+            f"position {outside[0]} of example {run.example_id(example)!r} of {run.name}",
+            why=f"it has {length} tokens",
+            hint="positions that both have, or source_position",
+        )
 
 
 def _held(run: Run, key: ArrayKey, layer: int | None) -> ArraySpec:

@@ -73,6 +73,7 @@ def read_pairs(
     *,
     align: Align | None = None,
     answer_token: AnswerToken = "only",
+    can_align: bool = True,
 ) -> list[PairOfIds]:
     """Returns the pairs as the model reads them.
 
@@ -82,6 +83,7 @@ def read_pairs(
         metric: What will be looked at: it says whether pairs need an answer, and a wrong one.
         align: How positions of texts of unequal length are matched; None refuses these.
         answer_token: Whether an answer of several tokens is refused, or stands for its first one.
+        can_align: Whether who asks could match texts of unequal length at all.
 
     Raises:
         UsageError: texts of unequal length; an answer that is missing, of several tokens, or the same as the wrong one.
@@ -90,7 +92,7 @@ def read_pairs(
         check_choice("align", align, ("end",))
     check_choice("answer_token", answer_token, ("only", "first"))
     encoder = Encoder(model, "auto", 64)
-    return [_read_pair(model, encoder, pair, metric, align, answer_token) for pair in pairs]
+    return [_read_pair(model, encoder, pair, metric, align, answer_token, can_align) for pair in pairs]
 
 
 def _read_pair(
@@ -100,13 +102,15 @@ def _read_pair(
     metric: Metric,
     align: Align | None,
     answer_token: AnswerToken,
+    can_align: bool,
 ) -> PairOfIds:
     clean, corrupt = read_text(encoder, pair.clean), read_text(encoder, pair.corrupt)
     if len(clean) != len(corrupt):
         lengths = f"the clean text of pair {pair.name} has {len(clean)} tokens, the corrupt one {len(corrupt)}"
         if align is None:
             why = "which position is which cannot be known"
-            raise UsageError(lengths, why=why, hint='texts of equal length, or `align="end"` counts from their ends')
+            hint = "texts of equal length" + ', or `align="end"` counts from their ends' * can_align
+            raise UsageError(lengths, why=why, hint=hint)
         if "targets" in metric.needs:
             raise UsageError(lengths, why=f"{metric.name} compares position with position", hint="another metric")
     tokens: dict[str, int | None] = {"answer": None, "wrong": None}

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from traceformer.capture.edits.changes import Change, Cut, Patch, Resample, Where, check_change
+from traceformer.capture.edits.changes import Change, Cut, Patch, Resample, Where, check_change, token_named_otherwise
 from traceformer.capture.edits.columns import Columns, Texts
 from traceformer.capture.edits.kinds import Edit
 from traceformer.capture.edits.positions import NAMED, Position, meant, tokens_with
@@ -388,4 +388,11 @@ def _check_source(edit: Edit, loaded: LoadedModel | None) -> None:
             f"{run.name} is a run of another model",
             why=f"its weights are those of {run.about.model or 'a model that is not named'}, not of {loaded.source}",
             hint="record the donor with this model",
+        )
+    differing = token_named_otherwise(run, getattr(edit.change, "example", 0), loaded.tokenizer)
+    if differing is not None:
+        raise UsageError(
+            f"{run.name} was read by another tokenizer",
+            why=f"its token {differing[0]} is {differing[1]!r}, of {loaded.source} {differing[2]!r}",
+            hint="record the donor with this model and its tokenizer",
         )
