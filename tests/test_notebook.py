@@ -44,7 +44,6 @@ def test_the_notebook_runs_and_shows_tables_pictures_and_a_page(tmp_path: Path) 
     page = (tmp_path / "first_steps.html").read_text(encoding="utf-8")
     assert len(re.findall(r"<img[^>]* src=\"data:image/png;base64,", page)) == 3  # heads, lens, traits
     assert page.count('class="dataframe"') == 2  # heads, lens
-    assert "<iframe" in page  # paths
-    assert "Run(in memory: 2 examples" in page
+    assert page.count("<iframe") == 2  # the run, paths
     assert "&lt;Figure size" not in page
     assert "<progress" not in page  # bars go when the work is done

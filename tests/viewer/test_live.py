@@ -128,7 +128,7 @@ def test_search_finds_tokens_metrics_and_texts(live: Live, byte_runs: Path) -> N
     page = live(Library.at(byte_runs), "run=byte&screen=overview")
     expect(page.get_by_role("button", name="1 of 3")).to_be_visible()
     page.keyboard.press("/")
-    expect(page.get_by_role("option", name="induction")).to_be_visible()
+    expect(page.locator(".picker [role=option]", has_text="induction")).to_be_visible()
     page.keyboard.type("cat s")
     text = "The cat sat on the mat. The cat sat on the hat."
     ends = [found.end() - 1 for found in re.finditer("cat s", text)]
