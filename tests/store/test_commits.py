@@ -42,6 +42,7 @@ def test_verify_finds_single_byte_flips(run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a verification for each
 def test_verify_finds_every_one_of_1000_single_byte_flips(tmp_path: Path) -> None:
     find_flips(runs.write(tmp_path / "run", runs.plan("encdec")), 1000)
 
