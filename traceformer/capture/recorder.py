@@ -46,6 +46,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
+from traceformer.models.part import text_part
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
@@ -308,7 +309,7 @@ class Recorder:
     def _module(self, path: str) -> Any:
         """The module at a path from the base model."""
         try:
-            return self._model.base_model.get_submodule(path)
+            return text_part(self._model).get_submodule(path)
         except AttributeError as error:
             raise Unsupported(
                 f"{type(self._model).__name__} has no module {path}",
