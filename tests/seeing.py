@@ -39,16 +39,21 @@ def _patches(width: int) -> Callable[[Sequence[int]], dict[str, torch.Tensor]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a family's config says, what its processor makes of images, and what it calls which tokens are images."""
+    """What a family's config says, what its processor makes of images, and what it calls which tokens are images.
+
+    `types` with `suffix` is what it calls which tokens come behind a prefix that is seen both ways.
+    """
 
     config: Mapping[str, Any]
     images: Callable[[Sequence[int]], dict[str, torch.Tensor]]
     types: str = ""
+    suffix: int = 0
 
 
 _QWEN = {"spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32}
 SEEING: Mapping[str, Kind] = {
     "gemma3": Kind({"vision_config": _SIGLIP, "mm_tokens_per_image": PER_IMAGE}, _plain(28), "token_type_ids"),
+    "paligemma": Kind({"vision_config": _SIGLIP, "projection_dim": 32}, _plain(28), "token_type_ids", suffix=2),
     "llava": Kind({"vision_config": _SIGLIP}, _plain(28)),
     "mistral3": Kind({"vision_config": {"image_size": 56, "patch_size": 14}, "spatial_merge_size": 2}, _sized(56)),
     "internvl": Kind({"vision_config": {"image_size": [56, 56], "patch_size": [14, 14]}}, _plain(56)),
@@ -98,4 +103,7 @@ def _batch(kind: Kind, rows: Sequence[Sequence[int]], images: Sequence[int]) -> 
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     types = {kind.types: (ids == IMAGE).long()} if kind.types else {}
+    if kind.suffix:
+        ends = mask.sum(1, keepdim=True)
+        types = {kind.types: (torch.arange(longest) >= ends - kind.suffix).long()}
     return {"input_ids": ids, "attention_mask": mask, **kind.images(images), **types}

@@ -105,4 +105,5 @@ def _text_alone(rows: Sequence[Encoded]) -> Iterator[Encoded]:
     for row in rows:
         [(stack, ids)] = row.ids.items()
         said = [each for each, kind in zip(ids, row.kinds or (), strict=True) if kind == "text"]
-        yield replace(row, ids={stack: said}, kinds=None, given=None)
+        is_typed = "token_type_ids" in (row.given.inputs if row.given else {})
+        yield replace(row, ids={stack: said}, types=[0] * len(said) if is_typed else None, kinds=None, given=None)

@@ -46,7 +46,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
-from traceformer.models.part import text_part
+from traceformer.models.part import check_token_types, text_part
 from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
@@ -137,6 +137,7 @@ class Recorder:
             [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
         )
         check_positions(self._model, {stack: max(_lengths(own)) for stack, own in spans.items()})
+        check_token_types(self._model, inputs)
         self.sharing.settle()
         self._pass.begin(self._wanted, spans, self._columns(spans, inputs))
         try:
@@ -191,6 +192,7 @@ class Recorder:
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ids: Tensor = kwargs[name] if name in kwargs else args[0]
+            check_token_types(self._model, kwargs)
             wanted = later if growth.seen.get(stack) else mine
             self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
 

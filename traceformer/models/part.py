@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import Unreadable
+from traceformer.errors import Unreadable, Unsupported
 from traceformer.sites import Stack
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "check_token_types",
     "is_composite",
     "placeholders",
     "stack_config",
@@ -102,6 +103,25 @@ def takes_positions(model: "PreTrainedModel") -> bool:
     Composites are not: theirs may count along several axes, or from one, and are their own affair.
     """
     return "position_ids" in inspect.signature(model.forward).parameters and not is_composite(model.config)
+
+
+def check_token_types(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
+    """Refuses inputs that do not say which of their tokens are a prefix, of a model that looks both ways in one.
+
+    Raises:
+        Unsupported: they do not.
+    """
+    config = text_config(model.config)
+    looks_both_ways = config is not model.config and getattr(config, "use_bidirectional_attention", None) is True
+    if not looks_both_ways or inputs.get("token_type_ids") is not None:
+        return
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        raise Unsupported(
+            f"texts of {type(model).__name__} by themselves",
+            why="without token_type_ids, which say what is its prefix, its tokens look at later ones under some "
+            "implementations of attention and not under others",
+            hint="what its processor returns with return_token_type_ids=True, in Python: record(model, batch)",
+        )
 
 
 def text_prefix(names: Iterable[str], token_embed: str, blocks: str) -> str:

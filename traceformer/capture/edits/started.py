@@ -32,7 +32,7 @@ from traceformer.models.dims import check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import output_site, why_no_output
-from traceformer.models.part import start_token_of, takes_positions, text_part
+from traceformer.models.part import check_token_types, start_token_of, takes_positions, text_part
 from traceformer.sites import Stack
 
 __all__ = ["WAYS", "Passes", "Untouched", "Way"]
@@ -110,6 +110,7 @@ class Passes:
         self._blocks: list[nn.Module] = list(text_part(self._model).get_submodule(self._row.blocks))
         self._accepted = frozenset(inspect.signature(model.model.forward).parameters)
         self._is_causal = model.dims.arch == "dec"
+        check_token_types(model.model, {})
         self._has_positions = takes_positions(model.model) and self._is_causal
         self._n_heads = model.dims.stacks[self.stack].n_heads
         self.begins_at_mixed = self._row.attention.out_proj is not None
