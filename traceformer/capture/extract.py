@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -155,14 +155,14 @@ def record(
         thumbnails=thumbnails,
     )
     place.check()
-    reading = {
+    reading: dict[str, Any] = {
         **{"targets": targets, "split": split, "text_column": text_column, "ids_column": ids_column, "limit": limit},
         **{"max_seq_len": max_seq_len, "dec_max_len": dec_max_len},
     }
     batches = batches_in(texts)
     if batches is not None:
         _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens})
-    asked = read_texts(texts, **reading) if batches is None else batches
+    asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
         return extract(
@@ -233,7 +233,7 @@ def extract(
         first = first_batch(rows, layout.shard_range(0), batching)
         prove_first(model, plan, first, sum(rows.lengths.total.values()))
         if rows.given is not None:
-            prove_given(model, rows.given[0].given)
+            prove_given(model, rows.given[0])
             handed_on.forget()  # an image may be added between two blocks of one batch, and of none before
     if not edits:  # which may change one of two arrays that are equal without them
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))

@@ -194,7 +194,7 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
 
 def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
-    config, family = stack_config(model.config, [*model.dims.stacks][-1]), model.family
+    config, family = stack_config(model.config, "enc" if model.dims.arch == "enc" else "dec"), model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
     if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)

@@ -57,7 +57,7 @@ class Sharing:
         self._model = model
         self._sides: dict[int, Hashable] = {}
         self._ropes = [rope for rope in _rotary_modules(model) if self._depends_on_length(rope)]
-        self._counting = [module for module in model.modules() if hasattr(module, "rope_deltas")]
+        self._counting: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         self.settle()
 
     @property

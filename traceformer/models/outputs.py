@@ -54,7 +54,7 @@ def _writing_class(config: Any, named: Sequence[str]) -> str:
     """Which automatic class makes the named class of a model of this type: a composite's text model may be another."""
     from transformers.models.auto import modeling_auto as auto
 
-    makers: Mapping[str, Mapping[str, Any]] = {
+    makers: Mapping[str, Mapping[Any, str]] = {
         "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         "AutoModelForMultimodalLM": auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,

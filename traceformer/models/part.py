@@ -13,7 +13,6 @@ from traceformer.errors import Unreadable, Unsupported
 from traceformer.sites import Stack
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -67,7 +66,7 @@ def is_composite(config: Any) -> bool:
     return text_config(config) is not config
 
 
-def text_part(model: "PreTrainedModel") -> "nn.Module":
+def text_part(model: "PreTrainedModel") -> Any:
     """Returns the module that the paths of a row count from: the base model, or that of the text model in it.
 
     In a composite that is the outermost module whose config is the text model's; where the class made a copy of that

@@ -9,7 +9,9 @@ the middle layer values mixed by the recorded patterns must be what the attentio
 import torch
 from torch import Tensor
 
+from traceformer.capture.encoding import Encoded
 from traceformer.capture.given import Given
+from traceformer.capture.passes import Spans
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.place import Reference, Scene
 from traceformer.capture.proofs.tested import Errors, Kept, prove, tolerance_of
@@ -18,36 +20,41 @@ from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import LoadedModel
-from traceformer.sites import Selection
+from traceformer.sites import Selection, Stack
 
 __all__ = ["prove_given"]
 
 _MOST_BYTES = 256 << 20  # of patterns, in float32; larger batches are proved by their hidden states alone
 
 
-def prove_given(model: LoadedModel, given: Given) -> None:
-    """Proves of a batch that what is recorded of it is the model's own.
+def prove_given(model: LoadedModel, row: Encoded) -> None:
+    """Proves of the batch that a row came in that what is recorded of it is the model's own.
 
     Raises:
         Unsupported: it is not.
     """
-    own, row = model.model, model.built
+    given = row.given
+    assert given is not None
+    own, built = model.model, model.built
     [(stack, sizes)] = model.dims.stacks.items()
     longest = max(span.length for span in given.spans)
     few = 4 * sizes.n_heads * longest**2 * len(given.spans) <= _MOST_BYTES
     sites = ("hidden", "attn_pattern", "v", "z") if few else ("hidden",)
-    every = plan_arrays(Selection(("all",), layers={stack: (sizes.n_layers // 2,)}), own, architecture=row).arrays
+    every = plan_arrays(Selection(("all",), layers={stack: (sizes.n_layers // 2,)}), own, architecture=built).arrays
     specs = [spec for spec in every if spec.key.site in sites]
-    spans, inputs, kept = {stack: list(given.spans)}, given.on(str(own.device)), Kept({stack: given.spans})
+    spans: Spans = {stack: list(given.spans)}
+    inputs, kept = given.on(str(own.device)), Kept(spans)
     errors: Errors = {}
     with torch.inference_mode(), evaluating(own):
         Sharing(own).settle()
         hidden = getattr(own(**inputs, output_hidden_states=True), "hidden_states", None)
-        with Recorder(own, specs, kept, row) as recorder:
+        with Recorder(own, specs, kept, built) as recorder:
             recorder.run(spans, **inputs)
-        ids = tuple({stack: torch.tensor(given.ids(number))} for number in range(len(given.spans)))
-        whole = {} if hidden is None else {stack: tuple(_from_first_token(each, given) for each in hidden)}
-        prove(Scene(own, row, model.dims, ids, kept.arrays, Reference(None, whole, {})), specs, errors)
+        ids: list[dict[Stack, Tensor]] = [{stack: torch.tensor(given.ids(n))} for n in range(len(given.spans))]
+        whole: dict[Stack, tuple[Tensor, ...]] = (
+            {} if hidden is None else {stack: tuple(_from_first_token(each, given) for each in hidden)}
+        )
+        prove(Scene(own, built, model.dims, tuple(ids), kept.arrays, Reference(None, whole, {})), specs, errors)
     for (key, fact, rounding), error in errors.items():
         if not error <= (tolerance := tolerance_of(rounding, own.dtype, 1.0)):
             raise Unsupported(
