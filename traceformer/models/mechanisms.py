@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from traceformer.errors import Unsupported
+from traceformer.models.part import text_config
 
 __all__ = ["mechanisms_of", "stated", "unstated"]
 
@@ -60,7 +61,7 @@ def unstated(config: Any, *names: str) -> Unsupported:
 
 def mechanisms_of(config: Any) -> list[str]:
     """Returns what a config says of its model that no row can describe yet, each in a few words."""
-    return [*_mechanisms(config)]
+    return [*_mechanisms(text_config(config))]
 
 
 def _mechanisms(config: Any) -> Iterator[str]:

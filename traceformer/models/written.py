@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceformer.models.blocks import decoders, encoder_decoders, encoders, outside
 from traceformer.models.family import Architecture, Tap
+from traceformer.models.part import is_composite, text_config, text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
 
     What only a person can say, its readout and a config for a tiny model, is begun with what its config says.
     """
-    config: Any = model.config
+    config: Any = text_config(model.config)
     family, same = str(config.model_type), _constant(architecture)
     constant = family.upper().replace("-", "_").replace(".", "_")
     blocks = "" if same else f"{constant} = {written_architecture(architecture)}\n\n"
@@ -31,7 +32,9 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
         {
             "blocks": _Name(same or f"blocks.{constant}"),
             "positions": _Call("Positions", {"": kind}),
-            "tiny": _Call("Tiny", {"": type(model).__name__, " ": sizes}),
+            "tiny": _Call(
+                "Tiny", {"": type(text_part(model) if is_composite(model.config) else model).__name__, " ": sizes}
+            ),
         },
     )
     start = f"    {_quoted(family)}: "

@@ -26,6 +26,7 @@ from traceformer.capture.edits.slopes import Climb, OfLogits, Read, values_at
 from traceformer.capture.edits.touching import Place, Touch
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.shapes import Float64
 from traceformer.sites import ArrayKey
 
@@ -75,7 +76,7 @@ class Stream:
         path = self._row.attention.out_proj
         if path is None:
             raise Unsupported("edges of this model", why="its heads' output projection is not known")
-        module: Any = self._model.model.base_model.get_submodule(f"{self._row.blocks}.{layer}.{path}")
+        module: Any = text_part(self._model.model).get_submodule(f"{self._row.blocks}.{layer}.{path}")
         n_heads, n_positions, d_head = change.shape
         apart = change.new_zeros(n_heads + 1, n_positions, n_heads, d_head)
         for head in range(n_heads):

@@ -75,7 +75,7 @@ class _Rotation(NamedTuple):
 
 def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
-    rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
+    rotary = place.beside("rotary_emb")
     module = place.module(place.attention_row.module)
     if hasattr(module, "rotary_dim"):  # GPT-J's, which has a table of angles and no frequencies
         return _Rotation(module.rotary_dim or place.dims.d_head, 1.0)
@@ -89,8 +89,9 @@ def _rotation(place: Place) -> _Rotation | None:
 def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
     module, rows = place.module(place.attention_row.module), place(f"{which}_proj")
-    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
-    if norm is not None:
+    names = (f"{which}_norm", f"{which}_layernorm", "qk_norm")
+    norm = next((found for name in names if (found := getattr(module, name, None)) is not None), None)
+    if norm is not None:  # one behind the rotation gives the same lengths
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
@@ -100,6 +101,9 @@ def _normed_projection(place: Place, which: str) -> Tensor:
     if stretch:  # queries grow with the logarithm of their position, in steps
         steps = torch.arange(rows.shape[1], device=rows.device) // rope["original_max_position_embeddings"]
         rows = (rows * (1 + stretch * torch.log(1 + steps))[:, None]).to(rows.dtype)
+    if getattr(module, "attn_temperature_tuning", False) and not module.use_rope:  # likewise, where nothing is rotated
+        steps = (torch.arange(rows.shape[1], device=rows.device) + 1) // module.floor_scale
+        rows = (rows * (1 + module.attn_scale * torch.log1p(steps.float()))[:, None]).to(rows.dtype)
     return rows * module.scaling if place.attention_row.scales_queries else rows
 
 
@@ -174,7 +178,7 @@ def _scores(place: Place) -> Sides:
 
 def _with_own_bias(place: Place, scores: Tensor) -> Tensor:
     """Scores with what families outside the attention function add: ALiBi, a bias of distances, scores of positions."""
-    base, module = place.scene.model.base_model, place.module(place.attention_row.module)
+    base, module = place.part, place.module(place.attention_row.module)
     encoder: Any = getattr(base, "encoder", None)
     if hasattr(module, "disentangled_attention_bias"):
         parts = 1 + len({"c2p", "p2c"} & {*module.pos_att_type})
@@ -208,7 +212,11 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     if patterns is not None:
         seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]
         return torch.stack(seen) & (distance >= 0) | (distance == 0)
-    return (distance >= 0) & (distance < (len(keys) if window is None else window))
+    seen = (distance >= 0) & (distance < (len(keys) if window is None else window))
+    if _layer_type(place) == "chunked_attention":
+        chunk = place.config.attention_chunk_size
+        seen &= queries[:, None] // chunk == keys // chunk
+    return seen
 
 
 def _softmax(place: Place) -> Sides:
@@ -287,7 +295,7 @@ def _alibi(place: Place) -> Sides:
 
 
 def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
-    base: Any = place.scene.model.base_model
+    base = place.part
     device = place.scene.model.device
     if hasattr(base, "build_alibi_tensor"):
         return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)

@@ -26,6 +26,7 @@ from traceformer.capture.scores import Span
 from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
+from traceformer.models.part import text_part
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
@@ -137,7 +138,7 @@ def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_
     out = key._replace(site="attn_out")
     if attention.out_proj is None or not scene.row.has(out):
         return
-    module = scene.model.base_model.get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
+    module = text_part(scene.model).get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Touch:

@@ -23,6 +23,7 @@ from traceformer.capture.proofs.watch import Attended, Watched, inside_of, is_li
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.part import text_part
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
@@ -42,7 +43,7 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
     refused: dict[str, str] = {}
     stacks: dict[Stack, StackRow] = {}
     for stack, sizes in dims.stacks.items():
-        row, why = _stack_row(model.base_model, watched, stack, paths[stack], sizes, has_cross=len(paths) > 1)
+        row, why = _stack_row(text_part(model), watched, stack, paths[stack], sizes, has_cross=len(paths) > 1)
         stacks[stack] = row
         refused |= why
     return Architecture(stacks, bool(watched.attended), refused=refused)
@@ -54,7 +55,7 @@ def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[S
     name, obstacles = type(model).__name__, list[str]()
     for stack, sizes in dims.stacks.items():
         chains: list[tuple[int, str]] = []
-        for path, module in model.base_model.named_modules():
+        for path, module in text_part(model).named_modules():
             outer = (*found.values(), *(chain for _, chain in chains))
             is_within = any(f"{path}.".startswith(f"{other}.") for other in outer)
             if is_within or not is_list_of_blocks(module, sizes.n_layers):

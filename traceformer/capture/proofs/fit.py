@@ -29,6 +29,7 @@ from traceformer.models.families import FAMILIES, own_family, unmet
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
+from traceformer.models.part import start_token_of, text_part
 from traceformer.progress import OnProgress, Progress, quiet
 from traceformer.sites import ArrayKey, Selection, Stack
 
@@ -105,7 +106,7 @@ def _chosen(model: LoadedModel, rows: Sequence[Encoded]) -> list[Example]:
     for row in picked:
         ids: dict[Stack, Sequence[int]] = {stack: own[:_MOST_TOKENS] for stack, own in row.ids.items()}
         if model.dims.arch == "encdec" and "dec" not in ids:
-            start = getattr(model.config, "decoder_start_token_id", None)
+            start = start_token_of(model.config)
             ids["dec"] = [*([] if start is None else [start]), *ids["enc"][: _MOST_TOKENS // 2]]
         examples.append(ids)
     halves: dict[Stack, Sequence[int]]
@@ -196,7 +197,7 @@ def _candidates(
 
 def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
     """Whether every module that a row names is there, in every block."""
-    there = {path for path, _ in model.base_model.named_modules(remove_duplicate=False)}
+    there = {path for path, _ in text_part(model).named_modules(remove_duplicate=False)}
     for own in row.stacks.values():
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
         if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
