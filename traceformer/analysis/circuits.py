@@ -304,8 +304,8 @@ class _Reduced:
 
     query: Float32[np.ndarray, "head d_head d_head"]
     key: Float32[np.ndarray, "head d_head d_head"]
-    value: Float32[np.ndarray, "head d_head d_head"]
-    out: Float32[np.ndarray, "head d_head d_head"]
+    value: Float32[np.ndarray, "head d_value d_value"]
+    out: Float32[np.ndarray, "head d_value d_value"]
 
     @classmethod
     def of(cls, heads: LayerHeads) -> "_Reduced":

@@ -88,7 +88,7 @@ def plan_arrays(
                 arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
-        if not keys and site not in _OF_CLASSES:  # of a language model nobody misses these
+        if not keys and not SITES[site].of_few:
             left_out.append(site)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
@@ -138,6 +138,10 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
     refused = [why for key, why in architecture.refused.items() if key.rpartition(".")[2] == site]
     if refused:
         return refused[0]
+    if site == "kv_latent":
+        return "its keys and values are made of attention's input, not of a narrower row"
+    if site in ("k_proj", "v_proj") and any(row.attention.kv_latent is not None for row in architecture.stacks.values()):
+        return "one projection makes keys and values of a latent row: see kv_latent, k and v"
     if site == "projection":
         return "projections are recorded with `project`"
     if site in ("lens_topk", "lens_topk_prob"):

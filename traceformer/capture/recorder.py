@@ -46,7 +46,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
-from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
@@ -357,8 +357,8 @@ class Recorder:
             attention = row.attention_of(key.attention)
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
-            d_head = self._dims.stacks[key.stack].d_head
-            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
+            width = self._dims.stacks[key.stack].width_of(SITES["z"])
+            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted))
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

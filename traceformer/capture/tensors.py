@@ -8,6 +8,7 @@ from torch import Tensor
 
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
+from traceformer.sites import SITES
 
 __all__ = ["first_input", "first_output", "own_output", "part_of"]
 
@@ -45,5 +46,5 @@ def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
         first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
         grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
         return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
-    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
+    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.width_of(SITES["v"])]
     return rows.split(sizes, dim=-1)["qkv".index(tap.part)]

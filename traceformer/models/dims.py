@@ -21,6 +21,9 @@ Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 class StackDims:
     """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
 
+    `d_value` is the width of values, 0 where that is d_head; `d_latent` that of the row that keys and values are made
+    of, 0 where they are made of attention's input (multi-head latent attention).
+
     `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
     """
 
@@ -33,6 +36,8 @@ class StackDims:
     d_mlp: int
     d_vocab: int
     n_ctx: int
+    d_value: int = 0
+    d_latent: int = 0
 
     def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
@@ -43,8 +48,10 @@ class StackDims:
         """Returns how wide a site's rows are; 0 where they have no width of their own, as (query, key) squares."""
         if site.name == "token_embed":
             return self.d_embed
+        if site.of_values:
+            return self.d_value or self.d_head
         widths = {"d_model": self.d_model, "d_head": self.d_head, "d_mlp": self.d_mlp, "d_vocab": self.d_vocab}
-        return widths.get(site.axes[-1], 0)
+        return {**widths, "d_latent": self.d_latent}.get(site.axes[-1], 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +116,23 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
     d_mlp = _first(config, *widths, default=4 * d_model)
     if d_mlp == stated(config, "expansion_ratio"):
         d_mlp *= d_model
+    latent = _first(config, "kv_lora_rank", default=0)
+    d_head = _first(config, "d_kv", "head_dim", default=d_model // n_heads)
+    if latent:  # what such a config calls head_dim may be what is rotated of a key
+        d_head = _first(config, "qk_nope_head_dim", default=0) + _first(config, "qk_rope_head_dim", default=0)
+    d_value = _first(config, "v_head_dim", default=d_head)
     return StackDims(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=_n_kv_heads(config, n_heads),
         d_model=d_model,
         d_embed=_first(config, "embedding_size", "word_embed_proj_dim", default=d_model),
-        d_head=_first(config, "d_kv", "head_dim", default=d_model // n_heads),
+        d_head=d_head,
         d_mlp=0 if has_experts(config) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
         n_ctx=n_ctx_of(config) if table is None else min(table, n_ctx_of(config) or table),
+        d_value=0 if d_value == d_head else d_value,
+        d_latent=latent,
     )
 
 

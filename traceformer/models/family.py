@@ -12,6 +12,7 @@ __all__ = [
     "AttentionRow",
     "ByFlag",
     "Family",
+    "Latent",
     "MlpKind",
     "Norm",
     "Positions",
@@ -46,12 +47,25 @@ def into(path: str) -> Tap:
     return Tap(path, "input")
 
 
+class Latent(NamedTuple):
+    """A projection by way of a narrow row for each token (multi-head latent attention): paths of modules in a block.
+
+    `down` makes that row, `norm` norms it, `up` makes heads of it. Of keys and values `down` makes as well, behind the
+    row, the part of keys that all heads share; `up` makes, head by head, what else is in a key, and a value.
+    """
+
+    down: str
+    norm: str
+    up: str
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionRow:
     """One attention of a block: the module handed to the attention function, its parts, and its sites.
 
     What a family has no such module for, or none that is known, is None; so is a projection that no module shows,
-    position by position, as it enters the scores.
+    position by position, as it enters the scores. With `q_latent` the query projection is the last of its modules; with
+    `kv_latent` keys and values have none of their own.
     """
 
     module: str
@@ -64,6 +78,8 @@ class AttentionRow:
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
     scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
+    q_latent: Latent | None = None
+    kv_latent: Latent | None = None
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -72,6 +88,7 @@ class AttentionRow:
             "k_proj": self.k_proj,
             "v_proj": self.v_proj,
             "attn_out": self.attn_out,
+            "kv_latent": None if self.kv_latent is None else Tap(self.kv_latent.norm),
         }.get(site)
 
 
@@ -138,6 +155,9 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Returns all that it is made of, as JSON has it: a tap is [path, side, part, fused]."""
         data = json.loads(json.dumps(asdict(self)))
+        for own in data["stacks"].values():
+            for kind in ("attention", "cross"):
+                own[kind] = own[kind] and {name: value for name, value in own[kind].items() if not _unsaid(name, value)}
         return data if self.readout is not None else {name: value for name, value in data.items() if name != "readout"}
 
     @classmethod
@@ -158,6 +178,11 @@ class Architecture:
         )
 
 
+def _unsaid(name: str, value: Any) -> bool:
+    """Whether a row is written without this: what came later than other fields, and is nothing in most rows."""
+    return value is None and name.endswith("_latent")
+
+
 def _tap(data: Any) -> Tap | None:
     return None if data is None else Tap(*data)
 
@@ -173,6 +198,7 @@ def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
     if data is None:
         return None
     read: dict[str, Any] = {name: _tap(data[name]) for name in ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")}
+    read |= {name: Latent(*data[name]) for name in ("q_latent", "kv_latent") if data.get(name) is not None}
     return AttentionRow(**{**data, **read})
 
 

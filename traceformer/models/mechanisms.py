@@ -69,9 +69,6 @@ def _mechanisms(config: Any) -> Iterator[str]:
     if kinds and len(attending) < len(kinds):
         others = ", ".join(dict.fromkeys(kind for kind in kinds if not _attends(kind)))
         yield f"attention in {len(attending)} of its {len(kinds)} layers only; the others are {others}"
-    nope, rope, value = (stated(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    if isinstance(nope, int) and isinstance(rope, int) and isinstance(value, int) and nope + rope != value:
-        yield f"queries and keys {nope + rope} wide beside values {value} wide (latent attention)"
     streams = next((n for name in ("hc_mult", "hc_count", "altup_num_inputs") if (n := stated(config, name))), 1)
     if isinstance(streams, int) and streams > 1:
         yield f"{streams} residual streams"

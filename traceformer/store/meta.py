@@ -25,7 +25,10 @@ Numbers: TypeAlias = tuple[int, ...] | Mapping[Stack, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only."""
+    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only.
+
+    `d_value` is stated where values are not as wide as keys, `d_latent` where both are made of a narrower row.
+    """
 
     n_layers: int | None = None
     n_heads: int | None = None
@@ -36,6 +39,8 @@ class Dims:
     d_mlp: int | None = None
     d_vocab: int | None = None
     n_ctx: int | None = None
+    d_value: int | None = None
+    d_latent: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":

@@ -153,7 +153,7 @@ class Touching:
             part = part_of(rows, spot.tap, dims)
             by_head = part
             if _has_heads(key) and part.dim() == 3:
-                by_head = part.unflatten(-1, (-1, dims.d_head)).transpose(1, 2)
+                by_head = part.unflatten(-1, (-1, dims.width_of(SITES[key.site]))).transpose(1, 2)
             new = touch(by_head)
             if new is by_head:
                 return None
@@ -186,10 +186,10 @@ class Touching:
 
     def _hook_mixed(self, out_proj: nn.Module, key: ArrayKey, touch: Touch, undo: ExitStack) -> None:
         """Where a module computes attention itself, mixed values are what its output projection is given."""
-        d_head = self._dims.stacks[key.stack].d_head
+        width = self._dims.stacks[key.stack].width_of(SITES["z"])
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            mixed = args[0].unflatten(-1, (-1, d_head)).transpose(1, 2)
+            mixed = args[0].unflatten(-1, (-1, width)).transpose(1, 2)
             new = touch(mixed)
             if new is mixed:
                 return None

@@ -13,6 +13,7 @@ from torch import Tensor
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
+from traceformer.sites import SITES
 
 __all__ = ["ATTENTION_CLAIMS"]
 
@@ -22,17 +23,23 @@ def _merged(rows: Tensor) -> Tensor:
     return rows.transpose(0, 1).flatten(1)
 
 
-def _split(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
+def _by_head(rows: Tensor, width: int) -> Tensor:
+    """(position, head * width) -> (head, position, width)."""
+    return rows.unflatten(-1, (-1, width)).transpose(0, 1)
+
+
+def _split(rows: Tensor, tap: Tap, dims: StackDims, which: str) -> Tensor:
     """The part of a projection's output (position, width) that a tap names, as (head, position, d_head)."""
+    width = dims.width_of(SITES[which])
     if tap.part == "whole":
-        return rows.unflatten(-1, (-1, dims.d_head)).transpose(0, 1)
-    index, heads = "qkv".index(tap.part), _split(rows, Tap(""), dims)
+        return _by_head(rows, width)
+    index = "qkv".index(tap.part)
     if tap.fused == "per_head":
-        group = dims.n_heads // dims.n_kv_heads
+        group, heads = dims.n_heads // dims.n_kv_heads, _by_head(rows, width)
         each = [head for head in range(len(heads)) if max(0, head % (group + 2) - group + 1) == index]
         return heads[each]
-    first = (0, dims.n_heads, dims.n_heads + dims.n_kv_heads)[index]
-    return heads[first : first + (dims.n_kv_heads if index else dims.n_heads)]
+    first = (0, dims.n_heads, dims.n_heads + dims.n_kv_heads)[index] * dims.d_head
+    return _by_head(rows[:, first : first + (dims.n_kv_heads if index else dims.n_heads) * width], width)
 
 
 def _stream_into(place: Place) -> Tensor:
@@ -51,10 +58,44 @@ def _projection(which: str) -> Callable[[Place], Sides]:
     def sides(place: Place) -> Sides:
         tap = place.attention_row.tap(f"{which}_proj")
         assert tap is not None
-        recorded = place(f"{which}_proj")
-        return recorded, _split(place.apply(tap.path, _input_of(place, which)), tap, place.dims)
+        recorded, reads = place(f"{which}_proj"), _input_of(place, which)
+        latent = place.attention_row.q_latent
+        if which == "q" and latent is not None:
+            reads = place.apply(latent.norm, place.apply(latent.down, reads))
+        return recorded, _split(place.apply(tap.path, reads), tap, place.dims, which)
 
     return sides
+
+
+def _kv_latent(place: Place) -> Sides:
+    recorded, latent = place("kv_latent"), place.attention_row.kv_latent
+    assert latent is not None
+    narrow = place.apply(latent.down, _input_of(place, "k"))[:, : place.dims.d_latent]
+    return recorded, place.apply(latent.norm, narrow)
+
+
+def _out_of_latent(place: Place) -> tuple[Tensor, Tensor]:
+    """What the latent row is made into: the part of keys that each head has for itself, and values."""
+    latent = place.attention_row.kv_latent
+    if latent is None:
+        raise NotHere
+    heads = place.apply(latent.up, place("kv_latent")).unflatten(-1, (place.dims.n_kv_heads, -1)).transpose(0, 1)
+    width = place.dims.width_of(SITES["v"])
+    return heads[..., :-width], heads[..., -width:]
+
+
+def _values_of_latent(place: Place) -> Sides:
+    recorded = place("v")
+    return recorded, _out_of_latent(place)[1]
+
+
+def _keys_of_latent(place: Place) -> Sides:
+    """The part that all heads share is the one that may be rotated, which keeps its lengths."""
+    recorded, (own, _), latent = place("k").float(), _out_of_latent(place), place.attention_row.kv_latent
+    assert latent is not None
+    shared = place.apply(latent.down, _input_of(place, "k"))[:, place.dims.d_latent :]
+    whole = torch.cat([own, shared.expand(len(own), *shared.shape)], -1).float()
+    return _but_for_rotation(place, recorded, whole)
 
 
 def _attn_norm(place: Place) -> Sides:
@@ -110,7 +151,7 @@ def _normed(norm: Any, rows: Tensor, dims: StackDims) -> Tensor:
         return norm(rows[None])[0]
     if weight.dim() == 2:
         return norm(rows.transpose(0, 1)).transpose(0, 1)
-    return _split(norm(_merged(rows)), Tap(""), dims)
+    return _by_head(norm(_merged(rows)), dims.d_head)
 
 
 def _clipped(place: Place, rows: Tensor) -> Tensor:
@@ -133,16 +174,28 @@ def _rotated(which: str) -> Callable[[Place], Sides]:
     """A rotation keeps lengths, so this needs no knowledge of its angles; the features it passes by must be equal."""
 
     def sides(place: Place) -> Sides:
-        recorded, rotation = place(which).float(), _rotation(place)
-        if rotation is None:
+        recorded = place(which).float()
+        if _rotation(place) is None:
             raise NotHere
-        projected = _normed_projection(place, which).float()
-        turned = projected[..., : rotation.width].norm(dim=-1, keepdim=True) * rotation.scaling
-        lengths = recorded[..., : rotation.width].norm(dim=-1, keepdim=True)
-        passed = (recorded[..., rotation.width :], projected[..., rotation.width :])
-        return torch.cat([lengths, passed[0]], -1), torch.cat([turned, passed[1]], -1)
+        return _but_for_rotation(place, recorded, _normed_projection(place, which).float())
 
     return sides
+
+
+def _but_for_rotation(place: Place, recorded: Tensor, projected: Tensor) -> Sides:
+    """Both as far as they must be equal: the lengths of what is rotated, and the features that are not.
+
+    With latent attention those come last that are rotated, otherwise first.
+    """
+    rotation = _rotation(place)
+    if rotation is None:
+        return recorded, projected
+    if place.attention_row.kv_latent is not None:
+        recorded, projected = recorded.flip(-1), projected.flip(-1)
+    turned = projected[..., : rotation.width].norm(dim=-1, keepdim=True) * rotation.scaling
+    lengths = recorded[..., : rotation.width].norm(dim=-1, keepdim=True)
+    passed = (recorded[..., rotation.width :], projected[..., rotation.width :])
+    return torch.cat([lengths, passed[0]], -1), torch.cat([turned, passed[1]], -1)
 
 
 def _values(place: Place) -> Sides:
@@ -304,6 +357,9 @@ ATTENTION_CLAIMS = (
     Claim("v_proj", "equals W_V of attention's input", _projection("v"), Rounding.MODEL),
     Claim("v_proj", "gives attn_out through the model's own attentions", _out_of_own_attentions, Rounding.SOFTMAX),
     Claim("q_proj", "gives the model's own attentions with k_proj and ALiBi", _alibi, Rounding.SOFTMAX),
+    Claim("kv_latent", "equals the normed narrow row of attention's input", _kv_latent, Rounding.MODEL),
+    Claim("k", "is made of kv_latent, but for the part that heads share", _keys_of_latent, Rounding.MODEL),
+    Claim("v", "is made of kv_latent", _values_of_latent, Rounding.MODEL),
     Claim("q", "equals q_proj (normed or scaled where the family does)", _unrotated("q"), Rounding.MODEL),
     Claim("k", "equals k_proj (normed where the family does)", _unrotated("k"), Rounding.MODEL),
     Claim("q", "has the lengths of q_proj (normed where the family does)", _rotated("q"), Rounding.MODEL),

@@ -193,7 +193,7 @@ def _in_every_block(base: nn.Module, row: StackRow, stack: Stack, sizes: StackDi
         own = row.attention_of(kind)
         if own is None:
             continue
-        for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out"):
+        for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "kv_latent"):
             tap = own.tap(site)
             if tap is not None and not there(tap.path):
                 note(kind, site)
@@ -217,16 +217,16 @@ def _of_other_widths(
         if width != expected:
             refused[str(key)] = f"it is {width} wide, and the config says {expected}"
     for kind, call in seen.items():
-        heads = {"q": sizes.n_heads, "k": sizes.n_kv_heads, "v": sizes.n_kv_heads}
-        shapes = {"q": call.query.shape, "k": call.key.shape, "v": call.value.shape}
+        heads = {"q": sizes.n_heads, "k": sizes.n_kv_heads, "v": sizes.n_kv_heads, "z": sizes.n_heads}
+        mixed = call.mixed.transpose(1, 2)
+        shapes = {"q": call.query.shape, "k": call.key.shape, "v": call.value.shape, "z": mixed.shape}
         for site, shape in shapes.items():
-            if (shape[1], shape[3]) != (heads[site], sizes.d_head):
-                why = f"{shape[1]} heads of width {shape[3]}, and the config says {heads[site]} of {sizes.d_head}"
+            width = sizes.width_of(SITES[site])
+            if (shape[1], shape[3]) != (heads[site], width):
+                why = f"{shape[1]} heads of width {shape[3]}, and the config says {heads[site]} of {width}"
                 refused[str(ArrayKey(stack, kind, site))] = why
-                refused[str(ArrayKey(stack, kind, f"{site}_proj"))] = why
-        if (call.mixed.shape[2], call.mixed.shape[3]) != (sizes.n_heads, sizes.d_head):
-            why = f"{call.mixed.shape[2]} heads of width {call.mixed.shape[3]}, and the config says {sizes.n_heads} of "
-            refused[str(ArrayKey(stack, kind, "z"))] = f"{why}{sizes.d_head}"
+                if site != "z":
+                    refused[str(ArrayKey(stack, kind, f"{site}_proj"))] = why
         if call.query.shape[1] != sizes.n_heads:
             why = f"it has {call.query.shape[1]} heads, and the config says {sizes.n_heads}"
             refused |= {str(ArrayKey(stack, kind, site)): why for site in ("attn_scores", "attn_pattern")}

@@ -3,8 +3,8 @@
 1. What is added to the stream: from what enters the block, the next thing that a module reads is the sum of the stream
    and of what some module made, perhaps normed behind it, until what leaves the block is reached.
 2. Of parallel blocks what leaves is the sum of what enters and of what two modules made.
-3. Projections are what gives, heads split, what the attention function is called with; attention's norm is what makes
-   what they read of the stream.
+3. Projections are what gives, heads split, what the attention function is called with, or, by way of a narrow row, a
+   part of it; attention's norm is what makes what they read of the stream.
 4. The MLP is found from what it adds: see `find_mlp`.
 
 A stream that other multiples are added to is refused: no site could say what it is.
@@ -21,7 +21,7 @@ from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm
 from traceformer.capture.proofs.find_mlp import mlp_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.errors import Unsupported
-from traceformer.models.family import AttentionRow, StackRow, Tap, into
+from traceformer.models.family import AttentionRow, Latent, StackRow, Tap, into
 from traceformer.sites import Attention
 
 __all__ = ["NO_FUNCTION", "found_in_block"]
@@ -183,7 +183,12 @@ def _attention_row(
         return AttentionRow("", None, None, None, None, attn_out, _norm_before(block, stream, adding), post_norm)
     out = _out_proj(block, seen)
     q, k, v, scales = _projections(block, seen)
-    before = None if q is None or stream is None else norm_making(block, stream, q[1])
+    kv_latent, reads = _kv_latent(block, seen)
+    q_latent = None
+    if kv_latent is not None and reads is not None:
+        q, q_latent = _query_beside_latent(block, seen, reads)
+    reads = q[1] if q is not None and reads is None else reads
+    before = None if reads is None or stream is None else norm_making(block, stream, reads)
     return AttentionRow(
         block.tap_path(seen),
         None if q is None else q[0],
@@ -194,6 +199,8 @@ def _attention_row(
         None if before is None else Tap(block.tap_path(before)),
         post_norm,
         scales,
+        q_latent=q_latent,
+        kv_latent=kv_latent,
     )
 
 
@@ -288,6 +295,53 @@ def _fused(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, 
         if same(rows.unflatten(-1, (n_kv_heads, n_heads // n_kv_heads + 2, width))[..., -1, :].flatten(2), values):
             return tuple((Tap(path, part=part, fused="per_head"), given) for part in ("q", "k", "v"))  # pyright: ignore
     return None, None, None
+
+
+def _kv_latent(block: Block, seen: Attended) -> tuple[Latent | None, Tensor | None]:
+    """The modules that make, head by head, keys' first features and values of one narrow row; and what they read."""
+    heads, width = seen.value.shape[1], seen.value.shape[3]
+    for up in block.calls:
+        made = _without_axis(up.made)
+        if made.dim() != 3 or made.shape[-1] % heads or made.shape[:2] != block.enters.shape[:2] or not has_matrix(up):
+            continue
+        by_head = made.unflatten(-1, (heads, -1)).transpose(1, 2)
+        own = by_head.shape[-1] - width
+        if own > 0 and same(by_head[..., own:], seen.value) and same(by_head[..., :own], seen.key[..., :own]):
+            return _through_norm(block, up)
+    return None, None
+
+
+def _without_axis(tensor: Tensor) -> Tensor:
+    """What has one head, without the axis of heads: a latent row lies so in a cache."""
+    return tensor.squeeze(1) if tensor.dim() == 4 and tensor.shape[1] == 1 else tensor
+
+
+def _through_norm(block: Block, up: Call) -> tuple[Latent | None, Tensor | None]:
+    """The norm that a projection reads, the projection before that, and what this one reads."""
+    given = _without_axis(up.given)
+    for norm in block.making(given):
+        narrow = block.rows(norm.given)
+        for down in block.calls:
+            made = block.rows(down.made)
+            if has_matrix(down) and made.dim() == 3 and same(made[..., : narrow.shape[-1]], narrow):
+                paths = (block.tap_path(call) for call in (down, norm, up))
+                return Latent(*paths), block.rows(down.given)
+    return None, None
+
+
+def _query_beside_latent(block: Block, seen: Attended, reads: Tensor) -> tuple[_Found | None, Latent | None]:
+    """The query projection that reads the same, or does so by way of a narrow row, and this."""
+    out = _out_proj(block, seen)
+    before = [call for call in block.calls if is_leaf(call) and (out is None or call.ended < out.began)]
+    found = _projection_of(block, seen.query, [call for call in before if same(block.rows(call.given), reads)], [])
+    if found is not None:
+        return (Tap(block.tap_path(found)), reads), None
+    for call in before:
+        if has_matrix(call) and block.rows(call.made).shape == _merged(seen.query).shape:
+            latent, given = _through_norm(block, call)
+            if latent is not None and given is not None and same(given, reads):
+                return (Tap(block.tap_path(call)), reads), latent
+    return None, None
 
 
 def _middle(block: Block, step: _Step, mlp: Mapping[str, Tap]) -> Tap | None:

@@ -204,7 +204,10 @@ def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
         paths = {tap.path for tap in own.mlp.values()} | {own.post_norm}
         for attention in (own.attention, own.cross):
             if attention is not None:
-                taps = (attention.tap(site) for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out"))
+                names = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out")
+                taps = (attention.tap(site) for site in names)
+                latents = (each for each in (attention.q_latent, attention.kv_latent) if each is not None)
+                paths |= {path for latent in latents for path in latent}
                 paths |= {attention.module, attention.out_proj, attention.post_norm, *(tap.path for tap in taps if tap)}
         if not all(f"{layer}.{path}" in there for layer in layers for path in paths if path):
             return False

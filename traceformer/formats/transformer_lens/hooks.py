@@ -45,6 +45,7 @@ HOOKS: Mapping[str, Hook] = {
     "q_proj": Hook("{block}.{attn}.hook_q"),
     "k_proj": Hook("{block}.{attn}.hook_k"),
     "v_proj": Hook("{block}.{attn}.hook_v"),
+    "kv_latent": Hook(None, "HookedTransformer has no latent attention"),
     "q": Hook("{block}.{attn}.hook_rot_q", f"{_ROTARY}; else hook_q"),
     "k": Hook("{block}.{attn}.hook_rot_k", f"{_ROTARY}; else hook_k"),
     "v": Hook("{block}.{attn}.hook_v"),

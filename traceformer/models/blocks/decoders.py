@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from traceformer.models.blocks.parts import decoder, fused, plain_mlp, separate, stack_of
-from traceformer.models.family import ByFlag, Tap, into
+from traceformer.models.family import ByFlag, Latent, Tap, into
 
 __all__ = [
     "BIOGPT",
+    "DEEPSEEK",
     "GEMMA2",
     "GLM",
     "GLM4",
@@ -96,6 +97,21 @@ NANOCHAT = stack_of(
 # one MLP instead, under the same name.
 _EXPERTS = {site: tap for site, tap in _LLAMA_MLP.items() if site in ("resid_mid", "mlp_norm", "mlp_out")}
 MIXTRAL = stack_of(LLAMA, mlp=_EXPERTS, mlp_kind="experts")
+# Keys and values are made of one narrow row for each token; larger models make queries of another one.
+_KV_LATENT = Latent("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj")
+_LATENT_ATTENTION = replace(_LLAMA_ATTENTION, k_proj=None, v_proj=None, kv_latent=_KV_LATENT)
+_LATENT_QUERIES = replace(
+    _LATENT_ATTENTION,
+    q_proj=Tap("self_attn.q_b_proj"),
+    q_latent=Latent("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"),
+)
+DEEPSEEK = ByFlag(
+    "q_lora_rank",
+    stack_of(MIXTRAL, attention=_LATENT_ATTENTION),
+    stack_of(MIXTRAL, attention=_LATENT_QUERIES),
+    default=1536,
+    when=None,
+)
 GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")})
 
 GPT2 = decoder(

@@ -12,9 +12,30 @@ _SMALL = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _NUMBERED = {**_SMALL, "num_experts": 4}
 _ROUTED = {**_SMALL, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_LATENT = {
+    **{**SIZES, **_ROUTED, "num_key_value_heads": 4},
+    **{"q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+}
 _DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
 EXPERTS: Mapping[str, Family] = {
+    "deepseek_v2": rotary(
+        blocks.DEEPSEEK,
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, "first_k_dense_replace": 1},
+        RMS,
+        {"deepseek_v2_latent_queries": {"q_lora_rank": 16}},
+    ),
+    "deepseek_v3": rotary(
+        blocks.DEEPSEEK,
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, "first_k_dense_replace": 1},
+        RMS,
+        {"deepseek_v3_latent_queries": {"q_lora_rank": 16}},
+    ),
+    "glm4_moe_lite": rotary(
+        blocks.DEEPSEEK, "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}
+    ),
     "mixtral": rotary(blocks.MIXTRAL, "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}),
     "gpt_oss": rotary(
         blocks.MIXTRAL,
