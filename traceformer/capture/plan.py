@@ -1,5 +1,6 @@
 """From what a user asked for to the arrays that a given model can give."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +74,7 @@ def plan_arrays(
     heads = {stack: choose(selection.heads.get(stack), dims.stacks[stack].n_heads, "heads") for stack in stacks}
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
+    left: dict[tuple[Stack, tuple[int, ...]], list[str]] = {}  # sites of which some layers have another shape
     for site in selection.sites:
         keys = [key for key in row.keys(site) if key.stack in stacks]
         if site in OUTPUTS and site != output:
@@ -85,11 +87,17 @@ def plan_arrays(
             if site in _OF_CLASSES:
                 arrays.append(ArraySpec(key, width=len(label_names(model))))
             else:
-                arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
+                own = layers[key.stack]
+                alike = dims.stacks[key.stack].alike(SITES[site], own)
+                if alike != own:
+                    left.setdefault((key.stack, alike), []).append(site)
+                arrays.append(_spec(key, alike, heads[key.stack], dims.stacks[key.stack].at(alike[0]), selection))
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
         if not keys and not SITES[site].of_few:
             left_out.append(site)
+    for (stack, alike), sites in left.items():
+        _warn_of_others(sites, dims.stacks[stack], [layer for layer in layers[stack] if layer not in alike])
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
     derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
@@ -116,6 +124,19 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                     why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
                     hint=f"`{what}`, or `{what}_{next(iter(dims.stacks))}`",
                 )
+
+
+def _warn_of_others(sites: Sequence[str], dims: StackDims, others: Sequence[int]) -> None:
+    """Says which layers of these sites are left out, since an array has one shape for all of its layers."""
+    numbers, site = ",".join(map(str, others)), SITES[sites[-1]]
+    shapes = " or ".join(
+        dict.fromkeys(f"{dims.at(n).n_heads_of(site)} heads {dims.at(n).width_of(site)} wide" for n in others)
+    )
+    warnings.warn(
+        f"leaving out layers {numbers} of {' '.join(sites)}, whose shape is another ({site.name}: {shapes}): "
+        f'record them by themselves, with `layers="{numbers}"`',
+        stacklevel=3,
+    )
 
 
 def _spec(

@@ -262,7 +262,7 @@ class Recorder:
         for wanted, tap, after in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
-                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack].at(wanted.layer))
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
                 derived = self._derived.get(wanted.spec.key)

@@ -167,7 +167,8 @@ def _dims(spec: ArraySpec) -> dict[str, int | None]:
 
 def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     """Yields a line for each axis on which only some of the model's layers or heads are stored."""
-    totals = {"layer": dims.n_layers, "head": dims.n_heads, "kv_head": dims.n_kv_heads}
+    own = dims.at(spec.layers)
+    totals = {"layer": dims.n_layers, "head": own.n_heads, "kv_head": own.n_kv_heads}
     totals["hidden_layer"] = None if dims.n_layers is None else dims.n_layers + 1
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):

@@ -1,20 +1,40 @@
 """The sizes of a model in this project's words, whatever names its family's config uses."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
-from traceformer.models.mechanisms import stated, unstated
+from traceformer.models.mechanisms import configs_of_layers, stated, unstated
 from traceformer.sites import Site, Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Arch", "ModelDims", "StackDims", "arch_of", "arch_of_model", "check_positions", "has_experts", "n_ctx_of"]
+__all__ = [
+    "Arch",
+    "LayerDims",
+    "ModelDims",
+    "StackDims",
+    "arch_of",
+    "arch_of_model",
+    "check_positions",
+    "has_experts",
+    "n_ctx_of",
+]
 
 Arch: TypeAlias = Literal["enc", "dec", "encdec"]
+
+
+class LayerDims(NamedTuple):
+    """What of the sizes of a stack may be another in each of its layers."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +42,8 @@ class StackDims:
     """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
 
     `d_value` is the width of values, 0 where that is d_head; `d_latent` that of the row that keys and values are made
-    of, 0 where they are made of attention's input (multi-head latent attention).
+    of, 0 where they are made of attention's input (multi-head latent attention). Where layers differ, `by_layer` has
+    what may be another in each, and the sizes themselves are those that most layers have; `at` tells one layer's.
 
     `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
     """
@@ -38,6 +59,39 @@ class StackDims:
     n_ctx: int
     d_value: int = 0
     d_latent: int = 0
+    by_layer: tuple[LayerDims, ...] = ()
+
+    def at(self, layer: int | None) -> "StackDims":
+        """Returns the sizes of one layer."""
+        if layer is None or not self.by_layer:
+            return self
+        return replace(self, **self.by_layer[layer]._asdict(), by_layer=())
+
+    def alike(self, site: Site, layers: Sequence[int]) -> tuple[int, ...]:
+        """Returns those of the layers that one array has room for: of those as wide, in as many heads, the most.
+
+        That is all of them but where layers differ, and the site has heads.
+        """
+        if not self.by_layer or not {"head", "kv_head"} & {*site.axes}:
+            return tuple(layers)
+        shapes = {layer: (self.at(layer).n_heads_of(site), self.at(layer).width_of(site)) for layer in layers}
+        [(commonest, _)] = Counter(shapes.values()).most_common(1)
+        return tuple(layer for layer in layers if shapes[layer] == commonest)
+
+    def refuse_uneven(self, what: str) -> None:
+        """Refuses what takes all layers to have the same heads.
+
+        Raises:
+            Unsupported: they have not.
+        """
+        counts = {(own.n_heads, own.n_kv_heads) for own in self.by_layer}
+        if len(counts) > 1:
+            said = " or ".join(f"{heads} heads of queries and {own} of keys" for heads, own in sorted(counts))
+            raise Unsupported(f"{what} where layers have different heads", why=f"there are {said}")
+
+    def n_heads_of(self, site: Site) -> int:
+        """Returns how many heads a site has, 0 where it has none."""
+        return self.n_heads if "head" in site.axes else self.n_kv_heads if "kv_head" in site.axes else 0
 
     def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
@@ -100,6 +154,16 @@ def _first(config: Any, *names: str, default: int | None = None) -> int:
 
 
 def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDims:
+    layers = configs_of_layers(config)
+    if len(layers) == 1:
+        return _dims_of(config, side, arch, table)
+    each = [_dims_of(own, side, arch, table) for own in layers]
+    by_layer = [LayerDims(own.n_heads, own.n_kv_heads, own.d_head, own.d_value) for own in each]
+    [(commonest, _)] = Counter(by_layer).most_common(1)
+    return replace(each[by_layer.index(commonest)], by_layer=tuple(by_layer) if len({*by_layer}) > 1 else ())
+
+
+def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDims:
     own = {"enc": "encoder_", "dec": "decoder_"}[side]
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")

@@ -1,11 +1,11 @@
 """What a config says that its model has and this package has no place for, in words: a refusal names it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from traceformer.errors import Unsupported
 
-__all__ = ["mechanisms_of", "stated", "unstated"]
+__all__ = ["configs_of_layers", "layer_config", "mechanisms_of", "stated", "unstated"]
 
 _ATTENDS = ("attention", "hybrid")  # in what a config calls a layer; but linear attention is a recurrence
 _RECURS = ("linear_attention", "mamba", "conv", "recurrent")
@@ -27,6 +27,17 @@ def stated(config: Any, name: str, default: Any = None) -> Any:
             why="its config says it layer by layer (per_layer_config), and an array here has one shape for all layers",
             hint="such models cannot be recorded yet",
         ) from error
+
+
+def configs_of_layers(config: Any) -> Sequence[Any]:
+    """Returns the config of each layer where settings differ by layer, and otherwise the one that all have."""
+    return [*config.per_layer_config] if getattr(config, "is_heterogeneous", False) else [config]
+
+
+def layer_config(config: Any, layer: int | None) -> Any:
+    """Returns what a config says of one layer: itself where its layers do not differ, or none is meant."""
+    differs = layer is not None and getattr(config, "is_heterogeneous", False)
+    return config.per_layer_config[layer] if differs else config
 
 
 def unstated(config: Any, *names: str) -> Unsupported:

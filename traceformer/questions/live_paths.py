@@ -21,7 +21,7 @@ from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow,
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.results.path_traces import model_name
 from traceformer.shapes import Bool, Float, Int
-from traceformer.sites import ArraySpec, Attention, Selection, Stack
+from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded, unnamed
 
 if TYPE_CHECKING:
@@ -198,6 +198,9 @@ def record(
     sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
     heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
     selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
+    if len(sites) > 1 and dims.stacks[stack].alike(SITES["v"], layers) != layers:
+        why = f"layers of {model.config.model_type} have values of different widths or heads"
+        raise Unsupported("value norms of all layers at once", why=why, hint="one layer, by its number")
     plan = plan_arrays(selection, model, stacks=(stack,), architecture=traced.architecture)
     arrays = [spec for spec in plan.arrays if source is not None or spec.key.attention == "self"]
     texts: dict[Attention, Text] = {"self": text}
@@ -281,10 +284,11 @@ class _Sink:
         if (attention, layer) not in self._values:
             return None
         kv_heads, values = self._values[attention, layer]
-        group = self._dims.n_heads // self._dims.n_kv_heads
+        dims = self._dims.at(layer)
+        group = dims.n_heads // dims.n_kv_heads
         own = values[[kv_heads.index(head // group) for head in spec.heads]]
         row = self._traced.architecture
-        w_o = output_weights(self._traced.model, spec.key.stack, attention, layer, self._dims.n_heads, row)
+        w_o = output_weights(self._traced.model, spec.key.stack, attention, layer, dims.n_heads, row)
         return value_products(own, w_o[list(spec.heads)])
 
 

@@ -108,7 +108,7 @@ def _output_weights(run: Run, device: str | None, allow_pickle: bool) -> OutputW
     loaded = load_model_of(run, device=device, allow_pickle=allow_pickle)
 
     def read(stack: Stack, attention: Attention, layer: int) -> Float[np.ndarray, "head d_head d_model"]:
-        sizes = loaded.dims.stacks[stack]
+        sizes = loaded.dims.stacks[stack].at(layer)
         return output_weights(loaded.model, stack, attention, layer, sizes.n_heads, loaded.architecture)
 
     return read

@@ -191,7 +191,8 @@ def sweep_axes(
         what = f"{wrong[0]!r}" if wrong else "no axis" if not over else "an axis twice"
         raise SelectionError(f"a sweep of {key.site} over {what}", hint=f"over some of {', '.join(names)}")
     dims = model.dims.stacks[key.stack]
-    n_heads = dims.n_kv_heads if "kv_head" in SITES[key.site].axes else dims.n_heads
+    dims.refuse_uneven("sweeps")
+    n_heads = dims.n_heads_of(SITES[key.site])
     tokens = range(-longest, 0) if from_end else range(longest)
     every: dict[str, range] = {"layer": range(dims.n_layers)}
     asked: dict[str, tuple[int, ...] | None] = {"layer": _within(layers, dims.n_layers, "layer")}

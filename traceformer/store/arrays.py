@@ -218,7 +218,7 @@ class RunArrays:
 
     def _stored_head(self, spec: ArraySpec, head: int) -> int:
         """Returns the kv_head that an attention head reads, for keys and values."""
-        dims = self._about.dims_of(spec.key.stack)
+        dims = self._about.dims_of(spec.key.stack).at(spec.layers)
         n_heads, n_kv_heads = dims.n_heads or 0, dims.n_kv_heads
         if "kv_head" not in spec.site.axes or not n_kv_heads:
             return head

@@ -5,8 +5,8 @@ and what this version does not know is kept as it was.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from traceformer.sites import Stack
@@ -27,7 +27,8 @@ Numbers: TypeAlias = tuple[int, ...] | Mapping[Stack, tuple[int, ...]]
 class Dims:
     """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only.
 
-    `d_value` is stated where values are not as wide as keys, `d_latent` where both are made of a narrower row.
+    `d_value` is stated where values are not as wide as keys, `d_latent` where both are made of a narrower row, and
+    `by_layer` where layers differ.
     """
 
     n_layers: int | None = None
@@ -41,6 +42,7 @@ class Dims:
     n_ctx: int | None = None
     d_value: int | None = None
     d_latent: int | None = None
+    by_layer: "tuple[Dims, ...]" = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
@@ -48,10 +50,20 @@ class Dims:
         sizes = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
         if sizes.get("n_heads", 0) % sizes.get("n_kv_heads", 1):  # no head would know which it reads
             del sizes["n_kv_heads"]
-        return cls(**sizes)
+        each = data.get("by_layer")
+        stated = isinstance(each, list) and all(isinstance(own, Mapping) for own in each)
+        return cls(**sizes, by_layer=tuple(cls.from_json(own) for own in each) if stated and each else ())
 
-    def to_json(self) -> dict[str, int]:
-        return {size.name: getattr(self, size.name) for size in fields(self) if getattr(self, size.name) is not None}
+    def to_json(self) -> dict[str, Any]:
+        sizes = {size.name: getattr(self, size.name) for size in fields(self) if size.name != "by_layer"}
+        each = {"by_layer": [own.to_json() for own in self.by_layer]} if self.by_layer else {}
+        return {name: size for name, size in sizes.items() if size is not None} | each
+
+    def at(self, layers: Sequence[int]) -> "Dims":
+        """Returns the sizes of the layers of an array, which have them in common."""
+        if not layers or layers[0] >= len(self.by_layer):
+            return self
+        return replace(self, **{**self.by_layer[layers[0]].to_json(), "by_layer": ()})
 
 
 @dataclass(frozen=True, slots=True)

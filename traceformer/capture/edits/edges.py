@@ -52,6 +52,7 @@ class Stream:
 
     def __init__(self, model: LoadedModel, own: Read, other: Read) -> None:
         dims, self._row = model.dims.stacks["dec"], model.built.stacks["dec"]
+        dims.refuse_uneven("edges")
         self._model, self._own, self._n_layers = model, own, dims.n_layers
         self.senders, self.receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
         sites = ("resid_pre", "mlp_out", "z", *(() if self._row.parallel else ("resid_mid",)))

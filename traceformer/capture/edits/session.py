@@ -129,14 +129,14 @@ class Editing:
             numbers = range(dims.n_layers) if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
         elif edit.layers is not None and edit.site != "hidden":  # which is refused with what would work
             raise SelectionError(f"{edit.site} has no layers", hint="layer=None")
-        n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
-        if edit.heads is not None:
-            _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
-        heads = edit.heads or (range(n_heads) if {"head", "kv_head"} & set(site.axes) else ())
         for number in numbers:
+            own = dims.at(number)
+            n_heads = own.n_heads_of(site)
+            if edit.heads is not None:
+                _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
             check_place(self._model, self._row, key, number)
             if edit.change is not None:
-                check_change(edit.change, key, number, heads, dims.width_of(site))
+                check_change(edit.change, key, number, edit.heads or range(n_heads), own.width_of(site))
         return [(key, number) for number in numbers]
 
     def _touch(self, key: ArrayKey, layer: int | None) -> Touch:

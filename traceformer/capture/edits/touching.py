@@ -142,7 +142,7 @@ class Touching:
             undo.callback(blocks[-1].register_forward_hook(leave).remove)
 
     def _hook(self, spot: Spot, key: ArrayKey, layer: int | None, touch: Touch, undo: ExitStack) -> None:
-        module, dims = self._module(spot.path), self._dims.stacks[key.stack]
+        module, dims = self._module(spot.path), self._dims.stacks[key.stack].at(layer)
         in_place = key.site in _STREAM and not (key.site == "resid_pre" and layer == 0)
 
         def changed(tensor: Tensor) -> Tensor | None:

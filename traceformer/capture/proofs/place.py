@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.mechanisms import layer_config
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
@@ -84,7 +85,8 @@ class Place:
 
     @property
     def config(self) -> Any:
-        return self.scene.model.config
+        """What the config says of this layer."""
+        return layer_config(self.scene.model.config, self.layer)
 
     @property
     def row(self) -> StackRow:
@@ -98,7 +100,8 @@ class Place:
 
     @property
     def dims(self) -> StackDims:
-        return self.scene.dims.stacks[self.stack]
+        """The sizes of this layer."""
+        return self.scene.dims.stacks[self.stack].at(self.layer)
 
     def module(self, path: str) -> Any:
         """The module at a path from this block."""
