@@ -39,6 +39,8 @@ def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """Returns the part of a tensor that a tap names; one of a fused per-head projection comes split by head."""
     if tap.part == "whole":
         return rows
+    if tap.part in ("first half", "second half") and tap.fused == "per_head":
+        return rows.unflatten(-1, (dims.n_heads, -1)).chunk(2, dim=-1)[tap.part == "second half"].transpose(1, 2)
     if tap.part in ("first half", "second half"):
         return rows.chunk(2, dim=-1)[tap.part == "second half"]
     if tap.fused == "per_head":

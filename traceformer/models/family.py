@@ -12,6 +12,7 @@ __all__ = [
     "AttentionRow",
     "ByFlag",
     "Family",
+    "GatedOut",
     "Latent",
     "MlpKind",
     "Norm",
@@ -32,6 +33,7 @@ Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_p
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
+    A half of an axis that holds heads one after the other is that of each head where it is fused `per_head`.
     For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
     (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
     then those of kv_head 1).
@@ -59,6 +61,18 @@ class Latent(NamedTuple):
     up: str
 
 
+class GatedOut(NamedTuple):
+    """An output projection that does not read the mix of values itself: paths of modules in a block.
+
+    Either `norm` norms it, all heads side by side, or it is multiplied by the sigmoid of what `gate` makes: a feature
+    each, one a head, or, of a query projection twice as wide, the second half of each head.
+    """
+
+    out_proj: str
+    norm: str = ""
+    gate: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionRow:
     """One attention of a block: the module handed to the attention function, its parts, and its sites.
@@ -80,6 +94,7 @@ class AttentionRow:
     scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
     q_latent: Latent | None = None
     kv_latent: Latent | None = None
+    gated_out: GatedOut | None = None  # in place of out_proj, where W_O of the mix of values is not what is added
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -105,6 +120,7 @@ class StackRow:
     cross: AttentionRow | None = None
     post_norm: str | None = None  # the norm after the MLP's residual addition, in post-norm blocks
     parallel: bool = False  # attention and MLP both read the block's input
+    scale: float | str = 1.0  # what sublayers make is multiplied by before it is added, or the config's name of that
 
     def attention_of(self, kind: Attention | None) -> AttentionRow | None:
         return self.cross if kind == "cross" else self.attention if kind == "self" else None
@@ -156,8 +172,12 @@ class Architecture:
         """Returns all that it is made of, as JSON has it: a tap is [path, side, part, fused]."""
         data = json.loads(json.dumps(asdict(self)))
         for own in data["stacks"].values():
+            if own["scale"] == 1:
+                del own["scale"]
             for kind in ("attention", "cross"):
                 own[kind] = own[kind] and {name: value for name, value in own[kind].items() if not _unsaid(name, value)}
+        if self.readout is not None and self.readout.logit_divisor == ("", 1.0):
+            del data["readout"]["logit_divisor"]
         return data if self.readout is not None else {name: value for name, value in data.items() if name != "readout"}
 
     @classmethod
@@ -178,9 +198,12 @@ class Architecture:
         )
 
 
+_LATER = ("q_latent", "kv_latent", "gated_out")
+
+
 def _unsaid(name: str, value: Any) -> bool:
     """Whether a row is written without this: what came later than other fields, and is nothing in most rows."""
-    return value is None and name.endswith("_latent")
+    return value is None and name in _LATER
 
 
 def _tap(data: Any) -> Tap | None:
@@ -198,7 +221,8 @@ def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
     if data is None:
         return None
     read: dict[str, Any] = {name: _tap(data[name]) for name in ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")}
-    read |= {name: Latent(*data[name]) for name in ("q_latent", "kv_latent") if data.get(name) is not None}
+    later = {"q_latent": Latent, "kv_latent": Latent, "gated_out": GatedOut}
+    read |= {name: kind(*data[name]) for name, kind in later.items() if data.get(name) is not None}
     return AttentionRow(**{**data, **read})
 
 
@@ -274,6 +298,7 @@ class ReadoutRow:
         softcap: The config's name of the bound c of logits c tanh(x / c), and the family's default.
         scaled: Whether the stream is divided by sqrt(d_model) behind the norm, where the config says so (T5).
         logit_scale: The config's name of the number that logits are multiplied by, and the family's default.
+        logit_divisor: The config's name of the number that logits are divided by, and the family's default.
     """
 
     norm: Norm = "rms"
@@ -281,6 +306,7 @@ class ReadoutRow:
     softcap: tuple[str, float | None] = ("", None)
     scaled: bool = False
     logit_scale: tuple[str, float] = ("", 1.0)
+    logit_divisor: tuple[str, float] = ("", 1.0)
 
 
 @dataclass(frozen=True, slots=True)

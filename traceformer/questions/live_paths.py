@@ -305,6 +305,7 @@ def output_weights(
     Raises:
         Unsupported: no output projection is known of it.
     """
+    from traceformer.models.block_weights import why_no_output
     from traceformer.models.families import architecture_of
     from traceformer.models.quantised import weights_of
 
@@ -312,9 +313,9 @@ def output_weights(
     own = row.attention_of(attention)
     assert own is not None
     if own.out_proj is None:
-        raise Unsupported("value norms of this model", why="its heads' output projection is not known")
+        raise Unsupported("value norms of this model", why=why_no_output(own))
     module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
-    array = weights_of(module).cpu().numpy()
+    array = weights_of(module).cpu().numpy() * np.float32(row.scale)
     return array.reshape(n_heads, -1, array.shape[1])
 
 

@@ -132,7 +132,7 @@ class Touching:
 
             def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack) -> None:
                 rows = first_input(args, kwargs)
-                if rows is not None:
+                if rows is not None and rows.dim() == 3:
                     self._shapes[stack] = (rows.shape[0], rows.shape[1])
 
             def leave(*_: Any, stack: Stack = stack) -> None:
@@ -154,7 +154,10 @@ class Touching:
             by_head = part
             if _has_heads(key) and part.dim() == 3:
                 by_head = part.unflatten(-1, (-1, dims.width_of(SITES[key.site]))).transpose(1, 2)
-            new = touch(by_head)
+            if spot.scale != 1:
+                new = _unscaled(by_head, touch, spot.scale)
+            else:
+                new = touch(by_head)
             if new is by_head:
                 return None
             _check_shape(new, by_head, key)
@@ -299,6 +302,13 @@ def _mixed_anew(before: Tensor, call: AttentionCall, output: Tensor) -> Tensor:
     differs = (before != call.edited_pattern) & ~(before.isnan() & call.edited_pattern.isnan())
     changed = differs.any(-1, keepdim=True)
     return torch.where(changed.transpose(1, 2), mixed.transpose(1, 2), output)
+
+
+def _unscaled(made: Tensor, touch: Touch, scale: float) -> Tensor:
+    """What a module is to make, so that this many times it is what a touch gives; what it leaves stays to the bit."""
+    scaled = made * scale
+    new = touch(scaled)
+    return made if new is scaled else torch.where(new == scaled, made, new / scale)
 
 
 def _has_heads(key: ArrayKey) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
+from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
 from traceformer.sites import SITES
@@ -33,6 +33,8 @@ def _split(rows: Tensor, tap: Tap, dims: StackDims, which: str) -> Tensor:
     width = dims.width_of(SITES[which])
     if tap.part == "whole":
         return _by_head(rows, width)
+    if tap.part in ("first half", "second half"):
+        return _by_head(rows, 2 * width)[..., :width] if tap.part == "first half" else _by_head(rows, 2 * width)[..., width:]
     index = "qkv".index(tap.part)
     if tap.fused == "per_head":
         group, heads = dims.n_heads // dims.n_kv_heads, _by_head(rows, width)
@@ -116,32 +118,62 @@ class _Rotation(NamedTuple):
 
 def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
-    rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
-    module = place.module(place.attention_row.module)
+    rotary, module = _rotary(place), place.module(place.attention_row.module)
     if hasattr(module, "rotary_dim"):  # GPT-J's, which has a table of angles and no frequencies
         return _Rotation(module.rotary_dim or place.dims.d_head, 1.0)
-    if rotary is None:
+    if rotary is None or not getattr(module, "use_rope", True):
         return None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))
 
 
+def _rotary(place: Place) -> Any:
+    """The module that makes angles: of the base model, or beside the blocks."""
+    base: Any = place.scene.model.base_model
+    beside = base.get_submodule(place.row.blocks.rpartition(".")[0])
+    return next((own for each in (base, beside) if (own := getattr(each, "rotary_emb", None)) is not None), None)
+
+
 def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
-    module, rows = place.module(place.attention_row.module), place(f"{which}_proj")
-    norm = getattr(module, f"{which}_norm", None) or getattr(module, f"{which}_layernorm", None)
+    module, rows = place.module(place.attention_row.module), _projected(place, which)
+    names = (f"{which}_norm", f"{which}_layernorm", "qk_norm")
+    norm = next((own for name in names if (own := getattr(module, name, None)) is not None), None)
     if norm is not None:
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
         return rows
+    if getattr(module, "attn_temperature_tuning", None) and not module.use_rope:  # Llama 4's layers without rotation
+        positions = torch.arange(rows.shape[1], device=rows.device) + 1
+        grown = torch.log1p(torch.floor(positions.float() / module.floor_scale)) * module.attn_scale + 1
+        rows = (rows * grown[:, None]).to(rows.dtype)
     rope = getattr(place.config, "rope_parameters", None) or {}
     stretch = rope.get("llama_4_scaling_beta")
     if stretch:  # queries grow with the logarithm of their position, in steps
         steps = torch.arange(rows.shape[1], device=rows.device) // rope["original_max_position_embeddings"]
         rows = (rows * (1 + stretch * torch.log(1 + steps))[:, None]).to(rows.dtype)
     return rows * module.scaling if place.attention_row.scales_queries else rows
+
+
+def _projected(place: Place, which: str) -> Tensor:
+    """q_proj, k_proj or v_proj: recorded or, of keys and values that not all layers project, made again.
+
+    Where a layer has no projection of values, keys' stands for it (Gemma 4).
+    """
+    try:
+        return place(f"{which}_proj")
+    except NotHere:
+        module, dims = place.module(place.attention_row.module), place.dims
+        names = {"k": ("k_proj",), "v": ("v_proj", "k_proj")}.get(which, ())
+        own = next((own for name in names if (own := getattr(module, name, None)) is not None), None)
+        if own is None or place.attention_row.tap(f"{which}_proj") is not None:
+            raise
+        rows = apply(own, _input_of(place, which))
+        if rows.shape[-1] != dims.n_kv_heads * dims.width_of(SITES[which]):
+            raise
+        return _by_head(rows, dims.width_of(SITES[which]))
 
 
 def _normed(norm: Any, rows: Tensor, dims: StackDims) -> Tensor:
@@ -199,7 +231,36 @@ def _but_for_rotation(place: Place, recorded: Tensor, projected: Tensor) -> Side
 
 
 def _values(place: Place) -> Sides:
+    if _norm_of_values(place) is not None:
+        raise NotHere
     return place("v"), _clipped(place, place("v_proj"))
+
+
+def _norm_of_values(place: Place) -> Any:
+    return getattr(place.module(place.attention_row.module), "v_norm", None)
+
+
+def _normed_values(place: Place) -> Sides:
+    norm = _norm_of_values(place)
+    if norm is None:
+        raise NotHere
+    return place("v"), _normed(norm, _projected(place, "v"), place.dims)
+
+
+def _shared(which: str) -> Callable[[Place], Sides]:
+    """Keys and values that a layer has from an earlier one: the last of its kind that makes its own."""
+
+    def sides(place: Place) -> Sides:
+        recorded, path = place(which), place.attention_row.module
+        assert place.layer is not None
+        if not getattr(place.module(path), "is_kv_shared_layer", False):
+            raise NotHere
+        kind = _layer_type(place)
+        before = (place.at(layer) for layer in reversed(range(place.layer)))
+        makes = (own for own in before if not own.module(path).is_kv_shared_layer and _layer_type(own) == kind)
+        return recorded, next(makes)(which)
+
+    return sides
 
 
 def _grouped(rows: Tensor, n_heads: int) -> Tensor:
@@ -261,6 +322,9 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     if patterns is not None:
         seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]
         return torch.stack(seen) & (distance >= 0) | (distance == 0)
+    if _layer_type(place) == "chunked_attention":  # Llama 4: a query sees its own part of the text
+        size = place.config.attention_chunk_size
+        return (distance >= 0) & (queries[:, None] // size == keys // size)
     return (distance >= 0) & (distance < (len(keys) if window is None else window))
 
 
@@ -317,7 +381,21 @@ def _projected_out(place: Place, mixed: Tensor) -> Sides:
     recorded, row = place("attn_out"), place.attention_row
     if row.out_proj is None or row.attn_out is None:
         raise NotHere
-    return recorded, place.normed(row.attn_out.path, place.apply(row.out_proj, _merged(mixed)))
+    return recorded, place.normed(row.attn_out.path, place.apply(row.out_proj, _merged(mixed))) * place.scale
+
+
+def _out_of_gated_z(place: Place) -> Sides:
+    row, recorded, mixed = place.attention_row, place("attn_out"), _merged(place("z"))
+    gated = row.gated_out
+    if gated is None or row.attn_out is None:
+        raise NotHere
+    if gated.norm:
+        mixed = place.apply(gated.norm, mixed)
+    if gated.gate:
+        gate = place.apply(gated.gate, _input_of(place, "q"))
+        by_head = gate.unflatten(-1, (place.dims.n_heads, -1))[..., -place.dims.width_of(SITES["z"]) :]
+        mixed = (mixed.unflatten(-1, (place.dims.n_heads, -1)) * by_head.sigmoid()).flatten(1)
+    return recorded, place.normed(row.attn_out.path, place.apply(gated.out_proj, mixed)) * place.scale
 
 
 def _out_of_z(place: Place) -> Sides:
@@ -325,7 +403,8 @@ def _out_of_z(place: Place) -> Sides:
 
 
 def _out_of_own_attentions(place: Place) -> Sides:
-    values, pattern = _clipped(place, place("v_proj")), _own_attention(place)
+    values, pattern, norm = _clipped(place, place("v_proj")), _own_attention(place), _norm_of_values(place)
+    values = values if norm is None else _normed(norm, values, place.dims)
     return _projected_out(place, (pattern @ _grouped(values.float(), len(pattern))).to(values.dtype))
 
 
@@ -365,6 +444,9 @@ ATTENTION_CLAIMS = (
     Claim("q", "has the lengths of q_proj (normed where the family does)", _rotated("q"), Rounding.MODEL),
     Claim("k", "has the lengths of k_proj (normed where the family does)", _rotated("k"), Rounding.MODEL),
     Claim("v", "equals v_proj", _values, Rounding.NONE),
+    Claim("v", "equals v_proj, normed", _normed_values, Rounding.MODEL),
+    Claim("k", "is that of the layer that it is shared with", _shared("k"), Rounding.NONE),
+    Claim("v", "is that of the layer that it is shared with", _shared("v"), Rounding.NONE),
     Claim("attn_scores", "equals q k^T, scaled, softcapped, biased", _scores, Rounding.FLOAT32),
     Claim("attn_pattern", "equals the softmax of attn_scores in a mask built by hand", _softmax, Rounding.FLOAT32),
     Claim("attn_pattern", "equals the model's own eager attentions", _eager_attentions, Rounding.SOFTMAX),
@@ -372,4 +454,5 @@ ATTENTION_CLAIMS = (
     Claim("attn_pattern", "has rows that sum to at most 1 (sinks)", _rows_sum_to_less, Rounding.FLOAT32),
     Claim("z", "equals attn_pattern v", _mixed_values, Rounding.SOFTMAX),
     Claim("attn_out", "equals W_O z + b, after the post-norm where there is one", _out_of_z, Rounding.MODEL),
+    Claim("attn_out", "equals W_O of z as it is gated or normed before", _out_of_gated_z, Rounding.MODEL),
 )

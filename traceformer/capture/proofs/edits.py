@@ -23,6 +23,7 @@ from traceformer.capture.edits.touching import Place, Touch, Touching, check_pla
 from traceformer.capture.proofs.place import Rounding, Scene, apply, error_between
 from traceformer.capture.proofs.tested import Errors
 from traceformer.capture.scores import Span
+from traceformer.capture.spots import scale_of
 from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
@@ -72,10 +73,10 @@ def prove_edits(
         if not reads_itself(model):  # or the decoder would be given the text that it is a donor for
             _prove_donor(scene, stack, inputs, spans[stack], places, output, add_error)
         editable = {(key.site, key.attention) for key, _ in places if key.stack == stack}
+        key = ArrayKey(stack, None, "resid_post")
         steered = add("resid_post", None, np.ones(scene.dims.stacks[stack].d_model), 0.0, stack=stack)
         kept = [cut(key="response", stack=stack)] if ("attn_pattern", "self") in editable else []
-        with Editing(model, (steered, *kept), scene.row):
-            key = ArrayKey(stack, None, "resid_post")
+        with Editing(model, (*([steered] if scene.row.has(key) else []), *kept), scene.row):
             add_error(key, _NOTHING, error_between(_output_of(model(**inputs)), plain))
     if quantisation_of(model) is not None:  # which rounds a row by all that a module is given with it
         return
@@ -160,6 +161,8 @@ def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_
     projected, of_head, bias = (
         torch.stack([apply(module, each) for each in rows.flatten(-2)]) for rows in (whole, alone, 0 * whole)
     )
+    scale = scale_of(row)
+    projected, of_head, bias = projected * scale, of_head * scale, bias * scale
     if projected.shape != seen["before"].shape or not torch.allclose(projected, seen["before"], rtol=1e-3, atol=1e-4):
         return  # what attention adds is not what its projection makes: a norm or a gate stands between
     expected = seen["before"].float() - (of_head.float() - bias.float())

@@ -18,15 +18,19 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.proofs.block import Block
 from traceformer.capture.proofs.check import Example
-from traceformer.capture.proofs.find_block import NO_FUNCTION, found_in_block
+from traceformer.capture.proofs.find_block import NO_FUNCTION, Sums, found_in_block
 from traceformer.capture.proofs.watch import Attended, Watched, inside_of, is_list_of_blocks, watch
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
 
+_OF_STREAM = (
+    *("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "hidden", "final_norm"),
+    *("mlp_norm", "mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out"),
+)
 _IN_ATTENTION = ("q", "k", "v", "z", "attn_scores", "attn_pattern")
 
 
@@ -82,8 +86,8 @@ def _why_no_chain(watched: Watched, path: str, sizes: StackDims) -> str:
         return f"its modules run {sorted({len(each) for each in calls})} times in a pass, each with a tensor"
     once = [each for [each] in calls]
     shape = tuple(once[0].given.shape)
-    if len(shape) != 3:
-        return f"what goes from block to block is {shape}, not (batch, position, width): several residual streams"
+    if len(shape) not in (3, 4):
+        return f"what goes from block to block is {shape}, not (batch, position, width)"
     if shape[-1] != sizes.d_model:
         return f"what goes from block to block is {shape[-1]} wide, and the config says {sizes.d_model}"
     for layer in range(1, len(once)):
@@ -104,12 +108,18 @@ def _stack_row(
     memory = watched.last.get("enc") if has_cross and stack == "dec" else None
     kinds: tuple[Attention, ...] = ("self",) if memory is None else ("self", "cross")
     modules, refused = _attention_modules(watched, stack, path, sizes, kinds)
-    block = Block(inner, call.given, call.made, [*watched.within(inner)], memory)
+    block = Block(inner, call.module, call.given, call.made, [*watched.within(inner)], memory)
     seen: dict[Attention, Attended] = {
         kind: next(each for each in watched.attended if each.path == f"{inner}.{module}")
         for kind, module in modules.items()
     }
-    row = found_in_block(block, seen)
+    row, sums = found_in_block(block, seen)
+    if call.given.dim() == 4:
+        why = f"what goes from block to block is {tuple(call.given.shape)}: several residual streams, and an array has one"
+        sums = Sums(why, _OF_STREAM)
+    for site in sums.sites:
+        of = kinds if SITES[site].of_attention else (None,)
+        refused |= {str(ArrayKey(stack, kind, site)): sums.why for kind in of}
     row = replace(
         row,
         blocks=path,
@@ -188,6 +198,10 @@ def _in_every_block(base: nn.Module, row: StackRow, stack: Stack, sizes: StackDi
         if not there(tap.path):
             note(None, site)
     mlp = {site: tap for site, tap in row.mlp.items() if there(tap.path)}
+    if len({_width_inside(block, mlp) for block in blocks}) > 1:
+        of_width = [site for site in mlp if SITES[site].axes[-1] == "d_mlp"]
+        refused |= {str(ArrayKey(stack, None, site)): "its MLPs are not all as wide" for site in of_width}
+        mlp = {site: tap for site, tap in mlp.items() if site not in of_width}
     changed: dict[str, AttentionRow | None] = {}
     for kind in ("self", "cross"):
         own = row.attention_of(kind)
@@ -204,6 +218,15 @@ def _in_every_block(base: nn.Module, row: StackRow, stack: Stack, sizes: StackDi
     return replace(row, mlp=mlp, **changed), refused  # pyright: ignore[reportArgumentType]
 
 
+def _width_inside(block: nn.Module, mlp: Mapping[str, Tap]) -> int:
+    """How wide a block's MLP is: what its up projection makes, or, without one, its down projection reads."""
+    for site in ("mlp_up", "mlp_mid"):
+        weight = getattr(block.get_submodule(mlp[site].path), "weight", None) if site in mlp else None
+        if weight is not None:
+            return weight.numel()  # of a matrix that is d_model long at its other side
+    return 0
+
+
 def _has(block: nn.Module, path: str) -> bool:
     return any(name == path for name, _ in block.named_modules(remove_duplicate=False))
 
@@ -216,6 +239,7 @@ def _of_other_widths(
     for key, width, expected in _widths(watched, row, stack, sizes, seen, block):
         if width != expected:
             refused[str(key)] = f"it is {width} wide, and the config says {expected}"
+    sizes = sizes.at(inside_of(sizes.n_layers))
     for kind, call in seen.items():
         heads = {"q": sizes.n_heads, "k": sizes.n_kv_heads, "v": sizes.n_kv_heads, "z": sizes.n_heads}
         mixed = call.mixed.transpose(1, 2)

@@ -7,7 +7,8 @@
    part of it; attention's norm is what makes what they read of the stream.
 4. The MLP is found from what it adds: see `find_mlp`.
 
-A stream that other multiples are added to is refused: no site could say what it is.
+Where blocks add one multiple of all that their modules make, that is found, too. Of a stream that is something else,
+what is added and what stands between is left out, and why is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm
 from traceformer.capture.proofs.find_mlp import mlp_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.errors import Unsupported
-from traceformer.models.family import AttentionRow, Latent, StackRow, Tap, into
+from traceformer.models.family import AttentionRow, GatedOut, Latent, StackRow, Tap, into
 from traceformer.sites import Attention
 
 __all__ = ["NO_FUNCTION", "found_in_block"]
@@ -38,18 +39,34 @@ class _Step(NamedTuple):
     norm: Call | None
 
 
-def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow:
-    """Returns the row of a stack as one block of it shows it; where the blocks lie is not known here.
+class Sums(NamedTuple):
+    """Why what is added to the stream is not known, and of which sites; nothing where it is."""
 
-    Raises:
-        Unsupported: the block adds multiples of what its modules make.
+    why: str = ""
+    sites: tuple[str, ...] = ()
+
+
+_ADDED = ("attn_out", "resid_mid", "mlp_out")
+
+
+def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> tuple[StackRow, Sums]:
+    """Returns the row of a stack as one block of it shows it, and what of its sums is not found.
+
+    Where the blocks lie is not known here.
     """
-    made = _made(block)
+    made, scale, sums = _made(block), 1.0, Sums()
     kinds: tuple[Attention, ...] = ("self",) if block.memory is None else ("self", "cross")
     steps = _steps(block, made, block.enters, len(kinds) + 2)
     parallel = None if steps is not None and len(steps) > len(kinds) else _parallel(block, made, seen)
     if steps is None and parallel is None:
-        _refuse_multiples(block, made)
+        scale, why = _multiples(block, made)
+        steps = _steps(block, made, block.enters, len(kinds) + 1, scale) if scale != 1 else None
+        scale = 1.0 if steps is None else scale
+        sums = Sums(why, _ADDED) if why and steps is None else sums
+    if steps is not None and parallel is None and len(steps) == len(kinds) + 2:
+        last = block.making(steps[-1].added)[0]
+        why = f"a third sublayer, {block.tap_path(last)}, adds to the stream as well"
+        steps, sums = steps[:-1], Sums(why, ("mlp_out",))
     if steps is None or parallel is not None or len(steps) != len(kinds) + 1:
         steps = []
     attentions: dict[Attention, AttentionRow] = {}
@@ -69,7 +86,8 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow
     elif parallel is not None:
         mlp, kind_of_mlp = mlp_of(block, block.enters, parallel[1], attentions["self"].attn_norm)
     last = steps[-1].norm if steps else None
-    return StackRow(
+    mlp = {site: tap for site, tap in mlp.items() if site not in sums.sites}
+    row = StackRow(
         "",
         "",
         attentions["self"],
@@ -78,7 +96,9 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow
         cross=attentions.get("cross"),
         post_norm=None if last is None else block.tap_path(last),
         parallel=parallel is not None,
+        scale=scale,
     )
+    return row, sums
 
 
 def _made(block: Block) -> list[Tensor]:
@@ -101,7 +121,9 @@ def _read(block: Block, stream: Tensor) -> list[Tensor]:
     return found if any(same(block.leaves, each) for each in found) else [*found, block.leaves]
 
 
-def _steps(block: Block, made: Sequence[Tensor], stream: Tensor, most: int) -> list[_Step] | None:
+def _steps(
+    block: Block, made: Sequence[Tensor], stream: Tensor, most: int, scale: float = 1.0
+) -> list[_Step] | None:
     """What is added to the stream, one after the other, until it is what leaves; None where that is not found."""
     if same(stream, block.leaves):
         return []
@@ -110,15 +132,15 @@ def _steps(block: Block, made: Sequence[Tensor], stream: Tensor, most: int) -> l
     for is_sum in (same, near):
         for then in _read(block, stream):
             for added in made:
-                if not is_sum(stream + added, then):
+                if not is_sum(stream + (added if scale == 1 else added * scale), then):
                     continue
-                rest = _steps(block, made, then, most - 1)
+                rest = _steps(block, made, then, most - 1, scale)
                 if rest is not None:
                     return [_Step(added, stream, then, None), *rest]
                 for norm in block.reading(then):
                     after = block.rows(norm.made)
                     if after.shape == stream.shape:
-                        rest = _steps(block, made, after, most - 1)
+                        rest = _steps(block, made, after, most - 1, scale)
                         if rest is not None:
                             return [_Step(added, stream, after, norm), *rest]
     return None
@@ -143,8 +165,11 @@ def _is_attention(block: Block, added: Tensor, seen: Mapping[Attention, Attended
     return any("att" in call.path.lower().removeprefix(block.path.lower()) for call in calls)
 
 
-def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
-    """Refuses a block that adds multiples, such as Granite's: found by least squares over what two modules made."""
+def _multiples(block: Block, made: Sequence[Tensor]) -> tuple[float, str]:
+    """By what a block multiplies all that it adds, as Granite's do; 1 and why not, where it adds other multiples.
+
+    They are found by least squares over what two modules made; the very number is one that the block has.
+    """
     leaving = [(block.leaves, "")]
     leaving += [(block.rows(call.given), " before its last norm") for call in block.making(block.leaves)]
     for target, where in leaving:
@@ -159,11 +184,13 @@ def _refuse_multiples(block: Block, made: Sequence[Tensor]) -> None:
                 continue
             paths = ["the stream", *(block.tap_path(block.making(each)[0]) for each in (a, m))]
             said = [f"{weight:.6g} times {path}" for weight, path in zip(weights.tolist(), paths, strict=True)]
-            raise Unsupported(
-                f"the residual stream through {block.path} is no plain sum",
-                why=f"what leaves a block{where} is {', '.join(said[:-1])} and {said[-1]}",
-                hint="blocks that scale what they add have no row yet",
-            )
+            stream, one, other = weights.tolist()
+            scales = [own for own in vars(block.module).values() if isinstance(own, float)]
+            scale = min(scales, key=lambda own: abs(own - one), default=one)
+            if abs(stream - 1) < 1e-5 and abs(one - other) < 1e-5 and abs(one - scale) < 1e-5:
+                return scale, ""
+            return 1.0, f"what leaves a block{where} is {', '.join(said[:-1])} and {said[-1]}: no plain sum"
+    return 1.0, ""
 
 
 def _out_proj(block: Block, seen: Attended) -> Call | None:
@@ -188,7 +215,10 @@ def _attention_row(
     if kv_latent is not None and reads is not None:
         q, q_latent = _query_beside_latent(block, seen, reads)
     reads = q[1] if q is not None and reads is None else reads
+    gated = _gated_out(block, seen, adding) if out is None else None
     before = None if reads is None or stream is None else norm_making(block, stream, reads)
+    if before is None and reads is not None and block.enters.dim() == 4:  # of several streams something else is normed
+        before = next((call for call in block.making(reads) if is_norm(call)), None)
     return AttentionRow(
         block.tap_path(seen),
         None if q is None else q[0],
@@ -201,6 +231,7 @@ def _attention_row(
         scales,
         q_latent=q_latent,
         kv_latent=kv_latent,
+        gated_out=gated,
     )
 
 
@@ -222,7 +253,7 @@ _Found = tuple[Tap, Tensor]
 def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | None, _Found | None, bool]:
     """The projections of queries, keys and values, and whether the module scales queries itself."""
     v_rows = _merged(seen.value)
-    separate = [call for call in block.calls if same(block.rows(call.made), v_rows)]
+    separate = [call for call in block.calls if same(block.rows(call.made), v_rows)] or _before_norm(block, seen.value)
     if not separate:
         q, k, v = _fused(block, seen)
         return q, k, v, False
@@ -247,6 +278,16 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
     q: _Found | None = None if q_call is None else (Tap(block.tap_path(q_call)), block.rows(q_call.given))
     k: _Found | None = None if k_call is None else (Tap(block.tap_path(k_call)), block.rows(k_call.given))
     return q, k, (Tap(block.tap_path(v_call)), reads), scales
+
+
+def _before_norm(block: Block, values: Tensor) -> list[Call]:
+    """The projection of values that have a norm of their own; none where keys are made of the same one (Gemma 4)."""
+    for norm in block.calls:
+        if same(norm.made, values.transpose(1, 2)):
+            reading = [call for call in block.calls if same(call.given, norm.given)]
+            making = [call for call in block.calls if same(block.rows(call.made), norm.given.flatten(2))]
+            return [call for call in making if has_matrix(call) and len(reading) == 1]
+    return []
 
 
 def _owner(block: Block, seen: Attended) -> nn.Module | None:
@@ -342,6 +383,26 @@ def _query_beside_latent(block: Block, seen: Attended, reads: Tensor) -> tuple[_
             if latent is not None and given is not None and same(given, reads):
                 return (Tap(block.tap_path(call)), reads), latent
     return None, None
+
+
+def _gated_out(block: Block, seen: Attended, adding: Sequence[Call]) -> GatedOut | None:
+    """The projection of mixed values that are normed, or multiplied by the sigmoid of a gate, before it reads them."""
+    mixed = seen.mixed
+    before = [*adding, *(call for each in adding for call in block.making(block.rows(each.given)))]
+    for out in (call for call in before if has_matrix(call)):
+        reads = block.rows(out.given)
+        if reads.shape != mixed.flatten(2).shape:
+            continue
+        for call in block.reading(mixed.flatten(2)):
+            if same(block.rows(call.made), reads):
+                return GatedOut(block.tap_path(out), norm=block.tap_path(call))
+        for call in block.calls:
+            made = block.rows(call.made)
+            if has_matrix(call) and made.dim() == 3 and made.shape[-1] % mixed.shape[2] == 0:
+                gate = made.unflatten(-1, (mixed.shape[2], -1))[..., -mixed.shape[3] :]
+                if gate.shape[-1] in (1, mixed.shape[3]) and near((mixed * gate.sigmoid()).flatten(2), reads):
+                    return GatedOut(block.tap_path(out), gate=block.tap_path(call))
+    return None
 
 
 def _middle(block: Block, step: _Step, mlp: Mapping[str, Tap]) -> Tap | None:

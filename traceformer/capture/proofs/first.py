@@ -42,7 +42,7 @@ from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import LoadedModel
-from traceformer.sites import ArraySpec, Selection, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 __all__ = ["prove_first", "try_padding"]
 
@@ -118,8 +118,10 @@ def try_padding(
         inputs: Makes a batch of such.
     """
     shortest, longest = _two_of(rows, _MOST * len(rows))
+    has_stream = row.has(ArrayKey([*rows[0].ids][-1], None, "resid_pre"))
     if longest is not None:
-        with _trial(model, row, dims, rows[0], ("resid_pre", "resid_post"), inputs) as trial:
+        sites = ("resid_pre", "resid_post") if has_stream else ("attn_pattern",)
+        with _trial(model, row, dims, rows[0], sites, inputs) as trial:
             trial.try_padding(shortest, longest)
 
 

@@ -25,7 +25,7 @@ from traceformer.capture.proofs.find import find_row
 from traceformer.capture.proofs.readout import readout_holds
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES, own_family, unmet
+from traceformer.models.families import FAMILIES, own_family, unmet, with_scales
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
@@ -189,7 +189,8 @@ def _candidates(
         same = next((families for families, row in there.items() if row == found), "")
         yield same, found
     stacks = list(ModelDims.of(model).stacks)
-    for families, row in there.items():
+    for families, named in there.items():
+        row = with_scales(named, model.config)
         if list(row.stacks) == stacks and has_modules(model, row):
             yield families, row
 
@@ -248,6 +249,9 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
         if lost:
             raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])
         if not refused:
+            if not any(key.site in (*_STREAM, "attn_pattern") for key in _keys(row)):
+                why = "; ".join(dict.fromkeys(row.refused.values()))
+                raise Unsupported(f"neither residual stream nor patterns of {name} can be recorded", why=why)
             return Fit(row, "", result)
         row = replace(row, refused={**row.refused, **refused})
 
@@ -270,6 +274,8 @@ def _unproved(
         vouched = by.get(spec.key.site) in about
         if spec.key.site == "attn_out":
             vouched = f"{stack}.{'resid_post' if row.stacks[stack].parallel else 'resid_mid'}" in sums
+        if spec.key.site == "attn_norm":  # of several streams no site is what is normed
+            vouched = str(spec.key._replace(site="q_proj")) in about
         if not vouched:
             yield key
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.spots import scale_of
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.models.mechanisms import layer_config
@@ -93,6 +94,11 @@ class Place:
         return self.scene.row.stacks[self.stack]
 
     @property
+    def scale(self) -> float:
+        """What sublayers' outputs are multiplied by before they are added."""
+        return scale_of(self.row)
+
+    @property
     def attention_row(self) -> AttentionRow:
         row = self.row.attention_of(self.attention)
         assert row is not None
@@ -135,7 +141,8 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     """
     dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
-    return (output[0] if isinstance(output, tuple) else output)[0]
+    made = output[0] if isinstance(output, tuple) else output
+    return made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]  # some give rows of tokens, without batch
 
 
 def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> float:

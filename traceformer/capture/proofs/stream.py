@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
 from traceformer.capture.tensors import own_output
 from traceformer.models.families import own_family
+from traceformer.models.family import ReadoutRow
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack
 
@@ -114,8 +115,12 @@ def _unembedded(place: Place) -> Sides:
         stream = stream * config.d_model**-0.5
     logits = apply(unembedding, stream)
     logits = logits + getattr(model, "final_logits_bias", torch.zeros(1, 1).to(logits))[0]
-    scale, softcap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
-    logits = logits if scale is None else logits * scale
+    family, softcap = own_family(config), getattr(config, "final_logit_softcapping", None)
+    readout = ReadoutRow(logit_divisor=("logits_scaling", 1.0)) if family is None else family.readout
+    assert readout is not None
+    scale = getattr(config, readout.logit_scale[0] or "logit_scale", None)
+    divisor = getattr(config, readout.logit_divisor[0], None)
+    logits = (logits if scale is None else logits * scale) / (divisor or 1)
     return recorded, logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
@@ -213,14 +218,14 @@ def _mlp_down(place: Place) -> Sides:
 
 def _mlp_out(place: Place) -> Sides:
     recorded, down, path = place("mlp_out"), place("mlp_down"), place.row.mlp["mlp_out"].path
-    return recorded, place.normed(path, down)
+    return recorded, place.normed(path, down) * place.scale
 
 
 def _experts(place: Place) -> Sides:
     recorded = place("mlp_out")
     if "mlp_down" in place.row.mlp:
         raise NotHere
-    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place))
+    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place)) * place.scale
 
 
 STREAM_CLAIMS = (

@@ -11,6 +11,7 @@ __all__ = [
     "GEMMA2",
     "GLM",
     "GLM4",
+    "GRANITE",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
@@ -56,8 +57,9 @@ GEMMA2 = stack_of(
     attention=_GEMMA2_ATTENTION,
     mlp={**VAULT_GEMMA.stacks["dec"].mlp, "mlp_out": Tap("post_feedforward_layernorm")},
 )
+GRANITE = stack_of(LLAMA, scale="residual_multiplier")
 HYPERCLOVAX = stack_of(
-    LLAMA,
+    GRANITE,
     attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_norm1")),
     mlp={**_LLAMA_MLP, "mlp_out": Tap("post_norm2")},
 )
@@ -112,7 +114,9 @@ DEEPSEEK = ByFlag(
     default=1536,
     when=None,
 )
-GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")})
+GRANITE_MOE = stack_of(
+    MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")}, scale="residual_multiplier"
+)
 
 GPT2 = decoder(
     "h",

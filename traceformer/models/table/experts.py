@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from traceformer.models.blocks import decoders as blocks
 from traceformer.models.family import Family, ReadoutRow, Requires
-from traceformer.models.table.parts import GROUPED, RMS, SIZES, UNSCALED, WIDE_HEADS, WINDOW, layer_norm, rotary
+from traceformer.models.table.parts import GROUPED, MULTIPLIED, RMS, RMS_DIVIDED, SIZES, WIDE_HEADS, WINDOW, layer_norm, rotary
 
 __all__ = ["EXPERTS"]
 
@@ -86,7 +86,13 @@ EXPERTS: Mapping[str, Family] = {
         RMS,
         sinks=True,
     ),
-    "granitemoe": rotary(blocks.GRANITE_MOE, "GraniteMoeForCausalLM", {**GROUPED, **_LOCAL}, RMS, requires=UNSCALED),
+    "granitemoe": rotary(
+        blocks.GRANITE_MOE,
+        "GraniteMoeForCausalLM",
+        {**GROUPED, **_LOCAL, **MULTIPLIED},
+        RMS_DIVIDED,
+        scaled_embedding=True,
+    ),
     "hy_v3": rotary(
         blocks.MIXTRAL, "HYV3ForCausalLM", {**WIDE_HEADS, **_NUMBERED, **_DENSE_FIRST, "num_shared_experts": 1}
     ),
