@@ -328,8 +328,26 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     return (distance >= 0) & (distance < (len(keys) if window is None else window))
 
 
+def _picked(place: Place) -> int | None:
+    """How many keys an indexer picks for each query; None where there is none."""
+    has_one = getattr(place.module(place.attention_row.module), "indexer", None) is not None
+    return getattr(place.config, "index_topk", None) if has_one else None
+
+
+def _looks_where_picked(place: Place) -> Sides:
+    """How many keys each query looks at: those before it, as many as are picked; and none behind it."""
+    pattern, picked = place("attn_pattern"), _picked(place)
+    if picked is None:
+        raise NotHere
+    seen = torch.cat([(pattern > 0).sum(-1), (pattern.triu(1) > 0).sum(-1)], -1)
+    before = (torch.arange(pattern.shape[1], device=pattern.device) + 1).clamp(max=picked)
+    return seen.float(), torch.cat([before, torch.zeros_like(before)]).expand(len(pattern), -1).float()
+
+
 def _softmax(place: Place) -> Sides:
     recorded, scores = place("attn_pattern"), place("attn_scores")
+    if _picked(place) is not None:
+        raise NotHere
     scores = scores.masked_fill(~_may_look(place, scores), -torch.inf)
     sinks = _sinks(place)
     if sinks is None:
@@ -449,6 +467,7 @@ ATTENTION_CLAIMS = (
     Claim("v", "is that of the layer that it is shared with", _shared("v"), Rounding.NONE),
     Claim("attn_scores", "equals q k^T, scaled, softcapped, biased", _scores, Rounding.FLOAT32),
     Claim("attn_pattern", "equals the softmax of attn_scores in a mask built by hand", _softmax, Rounding.FLOAT32),
+    Claim("attn_pattern", "looks at as many keys as its index picks", _looks_where_picked, Rounding.NONE),
     Claim("attn_pattern", "equals the model's own eager attentions", _eager_attentions, Rounding.SOFTMAX),
     Claim("attn_pattern", "has rows that sum to 1", _rows_sum_to_one, Rounding.FLOAT32),
     Claim("attn_pattern", "has rows that sum to at most 1 (sinks)", _rows_sum_to_less, Rounding.FLOAT32),
