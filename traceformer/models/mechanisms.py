@@ -5,7 +5,7 @@ from typing import Any
 
 from traceformer.errors import Unsupported
 
-__all__ = ["mechanisms_of", "stated", "unstated"]
+__all__ = ["attending_layers", "attends", "mechanisms_of", "stated", "unstated"]
 
 _ATTENDS = ("attention", "hybrid")  # in what a config calls a layer; but linear attention is a recurrence
 _RECURS = ("linear_attention", "mamba", "conv", "recurrent")
@@ -46,16 +46,18 @@ def unstated(config: Any, *names: str) -> Unsupported:
             why="its config states no vocab_size",
             hint="such models cannot be recorded yet",
         )
-    if any("heads" in name for name in names):
-        return Unsupported(
-            f"a model of type {config.model_type!r} has no attention heads",
-            why=f"its config states none of {', '.join(names)}",
-            hint="models without attention (recurrent, convolutional, Fourier) cannot be recorded yet",
-        )
     return Unsupported(
         f"the config of model type {config.model_type!r} states none of {', '.join(names)}",
         why="it may not be a text transformer",
     )
+
+
+def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
+    """Returns the layers that have attention, by what a config calls each; None where all have, as far as it says."""
+    kinds = stated(config, "layer_types") or stated(config, "layers_block_type") or ()
+    if len(kinds) != n_layers or all(map(attends, kinds)):
+        return None
+    return tuple(layer for layer, kind in enumerate(kinds) if attends(kind))
 
 
 def mechanisms_of(config: Any) -> list[str]:
@@ -64,11 +66,6 @@ def mechanisms_of(config: Any) -> list[str]:
 
 
 def _mechanisms(config: Any) -> Iterator[str]:
-    kinds: list[str] = [*(stated(config, "layer_types") or stated(config, "layers_block_type") or ())]
-    attending = [layer for layer, kind in enumerate(kinds) if _attends(kind)]
-    if kinds and len(attending) < len(kinds):
-        others = ", ".join(dict.fromkeys(kind for kind in kinds if not _attends(kind)))
-        yield f"attention in {len(attending)} of its {len(kinds)} layers only; the others are {others}"
     nope, rope, value = (stated(config, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
     if isinstance(nope, int) and isinstance(rope, int) and isinstance(value, int) and nope + rope != value:
         yield f"queries and keys {nope + rope} wide beside values {value} wide (latent attention)"
@@ -79,5 +76,6 @@ def _mechanisms(config: Any) -> Iterator[str]:
         yield "attention to the keys that an indexer picks (index_topk)"
 
 
-def _attends(kind: str) -> bool:
+def attends(kind: str) -> bool:
+    """Returns whether a layer has attention that a config calls this: `full_attention`, but not `linear_attention`."""
     return any(word in kind for word in _ATTENDS) and not any(word in kind for word in _RECURS)

@@ -25,7 +25,10 @@ Numbers: TypeAlias = tuple[int, ...] | Mapping[Stack, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only."""
+    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only.
+
+    `attending` are the layers that have attention, stated where not all have.
+    """
 
     n_layers: int | None = None
     n_heads: int | None = None
@@ -36,17 +39,25 @@ class Dims:
     d_mlp: int | None = None
     d_vocab: int | None = None
     n_ctx: int | None = None
+    attending: tuple[int, ...] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
         names = [size.name for size in fields(cls)]
-        sizes = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
+        sizes: dict[str, int] = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
         if sizes.get("n_heads", 0) % sizes.get("n_kv_heads", 1):  # no head would know which it reads
             del sizes["n_kv_heads"]
-        return cls(**sizes)
+        return cls(**sizes, attending=_whole_numbers(data.get("attending")))
 
-    def to_json(self) -> dict[str, int]:
-        return {size.name: getattr(self, size.name) for size in fields(self) if getattr(self, size.name) is not None}
+    @property
+    def without_attention(self) -> tuple[int, ...]:
+        """The layers that have no attention, as far as the run states it."""
+        if self.attending is None:
+            return ()
+        return tuple(layer for layer in range(self.n_layers or 0) if layer not in self.attending)
+
+    def to_json(self) -> dict[str, Any]:
+        return {size.name: _plain(own) for size in fields(self) if (own := getattr(self, size.name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
+from traceformer.capture.tensors import part_of
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
 
@@ -24,6 +25,8 @@ def _merged(rows: Tensor) -> Tensor:
 
 def _split(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """The part of a projection's output (position, width) that a tap names, as (head, position, d_head)."""
+    if tap.part.startswith("heads'"):
+        rows, tap = part_of(rows, tap, dims), Tap(tap.path)
     if tap.part == "whole":
         return rows.unflatten(-1, (-1, dims.d_head)).transpose(0, 1)
     index, heads = "qkv".index(tap.part), _split(rows, Tap(""), dims)
@@ -75,8 +78,8 @@ class _Rotation(NamedTuple):
 
 def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
-    rotary = getattr(place.scene.model.base_model, "rotary_emb", None)
     module = place.module(place.attention_row.module)
+    rotary = getattr(place.scene.model.base_model, "rotary_emb", None) or getattr(module, "rotary_emb", None)
     if hasattr(module, "rotary_dim"):  # GPT-J's, which has a table of angles and no frequencies
         return _Rotation(module.rotary_dim or place.dims.d_head, 1.0)
     if rotary is None:
@@ -94,7 +97,7 @@ def _normed_projection(place: Place, which: str) -> Tensor:
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
-        return rows
+        return rows * getattr(module, "key_multiplier", 1)
     rope = getattr(place.config, "rope_parameters", None) or {}
     stretch = rope.get("llama_4_scaling_beta")
     if stretch:  # queries grow with the logarithm of their position, in steps
@@ -164,7 +167,7 @@ def _scores(place: Place) -> Sides:
     softcap = getattr(place.config, "attn_logit_softcapping", None)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    first = place.at(0).module(place.attention_row.module)
+    first = place.at(place.dims.attention_layers[0]).module(place.attention_row.module)
     if hasattr(first, "relative_attention_bias"):  # the first block's bias serves all of T5's
         scores = scores + first.compute_bias(*scores.shape[1:])[0].float()
     if place.scene.row.own_attention:
@@ -246,9 +249,16 @@ def _own_attention(place: Place) -> Tensor:
     whole = place.scene.reference.attentions.get((place.stack, place.attention))
     if whole is None:
         raise NotHere
+    layers = place.dims.attention_layers
+    if len(whole) == len(layers):  # some models return those of layers with attention alone
+        number = layers.index(place.layer)
+    elif len(whole) == place.dims.n_layers and whole[place.layer] is not None:
+        number = place.layer
+    else:
+        raise NotHere
     ids = place.scene.ids[place.example]
     keys = ids["enc"] if place.attention == "cross" else ids[place.stack]
-    return whole[place.layer][place.example, :, : len(ids[place.stack]), : len(keys)].float()
+    return whole[number][place.example, :, : len(ids[place.stack]), : len(keys)].float()
 
 
 def _eager_attentions(place: Place) -> Sides:
@@ -262,12 +272,24 @@ def _mixed_values(place: Place) -> Sides:
 
 def _projected_out(place: Place, mixed: Tensor) -> Sides:
     recorded, row = place("attn_out"), place.attention_row
-    if row.out_proj is None or row.attn_out is None:
+    path, merged = row.out_proj, _merged(mixed)
+    if row.gated is not None:
+        made = place.apply(row.gated.gate.path, _input_of(place, "q"))
+        path, merged = row.gated.out_proj, merged * part_of(made, row.gated.gate, place.dims).sigmoid()
+    if path is None or row.attn_out is None:
         raise NotHere
-    return recorded, place.normed(row.attn_out.path, place.apply(row.out_proj, _merged(mixed)))
+    return recorded, place.normed(row.attn_out.path, place.apply(path, merged))
 
 
 def _out_of_z(place: Place) -> Sides:
+    if place.attention_row.gated is not None:
+        raise NotHere
+    return _projected_out(place, place("z"))
+
+
+def _out_of_gated_z(place: Place) -> Sides:
+    if place.attention_row.gated is None:
+        raise NotHere
     return _projected_out(place, place("z"))
 
 
@@ -316,4 +338,5 @@ ATTENTION_CLAIMS = (
     Claim("attn_pattern", "has rows that sum to at most 1 (sinks)", _rows_sum_to_less, Rounding.FLOAT32),
     Claim("z", "equals attn_pattern v", _mixed_values, Rounding.SOFTMAX),
     Claim("attn_out", "equals W_O z + b, after the post-norm where there is one", _out_of_z, Rounding.MODEL),
+    Claim("attn_out", "equals W_O of z times its gate, after the post-norm", _out_of_gated_z, Rounding.MODEL),
 )
