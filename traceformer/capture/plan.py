@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from traceformer.capture.derived import ModelPlace
+from traceformer.capture.gaps import layers_having
 from traceformer.capture.passes import Derived
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
@@ -25,7 +26,8 @@ _OF_CLASSES = tuple(site for site in OUTPUTS if site != "logits")
 class Plan:
     """The arrays to record, the sites of selected groups that this family has no place for, and what is computed.
 
-    `architecture` is the row that says where they lie, None for that of the model's family.
+    Of those a site that some of the layers asked for lack is written with these. `architecture` is the row that says
+    where they lie, None for that of the model's family.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -71,10 +73,11 @@ def plan_arrays(
     layers: dict[Stack, tuple[int, ...]] = {
         stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks
     }
-    heads = {stack: choose(selection.heads.get(stack), dims.stacks[stack].n_heads, "heads") for stack in stacks}
+    heads = {stack: _heads_chosen(selection, stack, dims.stacks[stack]) for stack in stacks}
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
-    left: dict[tuple[Stack, tuple[int, ...]], list[str]] = {}  # sites of which some layers have another shape
+    of_other_shape: dict[tuple[Stack, tuple[int, ...]], list[str]] = {}
+    gaps: list[SelectionError] = []
     for site in selection.sites:
         keys = [key for key in row.keys(site) if key.stack in stacks]
         if site in OUTPUTS and site != output:
@@ -84,24 +87,40 @@ def plan_arrays(
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
             keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
         for key in keys:
+            own, asked = dims.stacks[key.stack], layers[key.stack]
             if site in _OF_CLASSES:
                 arrays.append(ArraySpec(key, width=len(label_names(model))))
-            else:
-                own = layers[key.stack]
-                alike = dims.stacks[key.stack].alike(SITES[site], own)
-                if alike != own:
-                    left.setdefault((key.stack, alike), []).append(site)
-                arrays.append(_spec(key, alike, heads[key.stack], dims.stacks[key.stack].at(alike[0]), selection))
+                continue
+            if SITES[site].per_layer:
+                having = layers_having(model, row, own, key)
+                lacking = [layer for layer in asked if layer not in having]
+                asked = tuple(layer for layer in asked if layer in having)
+                if not asked:
+                    gaps.append(_gap(key, lacking, having))
+                    if selection.is_named(site):
+                        raise gaps[-1]
+                if lacking and selection.layers.get(key.stack) is not None:
+                    left_out.append(f"{site} in layer{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}")
+                if not asked:
+                    continue
+                alike = own.alike(SITES[site], asked)
+                others = tuple(layer for layer in asked if layer not in alike)
+                if others:
+                    of_other_shape.setdefault((key.stack, others), []).append(site)
+                asked, own = alike, own.at(alike[0])
+            arrays.append(_spec(key, asked, heads[key.stack], own, selection))
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
         if not keys and not SITES[site].of_few:
             left_out.append(site)
-    for (stack, alike), sites in left.items():
-        _warn_of_others(sites, dims.stacks[stack], [layer for layer in layers[stack] if layer not in alike])
+    for (stack, others), sites in of_other_shape.items():
+        _warn_of_others(sites, dims.stacks[stack], others)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
     derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
     arrays += [spec for each in derived for spec in each.specs]
+    if not arrays and gaps:
+        raise gaps[0]
     if not arrays and not selection.sites:
         raise SelectionError("nothing to record", hint="`capture` says what")
     if not arrays:
@@ -110,6 +129,23 @@ def plan_arrays(
             why=_why_not(selection.sites[0], row, model, stacks),
         )
     return Plan(tuple(arrays), tuple(left_out), derived, architecture)
+
+
+def _heads_chosen(selection: Selection, stack: Stack, dims: StackDims) -> tuple[int, ...]:
+    asked = selection.heads.get(stack)
+    if asked is not None and not dims.n_heads:
+        raise SelectionError(f"heads {', '.join(map(str, asked))} requested", why="this model has no attention")
+    return choose(asked, dims.n_heads, "heads")
+
+
+def _gap(key: ArrayKey, asked: Sequence[int], having: Sequence[int]) -> SelectionError:
+    """The error for layers that have no such place, while others do."""
+    what = "attention" if key.attention is not None else key.site
+    return SelectionError(
+        f"{key.site} of layer{'s' * (len(asked) > 1)} {', '.join(map(str, asked))} requested",
+        why=f"no {what} is there",
+        hint=f"layers with {what}: {', '.join(map(str, having))}",
+    )
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -156,6 +192,8 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return why_no_output(site, model)
     if any(key.stack not in stacks for key in architecture.keys(site)):
         return "it is in the decoder, which runs only with `targets`"
+    if SITES[site].of_attention and not any(row.attends for row in architecture.stacks.values()):
+        return "this model has no attention"
     refused = [why for key, why in architecture.refused.items() if key.rpartition(".")[2] == site]
     if refused:
         return refused[0]
@@ -174,6 +212,10 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return "attention and MLP run in parallel, so there is nothing between them"
     if site == "mlp_norm" and any(row.parallel for row in rows):
         return "its MLP reads attention's normed input, attn_norm"
+    if (site.startswith("mlp_") or site == "resid_mid") and not any(row.mlp for row in rows):
+        return "its blocks have no MLP that is known"
+    if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down") and all(row.mlp_kind != "experts" for row in rows):
+        return "no module of its MLPs shows it, or none as wide as its config says"
     if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down"):
         return "its MLPs are mixtures of experts, so there is no one hidden layer"
     if site in ("attn_norm", "mlp_norm", "final_norm"):

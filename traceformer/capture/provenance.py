@@ -202,6 +202,8 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
     config, family = model.config, model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
+    if not any(dims.n_heads for dims in model.dims.stacks.values()):
+        return AttentionFacts()
     if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)
     return AttentionFacts(
@@ -209,7 +211,7 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         gqa,
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        rotary=None if family is None else family.positions.kind == "rotary",
+        rotary=None if family is None or family.positions.kind == "recurrent" else family.positions.kind == "rotary",
         relative_position_bias=None if family is None else "relative bias" in family.positions.kind,
         softcap=_of_all_layers(config, "attn_logit_softcapping"),
         sinks=model.has_sinks,

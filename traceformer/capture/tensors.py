@@ -43,6 +43,8 @@ def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
         return rows.unflatten(-1, (dims.n_heads, -1)).chunk(2, dim=-1)[tap.part == "second half"].transpose(1, 2)
     if tap.part in ("first half", "second half"):
         return rows.chunk(2, dim=-1)[tap.part == "second half"]
+    if tap.part in ("heads' first half", "heads' second half"):
+        return rows.unflatten(-1, (dims.n_heads, 2, -1)).select(-2, int(tap.part == "heads' second half")).flatten(-2)
     if tap.fused == "per_head":
         group = dims.n_heads // dims.n_kv_heads
         first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
-from traceformer.models.mechanisms import configs_of_layers, stated, unstated
+from traceformer.models.mechanisms import attending_layers, configs_of_layers, stated, unstated
 from traceformer.sites import Site, Stack
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ class StackDims:
     """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
 
     `d_value` is the width of values, 0 where that is d_head; `d_latent` that of the row that keys and values are made
-    of, 0 where they are made of attention's input (multi-head latent attention). Where layers differ, `by_layer` has
-    what may be another in each, and the sizes themselves are those that most layers have; `at` tells one layer's.
+    of, 0 where they are made of attention's input (multi-head latent attention). `attending` are the layers that have
+    attention, None where all have; a model without attention has no heads, and no such layer. Where layers differ,
+    `by_layer` has what may be another in each, and the sizes themselves are those that most layers with attention
+    have; `at` tells one layer's.
 
     `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
     """
@@ -60,6 +62,7 @@ class StackDims:
     d_value: int = 0
     d_latent: int = 0
     by_layer: tuple[LayerDims, ...] = ()
+    attending: tuple[int, ...] | None = None
 
     def at(self, layer: int | None) -> "StackDims":
         """Returns the sizes of one layer."""
@@ -93,9 +96,14 @@ class StackDims:
         """Returns how many heads a site has, 0 where it has none."""
         return self.n_heads if "head" in site.axes else self.n_kv_heads if "kv_head" in site.axes else 0
 
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention."""
+        return tuple(range(self.n_layers)) if self.attending is None else self.attending
+
     def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
-        group = self.n_heads // self.n_kv_heads
+        group = self.n_heads // max(1, self.n_kv_heads)
         return tuple(sorted({head // group for head in heads}))
 
     def width_of(self, site: Site) -> int:
@@ -140,7 +148,12 @@ class ModelDims:
         return cls(arch, {side: _stack_dims(config, side, arch, tables.get(side)) for side in sides})
 
     def to_json(self) -> dict[str, Any]:
-        return {stack: asdict(dims) for stack, dims in self.stacks.items()}
+        return {stack: _said(asdict(dims)) for stack, dims in self.stacks.items()}
+
+
+def _said(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Sizes as JSON has them: which layers have attention is said where not all have."""
+    return {name: value for name, value in sizes.items() if value is not None}
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
@@ -159,7 +172,8 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
         return _dims_of(config, side, arch, table)
     each = [_dims_of(own, side, arch, table) for own in layers]
     by_layer = [LayerDims(own.n_heads, own.n_kv_heads, own.d_head, own.d_value) for own in each]
-    [(commonest, _)] = Counter(by_layer).most_common(1)
+    attending = each[0].attention_layers or range(len(each))
+    [(commonest, _)] = Counter(by_layer[layer] for layer in attending).most_common(1)
     return replace(each[by_layer.index(commonest)], by_layer=tuple(by_layer) if len({*by_layer}) > 1 else ())
 
 
@@ -167,11 +181,12 @@ def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDi
     own = {"enc": "encoder_", "dec": "decoder_"}[side]
     layers = (f"{own}layers", *(("num_decoder_layers",) if side == "dec" and arch == "encdec" else ()))
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
-    n_heads = _first(
-        config, f"{own}attention_heads", "num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads"
-    )
+    heads = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
+    attending = attending_layers(config, n_layers)
+    # Mamba 2 calls the parts of its state heads.
+    n_heads = 0 if attending == () else _first(config, f"{own}attention_heads", *heads, default=0)
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
-    if min(n_layers, n_heads, d_model) < 1:
+    if min(n_layers, d_model) < 1 or n_heads < 0:
         raise Unsupported(
             f"a model of type {config.model_type!r} without layers, heads or dimensions",
             why=f"its config states {n_layers} layers of {n_heads} heads, {d_model} wide",
@@ -181,7 +196,7 @@ def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDi
     if d_mlp == stated(config, "expansion_ratio"):
         d_mlp *= d_model
     latent = _first(config, "kv_lora_rank", default=0)
-    d_head = _first(config, "d_kv", "head_dim", default=d_model // n_heads)
+    d_head = _first(config, "d_kv", "head_dim", default=d_model // max(1, n_heads))
     if latent:  # what such a config calls head_dim may be what is rotated of a key
         d_head = _first(config, "qk_nope_head_dim", default=0) + _first(config, "qk_rope_head_dim", default=0)
     d_value = _first(config, "v_head_dim", default=d_head)
@@ -191,17 +206,29 @@ def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDi
         n_kv_heads=_n_kv_heads(config, n_heads),
         d_model=d_model,
         d_embed=_first(config, "embedding_size", "word_embed_proj_dim", default=d_model),
-        d_head=d_head,
-        d_mlp=0 if has_experts(config) else d_mlp,
+        d_head=d_head if n_heads else 0,
+        d_mlp=0 if _lacks_mlp(config, side) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
         n_ctx=n_ctx_of(config) if table is None else min(table, n_ctx_of(config) or table),
         d_value=0 if d_value == d_head else d_value,
         d_latent=latent,
+        attending=attending if n_heads else (),
     )
+
+
+def _lacks_mlp(config: Any, side: Stack) -> bool:
+    """Whether no layer has one MLP: each has a mixture of experts, or none at all, as its family's row says."""
+    if has_experts(config):
+        return "mlp" not in (stated(config, "layer_types") or ())
+    family = own_family(config)
+    rows = () if family is None else [row for built in family.architectures if (row := built.stacks.get(side))]
+    return bool(rows) and not any(row.mlp for row in rows)
 
 
 def _n_kv_heads(config: Any, n_heads: int) -> int:
     """How many heads of keys there are: with multi-query attention one, whatever else is stated."""
+    if not n_heads:
+        return 0
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
     return _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)

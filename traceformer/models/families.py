@@ -17,11 +17,12 @@ from traceformer.models.table.decoders import DECODERS
 from traceformer.models.table.encoder_decoders import ENCODER_DECODERS
 from traceformer.models.table.encoders import ENCODERS
 from traceformer.models.table.experts import EXPERTS
+from traceformer.models.table.hybrids import HYBRIDS
 from traceformer.sites import Stack
 
 __all__ = ["FAMILIES", "architecture_of", "family_of", "own_family", "unmet", "with_scales"]
 
-FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **ENCODERS, **ENCODER_DECODERS}
+FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **HYBRIDS, **ENCODERS, **ENCODER_DECODERS}
 
 
 def family_of(config: Any) -> Family:

@@ -12,7 +12,7 @@ __all__ = [
     "AttentionRow",
     "ByFlag",
     "Family",
-    "GatedOut",
+    "Gated",
     "Latent",
     "MlpKind",
     "Norm",
@@ -33,7 +33,7 @@ Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_p
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
-    A half of an axis that holds heads one after the other is that of each head where it is fused `per_head`.
+    A projection may hold two things for each head, as queries and their gate: a half of its heads is that of each.
     For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
     (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
     then those of kv_head 1).
@@ -41,7 +41,9 @@ class Tap(NamedTuple):
 
     path: str
     side: Literal["output", "input"] = "output"
-    part: Literal["whole", "first half", "second half", "q", "k", "v"] = "whole"
+    part: Literal[
+        "whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"
+    ] = "whole"
     fused: Literal["concat", "per_head"] = "concat"
 
 
@@ -61,16 +63,11 @@ class Latent(NamedTuple):
     up: str
 
 
-class GatedOut(NamedTuple):
-    """An output projection that does not read the mix of values itself: paths of modules in a block.
+class Gated(NamedTuple):
+    """A gate before an output projection, which reads the heads' mixed values times the sigmoid of what a tap shows."""
 
-    Either `norm` norms it, all heads side by side, or it is multiplied by the sigmoid of what `gate` makes: a feature
-    each, one a head, or, of a query projection twice as wide, the second half of each head.
-    """
-
+    gate: Tap
     out_proj: str
-    norm: str = ""
-    gate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +89,9 @@ class AttentionRow:
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
     scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
+    gated: Gated | None = None  # then `out_proj`, which reads mixed values as they are, is None
     q_latent: Latent | None = None
     kv_latent: Latent | None = None
-    gated_out: GatedOut | None = None  # in place of out_proj, where W_O of the mix of values is not what is added
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -120,6 +117,7 @@ class StackRow:
     cross: AttentionRow | None = None
     post_norm: str | None = None  # the norm after the MLP's residual addition, in post-norm blocks
     parallel: bool = False  # attention and MLP both read the block's input
+    attends: bool = True  # whether any of its blocks has attention
     scale: float | str = 1.0  # what sublayers make is multiplied by before it is added, or the config's name of that
 
     def attention_of(self, kind: Attention | None) -> AttentionRow | None:
@@ -131,7 +129,8 @@ class Architecture:
     """How a model is built: its stacks, and whether its attention passes through an attention function.
 
     That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
-    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `pads_texts` is of models
+    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `only` are places that are
+    there in some layers alone, although other blocks have a module of that name, too. `pads_texts` is of models
     that pad what they are given, on the right, up to a length that they can take. `readout` is of a row that was chosen
     by hand: what its family does behind the last block, where it is proved that the model does so, too.
     """
@@ -142,6 +141,7 @@ class Architecture:
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     pads_texts: bool = False
     readout: "ReadoutRow | None" = None
+    only: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
@@ -150,7 +150,7 @@ class Architecture:
             return False
         if key.attention is not None:
             attention = row.attention_of(key.attention)
-            if attention is None:
+            if attention is None or not row.attends:
                 return False
             if key.site in ("q", "k", "v", "z", "attn_scores", "attn_pattern"):
                 return self.has_attention_function
@@ -178,7 +178,7 @@ class Architecture:
                 own[kind] = own[kind] and {name: value for name, value in own[kind].items() if not _unsaid(name, value)}
         if self.readout is not None and self.readout.logit_divisor == ("", 1.0):
             del data["readout"]["logit_divisor"]
-        return data if self.readout is not None else {name: value for name, value in data.items() if name != "readout"}
+        return {name: value for name, value in data.items() if value or name not in ("readout", "only")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Architecture":
@@ -195,10 +195,11 @@ class Architecture:
             data["refused"],
             data["pads_texts"],
             _readout_row(data.get("readout")),
+            {key: tuple(layers) for key, layers in data.get("only", {}).items()},
         )
 
 
-_LATER = ("q_latent", "kv_latent", "gated_out")
+_LATER = ("gated", "q_latent", "kv_latent")
 
 
 def _unsaid(name: str, value: Any) -> bool:
@@ -221,8 +222,9 @@ def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
     if data is None:
         return None
     read: dict[str, Any] = {name: _tap(data[name]) for name in ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")}
-    later = {"q_latent": Latent, "kv_latent": Latent, "gated_out": GatedOut}
-    read |= {name: kind(*data[name]) for name, kind in later.items() if data.get(name) is not None}
+    gated = data.get("gated")
+    read["gated"] = None if gated is None else Gated(Tap(*gated[0]), gated[1])
+    read |= {name: Latent(*data[name]) for name in ("q_latent", "kv_latent") if data.get(name) is not None}
     return AttentionRow(**{**data, **read})
 
 
@@ -281,7 +283,9 @@ class Positions(NamedTuple):
     is the module that holds them, from the base model, and `first` the row that is its first position.
     """
 
-    kind: Literal["learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi"]
+    kind: Literal[
+        "learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi", "recurrent"
+    ]
     limit: Literal["stated", "behind padding", "none"] = "stated"
     table: str = ""
     first: int = 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from traceformer.models.blocks import decoders, encoder_decoders, encoders, outside
+from traceformer.models.blocks import decoders, encoder_decoders, encoders, hybrids, outside
 from traceformer.models.family import Architecture, Tap
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def written_architecture(architecture: Architecture) -> str:
 
 def _constant(architecture: Architecture) -> str | None:
     """The name of the same blocks, where a family has them."""
-    for alias, file in {"blocks": (decoders, encoders, encoder_decoders), "outside": (outside,)}.items():
+    for alias, file in {"blocks": (decoders, hybrids, encoders, encoder_decoders), "outside": (outside,)}.items():
         for each in file:
             for name in each.__all__:
                 if getattr(each, name) == architecture:

@@ -114,7 +114,10 @@ class TracedModel:
         tokens = self._tokens(text, stack, bos_token_id)
         weights = record(self, text, layer, options, stack=stack, source=source)
         name = model_name(self.model.config.name_or_path or type(self.model).__name__)
-        settings = {"model": name, "stack": stack}
+        settings: dict[str, Any] = {"model": name, "stack": stack}
+        own = self.dims.stacks[stack]
+        if layer == "all" and own.attending is not None:
+            settings["without_attention"] = [each for each in range(own.n_layers) if each not in own.attending]
         origin = None if source is None else self._tokens(source, "enc", None)
         return trace_paths(weights, tokens, targets, options, source=origin, settings=settings)
 
@@ -194,7 +197,9 @@ def record(
     if layer != "all" and not -n_layers <= layer < n_layers:
         raise UsageError(f"layer {layer} requested", why=f"{model.config.model_type} has layers 0-{n_layers - 1}")
     options.check(layer, has_source=source is not None)
-    layers = tuple(range(n_layers)) if layer == "all" else (layer % n_layers,)
+    layers = dims.stacks[stack].attention_layers if layer == "all" else (layer % n_layers,)
+    if not layers:
+        raise Unsupported(f"paths of {model.config.model_type!r}", why="this model has no attention")
     sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
     heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
     selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
@@ -210,12 +215,14 @@ def record(
     combiner = HeadCombiner(
         options,
         next(spec.heads for spec in arrays if spec.site.is_matrix),
-        layers=len(layers),
+        layers=n_layers if layer == "all" else 1,
         queries=len(text.ids),
         keys={attention: len(each.ids) for attention, each in texts.items()},
+        passed=tuple(each for each in range(n_layers) if each not in layers) if layer == "all" else (),
         has_sinks=family_of(model.config).sinks if traced.has_sinks is None else traced.has_sinks,
     )
-    sink = _Sink(traced, dims.stacks[stack], layers, texts, combiner)
+    counted = tuple(range(n_layers)) if layer == "all" else layers
+    sink = _Sink(traced, dims.stacks[stack], counted, texts, combiner)
     with Recorder(model, arrays, sink, traced.architecture) as recorder:
         recorder.run(spans, **_inputs(model, dims, text, source))
     return combiner.edge_weights("all" if layer == "all" else layers[0])

@@ -194,8 +194,16 @@ def sweep_axes(
     dims.refuse_uneven("sweeps")
     n_heads = dims.n_heads_of(SITES[key.site])
     tokens = range(-longest, 0) if from_end else range(longest)
-    every: dict[str, range] = {"layer": range(dims.n_layers)}
+    from traceformer.capture.gaps import layers_having
+
+    having = layers_having(model.model, model.built, dims, key)
+    every: dict[str, Sequence[int]] = {"layer": having}
     asked: dict[str, tuple[int, ...] | None] = {"layer": _within(layers, dims.n_layers, "layer")}
+    lacking = [layer for layer in asked["layer"] or () if layer not in having]
+    if lacking:
+        raise SelectionError(
+            f"layer {lacking[0]} has no {key.site}", hint=f"layers that have: {', '.join(map(str, having))}"
+        )
     if "head" in names:
         every["head"], asked["head"] = range(n_heads), _within(heads, n_heads, "head")
     elif heads is not None:

@@ -330,6 +330,9 @@ def _with_part(rows: Tensor, tap: Tap, dims: StackDims, new: Tensor) -> Tensor:
         grouped = whole.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
         by_head = new if new.dim() == 4 else new.unflatten(-1, (-1, dims.d_head)).transpose(1, 2)
         grouped[..., first:last, :] = by_head.transpose(1, 2).unflatten(-2, (dims.n_kv_heads, last - first))
+    elif tap.part in ("heads' first half", "heads' second half"):
+        halves = whole.unflatten(-1, (dims.n_heads, 2, -1))
+        halves.select(-2, int(tap.part == "heads' second half")).copy_(new.unflatten(-1, (dims.n_heads, -1)))
     else:
         part_of(whole, tap, dims).copy_(new)
     return whole

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply
+from traceformer.capture.tensors import part_of
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
 from traceformer.sites import SITES
@@ -31,10 +32,10 @@ def _by_head(rows: Tensor, width: int) -> Tensor:
 def _split(rows: Tensor, tap: Tap, dims: StackDims, which: str) -> Tensor:
     """The part of a projection's output (position, width) that a tap names, as (head, position, d_head)."""
     width = dims.width_of(SITES[which])
+    if tap.part.startswith("heads'"):
+        rows, tap = part_of(rows, tap, dims), Tap(tap.path)
     if tap.part == "whole":
         return _by_head(rows, width)
-    if tap.part in ("first half", "second half"):
-        return _by_head(rows, 2 * width)[..., :width] if tap.part == "first half" else _by_head(rows, 2 * width)[..., width:]
     index = "qkv".index(tap.part)
     if tap.fused == "per_head":
         group, heads = dims.n_heads // dims.n_kv_heads, _by_head(rows, width)
@@ -129,10 +130,10 @@ def _rotation(place: Place) -> _Rotation | None:
 
 
 def _rotary(place: Place) -> Any:
-    """The module that makes angles: of the base model, or beside the blocks."""
+    """The module that makes angles: of the base model, beside the blocks, or of attention itself."""
     base: Any = place.scene.model.base_model
-    beside = base.get_submodule(place.row.blocks.rpartition(".")[0])
-    return next((own for each in (base, beside) if (own := getattr(each, "rotary_emb", None)) is not None), None)
+    places = (base, base.get_submodule(place.row.blocks.rpartition(".")[0]), place.module(place.attention_row.module))
+    return next((own for each in places if (own := getattr(each, "rotary_emb", None)) is not None), None)
 
 
 def _normed_projection(place: Place, which: str) -> Tensor:
@@ -144,7 +145,7 @@ def _normed_projection(place: Place, which: str) -> Tensor:
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
-        return rows
+        return rows * getattr(module, "key_multiplier", 1)
     if getattr(module, "attn_temperature_tuning", None) and not module.use_rope:  # Llama 4's layers without rotation
         positions = torch.arange(rows.shape[1], device=rows.device) + 1
         grown = torch.log1p(torch.floor(positions.float() / module.floor_scale)) * module.attn_scale + 1
@@ -278,7 +279,7 @@ def _scores(place: Place) -> Sides:
     softcap = getattr(place.config, "attn_logit_softcapping", None)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    first = place.at(0).module(place.attention_row.module)
+    first = place.at(place.dims.attention_layers[0]).module(place.attention_row.module)
     if hasattr(first, "relative_attention_bias"):  # the first block's bias serves all of T5's
         scores = scores + first.compute_bias(*scores.shape[1:])[0].float()
     if place.scene.row.own_attention:
@@ -381,9 +382,16 @@ def _own_attention(place: Place) -> Tensor:
     whole = place.scene.reference.attentions.get((place.stack, place.attention))
     if whole is None:
         raise NotHere
+    layers = place.dims.attention_layers
+    if len(whole) == len(layers):  # some models return those of layers with attention alone
+        number = layers.index(place.layer)
+    elif len(whole) == place.dims.n_layers and whole[place.layer] is not None:
+        number = place.layer
+    else:
+        raise NotHere
     ids = place.scene.ids[place.example]
     keys = ids["enc"] if place.attention == "cross" else ids[place.stack]
-    return whole[place.layer][place.example, :, : len(ids[place.stack]), : len(keys)].float()
+    return whole[number][place.example, :, : len(ids[place.stack]), : len(keys)].float()
 
 
 def _eager_attentions(place: Place) -> Sides:
@@ -397,26 +405,24 @@ def _mixed_values(place: Place) -> Sides:
 
 def _projected_out(place: Place, mixed: Tensor) -> Sides:
     recorded, row = place("attn_out"), place.attention_row
-    if row.out_proj is None or row.attn_out is None:
+    path, merged = row.out_proj, _merged(mixed)
+    if row.gated is not None:
+        made = place.apply(row.gated.gate.path, _input_of(place, "q"))
+        path, merged = row.gated.out_proj, merged * part_of(made, row.gated.gate, place.dims).sigmoid()
+    if path is None or row.attn_out is None:
         raise NotHere
-    return recorded, place.normed(row.attn_out.path, place.apply(row.out_proj, _merged(mixed))) * place.scale
-
-
-def _out_of_gated_z(place: Place) -> Sides:
-    row, recorded, mixed = place.attention_row, place("attn_out"), _merged(place("z"))
-    gated = row.gated_out
-    if gated is None or row.attn_out is None:
-        raise NotHere
-    if gated.norm:
-        mixed = place.apply(gated.norm, mixed)
-    if gated.gate:
-        gate = place.apply(gated.gate, _input_of(place, "q"))
-        by_head = gate.unflatten(-1, (place.dims.n_heads, -1))[..., -place.dims.width_of(SITES["z"]) :]
-        mixed = (mixed.unflatten(-1, (place.dims.n_heads, -1)) * by_head.sigmoid()).flatten(1)
-    return recorded, place.normed(row.attn_out.path, place.apply(gated.out_proj, mixed)) * place.scale
+    return recorded, place.normed(row.attn_out.path, place.apply(path, merged)) * place.scale
 
 
 def _out_of_z(place: Place) -> Sides:
+    if place.attention_row.gated is not None:
+        raise NotHere
+    return _projected_out(place, place("z"))
+
+
+def _out_of_gated_z(place: Place) -> Sides:
+    if place.attention_row.gated is None:
+        raise NotHere
     return _projected_out(place, place("z"))
 
 
@@ -473,5 +479,5 @@ ATTENTION_CLAIMS = (
     Claim("attn_pattern", "has rows that sum to at most 1 (sinks)", _rows_sum_to_less, Rounding.FLOAT32),
     Claim("z", "equals attn_pattern v", _mixed_values, Rounding.SOFTMAX),
     Claim("attn_out", "equals W_O z + b, after the post-norm where there is one", _out_of_z, Rounding.MODEL),
-    Claim("attn_out", "equals W_O of z as it is gated or normed before", _out_of_gated_z, Rounding.MODEL),
+    Claim("attn_out", "equals W_O of z times its gate, after the post-norm", _out_of_gated_z, Rounding.MODEL),
 )

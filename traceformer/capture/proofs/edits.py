@@ -132,7 +132,7 @@ def _prove_donor(
 
 
 def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]) -> None:
-    row, layer = scene.row.stacks[key.stack], scene.dims.stacks[key.stack].n_layers // 2
+    row, layer = scene.row.stacks[key.stack], _middle_of(scene, key.stack)
     attention = row.attention_of(key.attention)
     assert attention is not None
     out = key._replace(site="attn_out")
@@ -177,7 +177,7 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
     if (logits, None) not in places or list(scene.row.stacks) != ["dec"] or "past_key_values" not in accepted:
         return
     ids = scene.ids[0]["dec"][None]
-    layer = scene.dims.stacks["dec"].n_layers // 2
+    layer = _middle_of(scene, "dec")
     changes: dict[str, Touch] = {
         "z": lambda mixed: torch.cat([0 * mixed[:, :1], mixed[:, 1:]], 1),
         "k": lambda keys: keys / 2,
@@ -194,8 +194,16 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
         cache = getattr(begun, "past_key_values", None)
         if cache is None:
             return
-        last = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+        placed = {"position_ids": torch.full_like(ids[:, -1:], ids.shape[1] - 1)} if "position_ids" in accepted else {}
+        last = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, **placed).logits[:, -1]
     add_error(logits, _CACHED, error_between(last, whole), Rounding.BATCH)
+
+
+def _middle_of(scene: Scene, stack: Stack) -> int:
+    """A layer in the middle of those that have attention, or of all where none has."""
+    dims = scene.dims.stacks[stack]
+    layers = dims.attention_layers or range(dims.n_layers)
+    return layers[len(layers) // 2]
 
 
 def _output_of(output: Any) -> Tensor:

@@ -13,30 +13,23 @@ what is added and what stands between is left out, and why is said.
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm, near, norm_making, same
+from traceformer.capture.proofs.find_gate import gated_projection, query_beside_gate
 from traceformer.capture.proofs.find_mlp import mlp_of
+from traceformer.capture.proofs.find_steps import Step, first_step, last_step, made_in, steps_of
 from traceformer.capture.proofs.watch import Attended, Call
+from traceformer.capture.tensors import first_output
 from traceformer.errors import Unsupported
-from traceformer.models.family import AttentionRow, GatedOut, Latent, StackRow, Tap, into
+from traceformer.models.family import AttentionRow, Latent, MlpKind, StackRow, Tap, into
 from traceformer.sites import Attention
 
-__all__ = ["NO_FUNCTION", "found_in_block"]
+__all__ = ["NO_FUNCTION", "found_in_block", "mlp_in_block"]
 
 NO_FUNCTION = "its attention does not pass through transformers' attention function"
-
-
-class _Step(NamedTuple):
-    """Something is added to the stream, and perhaps normed with it: what, to what, and what the stream is then."""
-
-    added: Tensor
-    stream: Tensor
-    then: Tensor
-    norm: Call | None
 
 
 class Sums(NamedTuple):
@@ -54,38 +47,51 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> tuple[St
 
     Where the blocks lie is not known here.
     """
-    made, scale, sums = _made(block), 1.0, Sums()
+    made, scale, sums = made_in(block), 1.0, Sums()
     kinds: tuple[Attention, ...] = ("self",) if block.memory is None else ("self", "cross")
-    steps = _steps(block, made, block.enters, len(kinds) + 2)
+    steps = steps_of(block, made, block.enters, len(kinds) + 2)
     parallel = None if steps is not None and len(steps) > len(kinds) else _parallel(block, made, seen)
+    first, last = None, None
     if steps is None and parallel is None:
         scale, why = _multiples(block, made)
-        steps = _steps(block, made, block.enters, len(kinds) + 1, scale) if scale != 1 else None
+        steps = steps_of(block, made, block.enters, len(kinds) + 1, scale) if scale != 1 else None
         scale = 1.0 if steps is None else scale
-        sums = Sums(why, _ADDED) if why and steps is None else sums
+        if steps is None and len(kinds) == 1:
+            first, last = first_step(block, made), last_step(block, made)
+        sums = Sums(why, _ADDED) if why and steps is None and (first or last) is None else sums
     if steps is not None and parallel is None and len(steps) == len(kinds) + 2:
-        last = block.making(steps[-1].added)[0]
-        why = f"a third sublayer, {block.tap_path(last)}, adds to the stream as well"
+        third = block.making(steps[-1].added)[0]
+        why = f"a third sublayer, {block.tap_path(third)}, adds to the stream as well"
         steps, sums = steps[:-1], Sums(why, ("mlp_out",))
-    if steps is None or parallel is not None or len(steps) != len(kinds) + 1:
+    is_alone = steps is not None and len(steps) == len(kinds) == len(seen) and parallel is None  # and no MLP behind it
+    if steps is None or parallel is not None or not (is_alone or len(steps) == len(kinds) + 1):
         steps = []
     attentions: dict[Attention, AttentionRow] = {}
     stream: Tensor | None = block.enters
     for number, kind in enumerate(kinds):
-        if steps:
+        if first is not None:
+            attentions[kind] = _attention_row(block, seen.get(kind), first.stream, first.added, None)
+        elif steps:
             step = steps[number]
             attentions[kind] = _attention_row(block, seen.get(kind), step.stream, step.added, step.norm)
         else:
             attentions[kind] = _attention_row(block, seen.get(kind), stream, parallel and parallel[0], None)
             stream = None  # what cross-attention reads is not known
     mlp, kind_of_mlp = dict[str, Tap](), "plain"
-    if steps:
+    if last is not None:
+        mlp, kind_of_mlp = mlp_of(block, last.stream, last.added, None)
+        mlp = {"resid_mid": into(_first_reader(block, last.stream, mlp)), **mlp}
+    elif first is not None:
+        reader = _first_reader(block, first.then, {})
+        normed = [call for call in block.reading(first.then) if block.tap_path(call) == reader and is_norm(call)]
+        mlp = {"resid_mid": into(reader), **({"mlp_norm": Tap(reader)} if normed else {})}
+    elif steps and not is_alone:
         mlp, kind_of_mlp = mlp_of(block, steps[-2].then, steps[-1].added, None)
         middle = _middle(block, steps[-2], mlp)
         mlp = {**({} if middle is None else {"resid_mid": middle}), **mlp}
     elif parallel is not None:
         mlp, kind_of_mlp = mlp_of(block, block.enters, parallel[1], attentions["self"].attn_norm)
-    last = steps[-1].norm if steps else None
+    behind = steps[-1].norm if steps and not is_alone else None
     mlp = {site: tap for site, tap in mlp.items() if site not in sums.sites}
     row = StackRow(
         "",
@@ -94,56 +100,49 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> tuple[St
         mlp,
         mlp_kind=kind_of_mlp,
         cross=attentions.get("cross"),
-        post_norm=None if last is None else block.tap_path(last),
+        post_norm=None if behind is None else block.tap_path(behind),
         parallel=parallel is not None,
         scale=scale,
     )
     return row, sums
 
 
-def _made(block: Block) -> list[Tensor]:
-    """What may be added: all different tensors that modules made, as wide as the stream, in their order."""
-    found: list[Tensor] = []
-    for call in block.calls:
-        rows = block.rows(call.made)
-        if rows.shape == block.enters.shape and not any(same(rows, each) for each in (block.enters, *found)):
-            found.append(rows)
-    return found
+def mlp_in_block(block: Block) -> tuple[dict[str, Tap], MlpKind]:
+    """Returns the MLP of a block without attention: what it adds last, if that looks at each position by itself."""
+    made = made_in(block)
+    steps = steps_of(block, made, block.enters, 2)
+    step = steps[-1] if steps else last_step(block, made)
+    adding = [] if step is None else block.making(step.added)
+    if adding and is_norm(adding[-1]):
+        adding = block.making(block.rows(adding[-1].given))
+    if step is None or not adding or not _is_by_position(adding[-1]):
+        return {}, "plain"
+    mlp, kind = mlp_of(block, step.stream, step.added, None)
+    if same(step.stream, block.enters):
+        return mlp, kind
+    before = steps[-2] if steps else None
+    middle = into(_first_reader(block, step.stream, mlp)) if before is None else _middle(block, before, mlp)
+    return {**({} if middle is None else {"resid_mid": middle}), **mlp}, kind
 
 
-def _read(block: Block, stream: Tensor) -> list[Tensor]:
-    """What the stream may be next: what modules read, in their order, and what leaves the block."""
-    found: list[Tensor] = []
-    for call in sorted(block.calls, key=lambda call: call.began):
-        rows = block.rows(call.given)
-        if rows.shape == stream.shape and not any(same(rows, each) for each in (stream, *found)):
-            found.append(rows)
-    return found if any(same(block.leaves, each) for each in found) else [*found, block.leaves]
+def _is_by_position(call: Call) -> bool:
+    """Whether a module of several makes the same of a position wherever it stands: nothing goes from one to another."""
+    if call.given.dim() != 3 or is_leaf(call):
+        return False
+    try:
+        with torch.inference_mode():
+            made = first_output(call.module(call.given.flip(1)))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it takes more than that
+        return False
+    return made is not None and near(made.flip(1), call.made)
 
 
-def _steps(
-    block: Block, made: Sequence[Tensor], stream: Tensor, most: int, scale: float = 1.0
-) -> list[_Step] | None:
-    """What is added to the stream, one after the other, until it is what leaves; None where that is not found."""
-    if same(stream, block.leaves):
-        return []
-    if most == 0:
-        return None
-    for is_sum in (same, near):
-        for then in _read(block, stream):
-            for added in made:
-                if not is_sum(stream + (added if scale == 1 else added * scale), then):
-                    continue
-                rest = _steps(block, made, then, most - 1, scale)
-                if rest is not None:
-                    return [_Step(added, stream, then, None), *rest]
-                for norm in block.reading(then):
-                    after = block.rows(norm.made)
-                    if after.shape == stream.shape:
-                        rest = _steps(block, made, after, most - 1, scale)
-                        if rest is not None:
-                            return [_Step(added, stream, after, norm), *rest]
-    return None
+def _first_reader(block: Block, stream: Tensor, mlp: Mapping[str, Tap]) -> str:
+    """The module at whose input the stream between attention and MLP is seen: the norm before the MLP, if it is one."""
+    reading = sorted(block.reading(stream), key=lambda call: call.began)
+    paths = [block.tap_path(call) for call in reading]
+    norm = mlp.get("mlp_norm")
+    return norm.path if norm is not None and norm.path in paths else paths[0]
 
 
 def _parallel(block: Block, made: Sequence[Tensor], seen: Mapping[Attention, Attended]) -> tuple[Tensor, Tensor] | None:
@@ -215,10 +214,10 @@ def _attention_row(
     if kv_latent is not None and reads is not None:
         q, q_latent = _query_beside_latent(block, seen, reads)
     reads = q[1] if q is not None and reads is None else reads
-    gated = _gated_out(block, seen, adding) if out is None else None
     before = None if reads is None or stream is None else norm_making(block, stream, reads)
     if before is None and reads is not None and block.enters.dim() == 4:  # of several streams something else is normed
         before = next((call for call in block.making(reads) if is_norm(call)), None)
+    gated = None if out is not None or q is None else gated_projection(block, seen, adding)
     return AttentionRow(
         block.tap_path(seen),
         None if q is None else q[0],
@@ -229,9 +228,9 @@ def _attention_row(
         None if before is None else Tap(block.tap_path(before)),
         post_norm,
         scales,
+        gated=gated,
         q_latent=q_latent,
         kv_latent=kv_latent,
-        gated_out=gated,
     )
 
 
@@ -266,7 +265,8 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
     out = _out_proj(block, seen)
     others = [call for call in others if out is None or call.ended < out.began]
     q_call = _projection_of(block, seen.query, others, [k_call] if k_call else [])
-    if q_call is None and k_call is not None:  # with queries' and keys' own norms nothing but their order is left
+    beside = query_beside_gate(block, seen, others) if q_call is None else None
+    if q_call is None and beside is None and k_call is not None:  # with queries' and keys' own norms nothing but their order is left
         q_call = _projection_of(block, seen.query, others, [])
     scaling = getattr(q_call and _owner(block, seen), "scaling", None)
     scales = (
@@ -276,6 +276,7 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
         and near(block.rows(q_call.made) * scaling, _merged(seen.query))
     )
     q: _Found | None = None if q_call is None else (Tap(block.tap_path(q_call)), block.rows(q_call.given))
+    q = beside or q
     k: _Found | None = None if k_call is None else (Tap(block.tap_path(k_call)), block.rows(k_call.given))
     return q, k, (Tap(block.tap_path(v_call)), reads), scales
 
@@ -385,27 +386,7 @@ def _query_beside_latent(block: Block, seen: Attended, reads: Tensor) -> tuple[_
     return None, None
 
 
-def _gated_out(block: Block, seen: Attended, adding: Sequence[Call]) -> GatedOut | None:
-    """The projection of mixed values that are normed, or multiplied by the sigmoid of a gate, before it reads them."""
-    mixed = seen.mixed
-    before = [*adding, *(call for each in adding for call in block.making(block.rows(each.given)))]
-    for out in (call for call in before if has_matrix(call)):
-        reads = block.rows(out.given)
-        if reads.shape != mixed.flatten(2).shape:
-            continue
-        for call in block.reading(mixed.flatten(2)):
-            if same(block.rows(call.made), reads):
-                return GatedOut(block.tap_path(out), norm=block.tap_path(call))
-        for call in block.calls:
-            made = block.rows(call.made)
-            if has_matrix(call) and made.dim() == 3 and made.shape[-1] % mixed.shape[2] == 0:
-                gate = made.unflatten(-1, (mixed.shape[2], -1))[..., -mixed.shape[3] :]
-                if gate.shape[-1] in (1, mixed.shape[3]) and near((mixed * gate.sigmoid()).flatten(2), reads):
-                    return GatedOut(block.tap_path(out), gate=block.tap_path(call))
-    return None
-
-
-def _middle(block: Block, step: _Step, mlp: Mapping[str, Tap]) -> Tap | None:
+def _middle(block: Block, step: Step, mlp: Mapping[str, Tap]) -> Tap | None:
     """Where the stream is seen between attention and MLP: what a norm makes, or what the next module reads."""
     if step.norm is not None:
         return Tap(block.tap_path(step.norm))

@@ -196,21 +196,27 @@ def _candidates(
 
 
 def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
-    """Whether every module that a row names is there, in every block."""
+    """Whether every module that a row names is there, in every block; those of attention, in all that have some."""
     there = {path for path, _ in model.base_model.named_modules(remove_duplicate=False)}
-    for own in row.stacks.values():
+    dims = ModelDims.of(model)
+    for stack, own in row.stacks.items():
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
         if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
             return False
-        paths = {tap.path for tap in own.mlp.values()} | {own.post_norm}
+        paths, inside = {tap.path for tap in own.mlp.values()} | {own.post_norm}, set[str | None]()
         for attention in (own.attention, own.cross):
             if attention is not None:
-                names = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out")
-                taps = (attention.tap(site) for site in names)
+                sites = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out")
+                taps = (attention.tap(site) for site in sites)
                 latents = (each for each in (attention.q_latent, attention.kv_latent) if each is not None)
-                paths |= {path for latent in latents for path in latent}
-                paths |= {attention.module, attention.out_proj, attention.post_norm, *(tap.path for tap in taps if tap)}
-        if not all(f"{layer}.{path}" in there for layer in layers for path in paths if path):
+                own_paths = {attention.module, attention.out_proj, attention.post_norm}
+                own_paths |= {path for latent in latents for path in latent}
+                inside |= {*own_paths, *(tap.path for tap in taps if tap)}
+        sizes = dims.stacks[stack]
+        attending = {f"{own.blocks}.{layer}" for layer in sizes.attention_layers}
+        named = {f"{layer}.{path}" for layer in layers for path in paths if path}
+        named |= {f"{layer}.{path}" for layer in layers & attending for path in inside if path}
+        if not named <= there or own.attends != bool(sizes.n_heads):
             return False
     return True
 
@@ -270,15 +276,19 @@ def _unproved(
         key, stack = str(spec.key), spec.key.stack
         if key in about:
             continue
-        by = {site: f"{stack}.{fact}" for site, fact in _VOUCHED.items()}
+        by = {site: str(spec.key._replace(site=fact)) for site, fact in _VOUCHED.items()}
         vouched = by.get(spec.key.site) in about
         if spec.key.site == "attn_out":
-            vouched = f"{stack}.{'resid_post' if row.stacks[stack].parallel else 'resid_mid'}" in sums
+            own = row.stacks[stack]
+            vouched = f"{stack}.{'resid_post' if own.parallel or 'resid_mid' not in own.mlp else 'resid_mid'}" in sums
         if spec.key.site == "attn_norm":  # of several streams no site is what is normed
             vouched = str(spec.key._replace(site="q_proj")) in about
         if not vouched:
             yield key
 
 
-_VOUCHED = {"resid_post": "resid_pre", "mlp_act": "mlp_mid", "mlp_mid": "mlp_down", "mlp_down": "mlp_out"}
+_VOUCHED = {
+    **{"resid_post": "resid_pre", "mlp_act": "mlp_mid", "mlp_mid": "mlp_down", "mlp_down": "mlp_out"},
+    **{"q": "attn_scores", "k": "attn_scores", "v": "z"},
+}
 """Sites about which a fact is one of another site: the stream behind a block is what the next one reads."""
