@@ -76,11 +76,10 @@ def test_every_fact_about_multiplied_sums_holds(family: str) -> None:
 
 
 @slow
-@pytest.mark.parametrize("family", ["afmoe", "bitnet", "laguna"])
-def test_gated_and_normed_heads_are_proved_through_their_gate(family: str) -> None:
-    assert "dec.self.attn_out equals W_O of z as it is gated or normed before" in facts_of(
-        tf.check(tf.load_model(tiny_model(family)))
-    )
+@pytest.mark.parametrize("family", ["afmoe", "laguna"])
+def test_gated_heads_are_proved_through_their_gate(family: str) -> None:
+    facts = facts_of(tf.check(tf.load_model(tiny_model(family))))
+    assert "dec.self.attn_out equals W_O of z times its gate, after the post-norm" in facts
 
 
 def test_several_streams_are_refused_and_attention_is_recorded() -> None:

@@ -25,9 +25,9 @@ __all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weight
 
 def why_no_output(row: AttentionRow) -> str:
     """Returns why no matrix says what a head writes of its mix of values."""
-    if row.gated_out is None:
+    if row.gated is None:
         return "the output projection of this model is not known"
-    return f"its heads' mixed values are {'gated' if row.gated_out.gate else 'normed'} before its output projection"
+    return "its heads' mixed values are multiplied by a gate before the output projection reads them"
 
 
 class NormWeights(NamedTuple):

@@ -13,6 +13,7 @@ what is added and what stands between is left out, and why is said.
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from traceformer.capture.proofs.find_mlp import mlp_of
 from traceformer.capture.proofs.find_steps import Step, first_step, last_step, made_in, steps_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.capture.tensors import first_output
-from traceformer.errors import Unsupported
 from traceformer.models.family import AttentionRow, Latent, MlpKind, StackRow, Tap, into
 from traceformer.sites import Attention
 

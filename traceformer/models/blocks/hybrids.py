@@ -42,8 +42,8 @@ LFM2 = decoder(
 _BEHIND_ATTENTION = {"resid_mid": into("post_attention_layernorm"), "mlp_norm": Tap("post_attention_layernorm")}
 GRANITE_HYBRID = ByFlag(
     "num_local_experts",
-    stack_of(LLAMA, mlp={**_BEHIND_ATTENTION, "mlp_out": Tap("shared_mlp")}),
-    stack_of(MIXTRAL, mlp=_BEHIND_ATTENTION),
+    stack_of(LLAMA, mlp={**_BEHIND_ATTENTION, "mlp_out": Tap("shared_mlp")}, scale="residual_multiplier"),
+    stack_of(MIXTRAL, mlp=_BEHIND_ATTENTION, scale="residual_multiplier"),
     default=8,
     when=0,
 )

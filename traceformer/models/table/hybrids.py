@@ -5,7 +5,7 @@ from typing import Any
 
 from traceformer.models.blocks import hybrids as blocks
 from traceformer.models.family import Architecture, ByFlag, Family, Positions, ReadoutRow, Requires, Tiny
-from traceformer.models.table.parts import GROUPED, SIZES, UNSCALED, VOCAB, WIDE_HEADS, rms, rotary
+from traceformer.models.table.parts import GROUPED, MULTIPLIED, RMS_DIVIDED, SIZES, VOCAB, WIDE_HEADS, rms, rotary
 
 __all__ = ["HYBRIDS"]
 
@@ -90,13 +90,14 @@ HYBRIDS: Mapping[str, Family] = {
         {
             **{**GROUPED, **_STATES, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
             **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 24},
+            **MULTIPLIED,
         },
-        _RMS_1E6,
+        RMS_DIVIDED,
         {
             "granitemoehybrid_dense": {"num_local_experts": 0},
             "granitemoehybrid_rotary": {"position_embedding_type": "rope"},
         },
-        requires=UNSCALED,
+        scaled_embedding=True,
     ),
     "bamba": rotary(blocks.BAMBA, "BambaForCausalLM", {**GROUPED, **_STATES, "attn_layer_indices": [1]}),
     "falcon_h1": rotary(
