@@ -65,8 +65,8 @@ class StackDims:
     attending: tuple[int, ...] | None = None
 
     def at(self, layer: int | None) -> "StackDims":
-        """Returns the sizes of one layer."""
-        if layer is None or not self.by_layer:
+        """Returns the sizes of one layer; those of all for what is behind the last one, or of none."""
+        if layer is None or layer >= len(self.by_layer):
             return self
         return replace(self, **self.by_layer[layer]._asdict(), by_layer=())
 

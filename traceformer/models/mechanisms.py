@@ -36,8 +36,8 @@ def configs_of_layers(config: Any) -> Sequence[Any]:
 
 def layer_config(config: Any, layer: int | None) -> Any:
     """Returns what a config says of one layer: itself where its layers do not differ, or none is meant."""
-    differs = layer is not None and getattr(config, "is_heterogeneous", False)
-    return config.per_layer_config[layer] if differs else config
+    each = configs_of_layers(config)
+    return each[layer] if layer is not None and layer < len(each) > 1 else config
 
 
 def unstated(config: Any, *names: str) -> Unsupported:

@@ -40,7 +40,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
-from traceformer.sites import ArraySpec, Attention, Selection, Stack, expand_sites
+from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -368,7 +368,7 @@ def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpe
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
-        if site not in recorded:
+        if site not in recorded and (site in OUTPUTS or not SITES[site].of_few):
             try:
                 plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:

@@ -70,7 +70,7 @@ def prove_edits(
         add_error(key, _SAME, 0.0 if together else error_between(output(own), plain))
 
     for stack in spans:
-        if not reads_itself(model):  # or the decoder would be given the text that it is a donor for
+        if not reads_itself(model) and not _read_tokens(model):  # or it would be given the text that it is a donor for
             _prove_donor(scene, stack, inputs, spans[stack], places, output, add_error)
         editable = {(key.site, key.attention) for key, _ in places if key.stack == stack}
         key = ArrayKey(stack, None, "resid_post")
@@ -83,6 +83,11 @@ def prove_edits(
     for key in {key for key, _ in places if key.site == "z"}:
         _prove_head(scene, key, output, add_error)
     _prove_cached(scene, places, add_error)
+
+
+def _read_tokens(model: Any) -> bool:
+    """Whether blocks are given more of a token than its stream: an embedding for each layer (Gemma 3n, Gemma 4)."""
+    return bool(getattr(model.config, "hidden_size_per_layer_input", 0))
 
 
 def _places(scene: Scene, spec: ArraySpec) -> list[Place]:
