@@ -9,7 +9,9 @@ import torch
 import traceformer as tf
 from tests.marks import slow
 from traceformer.errors import SelectionError
+from traceformer.models.corrections import LEFT_OUT
 from traceformer.models.dims import LayerDims
+from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
 from traceformer.store.meta import Dims
 
@@ -22,19 +24,19 @@ def gemma4(**changes: Any) -> Any:
     """Six layers, of which the third and the sixth have wider heads and one kv_head; the last three share keys."""
     settings: dict[str, Any] = {
         **{"num_hidden_layers": 6, "layer_types": KINDS, "num_kv_shared_layers": 3, "attention_k_eq_v": True},
-        **{"per_layer_config": {"2": WIDE, "5": WIDE}},
+        **{"per_layer_config": {"1": LEFT_OUT, "2": WIDE, "5": WIDE}},
     }
     return tiny_model("gemma4_text", **settings | changes)
 
 
 @pytest.fixture(scope="module")
-def model() -> tf.LoadedModel:
+def model() -> LoadedModel:
     return tf.load_model(gemma4())
 
 
 @pytest.fixture(scope="module")
-def run(model: tf.LoadedModel) -> tf.Run:
-    with pytest.warns(UserWarning, match="leaving out layers 2,5 of q k v z, whose shape is another"):
+def run(model: LoadedModel) -> tf.Run:
+    with pytest.warns(UserWarning, match=r"has no q of this shape in layers 2, 5 \(there 4 heads 16 wide\), k of"):
         return tf.record(model, TEXTS, "q k v z attn_pattern resid_pre", dtype="float32", batch_size=3)
 
 
@@ -62,7 +64,7 @@ def given(model: Any, ids: list[int]) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-def test_sizes_are_those_of_each_layer(model: tf.LoadedModel) -> None:
+def test_sizes_are_those_of_each_layer(model: LoadedModel) -> None:
     dims = model.dims.stacks["dec"]
     assert (dims.n_heads, dims.n_kv_heads, dims.d_head) == (4, 2, 8)
     assert dims.by_layer[2] == dims.by_layer[5] == LayerDims(4, 1, 16, 0)
@@ -71,13 +73,15 @@ def test_sizes_are_those_of_each_layer(model: tf.LoadedModel) -> None:
 
 
 def test_arrays_with_heads_hold_the_layers_of_the_commonest_shape(run: tf.Run) -> None:
+    assert run.about.left_out is not None
+    assert "k of this shape in layers 2, 5 (there 1 head 16 wide)" in run.about.left_out
     layers = {spec.key.site: (spec.layers, len(spec.heads), spec.width) for spec in run.layout.arrays}
     assert layers["q"] == layers["z"] == ((0, 1, 3, 4), 4, 8)
     assert layers["k"] == layers["v"] == ((0, 1, 3, 4), 2, 8)
     assert layers["attn_pattern"][0] == layers["resid_pre"][0] == (0, 1, 2, 3, 4, 5)
 
 
-def test_they_are_what_attention_is_given_in_each_text_alone(model: tf.LoadedModel, run: tf.Run) -> None:
+def test_they_are_what_attention_is_given_in_each_text_alone(model: LoadedModel, run: tf.Run) -> None:
     wide = tf.record(model, TEXTS, "q k v z", layers=[2, 5], dtype="float32", batch_size=3)
     assert {spec.layers for spec in wide.layout.arrays} == {(2, 5)}
     for example, ids in enumerate(TEXTS):
@@ -90,7 +94,7 @@ def test_they_are_what_attention_is_given_in_each_text_alone(model: tf.LoadedMod
     assert (wide.get(0, "k", 5) == wide.get(0, "k", 2)).all()
 
 
-def test_a_head_reads_the_kv_head_of_its_layer(model: tf.LoadedModel, run: tf.Run) -> None:
+def test_a_head_reads_the_kv_head_of_its_layer(model: LoadedModel, run: tf.Run) -> None:
     wide = tf.record(model, TEXTS, "k", layers=[2], dtype="float32")
     for head in range(4):
         assert (wide.qkv(1, "k", layer=2, head=head) == wide.get(1, "k", 2)[0]).all()
