@@ -68,9 +68,9 @@ def test_what_only_its_own_class_loads_is_recorded_when_it_is_at_hand(tiny_folde
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("deepseek_v3", ["queries and keys 12 wide beside values 8 wide (latent attention)"]),
+        ("deepseek_v3", []),
         ("gemma3n_text", ["4 residual streams"]),
-        ("glm_moe_dsa", ["queries and keys 12 wide beside values 8 wide (latent attention)", "indexer"]),
+        ("glm_moe_dsa", []),
         ("gpt2", []),
         ("gemma2", []),
         ("modernbert", []),

@@ -80,8 +80,6 @@ def _mechanisms(config: Any) -> Iterator[str]:
     streams = next((n for name in ("hc_mult", "hc_count", "altup_num_inputs") if (n := stated(config, name))), 1)
     if isinstance(streams, int) and streams > 1:
         yield f"{streams} residual streams"
-    if stated(config, "index_topk"):
-        yield "attention to the keys that an indexer picks (index_topk)"
 
 
 def attends(kind: str) -> bool:

@@ -39,6 +39,8 @@ FAMILIES = {
     "bloom": "dec pre-norm plain alibi own-attention",
     "mpt": "dec pre-norm plain alibi own-attention",
     "byte_sparse": "dec pre-norm gated rotary",
+    "granite": "dec pre-norm gated rotary",
+    "deepseek_v3_latent_queries": "dec pre-norm experts rotary latent",
     "stablelm_parallel": "dec pre-norm gated rotary parallel one-norm",
     "glm4": "dec pre-norm gated rotary normed-out",
     "qwen3_moe": "dec pre-norm experts rotary",
@@ -64,8 +66,8 @@ EVERY_ATTENTION = (
     ("v_proj", "gives attn_out through the model's own attentions"),
     ("attn_out", ""),
 )
+OWN_VALUES = (("v", "equals v_proj"),)
 SEEN_ATTENTION = (
-    ("v", "equals v_proj"),
     ("attn_scores", "equals q k^T, scaled, softcapped, biased"),
     ("attn_pattern", "equals the softmax of attn_scores in a mask built by hand"),
     ("attn_pattern", "equals the model's own eager attentions"),
@@ -79,6 +81,14 @@ ROTARY = (
 NOT_ROTARY = (
     ("q", "equals q_proj (normed or scaled where the family does)"),
     ("k", "equals k_proj (normed where the family does)"),
+)
+LATENT = (
+    ("q_proj", "equals W_Q of attention's input"),
+    ("q", "has the lengths of q_proj (normed where the family does)"),
+    ("kv_latent", "equals the normed narrow row of attention's input"),
+    ("k", "is made of kv_latent, but for the part that heads share"),
+    ("v", "is made of kv_latent"),
+    ("attn_out", ""),
 )
 NORMED = "equals the norm of the residual stream"
 ONE_MLP = (
@@ -125,11 +135,13 @@ def facts_of(family: str) -> set[Fact]:
         if "pre-norm" in words and "one-norm" not in words:
             add(stack, ("mlp_norm", NORMED))
         for attention in ("self", "cross") if len(stacks) == 2 and stack == "dec" else ("self",):
-            add(f"{stack}.{attention}", *EVERY_ATTENTION)
+            add(f"{stack}.{attention}", *(LATENT if "latent" in words else EVERY_ATTENTION))
             if "pre-norm" in words:
                 add(f"{stack}.{attention}", ("attn_norm", NORMED))
             if "outside" not in words:
-                add(f"{stack}.{attention}", *SEEN_ATTENTION, *(ROTARY if "rotary" in words else NOT_ROTARY))
+                projected = () if "latent" in words else ROTARY if "rotary" in words else NOT_ROTARY
+                values = () if "latent" in words else OWN_VALUES
+                add(f"{stack}.{attention}", *SEEN_ATTENTION, *values, *projected)
                 rows_sum = "to at most 1 (sinks)" if "sinks" in words else "to 1"
                 add(f"{stack}.{attention}", ("attn_pattern", f"has rows that sum {rows_sum}"))
     if "alibi" in words:
