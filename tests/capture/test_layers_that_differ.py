@@ -52,7 +52,9 @@ def given(model: Any, ids: list[int]) -> list[dict[str, torch.Tensor]]:
 
     def noting(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
         mixed, pattern = whole(module, query, key, value, *rest, **more)
-        seen.append({"q": query[0], "k": key[0], "v": value[0], "z": mixed[0].transpose(0, 1), "attn_pattern": pattern[0]})
+        seen.append(
+            {"q": query[0], "k": key[0], "v": value[0], "z": mixed[0].transpose(0, 1), "attn_pattern": pattern[0]}
+        )
         return mixed, pattern
 
     own.eager_attention_forward = noting

@@ -1,4 +1,4 @@
-"""Blocks that multiply what they add (Granite), gate or norm heads before W_O, or add a third thing; several streams."""
+"""Blocks that multiply what they add (Granite), or gate heads before W_O; and models of several residual streams."""
 
 from collections.abc import Callable
 from typing import Any

@@ -193,7 +193,9 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return refused[0]
     if site == "kv_latent":
         return "its keys and values are made of attention's input, not of a narrower row"
-    if site in ("k_proj", "v_proj") and any(row.attention.kv_latent is not None for row in architecture.stacks.values()):
+    if site in ("k_proj", "v_proj") and any(
+        row.attention.kv_latent is not None for row in architecture.stacks.values()
+    ):
         return "one projection makes keys and values of a latent row: see kv_latent, k and v"
     if site == "projection":
         return "projections are recorded with `project`"

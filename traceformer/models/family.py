@@ -41,9 +41,9 @@ class Tap(NamedTuple):
 
     path: str
     side: Literal["output", "input"] = "output"
-    part: Literal[
-        "whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"
-    ] = "whole"
+    part: Literal["whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"] = (
+        "whole"
+    )
     fused: Literal["concat", "per_head"] = "concat"
 
 

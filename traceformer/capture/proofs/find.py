@@ -24,7 +24,7 @@ from traceformer.capture.proofs.find_block import NO_FUNCTION, Sums, found_in_bl
 from traceformer.capture.proofs.watch import Attended, Watched, insides, is_list_of_blocks, parts_of, watch
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
+from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
@@ -127,7 +127,8 @@ def _stack_row(
     }
     row, sums = found_in_block(block, seen)
     if call.given.dim() == 4:
-        why = f"what goes from block to block is {tuple(call.given.shape)}: several residual streams, and an array has one"
+        shape = tuple(call.given.shape)
+        why = f"what goes from block to block is {shape}: several residual streams, and an array has one"
         sums = Sums(why, _OF_STREAM)
     for site in sums.sites:
         of = kinds if SITES[site].of_attention else (None,)

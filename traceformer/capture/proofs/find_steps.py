@@ -40,9 +40,7 @@ def _read(block: Block, stream: Tensor) -> list[Tensor]:
     return found if any(same(block.leaves, each) for each in found) else [*found, block.leaves]
 
 
-def steps_of(
-    block: Block, made: Sequence[Tensor], stream: Tensor, most: int, scale: float = 1.0
-) -> list[Step] | None:
+def steps_of(block: Block, made: Sequence[Tensor], stream: Tensor, most: int, scale: float = 1.0) -> list[Step] | None:
     """Returns what is added to the stream, one after the other, until it is what leaves; None where none is found.
 
     Each is `scale` times what a module made.

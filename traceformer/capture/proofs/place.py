@@ -142,7 +142,9 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
     made = output[0] if isinstance(output, tuple) else output
-    return made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]  # some give rows of tokens, without batch
+    return (
+        made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]
+    )  # some give rows of tokens, without batch
 
 
 def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> float:

@@ -68,7 +68,8 @@ def _recorded_and_own_hidden(place: Place) -> Sides:
 
 def _lack_embedding(place: Place, first: Tensor) -> bool:
     """Whether a model's hidden states begin behind its first block, as Mamba's do: theirs are as many, with what the
-    last block makes beside the norm of it."""
+    last block makes beside the norm of it.
+    """
     try:
         embedded, made = place.at(0)("hidden"), place.at(1)("hidden")
     except NotHere:

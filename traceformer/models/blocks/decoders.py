@@ -12,10 +12,10 @@ __all__ = [
     "GEMMA4",
     "GLM",
     "GLM4",
-    "GRANITE",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
+    "GRANITE",
     "GRANITE_MOE",
     "HYPERCLOVAX",
     "LLAMA",
@@ -121,9 +121,7 @@ DEEPSEEK = ByFlag(
     default=1536,
     when=None,
 )
-GRANITE_MOE = stack_of(
-    MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")}, scale="residual_multiplier"
-)
+GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")}, scale="residual_multiplier")
 
 GPT2 = decoder(
     "h",

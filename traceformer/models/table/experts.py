@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 from traceformer.models.blocks import decoders as blocks
 from traceformer.models.family import Family, ReadoutRow, Requires
-from traceformer.models.table.parts import GROUPED, MULTIPLIED, RMS, RMS_DIVIDED, SIZES, WIDE_HEADS, WINDOW, layer_norm, rotary
+from traceformer.models.table.parts import (
+    GROUPED,
+    MULTIPLIED,
+    RMS,
+    RMS_DIVIDED,
+    SIZES,
+    WIDE_HEADS,
+    WINDOW,
+    layer_norm,
+    rotary,
+)
 
 __all__ = ["EXPERTS"]
 
@@ -33,9 +43,7 @@ EXPERTS: Mapping[str, Family] = {
         RMS,
         {"deepseek_v3_latent_queries": {"q_lora_rank": 16}},
     ),
-    "glm4_moe_lite": rotary(
-        blocks.DEEPSEEK, "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}
-    ),
+    "glm4_moe_lite": rotary(blocks.DEEPSEEK, "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}),
     "mixtral": rotary(blocks.MIXTRAL, "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}),
     "gpt_oss": rotary(
         blocks.MIXTRAL,

@@ -10,9 +10,9 @@ __all__ = [
     "BEHIND_PADDING",
     "GPT2",
     "GROUPED",
-    "MULTIPLIED",
     "LAYER_NORM",
     "LEARNED",
+    "MULTIPLIED",
     "RMS",
     "RMS_1E5",
     "RMS_DIVIDED",
@@ -73,6 +73,7 @@ BART = {
     "max_position_embeddings": 64,
     "decoder_start_token_id": 2,
 }
+
 
 def rms(epsilon: float, **more: Any) -> ReadoutRow:
     return ReadoutRow("rms", ("rms_norm_eps", epsilon), **more)
