@@ -1,4 +1,4 @@
-"""Models that have attention in some layers only, or none: what is recorded is the model's own, gaps are told as gaps."""
+"""Models that have attention in some layers only, or none: what is recorded is the model's own, and gaps are gaps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,17 @@ OWN = (
     *("lfm2", "lfm2_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "jamba", "bamba", "falcon_h1", "zamba2"),
     *("granitemoehybrid", "granitemoehybrid_dense", "zamba2_rotary", "mamba", "falcon_mamba", "mamba2"),
 )
-FOUND = ("nemotron_h", "olmo_hybrid", "recurrent_gemma", "kimi_linear", "bailing_hybrid", "zamba", "lfm3", "rwkv", "xlstm")
+FOUND = (
+    "nemotron_h",
+    "olmo_hybrid",
+    "recurrent_gemma",
+    "kimi_linear",
+    "bailing_hybrid",
+    "zamba",
+    "lfm3",
+    "rwkv",
+    "xlstm",
+)
 GENERATING = (
     *("qwen3_next", "qwen3_5_text", "lfm2", "jamba", "granitemoehybrid", "falcon_h1", "zamba2", "bamba"),
     *("recurrent_gemma", "nemotron_h", "olmo_hybrid", "mamba", "mamba2", "falcon_mamba"),
@@ -142,7 +152,9 @@ def test_a_model_without_attention_gives_its_stream_and_says_why_no_more() -> No
 def _own_of_mamba(model: Any, ids: list[int]) -> np.ndarray:
     """The embedding, what each block but the last leaves, and the norm of the last one's: by plain hooks."""
     seen: list[torch.Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0][0])) for block in model.backbone.layers]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0][0])) for block in model.backbone.layers
+    ]
     try:
         with torch.no_grad():
             last = model.backbone(torch.tensor([ids]), use_cache=False)[0][0]

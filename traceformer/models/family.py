@@ -32,16 +32,16 @@ Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_p
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
-    A projection may hold two things for each head, as queries and their gate. For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
-    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
-    then those of kv_head 1).
+    A projection may hold two things for each head, as queries and their gate. For fused projections `part` is q, k or
+    v; `fused` says whether the three lie one after the other (`concat`: all q heads, all k heads, all v heads) or head
+    by head (`per_head`: kv_head 0's q heads, its k, its v, then those of kv_head 1).
     """
 
     path: str
     side: Literal["output", "input"] = "output"
-    part: Literal[
-        "whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"
-    ] = "whole"
+    part: Literal["whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"] = (
+        "whole"
+    )
     fused: Literal["concat", "per_head"] = "concat"
 
 

@@ -79,7 +79,9 @@ class _Rotation(NamedTuple):
 def _rotation(place: Place) -> _Rotation | None:
     """How many features of q and k the model rotates, and by how much it lengthens them (1 but for YaRN)."""
     module = place.module(place.attention_row.module)
-    rotary = getattr(place.scene.model.base_model, "rotary_emb", None) or getattr(module, "rotary_emb", None)
+    owners = (place.scene.model.base_model, module)
+    found = (getattr(owner, name, None) for owner in owners for name in ("rotary_emb", "pos_emb"))
+    rotary = next((each for each in found if each is not None), None)
     if hasattr(module, "rotary_dim"):  # GPT-J's, which has a table of angles and no frequencies
         return _Rotation(module.rotary_dim or place.dims.d_head, 1.0)
     if rotary is None:

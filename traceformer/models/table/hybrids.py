@@ -62,9 +62,7 @@ HYBRIDS: Mapping[str, Family] = {
     "qwen3_5_moe_text": rotary(
         blocks.QWEN3_NEXT, "Qwen3_5MoeForCausalLM", {**WIDE_HEADS, **_LINEAR, **_EXPERTS}, _PLUS_ONE
     ),
-    "lfm2": rotary(
-        blocks.LFM2, "Lfm2ForCausalLM", {**GROUPED, **_CONVOLUTIONS}, ReadoutRow("rms", ("norm_eps", 1e-5))
-    ),
+    "lfm2": rotary(blocks.LFM2, "Lfm2ForCausalLM", {**GROUPED, **_CONVOLUTIONS}, ReadoutRow("rms", ("norm_eps", 1e-5))),
     "lfm2_moe": rotary(
         blocks.LFM2,
         "Lfm2MoeForCausalLM",
