@@ -26,7 +26,7 @@ IDS = [[5, 9, 14, 3, 20, 41, 7, 8, 11], [30, 12, 6, 17]]
 FAST = "lfm2"  # attention in layer 1 of three; short convolutions in the others
 OWN = (
     *("lfm2", "lfm2_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "jamba", "bamba", "falcon_h1", "zamba2"),
-    *("granitemoehybrid", "granitemoehybrid_dense", "zamba2_rotary", "mamba", "falcon_mamba", "mamba2"),
+    *("granitemoehybrid", "granitemoehybrid_dense", "zamba2_rotary", "mamba", "falcon_mamba", "mamba2", "xlstm"),
 )
 FOUND = (
     "nemotron_h",
@@ -37,11 +37,10 @@ FOUND = (
     "zamba",
     "lfm3",
     "rwkv",
-    "xlstm",
 )
 GENERATING = (
     *("qwen3_next", "qwen3_5_text", "lfm2", "jamba", "granitemoehybrid", "falcon_h1", "zamba2", "bamba"),
-    *("recurrent_gemma", "nemotron_h", "olmo_hybrid", "mamba", "mamba2", "falcon_mamba"),
+    *("recurrent_gemma", "nemotron_h", "olmo_hybrid", "mamba", "mamba2", "falcon_mamba", "xlstm", "rwkv"),
 )
 
 
@@ -201,4 +200,5 @@ def test_what_is_recorded_beside_its_own_cache_is_what_one_pass_gives(
     for spec in live.layout.arrays:
         for number in range(len(prompts)):
             one, other = (each.get(number, spec.key) for each in (live, again))
-            np.testing.assert_allclose(one, other, atol=2e-5, err_msg=str(spec.key))
+            rounding = 1e-5 * max(1.0, float(np.abs(other).max()))  # token by token sums are made in another order
+            np.testing.assert_allclose(one, other, atol=rounding, rtol=0, err_msg=str(spec.key))
