@@ -31,6 +31,7 @@ KEPT = (
     "deberta-v2",
     "mbart",
     "xglm",
+    "qwen3_next",
 )
 PREDICTING = tuple(
     name for family, row in FAMILIES.items() if row.readout is not None for name in row.tiny.builds(family)

@@ -49,6 +49,7 @@ FAMILIES = {
     "deberta-v2": "enc plain own-attention",
     "mbart": "enc dec pre-norm plain",
     "xglm": "dec pre-norm plain outside",
+    "qwen3_next": "dec pre-norm experts rotary gated-out",
 }
 EVERY_STACK = (
     ("token_embed", "equals the embedding's rows of the token ids"),
@@ -74,6 +75,7 @@ SEEN_ATTENTION = (
     ("z", "equals attn_pattern v"),
     ("attn_out", "equals W_O z + b, after the post-norm where there is one"),
 )
+GATED = ("attn_out", "equals W_O of z times its gate, after the post-norm")
 ROTARY = (
     ("q", "has the lengths of q_proj (normed where the family does)"),
     ("k", "has the lengths of k_proj (normed where the family does)"),
@@ -142,6 +144,9 @@ def facts_of(family: str) -> set[Fact]:
                 projected = () if "latent" in words else ROTARY if "rotary" in words else NOT_ROTARY
                 values = () if "latent" in words else OWN_VALUES
                 add(f"{stack}.{attention}", *SEEN_ATTENTION, *values, *projected)
+                if "gated-out" in words:
+                    facts -= {(f"{stack}.{attention}.{site}", fact) for site, fact in SEEN_ATTENTION[-1:]}
+                    add(f"{stack}.{attention}", GATED)
                 rows_sum = "to at most 1 (sinks)" if "sinks" in words else "to 1"
                 add(f"{stack}.{attention}", ("attn_pattern", f"has rows that sum {rows_sum}"))
     if "alibi" in words:
@@ -157,7 +162,7 @@ def _facts_of_edits(facts: set[Fact], words: list[str]) -> set[Fact]:
     found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden)}
     found |= {(key, OF_A_DONOR) for key, site in sites.items() if site in ("resid_pre", "resid_mid", "resid_post")}
     found |= {(key, NOTHING_DONE) for key, site in sites.items() if site == "resid_post"}
-    if "normed-out" not in words:
+    if not {"normed-out", "gated-out"} & {*words}:
         found |= {(key.replace(".z", ".attn_out"), WITHOUT_A_HEAD) for key, site in sites.items() if site == "z"}
     if "dec" in words and "enc" not in words:
         found.add(("dec.logits", BESIDE_A_CACHE))

@@ -133,7 +133,8 @@ def _rotary(place: Place) -> Any:
     """The module that makes angles: of the base model, beside the blocks, or of attention itself."""
     base: Any = place.scene.model.base_model
     places = (base, base.get_submodule(place.row.blocks.rpartition(".")[0]), place.module(place.attention_row.module))
-    return next((own for each in places if (own := getattr(each, "rotary_emb", None)) is not None), None)
+    found = (getattr(each, name, None) for each in places for name in ("rotary_emb", "pos_emb"))
+    return next((own for own in found if own is not None), None)
 
 
 def _normed_projection(place: Place, which: str) -> Tensor:

@@ -24,7 +24,7 @@ from traceformer.capture.proofs.find_block import NO_FUNCTION, Sums, found_in_bl
 from traceformer.capture.proofs.watch import Attended, Watched, insides, is_list_of_blocks, parts_of, watch
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
-from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
@@ -163,7 +163,9 @@ def _with_other_blocks(
     for layer in insides(blocks, sizes)[1:]:
         path = f"{row.blocks}.{layer}"
         [call] = watched.of(path)
-        found, own_kind = mlp_in_block(Block(path, call.module, call.given, call.made, [*watched.within(path)], None))
+        block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
+        found, own_kind = mlp_in_block(block)
+        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -270,8 +272,12 @@ def _widths(
     if row.token_embed:
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
-    calls = {call.path.removeprefix(f"{block.path}."): call for call in block.calls}
     for site, tap in row.mlp.items():
-        expected = sizes.d_mlp if SITES[site].axes[-1] == "d_mlp" else sizes.d_model
-        tensor = calls[tap.path].made if tap.side == "output" else calls[tap.path].given
-        yield ArrayKey(stack, None, site), tensor.shape[-1] // (1 if tap.part == "whole" else 2), expected
+        yield ArrayKey(stack, None, site), _width(block, tap), sizes.width_of(SITES[site])
+
+
+def _width(block: Block, tap: Tap) -> int:
+    """How wide the rows are that a tap shows in a block."""
+    call = next(call for call in block.calls if block.tap_path(call) == tap.path)
+    tensor = call.made if tap.side == "output" else call.given
+    return tensor.shape[-1] // (1 if tap.part == "whole" else 2)

@@ -9,7 +9,18 @@ from traceformer.models.blocks.decoders import LLAMA, MIXTRAL
 from traceformer.models.blocks.parts import decoder, plain_mlp, separate, stack_of
 from traceformer.models.family import AttentionRow, ByFlag, Gated, Tap, into
 
-__all__ = ["BAMBA", "FALCON_H1", "GRANITE_HYBRID", "JAMBA", "LFM2", "MAMBA", "QWEN3_5", "QWEN3_NEXT", "ZAMBA2"]
+__all__ = [
+    "BAMBA",
+    "FALCON_H1",
+    "GRANITE_HYBRID",
+    "JAMBA",
+    "LFM2",
+    "MAMBA",
+    "QWEN3_5",
+    "QWEN3_NEXT",
+    "XLSTM",
+    "ZAMBA2",
+]
 
 # The query projection holds each head's queries and its gate, which what goes into W_O is multiplied by.
 _GATED = replace(
@@ -66,3 +77,10 @@ ZAMBA2 = decoder(
 )
 
 MAMBA = decoder("layers", "embeddings", "norm_f", AttentionRow("", None, None, None, None, None), {}, attends=False)
+XLSTM = stack_of(
+    MAMBA,
+    blocks="blocks",
+    final_norm="out_norm",
+    mlp={"resid_mid": into("norm_ffn"), "mlp_norm": Tap("norm_ffn"), "mlp_out": Tap("ffn")},
+    mlp_kind="gated",
+)

@@ -132,6 +132,15 @@ HYBRIDS: Mapping[str, Family] = {
         {**VOCAB, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 4},
         ReadoutRow("rms", ("layer_norm_epsilon", 1e-5)),
     ),
+    "xlstm": _by_state(
+        blocks.XLSTM,
+        "xLSTMForCausalLM",
+        {
+            **{**VOCAB, "hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "num_blocks": 3, "num_hidden_layers": 3},
+            **{"chunk_size": 8, "qk_dim_factor": 1.0},
+        },
+        ReadoutRow("rms", ("norm_eps", 1e-6), softcap=("output_logit_soft_cap", 30.0)),
+    ),
     "mamba2": _by_state(
         blocks.MAMBA,
         "Mamba2ForCausalLM",
