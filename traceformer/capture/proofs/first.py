@@ -118,7 +118,8 @@ def try_padding(
         inputs: Makes a batch of such.
     """
     shortest, longest = _two_of(rows, _MOST * len(rows))
-    has_stream = row.has(ArrayKey([*rows[0].ids][-1], None, "resid_pre"))
+    stack: Stack = "dec" if "dec" in rows[0].ids else "enc"
+    has_stream = row.has(ArrayKey(stack, None, "resid_pre"))
     if longest is not None:
         sites = ("resid_pre", "resid_post") if has_stream else ("attn_pattern",)
         with _trial(model, row, dims, rows[0], sites, inputs) as trial:
