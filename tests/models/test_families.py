@@ -121,7 +121,7 @@ def test_a_flag_that_a_config_leaves_out_is_what_transformers_takes(family: str)
     config = transformers.AutoConfig.for_model(family)
     for each in flags_of(FAMILIES[family].blocks):
         assert getattr(config, each.flag) == each.default
-    assert architecture_of({"model_type": family}) is architecture_of(config)
+    assert architecture_of({"model_type": family}) == architecture_of(config)
 
 
 def test_flags_choose_between_all_builds_of_a_family() -> None:
