@@ -1,4 +1,7 @@
-"""Models whose layers differ in the width or the number of their heads: Gemma 4, whose last layers share keys, too."""
+"""Models whose layers differ in the width or the number of their heads: Gemma 4, whose last layers share keys, too.
+
+Of the tiny one's six layers the third and the sixth have wider heads, and one of keys; the last three share keys.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,29 +12,15 @@ import torch
 
 import traceformer as tf
 from traceformer.errors import SelectionError
-from traceformer.models.corrections import LEFT_OUT
 from traceformer.models.dims import LayerDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
 from traceformer.store.meta import Dims
 
 TEXTS = [[*range(5, 5 + length)] for length in (9, 21, 3)]
-KINDS = ["sliding_attention", "sliding_attention", "full_attention"] * 2
-WIDE = {"head_dim": 16, "num_key_value_heads": 1}
-
-
-def gemma4(**changes: Any) -> Any:
-    """Six layers, of which the third and the sixth have wider heads and one kv_head; the last three share keys."""
-    settings: dict[str, Any] = {
-        **{"num_hidden_layers": 6, "layer_types": KINDS, "num_kv_shared_layers": 3, "attention_k_eq_v": True},
-        **{"per_layer_config": {"1": LEFT_OUT, "2": WIDE, "5": WIDE}},
-    }
-    return tiny_model("gemma4_text", **settings | changes)
-
-
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return tf.load_model(gemma4())
+    return tf.load_model(tiny_model("gemma4_text"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +105,7 @@ def test_a_run_states_the_sizes_of_its_layers(run: tf.Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"num_kv_shared_layers": 0}, {"use_double_wide_mlp": True}])
 def test_every_fact_about_such_models_holds(changes: dict[str, Any]) -> None:
-    checked: Any = tf.check(tf.load_model(gemma4(**changes)))
+    checked: Any = tf.check(tf.load_model(tiny_model("gemma4_text", **changes)))
     assert checked.ok
     facts = {f"{proof.key} {proof.fact}" for proof in getattr(checked, "result", checked).proofs}
     assert "dec.self.attn_pattern equals the model's own eager attentions" in facts
