@@ -47,17 +47,18 @@ from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.models.part import check_token_types, text_part
-from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
 
 class _Delivery(NamedTuple):
-    """What one hook hands over: which part of a module's tensor is which wanted array; `after` as of a `Spot`."""
+    """What one hook hands over: which part of a module's tensor is which wanted array; the rest as of a `Spot`."""
 
     wanted: Wanted
     tap: Tap
     after: Stack | None = None
+    scale: float = 1.0
 
 
 _recorded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -186,15 +187,19 @@ class Recorder:
                 undo.callback(module.register_forward_hook(self._end_of_pass).remove)
             yield growth
 
-    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., None]:
+    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., Any]:
         mine = frozenset(wanted for wanted in self._wanted if wanted.spec.key.stack == stack)
         later = frozenset(wanted for wanted in mine if not wanted.of_other_stack)
 
-        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Where last layers share keys, Gemma 4 runs a prompt's last token alone through them, unless all are asked for.
+        leaves_out = any(hasattr(module, "_maybe_slice_kv_shared_inputs") for module in self._model.modules())
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             ids: Tensor = kwargs[name] if name in kwargs else args[0]
             check_token_types(self._model, kwargs)
             wanted = later if growth.seen.get(stack) else mine
             self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
+            return (args, {**kwargs, "output_hidden_states": True}) if leaves_out else None
 
         return begin
 
@@ -262,10 +267,11 @@ class Recorder:
         if not self._pass.is_observed:
             return
         made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
-        for wanted, tap, after in deliveries:
+        for wanted, tap, after, scale in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
-                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack].at(wanted.layer))
+                part = part if scale == 1 else part * scale
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
                 derived = self._derived.get(wanted.spec.key)
@@ -329,7 +335,7 @@ class Recorder:
         if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
         spot = place_of(self._row, key, layer, len(self._module(self._row.stacks[stack].blocks)))
-        return None if spot is None else (self._module(spot.path), _Delivery(wanted, spot.tap, spot.after))
+        return None if spot is None else (self._module(spot.path), _Delivery(wanted, *spot[1:]))
 
     def _observe_attention(self, undo: ExitStack) -> None:
         wanted_at: defaultdict[str, list[Wanted]] = defaultdict(list)
@@ -360,8 +366,8 @@ class Recorder:
             attention = row.attention_of(key.attention)
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
-            d_head = self._dims.stacks[key.stack].d_head
-            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
+            width = self._dims.stacks[key.stack].width_of(SITES["z"])
+            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted))
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

@@ -64,8 +64,9 @@ def stored_modules(folder: Path, config: Mapping[str, Any], row: Architecture) -
         prefix = text_prefix(tensors, stack.token_embed, stack.blocks)
         names = {name.removeprefix(prefix): [name] for name in tensors if name.startswith(prefix)}
     found = _Stored(tensors, names, str(folder), input_first=False)
-    query = stack.attention.q_proj
-    name = None if query is None else found.find(f"{stack.blocks}.0.{query.path}.weight")
+    query, latent = stack.attention.q_proj, stack.attention.q_latent
+    reading = None if query is None else query.path if latent is None else latent.down
+    name = None if reading is None else found.find(f"{stack.blocks}.0.{reading}.weight")
     d_model = decoder_dims(config).d_model
     return found if name is None else replace(found, input_first=tensors[name].shape[-1] != d_model)
 

@@ -24,7 +24,9 @@ from torch import Tensor
 from traceformer.analysis.edges import Part, is_edge, parts_of
 from traceformer.capture.edits.slopes import Climb, OfLogits, Read, values_at
 from traceformer.capture.edits.touching import Place, Touch
+from traceformer.capture.spots import scale_of
 from traceformer.errors import Unsupported
+from traceformer.models.block_weights import why_no_output
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.part import text_part
 from traceformer.shapes import Float64
@@ -53,6 +55,7 @@ class Stream:
 
     def __init__(self, model: LoadedModel, own: Read, other: Read) -> None:
         dims, self._row = model.dims.stacks["dec"], model.built.stacks["dec"]
+        dims.refuse_uneven("edges")
         self._model, self._own, self._n_layers = model, own, dims.n_layers
         self.senders, self.receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
         sites = ("resid_pre", "mlp_out", "z", *(() if self._row.parallel else ("resid_mid",)))
@@ -75,7 +78,7 @@ class Stream:
         """What each head's change of z, (head, position, d_head), becomes in the stream."""
         path = self._row.attention.out_proj
         if path is None:
-            raise Unsupported("edges of this model", why="its heads' output projection is not known")
+            raise Unsupported("edges of this model", why=why_no_output(self._row.attention))
         module: Any = text_part(self._model.model).get_submodule(f"{self._row.blocks}.{layer}.{path}")
         n_heads, n_positions, d_head = change.shape
         apart = change.new_zeros(n_heads + 1, n_positions, n_heads, d_head)
@@ -83,7 +86,7 @@ class Stream:
             apart[head, :, head] = change[head]
         with torch.no_grad():
             made = module(apart.flatten(-2))
-        return list(made[:-1] - made[-1])
+        return list((made[:-1] - made[-1]) * scale_of(self._row))
 
     def _check(
         self, parts: Sequence[Tensor], place: Place, change: Mapping[Place, Tensor], mine: Mapping[Place, Tensor]

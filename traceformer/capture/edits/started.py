@@ -113,7 +113,8 @@ class Passes:
         check_token_types(model.model, {})
         self._has_positions = takes_positions(model.model) and self._is_causal
         self._n_heads = model.dims.stacks[self.stack].n_heads
-        self.begins_at_mixed = self._row.attention.out_proj is not None
+        in_every_layer = model.dims.stacks[self.stack].attending is None
+        self.begins_at_mixed = self._row.attention.out_proj is not None and in_every_layer
         self._start: int | None = None
         if model.dims.arch == "encdec":
             self._start = start_token_of(model.config)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.spots import scale_of
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.mechanisms import layer_config
 from traceformer.models.part import stack_config, text_part
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float
@@ -85,8 +87,8 @@ class Place:
 
     @property
     def config(self) -> Any:
-        """The config that states the sizes of this stack."""
-        return stack_config(self.scene.model.config, self.stack)
+        """What the config of this stack says of this layer."""
+        return layer_config(stack_config(self.scene.model.config, self.stack), self.layer)
 
     @property
     def part(self) -> Any:
@@ -108,6 +110,11 @@ class Place:
         return self.scene.row.stacks[self.stack]
 
     @property
+    def scale(self) -> float:
+        """What sublayers' outputs are multiplied by before they are added."""
+        return scale_of(self.row)
+
+    @property
     def attention_row(self) -> AttentionRow:
         row = self.row.attention_of(self.attention)
         assert row is not None
@@ -115,7 +122,8 @@ class Place:
 
     @property
     def dims(self) -> StackDims:
-        return self.scene.dims.stacks[self.stack]
+        """The sizes of this layer."""
+        return self.scene.dims.stacks[self.stack].at(self.layer)
 
     def module(self, path: str) -> Any:
         """The module at a path from this block."""
@@ -149,7 +157,10 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     """
     dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
-    return (output[0] if isinstance(output, tuple) else output)[0]
+    made = output[0] if isinstance(output, tuple) else output
+    return (
+        made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]
+    )  # some give rows of tokens, without batch
 
 
 def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> float:

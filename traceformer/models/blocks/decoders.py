@@ -3,16 +3,19 @@
 from dataclasses import replace
 
 from traceformer.models.blocks.parts import decoder, fused, plain_mlp, separate, stack_of
-from traceformer.models.family import ByFlag, Tap, into
+from traceformer.models.family import ByFlag, Latent, Tap, into
 
 __all__ = [
     "BIOGPT",
+    "DEEPSEEK",
     "GEMMA2",
+    "GEMMA4",
     "GLM",
     "GLM4",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
+    "GRANITE",
     "GRANITE_MOE",
     "HYPERCLOVAX",
     "LLAMA",
@@ -55,8 +58,15 @@ GEMMA2 = stack_of(
     attention=_GEMMA2_ATTENTION,
     mlp={**VAULT_GEMMA.stacks["dec"].mlp, "mlp_out": Tap("post_feedforward_layernorm")},
 )
+GRANITE = stack_of(LLAMA, scale="residual_multiplier")
+# Gemma 4's blocks may add a third thing behind the MLP, and multiply the stream that they hand on: what the MLP's norm
+# makes is then not what is added to it.
+GEMMA4 = replace(
+    stack_of(GEMMA2, mlp={site: tap for site, tap in GEMMA2.stacks["dec"].mlp.items() if site != "mlp_out"}),
+    refused={"dec.mlp_out": "its blocks add an embedding of the layer as well, and multiply the stream behind it"},
+)
 HYPERCLOVAX = stack_of(
-    LLAMA,
+    GRANITE,
     attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_norm1")),
     mlp={**_LLAMA_MLP, "mlp_out": Tap("post_norm2")},
 )
@@ -96,7 +106,22 @@ NANOCHAT = stack_of(
 # one MLP instead, under the same name.
 _EXPERTS = {site: tap for site, tap in _LLAMA_MLP.items() if site in ("resid_mid", "mlp_norm", "mlp_out")}
 MIXTRAL = stack_of(LLAMA, mlp=_EXPERTS, mlp_kind="experts")
-GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")})
+# Keys and values are made of one narrow row for each token; larger models make queries of another one.
+_KV_LATENT = Latent("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj")
+_LATENT_ATTENTION = replace(_LLAMA_ATTENTION, k_proj=None, v_proj=None, kv_latent=_KV_LATENT)
+_LATENT_QUERIES = replace(
+    _LATENT_ATTENTION,
+    q_proj=Tap("self_attn.q_b_proj"),
+    q_latent=Latent("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"),
+)
+DEEPSEEK = ByFlag(
+    "q_lora_rank",
+    stack_of(MIXTRAL, attention=_LATENT_ATTENTION),
+    stack_of(MIXTRAL, attention=_LATENT_QUERIES),
+    default=1536,
+    when=None,
+)
+GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")}, scale="residual_multiplier")
 
 GPT2 = decoder(
     "h",

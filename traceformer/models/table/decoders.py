@@ -11,11 +11,12 @@ from traceformer.models.table.parts import (
     GPT2,
     GROUPED,
     LAYER_NORM,
+    MULTIPLIED,
     RMS,
+    RMS_DIVIDED,
     SINUSOIDAL,
     SIZES,
     SOFTCAP,
-    UNSCALED,
     VOCAB,
     WIDE_HEADS,
     WINDOW,
@@ -106,7 +107,9 @@ DECODERS: Mapping[str, Family] = {
     "arcee": rotary(blocks.LLAMA_PLAIN, "ArceeForCausalLM"),
     "cwm": rotary(blocks.LLAMA, "CwmForCausalLM", {**WIDE_HEADS, **WINDOW}),
     "ernie4_5": rotary(blocks.LLAMA, "Ernie4_5ForCausalLM", WIDE_HEADS),
-    "granite": rotary(blocks.LLAMA, "GraniteForCausalLM", readout=RMS, requires=UNSCALED),
+    "granite": rotary(
+        blocks.GRANITE, "GraniteForCausalLM", {**GROUPED, **MULTIPLIED}, RMS_DIVIDED, scaled_embedding=True
+    ),
     "helium": rotary(blocks.LLAMA, "HeliumForCausalLM", {**GROUPED, "head_dim": 8}, rms(1e-8)),
     "internlm3": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "internlm3", **WIDE_HEADS}),
     "iquestcoder": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "iquestcoder", **WIDE_HEADS}),
@@ -140,9 +143,10 @@ DECODERS: Mapping[str, Family] = {
     "hyperclovax": rotary(
         blocks.HYPERCLOVAX,
         "HyperCLOVAXForCausalLM",
-        readout=RMS,
-        variants={"hyperclovax_without_post_norm": {"use_post_norm": False}},
-        requires=UNSCALED,
+        {**GROUPED, **MULTIPLIED},
+        ReadoutRow("rms", logit_scale=("logits_scaling", 1.0)),
+        {"hyperclovax_without_post_norm": {"use_post_norm": False}},
+        scaled_embedding=True,
     ),
     "gemma": rotary(
         blocks.LLAMA,
@@ -164,6 +168,24 @@ DECODERS: Mapping[str, Family] = {
         {**WIDE_HEADS, "sliding_window": 6},
         ReadoutRow("rms_plus_one", softcap=(SOFTCAP, None)),
         scaled_embedding=True,
+    ),
+    "gemma4_text": rotary(
+        blocks.GEMMA4,
+        "Gemma4ForCausalLM",
+        {
+            **{**GROUPED, "head_dim": 8, "sliding_window": 6},
+            **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+            **{"per_layer_config": {layer: {"head_dim": 16, "num_key_value_heads": 1} for layer in ("2", "5")}},
+            **{"attention_k_eq_v": True, "num_kv_shared_layers": 3},
+            **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99},
+        },
+        ReadoutRow("rms", softcap=(SOFTCAP, None)),
+        {"gemma4_text_without_sharing": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}},
+        scaled_embedding=True,
+        requires=(
+            Requires("use_double_wide_mlp", (False,), "its MLPs are not all as wide"),
+            Requires("enable_moe_block", (False,), "experts stand beside its MLPs"),
+        ),
     ),
     "vaultgemma": rotary(
         blocks.VAULT_GEMMA,
