@@ -1,6 +1,6 @@
 """From what a user asked for to the arrays that a given model can give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.derived import ModelPlace
 from traceformer.capture.passes import Derived
+from traceformer.capture.spots import layers_having
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
@@ -81,14 +82,20 @@ def plan_arrays(
             keys = [] if "dec" in stacks else list(row.keys(site))
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
             keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
-        for key in keys:
+        if SITES[site].of_experts:
+            keys = [key for key in keys if layers_having(model, row, key)]
+            specs = [_of_experts(key, layers[key.stack], model, row, dims.stacks[key.stack]) for key in keys]
+            arrays += [spec for spec in specs if spec.layers]
+            if keys and not specs[-1].layers and selection.is_named(site):
+                raise _in_other_layers(keys[-1], layers, model, row)
+        for key in () if SITES[site].of_experts else keys:
             if site in _OF_CLASSES:
                 arrays.append(ArraySpec(key, width=len(label_names(model))))
             else:
                 arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
-        if not keys and site not in _OF_CLASSES:  # of a language model nobody misses these
+        if not keys and not _is_unmissed(site, selection):
             left_out.append(site)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
@@ -102,6 +109,35 @@ def plan_arrays(
             why=_why_not(selection.sites[0], row, model, stacks),
         )
     return Plan(tuple(arrays), tuple(left_out), derived, architecture)
+
+
+def _is_unmissed(site: str, selection: Selection) -> bool:
+    """Whether nobody misses a site of a group: labels in a language model, experts where there are none."""
+    return site in _OF_CLASSES or (SITES[site].of_experts and "experts" not in selection.capture)
+
+
+def _of_experts(
+    key: ArrayKey, layers: tuple[int, ...], model: PreTrainedModel, row: Architecture, dims: StackDims
+) -> ArraySpec:
+    """The array of those of the layers that are mixtures of experts."""
+    there = layers_having(model, row, key)
+    width = dims.width_of(SITES[key.site])
+    if SITES[key.site].axes[-1] == "d_shared":
+        own = row.stacks[key.stack]
+        down: Any = model.base_model.get_submodule(f"{own.blocks}.{there[0]}.{own.mlp['shared_mid'].path}")
+        width = down.in_features
+    return ArraySpec(key, tuple(layer for layer in layers if layer in there), (), width)
+
+
+def _in_other_layers(
+    key: ArrayKey, layers: Mapping[Stack, tuple[int, ...]], model: PreTrainedModel, row: Architecture
+) -> Unsupported:
+    asked, there = layers[key.stack], layers_having(model, row, key)
+    return Unsupported(
+        f"{key.site} of layers {', '.join(map(str, asked))}",
+        why="they have one MLP for all tokens",
+        hint=f'`layers="{",".join(map(str, there))}"`, which have experts',
+    )
 
 
 def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
@@ -149,6 +185,10 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return "attention and MLP run in parallel, so there is nothing between them"
     if site == "mlp_norm" and any(row.parallel for row in rows):
         return "its MLP reads attention's normed input, attn_norm"
+    if SITES[site].of_experts:
+        has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
+        what = "what they are told is not known" if has_experts else "it has none"
+        return what if SITES[site].is_routing else "it has no expert that all tokens share, or none that is known"
     if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down"):
         return "its MLPs are mixtures of experts, so there is no one hidden layer"
     if site in ("attn_norm", "mlp_norm", "final_norm"):

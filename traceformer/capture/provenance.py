@@ -100,7 +100,8 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
     layers: dict[Stack, tuple[int, ...]] = {}
     heads: dict[Stack, tuple[int, ...]] = {}
     for spec in plan.arrays:
-        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
+        is_partial = spec.site.is_derived or spec.site.of_experts
+        if spec.site.per_layer and not is_partial and spec.key.token_stack == spec.key.stack:
             layers.setdefault(spec.key.stack, tuple(spec.layers))
             if "head" in spec.site.axes:
                 heads.setdefault(spec.key.stack, tuple(spec.heads))

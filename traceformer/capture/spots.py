@@ -6,13 +6,13 @@ before a recording (`proofs/handed_on.py`) and, in every batch, where both are s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from traceformer.models.family import Architecture, StackRow, Tap
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Rows, each_once
 
-__all__ = ["Spot", "aliases_of", "place_of", "seen_twice", "spot_of"]
+__all__ = ["Spot", "aliases_of", "layers_having", "place_of", "seen_twice", "spot_of"]
 
 
 class Spot(NamedTuple):
@@ -61,6 +61,23 @@ def place_of(built: Architecture, key: ArrayKey, layer: int | None, depth: int) 
     attention = row.attention_of(key.attention)
     tap = None if attention is None else attention.tap(key.site)
     return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
+
+
+def layers_having(model: Any, built: Architecture, key: ArrayKey) -> tuple[int, ...]:
+    """Returns the layers of a model that have the module at which an array of the MLP is seen."""
+    row = built.stacks[key.stack]
+    tap = row.mlp.get(key.site)
+    blocks: Sequence[Any] = model.base_model.get_submodule(row.blocks)
+    return () if tap is None else tuple(layer for layer, block in enumerate(blocks) if has_module(block, tap.path))
+
+
+def has_module(block: Any, path: str) -> bool:
+    """Returns whether a block has a module at a path."""
+    try:
+        block.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def aliases_of(

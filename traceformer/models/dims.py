@@ -21,7 +21,8 @@ Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 class StackDims:
     """The sizes of one stack; `d_mlp` is 0 where there is no single MLP, `n_ctx` 0 where there is no limit.
 
-    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
+    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m). In mixtures of
+    experts `n_experts` is how many there are, `n_chosen` to how many of them a token goes; 0 elsewhere.
     """
 
     n_layers: int
@@ -33,6 +34,8 @@ class StackDims:
     d_mlp: int
     d_vocab: int
     n_ctx: int
+    n_experts: int = 0
+    n_chosen: int = 0
 
     def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
@@ -44,6 +47,7 @@ class StackDims:
         if site.name == "token_embed":
             return self.d_embed
         widths = {"d_model": self.d_model, "d_head": self.d_head, "d_mlp": self.d_mlp, "d_vocab": self.d_vocab}
+        widths |= {"expert": self.n_experts, "rank": self.n_chosen}
         return widths.get(site.axes[-1], 0)
 
 
@@ -79,7 +83,11 @@ class ModelDims:
         return cls(arch, {side: _stack_dims(config, side, arch, tables.get(side)) for side in sides})
 
     def to_json(self) -> dict[str, Any]:
-        return {stack: asdict(dims) for stack, dims in self.stacks.items()}
+        """Returns the sizes by stack; those of experts where there are any."""
+        return {
+            stack: {name: size for name, size in asdict(dims).items() if size or name not in ("n_experts", "n_chosen")}
+            for stack, dims in self.stacks.items()
+        }
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
@@ -119,6 +127,8 @@ def _stack_dims(config: Any, side: Stack, arch: Arch, table: int | None) -> Stac
         d_mlp=0 if has_experts(config) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
         n_ctx=n_ctx_of(config) if table is None else min(table, n_ctx_of(config) or table),
+        n_experts=_first(config, *_N_EXPERTS, default=0),
+        n_chosen=_first(config, *_N_CHOSEN, default=0) if has_experts(config) else 0,
     )
 
 
@@ -129,9 +139,12 @@ def _n_kv_heads(config: Any, n_heads: int) -> int:
     return _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
 
 
+_N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_N_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+
+
 def has_experts(config: Any) -> bool:
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return any(stated(config, name) for name in names)
+    return any(stated(config, name) for name in _N_EXPERTS)
 
 
 def n_ctx_of(config: Any) -> int:

@@ -36,6 +36,8 @@ class Dims:
     d_mlp: int | None = None
     d_vocab: int | None = None
     n_ctx: int | None = None
+    n_experts: int | None = None
+    n_chosen: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":

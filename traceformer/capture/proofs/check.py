@@ -40,7 +40,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
-from traceformer.sites import ArraySpec, Attention, Selection, Stack, expand_sites
+from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -296,6 +296,13 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
         asked = {name: value for name, value in asked.items() if name in taken}  # a class of the user's own
     output = model(**inputs, **asked)
+    router: dict[Stack, tuple[Tensor, ...]] = {}
+    for stack, own in dims.stacks.items():
+        # Asked of the base model: beside a head a loss would be computed of them.
+        given = (
+            getattr(model.base_model(**inputs, output_router_logits=True), "router_logits", ()) if own.n_experts else ()
+        )
+        router |= {stack: tuple(given)} if given and len(dims.stacks) == 1 else {}
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
     for stack, own in stacks.items():
         names[stack, "self"] = f"{own}attentions"
@@ -305,6 +312,7 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
         logits,
         {stack: states for stack, states in hidden.items() if states},
         {place: patterns for place, patterns in attentions.items() if patterns},
+        router,
     )
 
 
@@ -368,7 +376,8 @@ def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpe
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
-        if site not in recorded:
+        is_missed = any(own.n_experts for own in ModelDims.of(model).stacks.values()) and SITES[site].is_routing
+        if site not in recorded and (is_missed or not SITES[site].of_experts):
             try:
                 plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:

@@ -178,16 +178,17 @@ def _in_every_block(base: nn.Module, row: StackRow, stack: Stack, sizes: StackDi
     blocks: Any = base.get_submodule(row.blocks)
     refused: dict[str, str] = {}
 
-    def there(path: str | None) -> bool:
-        return path is None or all(_has(block, path) for block in blocks)
+    def there(path: str | None, site: str = "") -> bool:
+        is_enough = any if site and SITES[site].of_experts else all
+        return path is None or is_enough(_has(block, path) for block in blocks)
 
     def note(kind: Attention | None, site: str) -> None:
         refused[str(ArrayKey(stack, kind, site))] = "not all of its blocks have the module that the others have it at"
 
     for site, tap in row.mlp.items():
-        if not there(tap.path):
+        if not there(tap.path, site):
             note(None, site)
-    mlp = {site: tap for site, tap in row.mlp.items() if there(tap.path)}
+    mlp = {site: tap for site, tap in row.mlp.items() if there(tap.path, site)}
     changed: dict[str, AttentionRow | None] = {}
     for kind in ("self", "cross"):
         own = row.attention_of(kind)
@@ -241,6 +242,8 @@ def _widths(
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
     calls = {call.path.removeprefix(f"{block.path}."): call for call in block.calls}
     for site, tap in row.mlp.items():
-        expected = sizes.d_mlp if SITES[site].axes[-1] == "d_mlp" else sizes.d_model
-        tensor = calls[tap.path].made if tap.side == "output" else calls[tap.path].given
+        expected, call = sizes.width_of(SITES[site]), calls[tap.path]
+        tensor = call.made if tap.side == "output" else call.given
+        if SITES[site].is_ranked and call.routing is not None:
+            tensor, _ = call.routing
         yield ArrayKey(stack, None, site), tensor.shape[-1] // (1 if tap.part == "whole" else 2), expected

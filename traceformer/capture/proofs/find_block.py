@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm, near, norm_making, same
-from traceformer.capture.proofs.find_mlp import mlp_of
+from traceformer.capture.proofs.find_mlp import experts_of, mlp_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.errors import Unsupported
 from traceformer.models.family import AttentionRow, StackRow, Tap, into
@@ -68,6 +68,7 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> StackRow
         mlp = {**({} if middle is None else {"resid_mid": middle}), **mlp}
     elif parallel is not None:
         mlp, kind_of_mlp = mlp_of(block, block.enters, parallel[1], attentions["self"].attn_norm)
+    mlp = {**mlp, **experts_of(block)}
     last = steps[-1].norm if steps else None
     return StackRow(
         "",

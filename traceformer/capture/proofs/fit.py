@@ -30,7 +30,7 @@ from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
 from traceformer.progress import OnProgress, Progress, quiet
-from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.sites import SITES, ArrayKey, Selection, Stack
 
 __all__ = ["Fit", "fit", "fitted", "has_modules", "is_strange", "rows_there_are"]
 
@@ -201,12 +201,15 @@ def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
         if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
             return False
-        paths = {tap.path for tap in own.mlp.values()} | {own.post_norm}
+        paths = {tap.path for site, tap in own.mlp.items() if not SITES[site].of_experts} | {own.post_norm}
         for attention in (own.attention, own.cross):
             if attention is not None:
                 taps = (attention.tap(site) for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out"))
                 paths |= {attention.module, attention.out_proj, attention.post_norm, *(tap.path for tap in taps if tap)}
         if not all(f"{layer}.{path}" in there for layer in layers for path in paths if path):
+            return False
+        in_some = [tap.path for site, tap in own.mlp.items() if SITES[site].is_routing]
+        if not all(any(f"{layer}.{path}" in there for layer in layers) for path in in_some):
             return False
     return True
 

@@ -12,7 +12,7 @@ from traceformer.models.families import own_family
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, Stack
 
-__all__ = ["STREAM_CLAIMS"]
+__all__ = ["STREAM_CLAIMS", "input_of_mlp"]
 
 
 def _embedding(place: Place) -> Sides:
@@ -163,7 +163,8 @@ def _alone(place: Place) -> Sides:
     return recorded, model(input_ids=place.scene.ids[place.example][stack][None]).logits[0]
 
 
-def _input_of_mlp(place: Place) -> Tensor:
+def input_of_mlp(place: Place) -> Tensor:
+    """Returns what the MLP reads: normed, of parallel blocks attention's input, or the stream itself."""
     if "mlp_norm" in place.row.mlp:
         return place("mlp_norm")
     return place("attn_norm", attention="self") if place.row.parallel else place("resid_mid")
@@ -178,7 +179,7 @@ def _mlp_norm(place: Place) -> Sides:
 
 def _mlp_up(place: Place) -> Sides:
     recorded, tap = place("mlp_up"), place.row.mlp["mlp_up"]
-    whole = place.apply(tap.path, _input_of_mlp(place))
+    whole = place.apply(tap.path, input_of_mlp(place))
     half = whole.shape[-1] // 2
     return recorded, {"first half": whole[:, :half], "second half": whole[:, half:]}.get(tap.part, whole)
 
@@ -220,7 +221,7 @@ def _experts(place: Place) -> Sides:
     recorded = place("mlp_out")
     if "mlp_down" in place.row.mlp:
         raise NotHere
-    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place))
+    return recorded, place.apply(place.row.mlp["mlp_out"].path, input_of_mlp(place))
 
 
 STREAM_CLAIMS = (

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
+from traceformer.capture.proofs.experts import EXPERT_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.scores import Span
@@ -74,7 +75,7 @@ class Kept:
 def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
     """Raises the error of each claim about each array to the largest one over all layers and examples."""
     for spec in specs:
-        for site, fact, sides, rounding in (*STREAM_CLAIMS, *ATTENTION_CLAIMS):
+        for site, fact, sides, rounding in (*STREAM_CLAIMS, *EXPERT_CLAIMS, *ATTENTION_CLAIMS):
             if site != spec.key.site:
                 continue
             for layer in spec.layers or (None,):
