@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 
 import traceformer as tf
 from tests.marks import slow
+from traceformer.capture.derived import Traits
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import check_model, random_examples
 from traceformer.errors import SelectionError, Unsupported
@@ -190,7 +191,7 @@ def test_layers_with_one_mlp_are_gaps_and_asking_for_them_alone_is_refused() -> 
 
 def test_a_model_without_experts_says_so_where_they_are_asked_for() -> None:
     model = tf.load_model(tiny_model("llama"))
-    with pytest.raises(Unsupported, match="this model has no router_logits; it has no mixture of experts"):
+    with pytest.raises(Unsupported, match="this model has no router_logits; its MLPs are no mixtures of experts"):
         tf.record(model, IDS, "router_logits")
     with pytest.warns(UserWarning, match="has no router_logits, expert_topk, expert_weight: left out"):
         tf.record(model, IDS, "experts embed")
@@ -213,11 +214,12 @@ def test_readers_know_what_ids_are(tmp_path: Path, capsys: pytest.CaptureFixture
     }
     column = run.activations("expert_topk", 1)
     assert (column.dtype, column.shape) == (np.int32, (sum(map(len, IDS)), 2))
-    held = run.to_xarray()
-    name = next(name for name in held.data_vars if "topk" in str(name))
-    assert held[name].dims[-1] == "rank"
+    held = run.to_xarray()["dec_experts"]["topk"]
+    assert (held.dtype, held.dims[-1]) == (np.int32, "rank")
     with pytest.raises(SelectionError, match="cannot be projected"):
-        tf.record(tiny_loaded(), IDS, project={"x": np.ones(32)}, project_site="router_logits")
+        tf.record(tiny_loaded(), IDS, project=Traits({"x": {None: np.ones(32)}}, "router_logits"))
+    with pytest.raises(SelectionError, match="dec.expert_topk is no activation"):
+        tf.project(run, np.ones(2), site="expert_topk")
     from traceformer.cli import main
 
     assert main(["inspect", str(tmp_path / "run"), "--example", "0", "--site", "expert_topk", "--layer", "1"]) == 0
@@ -231,10 +233,14 @@ def tiny_loaded() -> LoadedModel:
 
 
 def test_whole_files_of_other_formats_leave_ids_out_in_words(tmp_path: Path) -> None:
-    run = recorded(tiny_model("mixtral"), "experts", "resid_post", out=tmp_path / "run")
+    run = recorded(tiny_model("mixtral"), "experts", "resid", "attn", out=tmp_path / "run")
     with pytest.warns(UserWarning, match="expert_topk and expert_weight are left out"):
-        tf.export(run, tmp_path / "gemma", format="gemma-pt", lossless=True)
-    tf.export(run, tmp_path / "padded.zarr", format="padded-zarr")
+        tf.export(run, "pt", tmp_path / "pt", lossless=True)
+    for name, importable in (("padded-zarr", True), ("safetensors", True), ("transformerlens", False)):
+        made = tf.export(run, name, tmp_path / name)
+        if importable:
+            back = tf.import_run(made[0] if name == "padded-zarr" else tmp_path / name, name, tmp_path / f"{name}-back")
+            np.testing.assert_array_equal(back.get(1, "expert_topk"), run.get(1, "expert_topk"))
 
 
 def test_while_it_generates_tokens_go_where_one_pass_over_the_answer_sends_them(

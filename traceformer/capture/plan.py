@@ -187,7 +187,7 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return "its MLP reads attention's normed input, attn_norm"
     if SITES[site].of_experts:
         has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
-        what = "what they are told is not known" if has_experts else "it has none"
+        what = "what they are told is not known" if has_experts else "its MLPs are no mixtures of experts"
         return what if SITES[site].is_routing else "it has no expert that all tokens share, or none that is known"
     if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down"):
         return "its MLPs are mixtures of experts, so there is no one hidden layer"
