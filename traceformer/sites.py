@@ -96,12 +96,23 @@ class Site:
         """True where an encoder-decoder's decoder has the site twice: in self- and in cross-attention."""
         return self.name in _OF_ATTENTION
 
+    @property
+    def of_values(self) -> bool:
+        """True where d_head is the width of values, which that of queries and keys may differ from."""
+        return self.name in ("v_proj", "v", "z")
+
+    @property
+    def of_few(self) -> bool:
+        """True for what models of one kind have, and nobody misses in others."""
+        return self.name in _OF_FEW
+
 
 _LARGEST = 2**31 - 1  # number of a layer or head, or width
 _ROW = ("layer", "position", "d_model")
 _MLP = ("layer", "position", "d_mlp")
 _Q = ("layer", "head", "position", "d_head")
 _KV = ("layer", "kv_head", "position", "d_head")
+_LATENT = ("layer", "position", "d_latent")
 _HIDDEN = ("hidden_layer", "position", "d_model")
 _SQUARE = ("layer", "head", "query", "key")
 _TOP = ("layer", "position", "rank")
@@ -118,6 +129,7 @@ SITES: Mapping[str, Site] = {
         ("q_proj", _Q, "raw query projection: after bias, before QK-norm and rotary"),
         ("k_proj", _KV, "raw key projection: after bias, before QK-norm and rotary"),
         ("v_proj", _KV, "raw value projection: after bias"),
+        ("kv_latent", _LATENT, "normed row that keys and values are made of, which is cached (latent attention)"),
         ("q", _Q, "queries as the dot product sees them: after QK-norm and rotary"),
         ("k", _KV, "keys as the dot product sees them: after QK-norm and rotary"),
         ("v", _KV, "values as the attention pattern mixes them"),
@@ -157,8 +169,12 @@ OUTPUTS = ("logits", "class_logits", "token_class_logits")
 _DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob"))
 _ROUTING = ("router_logits", "expert_topk", "expert_weight")
 _OF_EXPERTS = frozenset((*_ROUTING, "shared_up", "shared_act", "shared_mid", "shared_out"))
+_OF_FEW = frozenset(("class_logits", "token_class_logits", "kv_latent", *_OF_EXPERTS))
 _OF_ATTENTION = frozenset(
-    ("attn_norm", "q_proj", "k_proj", "v_proj", "q", "k", "v", "attn_scores", "attn_pattern", "z", "attn_out")
+    (
+        *("attn_norm", "q_proj", "k_proj", "v_proj", "kv_latent", "q", "k", "v"),
+        *("attn_scores", "attn_pattern", "z", "attn_out"),
+    )
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {

@@ -182,9 +182,10 @@ def test_a_shared_expert_is_recorded_by_its_own_name() -> None:
 
 def test_layers_with_one_mlp_are_gaps_and_asking_for_them_alone_is_refused() -> None:
     model = tf.load_model(tiny_model("qwen3_moe"))
-    with pytest.raises(Unsupported, match=r"router_logits of layers 0; they have one MLP.*`layers=\"1,2\"`"):
+    with pytest.raises(SelectionError, match=r"router_logits of layer 0 requested; .* layers with router_logits: 1, 2"):
         tf.record(model, IDS, "router_logits", layers=0)
-    run = tf.record(model, IDS, "experts resid_post", layers=(0, 2))
+    with pytest.warns(UserWarning, match="router_logits in layer 0, expert_topk in layer 0, expert_weight in layer 0"):
+        run = tf.record(model, IDS, "experts resid_post", layers=(0, 2))
     assert (run.spec("resid_post").layers, run.spec("expert_topk").layers) == ((0, 2), (2,))
     assert run.about.layers_stored == {"dec": (0, 2)}
 
@@ -218,8 +219,9 @@ def test_readers_know_what_ids_are(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (held.dtype, held.dims[-1]) == (np.int32, "rank")
     with pytest.raises(SelectionError, match="cannot be projected"):
         tf.record(tiny_loaded(), IDS, project=Traits({"x": {None: np.ones(32)}}, "router_logits"))
+    np.save(tmp_path / "v.npy", np.ones(2))
     with pytest.raises(SelectionError, match="dec.expert_topk is no activation"):
-        tf.project(run, np.ones(2), site="expert_topk")
+        tf.project(run, tmp_path / "v.npy", site="expert_topk")
     from traceformer.cli import main
 
     assert main(["inspect", str(tmp_path / "run"), "--example", "0", "--site", "expert_topk", "--layer", "1"]) == 0

@@ -14,7 +14,7 @@ from transformers.masking_utils import sdpa_mask
 __all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "loaded_plainly", "own_outputs"]
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
-WITHOUT_EMBEDDING = ("mamba2",)
+WITHOUT_EMBEDDING = ("falcon_mamba", "mamba", "mamba2", "rwkv")
 """Types whose hidden states begin behind the first block and end with the last one's output twice, as it is and normed
 (transformers 5.23): as many as of others, and each of another place."""
 

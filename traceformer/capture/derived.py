@@ -79,7 +79,7 @@ class Traits:
             layers = tuple(layer for layer in layers if all(self.at(name, layer) is not None for name in self.vectors))
             if not layers:
                 raise SelectionError("the traits have no layer in common", hint="`layers` says which")
-        width = stack.d_mlp if SITES[key.site].axes[-1] == "d_mlp" else stack.d_model
+        width = stack.width_of(SITES[key.site])
         names = tuple(self.vectors)
         units = {layer: torch.stack([_unit(self, name, layer, width, key) for name in names]) for layer in layers}
         spec = ArraySpec(ArrayKey(key.stack, None, "projection"), layers, (), len(names))

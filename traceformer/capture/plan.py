@@ -1,14 +1,15 @@
 """From what a user asked for to the arrays that a given model can give."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from traceformer.capture.derived import ModelPlace
+from traceformer.capture.gaps import layers_having, shared_width
 from traceformer.capture.passes import Derived
-from traceformer.capture.spots import layers_having
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
@@ -25,7 +26,8 @@ _OF_CLASSES = tuple(site for site in OUTPUTS if site != "logits")
 class Plan:
     """The arrays to record, the sites of selected groups that this family has no place for, and what is computed.
 
-    `architecture` is the row that says where they lie, None for that of the model's family.
+    Of those a site that some of the layers asked for lack is written with these. `architecture` is the row that says
+    where they lie, None for that of the model's family.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -71,9 +73,11 @@ def plan_arrays(
     layers: dict[Stack, tuple[int, ...]] = {
         stack: choose(selection.layers.get(stack), dims.stacks[stack].n_layers, "layers") for stack in stacks
     }
-    heads = {stack: choose(selection.heads.get(stack), dims.stacks[stack].n_heads, "heads") for stack in stacks}
+    heads = {stack: _heads_chosen(selection, stack, dims.stacks[stack]) for stack in stacks}
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
+    of_other_shape: dict[tuple[Stack, tuple[int, ...]], list[str]] = {}
+    gaps: list[SelectionError] = []
     for site in selection.sites:
         keys = [key for key in row.keys(site) if key.stack in stacks]
         if site in OUTPUTS and site != output:
@@ -83,24 +87,45 @@ def plan_arrays(
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
             keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
         if SITES[site].of_experts:
-            keys = [key for key in keys if layers_having(model, row, key)]
-            specs = [_of_experts(key, layers[key.stack], model, row, dims.stacks[key.stack]) for key in keys]
-            arrays += [spec for spec in specs if spec.layers]
-            if keys and not specs[-1].layers and selection.is_named(site):
-                raise _in_other_layers(keys[-1], layers, model, row)
-        for key in () if SITES[site].of_experts else keys:
+            keys = [key for key in keys if layers_having(model, row, dims.stacks[key.stack], key)]
+        for key in keys:
+            own, asked = dims.stacks[key.stack], layers[key.stack]
             if site in _OF_CLASSES:
                 arrays.append(ArraySpec(key, width=len(label_names(model))))
-            else:
-                arrays.append(_spec(key, layers[key.stack], heads[key.stack], dims.stacks[key.stack], selection))
+                continue
+            if SITES[site].per_layer:
+                having = layers_having(model, row, own, key)
+                lacking = [layer for layer in asked if layer not in having]
+                asked = tuple(layer for layer in asked if layer in having)
+                if not asked:
+                    gaps.append(_gap(key, lacking, having))
+                    if selection.is_named(site):
+                        raise gaps[-1]
+                if lacking and selection.layers.get(key.stack) is not None:
+                    left_out.append(f"{site} in layer{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}")
+                if not asked:
+                    continue
+                alike = own.alike(SITES[site], asked)
+                others = tuple(layer for layer in asked if layer not in alike)
+                if others:
+                    of_other_shape.setdefault((key.stack, others), []).append(site)
+                asked, own = alike, own.at(alike[0])
+            spec = _spec(key, asked, heads[key.stack], own, selection)
+            is_shared = SITES[site].axes[-1] == "d_shared"
+            arrays.append(replace(spec, width=shared_width(model, row, spec)) if is_shared else spec)
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
-        if not keys and not _is_unmissed(site, selection):
+        is_missed = not SITES[site].of_few or (SITES[site].is_routing and "experts" in selection.capture)
+        if not keys and is_missed:
             left_out.append(site)
+    for (stack, others), sites in of_other_shape.items():
+        _warn_of_others(sites, dims.stacks[stack], others)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
     derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
     arrays += [spec for each in derived for spec in each.specs]
+    if not arrays and gaps:
+        raise gaps[0]
     if not arrays and not selection.sites:
         raise SelectionError("nothing to record", hint="`capture` says what")
     if not arrays:
@@ -111,32 +136,20 @@ def plan_arrays(
     return Plan(tuple(arrays), tuple(left_out), derived, architecture)
 
 
-def _is_unmissed(site: str, selection: Selection) -> bool:
-    """Whether nobody misses a site of a group: labels in a language model, experts where there are none."""
-    return site in _OF_CLASSES or (SITES[site].of_experts and "experts" not in selection.capture)
+def _heads_chosen(selection: Selection, stack: Stack, dims: StackDims) -> tuple[int, ...]:
+    asked = selection.heads.get(stack)
+    if asked is not None and not dims.n_heads:
+        raise SelectionError(f"heads {', '.join(map(str, asked))} requested", why="this model has no attention")
+    return choose(asked, dims.n_heads, "heads")
 
 
-def _of_experts(
-    key: ArrayKey, layers: tuple[int, ...], model: PreTrainedModel, row: Architecture, dims: StackDims
-) -> ArraySpec:
-    """The array of those of the layers that are mixtures of experts."""
-    there = layers_having(model, row, key)
-    width = dims.width_of(SITES[key.site])
-    if SITES[key.site].axes[-1] == "d_shared":
-        own = row.stacks[key.stack]
-        down: Any = model.base_model.get_submodule(f"{own.blocks}.{there[0]}.{own.mlp['shared_mid'].path}")
-        width = down.in_features
-    return ArraySpec(key, tuple(layer for layer in layers if layer in there), (), width)
-
-
-def _in_other_layers(
-    key: ArrayKey, layers: Mapping[Stack, tuple[int, ...]], model: PreTrainedModel, row: Architecture
-) -> Unsupported:
-    asked, there = layers[key.stack], layers_having(model, row, key)
-    return Unsupported(
-        f"{key.site} of layers {', '.join(map(str, asked))}",
-        why="they have one MLP for all tokens",
-        hint=f'`layers="{",".join(map(str, there))}"`, which have experts',
+def _gap(key: ArrayKey, asked: Sequence[int], having: Sequence[int]) -> SelectionError:
+    """The error for layers that have no such place, while others do."""
+    what = "attention" if key.attention is not None else key.site
+    return SelectionError(
+        f"{key.site} of layer{'s' * (len(asked) > 1)} {', '.join(map(str, asked))} requested",
+        why=f"no {what} is there",
+        hint=f"layers with {what}: {', '.join(map(str, having))}",
     )
 
 
@@ -152,6 +165,19 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                     why=f"this model has only {'an encoder' if 'enc' in dims.stacks else 'a decoder'}",
                     hint=f"`{what}`, or `{what}_{next(iter(dims.stacks))}`",
                 )
+
+
+def _warn_of_others(sites: Sequence[str], dims: StackDims, others: Sequence[int]) -> None:
+    """Says which layers of these sites are left out, since an array has one shape for all of its layers."""
+    numbers, site = ",".join(map(str, others)), SITES[sites[-1]]
+    shapes = " or ".join(
+        dict.fromkeys(f"{dims.at(n).n_heads_of(site)} heads {dims.at(n).width_of(site)} wide" for n in others)
+    )
+    warnings.warn(
+        f"leaving out layers {numbers} of {' '.join(sites)}, whose shape is another ({site.name}: {shapes}): "
+        f'record them by themselves, with `layers="{numbers}"`',
+        stacklevel=3,
+    )
 
 
 def _spec(
@@ -171,9 +197,17 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return why_no_output(site, model)
     if any(key.stack not in stacks for key in architecture.keys(site)):
         return "it is in the decoder, which runs only with `targets`"
+    if SITES[site].of_attention and not any(row.attends for row in architecture.stacks.values()):
+        return "this model has no attention"
     refused = [why for key, why in architecture.refused.items() if key.rpartition(".")[2] == site]
     if refused:
         return refused[0]
+    if site == "kv_latent":
+        return "its keys and values are made of attention's input, not of a narrower row"
+    if site in ("k_proj", "v_proj") and any(
+        row.attention.kv_latent is not None for row in architecture.stacks.values()
+    ):
+        return "one projection makes keys and values of a latent row: see kv_latent, k and v"
     if site == "projection":
         return "projections are recorded with `project`"
     if site in ("lens_topk", "lens_topk_prob"):
@@ -189,6 +223,10 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
         what = "what they are told is not known" if has_experts else "its MLPs are no mixtures of experts"
         return what if SITES[site].is_routing else "it has no expert that all tokens share, or none that is known"
+    if (site.startswith("mlp_") or site == "resid_mid") and not any(row.mlp for row in rows):
+        return "its blocks have no MLP that is known"
+    if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down") and all(row.mlp_kind != "experts" for row in rows):
+        return "no module of its MLPs shows it, or none as wide as its config says"
     if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down"):
         return "its MLPs are mixtures of experts, so there is no one hidden layer"
     if site in ("attn_norm", "mlp_norm", "final_norm"):

@@ -17,7 +17,9 @@ from traceformer.capture.encoding import Encoded, tokenizer_digest
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Rows
+from traceformer.models.dims import StackDims
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.mechanisms import configs_of_layers
 from traceformer.models.outputs import label_names
 from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
@@ -125,7 +127,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         labels=_labels(model, plan),
         projection=plan.settings["projection"],
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
-        dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
+        dims={stack: _stated_dims(sizes) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
         quantised=quantised,
@@ -148,6 +150,11 @@ def _row(model: LoadedModel) -> dict[str, Any] | None:
     proved = model.proved
     about = {} if proved is None else {**asdict(proved), "facts": list(proved.facts), "n_facts": len(proved.facts)}
     return {"like": model.like, **about, "architecture": model.architecture.to_json()}
+
+
+def _stated_dims(sizes: StackDims) -> Dims:
+    each = [{name: size for name, size in own._asdict().items() if size} for own in sizes.by_layer]
+    return Dims.from_json({**asdict(sizes), "by_layer": each})
 
 
 def _no_padding(model: LoadedModel, quantised: str | None) -> str | None:
@@ -196,6 +203,8 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
     config, family = model.config, model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
+    if not any(dims.n_heads for dims in model.dims.stacks.values()):
+        return AttentionFacts()
     if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)
     return AttentionFacts(
@@ -203,14 +212,20 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         gqa,
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        rotary=None if family is None else family.positions.kind == "rotary",
+        rotary=None if family is None or family.positions.kind == "recurrent" else family.positions.kind == "rotary",
         relative_position_bias=None if family is None else "relative bias" in family.positions.kind,
-        softcap=getattr(config, "attn_logit_softcapping", None),
+        softcap=_of_all_layers(config, "attn_logit_softcapping"),
         sinks=model.has_sinks,
-        sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),
-        local_attention=getattr(config, "local_attention", None),
+        sliding_window=None if model.dims.arch == "enc" else _of_all_layers(config, "sliding_window"),
+        local_attention=_of_all_layers(config, "local_attention"),
         layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),
     )
+
+
+def _of_all_layers(config: Any, name: str) -> Any:
+    """What a config says of all layers, if it is the same of each."""
+    said = {repr(value): value for own in configs_of_layers(config) for value in [getattr(own, name, None)]}
+    return next(iter(said.values())) if len(said) == 1 else None
 
 
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:

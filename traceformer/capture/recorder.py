@@ -46,17 +46,18 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
-from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
 
 class _Delivery(NamedTuple):
-    """What one hook hands over: which part of a module's tensor is which wanted array; `after` as of a `Spot`."""
+    """What one hook hands over: which part of a module's tensor is which wanted array; the rest as of a `Spot`."""
 
     wanted: Wanted
     tap: Tap
     after: Stack | None = None
+    scale: float = 1.0
 
 
 _ROUTED = ("expert ids", "expert weights")
@@ -270,10 +271,11 @@ class Recorder:
         if not self._pass.is_observed:
             return
         made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
-        for wanted, tap, after in deliveries:
+        for wanted, tap, after, scale in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
-                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack].at(wanted.layer))
+                part = part if scale == 1 else part * scale
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
                 derived = self._derived.get(wanted.spec.key)
@@ -337,7 +339,7 @@ class Recorder:
         if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
         spot = place_of(self._row, key, layer, len(self._module(self._row.stacks[stack].blocks)))
-        return None if spot is None else (self._module(spot.path), _Delivery(wanted, spot.tap, spot.after))
+        return None if spot is None else (self._module(spot.path), _Delivery(wanted, *spot[1:]))
 
     def _observe_attention(self, undo: ExitStack) -> None:
         wanted_at: defaultdict[str, list[Wanted]] = defaultdict(list)
@@ -368,8 +370,8 @@ class Recorder:
             attention = row.attention_of(key.attention)
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
-            d_head = self._dims.stacks[key.stack].d_head
-            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
+            width = self._dims.stacks[key.stack].width_of(SITES["z"])
+            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted))
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

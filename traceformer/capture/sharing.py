@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from traceformer.errors import UsageError
+from traceformer.models.dims import ModelDims
+from traceformer.models.mechanisms import attends
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import Stack
 
@@ -64,6 +66,12 @@ class Sharing:
         if self.quantised is not None:
             return f"the model is quantised: {self.quantised}"
         return "padding changes the model's numbers" if is_kept_apart(self._model) else None
+
+    @property
+    def reads_behind_padding(self) -> bool:
+        """Whether padding may come before a text: what hands a state on from token to token would begin with it."""
+        stacks = ModelDims.of(self._model).stacks.values()
+        return not getattr(self._model, "_is_stateful", False) and all(dims.attending is None for dims in stacks)
 
     def settle(self) -> None:
         """Has rotary modules forget how long the last pass was."""
@@ -175,7 +183,7 @@ def _layer_types(rope: nn.Module) -> list[dict[str, str]]:
     if "layer_type" not in _taken_by(type(rope)):
         return [{}]
     config: Any = rope.config
-    return [{"layer_type": each} for each in sorted(set(config.layer_types))]
+    return [{"layer_type": each} for each in sorted(set(filter(attends, config.layer_types)))]
 
 
 def _each(tables: Any) -> Iterator[Tensor]:

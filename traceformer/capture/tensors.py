@@ -8,6 +8,7 @@ from torch import Tensor
 
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
+from traceformer.sites import SITES
 
 __all__ = ["first_input", "first_output", "own_output", "part_of", "routing_in"]
 
@@ -52,12 +53,16 @@ def part_of(rows: Tensor, tap: Tap, dims: StackDims) -> Tensor:
     """Returns the part of a tensor that a tap names; one of a fused per-head projection comes split by head."""
     if tap.part in ("whole", "expert ids", "expert weights"):
         return rows
+    if tap.part in ("first half", "second half") and tap.fused == "per_head":
+        return rows.unflatten(-1, (dims.n_heads, -1)).chunk(2, dim=-1)[tap.part == "second half"].transpose(1, 2)
     if tap.part in ("first half", "second half"):
         return rows.chunk(2, dim=-1)[tap.part == "second half"]
+    if tap.part in ("heads' first half", "heads' second half"):
+        return rows.unflatten(-1, (dims.n_heads, 2, -1)).select(-2, int(tap.part == "heads' second half")).flatten(-2)
     if tap.fused == "per_head":
         group = dims.n_heads // dims.n_kv_heads
         first, last = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}[tap.part]
         grouped = rows.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
         return grouped[..., first:last, :].flatten(-3, -2).transpose(1, 2)
-    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.d_head]
+    sizes = [dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head, dims.n_kv_heads * dims.width_of(SITES["v"])]
     return rows.split(sizes, dim=-1)["qkv".index(tap.part)]

@@ -34,8 +34,12 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
     image = left.imshow(copying, cmap=_SIGNED, vmin=-1, vmax=1, origin="lower", aspect="auto")
     if copying.size <= _MOST_WRITTEN:
         for (layer, head), score in np.ndenumerate(copying):
+            if not np.isfinite(score):
+                continue
             colour = written_on(image, float(score))
             left.text(head, layer, f"{score:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    for layer in np.flatnonzero(np.isnan(copying).all(axis=1)):
+        left.text((n_heads - 1) / 2, layer, "no attention", ha="center", va="center", fontsize=6)
     figure.colorbar(image, ax=left, shrink=0.8).ax.tick_params(labelsize=6)
     left.set_title("copying: eigenvalues of W_E OV W_U,\ntheir sum over that of their sizes")
     _draw_edges(right, value, top)
@@ -53,8 +57,8 @@ def circuits_figure(value: Circuits, *, top: int = _EDGES) -> Figure:
 def _draw_edges(axes: Axes, value: Circuits, top: int) -> None:
     """The strongest compositions, the strongest of all on top."""
     edges = value.strongest(top)
-    layer, head = np.indices(value.shape)
-    axes.scatter(head.ravel(), layer.ravel(), s=14, color=faint(), zorder=1)
+    layer, head = np.nonzero(np.isfinite(value.values["copying"]))
+    axes.scatter(head, layer, s=14, color=faint(), zorder=1)
     strongest = edges[0].score if edges else 1.0
     for edge in reversed(edges):
         share = (edge.score / strongest) ** 4

@@ -1,7 +1,7 @@
 """Pictures of head metrics: a map of layers and heads for every metric."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -25,7 +25,7 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
     """Returns a map of layers and heads for every metric that has a meaning, of one attention, the only one by default.
 
     Maps of one unit share their colours: shares reach from 0 to 1, distances in tokens to the largest of all. Numbers
-    are written where there are few heads.
+    are written where there are few heads. A layer of the model that has no attention is an empty row that says so.
 
     Raises:
         NotFound, SelectionError: there is no such attention, or there are several.
@@ -34,11 +34,12 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
     if attention is None and len(metrics.attentions) > 1:
         raise SelectionError("which attention?", hint=" or ".join(metrics.attentions))
     found = metrics if attention is None else metrics.part(attention)
-    grids = {name: found.grid(name) for name in found.values}
+    layers = _with_gaps(found)
+    grids = {name: _spread(found.grid(name), found.layers, layers) for name in found.values}
     shown = {name: grid for name, grid in grids.items() if not np.isnan(grid).all()}
     tops = _tops(shown)
     rows = math.ceil(len(shown) / _COLUMNS)
-    width, height = (min(max(0.26 * len(own), 1.8), 5.0) for own in (found.heads, found.layers))
+    width, height = (min(max(0.26 * len(own), 1.8), 5.0) for own in (found.heads, layers))
     size = (_COLUMNS * (width + 0.9), rows * (height + 0.6) + 0.5)
     figure = Figure(figsize=size)
     # Placed by hand: matplotlib's own layout of so many axes takes seconds.
@@ -60,7 +61,10 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
                 if np.isfinite(value):
                     colour = written_on(image, float(value))
                     axes.text(column, row, _short(value), ha="center", va="center", fontsize=5.5, color=colour)
-        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", found.layers)):
+        for row, layer in enumerate(layers):
+            if layer not in found.layers:
+                axes.text((len(found.heads) - 1) / 2, row, "no attention", ha="center", va="center", fontsize=5.5)
+        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", layers)):
             every = math.ceil(len(numbers) / 12)
             axis.set_ticks(range(0, len(numbers), every), [f"{letter}{n}" for n in numbers[::every]], fontsize=6)
         axes.tick_params(length=0)
@@ -69,6 +73,21 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
         axes.set_axis_off()
     figure.suptitle(titled(_title(found)), y=1 - 0.15 / size[1])
     return figure
+
+
+def _with_gaps(metrics: HeadMetrics) -> tuple[int, ...]:
+    """The layers of a map: those of the heads, and of those without attention all between the first and the last."""
+    gaps = metrics.about.without.get(metrics.attentions[0], ()) if metrics.rows else ()
+    return tuple(sorted({*metrics.layers, *gaps}))
+
+
+def _spread(
+    grid: Float64[np.ndarray, "row head"], rows: Sequence[int], layers: Sequence[int]
+) -> Float64[np.ndarray, "layer head"]:
+    """A grid with a row of NaN for each layer that is not among its rows."""
+    spread = np.full((len(layers), grid.shape[1]), np.nan)
+    spread[[layers.index(layer) for layer in rows]] = grid
+    return spread
 
 
 def heads_html(metrics: HeadMetrics) -> str:

@@ -214,5 +214,6 @@ def _title(result: Paths) -> str:
         str(settings.get("model", "")),
         layer,
         heads,
+        f"no attention in layers {', '.join(map(str, gaps))}" if (gaps := settings.get("without_attention")) else "",
     ]
     return "   ".join(part for part in parts if part)

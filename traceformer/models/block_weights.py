@@ -20,7 +20,14 @@ from traceformer.sites import Attention
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weights"]
+__all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weights", "why_no_output"]
+
+
+def why_no_output(row: AttentionRow) -> str:
+    """Returns why no matrix says what a head writes of its mix of values."""
+    if row.gated is None:
+        return "the output projection of this model is not known"
+    return "its heads' mixed values are multiplied by a gate before the output projection reads them"
 
 
 class NormWeights(NamedTuple):
@@ -57,8 +64,13 @@ class BlockWeights:
         """
         row = self._attention(attention)
         if row.out_proj is None:
-            raise Unsupported("what each head writes", why="the output projection of this model is not known")
-        return self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
+            raise Unsupported("what each head writes", why=why_no_output(row))
+        weight, bias = self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
+        scale = self.architecture.stacks["dec"].scale
+        assert not isinstance(scale, str)
+        if scale == 1:
+            return Projection(weight, bias)
+        return Projection(weight * np.float32(scale), None if bias is None else bias * np.float32(scale))
 
     def norm_of_output(self, layer: int, attention: Attention) -> NormWeights | None:
         """Returns the norm that an attention's output goes through before it is added (Gemma 2); None for none."""

@@ -52,6 +52,7 @@ def _sections(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "axk2": {"index_topk": 4},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {
@@ -64,6 +65,7 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 48},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "num_key_value_heads": 4},
+    "deepseek_v32": {"index_topk": 4},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {"text_config": _DOTS3},
     "dots3_note_text": _DOTS3,
@@ -78,12 +80,14 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": _WIDE_LAYER,
     "glm4v_moe_text": _sections(1, 1, 0, partial_rotary_factor=0.5),
     "glm4v_text": _sections(1, 1, 0, partial_rotary_factor=0.5),
+    "glm_moe_dsa": {"index_topk": 4},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "glm_image_text": _sections(1, 1, 2, partial_rotary_factor=1.0),
     "glm_ocr_text": _sections(1, 1, 2, partial_rotary_factor=1.0),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "intermediate_size": 48, "attention_layers": LEFT_OUT},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 2},
+    "hy_v4": {"index_topk": 4},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2},
     "hrm_text": {"num_hidden_layers": 4, "num_layers_per_stack": 2, "H_cycles": 1, "L_cycles": 1, "L_bp_cycles": [1]},

@@ -17,11 +17,12 @@ from traceformer.models.table.decoders import DECODERS
 from traceformer.models.table.encoder_decoders import ENCODER_DECODERS
 from traceformer.models.table.encoders import ENCODERS
 from traceformer.models.table.experts import EXPERTS
+from traceformer.models.table.hybrids import HYBRIDS
 from traceformer.sites import Stack
 
-__all__ = ["FAMILIES", "architecture_of", "family_of", "own_family", "unmet"]
+__all__ = ["FAMILIES", "architecture_of", "family_of", "own_family", "unmet", "with_scales"]
 
-FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **ENCODERS, **ENCODER_DECODERS}
+FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **HYBRIDS, **ENCODERS, **ENCODER_DECODERS}
 
 
 def family_of(config: Any) -> Family:
@@ -93,8 +94,17 @@ def architecture_of(config: Any, like: str | None = None) -> Architecture:
     found = (family_of(config) if like is None else FAMILIES[like]).blocks
     while not isinstance(found, Architecture):
         found = found.choose(stated(config, found.flag, found.default))
+    found = with_scales(found, config)
     is_whole = len(found.stacks) == 1 or stated(config, "is_encoder_decoder", True)
     return found if is_whole else _one_stack(found, "dec" if stated(config, "is_decoder") else "enc")
+
+
+def with_scales(row: Architecture, config: Any) -> Architecture:
+    """Returns the row with the numbers that this config states for what is named there; 1 where it states none."""
+    named = {stack: own for stack, own in row.stacks.items() if isinstance(own.scale, str)}
+    numbers = {stack: float(stated(config, str(own.scale), 1.0)) for stack, own in named.items()}
+    scaled = {stack: replace(own, scale=numbers[stack]) for stack, own in named.items()}
+    return replace(row, stacks={**row.stacks, **scaled}) if named else row
 
 
 def _one_stack(whole: Architecture, stack: Stack) -> Architecture:

@@ -59,8 +59,9 @@ def stored_modules(folder: Path, config: Mapping[str, Any], row: Architecture) -
     """
     tensors, stack = open_folder(folder), row.stacks["dec"]
     found = _Stored(tensors, _by_path(tensors), str(folder), input_first=False)
-    query = stack.attention.q_proj
-    name = None if query is None else found.find(f"{stack.blocks}.0.{query.path}.weight")
+    query, latent = stack.attention.q_proj, stack.attention.q_latent
+    reading = None if query is None else query.path if latent is None else latent.down
+    name = None if reading is None else found.find(f"{stack.blocks}.0.{reading}.weight")
     d_model = decoder_dims(config).d_model
     return found if name is None else replace(found, input_first=tensors[name].shape[-1] != d_model)
 

@@ -225,8 +225,11 @@ def epsilon_of(config: Mapping[str, Any], row: ReadoutRow) -> float:
 
 def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
     """The number that logits are multiplied by: as well the rows that the unembedding multiplies, before a bias."""
-    name, default = row.logit_scale
-    return default if config.get(name) is None else _number(config, name)
+
+    def said(name: str, default: float) -> float:
+        return default if config.get(name) is None else _number(config, name)
+
+    return said(*row.logit_scale) / said(*row.logit_divisor)
 
 
 def readout_row_of(

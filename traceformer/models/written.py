@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from traceformer.models.blocks import decoders, encoder_decoders, encoders, outside
+from traceformer.models.blocks import decoders, encoder_decoders, encoders, hybrids, outside
 from traceformer.models.family import Architecture, Tap
+from traceformer.models.mechanisms import configs_of_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
 
     What only a person can say, its readout and a config for a tiny model, is begun with what its config says.
     """
-    config: Any = model.config
+    config: Any = configs_of_layers(model.config)[0]  # sizes that differ by layer are for a person to state
     family, same = str(config.model_type), _constant(architecture)
     constant = family.upper().replace("-", "_").replace(".", "_")
     blocks = "" if same else f"{constant} = {written_architecture(architecture)}\n\n"
@@ -51,7 +52,7 @@ def written_architecture(architecture: Architecture) -> str:
 
 def _constant(architecture: Architecture) -> str | None:
     """The name of the same blocks, where a family has them."""
-    for alias, file in {"blocks": (decoders, encoders, encoder_decoders), "outside": (outside,)}.items():
+    for alias, file in {"blocks": (decoders, hybrids, encoders, encoder_decoders), "outside": (outside,)}.items():
         for each in file:
             for name in each.__all__:
                 if getattr(each, name) == architecture:

@@ -200,7 +200,7 @@ def _groups(
     if "head" not in SITES[key.site].axes:
         raise SelectionError(f"heads of {key.site}", why="it has none, or shares them", hint='`site="z"`')
     dims = model.dims.stacks[key.stack]
-    every = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    every = [(layer, head) for layer in dims.attention_layers for head in range(dims.n_heads)]
     asked: list[tuple[int, int]] = []
     for name in together:
         head = as_head(name)

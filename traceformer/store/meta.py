@@ -5,8 +5,8 @@ and what this version does not know is kept as it was.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from traceformer.sites import Stack
@@ -25,7 +25,12 @@ Numbers: TypeAlias = tuple[int, ...] | Mapping[Stack, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only."""
+    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only.
+
+    `d_value` is stated where values are not as wide as keys, `d_latent` where both are made of a narrower row.
+    `attending` are the layers that have attention, stated where not all have, and `by_layer` the sizes of each, where
+    they differ.
+    """
 
     n_layers: int | None = None
     n_heads: int | None = None
@@ -36,19 +41,41 @@ class Dims:
     d_mlp: int | None = None
     d_vocab: int | None = None
     n_ctx: int | None = None
+    d_value: int | None = None
+    d_latent: int | None = None
+    by_layer: "tuple[Dims, ...]" = ()
+    attending: tuple[int, ...] | None = None
     n_experts: int | None = None
     n_chosen: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
         names = [size.name for size in fields(cls)]
-        sizes = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
+        sizes: dict[str, int] = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
         if sizes.get("n_heads", 0) % sizes.get("n_kv_heads", 1):  # no head would know which it reads
             del sizes["n_kv_heads"]
-        return cls(**sizes)
+        each = data.get("by_layer")
+        stated = isinstance(each, list) and all(isinstance(own, Mapping) for own in each)
+        by_layer = tuple(cls.from_json(own) for own in each) if stated and each else ()
+        return cls(**sizes, attending=_whole_numbers(data.get("attending")), by_layer=by_layer)
 
-    def to_json(self) -> dict[str, int]:
-        return {size.name: getattr(self, size.name) for size in fields(self) if getattr(self, size.name) is not None}
+    def at(self, layers: Sequence[int]) -> "Dims":
+        """Returns the sizes of the layers of an array, which have them in common."""
+        if not layers or layers[0] >= len(self.by_layer):
+            return self
+        return replace(self, **{**self.by_layer[layers[0]].to_json(), "by_layer": ()})
+
+    @property
+    def without_attention(self) -> tuple[int, ...]:
+        """The layers that have no attention, as far as the run states it."""
+        if self.attending is None:
+            return ()
+        return tuple(layer for layer in range(self.n_layers or 0) if layer not in self.attending)
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = {size.name: getattr(self, size.name) for size in fields(self) if size.name != "by_layer"}
+        each = {"by_layer": [own.to_json() for own in self.by_layer]} if self.by_layer else {}
+        return {name: _plain(size) for name, size in sizes.items() if size is not None} | each
 
 
 @dataclass(frozen=True, slots=True)

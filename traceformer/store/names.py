@@ -48,6 +48,7 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "q_proj": ("qkv_proj", "q"),
     "k_proj": ("qkv_proj", "k"),
     "v_proj": ("qkv_proj", "v"),
+    "kv_latent": ("kv_latent", "x"),
     "q": ("qkv", "q"),
     "k": ("qkv", "k"),
     "v": ("qkv", "v"),

@@ -135,7 +135,8 @@ class Paths:
         """Returns a row per edge of each path: from the token that looked, the query, to the one it looked at, the key.
 
         Paths are counted from 1, the best first, and the edges of each from the target on. A path without edges has no
-        row. `stays` marks an edge across layers from a token to itself; `head` is known where it was chosen per edge.
+        row. `stays` marks an edge across layers from a token to itself; `head` is known where it was chosen per edge, and
+        not in a layer without attention, where each token stays.
         """
         import pandas as pd
 
@@ -145,7 +146,7 @@ class Paths:
                 "score": beam.score_norm,
                 "edge": edge + 1,
                 "layer": self.layer if beam.states is None else beam.states[edge] - 1,
-                "head": None if beam.heads is None else beam.heads[edge],
+                "head": None if beam.heads is None or beam.heads[edge] < 0 else beam.heads[edge],
                 "query": beam.positions[edge],
                 "query_token": beam.tokens[edge],
                 "key": beam.positions[edge + 1],

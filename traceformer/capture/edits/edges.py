@@ -52,6 +52,7 @@ class Stream:
 
     def __init__(self, model: LoadedModel, own: Read, other: Read) -> None:
         dims, self._row = model.dims.stacks["dec"], model.built.stacks["dec"]
+        dims.refuse_uneven("edges")
         self._model, self._own, self._n_layers = model, own, dims.n_layers
         self.senders, self.receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
         sites = ("resid_pre", "mlp_out", "z", *(() if self._row.parallel else ("resid_mid",)))
@@ -74,7 +75,7 @@ class Stream:
         """What each head's change of z, (head, position, d_head), becomes in the stream."""
         path = self._row.attention.out_proj
         if path is None:
-            raise Unsupported("edges of this model", why="its heads' output projection is not known")
+            raise Unsupported("edges of this model", why=why_no_output(self._row.attention))
         module: Any = self._model.model.base_model.get_submodule(f"{self._row.blocks}.{layer}.{path}")
         n_heads, n_positions, d_head = change.shape
         apart = change.new_zeros(n_heads + 1, n_positions, n_heads, d_head)
@@ -82,7 +83,7 @@ class Stream:
             apart[head, :, head] = change[head]
         with torch.no_grad():
             made = module(apart.flatten(-2))
-        return list(made[:-1] - made[-1])
+        return list((made[:-1] - made[-1]) * scale_of(self._row))
 
     def _check(
         self, parts: Sequence[Tensor], place: Place, change: Mapping[Place, Tensor], mine: Mapping[Place, Tensor]

@@ -110,7 +110,8 @@ class Passes:
         self._accepted = frozenset(inspect.signature(model.model.forward).parameters)
         self._is_causal = model.dims.arch == "dec"
         self._n_heads = model.dims.stacks[self.stack].n_heads
-        self.begins_at_mixed = self._row.attention.out_proj is not None
+        in_every_layer = model.dims.stacks[self.stack].attending is None
+        self.begins_at_mixed = self._row.attention.out_proj is not None and in_every_layer
         self._start: int | None = None
         if model.dims.arch == "encdec":
             self._start = getattr(model.config, "decoder_start_token_id", None)

@@ -34,7 +34,7 @@ from traceformer.sites import ArraySpec, Stack
 
 __all__ = ["Responder", "Responses", "keeps_a_cache"]
 
-_CACHES = ("cache", "past_key_values")  # renamed by transformers 5.24
+_CACHES = ("cache", "past_key_values", "cache_params", "state")  # the first since transformers 5.24; Mamba's, RWKV's
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Responder:
     def apart(self, prompts: Sequence[Encoded], sharing: Sharing) -> list[list[int]]:
         """Returns the numbers of a batch's prompts in as many parts as must be answered apart.
 
-        What looks at a prompt's tokens to choose would take padding for some of them: then those of one length go
-        together.
+        What looks at a prompt's tokens to choose would take padding for some of them, and what hands a state on from
+        token to token would begin with it: then those of one length go together.
         """
         lengths = [prompt.lengths for prompt in prompts]
         parts = sharing.parts(range(len(prompts)), lengths, growth=self._sampling.max_tokens)
-        if not self._reads_prompt:
+        if not self._reads_prompt and sharing.reads_behind_padding:
             return parts
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, part in enumerate(parts):
@@ -198,7 +198,7 @@ class Responder:
 
 
 def keeps_a_cache(loaded: LoadedModel) -> bool:
-    """Whether a model takes a cache of keys and values, so that its last token can be run behind a response."""
+    """Whether a model takes what it keeps of earlier tokens, so that its last token can be run behind a response."""
     accepted = BatchInputs(loaded).accepted
     return "use_cache" not in accepted or any(name in accepted for name in _CACHES)
 

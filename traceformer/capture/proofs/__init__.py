@@ -16,6 +16,8 @@ watch       one pass watched: what each module reads, what it makes, and when
 find        the row of a model without one, from such a pass
 find_block  which module of a block plays which part in it
 find_mlp    which module plays which part in a block's MLP
+find_steps  what a block adds to the stream, one thing after the other
+find_gate   a gate between the heads' mixed values and the output projection
 block       one block as it was watched, and by what its tensors and modules are told apart
 fit         a row proved on the user's texts, without what does not hold
 readout     whether another family's readout is a model's own

@@ -40,7 +40,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
-from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack, expand_sites
+from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -376,8 +376,9 @@ def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpe
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
-        is_missed = any(own.n_experts for own in ModelDims.of(model).stacks.values()) and SITES[site].is_routing
-        if site not in recorded and (is_missed or not SITES[site].of_experts):
+        has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
+        is_missed = site in OUTPUTS or not SITES[site].of_few or (has_experts and SITES[site].is_routing)
+        if site not in recorded and is_missed:
             try:
                 plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:

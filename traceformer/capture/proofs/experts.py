@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from traceformer.capture.gaps import layers_having
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
 from traceformer.capture.proofs.stream import input_of_mlp
-from traceformer.capture.spots import layers_having
 from traceformer.sites import ArrayKey
 
 __all__ = ["EXPERT_CLAIMS"]
@@ -41,7 +41,7 @@ def _own_logits(place: Place) -> Sides:
     recorded, scene = place("router_logits"), place.scene
     _matrix_of(place)  # what some models return under this name are probabilities
     returned = scene.reference.router.get(place.stack, ())
-    there = layers_having(scene.model, scene.row, ArrayKey(place.stack, None, "router_logits"))
+    there = layers_having(scene.model, scene.row, place.dims, ArrayKey(place.stack, None, "router_logits"))
     if len(returned) != len(there):
         raise NotHere
     assert place.layer is not None
@@ -93,7 +93,7 @@ def _weighted_sum(place: Place) -> Sides:
     finally:
         handle.remove()
     rows = (made[0] if isinstance(made, tuple) else made).reshape(recorded.shape)
-    return recorded, place.normed(place.row.mlp["mlp_out"].path, rows)
+    return recorded, place.normed(place.row.mlp["mlp_out"].path, rows) * place.scale
 
 
 def _falling(place: Place) -> Sides:

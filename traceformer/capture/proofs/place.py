@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.spots import scale_of
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.mechanisms import layer_config
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float, Num
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
@@ -86,11 +88,17 @@ class Place:
 
     @property
     def config(self) -> Any:
-        return self.scene.model.config
+        """What the config says of this layer."""
+        return layer_config(self.scene.model.config, self.layer)
 
     @property
     def row(self) -> StackRow:
         return self.scene.row.stacks[self.stack]
+
+    @property
+    def scale(self) -> float:
+        """What sublayers' outputs are multiplied by before they are added."""
+        return scale_of(self.row)
 
     @property
     def attention_row(self) -> AttentionRow:
@@ -100,7 +108,8 @@ class Place:
 
     @property
     def dims(self) -> StackDims:
-        return self.scene.dims.stacks[self.stack]
+        """The sizes of this layer."""
+        return self.scene.dims.stacks[self.stack].at(self.layer)
 
     def module(self, path: str) -> Any:
         """The module at a path from this block."""
@@ -134,7 +143,10 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     """
     dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
-    return (output[0] if isinstance(output, tuple) else output)[0]
+    made = output[0] if isinstance(output, tuple) else output
+    return (
+        made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]
+    )  # some give rows of tokens, without batch
 
 
 def error_between(actual: Num[Tensor, "..."], expected: Num[Tensor, "..."]) -> float:

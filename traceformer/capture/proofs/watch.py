@@ -1,7 +1,8 @@
 """One pass of a model watched, to find out which module plays which part: what each reads, what it makes, and when.
 
-All blocks are watched from outside, and one of each stack from inside: more would be memory for nothing, since a row
-says the same of every block, and the proofs go through all of them.
+All blocks are watched from outside, and one of each stack from inside, or one of each kind where attention is in some
+layers only: more would be memory for nothing, since a row says the same of every block, and the proofs go through all
+of them.
 """
 
 import inspect
@@ -19,11 +20,13 @@ from traceformer.capture.proofs.check import Example, batch_of, implementation_o
 from traceformer.capture.scores import AttentionCall
 from traceformer.capture.tensors import first_input, first_output, routing_in
 from traceformer.errors import Unsupported
+from traceformer.models.dims import StackDims
 from traceformer.sites import Stack
 
-__all__ = ["Attended", "Call", "Watched", "is_list_of_blocks", "watch"]
+__all__ = ["Attended", "Call", "Watched", "insides", "is_list_of_blocks", "parts_of", "watch"]
 
 _MOST_TOKENS = 24
+_MOST_KINDS = 4
 
 
 class Call(NamedTuple):
@@ -85,18 +88,38 @@ def is_list_of_blocks(module: nn.Module, n_layers: int) -> bool:
     return isinstance(module, nn.ModuleList | nn.Sequential) and len(module) == n_layers
 
 
-def inside_of(n_layers: int) -> int:
-    """Returns which block is watched from inside: the first may be built otherwise, as ModernBERT's is."""
-    return min(1, n_layers - 1)
+def insides(blocks: Any, sizes: StackDims) -> list[int]:
+    """Returns which blocks are watched from inside: one, and of a stack that has attention in some layers only more.
+
+    The first of them has attention if any has; not that of layer 0, if there is a choice: it may be built otherwise, as
+    ModernBERT's is. The others are one for each further way to build a block, a few at most.
+    """
+    second = min(1, sizes.n_layers - 1)
+    if sizes.attending is None:
+        return [second]
+    attending = sizes.attending or range(sizes.n_layers)
+    found = [second if second in attending else attending[0]]
+    built = {parts_of(blocks[layer]) for layer in found}
+    for layer in (second, *range(sizes.n_layers)):
+        parts = parts_of(blocks[layer])
+        if parts not in built and len(found) < _MOST_KINDS:
+            built.add(parts)
+            found.append(layer)
+    return found
 
 
-def watch(model: PreTrainedModel, examples: Sequence[Example], depths: Mapping[Stack, int]) -> Watched:
+def parts_of(block: nn.Module) -> tuple[tuple[str, type[nn.Module]], ...]:
+    """Returns the modules of a block, in which blocks of one kind are alike."""
+    return tuple((name, type(module)) for name, module in block.named_modules())
+
+
+def watch(model: PreTrainedModel, examples: Sequence[Example], stacks: Mapping[Stack, StackDims]) -> Watched:
     """Returns what a pass over these examples shows, each cut to the shortest, so that nothing is padding.
 
     Args:
         model: Any model.
         examples: Their tokens; two or more, or a batch could not be told from its texts.
-        depths: How many blocks each stack has.
+        stacks: The sizes of each stack.
     """
     cut = _cut(examples)
     ids: dict[Stack, Tensor] = {
@@ -109,10 +132,10 @@ def watch(model: PreTrainedModel, examples: Sequence[Example], depths: Mapping[S
         inputs = {**inputs, "use_cache": False}
     try:
         with using_attention(model, observed_name(implementation_of(model))):
-            _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
+            _run(model, inputs, watched, {module: path for path, module in _watchable(base, stacks)})
     except Unsupported as error:
         watched = Watched(ids, obstacle=error.message)
-        _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
+        _run(model, inputs, watched, {module: path for path, module in _watchable(base, stacks)})
     return watched
 
 
@@ -125,18 +148,16 @@ def _cut(examples: Sequence[Example]) -> list[dict[Stack, Sequence[int]]]:
     return [{stack: each[stack][: most[stack]] for stack in stacks} for each in examples]
 
 
-def _watchable(base: nn.Module, depths: Mapping[Stack, int]) -> Iterator[tuple[str, nn.Module]]:
+def _watchable(base: nn.Module, stacks: Mapping[Stack, StackDims]) -> Iterator[tuple[str, nn.Module]]:
     lists = {
-        path: n_layers
+        path: (sizes.n_layers, insides(module, sizes))
         for path, module in base.named_modules()
-        for n_layers in depths.values()
-        if is_list_of_blocks(module, n_layers)
+        for sizes in stacks.values()
+        if is_list_of_blocks(module, sizes.n_layers)
     }
-    outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    outer = {path: own for path, own in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    others = [f"{where}.{n}." for where, (depth, inside) in outer.items() for n in range(depth) if n not in inside]
     for path, module in base.named_modules():
-        others = (
-            f"{where}.{n}." for where, n_layers in outer.items() for n in range(n_layers) if n != inside_of(n_layers)
-        )
         if not any(path.startswith(other) for other in others):
             yield path, module
 

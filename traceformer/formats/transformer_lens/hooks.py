@@ -45,6 +45,7 @@ HOOKS: Mapping[str, Hook] = {
     "q_proj": Hook("{block}.{attn}.hook_q"),
     "k_proj": Hook("{block}.{attn}.hook_k"),
     "v_proj": Hook("{block}.{attn}.hook_v"),
+    "kv_latent": Hook(None, "HookedTransformer has no latent attention"),
     "q": Hook("{block}.{attn}.hook_rot_q", f"{_ROTARY}; else hook_q"),
     "k": Hook("{block}.{attn}.hook_rot_k", f"{_ROTARY}; else hook_k"),
     "v": Hook("{block}.{attn}.hook_v"),
@@ -146,7 +147,7 @@ def _names(key: ArrayKey, layer: int | None, family: Family | None, about: RunMe
 def _as_cached(spec: ArraySpec, values: Float[np.ndarray, "..."], about: RunMeta) -> Float[np.ndarray, "batch ..."]:
     """An array of one layer with a batch axis, all heads, and these after positions."""
     if spec.heads:
-        dims = about.dims_of(spec.key.token_stack)
+        dims = about.dims_of(spec.key.token_stack).at(spec.layers)
         count = (dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads) or len(spec.heads)
         if len(spec.heads) < count:
             whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)

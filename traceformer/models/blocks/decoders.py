@@ -3,15 +3,17 @@
 from dataclasses import replace
 
 from traceformer.models.blocks.parts import decoder, experts, fused, plain_mlp, separate, shared_expert, stack_of
-from traceformer.models.family import ByFlag, Tap, into
+from traceformer.models.family import ByFlag, Latent, Tap, into
 
 __all__ = [
     "ARIA",
     "BIOGPT",
+    "DEEPSEEK",
     "GEMMA2",
     "GLM",
     "GLM4",
     "GLM4_MOE",
+    "GRANITE",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
@@ -60,8 +62,9 @@ GEMMA2 = stack_of(
     attention=_GEMMA2_ATTENTION,
     mlp={**VAULT_GEMMA.stacks["dec"].mlp, "mlp_out": Tap("post_feedforward_layernorm")},
 )
+GRANITE = stack_of(LLAMA, scale="residual_multiplier")
 HYPERCLOVAX = stack_of(
-    LLAMA,
+    GRANITE,
     attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_norm1")),
     mlp={**_LLAMA_MLP, "mlp_out": Tap("post_norm2")},
 )
@@ -103,7 +106,6 @@ _EXPERTS = experts("post_attention_layernorm", "mlp", "gate")
 _ROUTED = experts("post_attention_layernorm", "mlp", "router")
 MIXTRAL = stack_of(LLAMA, mlp=_EXPERTS, mlp_kind="experts")
 GPT_OSS = stack_of(MIXTRAL, mlp=_ROUTED)
-GRANITE_MOE = stack_of(MIXTRAL, mlp=experts("post_attention_layernorm", "block_sparse_moe", "router"))
 
 # One more expert that all tokens go to, beside those that are chosen.
 QWEN2_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, **shared_expert("mlp.shared_expert")})
@@ -112,6 +114,25 @@ ARIA = stack_of(MIXTRAL, mlp={**_ROUTED, **shared_expert("mlp.shared_experts")})
 # Its activation is no module, and gate and up are one.
 _MINIMAX_M3_SHARED = {"shared_mid": into("mlp.shared_experts.down_proj"), "shared_out": Tap("mlp.shared_experts")}
 MINIMAX_M3 = stack_of(MIXTRAL, mlp={**_EXPERTS, **_MINIMAX_M3_SHARED})
+
+# Keys and values are made of one narrow row for each token; larger models make queries of another one.
+_KV_LATENT = Latent("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj")
+_LATENT_ATTENTION = replace(_LLAMA_ATTENTION, k_proj=None, v_proj=None, kv_latent=_KV_LATENT)
+_LATENT_QUERIES = replace(
+    _LATENT_ATTENTION,
+    q_proj=Tap("self_attn.q_b_proj"),
+    q_latent=Latent("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"),
+)
+DEEPSEEK = ByFlag(
+    "q_lora_rank",
+    stack_of(GLM4_MOE, attention=_LATENT_ATTENTION),
+    stack_of(GLM4_MOE, attention=_LATENT_QUERIES),
+    default=1536,
+    when=None,
+)
+GRANITE_MOE = stack_of(
+    MIXTRAL, mlp=experts("post_attention_layernorm", "block_sparse_moe", "router"), scale="residual_multiplier"
+)
 
 GPT2 = decoder(
     "h",

@@ -10,11 +10,12 @@ from traceformer.models.table.parts import (
     GPT2,
     GROUPED,
     LAYER_NORM,
+    MULTIPLIED,
     RMS,
+    RMS_DIVIDED,
     SINUSOIDAL,
     SIZES,
     SOFTCAP,
-    UNSCALED,
     VOCAB,
     WIDE_HEADS,
     WINDOW,
@@ -91,7 +92,9 @@ DECODERS: Mapping[str, Family] = {
     "arcee": rotary(blocks.LLAMA_PLAIN, "ArceeForCausalLM"),
     "cwm": rotary(blocks.LLAMA, "CwmForCausalLM", {**WIDE_HEADS, **WINDOW}),
     "ernie4_5": rotary(blocks.LLAMA, "Ernie4_5ForCausalLM", WIDE_HEADS),
-    "granite": rotary(blocks.LLAMA, "GraniteForCausalLM", readout=RMS, requires=UNSCALED),
+    "granite": rotary(
+        blocks.GRANITE, "GraniteForCausalLM", {**GROUPED, **MULTIPLIED}, RMS_DIVIDED, scaled_embedding=True
+    ),
     "helium": rotary(blocks.LLAMA, "HeliumForCausalLM", {**GROUPED, "head_dim": 8}, rms(1e-8)),
     "internlm3": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "internlm3", **WIDE_HEADS}),
     "iquestcoder": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "iquestcoder", **WIDE_HEADS}),
@@ -125,9 +128,10 @@ DECODERS: Mapping[str, Family] = {
     "hyperclovax": rotary(
         blocks.HYPERCLOVAX,
         "HyperCLOVAXForCausalLM",
-        readout=RMS,
-        variants={"hyperclovax_without_post_norm": {"use_post_norm": False}},
-        requires=UNSCALED,
+        {**GROUPED, **MULTIPLIED},
+        ReadoutRow("rms", logit_scale=("logits_scaling", 1.0)),
+        {"hyperclovax_without_post_norm": {"use_post_norm": False}},
+        scaled_embedding=True,
     ),
     "gemma": rotary(
         blocks.LLAMA,

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 from traceformer.models.blocks import decoders as blocks
 from traceformer.models.family import Family, ReadoutRow, Requires
-from traceformer.models.table.parts import GROUPED, RMS, SIZES, UNSCALED, WIDE_HEADS, WINDOW, layer_norm, rotary
+from traceformer.models.table.parts import (
+    GROUPED,
+    MULTIPLIED,
+    RMS,
+    RMS_DIVIDED,
+    SIZES,
+    WIDE_HEADS,
+    WINDOW,
+    layer_norm,
+    rotary,
+)
 
 __all__ = ["EXPERTS"]
 
@@ -12,9 +22,28 @@ _SMALL = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _NUMBERED = {**_SMALL, "num_experts": 4}
 _ROUTED = {**_SMALL, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+_LATENT = {
+    **{**SIZES, **_ROUTED, "num_key_value_heads": 4},
+    **{"q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+}
 _DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
 EXPERTS: Mapping[str, Family] = {
+    "deepseek_v2": rotary(
+        blocks.DEEPSEEK,
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, "first_k_dense_replace": 1},
+        RMS,
+        {"deepseek_v2_latent_queries": {"q_lora_rank": 16}},
+    ),
+    "deepseek_v3": rotary(
+        blocks.DEEPSEEK,
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, "first_k_dense_replace": 1},
+        RMS,
+        {"deepseek_v3_latent_queries": {"q_lora_rank": 16}},
+    ),
+    "glm4_moe_lite": rotary(blocks.DEEPSEEK, "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}),
     "mixtral": rotary(blocks.MIXTRAL, "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}),
     "gpt_oss": rotary(
         blocks.GPT_OSS,
@@ -67,7 +96,13 @@ EXPERTS: Mapping[str, Family] = {
         RMS,
         sinks=True,
     ),
-    "granitemoe": rotary(blocks.GRANITE_MOE, "GraniteMoeForCausalLM", {**GROUPED, **_LOCAL}, RMS, requires=UNSCALED),
+    "granitemoe": rotary(
+        blocks.GRANITE_MOE,
+        "GraniteMoeForCausalLM",
+        {**GROUPED, **_LOCAL, **MULTIPLIED},
+        RMS_DIVIDED,
+        scaled_embedding=True,
+    ),
     "hy_v3": rotary(
         blocks.GLM4_MOE, "HYV3ForCausalLM", {**WIDE_HEADS, **_NUMBERED, **_DENSE_FIRST, "num_shared_experts": 1}
     ),
