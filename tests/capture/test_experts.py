@@ -128,7 +128,10 @@ def test_the_choice_does_not_follow_from_the_logits_alone_where_it_is_corrected(
 @pytest.mark.parametrize("family", [family if family == "flint" else slow(family) for family in EXPERTS])
 def test_of_every_family_the_routing_is_proved(family: str) -> None:
     model = tiny_model(family)
-    result = check_model(model, random_examples(model.config), selection=Selection((*CAPTURE, "shared_out")))
+    shared = [
+        site for site in ("shared_mid", "shared_out") if site in FAMILIES[family].architectures[0].stacks["dec"].mlp
+    ]
+    result = check_model(model, random_examples(model.config), selection=Selection((*CAPTURE, *shared)))
     assert result.ok, [proof for proof in result.proofs if not proof.ok]
     facts = {(proof.key, proof.fact.partition(":")[0]) for proof in result.proofs}
     assert facts >= {
@@ -220,7 +223,7 @@ def test_readers_know_what_ids_are(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SelectionError, match="cannot be projected"):
         tf.record(tiny_loaded(), IDS, project=Traits({"x": {None: np.ones(32)}}, "router_logits"))
     np.save(tmp_path / "v.npy", np.ones(2))
-    with pytest.raises(SelectionError, match="dec.expert_topk is no activation"):
+    with pytest.raises(SelectionError, match=r"dec.expert_topk is no activation"):
         tf.project(run, tmp_path / "v.npy", site="expert_topk")
     from traceformer.cli import main
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
-from traceformer.models.mechanisms import attending_layers, configs_of_layers, stated, unstated
+from traceformer.models.mechanisms import attending_layers, configs_of_layers, full_up_to, stated, unstated
 from traceformer.sites import Site, Stack
 
 if TYPE_CHECKING:
@@ -320,10 +320,18 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     """Makes sure that a model has a position for every token of a text with these lengths.
 
     Raises:
-        UsageError: it has a table of positions, and it is too short.
+        UsageError: it has a table of positions, and it is too short; or the text is longer than what it attends to fully.
     """
+    full, longest = full_up_to(model.config), lengths.get("enc", 0)
+    if full is not None and longest > full:
+        raise UsageError(
+            f"a text of {longest} tokens",
+            why=f"beyond {full} tokens {type(model).__name__} attends to blocks of keys, some of them chosen at random",
+            hint=f"cut it to {full} tokens, or load the model with attention_type='original_full'",
+        )
     row = own_family(model.config)
-    is_table = row is not None and row.positions.limit != "none" and row.positions.kind in ("learned", "alibi")
+    kinds = ("learned", "learned, relative bias", "alibi")
+    is_table = row is not None and row.positions.limit != "none" and row.positions.kind in kinds
     tables = _tables_of(model)
     for stack, length in lengths.items():
         most = n_ctx_of(model.config) if is_table else tables.get(stack, 0)

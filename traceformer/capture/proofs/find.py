@@ -60,7 +60,16 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
         stacks[stack] = row
         refused |= why
         only |= where
-    return Architecture(stacks, bool(watched.attended), refused=refused, only=only)
+    pads_texts = _pads_texts(watched, paths)
+    return Architecture(stacks, bool(watched.attended), refused=refused, only=only, pads_texts=pads_texts)
+
+
+def _pads_texts(watched: Watched, paths: Mapping[Stack, str]) -> bool:
+    """Whether an encoder's blocks read more positions than there are ids: padded, up to a length that they can take."""
+    if "enc" not in paths:
+        return False
+    [call] = watched.of(f"{paths['enc']}.0")
+    return call.given.shape[1] > watched.ids["enc"].shape[1]
 
 
 def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[Stack, str]:

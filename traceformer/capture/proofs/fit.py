@@ -234,7 +234,7 @@ def _places(row: Architecture) -> int:
 
 
 # A row of another family may name modules that take or give something else.
-_MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+_MISFITS = (AssertionError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architecture, name: str) -> Fit:

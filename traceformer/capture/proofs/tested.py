@@ -27,6 +27,9 @@ _FLOAT32 = {
     Rounding.SOFTMAX: 5e-6,
     Rounding.BATCH: 1e-5,
 }
+# What modules raise that are given what they are not made for.
+_MISFITS = (AssertionError, RuntimeError, TypeError, LookupError)
+
 # Below float32 an operation done again may round otherwise at each of its few steps.
 _STEPS = 4
 # Through a whole pass the rounding of scores adds up over layers: as many times that of one softmax.
@@ -87,7 +90,7 @@ def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
                         continue
                     except torch.OutOfMemoryError:
                         raise
-                    except (RuntimeError, TypeError, LookupError):  # the row names a module that does something else
+                    except _MISFITS:  # the row names a module that does something else
                         error = torch.inf
                     claim = (spec.key, fact, rounding)
                     errors[claim] = max(error, errors.get(claim, 0.0))
