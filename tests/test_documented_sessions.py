@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *QUESTIONS]
 
 
 @pytest.mark.slow  # each loads a model: none takes under 0.3 s
+@pytest.mark.filterwarnings("always:texts are cut to")  # which commands print
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_gives_what_it_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
