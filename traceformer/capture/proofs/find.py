@@ -175,7 +175,7 @@ def _with_other_blocks(
         [call] = watched.of(path)
         block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
         found, own_kind = mlp_in_block(block)
-        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
+        found = {site: tap for site, tap in found.items() if _width(block, site, tap) == sizes.width_of(SITES[site])}
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -222,6 +222,8 @@ def _attention_modules(
         why = f"attention in layers {','.join(map(str, with_some))} of {sizes.n_layers}, and its config says otherwise"
     elif len({tuple(callers[layer]) for layer in with_some}) > 1:
         why = "its blocks call the attention function in different ways"
+    elif "" in first:
+        why = "its blocks call the attention function themselves, not a module within them"
     elif len(first) > len(kinds):
         why = f"a block calls the attention function {len(first)} times"
     if why:
