@@ -135,13 +135,20 @@ def test_a_sum_that_is_another_in_one_block_is_refused(ids_file: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:oddity has no .*left out")
-def test_attention_out_of_sight_leaves_the_stream(ids_file: Path) -> None:
-    run = recorded(odd_model(own_attention=True), ids_file)
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ({"own_attention": True}, "does not pass through transformers' attention function"),
+        slow({"from_block": True}, "its blocks call the attention function themselves"),
+    ],
+)
+def test_attention_out_of_sight_leaves_the_stream(odd: dict[str, bool], why: str, ids_file: Path) -> None:
+    run = recorded(odd_model(**odd), ids_file)
     sites = {spec.key.site for spec in run.layout.arrays}
     assert sites >= {"embed", "resid_pre", "attn_norm", "attn_out", "resid_mid", "mlp_mid", "resid_post", "hidden"}
     assert not sites & {"q", "k", "v", "z", "attn_pattern"}
-    with pytest.raises(Unsupported, match="does not pass through transformers' attention function"):
-        recorded(odd_model(own_attention=True), ids_file, "attn_pattern")
+    with pytest.raises(Unsupported, match=why):
+        recorded(odd_model(**odd), ids_file, "attn_pattern")
 
 
 def test_an_encoder_is_one_by_what_its_tokens_see(ids_file: Path) -> None:

@@ -145,6 +145,8 @@ def _attention_modules(
         why = f"attention in layers {','.join(map(str, with_some))} of {sizes.n_layers} only"
     elif len({tuple(own) for own in callers.values()}) > 1:
         why = "its blocks call the attention function in different ways"
+    elif "" in callers[0]:
+        why = "its blocks call the attention function themselves, not a module within them"
     elif len(callers[0]) > len(kinds):
         why = f"a block calls the attention function {len(callers[0])} times"
     if why:
