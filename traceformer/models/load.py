@@ -58,23 +58,27 @@ def load_model(
         load_model("gpt2")
         load_model(my_model, my_tokenizer)
 
-    By name `model` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`,
-    `byte-sparse`; a folder of that name is `./byte`). It comes in eval mode, as what its config.json says that it is: a
-    language model, a classifier, or a model without a head. Encoders come without a language-model head unless
-    `with_head`, where the checkpoint has one. Weights keep the
-    dtype they are stored in unless `dtype` says otherwise; the built-in models compute in float32. A `tokenizer` given
-    stands in for the model's own.
+    By name it comes in eval mode, as what its config.json says that it is: a language model, a classifier, or a model
+    without a head. A model at hand may be with a head or without, on any device, in any dtype, in train mode or not,
+    under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is used.
 
-    An `adapter` of PEFT is a folder or a Hub name; a folder that holds one beside a model's weights comes with it, and
-    one that holds nothing else with the model that it was made for. Its layers stand around the model's, as PEFT has
-    them. A tokenizer in its folder goes before the model's.
-
-    Or it is a model of transformers that is at hand: with a head or without, on any device, in any dtype, in train mode
-    or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is
-    used; without one only token ids can be read.
-
-    `like` is a family whose row the model is recorded by, whatever its own: `like="llama"`. Every fact of it is proved
-    on the first texts that are recorded.
+    Args:
+        model: A Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`, `byte-sparse`; a
+            folder of that name is `./byte`). Or a model of transformers that is at hand.
+        tokenizer: Stands in for the model's own. Of a model at hand it is the only one; without it only token ids can
+            be read.
+        adapter: An adapter of PEFT, a folder or a Hub name; a folder that holds one beside a model's weights comes with
+            it, and one that holds nothing else with the model that it was made for. Its layers stand around the
+            model's, as PEFT has them. A tokenizer in its folder goes before the model's.
+        revision: The commit, tag or branch of a model on the Hub.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; the fastest there is by default.
+        dtype: What the model computes in; by default what its weights are stored in, float32 of the built-in models.
+        with_head: Load an encoder with its language-model head, where the checkpoint has one.
+        attn_implementation: Which of transformers' implementations of attention; by default the model's own choice.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
+        trust_remote_code: Run code that comes with the model.
+        like: A family whose row the model is recorded by, whatever its own: `like="llama"`. Every fact of it is proved
+            on the first texts that are recorded.
 
     Raises:
         UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.

@@ -125,10 +125,12 @@ class Run:
 
     @property
     def arch(self) -> Arch:
+        """`enc`, `dec` or `encdec`: which stacks the model has."""
         return self.layout.arch
 
     @property
     def dtype(self) -> Dtype:
+        """How numbers are stored."""
         return self.layout.dtype
 
     @property
@@ -168,7 +170,7 @@ class Run:
         return size
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
-        """Returns what is recorded: the padded store's name of each array and its shape (N[, L][, H], T, ...).
+        """Returns what is recorded: the padded store's name of each array and its shape, `(N[, L][, H], T, ...)`.
 
         On disk, and so in what `attn` and the others return, an example takes only its own tokens of these T.
         """
@@ -204,6 +206,7 @@ class Run:
     # One example
 
     def has(self, example: int | str) -> bool:
+        """Whether there is an example of this number or id."""
         try:
             self.row(example)
         except ExampleNotFound:
@@ -284,7 +287,7 @@ class Run:
         *,
         dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
-        """Returns attention patterns ([layer,] [head,] query, key): rows are where each query looks.
+        """Returns attention patterns `([layer,] [head,] query, key)`: rows are where each query looks.
 
         With two stacks that have them, `side` is `enc`.
         """
@@ -301,7 +304,7 @@ class Run:
         *,
         dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
-        """Returns queries, keys or values ([layer,] [head,] token, d_head); see `attn` for `side`."""
+        """Returns queries, keys or values `([layer,] [head,] token, d_head)`; see `attn` for `side`."""
         if which not in ("q", "k", "v"):
             raise SelectionError(f"no {which!r} in qkv", hint="q, k or v")
         return self.get(example, self.spec(which, side, kind, prefer="enc").key, layer, head, dtype=dtype)
@@ -375,6 +378,7 @@ class Run:
         return self.table.to_pandas(integer_object_nulls=True)
 
     def text(self, example: int | str) -> str:
+        """Returns an example's text."""
         return self._token_row(example)["text"]
 
     def encodings(self, example: int | str) -> dict[str, Any]:
