@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWN: Mapping[str, Mapping[str, int]] = {
     "1_record_and_look": {"cards": 3, "figures": 0, "frames": 1, "tables": 1},
     "2_heads_and_paths": {"cards": 1, "figures": 3, "frames": 1, "tables": 0},
-    "3_trait_along_a_response": {"cards": 1, "figures": 3, "frames": 0, "tables": 1},
+    "3_trait_along_a_response": {"cards": 1, "figures": 2, "frames": 0, "tables": 1},
 }
 """What each notebook shows."""
 

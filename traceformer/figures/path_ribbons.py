@@ -31,6 +31,7 @@ _WIDTH = 7.0  # inches of the whole, more if columns need it
 _COLUMN, _NODE_WIDTH = 0.95, 0.1  # inches; columns are wider where there are few
 _STACK = 2.6  # inches of the column with the widest lanes
 _LEAST = 0.012  # inches: no lane is so thin that it cannot be seen
+_LETTERS = 0.07  # inches: a lane this wide has room for the letters of its weight
 _GAP = 0.34  # inches between the tokens of a column: two lines of text
 _MOST_WEIGHTS = 40  # links whose weight is written on them
 _LONGEST_NAME = 14
@@ -192,7 +193,8 @@ def _draw_lanes(
             written.add((lane.source, lane.target))
             # Where it arrives, since no two lanes lie upon each other there.
             middle = -starts[1] - width / 2
-            axes.text(x[1] - 0.03, middle, f"{lane.attention:.2f}", ha="right", va="center", fontsize=5.5)
+            on = "black" if width > _LETTERS else ink()
+            axes.text(x[1] - 0.03, middle, f"{lane.attention:.2f}", ha="right", va="center", fontsize=5.5, color=on)
 
 
 def _ribbon(x: tuple[float, float], tops: tuple[float, float], width: float) -> Outline:

@@ -31,11 +31,11 @@ _LONGEST = 96  # characters of a name
 # JupyterLab and VS Code have styles of their own for tables in outputs, which the doubled class outweighs.
 _STYLE = """\
 .tf-card.tf-card{font-size:13px;line-height:1.45;max-width:100%;overflow-x:auto;padding:2px 0 6px}
-.tf-card.tf-card p{margin:4px 0;max-width:60em}.tf-card.tf-card b{font-weight:600}
+.tf-card.tf-card p{margin:4px 0;max-width:72em}.tf-card.tf-card b{font-weight:600}
 .tf-card.tf-card .quiet{opacity:.7}
 .tf-card.tf-card table{border-collapse:collapse;border:0;margin:4px 0 8px;width:auto;table-layout:auto;font-size:12px;\
 font-variant-numeric:tabular-nums}
-.tf-card.tf-card tr{background:none!important;border:0}
+.tf-card.tf-card :is(tr,thead,tbody,tfoot){background:none!important;border:0;padding:0}
 .tf-card.tf-card :is(td,th){padding:2px 10px 2px 0;border:0;text-align:left;vertical-align:baseline;line-height:1.4;\
 white-space:nowrap;max-width:none}
 .tf-card.tf-card .n{text-align:right}

@@ -17,7 +17,7 @@ _PIXELS = 60_000  # of all thumbnails together, four bits each
 _CELLS = 32 << 20  # of patterns that are read for them
 _TINT = 17  # of 255: the faintest colour of a picture that is not clear
 _GAP = 2  # pixels between thumbnails
-_WIDE = 44  # pixels of the screen that a thumbnail is to take
+_WIDE = 56  # pixels of the screen that a thumbnail is to take, about
 _WIDEST = 820  # pixels of the screen that all heads of a layer may take
 _MOST_ARRAYS = 40
 _STYLE = """\
@@ -46,7 +46,7 @@ def _facts(run: Run) -> Iterator[str]:
     about = run.about
     sizes = (_sizes(run, stack) for stack in run.layout.stacks)
     yield "; ".join(filter(None, (f"model <b>{said(about.model_and_adapter or 'unknown')}</b>", *sizes)))
-    texts = " ".join(said(name) for name in (about.dataset, about.split) if name)
+    texts = " ".join(said(name) for name in (about.dataset, about.split) if name and name != "all")
     tokens = (f"{int(run.lengths(stack).sum()):,} {_of(run, stack)}tokens" for stack in run.layout.stacks)
     what = "response" if about.kind == "generation" else "example"
     counted = f"{run.n:,} {what}{'' if run.n == 1 else 's'}"
@@ -76,7 +76,7 @@ def _arrays(run: Run) -> str:
         (said(spec.key), said(_dims(spec)), amount_of_bytes(size))
         for spec, size in zip(specs[:_MOST_ARRAYS], sizes, strict=False)
     ]
-    several = f"{len(specs)} arrays" if len(specs) > 1 else "1 array"
+    several = f"{len(specs)} array{'s' * (len(specs) != 1)}"
     more = f", of which the first {_MOST_ARRAYS} are named here" if len(specs) > _MOST_ARRAYS else ""
     told = f"{several}{more}: {amount_of_bytes(sum(sizes))} of numbers ({said(run.dtype)}), before they are compressed"
     return table(("array", "of one example", "in all"), rows, numeric=(2,)) + f"<p class=quiet>{told}</p>"
@@ -138,7 +138,7 @@ def _atlas(run: Run, row: int, spec: ArraySpec, most_read: int, pixels: int) -> 
     tiles = [[_tile(run.get(row, spec.key, layer, head, dtype="stored"), side) for head in heads] for layer in layers]
     sheet = _sheet(tiles)
     rows, columns = tiles[0][0].shape
-    zoom = max(1, min(_WIDE // max(columns, rows), _WIDEST // sheet.shape[1]))
+    zoom = max(1, min(round(_WIDE / max(columns, rows)), _WIDEST // sheet.shape[1]))
     wide, high = (zoom * (size + _GAP) for size in (columns, rows))
     image = picture(sheet, zoom=zoom, alternative=f"{spec.key}: attention of {len(layers)} layers x {len(heads)} heads")
     head = "".join(f'<th style="width:{wide}px;min-width:{wide}px">H{head}' for head in heads)
@@ -148,11 +148,11 @@ def _atlas(run: Run, row: int, spec: ArraySpec, most_read: int, pixels: int) -> 
         for number, layer in enumerate(layers)
     )
     size = f"{lengths[0]} x {lengths[1]}" if spec.key.attention == "cross" else f"{lengths[0]}"
-    told = f"where each head looks in example {said(run.ids[row])}, {size} tokens, queries down and keys across"
+    told = f"where each head looks in example {said(run.ids[row])}, {size} tokens: queries down, keys across"
     if len(layers) * len(heads) < count:
         told += f"; shown are {len(layers)} of {len(spec.layers)} layers, {len(heads)} of {len(spec.heads)} heads"
     return (
-        f"<p>{said(spec.key)}: {told}</p>"
+        f"<p>{said(spec.key)} <span class=quiet>{told}</span></p>"
         f"<table class=atlas><thead><tr><th>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 

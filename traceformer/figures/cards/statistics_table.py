@@ -90,9 +90,9 @@ def _logits(value: RunStatistics) -> Iterator[str]:
         heads = (
             "array",
             "positions",
-            "entropy, nats",
-            "of a token that came",
-            "its probability",
+            "entropy (nats)",
+            "targets",
+            "their probability",
             "likeliest",
             "perplexity",
         )
