@@ -29,7 +29,7 @@ import numpy as np
 from traceformer.errors import Unsupported, UsageError, check_choice
 from traceformer.models.head_weights import HeadWeights, LayerHeads
 from traceformer.models.readout import Readout
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Circuits:
         return f"Circuits({self.model!r}: {n_layers} layers of {n_heads} heads, from weights)"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def effective_rank(singular: Float[np.ndarray, "matrix value"]) -> Float64[np.ndarray, "matrix"]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from traceformer.analysis.conventions import ConventionName
 from traceformer.errors import NotFound, NotRecorded, SelectionError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Float64
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class HeadMetrics:
         return f"HeadMetrics({about.model or about.source}: {', '.join(filter(None, parts))})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def join_heads(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _TILE = 96  # pixels per head in an atlas
+_BEGINNING = 40  # characters of a text in the title of a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +286,12 @@ def _save_head(found: _Slice, png: Path) -> None:
     save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
 
 
+def _named(store: "Run", example_id: str) -> str:
+    """An example by its number and how its text begins."""
+    text = store.text(example_id)
+    return f"{store.row(example_id)}: “{printable(text[:_BEGINNING])}{'…' * (len(text) > _BEGINNING)}”"
+
+
 def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> None:
     import numpy as np
 
@@ -299,7 +306,7 @@ def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> No
         for layer in spec.layers
     ]
     title = (
-        f"{spec.key}  example {printable(example_id)}\nqueries downwards, keys to the right; "
+        f"{store.name}  example {_named(store, example_id)}\n{spec.key}: queries downwards, keys to the right; "
         "each head in square-root colours up to its own maximum"
     )
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
-from traceformer.presentation import framed, present
-from traceformer.shapes import Float, Num
+from traceformer.presentation import in_notebook, present
+from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
@@ -89,9 +89,8 @@ class Run:
         state = "" if self.finished else ", unfinished"
         return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
 
-    def _repr_html_(self) -> str | None:
-        """Shows the first example in a notebook."""
-        return framed(present(self, "page", 0)) if self.n else None
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
     def show(self, example: int | str = 0) -> None:
         """Shows an example: in the notebook, or in a browser."""
@@ -252,6 +251,10 @@ class Run:
     def length(self, example: int | str, side: Stack | None = None) -> int:
         """Returns the example's number of tokens: of the encoder, if there is one and `side` does not say."""
         return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example)])
+
+    def lengths(self, side: Stack | None = None) -> Int64[np.ndarray, "example"]:
+        """Returns every example's number of tokens, in the data set's order; `side` as in `length`."""
+        return self._index.lengths[side or self.layout.stacks[0]].copy()
 
     def get(
         self,

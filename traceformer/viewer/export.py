@@ -76,9 +76,9 @@ def show_run(run: Run, example: int | str = 0) -> None:
     """Shows the page of one example: in the notebook, or in a browser, from one of the system's temporary files."""
     page = run_html(run, example)
     if notebook() is not None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        display(HTML(framed(page)))
+        display({"text/html": framed(page)}, raw=True)
         return
     file = Path(tempfile.mkdtemp(prefix="traceformer-run-")) / "run.html"
     file.write_text(page, encoding="utf-8")

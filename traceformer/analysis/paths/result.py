@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_settings, check_types
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
-from traceformer.presentation import framed, present
+from traceformer.presentation import in_notebook, present
 from traceformer.texts.shown import visible
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Paths:
 
     def _repr_html_(self) -> str:
         """Shows the page in a notebook."""
-        return framed(present(self, "page"))
+        return in_notebook(self)
 
     def show(self) -> None:
         """Opens the page in a browser."""
