@@ -95,7 +95,7 @@ _LINK = re.compile(rf"\[([^\[\]]+)\]{_PLACE}")
 
 
 def without_relative_links(markdown: str) -> str:
-    """Returns a page in which links and pictures of its folder are words; blocks of code, and addresses of the web, stay."""
+    """Returns a page in which links and pictures of its folder are words; code and addresses of the web stay."""
     parts = _CODE_BLOCK.split(markdown)
     parts[::2] = [_LINK.sub(r"\1", _PICTURE.sub(_shown, part)) for part in parts[::2]]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""What the package says of itself: one version everywhere, a citation, a page for the index, workflows that can be read."""
+"""What the package says of itself: one version everywhere, a citation, a page for the index, readable workflows."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""What operating systems do differently: the ways of Windows and macOS, on a Linux from which they take what they lack."""
+"""What operating systems do differently: the ways of Windows and macOS, on a Linux that lacks what they lack."""
 
 import errno
 import os
@@ -155,10 +155,10 @@ def test_a_folder_in_the_place_of_a_file_is_told_where_no_folder_can_be_opened(
     def refused(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    (tmp_path / "file").touch()
     monkeypatch.setattr(os, "open", refused)
     with pytest.raises(CorruptRun, match="is no file"):
         check_file(tmp_path, Checksum(1, "sha256", ""), 0)
-    (tmp_path / "file").touch()
     with pytest.raises(PermissionError):
         check_file(tmp_path / "file", Checksum(1, "sha256", ""), 0)
 
@@ -265,8 +265,8 @@ run = tf.record(tf.load_model("byte", device="cpu"), ["The Eiffel Tower", "Rome 
 run.verify()
 np.save(out / "pattern.npy", run.attn(1, layer=2))
 np.save(out / "stream.npy", run.get(0, "resid_post", 3))
-for line in (["verify", "run"], ["heads", "run"], ["export", "run", "--format", "pt", "--out_dir", "pt"], ["list", "."]):
-    assert main(line) == 0, line
+for line in ("verify run", "heads run", "export run --format pt --out_dir pt", "list ."):
+    assert main(line.split()) == 0, line
 replaced = tf.record(tf.load_model("byte", device="cpu"), ["Rome"], "attn", out=out / "run", overwrite=True)
 assert replaced.n == 1
 """

@@ -31,7 +31,9 @@ class ExportOptions:
     progress: OnStep = quiet
     layout: str | None = None
     layers: tuple[int, ...] | None = None
-    _claimed: dict[str, list[Path]] = field(default_factory=dict[str, list[Path]], init=False, repr=False, compare=False)
+    _claimed: dict[str, list[Path]] = field(
+        default_factory=dict[str, list[Path]], init=False, repr=False, compare=False
+    )
 
     def claimed(self, path: Path) -> Path:
         """Returns the path, if this export may write there.

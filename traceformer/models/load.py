@@ -37,7 +37,9 @@ def pick_device(name: str | None, dtype: "torch.dtype | None" = None) -> str:
         choices = (f'`device="{device}"`' for device, usable in there.items() if usable)
         raise UsageError(f"no device {name!r} here", hint=" or ".join(choices))
     if name.startswith("mps") and dtype == torch.float64:
-        raise UsageError(f"a model of float64 on {name}", why="Apple's GPUs have no such numbers", hint='`device="cpu"`')
+        raise UsageError(
+            f"a model of float64 on {name}", why="Apple's GPUs have no such numbers", hint='`device="cpu"`'
+        )
     return name
 
 

@@ -108,7 +108,7 @@ def sync(file: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes what was created, renamed or removed in a folder survive a loss of power, where a system has a call for it."""
+    """Makes what was created, renamed or removed in a folder survive a loss of power; on Windows nothing can."""
     if _fcntl is None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -124,7 +124,7 @@ def is_direct(file: int) -> bool:
 
 
 def set_direct(file: int, direct: bool) -> None:
-    """Has what is written to an open file go past the page cache, or through it; does nothing where that is no choice."""
+    """Has what is written to an open file go past the page cache, or through it, where there is that choice."""
     if not HAS_DIRECT_WRITES:
         return
     flags = _fcntl.fcntl(file, _fcntl.F_GETFL)
