@@ -22,7 +22,18 @@ from torch.overrides import TorchFunctionMode, resolve_name
 _PROCESSOR, _GPU = torch.device("cpu"), torch.device("mps:0")
 _MARK = "_on_fake_mps"
 # What may be given tensors of both places, or moves them.
-_ACROSS = {"copy_", "__getitem__", "__setitem__", "index_put_", "index_put", "to", "type_as", "set_data", "_set_data"}
+_ACROSS = {
+    "_has_compatible_shallow_copy_type",
+    "copy_",
+    "__getitem__",
+    "__setitem__",
+    "index_put_",
+    "index_put",
+    "to",
+    "type_as",
+    "set_data",
+    "_set_data",
+}
 _TO_NUMPY = {"numpy", "__array__"}
 
 
@@ -37,13 +48,15 @@ class FakeMps(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         owner = getattr(func, "__self__", None)
+        if name == "_parse_to":  # what `Module.to` was told
+            return func(*args, **kwargs)
         if name == "__get__":
             return _property(owner, func, args)
         if name == "__set__":
-            result = func(*args)
-            if is_on_gpu(args[1]) and isinstance(args[0], Tensor):
-                setattr(args[0], _MARK, True)
-            return result
+            func(*args)
+            if owner is torch._C.TensorBase.__dict__.get("data") and is_on_gpu(args[1]):
+                _mark(args[0])
+            return None
         tensors = list(_tensors((*args, *kwargs.values())))
         of_gpu = [tensor for tensor in tensors if is_on_gpu(tensor)]
         if name in _TO_NUMPY and of_gpu:
