@@ -18,12 +18,13 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 O_BINARY = 1 << 30
-_GONE = ("pread", "sched_getaffinity", "confstr", "confstr_names", "sysconf", "sysconf_names", "O_DIRECT")
+_GONE = ("pread", "sched_getaffinity", "confstr", "confstr_names", "O_DIRECT")
 
 
 def install() -> None:
@@ -81,6 +82,7 @@ def msvcrt() -> ModuleType:
     import fcntl
 
     module: Any = ModuleType("msvcrt")
+    module.__spec__ = ModuleSpec("msvcrt", None)
     module.LK_UNLCK, module.LK_LOCK, module.LK_NBLCK = 0, 1, 2
 
     def locking(file: int, mode: int, size: int) -> None:
