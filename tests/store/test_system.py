@@ -265,7 +265,7 @@ run = tf.record(tf.load_model("byte", device="cpu"), ["The Eiffel Tower", "Rome 
 run.verify()
 np.save(out / "pattern.npy", run.attn(1, layer=2))
 np.save(out / "stream.npy", run.get(0, "resid_post", 3))
-for line in ("verify run", "heads run", "export run --format pt --out_dir pt", "list ."):
+for line in ("verify run", "heads run", "export run --format pt --output pt", "list ."):
     assert main(line.split()) == 0, line
 replaced = tf.record(tf.load_model("byte", device="cpu"), ["Rome"], "attn", out=out / "run", overwrite=True)
 assert replaced.n == 1

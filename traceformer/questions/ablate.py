@@ -277,6 +277,8 @@ def _means(
     """The mean of each place over all tokens of all texts: (1, [head,] 1, width)."""
     import torch
 
+    from traceformer.models.precision import wide
+
     sums: dict[Place, Tensor] = {}
     for numbers in Groups([(len(text),) for text in read], most).pending([False] * len(read)):
         ids = torch.tensor([read[number].ids for number in numbers], device=passes.device)
