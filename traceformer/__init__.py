@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Attribution",

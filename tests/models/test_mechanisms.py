@@ -31,8 +31,7 @@ ASKED: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("ask", ASKED)
 @pytest.mark.parametrize(
     ("family", "said"),
-    [
-    ],
+    [],
 )
 def test_whatever_is_asked_of_it_the_mechanism_is_named(
     family: str, said: str, ask: str, tiny_folder: Callable[..., Path]

@@ -11,6 +11,7 @@ from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.errors import SelectionError, check_is
 from traceformer.figures.metric_scales import in_words, short, tops
 from traceformer.figures.style import COLOURS, blank, sheet, styled, titled, written_on
+from traceformer.shapes import Float64
 
 __all__ = ["heads_figure"]
 

@@ -80,7 +80,7 @@ def _observe(base: Any) -> Behaviour:
             found[stack] = min(positions, found.get(stack, positions))
     if second is None:
         return Behaviour(None, found)
-    effect = (second.double() - first.double()).abs().amax(dim=(0, 2))
+    effect = (second.cpu().double() - first.cpu().double()).abs().amax(dim=(0, 2))
     before, behind = effect[:_MIDDLE].max(), effect[_MIDDLE + 1 :].max()
     return Behaviour(bool(before > _LOOKS_AHEAD * behind), found)
 

@@ -17,25 +17,30 @@ from traceformer.models.part import text_config
 from traceformer.network import hub_answers
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["BUILT_IN", "as_loaded", "built_in_folder", "load_model", "pick_device", "quiet"]
 
 
-def pick_device(name: str | None) -> str:
+def pick_device(name: str | None, dtype: "torch.dtype | None" = None) -> str:
     """Returns the device to use: the one named, or else cuda, then mps, then cpu, whichever is there.
 
     Raises:
-        UsageError: the device named is not there.
+        UsageError: the device named is not there, or has no numbers of a model's `dtype`.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None or name == "auto":
-        return next(device for device, usable in there.items() if usable)
+        name = next(device for device, usable in there.items() if usable)
     if not there.get(name.split(":")[0], False):
         choices = (f'`device="{device}"`' for device, usable in there.items() if usable)
         raise UsageError(f"no device {name!r} here", hint=" or ".join(choices))
+    if name.startswith("mps") and dtype == torch.float64:
+        raise UsageError(
+            f"a model of float64 on {name}", why="Apple's GPUs have no such numbers", hint='`device="cpu"`'
+        )
     return name
 
 
@@ -190,7 +195,7 @@ def load_model(
     with torch.no_grad():
         for key in info["missing_keys"]:  # a pooler, which would be random, and so would the digest of the weights
             made.get_parameter(key).zero_()
-    made, adapted = made.to(pick_device(device)).eval(), None
+    made, adapted = made.to(pick_device(device, made.dtype)).eval(), None
     short = short_name(source)
     if adapter_folder is not None:
         with quiet(transformers):
@@ -210,7 +215,7 @@ def load_model(
 
 def _refuse_missing_path(name: str, what: str) -> None:
     """Refuses the name of a folder that is not there, which can be no name of the Hub."""
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
         raise NotFound(f"no {what} folder {name}")
 
 

@@ -63,7 +63,7 @@ def export_html(
         page = _page(run, examples, screens, told)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
@@ -81,7 +81,7 @@ def show_run(run: Run, example: int | str = 0) -> None:
         display({"text/html": framed(page)}, raw=True)
         return
     file = Path(tempfile.mkdtemp(prefix="traceformer-run-")) / "run.html"
-    file.write_text(page, encoding="utf-8")
+    file.write_text(page, encoding="utf-8", newline="\n")
     webbrowser.open(file.as_uri())
 
 

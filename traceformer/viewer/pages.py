@@ -114,7 +114,7 @@ def paths_frame(result: Paths) -> str:
 def open_paths(result: Paths) -> None:
     """Opens the page of a trace in a browser, from a file among the system's temporary ones."""
     page = Path(tempfile.mkdtemp(prefix="traceformer-paths-")) / "paths.html"
-    page.write_text(paths_html(result), encoding="utf-8")
+    page.write_text(paths_html(result), encoding="utf-8", newline="\n")
     webbrowser.open(page.as_uri())
 
 

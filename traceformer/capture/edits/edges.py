@@ -29,6 +29,7 @@ from traceformer.errors import Unsupported
 from traceformer.models.block_weights import why_no_output
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.part import text_part
+from traceformer.models.precision import wide
 from traceformer.shapes import Float64
 from traceformer.sites import ArrayKey
 
@@ -117,7 +118,7 @@ class Stream:
             steps: At how many points of the way to the other text slopes are taken.
         """
         slopes = torch.stack([self._slopes(metric, step / steps) for step in range(steps)]).mean(0)
-        effects = torch.einsum("spd,rpd->sr", self._added.double(), slopes.double()).cpu().numpy()
+        effects = torch.einsum("spd,rpd->sr", wide(self._added), wide(slopes)).cpu().numpy()
         edges = [[self.is_edge(sender, receiver) for receiver in self.receivers] for sender in self.senders]
         return np.where(edges, effects, np.nan)
 
@@ -167,7 +168,7 @@ class Stream:
         touches = {place: _placing(rows, kept[place]) for place, rows in placing.items()}
         touches |= {place: _adding(rows) for place, rows in adding.items() if place == last}
         _, logits = values_at(own, (), touches)
-        return metric(logits).double().cpu().numpy()
+        return metric(logits).cpu().double().numpy()
 
 
 def _place(site: str, layer: int) -> Place:

@@ -226,9 +226,14 @@ def _positions_of(model: Any) -> Generator[list[Tensor]]:
 @contextmanager
 def _seeded(seed: int, device: str) -> Generator[None]:
     """Has random numbers follow from a seed in the block, and go on behind it as if nothing had been drawn."""
+    apple = torch.mps.get_rng_state() if device.startswith("mps") else None  # `fork_rng` knows no such device
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 
 @contextmanager

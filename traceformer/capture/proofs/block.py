@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from traceformer.capture.proofs.watch import Attended, Call
+from traceformer.models.precision import wide
 
 __all__ = ["Block", "has_matrix", "is_leaf", "is_norm", "near", "norm_making", "same"]
 
@@ -48,8 +49,8 @@ def near(one: Tensor, other: Tensor) -> bool:
     """Returns whether two sums may be of the same terms, in another order."""
     if one.shape != other.shape or not one.is_floating_point():
         return False
-    far = (one.double() - other.double()).abs().max()
-    return bool(far <= 4 * torch.finfo(one.dtype).eps * other.double().abs().max())
+    own, of_other = wide(one), wide(other)
+    return bool((own - of_other).abs().max() <= 4 * torch.finfo(one.dtype).eps * of_other.abs().max())
 
 
 def norm_making(block: Block, stream: Tensor, made: Tensor) -> Call | None:

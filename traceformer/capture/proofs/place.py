@@ -14,6 +14,7 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.models.mechanisms import layer_config
 from traceformer.models.part import stack_config, text_part
+from traceformer.models.precision import wide
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float, Num
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
@@ -171,7 +172,7 @@ def error_between(actual: Num[Tensor, "..."], expected: Num[Tensor, "..."]) -> f
         return torch.inf
     if actual.numel() == 0:
         return 0.0
-    actual, expected = actual.double(), expected.double()
+    actual, expected = wide(actual), wide(expected)
     error = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
     return torch.inf if error != error else error
 

@@ -74,4 +74,4 @@ def _predicted_from(model: Any, last: nn.Module, stream: Tensor, inputs: Any) ->
     finally:
         hook.remove()
     assert logits is not None
-    return logits[0].double().cpu().softmax(-1)
+    return logits[0].cpu().double().softmax(-1)
