@@ -6,9 +6,14 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from shutil import which
+from threading import Thread
 from typing import Any
 from urllib.parse import unquote
 
@@ -79,6 +84,15 @@ class Page(HTMLParser):
             self.fetched.append(own[FETCHED[tag]])
 
 
+def test_what_a_page_fetches_is_told_from_what_it_links_to() -> None:
+    page = Page(
+        '<link rel="stylesheet" href="//fonts.example/a.css"><link rel="next" href="b.html">'
+        '<script src="https://cdn.example/d3.js"></script><a href="https://elsewhere.example">e</a><h2 id="here">'
+    )
+    assert page.fetched == ["//fonts.example/a.css", "https://cdn.example/d3.js"]
+    assert (page.links, page.ids) == (["https://elsewhere.example"], {"here"})
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` does it, without a word of warning."""
@@ -127,6 +141,36 @@ def test_no_page_asks_another_host_for_anything(site: Path, pages: dict[Path, Pa
     }
     assert len(styles) > 1
     assert {name: links for name, links in fetched.items() if links} == {}
+
+
+@pytest.mark.slow
+def test_a_browser_finds_what_is_searched_for_and_asks_the_site_alone(
+    site: Path, skip_for: Callable[[str], None]
+) -> None:
+    chromium = which("chromium")
+    if chromium is None:
+        skip_for("chromium")
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(site))) as server,
+        sync_playwright() as playwright,
+    ):
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)  # on a machine that does much else
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}reference/questions.html")
+        page.keyboard.press("s")
+        page.keyboard.type("induction head")
+        page.locator("text=Where is an induction head? >> visible=true").first.wait_for()  # else hidden in another tab
+        browser.close()
+        server.shutdown()
+    assert len(asked) > 5
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
 @pytest.mark.slow
