@@ -34,7 +34,7 @@ def batches_in(texts: Any) -> list[ProcessorBatch] | None:
     for number, batch in enumerate(batches):
         if not isinstance(batch, Mapping) or "input_ids" not in batch:
             raise UsageError(
-                f"batch {number} has no `input_ids`",
+                f"batch {number} has no input_ids",
                 hint="what the model's processor returns, with return_tensors='pt': processor(text=..., images=...)",
             )
     return batches
@@ -61,13 +61,13 @@ class Given:
         inputs = {name: _tensor(value) for name, value in batch.items()}
         ids = inputs["input_ids"]
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-            raise UsageError(f"the `input_ids` of batch {number} are no (row, token) of whole numbers")
+            raise UsageError(f"the input_ids of batch {number} are no (row, token) of whole numbers")
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(ids)
         if mask.shape != ids.shape:
             raise UsageError(
-                f"the `attention_mask` of batch {number} is {tuple(mask.shape)}, its `input_ids` {tuple(ids.shape)}"
+                f"the attention_mask of batch {number} is {tuple(mask.shape)}, its input_ids {tuple(ids.shape)}"
             )
         return cls(inputs, tuple(_span(row, number) for row in mask.bool()))
 
@@ -93,7 +93,7 @@ def _span(row: Tensor, number: int) -> Span:
     there = row.nonzero()[:, 0].tolist()
     if not there or len(there) != there[-1] - there[0] + 1:
         raise UsageError(
-            f"the `attention_mask` of batch {number} {'has holes' if there else 'hides a whole row'}",
+            f"the attention_mask of batch {number} {'has holes' if there else 'hides a whole row'}",
             why="the tokens of an example lie side by side, with padding before or behind them",
         )
     return Span(there[0], there[-1] + 1)
