@@ -135,7 +135,14 @@ HYBRIDS: Mapping[str, Family] = {
         blocks.XLSTM,
         "xLSTMForCausalLM",
         {
-            **{**VOCAB, "hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "num_blocks": 3, "num_hidden_layers": 3},
+            **{
+                **VOCAB,
+                "hidden_size": 64,
+                "embedding_dim": 64,
+                "num_heads": 4,
+                "num_blocks": 3,
+                "num_hidden_layers": 3,
+            },
             **{"chunk_size": 8, "qk_dim_factor": 1.0},
         },
         ReadoutRow("rms", ("norm_eps", 1e-6), softcap=("output_logit_soft_cap", 30.0)),
