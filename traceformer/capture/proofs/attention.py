@@ -396,14 +396,16 @@ def _own_attention(place: Place) -> Tensor:
     whole = place.scene.reference.attentions.get((place.stack, place.attention))
     if whole is None:
         raise NotHere
-    layers = place.dims.attention_layers  # some models return those of layers with attention alone
-    number = layers.index(place.layer) if len(whole) == len(layers) else place.layer
-    layer = whole[number] if len(whole) in (len(layers), place.dims.n_layers) else None
-    if layer is None:
+    layers = place.dims.attention_layers
+    if len(whole) == len(layers):  # some models return those of layers with attention alone
+        number = layers.index(place.layer)
+    elif len(whole) == place.dims.n_layers:
+        number = place.layer
+    else:
         raise NotHere
     ids = place.scene.ids[place.example]
     keys = ids["enc"] if place.attention == "cross" else ids[place.stack]
-    own, band = layer[place.example].float(), _band(place)
+    own, band = whole[number][place.example].float(), _band(place)
     own = own if band is None or place.stack == "dec" else _in_place(own, band)
     return own[:, : len(ids[place.stack]), : len(keys)]
 

@@ -140,7 +140,7 @@ def _trial(
     sink, stacks = _Keeping(), tuple(example.ids)
     depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
     layers: dict[Stack, tuple[int, ...] | None] = {
-        stack: _few_layers(depths[stack], dims.stacks[stack].attention_layers) for stack in stacks
+        stack: _few_layers(depth, dims.stacks[stack].attention_layers) for stack, depth in depths.items()
     }
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]

@@ -47,7 +47,7 @@ class Reference:
 
     logits: Tensor | None
     hidden: Mapping[Stack, tuple[Tensor, ...]]
-    attentions: Mapping[tuple[Stack, Attention], tuple[Tensor | None, ...]]
+    attentions: Mapping[tuple[Stack, Attention], tuple[Tensor, ...]]
     router: Mapping[Stack, tuple[Tensor, ...]] = field(default_factory=dict[Stack, tuple[Tensor, ...]])
 
 
