@@ -106,7 +106,8 @@ def plan_arrays(
                 if others:
                     left_out.append(_of_other_shape(SITES[site], own, others))
                 asked, own = alike, own.at(alike[0])
-            arrays.append(_spec(key, asked, heads[key.stack], own, selection))
+            chosen = _heads_chosen(selection, key.stack, own) if dims.stacks[key.stack].by_layer else heads[key.stack]
+            arrays.append(_spec(key, asked, chosen, own, selection))
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
         if not keys and not SITES[site].of_few:
