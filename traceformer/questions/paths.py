@@ -222,7 +222,7 @@ def stored_edges(
         progress(index, len(specs) * len(numbers))
         place = number if layer == "all" else 0
         _read(store, example_id, each, place, number, options, combiner, output_weights)
-    settings = {
+    settings: dict[str, Any] = {
         "model": model_name(store.about.model or ""),
         "stack": stack,
         "run": store.about.run_id,

@@ -388,7 +388,7 @@ def _own_attention(place: Place) -> Tensor:
     layers = place.dims.attention_layers
     if len(whole) == len(layers):  # some models return those of layers with attention alone
         number = layers.index(place.layer)
-    elif len(whole) == place.dims.n_layers and whole[place.layer] is not None:
+    elif len(whole) == place.dims.n_layers:
         number = place.layer
     else:
         raise NotHere

@@ -324,7 +324,11 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     return Reference(
         logits,
         {stack: states for stack, states in hidden.items() if states},
-        {place: patterns for place, patterns in attentions.items() if patterns},
+        {
+            place: tuple(pattern for pattern in patterns if pattern is not None)  # None of layers without attention
+            for place, patterns in attentions.items()
+            if patterns
+        },
     )
 
 

@@ -138,7 +138,9 @@ def _trial(
     """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
     sink, stacks = _Keeping(), tuple(example.ids)
     depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
-    layers = {stack: _few_layers(depths[stack], dims.stacks[stack].attention_layers) for stack in stacks}
+    layers: dict[Stack, tuple[int, ...]] = {
+        stack: _few_layers(depth, dims.stacks[stack].attention_layers) for stack, depth in depths.items()
+    }
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]
     with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:
