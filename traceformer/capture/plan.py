@@ -108,7 +108,8 @@ def plan_arrays(
                 if others:
                     left_out.append(_of_other_shape(SITES[site], own, others))
                 asked, own = alike, own.at(alike[0])
-            spec = _spec(key, asked, heads[key.stack], own, selection)
+            chosen = _heads_chosen(selection, key.stack, own) if dims.stacks[key.stack].by_layer else heads[key.stack]
+            spec = _spec(key, asked, chosen, own, selection)
             is_shared = SITES[site].axes[-1] == "d_shared"
             arrays.append(replace(spec, width=shared_width(model, row, spec)) if is_shared else spec)
         if not keys and selection.is_named(site):

@@ -65,7 +65,7 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 48},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "num_key_value_heads": 4},
-    "deepseek_v32": {"index_topk": 4},
+    "deepseek_v32": {"index_topk": 4, "index_n_heads": 16},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {"text_config": _DOTS3},
     "dots3_note_text": _DOTS3,

@@ -126,6 +126,8 @@ def _rotation(place: Place) -> _Rotation | None:
         return None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
+    if not hasattr(rotary, f"{prefix}inv_freq"):  # which turns layers of other kinds
+        return None
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))
 
 
