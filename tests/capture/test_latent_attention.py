@@ -1,6 +1,6 @@
 """Multi-head latent attention: what is recorded is what the weights make of attention's input, a text at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import traceformer as tf
 from tests.marks import slow
 from traceformer.errors import Unsupported
-from traceformer.models.tiny import tiny_model
+from traceformer.models.loaded import LoadedModel
 from traceformer.store.run import Run
 
 TEXTS = [[*range(5, 5 + length)] for length in (9, 21, 3)]
@@ -24,8 +24,7 @@ FAMILIES = [
 ]
 
 
-def loaded(family: str) -> tf.LoadedModel:
-    return tf.load_model(tiny_model(family, attn_implementation="sdpa"))
+Load = Callable[..., LoadedModel]
 
 
 def by_hand(model: Any, ids: Sequence[int]) -> list[Mapping[str, torch.Tensor]]:
@@ -69,8 +68,8 @@ def by_hand(model: Any, ids: Sequence[int]) -> list[Mapping[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_latent_rows_keys_and_values_are_what_the_weights_make_of_each_text_alone(family: str) -> None:
-    model = loaded(family)
+def test_latent_rows_keys_and_values_are_what_the_weights_make_of_each_text_alone(load: Load, family: str) -> None:
+    model = load(family)
     run = tf.record(model, TEXTS, SITES, dtype="float32", batch_size=3)
     for example, ids in enumerate(TEXTS):
         for layer, own in enumerate(by_hand(model.model, ids)):
@@ -82,22 +81,22 @@ def test_latent_rows_keys_and_values_are_what_the_weights_make_of_each_text_alon
             assert (rotated == rotated[0]).all()
 
 
-def test_arrays_have_the_widths_of_their_own() -> None:
-    run = tf.record(loaded("deepseek_v3"), TEXTS, SITES, dtype="float32")
+def test_arrays_have_the_widths_of_their_own(load: Load, byte: LoadedModel) -> None:
+    run = tf.record(load("deepseek_v3"), TEXTS, SITES, dtype="float32")
     widths = {spec.key.site: spec.width for spec in run.layout.arrays}
     assert (widths["q"], widths["k"], widths["v"], widths["z"], widths["kv_latent"]) == (12, 12, 8, 8, 16)
     dims = run.about.dims_of("dec")
     assert (dims.d_head, dims.d_value, dims.d_latent) == (12, 8, 16)
-    assert (tf.record(tf.load_model("byte"), ["a"], "v").about.dims_of("dec").d_value) is None
+    assert (tf.record(byte, ["a"], "v").about.dims_of("dec").d_value) is None
 
 
-def test_a_projection_that_makes_keys_and_values_at_once_is_refused_by_name() -> None:
-    model = loaded("deepseek_v3")
+def test_a_projection_that_makes_keys_and_values_at_once_is_refused_by_name(load: Load, byte: LoadedModel) -> None:
+    model = load("deepseek_v3")
     for site in ("k_proj", "v_proj"):
         with pytest.raises(Unsupported, match="one projection makes keys and values of a latent row"):
             tf.record(model, TEXTS, site)
     with pytest.raises(Unsupported, match="made of attention's input, not of a narrower row"):
-        tf.record(tf.load_model("byte"), ["a"], "kv_latent")
+        tf.record(byte, ["a"], "kv_latent")
 
 
 def rows_of(run: Run) -> dict[tuple[str, int], np.ndarray]:
@@ -105,11 +104,11 @@ def rows_of(run: Run) -> dict[tuple[str, int], np.ndarray]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_seen_while_generating_is_what_a_replay_sees(family: str) -> None:
-    model = loaded(family)
+def test_what_is_seen_while_generating_is_what_a_replay_sees(load: Load, family: str) -> None:
+    model = load(family)
     sites = "kv_latent q k v attn_pattern z attn_out resid_post"
     live, replay = (
-        tf.generate(model, [[5, 6, 7, 8]], sites, max_tokens=6, temperature=0, dtype="float32", replay=replay)
+        tf.generate(model, ["The river froze"], sites, max_tokens=6, temperature=0, dtype="float32", replay=replay)
         for replay in (False, True)
     )
     assert live.tokens["input_ids"][0].tolist() == replay.tokens["input_ids"][0].tolist()
@@ -117,10 +116,10 @@ def test_what_is_seen_while_generating_is_what_a_replay_sees(family: str) -> Non
         np.testing.assert_allclose(rows, rows_of(replay)[place], rtol=1e-5, atol=1e-5, err_msg=str(place))
 
 
-def test_a_head_without_its_mixed_values_adds_nothing() -> None:
-    model = loaded("deepseek_v3")
-    with tf.edit(model, tf.edits.zero("z", layer=1, head=2)) as edited:
-        without = tf.record(edited, TEXTS[:1], "attn_out z", dtype="float32")
+def test_a_head_without_its_mixed_values_adds_nothing(load: Load) -> None:
+    model = load("deepseek_v3")
+    with tf.edit(model, tf.edits.zero("z", layer=1, head=2)):
+        without = tf.record(model, TEXTS[:1], "attn_out z", dtype="float32")
     whole = tf.record(model, TEXTS[:1], "attn_out z", dtype="float32")
     own = whole.get(0, "z", 1)
     w_o = model.model.model.layers[1].self_attn.o_proj.weight.detach().numpy()[:, 16:24]
@@ -129,6 +128,6 @@ def test_a_head_without_its_mixed_values_adds_nothing() -> None:
     assert (without.get(0, "z", 1)[2] == 0).all()
 
 
-def test_heads_of_latent_attention_have_no_circuits_in_the_stream() -> None:
+def test_heads_of_latent_attention_have_no_circuits_in_the_stream(load: Load) -> None:
     with pytest.raises(Unsupported, match="made by way of a row that is normed"):
-        tf.circuits(loaded("deepseek_v3"))
+        tf.circuits(load("deepseek_v3"))

@@ -1,4 +1,4 @@
-"""Blocks that multiply what they add (Granite), gate or norm heads before W_O, or add a third thing; several streams."""
+"""Blocks that multiply what they add (Granite), or gate heads before W_O; and models of several residual streams."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def test_granites_logits_come_of_its_lens(granite: LoadedModel) -> None:
     run = tf.record(granite, TEXTS, "resid_post logits", dtype="float32")
     probabilities = torch.tensor(run.get(0, "logits")).softmax(-1).max(-1).values.numpy()
     seen = lens(run, 0, model=granite).to_frame()
-    last = seen[(seen["layer"] == granite.dims.stacks["dec"].n_layers - 1) & (seen["rank"] == 0)]
+    last = seen[(seen["layer"] == granite.dims.stacks["dec"].n_layers - 1) & (seen["rank"] == 1)]
     np.testing.assert_allclose(last["probability"].to_numpy(), probabilities, rtol=1e-4)
 
 

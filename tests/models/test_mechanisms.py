@@ -31,7 +31,6 @@ ASKED: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize(
     ("family", "said"),
     [
-        ("gemma4_text", "the layers of this 'gemma4_text' model do not all have the same head_dim"),
         ("gemma3", "'gemma3' is made of several models.*text_config.*get_decoder"),
         ("emu3", r"cannot be loaded by its name.*Emu3ForCausalLM.*load_model\(model, tokenizer\)"),
     ],
@@ -43,7 +42,7 @@ def test_whatever_is_asked_of_it_the_mechanism_is_named(
         ASKED[ask](tiny_folder(family))
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "gemma3"])
+@pytest.mark.parametrize("family", ["emu3", "gemma3"])
 def test_a_familys_name_is_refused_like_its_checkpoint(family: str) -> None:
     with pytest.raises(Unsupported, match=f"'{family}'"):
         check(family)
@@ -68,9 +67,9 @@ def test_what_only_its_own_class_loads_is_recorded_when_it_is_at_hand(tiny_folde
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("deepseek_v3", ["queries and keys 12 wide beside values 8 wide (latent attention)"]),
+        ("deepseek_v3", []),
         ("gemma3n_text", ["4 residual streams"]),
-        ("glm_moe_dsa", ["queries and keys 12 wide beside values 8 wide (latent attention)", "indexer"]),
+        ("glm_moe_dsa", []),
         ("gpt2", []),
         ("gemma2", []),
         ("modernbert", []),

@@ -17,7 +17,7 @@ packing     which rows share a batch: so many, or so many tokens with little pad
 batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes
 sight       which attentions let a query look at later keys: measured
-gaps                which layers of a model have a place: attention, and MLPs, may be in some of them only
+gaps        which layers of a model have a place: attention, and MLPs, may be in some of them only
 plan        from what was asked for to the arrays that a given model can give
 tokenizing  the texts that a model is to read, and their tokens, made when they are asked for
 encoding    texts, pairs, words and ids into tokens, as the model will read them

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.gaps import layers_having
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
@@ -79,6 +80,11 @@ class Traits:
             layers = tuple(layer for layer in layers if all(self.at(name, layer) is not None for name in self.vectors))
             if not layers:
                 raise SelectionError("the traits have no layer in common", hint="`layers` says which")
+        having = layers_having(place.model, place.architecture, stack, key)
+        if not set(layers) & set(having):
+            lacking = f"{key.site} of layers {', '.join(map(str, layers))}"
+            raise SelectionError(lacking, why="it is not there", hint=f"layers: {', '.join(map(str, having))}")
+        layers = tuple(layer for layer in layers if layer in having)
         width = stack.width_of(SITES[key.site])
         names = tuple(self.vectors)
         units = {layer: torch.stack([_unit(self, name, layer, width, key) for name in names]) for layer in layers}

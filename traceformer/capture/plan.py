@@ -1,6 +1,5 @@
 """From what a user asked for to the arrays that a given model can give."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.outputs import label_names, output_site, reads_itself, why_no_output
-from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Selection, Stack, choose
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Selection, Site, Stack, choose
 
 __all__ = ["Plan", "plan_arrays"]
 
@@ -26,8 +25,8 @@ _OF_CLASSES = tuple(site for site in OUTPUTS if site != "logits")
 class Plan:
     """The arrays to record, the sites of selected groups that this family has no place for, and what is computed.
 
-    Of those a site that some of the layers asked for lack is written with these. `architecture` is the row that says
-    where they lie, None for that of the model's family.
+    A site that some of the layers asked for lack, or have in another shape, is written with these. `architecture` is
+    the row that says where they lie, None for that of the model's family.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -76,7 +75,6 @@ def plan_arrays(
     heads = {stack: _heads_chosen(selection, stack, dims.stacks[stack]) for stack in stacks}
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
-    of_other_shape: dict[tuple[Stack, tuple[int, ...]], list[str]] = {}
     gaps: list[SelectionError] = []
     for site in selection.sites:
         keys = [key for key in row.keys(site) if key.stack in stacks]
@@ -108,9 +106,10 @@ def plan_arrays(
                 alike = own.alike(SITES[site], asked)
                 others = tuple(layer for layer in asked if layer not in alike)
                 if others:
-                    of_other_shape.setdefault((key.stack, others), []).append(site)
+                    left_out.append(_of_other_shape(SITES[site], own, others))
                 asked, own = alike, own.at(alike[0])
-            spec = _spec(key, asked, heads[key.stack], own, selection)
+            chosen = _heads_chosen(selection, key.stack, own) if dims.stacks[key.stack].by_layer else heads[key.stack]
+            spec = _spec(key, asked, chosen, own, selection)
             is_shared = SITES[site].axes[-1] == "d_shared"
             arrays.append(replace(spec, width=shared_width(model, row, spec)) if is_shared else spec)
         if not keys and selection.is_named(site):
@@ -118,8 +117,6 @@ def plan_arrays(
         is_missed = not SITES[site].of_few or (SITES[site].is_routing and "experts" in selection.capture)
         if not keys and is_missed:
             left_out.append(site)
-    for (stack, others), sites in of_other_shape.items():
-        _warn_of_others(sites, dims.stacks[stack], others)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
     derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
@@ -167,17 +164,15 @@ def _refuse_missing_stacks(selection: Selection, dims: ModelDims) -> None:
                 )
 
 
-def _warn_of_others(sites: Sequence[str], dims: StackDims, others: Sequence[int]) -> None:
-    """Says which layers of these sites are left out, since an array has one shape for all of its layers."""
-    numbers, site = ",".join(map(str, others)), SITES[sites[-1]]
-    shapes = " or ".join(
-        dict.fromkeys(f"{dims.at(n).n_heads_of(site)} heads {dims.at(n).width_of(site)} wide" for n in others)
+def _of_other_shape(site: Site, dims: StackDims, others: Sequence[int]) -> str:
+    """Which layers of a site are left out, since an array has one shape for all of its layers."""
+    shapes = dict.fromkeys(
+        f"{n} head{'s' * (n > 1)} {own.width_of(site)} wide"
+        for own in map(dims.at, others)
+        for n in (own.n_heads_of(site),)
     )
-    warnings.warn(
-        f"leaving out layers {numbers} of {' '.join(sites)}, whose shape is another ({site.name}: {shapes}): "
-        f'record them by themselves, with `layers="{numbers}"`',
-        stacklevel=3,
-    )
+    numbers = ", ".join(map(str, others))
+    return f"{site.name} of this shape in layer{'s' * (len(others) > 1)} {numbers} (there {' or '.join(shapes)})"
 
 
 def _spec(

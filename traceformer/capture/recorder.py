@@ -187,14 +187,18 @@ class Recorder:
                 undo.callback(module.register_forward_hook(self._end_of_pass).remove)
             yield growth
 
-    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., None]:
+    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., Any]:
         mine = frozenset(wanted for wanted in self._wanted if wanted.spec.key.stack == stack)
         later = frozenset(wanted for wanted in mine if not wanted.of_other_stack)
 
-        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Where last layers share keys, Gemma 4 runs a prompt's last token alone through them, unless all are asked for.
+        leaves_out = any(hasattr(module, "_maybe_slice_kv_shared_inputs") for module in self._model.modules())
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             ids: Tensor = kwargs[name] if name in kwargs else args[0]
             wanted = later if growth.seen.get(stack) else mine
             self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
+            return (args, {**kwargs, "output_hidden_states": True}) if leaves_out else None
 
         return begin
 

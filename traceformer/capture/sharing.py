@@ -182,8 +182,12 @@ def _layer_types(rope: nn.Module) -> list[dict[str, str]]:
     """The further arguments of the calls that a model makes in a pass: one for each type of layer, or none."""
     if "layer_type" not in _taken_by(type(rope)):
         return [{}]
-    config: Any = rope.config
-    return [{"layer_type": each} for each in sorted(set(filter(attends, config.layer_types)))]
+    own: Any = rope
+    known = own.rope_type if isinstance(getattr(own, "rope_type", None), Mapping) else own.config.layer_types
+    used = {*filter(attends, own.config.layer_types)} & {*known} or {
+        *known
+    }  # some kinds have names of the module's own
+    return [{"layer_type": each} for each in sorted(used)]
 
 
 def _each(tables: Any) -> Iterator[Tensor]:

@@ -302,4 +302,7 @@ def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> No
         f"{spec.key}  example {printable(example_id)}\nqueries downwards, keys to the right; "
         "each head in square-root colours up to its own maximum"
     )
+    gaps = store.about.dims_of(spec.key.stack).without_attention
+    if gaps and spec.site.of_attention:
+        title += f"  (no attention in layers {', '.join(map(str, gaps))})"
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

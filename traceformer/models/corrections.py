@@ -70,7 +70,7 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 48},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "num_key_value_heads": 4},
-    "deepseek_v32": {"index_topk": 4},
+    "deepseek_v32": {"index_topk": 4, "index_n_heads": 16},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
+from traceformer.models.family import StackRow
 from traceformer.models.mechanisms import attending_layers, configs_of_layers, full_up_to, stated, unstated
 from traceformer.sites import Site, Stack
 
@@ -191,8 +192,9 @@ def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDi
     n_layers = _first(config, *layers, "num_hidden_layers", "num_layers", "n_layer", "n_layers")
     heads = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
     attending = attending_layers(config, n_layers)
-    # Mamba 2 calls the parts of its state heads.
-    n_heads = 0 if attending == () else _first(config, f"{own}attention_heads", *heads, default=0)
+    attends = attending != () and all(row.attends for row in _rows_of(config, side))
+    # Mamba 2 and xLSTM call the parts of their states heads.
+    n_heads = _first(config, f"{own}attention_heads", *heads, default=0) if attends else 0
     d_model = _first(config, "hidden_size", "d_model", "n_embd", "dim")
     if min(n_layers, d_model) < 1 or n_heads < 0:
         raise Unsupported(
@@ -230,9 +232,14 @@ def _lacks_mlp(config: Any, side: Stack) -> bool:
     """Whether no layer has one MLP: each has a mixture of experts, or none at all, as its family's row says."""
     if has_experts(config):
         return "mlp" not in (stated(config, "layer_types") or ())
-    family = own_family(config)
-    rows = () if family is None else [row for built in family.architectures if (row := built.stacks.get(side))]
+    rows = _rows_of(config, side)
     return bool(rows) and not any(row.mlp for row in rows)
+
+
+def _rows_of(config: Any, side: Stack) -> list[StackRow]:
+    """The rows of a stack in all builds of its family; none where that has no row."""
+    family = own_family(config)
+    return [] if family is None else [row for built in family.architectures if (row := built.stacks.get(side))]
 
 
 def _n_kv_heads(config: Any, n_heads: int) -> int:
@@ -320,7 +327,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     """Makes sure that a model has a position for every token of a text with these lengths.
 
     Raises:
-        UsageError: it has a table of positions, and it is too short; or the text is longer than what it attends to fully.
+        UsageError: it has a table of positions, and it is too short; or it does not attend to all of so long a text.
     """
     full, longest = full_up_to(model.config), lengths.get("enc", 0)
     if full is not None and longest > full:

@@ -81,7 +81,7 @@ def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
 
 
 def full_up_to(config: Any) -> int | None:
-    """Returns up to how many tokens a model attends to all of them, which beyond attends to blocks; None for any number.
+    """Returns up to how many tokens a model attends to all, which beyond attends to blocks; None for any number.
 
     BigBird's blocks are chosen at random, and the first text that is shorter switches its model to full attention.
     """
@@ -99,8 +99,6 @@ def _mechanisms(config: Any) -> Iterator[str]:
     streams = next((n for name in ("hc_mult", "hc_count", "altup_num_inputs") if (n := stated(config, name))), 1)
     if isinstance(streams, int) and streams > 1:
         yield f"{streams} residual streams"
-    if stated(config, "index_topk"):
-        yield "attention to the keys that an indexer picks (index_topk)"
 
 
 def attends(kind: str) -> bool:

@@ -174,6 +174,8 @@ def _of_run(
     progress: OnStep,
 ) -> HeadMetrics:
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
+    if not specs and store.about.why_no_patterns is not None:
+        raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
     if not specs:
         raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
     done, total = 0, len(rows) * len(specs)

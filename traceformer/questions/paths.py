@@ -195,6 +195,8 @@ def stored_edges(
     stack = stack or ("dec" if any(_pattern(store, "dec", kind) for kind in ("self", "cross")) else "enc")
     own, cross = _pattern(store, stack, "self"), _pattern(store, stack, "cross")
     spec = own or cross
+    if spec is None and store.about.why_no_patterns is not None:
+        raise NotRecorded("no attention patterns", why=store.about.why_no_patterns)
     if spec is None:
         names = ", ".join(str(each.key) for each in store.layout.arrays)
         raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint='record it with `capture="attn"`')
@@ -220,7 +222,7 @@ def stored_edges(
         progress(index, len(specs) * len(numbers))
         place = number if layer == "all" else 0
         _read(store, example_id, each, place, number, options, combiner, output_weights)
-    settings = {
+    settings: dict[str, Any] = {
         "model": model_name(store.about.model or ""),
         "stack": stack,
         "run": store.about.run_id,

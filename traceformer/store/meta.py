@@ -227,6 +227,12 @@ class RunMeta:
         beside = self.adapter and self.adapter.get("source")
         return self.model if self.model is None or not beside or beside == self.model else f"{self.model} + {beside}"
 
+    @property
+    def why_no_patterns(self) -> str | None:
+        """Why the run can hold no attention patterns: none of its stacks has attention; None where that is not it."""
+        stacks = self.dims.values()
+        return "this model has no attention" if stacks and all(own.attending == () for own in stacks) else None
+
     def dims_of(self, stack: Stack) -> Dims:
         """Returns the sizes of a stack, of which the run may state none."""
         return self.dims.get(stack, Dims())

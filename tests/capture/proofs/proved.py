@@ -29,7 +29,7 @@ COLUMNS = {
     "patterns are eager's": lambda site, fact: site in _PATTERN and "eager" in fact,
     "patterns from q, k, mask": lambda site, fact: site == "attn_scores" or site in _PATTERN,
     "v, z, W_O": lambda site, fact: site in ("v", "z", "attn_out") or "through the model's own" in fact,
-    "projections, q, k": lambda site, fact: site in ("q_proj", "k_proj", "v_proj", "q", "k"),
+    "projections, q, k": lambda site, fact: site in ("q_proj", "k_proj", "v_proj", "kv_latent", "q", "k"),
     "norms": lambda site, fact: site in ("attn_norm", "mlp_norm", "final_norm"),
     "residual stream": lambda site, fact: site in _STREAM,
     "MLP": lambda site, fact: site in _MLP,

@@ -9,9 +9,8 @@ import torch
 from tests.odd_model import eager_attention_forward, odd_model
 from traceformer.capture.proofs.check import random_examples
 from traceformer.capture.proofs.probe import Probe, probe_model
-from traceformer.errors import Unsupported
 from traceformer.models.families import FAMILIES
-from traceformer.models.tiny import TINY, tiny_model
+from traceformer.models.tiny import tiny_model
 
 
 def probe(family: str, monkeypatch: pytest.MonkeyPatch, *, hide_all: bool = False) -> Probe:
@@ -75,14 +74,6 @@ def _with_slopes(ear: Any, forward: Any) -> Any:
         return ear.says(mixed.flatten(2)), weights
 
     return with_slopes
-
-
-def test_a_model_without_heads_is_not_a_transformer_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    mamba = ("MambaForCausalLM", {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2})
-    monkeypatch.setitem(TINY, "mamba", mamba)  # pyright: ignore[reportArgumentType]
-    model = tiny_model("mamba")
-    with pytest.raises(Unsupported, match="'mamba' has no attention heads"):
-        probe_model(model, random_examples(model.config, arch="dec")[:2])
 
 
 @pytest.mark.parametrize("odd", [{}, {"adds": 2.0}], ids=["found", "not found"])

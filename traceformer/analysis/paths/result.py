@@ -135,8 +135,8 @@ class Paths:
         """Returns a row per edge of each path: from the token that looked, the query, to the one it looked at, the key.
 
         Paths are counted from 1, the best first, and the edges of each from the target on. A path without edges has no
-        row. `stays` marks an edge across layers from a token to itself; `head` is known where it was chosen per edge, and
-        not in a layer without attention, where each token stays.
+        row. `stays` marks an edge across layers from a token to itself, as all are in a layer without attention; `head`
+        is known where it was chosen per edge.
         """
         import pandas as pd
 

@@ -24,7 +24,9 @@ from torch import Tensor
 from traceformer.analysis.edges import Part, is_edge, parts_of
 from traceformer.capture.edits.slopes import Climb, OfLogits, Read, values_at
 from traceformer.capture.edits.touching import Place, Touch
+from traceformer.capture.spots import scale_of
 from traceformer.errors import Unsupported
+from traceformer.models.block_weights import why_no_output
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Float64
 from traceformer.sites import ArrayKey

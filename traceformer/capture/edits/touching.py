@@ -154,10 +154,7 @@ class Touching:
             by_head = part
             if _has_heads(key) and part.dim() == 3:
                 by_head = part.unflatten(-1, (-1, dims.width_of(SITES[key.site]))).transpose(1, 2)
-            if spot.scale != 1:
-                new = _unscaled(by_head, touch, spot.scale)
-            else:
-                new = touch(by_head)
+            new = touch(by_head) if spot.scale == 1 else _unscaled(by_head, touch, spot.scale)
             if new is by_head:
                 return None
             _check_shape(new, by_head, key)

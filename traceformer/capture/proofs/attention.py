@@ -126,6 +126,8 @@ def _rotation(place: Place) -> _Rotation | None:
         return None
     prefix = f"{_layer_type(place)}_"
     prefix = prefix if hasattr(rotary, f"{prefix}inv_freq") else ""
+    if not hasattr(rotary, f"{prefix}inv_freq"):  # which turns layers of other kinds
+        return None
     return _Rotation(2 * getattr(rotary, f"{prefix}inv_freq").numel(), getattr(rotary, f"{prefix}attention_scaling"))
 
 
@@ -133,7 +135,8 @@ def _rotary(place: Place) -> Any:
     """The module that makes angles: of the base model, beside the blocks, or of attention itself."""
     base: Any = place.scene.model.base_model
     places = (base, base.get_submodule(place.row.blocks.rpartition(".")[0]), place.module(place.attention_row.module))
-    return next((own for each in places if (own := getattr(each, "rotary_emb", None)) is not None), None)
+    found = (getattr(each, name, None) for each in places for name in ("rotary_emb", "pos_emb"))
+    return next((own for own in found if own is not None), None)
 
 
 def _normed_projection(place: Place, which: str) -> Tensor:
@@ -396,7 +399,7 @@ def _own_attention(place: Place) -> Tensor:
     layers = place.dims.attention_layers
     if len(whole) == len(layers):  # some models return those of layers with attention alone
         number = layers.index(place.layer)
-    elif len(whole) == place.dims.n_layers and whole[place.layer] is not None:
+    elif len(whole) == place.dims.n_layers:
         number = place.layer
     else:
         raise NotHere

@@ -13,7 +13,7 @@ numbers is tried before, as `first` does.
 import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.batches import pad
 from traceformer.capture.encoding import Encoded
-from traceformer.capture.plan import plan_arrays
+from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
@@ -156,6 +156,7 @@ def check_model(
     if reads_itself(model):
         examples = [{"enc": example["enc"]} for example in examples]
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
+    plan = replace(plan, arrays=(*plan.arrays, *_of_other_shapes(plan, selection, model, row, dims)))
     with torch.inference_mode(), evaluating(model):
         largest_score, has_attentions = 0.0, False
         errors: Errors = {}
@@ -192,6 +193,25 @@ def check_model(
         _refused(model, row, plan.arrays) if selection is _EVERYTHING else {},
         left_out,
     )
+
+
+def _of_other_shapes(
+    plan: Plan, selection: Selection, model: PreTrainedModel, row: Architecture, dims: ModelDims
+) -> Iterator[ArraySpec]:
+    """Yields what an array leaves out since it is of another shape in some layers, in arrays of its own."""
+    for stack, sizes in dims.stacks.items():
+        left = {*sizes.attention_layers} if sizes.by_layer else set[int]()
+        for spec in plan.arrays:
+            left -= {*spec.layers} if spec.heads and not spec.site.is_matrix else set[int]()
+        while left:
+            some = sizes.alike(SITES["k"], sorted(left))
+            asked = replace(selection, layers={**selection.layers, stack: some})
+            yield from (
+                spec
+                for spec in plan_arrays(asked, model, architecture=row, stacks=(stack,)).arrays
+                if spec.heads and not spec.site.is_matrix
+            )
+            left -= {*some}
 
 
 def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> list[Example]:
@@ -311,7 +331,11 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     return Reference(
         logits,
         {stack: states for stack, states in hidden.items() if states},
-        {place: patterns for place, patterns in attentions.items() if patterns},
+        {
+            place: tuple(pattern for pattern in patterns if pattern is not None)  # None of layers without attention
+            for place, patterns in attentions.items()
+            if patterns
+        },
         router,
     )
 

@@ -117,6 +117,9 @@ def _prove_donor(
         row[span.start : span.stop] = row[span.start : span.stop].flip(0)
     donor = {**inputs, name: ids}
     depth = scene.dims.stacks[stack].n_layers
+    blocks = scene.model.base_model.get_submodule(scene.row.stacks[stack].blocks)
+    if any("original_hidden_states" in inspect.signature(block.forward).parameters for block in blocks.children()):
+        return  # Zamba's blocks read the embeddings beside the stream, which then is not all that a text hands on
     chosen = [
         (key, layer)
         for key, layer in places

@@ -136,7 +136,8 @@ def _stack_row(
     }
     row, sums = found_in_block(block, seen)
     if call.given.dim() == 4:
-        why = f"what goes from block to block is {tuple(call.given.shape)}: several residual streams, and an array has one"
+        shape = tuple(call.given.shape)
+        why = f"what goes from block to block is {shape}: several residual streams, and an array has one"
         sums = Sums(why, _OF_STREAM)
     for site in sums.sites:
         of = kinds if SITES[site].of_attention else (None,)
@@ -171,7 +172,9 @@ def _with_other_blocks(
     for layer in insides(blocks, sizes)[1:]:
         path = f"{row.blocks}.{layer}"
         [call] = watched.of(path)
-        found, own_kind = mlp_in_block(Block(path, call.module, call.given, call.made, [*watched.within(path)], None))
+        block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
+        found, own_kind = mlp_in_block(block)
+        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -278,10 +281,14 @@ def _widths(
     if row.token_embed:
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
-    calls = {call.path.removeprefix(f"{block.path}."): call for call in block.calls}
     for site, tap in row.mlp.items():
-        expected, call = sizes.width_of(SITES[site]), calls[tap.path]
-        tensor = call.made if tap.side == "output" else call.given
-        if SITES[site].is_ranked and call.routing is not None:
-            tensor, _ = call.routing
-        yield ArrayKey(stack, None, site), tensor.shape[-1] // (1 if tap.part == "whole" else 2), expected
+        yield ArrayKey(stack, None, site), _width(block, tap), sizes.width_of(SITES[site])
+
+
+def _width(block: Block, tap: Tap) -> int:
+    """How wide the rows are that a tap shows in a block."""
+    call = next(call for call in block.calls if block.tap_path(call) == tap.path)
+    if tap.part in ("expert ids", "expert weights") and call.routing is not None:
+        return call.routing[0].shape[-1]
+    tensor = call.made if tap.side == "output" else call.given
+    return tensor.shape[-1] // (1 if tap.part == "whole" else 2)

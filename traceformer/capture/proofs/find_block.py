@@ -267,9 +267,8 @@ def _projections(block: Block, seen: Attended) -> tuple[_Found | None, _Found | 
     others = [call for call in others if out is None or call.ended < out.began]
     q_call = _projection_of(block, seen.query, others, [k_call] if k_call else [])
     beside = query_beside_gate(block, seen, others) if q_call is None else None
-    if (
-        q_call is None and beside is None and k_call is not None
-    ):  # with queries' and keys' own norms nothing but their order is left
+    if q_call is None and beside is None and k_call is not None:
+        # With queries' and keys' own norms nothing but their order is left.
         q_call = _projection_of(block, seen.query, others, [])
     scaling = getattr(q_call and _owner(block, seen), "scaling", None)
     scales = (

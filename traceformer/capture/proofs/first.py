@@ -118,7 +118,8 @@ def try_padding(
         inputs: Makes a batch of such.
     """
     shortest, longest = _two_of(rows, _MOST * len(rows))
-    has_stream = row.has(ArrayKey([*rows[0].ids][-1], None, "resid_pre"))
+    stack: Stack = "dec" if "dec" in rows[0].ids else "enc"
+    has_stream = row.has(ArrayKey(stack, None, "resid_pre"))
     if longest is not None:
         sites = ("resid_pre", "resid_post") if has_stream else ("attn_pattern",)
         with _trial(model, row, dims, rows[0], sites, inputs) as trial:
@@ -137,7 +138,9 @@ def _trial(
     """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
     sink, stacks = _Keeping(), tuple(example.ids)
     depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
-    layers = {stack: _few_layers(depths[stack], dims.stacks[stack].attention_layers) for stack in stacks}
+    layers: dict[Stack, tuple[int, ...]] = {
+        stack: _few_layers(depth, dims.stacks[stack].attention_layers) for stack, depth in depths.items()
+    }
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]
     with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:

@@ -67,8 +67,10 @@ def _recorded_and_own_hidden(place: Place) -> Sides:
 
 
 def _lack_embedding(place: Place, first: Tensor) -> bool:
-    """Whether a model's hidden states begin behind its first block, as Mamba's do: theirs are as many, with what the
-    last block makes beside the norm of it."""
+    """Whether a model's hidden states begin behind its first block, as Mamba's do.
+
+    They are as many as of others, since what the last block makes is there beside the norm of it.
+    """
     try:
         embedded, made = place.at(0)("hidden"), place.at(1)("hidden")
     except NotHere:

@@ -10,14 +10,15 @@ __all__ = [
     "BIOGPT",
     "DEEPSEEK",
     "GEMMA2",
+    "GEMMA4",
     "GLM",
     "GLM4",
     "GLM4_MOE",
-    "GRANITE",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
     "GPT_OSS",
+    "GRANITE",
     "GRANITE_MOE",
     "HYPERCLOVAX",
     "LLAMA",
@@ -63,6 +64,12 @@ GEMMA2 = stack_of(
     mlp={**VAULT_GEMMA.stacks["dec"].mlp, "mlp_out": Tap("post_feedforward_layernorm")},
 )
 GRANITE = stack_of(LLAMA, scale="residual_multiplier")
+# Gemma 4's blocks may add a third thing behind the MLP, and multiply the stream that they hand on: what the MLP's norm
+# makes is then not what is added to it.
+GEMMA4 = replace(
+    stack_of(GEMMA2, mlp={site: tap for site, tap in GEMMA2.stacks["dec"].mlp.items() if site != "mlp_out"}),
+    refused={"dec.mlp_out": "its blocks add an embedding of the layer as well, and multiply the stream behind it"},
+)
 HYPERCLOVAX = stack_of(
     GRANITE,
     attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_norm1")),

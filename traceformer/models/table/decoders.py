@@ -154,6 +154,24 @@ DECODERS: Mapping[str, Family] = {
         ReadoutRow("rms_plus_one", softcap=(SOFTCAP, None)),
         scaled_embedding=True,
     ),
+    "gemma4_text": rotary(
+        blocks.GEMMA4,
+        "Gemma4ForCausalLM",
+        {
+            **{**GROUPED, "head_dim": 8, "sliding_window": 6},
+            **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+            **{"per_layer_config": {layer: {"head_dim": 16, "num_key_value_heads": 1} for layer in ("2", "5")}},
+            **{"attention_k_eq_v": True, "num_kv_shared_layers": 3},
+            **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99},
+        },
+        ReadoutRow("rms", softcap=(SOFTCAP, None)),
+        {"gemma4_text_without_sharing": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}},
+        scaled_embedding=True,
+        requires=(
+            Requires("use_double_wide_mlp", (False,), "its MLPs are not all as wide"),
+            Requires("enable_moe_block", (False,), "experts stand beside its MLPs"),
+        ),
+    ),
     "vaultgemma": rotary(
         blocks.VAULT_GEMMA,
         "VaultGemmaForCausalLM",

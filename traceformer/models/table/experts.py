@@ -43,7 +43,9 @@ EXPERTS: Mapping[str, Family] = {
         RMS,
         {"deepseek_v3_latent_queries": {"q_lora_rank": 16}},
     ),
-    "glm4_moe_lite": rotary(blocks.DEEPSEEK, "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}),
+    "glm4_moe_lite": rotary(
+        blocks.DEEPSEEK._replace(default=768), "Glm4MoeLiteForCausalLM", {**_LATENT, **_DENSE_FIRST, "q_lora_rank": 16}
+    ),
     "mixtral": rotary(blocks.MIXTRAL, "MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}),
     "gpt_oss": rotary(
         blocks.GPT_OSS,

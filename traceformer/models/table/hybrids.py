@@ -64,7 +64,7 @@ HYBRIDS: Mapping[str, Family] = {
     ),
     "lfm2": rotary(blocks.LFM2, "Lfm2ForCausalLM", {**GROUPED, **_CONVOLUTIONS}, ReadoutRow("rms", ("norm_eps", 1e-5))),
     "lfm2_moe": rotary(
-        blocks.LFM2,
+        blocks.LFM2_MOE,
         "Lfm2MoeForCausalLM",
         {
             **{**GROUPED, **_CONVOLUTIONS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
@@ -131,6 +131,22 @@ HYBRIDS: Mapping[str, Family] = {
         "FalconMambaForCausalLM",
         {**VOCAB, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 4},
         ReadoutRow("rms", ("layer_norm_epsilon", 1e-5)),
+    ),
+    "xlstm": _by_state(
+        blocks.XLSTM,
+        "xLSTMForCausalLM",
+        {
+            **{
+                **VOCAB,
+                "hidden_size": 64,
+                "embedding_dim": 64,
+                "num_heads": 4,
+                "num_blocks": 3,
+                "num_hidden_layers": 3,
+            },
+            **{"chunk_size": 8, "qk_dim_factor": 1.0},
+        },
+        ReadoutRow("rms", ("norm_eps", 1e-6), softcap=("output_logit_soft_cap", 30.0)),
     ),
     "mamba2": _by_state(
         blocks.MAMBA,
