@@ -312,7 +312,7 @@ class Recorder:
             few = self._pass.growth is not None and spec.site.name in OUTPUTS
             more = self._row.pads_texts and tensor.dim() == 3 and tensor.shape[1] > columns
             if tensor.dim() == 3 and len(tensor) == batch and (few or more):
-                return tensor
+                return tensor[:, :columns] if more else tensor
             if tensor.dim() == 2 and len(tensor) == batch * columns:
                 return tensor.unflatten(0, (batch, columns))
             expected = f"({batch}, {columns}, width), batch by position"

@@ -15,7 +15,7 @@ from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_mo
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, Family, builds
 from traceformer.models.tiny import tiny_model
-from traceformer.sites import OUTPUTS, SITES, Selection
+from traceformer.sites import SITES, Selection
 
 __all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
 
@@ -133,7 +133,7 @@ def _alike() -> Iterator[str]:
 
 def _missing(architecture: Architecture) -> Iterator[str]:
     for site in Selection(("all",)).sites:
-        if site not in OUTPUTS and not architecture.keys(site):
+        if not SITES[site].of_few and not architecture.keys(site):
             yield f"`{site}`"
 
 

@@ -175,7 +175,7 @@ def _with_other_blocks(
         [call] = watched.of(path)
         block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
         found, own_kind = mlp_in_block(block)
-        found = {site: tap for site, tap in found.items() if _width(block, site, tap) == sizes.width_of(SITES[site])}
+        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -285,13 +285,13 @@ def _widths(
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
     for site, tap in row.mlp.items():
-        yield ArrayKey(stack, None, site), _width(block, site, tap), sizes.width_of(SITES[site])
+        yield ArrayKey(stack, None, site), _width(block, tap), sizes.width_of(SITES[site])
 
 
-def _width(block: Block, site: str, tap: Tap) -> int:
+def _width(block: Block, tap: Tap) -> int:
     """How wide the rows are that a tap shows in a block."""
     call = next(call for call in block.calls if block.tap_path(call) == tap.path)
+    if tap.part in ("expert ids", "expert weights") and call.routing is not None:
+        return call.routing[0].shape[-1]
     tensor = call.made if tap.side == "output" else call.given
-    if SITES[site].is_ranked and call.routing is not None:
-        tensor, _ = call.routing
     return tensor.shape[-1] // (1 if tap.part == "whole" else 2)
