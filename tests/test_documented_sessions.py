@@ -1,4 +1,4 @@
-"""README and the pages of questions, done as they say: each in a folder of its own, with what they show beside it."""
+"""README and the pages of questions, done as they say in one folder, with what they show beside it."""
 
 import io
 import os
@@ -21,18 +21,25 @@ QUESTIONS = sorted((ROOT / "docs/questions").glob("*.md"))
 PAGES = [ROOT / "README.md", *QUESTIONS]
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what lies in the repository beside README and is read there."""
+    place = tmp_path_factory.mktemp("work")
+    (place / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
+    return place
+
+
 @pytest.mark.slow  # each loads a model: none takes under 0.3 s
 @pytest.mark.filterwarnings("always:texts are cut to")  # which commands print
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_gives_what_it_shows(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_for: Callable[[str], None]
+    page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, skip_for: Callable[[str], None]
 ) -> None:
     text = page.read_text(encoding="utf-8")
-    if ".html" in text and not (ROOT / "traceformer/viewer/static/viewer.js").is_file():
+    if ".html" in text and not (ROOT / "traceformer/viewer/static/trace.js").is_file():
         skip_for("pages")
-    (tmp_path / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))  # as Python has it, started there
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))  # as Python has it, started there
     names: dict[str, object] = {"__name__": page.stem}
     for step in steps_of(text):
         came = evaluated(step.code, names) if step.is_python else typed(step.code)
