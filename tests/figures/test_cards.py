@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,3 +273,17 @@ def test_a_card_that_cannot_be_made_is_a_line_and_the_reason(monkeypatch: pytest
 
 def failing(_: object) -> str:
     raise OSError("gone <i>")
+
+
+@pytest.mark.slow
+def test_the_cards_of_the_demo_are_light(byte: Any) -> None:
+    import traceformer as tf
+
+    with pytest.warns(UserWarning, match="cut to 512 tokens"):
+        run = tf.record(byte, "demo", "attn qkv hidden resid logits")
+    direction = tf.fit_direction(["raise an error", "it raises"], ["return it", "a list"], model=byte)
+    shown: list[Any] = [run, tf.heads(run), tf.statistics(run), tf.project(run, direction)]
+    shown += [tf.lens(run, example) for example in range(run.n)]
+    for value in shown:
+        assert "tf-card" in light(value._repr_html_())
+        print(type(value).__name__, len(value._repr_html_().encode()))

@@ -62,7 +62,7 @@ def _map(axes: Axes, value: EdgeEffects, figure: Figure | SubFigure) -> None:
     axes.set_xlabel("receiver")
     axes.set_ylabel("sender")
     ticks = [share * limit for share in (-1, -0.25, -0.05, 0, 0.05, 0.25, 1)]
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=ticks, format="{x:.2g}")
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=ticks, format="{x:.2g}", label="effect")
     bar.minorticks_off()
 
 

@@ -2,7 +2,8 @@
 
 Sorting is CSS alone: each row states its place by every metric, and the one that is chosen, a radio button in the
 table's head, says in which order rows stand. Where a notebook is shown without styles, as on GitHub and in JupyterLab
-before a notebook is trusted, this is a plain table by layer and head.
+before a notebook is trusted, this is a plain table by layer and head: what would not work there is `hidden`, and shown
+by style.
 
 The form around it keeps its buttons apart from those of other tables; `method=dialog` sends nothing when somebody
 presses Enter.
@@ -29,12 +30,13 @@ _STYLE = """\
 .tf-card.tf-card .heads :is(td,th){padding:1px 4px;min-width:0}
 .tf-card.tf-card .heads thead :is(td,th){white-space:normal;opacity:1;border-bottom:1px solid rgba(128,128,128,.4)}
 .tf-card.tf-card .heads tbody tr:hover{background:rgba(128,128,128,.16)!important}
-.tf-card.tf-card .heads td{text-align:right;border-right:6px solid transparent;background-clip:padding-box;\
-background-image:linear-gradient(90deg,BAR calc(var(--w)*1%),transparent 0)}
+.tf-card.tf-card .heads td{text-align:right;border:0 solid transparent;border-width:0 6px 1px 0;\
+background-clip:padding-box;background-image:linear-gradient(90deg,BAR calc(var(--w)*1%),transparent 0)}
 .tf-card.tf-card .heads label{display:block;cursor:pointer;opacity:.75;line-height:1.2}
 .tf-card.tf-card .heads label:has(:checked){opacity:1;font-weight:600}
 .tf-card.tf-card .heads label:hover{opacity:1}
 .tf-card.tf-card .heads label:focus-within{outline:1px solid}
+.tf-card.tf-card [hidden]{display:inline}
 .tf-card.tf-card .heads input{position:absolute;opacity:0;width:1px;height:1px;margin:0}
 """.replace("BAR", shade(0.42))
 
@@ -58,8 +60,9 @@ def head_table(metrics: HeadMetrics) -> str:
     return card(
         f"<p><b>{said(about.model or about.source)}</b> <span class=quiet>{told}</span></p>",
         f"<form method=dialog><table class=heads>{_head(columns)}<tbody>{rows}</tbody></table>"
-        "<label class=quiet><input type=checkbox class=up> smallest first</label></form>",
-        f"<p class=quiet>A click on a metric sorts. {'<code>to_frame()</code> has all heads. ' if cut else ''}"
+        "<label hidden class=quiet><input type=checkbox class=up> smallest first</label></form>",
+        "<p class=quiet><span hidden>A click on a metric sorts. </span>",
+        "<code>to_frame()</code> has all heads. " if cut else "",
         "As a picture: <code>tf.figures.heads</code>.</p>",
         style=_STYLE + _orders(metrics, columns),
     )
@@ -111,11 +114,12 @@ def _largest(places: Mapping[str, Int64[np.ndarray, "row"]], sizes: Sequence[int
 
 def _head(columns: Mapping[str, Float64[np.ndarray, "row"]]) -> str:
     cells = (
-        f'<th title="{escape(_meaning(name))}"><label><input type=radio name=by value={number}>'
+        f'<th title="{escape(_meaning(name))}"><label><input hidden type=radio name=by value={number}>'
         f"{said(in_words(name))}</label>"
         for number, name in enumerate(columns)
     )
-    return f"<thead><tr><th><label><input type=radio name=by value=head checked>head</label>{''.join(cells)}</thead>"
+    first = "<th><label><input hidden type=radio name=by value=head checked>head</label>"
+    return f"<thead><tr>{first}{''.join(cells)}</thead>"
 
 
 def _meaning(name: str) -> str:
