@@ -156,7 +156,7 @@ DIRECTION = np.linspace(-1, 1, 256)
 
 
 def dosed(model: LoadedModel) -> Any:
-    trait = tf.fit_direction(tf.record(model, TEXTS), tf.record(model, TEXTS[::-1] + ["A name."]), layer=2)
+    trait = tf.fit_direction(tf.record(model, TEXTS), tf.record(model, [*TEXTS[::-1], "A name."]), layer=2)
     return tf.dose(model, "The function", trait, [0.0, 5.0], max_tokens=4, temperature=0)
 
 
