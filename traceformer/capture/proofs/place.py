@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
-from traceformer.models.precision import wide
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
@@ -142,7 +141,7 @@ def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) 
         return torch.inf
     if actual.numel() == 0:
         return 0.0
-    actual, expected = wide(actual), wide(expected)
+    actual, expected = actual.cpu().double(), expected.cpu().double()
     error = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
     return torch.inf if error != error else error
 
