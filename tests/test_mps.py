@@ -152,16 +152,20 @@ ASKED: dict[str, Callable[[LoadedModel], Any]] = {
     "lens while it runs": lambda model: tf.record(model, TEXTS, "resid", lens_top_k=3).get(0, "lens_topk_prob"),
 }
 """What is asked of a model, each with numbers to compare."""
-DIRECTION = np.linspace(-1, 1, 256)
+
+
+def trait_of(model: LoadedModel) -> tf.Direction:
+    return tf.fit_direction(tf.record(model, TEXTS), tf.record(model, [*TEXTS[::-1], "A name."]), layer=2)
 
 
 def dosed(model: LoadedModel) -> Any:
-    trait = tf.fit_direction(tf.record(model, TEXTS), tf.record(model, [*TEXTS[::-1], "A name."]), layer=2)
+    trait = trait_of(model)
     return tf.dose(model, "The function", trait, [0.0, 5.0], max_tokens=4, temperature=0)
 
 
 def steered(model: LoadedModel) -> tf.Run:
-    with tf.edit(model, tf.edits.steer(DIRECTION, 1.0, layer=1), tf.edits.ablate_direction(DIRECTION, layer=2)):
+    trait = trait_of(model)
+    with tf.edit(model, tf.edits.steer(trait, 1.0), *tf.edits.ablate_direction(trait, layer=3)):
         return tf.record(model, TEXTS, "resid")
 
 
