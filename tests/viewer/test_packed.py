@@ -186,7 +186,7 @@ def test_the_wheel_says_what_it_is(packed: Path) -> None:
     assert "](docs/" not in body
 
 
-def test_the_sdist_carries_no_more_than_is_tracked_and_the_pages(packed: Path) -> None:
+def test_the_sdist_carries_the_source_of_the_pages_and_nothing_that_was_installed(packed: Path) -> None:
     (sdist,) = packed.glob("*.tar.gz")
     with tarfile.open(sdist) as opened:
         sizes = {file.name.partition("/")[2]: file.size for file in opened.getmembers() if file.isfile()}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -206,7 +206,7 @@ class HeadMetrics:
             np.array_equal(self.values[name], other.values[name], equal_nan=True) for name in self.values
         )
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as of every value with arrays
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]  # as of all values with arrays
 
     def __repr__(self) -> str:
         about = self.about

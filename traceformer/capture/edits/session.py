@@ -83,7 +83,7 @@ class Editing:
         strange = [each for each in edits if not isinstance(each, Edit)]  # pyright: ignore[reportUnnecessaryIsInstance]
         if strange:
             raise UsageError(f"{type(strange[0]).__name__} is no edit", hint="tf.edits.zero(...), tf.edits.add(...)")
-        self.edits = tuple(edits)
+        self.edits: tuple[Edit, ...] = tuple(edits)
         self._loaded = model if isinstance(model, LoadedModel) else None
         self._model = underneath(model.model if isinstance(model, LoadedModel) else model)
         own = model.architecture if isinstance(model, LoadedModel) else None

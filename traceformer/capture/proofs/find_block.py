@@ -176,9 +176,9 @@ def _multiples(block: Block, made: Sequence[Tensor]) -> tuple[float, str]:
     for target, where in leaving:
         if target.shape != block.enters.shape or same(target, block.enters):
             continue
-        y = wide(target).flatten()
+        y = target.cpu().double().flatten()
         for a, m in permutations(made, 2):
-            terms = torch.stack([wide(each).flatten() for each in (block.enters, a, m)], dim=1)
+            terms = torch.stack([each.cpu().double().flatten() for each in (block.enters, a, m)], dim=1)
             weights = torch.linalg.lstsq(terms, y[:, None]).solution[:, 0]
             far = (terms @ weights - y).abs().max()
             if far > 1e-6 * y.abs().max() or bool((weights.abs() < 1e-3).any()):
@@ -318,8 +318,8 @@ def _projection_of(block: Block, heads: Tensor, among: Sequence[Call], taken: Se
 
     def unlike(call: Call) -> tuple[bool, float]:
         rows = block.rows(call.made)
-        own = wide(rows).unflatten(-1, (heads.shape[1], heads.shape[3])).norm(dim=-1).transpose(1, 2)
-        ratio = wide(heads).norm(dim=-1) / own.clamp(min=1e-30)
+        own = rows.cpu().double().unflatten(-1, (heads.shape[1], heads.shape[3])).norm(dim=-1).transpose(1, 2)
+        ratio = heads.cpu().double().norm(dim=-1) / own.clamp(min=1e-30)
         return not same(rows, target), float(ratio.std() / ratio.mean().clamp(min=1e-30)) if ratio.numel() > 1 else 0.0
 
     best = min(fitting, key=unlike)
