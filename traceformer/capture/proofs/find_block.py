@@ -25,7 +25,6 @@ from traceformer.capture.proofs.find_steps import Step, first_step, last_step, m
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.capture.tensors import first_output
 from traceformer.models.family import AttentionRow, Latent, MlpKind, StackRow, Tap, into
-from traceformer.models.precision import wide
 from traceformer.sites import Attention
 
 __all__ = ["NO_FUNCTION", "found_in_block", "mlp_in_block"]

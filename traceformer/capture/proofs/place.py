@@ -14,7 +14,6 @@ from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.models.mechanisms import layer_config
 from traceformer.models.part import stack_config, text_part
-from traceformer.models.precision import wide
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float, Num
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
