@@ -35,7 +35,8 @@ def test_what_is_recorded_of_a_batch_with_images_is_the_models_own(family: str) 
         np.testing.assert_allclose(run.get(example, "dec.logits"), own.logits[example, :length], **EXACT)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SEEING)
 def test_a_row_of_a_padded_batch_is_what_it_is_alone(family: str) -> None:
     seen = seeing(family)
     model = load_model(seen.model)
@@ -57,6 +58,7 @@ def test_tokens_of_images_are_told_from_those_of_text() -> None:
     assert [*run.tokens.input_ids[1]] == [1, *[IMAGE] * PER_IMAGE, 9]
 
 
+@pytest.mark.slow
 def test_an_image_changes_what_is_recorded() -> None:
     seen = seeing("llava")
     model = load_model(seen.model)

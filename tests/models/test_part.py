@@ -102,6 +102,7 @@ def test_a_composite_in_a_folder_is_loaded_as_what_its_config_says(llava: Path) 
     np.testing.assert_allclose(run.get(0, "resid_pre", 1), own.hidden_states[1][0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_readout_of_a_composite_is_read_from_its_files(llava: Path) -> None:
     loaded = load_model(str(llava), device="cpu")
     ids = torch.tensor([[5, 17, 42]])
