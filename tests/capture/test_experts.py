@@ -125,7 +125,7 @@ def test_the_choice_does_not_follow_from_the_logits_alone_where_it_is_corrected(
     )
 
 
-@pytest.mark.parametrize("family", [family if family == "flint" else slow(family) for family in EXPERTS])
+@pytest.mark.parametrize("family", [slow(family) for family in EXPERTS])
 def test_of_every_family_the_routing_is_proved(family: str) -> None:
     model = tiny_model(family)
     shared = [
@@ -152,7 +152,7 @@ def test_each_family_says_which_layers_have_experts(family: str) -> None:
     assert {spec.layers for spec in plan_arrays(Selection(("experts",)), model).arrays} == {there}
 
 
-@pytest.mark.parametrize("wrong", ["ids", "weights"])
+@pytest.mark.parametrize("wrong", ["ids", slow("weights")])
 def test_a_wrong_number_of_an_expert_or_weight_is_seen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from traceformer.capture import recorder, tensors
 
@@ -209,6 +209,7 @@ def test_routing_is_not_edited(site: str) -> None:
         tf.patch(model, IDS[0][:4], IDS[2], answer=5, wrong=7, site=site)
 
 
+@pytest.mark.slow
 def test_readers_know_what_ids_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = recorded(tiny_model("mixtral"), "experts", "resid_post", out=tmp_path / "run")
     assert {str(each.key) for each in tf.statistics(run).activations} == {
@@ -237,6 +238,7 @@ def tiny_loaded() -> LoadedModel:
     return tf.load_model(tiny_model("mixtral"))
 
 
+@pytest.mark.slow
 def test_whole_files_of_other_formats_leave_ids_out_in_words(tmp_path: Path) -> None:
     run = recorded(tiny_model("mixtral"), "experts", "resid", "attn", out=tmp_path / "run")
     with pytest.warns(UserWarning, match="expert_topk and expert_weight are left out"):
@@ -248,6 +250,7 @@ def test_whole_files_of_other_formats_leave_ids_out_in_words(tmp_path: Path) -> 
             np.testing.assert_array_equal(back.get(1, "expert_topk"), run.get(1, "expert_topk"))
 
 
+@pytest.mark.slow
 def test_while_it_generates_tokens_go_where_one_pass_over_the_answer_sends_them(
     tiny_folder: Callable[..., Path],
 ) -> None:
@@ -259,7 +262,7 @@ def test_while_it_generates_tokens_go_where_one_pass_over_the_answer_sends_them(
         np.testing.assert_allclose(live.get(0, site), again.get(0, site), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", slow("deepseek_v2"), slow("jetmoe"), slow("llama4_text")])
+@pytest.mark.parametrize("family", [slow(family) for family in ("qwen2_moe", "deepseek_v2", "jetmoe", "llama4_text")])
 def test_of_a_model_without_a_row_the_router_is_found_or_nothing_is_said(family: str) -> None:
     from traceformer.capture.proofs.find import find_row
 
