@@ -29,6 +29,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.timeout(900)  # on a machine that does much else
 @pytest.mark.slow  # each loads a model: none takes under 0.3 s
 @pytest.mark.filterwarnings("always:texts are cut to")  # which commands print
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
