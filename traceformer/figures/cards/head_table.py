@@ -54,7 +54,9 @@ def head_table(metrics: HeadMetrics) -> str:
         else f"the {len(chosen)} of {len(lines):,} heads that are largest in some metric"
     )
     about = metrics.about
-    how = (f"{about.convention} convention" if about.convention else "", *_queries(metrics))
+    gaps = sorted({layer for layers in about.without.values() for layer in layers})
+    without = f"no attention in {', '.join(f'L{layer}' for layer in gaps)}" if gaps else ""
+    how = (f"{about.convention} convention" if about.convention else "", *_queries(metrics), without)
     told = ", ".join((first, *filter(None, how)))
     rows = "".join(lines[row] for row in chosen)
     return card(
