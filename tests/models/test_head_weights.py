@@ -91,7 +91,7 @@ def test_heads_are_what_the_modules_multiply_by(family: str, plain_folder: Calla
             theirs = run.get(0, "attn_out", layer).astype(float)
             theirs = theirs - theirs.mean(axis=1, keepdims=True) * centred
             assert alike(written, theirs) < 2e-5
-    assert weights.embedding.shape == (loaded.config.vocab_size, weights.dims.d_model)
+    assert weights.embedding.shape == (len(loaded.model.get_input_embeddings().weight), weights.dims.d_model)
     table: Any = loaded.model.get_input_embeddings()
     embedded = table.weight.detach().numpy()
     np.testing.assert_array_equal(weights.embedding.rows(0, len(embedded)), embedded)

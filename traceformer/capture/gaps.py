@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from traceformer.models.dims import StackDims
 from traceformer.models.family import Architecture
+from traceformer.models.part import text_part
 from traceformer.sites import ArrayKey
 
 __all__ = ["layers_having"]
@@ -21,9 +22,9 @@ def layers_having(model: PreTrainedModel, built: Architecture, dims: StackDims, 
     layers = built.only.get(str(key), layers)
     attention = row.attention_of(key.attention)
     tap = row.mlp.get(key.site) if attention is None else attention.tap(key.site)
-    if tap is None or not _has(model.base_model, row.blocks):
+    if tap is None or not _has(text_part(model), row.blocks):
         return layers
-    blocks = model.base_model.get_submodule(row.blocks)
+    blocks = text_part(model).get_submodule(row.blocks)
     return tuple(layer for layer in layers if _has(blocks.get_submodule(str(layer)), tap.path)) or layers
 
 

@@ -21,6 +21,7 @@ from traceformer.models.dims import StackDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.mechanisms import configs_of_layers
 from traceformer.models.outputs import label_names
+from traceformer.models.part import stack_config
 from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -34,7 +35,7 @@ __all__ = ["model_configuration", "model_meta", "text_configuration", "token_tab
 
 _OURS = (
     *("shard", "slot", "dec_slot", "n_prompt"),
-    *("sequence_ids", "token_type_ids", "word"),
+    *("sequence_ids", "token_type_ids", "word", "kind"),
     *("dec_input_ids", "dec_attention_mask", "dec_tokens", "dec_labels", "dec_n_tokens", "dec_truncated"),
 )
 """Columns of `tokens.parquet` that mean something wherever they occur: no data set's column may be called so."""
@@ -200,7 +201,7 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
 
 def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
-    config, family = model.config, model.family
+    config, family = stack_config(model.config, "enc" if model.dims.arch == "enc" else "dec"), model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
     if not any(dims.n_heads for dims in model.dims.stacks.values()):
         return AttentionFacts()
@@ -248,6 +249,8 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
         "content_hash": [_sha256(example.text) for example in examples],
     }
     columns |= _parts_of_texts(examples, part)
+    if rows.given is not None:
+        columns["kind"] = [row.kinds for row in part]
     if rows.texts.targets is not None:
         columns |= {
             "dec_input_ids": [row.ids["dec"] for row in part],

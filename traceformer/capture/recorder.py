@@ -46,6 +46,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
+from traceformer.models.part import check_token_types, text_part
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
@@ -137,6 +138,7 @@ class Recorder:
             [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
         )
         check_positions(self._model, {stack: max(_lengths(own)) for stack, own in spans.items()})
+        check_token_types(self._model, inputs)
         self.sharing.settle()
         self._pass.begin(self._wanted, spans, self._columns(spans, inputs))
         try:
@@ -194,6 +196,7 @@ class Recorder:
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             ids: Tensor = kwargs[name] if name in kwargs else args[0]
+            check_token_types(self._model, kwargs)
             wanted = later if growth.seen.get(stack) else mine
             self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
             return (args, {**kwargs, "output_hidden_states": True}) if leaves_out else None
@@ -314,7 +317,7 @@ class Recorder:
     def _module(self, path: str) -> Any:
         """The module at a path from the base model."""
         try:
-            return self._model.base_model.get_submodule(path)
+            return text_part(self._model).get_submodule(path)
         except AttributeError as error:
             raise Unsupported(
                 f"{type(self._model).__name__} has no module {path}",

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from traceformer.models.loaded import n_embeddings_of
+from traceformer.models.part import text_config
 from traceformer.sites import Stack
 
 __all__ = ["Behaviour", "behaviour_of", "evaluating"]
@@ -89,7 +90,8 @@ def _tokens(base: Any) -> Tensor:
     size = n_embeddings_of(base)
     stated = {
         value
-        for name, value in base.config.to_dict().items()
+        for config in (base.config, text_config(base.config))
+        for name, value in config.to_dict().items()
         if name.endswith("token_id")  # pyright: ignore
         and isinstance(value, int)
     }

@@ -13,6 +13,7 @@ import numpy as np
 from traceformer.errors import Unsupported
 from traceformer.models.family import Architecture, AttentionRow, Norm
 from traceformer.models.module_weights import HeldModules, ModuleWeights, Projection, stored_modules
+from traceformer.models.part import text_config, text_part
 from traceformer.models.readout import epsilon_of, readout_row_of
 from traceformer.shapes import Float32
 from traceformer.sites import Attention
@@ -115,8 +116,9 @@ def open_block_weights(
         Unsupported: a family that is not known, or has no decoder.
         NotFound, Unreadable: the folder holds no safetensors weights.
     """
-    readout, built = readout_row_of(config, architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), stored_modules(folder, config, built))
+    own = text_config(config)
+    readout, built = readout_row_of(own, architecture)
+    return BlockWeights(built, readout.norm, epsilon_of(own, readout), stored_modules(folder, config, built))
 
 
 def block_weights_of(model: "LoadedModel") -> BlockWeights:
@@ -125,6 +127,6 @@ def block_weights_of(model: "LoadedModel") -> BlockWeights:
     Raises:
         Unsupported: a family that is not known, or has no decoder.
     """
-    config = model.config.to_dict()
+    config = text_config(model.config).to_dict()
     readout, built = readout_row_of(config, model.architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), HeldModules(model.model.base_model))
+    return BlockWeights(built, readout.norm, epsilon_of(config, readout), HeldModules(text_part(model.model)))

@@ -9,6 +9,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
 from traceformer.models.family import StackRow
 from traceformer.models.mechanisms import attending_layers, configs_of_layers, stated, unstated
+from traceformer.models.part import stack_config, text_config
 from traceformer.sites import Site, Stack
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ class ModelDims:
     @classmethod
     def _of(cls, config: Any, arch: Arch, tables: Mapping[Stack, int]) -> "ModelDims":
         sides: tuple[Stack, ...] = ("enc", "dec") if arch == "encdec" else (arch,)
-        return cls(arch, {side: _stack_dims(config, side, arch, tables.get(side)) for side in sides})
+        return cls(
+            arch, {side: _stack_dims(stack_config(config, side), side, arch, tables.get(side)) for side in sides}
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {stack: _said(asdict(dims)) for stack, dims in self.stacks.items()}
@@ -251,6 +254,7 @@ def n_ctx_of(config: Any) -> int:
 
     Of a family without a row it is what the config states; `ModelDims.of` asks such a model itself.
     """
+    config = text_config(config)
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
     n_ctx = max(0, _first(config, *names, default=0))
     row = own_family(config)
@@ -271,7 +275,8 @@ def arch_of(config: Any) -> Arch:
     from transformers.models.auto import modeling_auto as auto
 
     # transformers can also wrap encoders as causal language models: those that it can wrap as masked ones.
-    is_decoder = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    writes = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    is_decoder = any(type(each) in mapping for each in (config, text_config(config)) for mapping in writes)
     return "dec" if is_decoder and type(config) not in auto.MODEL_FOR_MASKED_LM_MAPPING else "enc"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from traceformer.errors import NotFound, Unsupported
 from traceformer.models.family import Architecture, Family, Requires, Tap
 from traceformer.models.mechanisms import mechanisms_of, stated
+from traceformer.models.part import text_config
 from traceformer.models.table.decoders import DECODERS
 from traceformer.models.table.encoder_decoders import ENCODER_DECODERS
 from traceformer.models.table.encoders import ENCODERS
@@ -28,9 +29,12 @@ FAMILIES: Mapping[str, Family] = {**DECODERS, **EXPERTS, **HYBRIDS, **ENCODERS, 
 def family_of(config: Any) -> Family:
     """Returns the row of a model's family, by the `model_type` of its config (an object, or a config.json's dict).
 
+    Of a composite that is the family of its text model.
+
     Raises:
         Unsupported: there is no row for this family, or it is not right for this config.
     """
+    config = text_config(config)
     model_type = stated(config, "model_type", None)
     row = _row_of(config)
     if row is None:
@@ -50,12 +54,14 @@ def family_of(config: Any) -> Family:
 
 def own_family(config: Any) -> Family | None:
     """Returns the row of a model's family; None where there is none, or none that is right for this config."""
+    config = text_config(config)
     row = _row_of(config)
     return None if row is None or any(_unmet(row, config)) else row
 
 
 def unmet(config: Any) -> list[str]:
     """Returns why the row of a model's family is not right for it, in words; nothing where it is, or there is none."""
+    config = text_config(config)
     row = _row_of(config)
     return (
         []
@@ -91,6 +97,7 @@ def architecture_of(config: Any, like: str | None = None) -> Architecture:
     if like is not None and str(like) not in FAMILIES:
         near = get_close_matches(str(like), FAMILIES) or get_close_matches(str(like), FAMILIES, cutoff=0)
         raise NotFound(f"no row of a family {like!r}", hint=" or ".join(near))
+    config = text_config(config)
     found = (family_of(config) if like is None else FAMILIES[like]).blocks
     while not isinstance(found, Architecture):
         found = found.choose(stated(config, found.flag, found.default))

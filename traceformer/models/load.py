@@ -13,6 +13,7 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
 from traceformer.models.outputs import auto_class
+from traceformer.models.part import text_config
 from traceformer.network import hub_answers
 
 if TYPE_CHECKING:
@@ -160,16 +161,18 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **place)
         if not isinstance(getattr(config, "dtype", None), torch.dtype | str | None):
             raise Unreadable(f"{name} cannot be loaded", why=f"its config.json says dtype {config.dtype!r}")
-    if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
-        config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
-    _check_config(source, config, auto_class(config, with_head=with_head))
+    for stating in (config, text_config(config)):
+        pad = getattr(stating, "pad_token_id", None)
+        if isinstance(pad, int) and pad >= getattr(stating, "vocab_size", pad + 1):
+            stating.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
+    maker = _maker_of(source, config, auto_class(config, with_head=with_head))
     with _explained(name, local), quiet(transformers):
         if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
             own = load_tokenizer(str(adapter_folder), adapter_folder)
         elif own is None:
             snapshot = folder if local else Path(str(cached_file(name, "config.json", **place))).parent
             own = load_tokenizer(name, snapshot, **place)
-        made, info = getattr(transformers, auto_class(config, with_head=with_head)).from_pretrained(
+        made, info = maker.from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, dtype) if dtype else "auto",
@@ -262,27 +265,32 @@ def built_in_folder(name: str) -> Path:
     return folder
 
 
-def _check_config(name: str, config: Any, auto: str) -> None:
-    """Refuses what cannot be recorded before its weights are read: what nobody can make, or has no sizes of its own.
+def _maker_of(name: str, config: Any, auto: str) -> Any:
+    """Returns what makes a model of this config: an automatic class, or transformers' own that the config names.
 
+    What cannot be recorded is refused before its weights are read: what nobody can make, or has no sizes of its own.
     Of several models in one some classes make the text model alone, whose config is another; they are asked then.
     """
     import transformers
 
+    maker: Any = getattr(transformers, auto)
     if getattr(config, "auto_map", None):
-        return
-    classes: Any = getattr(transformers, auto)._model_mapping
-    if type(config) not in classes:
+        return maker
+    if type(config) in maker._model_mapping:
+        made = maker._model_mapping[type(config)]
+    else:
         named = next(iter(getattr(config, "architectures", None) or ()), "")
-        own = named if hasattr(transformers, named) else "its own class"
-        raise Unsupported(
-            f"{name} cannot be loaded by its name",
-            why=f"{auto} knows no model type {config.model_type!r}",
-            hint=f"load it with {own} of transformers, and give that: load_model(model, tokenizer)",
-        )
-    made = classes[type(config)]
+        made = maker = getattr(transformers, named, None)
+        if getattr(made, "config_class", None) is not type(config):
+            own = "its own class" if made is None else named
+            raise Unsupported(
+                f"{name} cannot be loaded by its name",
+                why=f"{auto} knows no model type {config.model_type!r}",
+                hint=f"load it with {own} of transformers, and give that: load_model(model, tokenizer)",
+            )
     if getattr(made, "config_class", None) is type(config):
         ModelDims.from_config(config)
+    return maker
 
 
 def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:

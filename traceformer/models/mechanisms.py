@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from traceformer.errors import Unsupported
+from traceformer.models.part import text_config
 
 __all__ = ["attending_layers", "attends", "configs_of_layers", "layer_config", "mechanisms_of", "stated", "unstated"]
 
@@ -73,7 +74,7 @@ def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
 
 def mechanisms_of(config: Any) -> list[str]:
     """Returns what a config says of its model that no row can describe yet, each in a few words."""
-    return [*_mechanisms(config)]
+    return [*_mechanisms(text_config(config))]
 
 
 def _mechanisms(config: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from traceformer.models.blocks import decoders, encoder_decoders, encoders, hybrids, outside
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.mechanisms import configs_of_layers
+from traceformer.models.part import is_composite, text_config, text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +22,8 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
 
     What only a person can say, its readout and a config for a tiny model, is begun with what its config says.
     """
-    config: Any = configs_of_layers(model.config)[0]  # sizes that differ by layer are for a person to state
+    # Sizes that differ by layer are for a person to state.
+    config: Any = configs_of_layers(text_config(model.config))[0]
     family, same = str(config.model_type), _constant(architecture)
     constant = family.upper().replace("-", "_").replace(".", "_")
     blocks = "" if same else f"{constant} = {written_architecture(architecture)}\n\n"
@@ -32,7 +34,9 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
         {
             "blocks": _Name(same or f"blocks.{constant}"),
             "positions": _Call("Positions", {"": kind}),
-            "tiny": _Call("Tiny", {"": type(model).__name__, " ": sizes}),
+            "tiny": _Call(
+                "Tiny", {"": type(text_part(model) if is_composite(model.config) else model).__name__, " ": sizes}
+            ),
         },
     )
     start = f"    {_quoted(family)}: "

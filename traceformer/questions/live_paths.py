@@ -20,6 +20,7 @@ from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.results.path_traces import model_name
+from traceformer.models.part import start_token_of, takes_positions, text_part
 from traceformer.shapes import Bool, Float, Int
 from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded, unnamed
@@ -71,7 +72,7 @@ class TracedModel:
         Raises:
             UsageError: the model has no decoder beside an encoder.
         """
-        start = getattr(self.model.config, "decoder_start_token_id", None)
+        start = start_token_of(self.model.config)
         if start is None:
             raise UsageError("this model has no decoder beside an encoder", hint="leave the target text out")
         return [start, *self.tokenizer(text_target=target_text)["input_ids"]][:-1]
@@ -244,7 +245,7 @@ def _inputs(model: "PreTrainedModel", dims: "ModelDims", text: Text, source: Tex
     for prefix, each in named.items():
         inputs[f"{prefix}input_ids"] = torch.from_numpy(each.ids[each.part])[None].to(model.device)
         inputs[f"{prefix}attention_mask"] = torch.from_numpy(each.allowed[each.part])[None].long().to(model.device)
-    if dims.arch == "dec" and "position_ids" in accepted:
+    if dims.arch == "dec" and takes_positions(model):
         inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=model.device)[None]
     return inputs
 
@@ -321,7 +322,7 @@ def output_weights(
     assert own is not None
     if own.out_proj is None:
         raise Unsupported("value norms of this model", why=why_no_output(own))
-    module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
+    module: Any = text_part(model).get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
     array = weights_of(module).cpu().numpy() * np.float32(row.scale)
     return array.reshape(n_heads, -1, array.shape[1])
 

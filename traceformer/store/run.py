@@ -39,7 +39,7 @@ __all__ = ["Run", "TraceStore"]
 _STAGES: Mapping[str, str] = {"pre_attn": "resid_pre", "post_attn": "resid_mid", "post_mlp": "resid_post"}
 _ENCODINGS = (
     *("input_ids", "attention_mask", "offset_mapping", "tokens", "dec_labels", "n_prompt"),
-    *("token_type_ids", "sequence_ids", "word"),
+    *("token_type_ids", "sequence_ids", "word", "kind"),
 )
 
 
@@ -381,7 +381,8 @@ class Run:
         """Returns the tokenizer's output for the example: input_ids, tokens, offsets, and the same as `dec_*`.
 
         Of a generation also `n_prompt`: where the response begins, in the decoder. Of pairs of texts `sequence_ids`
-        and, where the model was given them, `token_type_ids`; `word` where it is known which word a token is of.
+        and, where the model was given them, `token_type_ids`; `word` where it is known which word a token is of; `kind`
+        where a processor made the tokens: what each stands for, `text`, `image`, `audio` or `video`.
         """
         return {
             name: value

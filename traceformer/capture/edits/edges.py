@@ -28,6 +28,7 @@ from traceformer.capture.spots import scale_of
 from traceformer.errors import Unsupported
 from traceformer.models.block_weights import why_no_output
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.shapes import Float64
 from traceformer.sites import ArrayKey
 
@@ -78,7 +79,7 @@ class Stream:
         path = self._row.attention.out_proj
         if path is None:
             raise Unsupported("edges of this model", why=why_no_output(self._row.attention))
-        module: Any = self._model.model.base_model.get_submodule(f"{self._row.blocks}.{layer}.{path}")
+        module: Any = text_part(self._model.model).get_submodule(f"{self._row.blocks}.{layer}.{path}")
         n_heads, n_positions, d_head = change.shape
         apart = change.new_zeros(n_heads + 1, n_positions, n_heads, d_head)
         for head in range(n_heads):

@@ -34,6 +34,7 @@ from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.outputs import output_site, why_no_output
 from traceformer.models.own_attention import OWN_ATTENTION
+from traceformer.models.part import text_part
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, Stack
 
 __all__ = ["Place", "Touch", "Touching", "check_place"]
@@ -111,7 +112,7 @@ class Touching:
         self._undo.close()
 
     def _module(self, path: str) -> Any:
-        return self._model.base_model.get_submodule(path)
+        return text_part(self._model).get_submodule(path)
 
     def _computes_itself(self, path: str) -> bool:
         own = OWN_ATTENTION.get(self._row.own_attention)
@@ -235,7 +236,7 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
     attention = row.stacks[key.stack].attention_of(key.attention)
     assert attention is not None
     path = f"{row.stacks[key.stack].blocks}.{layer}.{attention.module}"
-    if own is not None and own.fits(model.base_model.get_submodule(path)):
+    if own is not None and own.fits(text_part(model).get_submodule(path)):
         raise Unsupported(
             f"{key.site} of {kind} cannot be edited",
             why="its attention module computes scores and patterns within itself, and hands them to nobody",

@@ -108,11 +108,11 @@ class Responder:
         with quiet(transformers), torch.inference_mode():
             self._observe_prompt_logits(inputs, plan.arrays, memory)
             recording = Recorder(self._loaded.model, plan.arrays, None, plan.architecture, plan.derived)
-            with recording as recorder, recorder.growing(memory) as growth:
+            with recording as recorder, recorder.growing(memory) as growth, _positions_of(self._loaded.model) as own:
                 more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
                 output = self._generate(inputs, seed, **more)
                 growth.seen["dec"] = output.sequences.shape[1] - 1
-                self._run_last_token(output, inputs, more)
+                self._run_last_token(output, inputs, more, own)
         tokens = self._cut(output.sequences, inputs)
         starts = [span.start for span in spans["dec"]] if self._is_decoder else [0] * len(prompts)
         own = [Span(start, n_prompt + len(row)) for start, row in zip(starts, tokens, strict=True)]
@@ -148,7 +148,9 @@ class Responder:
     def _encode(self, inputs: dict[str, Tensor]) -> Any:
         return self._loaded.model.get_encoder()(**inputs, return_dict=True)
 
-    def _run_last_token(self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any]) -> None:
+    def _run_last_token(
+        self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any], positions: Sequence[Tensor]
+    ) -> None:
         last = output.sequences[:, -1:]
         cache = next(name for name in _CACHES if name in self._inputs.accepted)
         given: dict[str, Any] = {cache: output.past_key_values, "use_cache": True, "return_dict": True}
@@ -161,6 +163,8 @@ class Responder:
             given["attention_mask"] = torch.cat([mask, grown], dim=1)
         if "position_ids" in inputs:
             given["position_ids"] = inputs["position_ids"][:, -1:] + output.sequences.shape[1] - mask.shape[1]
+        elif positions:  # the model's own, which the pass before was given
+            given["position_ids"] = positions[-1][..., -1:] + 1
         self._loaded.model(input_ids=last, **given)
 
     def _observe_prompt_logits(
@@ -201,6 +205,22 @@ def keeps_a_cache(loaded: LoadedModel) -> bool:
     """Whether a model takes what it keeps of earlier tokens, so that its last token can be run behind a response."""
     accepted = BatchInputs(loaded).accepted
     return "use_cache" not in accepted or any(name in accepted for name in _CACHES)
+
+
+@contextmanager
+def _positions_of(model: Any) -> Generator[list[Tensor]]:
+    """Yields the positions that the latest pass in the block was given; nothing where passes are given none."""
+    latest: list[Tensor] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        own = kwargs.get("position_ids")
+        latest[:] = [] if own is None else [own]
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield latest
+    finally:
+        handle.remove()
 
 
 @contextmanager

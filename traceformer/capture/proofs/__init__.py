@@ -9,6 +9,7 @@ stream      claims about the residual stream, the MLP and the logits
 edits       what is proved of edits: to the bit where they change nothing
 limits      the limits that a config names, and both sides of them
 first       what is proved of a model before its first batch, always
+given       what is proved of a processor's batch before it is recorded
 handed_on   which blocks take what the block before them made: watched meanwhile
 tested      claims tested on what was recorded, and what rounding explains
 watch       one pass watched: what each module reads, what it makes, and when

@@ -132,10 +132,10 @@ def _rotation(place: Place) -> _Rotation | None:
 
 
 def _rotary(place: Place) -> Any:
-    """The module that makes angles: of the base model, beside the blocks, or of attention itself."""
-    base: Any = place.scene.model.base_model
-    places = (base, base.get_submodule(place.row.blocks.rpartition(".")[0]), place.module(place.attention_row.module))
-    found = (getattr(each, name, None) for each in places for name in ("rotary_emb", "pos_emb"))
+    """The module that makes angles: beside the blocks, beside what holds them, or of attention itself."""
+    module = place.module(place.attention_row.module)
+    names = ("rotary_emb", "pos_emb")
+    found = (own for name in names for own in (place.beside(name), getattr(module, name, None)))
     return next((own for own in found if own is not None), None)
 
 
@@ -143,21 +143,20 @@ def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
     module, rows = place.module(place.attention_row.module), _projected(place, which)
     names = (f"{which}_norm", f"{which}_layernorm", "qk_norm")
-    norm = next((own for name in names if (own := getattr(module, name, None)) is not None), None)
-    if norm is not None:
+    norm = next((found for name in names if (found := getattr(module, name, None)) is not None), None)
+    if norm is not None:  # one behind the rotation gives the same lengths
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
         return rows * getattr(module, "key_multiplier", 1)
-    if getattr(module, "attn_temperature_tuning", None) and not module.use_rope:  # Llama 4's layers without rotation
-        positions = torch.arange(rows.shape[1], device=rows.device) + 1
-        grown = torch.log1p(torch.floor(positions.float() / module.floor_scale)) * module.attn_scale + 1
-        rows = (rows * grown[:, None]).to(rows.dtype)
     rope = getattr(place.config, "rope_parameters", None) or {}
     stretch = rope.get("llama_4_scaling_beta")
     if stretch:  # queries grow with the logarithm of their position, in steps
         steps = torch.arange(rows.shape[1], device=rows.device) // rope["original_max_position_embeddings"]
         rows = (rows * (1 + stretch * torch.log(1 + steps))[:, None]).to(rows.dtype)
+    if getattr(module, "attn_temperature_tuning", False) and not module.use_rope:  # likewise, where nothing is rotated
+        steps = (torch.arange(rows.shape[1], device=rows.device) + 1) // module.floor_scale
+        rows = (rows * (1 + module.attn_scale * torch.log1p(steps.float()))[:, None]).to(rows.dtype)
     return rows * module.scaling if place.attention_row.scales_queries else rows
 
 
@@ -292,7 +291,7 @@ def _scores(place: Place) -> Sides:
 
 def _with_own_bias(place: Place, scores: Tensor) -> Tensor:
     """Scores with what families outside the attention function add: ALiBi, a bias of distances, scores of positions."""
-    base, module = place.scene.model.base_model, place.module(place.attention_row.module)
+    base, module = place.part, place.module(place.attention_row.module)
     encoder: Any = getattr(base, "encoder", None)
     if hasattr(module, "disentangled_attention_bias"):
         parts = 1 + len({"c2p", "p2c"} & {*module.pos_att_type})
@@ -326,10 +325,11 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     if patterns is not None:
         seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]
         return torch.stack(seen) & (distance >= 0) | (distance == 0)
-    if _layer_type(place) == "chunked_attention":  # Llama 4: a query sees its own part of the text
-        size = place.config.attention_chunk_size
-        return (distance >= 0) & (queries[:, None] // size == keys // size)
-    return (distance >= 0) & (distance < (len(keys) if window is None else window))
+    seen = (distance >= 0) & (distance < (len(keys) if window is None else window))
+    if _layer_type(place) == "chunked_attention":
+        chunk = place.config.attention_chunk_size
+        seen &= queries[:, None] // chunk == keys // chunk
+    return seen
 
 
 def _picked(place: Place) -> int | None:
@@ -446,7 +446,7 @@ def _alibi(place: Place) -> Sides:
 
 
 def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:
-    base: Any = place.scene.model.base_model
+    base = place.part
     device = place.scene.model.device
     if hasattr(base, "build_alibi_tensor"):
         return base.build_alibi_tensor(torch.ones(1, length, device=device), n_heads, torch.float32)

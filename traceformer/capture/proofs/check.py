@@ -40,6 +40,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
 from traceformer.models.outputs import reads_itself, runs_alone
+from traceformer.models.part import stack_config, start_token_of
 from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
@@ -226,12 +227,13 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
 
     def ids(length: int) -> list[int]:
         # The first few ids tend to be padding, start and end tokens.
-        return torch.randint(4, config.vocab_size, (length,), generator=generator).tolist()
+        return torch.randint(4, n_words, (length,), generator=generator).tolist()
 
     arch = arch or arch_of(config)
+    n_words: int = stack_config(config, "enc" if arch == "enc" else "dec").vocab_size
     if arch != "encdec":
         return [{arch: ids(length)} for length in (17, 9, 12)]
-    start: int | None = getattr(config, "decoder_start_token_id", None)
+    start = start_token_of(config)
     if start is None:
         raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config")
     return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]

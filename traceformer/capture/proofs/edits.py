@@ -27,6 +27,7 @@ from traceformer.capture.spots import scale_of
 from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
+from traceformer.models.part import text_config, text_part
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
@@ -87,7 +88,7 @@ def prove_edits(
 
 def _read_tokens(model: Any) -> bool:
     """Whether blocks are given more of a token than its stream: an embedding for each layer (Gemma 3n, Gemma 4)."""
-    return bool(getattr(model.config, "hidden_size_per_layer_input", 0))
+    return bool(getattr(text_config(model.config), "hidden_size_per_layer_input", 0))
 
 
 def _places(scene: Scene, spec: ArraySpec) -> list[Place]:
@@ -117,7 +118,7 @@ def _prove_donor(
         row[span.start : span.stop] = row[span.start : span.stop].flip(0)
     donor = {**inputs, name: ids}
     depth = scene.dims.stacks[stack].n_layers
-    blocks = scene.model.base_model.get_submodule(scene.row.stacks[stack].blocks)
+    blocks = text_part(scene.model).get_submodule(scene.row.stacks[stack].blocks)
     if any("original_hidden_states" in inspect.signature(block.forward).parameters for block in blocks.children()):
         return  # Zamba's blocks read the embeddings beside the stream, which then is not all that a text hands on
     chosen = [
@@ -146,7 +147,7 @@ def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_
     out = key._replace(site="attn_out")
     if attention.out_proj is None or not scene.row.has(out):
         return
-    module = scene.model.base_model.get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
+    module = text_part(scene.model).get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Touch:

@@ -25,6 +25,7 @@ from traceformer.capture.proofs.watch import Attended, Watched, insides, is_list
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
+from traceformer.models.part import text_part
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
@@ -55,8 +56,8 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
     only: dict[str, tuple[int, ...]] = {}
     stacks: dict[Stack, StackRow] = {}
     for stack, sizes in dims.stacks.items():
-        row, why = _stack_row(model.base_model, watched, stack, paths[stack], sizes, has_cross=len(paths) > 1)
-        row, where = _with_other_blocks(model.base_model, watched, stack, row, sizes)
+        row, why = _stack_row(text_part(model), watched, stack, paths[stack], sizes, has_cross=len(paths) > 1)
+        row, where = _with_other_blocks(text_part(model), watched, stack, row, sizes)
         stacks[stack] = row
         refused |= why
         only |= where
@@ -69,7 +70,7 @@ def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[S
     name, obstacles = type(model).__name__, list[str]()
     for stack, sizes in dims.stacks.items():
         chains: list[tuple[int, str]] = []
-        for path, module in model.base_model.named_modules():
+        for path, module in text_part(model).named_modules():
             outer = (*found.values(), *(chain for _, chain in chains))
             is_within = any(f"{path}.".startswith(f"{other}.") for other in outer)
             if is_within or not is_list_of_blocks(module, sizes.n_layers):

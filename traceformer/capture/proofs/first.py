@@ -42,6 +42,7 @@ from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 __all__ = ["prove_first", "try_padding"]
@@ -278,7 +279,7 @@ class _Trial:
     @contextmanager
     def _last_bits_changed(self, row: Encoded) -> Generator[None]:
         """Changes what enters the blocks by as much as its dtype can tell apart, up and down."""
-        base: Any = self._model.base_model
+        base: Any = text_part(self._model)
         step = torch.finfo(self._model.dtype).eps
 
         def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -366,7 +367,7 @@ class _Trial:
         if not attending:
             return True
         path = f"{own.blocks}.{attending[0]}.{own.attention.module}".removesuffix(".")
-        return getattr(self._model.base_model.get_submodule(path), "is_causal", True) is not False
+        return getattr(text_part(self._model).get_submodule(path), "is_causal", True) is not False
 
 
 def _has_hooks(model: PreTrainedModel) -> bool:

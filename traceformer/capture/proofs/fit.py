@@ -29,6 +29,7 @@ from traceformer.models.families import FAMILIES, own_family, unmet, with_scales
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
+from traceformer.models.part import start_token_of, text_config, text_part
 from traceformer.progress import OnProgress, Progress, quiet
 from traceformer.sites import ArrayKey, Selection, Stack
 
@@ -105,7 +106,7 @@ def _chosen(model: LoadedModel, rows: Sequence[Encoded]) -> list[Example]:
     for row in picked:
         ids: dict[Stack, Sequence[int]] = {stack: own[:_MOST_TOKENS] for stack, own in row.ids.items()}
         if model.dims.arch == "encdec" and "dec" not in ids:
-            start = getattr(model.config, "decoder_start_token_id", None)
+            start = start_token_of(model.config)
             ids["dec"] = [*([] if start is None else [start]), *ids["enc"][: _MOST_TOKENS // 2]]
         examples.append(ids)
     halves: dict[Stack, Sequence[int]]
@@ -190,14 +191,14 @@ def _candidates(
         yield same, found
     stacks = list(ModelDims.of(model).stacks)
     for families, named in there.items():
-        row = with_scales(named, model.config)
+        row = with_scales(named, text_config(model.config))
         if list(row.stacks) == stacks and has_modules(model, row):
             yield families, row
 
 
 def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
     """Whether every module that a row names is there, in every block; those of attention, in all that have some."""
-    there = {path for path, _ in model.base_model.named_modules(remove_duplicate=False)}
+    there = {path for path, _ in text_part(model).named_modules(remove_duplicate=False)}
     dims = ModelDims.of(model)
     for stack, own in row.stacks.items():
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}

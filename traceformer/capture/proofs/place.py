@@ -1,6 +1,6 @@
 """What a claim about a recorded array is, and the place where it is tested."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from traceformer.capture.spots import scale_of
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.models.mechanisms import layer_config
+from traceformer.models.part import stack_config, text_part
 from traceformer.models.quantised import holds_codes
 from traceformer.shapes import Float
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
@@ -86,8 +87,23 @@ class Place:
 
     @property
     def config(self) -> Any:
-        """What the config says of this layer."""
-        return layer_config(self.scene.model.config, self.layer)
+        """What the config that states the sizes of this stack says of this layer."""
+        return layer_config(stack_config(self.scene.model.config, self.stack), self.layer)
+
+    @property
+    def part(self) -> Any:
+        """The module that the row's paths count from."""
+        return text_part(self.scene.model)
+
+    def beside(self, name: str) -> Any:
+        """Returns the module of this name beside the blocks, or else beside what holds them; None where neither is."""
+        return next((found for owner in self._around() if (found := getattr(owner, name, None)) is not None), None)
+
+    def _around(self) -> Iterator[Any]:
+        path = self.row.blocks
+        while path:
+            path = path.rpartition(".")[0]
+            yield self.part.get_submodule(path)
 
     @property
     def row(self) -> StackRow:
@@ -111,7 +127,7 @@ class Place:
 
     def module(self, path: str) -> Any:
         """The module at a path from this block."""
-        return self.scene.model.base_model.get_submodule(f"{self.row.blocks}.{self.layer}.{path}")
+        return self.part.get_submodule(f"{self.row.blocks}.{self.layer}.{path}")
 
     def apply(self, path: str, rows: Tensor) -> Tensor:
         """Returns what the module at a path from this block makes of (position, width)."""

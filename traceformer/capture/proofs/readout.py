@@ -17,6 +17,7 @@ from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import TraceformerError
 from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.models.readout import readout_of
 
 __all__ = ["readout_holds"]
@@ -33,7 +34,7 @@ def readout_holds(model: LoadedModel, example: Example) -> bool:
         return False
     own: Any = model.model
     row = model.built.stacks["dec"]
-    blocks = list(own.base_model.get_submodule(row.blocks))
+    blocks = list(text_part(own).get_submodule(row.blocks))
     inputs, _ = batch_of(own, [example])
     streams: list[Tensor] = []
 

@@ -23,7 +23,7 @@ def _embedding(place: Place) -> Sides:
     try:
         table = owner.get_input_embeddings()
     except NotImplementedError:  # a class of the user's own, which does not say
-        table = model.base_model.get_submodule(place.row.token_embed)
+        table = place.part.get_submodule(place.row.token_embed)
     if holds_codes(table.weight):
         raise NotHere
     rows = table.weight[place.scene.ids[place.example][place.stack]]
@@ -80,7 +80,7 @@ def _lack_embedding(place: Place, first: Tensor) -> bool:
 
 def _project_out(place: Place, stream: Tensor) -> Tensor:
     """OPT-350m embeds and unembeds in fewer dimensions than it computes in."""
-    project = getattr(getattr(place.scene.model.base_model, "decoder", None), "project_out", None)
+    project = getattr(getattr(place.part, "decoder", None), "project_out", None)
     return stream if project is None else apply(project, stream)
 
 
@@ -119,7 +119,7 @@ def _final_norm(place: Place) -> Sides:
     recorded, path = place("final_norm"), place.row.final_norm
     assert path is not None
     stream = place.at(place.dims.n_layers - 1)("resid_post")
-    return recorded, apply(place.scene.model.base_model.get_submodule(path), stream)
+    return recorded, apply(place.part.get_submodule(path), stream)
 
 
 def _same_logits(place: Place) -> Sides:

@@ -21,6 +21,7 @@ from traceformer.capture.scores import AttentionCall
 from traceformer.capture.tensors import first_input, first_output
 from traceformer.errors import Unsupported
 from traceformer.models.dims import StackDims
+from traceformer.models.part import text_part
 from traceformer.sites import Stack
 
 __all__ = ["Attended", "Call", "Watched", "insides", "is_list_of_blocks", "parts_of", "watch"]
@@ -120,7 +121,7 @@ def watch(model: PreTrainedModel, examples: Sequence[Example], stacks: Mapping[S
         stack: torch.tensor([each[stack] for each in cut], device=model.device) for stack in cut[0]
     }
     watched = Watched(ids)
-    base: nn.Module = model.base_model
+    base = text_part(model)
     inputs, _ = batch_of(model, cut)
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs = {**inputs, "use_cache": False}
@@ -186,7 +187,7 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, pa
         if made is not None and given is not None:
             watched.calls.append(Call(paths[module], module, given, made.clone(), start, next(clock)))
 
-    listeners = {module: _Listener(path, watched) for path, module in model.base_model.named_modules()}
+    listeners = {module: _Listener(path, watched) for path, module in text_part(model).named_modules()}
     encoder = model.get_encoder() if len(watched.ids) > 1 else None
 
     def last_of(stack: Stack) -> Any:
@@ -201,7 +202,7 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, pa
         for module in paths:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(after).remove)
-        undo.callback(model.base_model.register_forward_hook(last_of("dec" if "dec" in watched.ids else "enc")).remove)
+        undo.callback(text_part(model).register_forward_hook(last_of("dec" if "dec" in watched.ids else "enc")).remove)
         if encoder is not None:
             undo.callback(encoder.register_forward_hook(last_of("enc")).remove)
         undo.enter_context(Listening(dict(listeners)))

@@ -1,6 +1,7 @@
 """Decoders with one MLP a block."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from traceformer.models.blocks import decoders as blocks
 from traceformer.models.blocks import outside
@@ -70,6 +71,17 @@ _STRETCHED_QUERIES = {
     }
 }
 
+
+def _seeing(text: Mapping[str, Any], *sections: int) -> Mapping[str, Any]:
+    """The config of a text model whose positions count in time, height and width, and of a vision model beside it."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [*sections]}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    return {
+        "text_config": {**text, "rope_parameters": rope},
+        "vision_config": {**vision, "intermediate_size": 16, "deepstack_visual_indexes": [0]},
+    }
+
+
 DECODERS: Mapping[str, Family] = {
     "gpt2": Family(
         blocks=blocks.GPT2,
@@ -89,6 +101,9 @@ DECODERS: Mapping[str, Family] = {
     "ministral3": rotary(blocks.LLAMA, "Ministral3ForCausalLM", {**WIDE_HEADS, **_STRETCHED_QUERIES}),
     "qwen2": rotary(blocks.LLAMA, "Qwen2ForCausalLM", readout=RMS),
     "qwen3": rotary(blocks.LLAMA, "Qwen3ForCausalLM", WIDE_HEADS, RMS),
+    "qwen2_vl_text": rotary(blocks.LLAMA, "Qwen2VLForConditionalGeneration", _seeing(GROUPED, 1, 1, 2)),
+    "qwen2_5_vl_text": rotary(blocks.LLAMA, "Qwen2_5_VLForConditionalGeneration", _seeing(GROUPED, 1, 1, 2)),
+    "qwen3_vl_text": rotary(blocks.LLAMA, "Qwen3VLForConditionalGeneration", _seeing(WIDE_HEADS, 4, 2, 2), RMS),
     "arcee": rotary(blocks.LLAMA_PLAIN, "ArceeForCausalLM"),
     "cwm": rotary(blocks.LLAMA, "CwmForCausalLM", {**WIDE_HEADS, **WINDOW}),
     "ernie4_5": rotary(blocks.LLAMA, "Ernie4_5ForCausalLM", WIDE_HEADS),
