@@ -18,6 +18,8 @@ from traceformer.models.tiny import tiny_model
 from traceformer.store.meta import Dims
 
 TEXTS = [[*range(5, 5 + length)] for length in (9, 21, 3)]
+
+
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     return tf.load_model(tiny_model("gemma4_text"))

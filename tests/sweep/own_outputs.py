@@ -53,8 +53,20 @@ def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> Own
     hidden = {stack: _arrays(output, f"{own}hidden_states") for stack, own in names.items()}
     patterns = {f"{stack}.self": _arrays(attended, f"{own}attentions") for stack, own in names.items()}
     patterns["dec.cross"] = _arrays(attended, "cross_attentions") if len(ids) == 2 else []
+    if getattr(plain.config, "attention_window", None) is not None:
+        first = "enc" if "enc" in ids else "dec"
+        patterns[f"{first}.self"] = [_in_place(banded, len(ids[first])) for banded in patterns[f"{first}.self"]]
     logits = getattr(output, "logits", None)
     return OwnOutputs(hidden, patterns, None if logits is None else logits[0].float().numpy())
+
+
+def _in_place(banded: np.ndarray, length: int) -> np.ndarray:
+    """(head, query, key) of what a Longformer returns: (head, query, keys from half a window before to half behind)."""
+    whole, reach = np.zeros((len(banded), length, length), banded.dtype), banded.shape[2] // 2
+    for query in range(length):
+        for key in range(max(0, query - reach), min(length, query + reach + 1)):
+            whole[:, query, key] = banded[:, query, key - query + reach]
+    return whole
 
 
 def answer_of(model: Any, prompt: Sequence[int], tokens: int) -> tuple[list[int], np.ndarray]:

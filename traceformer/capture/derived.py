@@ -162,7 +162,7 @@ class Projecting:
 def _source(site: str, architecture: Architecture, stacks: Sequence[Stack]) -> ArrayKey:
     name = site.rsplit(".", 1)[-1]
     axes = SITES[name].axes if name in SITES else ()
-    if len(axes) != 3 or axes[0] != "layer" or SITES[name].is_derived:
+    if len(axes) != 3 or axes[0] != "layer" or axes[-1] not in ("d_model", "d_mlp"):
         of = [name for name, own in SITES.items() if own.axes == SITES["resid_post"].axes]
         raise SelectionError(f"{site!r} cannot be projected", hint=f"sites that can: {' '.join(of)}")
     found = [key for key in architecture.keys(name) if key.stack in stacks and site in (name, str(key))]

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from traceformer.capture.derived import ModelPlace
-from traceformer.capture.gaps import layers_having
+from traceformer.capture.gaps import layers_having, shared_width
 from traceformer.capture.passes import Derived
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
@@ -84,6 +84,8 @@ def plan_arrays(
             keys = [] if "dec" in stacks else list(row.keys(site))
         if site in ("mlp_up", "mlp_act", "mlp_mid"):
             keys = [key for key in keys if dims.stacks[key.stack].d_mlp]
+        if SITES[site].of_experts:
+            keys = [key for key in keys if layers_having(model, row, dims.stacks[key.stack], key)]
         for key in keys:
             own, asked = dims.stacks[key.stack], layers[key.stack]
             if site in _OF_CLASSES:
@@ -107,10 +109,13 @@ def plan_arrays(
                     left_out.append(_of_other_shape(SITES[site], own, others))
                 asked, own = alike, own.at(alike[0])
             chosen = _heads_chosen(selection, key.stack, own) if dims.stacks[key.stack].by_layer else heads[key.stack]
-            arrays.append(_spec(key, asked, chosen, own, selection))
+            spec = _spec(key, asked, chosen, own, selection)
+            is_shared = SITES[site].axes[-1] == "d_shared"
+            arrays.append(replace(spec, width=shared_width(model, row, spec)) if is_shared else spec)
         if not keys and selection.is_named(site):
             raise Unsupported(f"this model has no {site}", why=_why_not(site, row, model, stacks))
-        if not keys and not SITES[site].of_few:
+        is_missed = not SITES[site].of_few or (SITES[site].is_routing and "experts" in selection.capture)
+        if not keys and is_missed:
             left_out.append(site)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
@@ -209,6 +214,10 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return "attention and MLP run in parallel, so there is nothing between them"
     if site == "mlp_norm" and any(row.parallel for row in rows):
         return "its MLP reads attention's normed input, attn_norm"
+    if SITES[site].of_experts:
+        has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
+        what = "what they are told is not known" if has_experts else "its MLPs are no mixtures of experts"
+        return what if SITES[site].is_routing else "it has no expert that all tokens share, or none that is known"
     if (site.startswith("mlp_") or site == "resid_mid") and not any(row.mlp for row in rows):
         return "its blocks have no MLP that is known"
     if site in ("mlp_up", "mlp_act", "mlp_mid", "mlp_down") and all(row.mlp_kind != "experts" for row in rows):

@@ -103,7 +103,8 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
     layers: dict[Stack, tuple[int, ...]] = {}
     heads: dict[Stack, tuple[int, ...]] = {}
     for spec in plan.arrays:
-        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
+        is_partial = spec.site.is_derived or spec.site.of_experts
+        if spec.site.per_layer and not is_partial and spec.key.token_stack == spec.key.stack:
             layers.setdefault(spec.key.stack, tuple(spec.layers))
             if "head" in spec.site.axes:
                 heads.setdefault(spec.key.stack, tuple(spec.heads))
@@ -217,7 +218,7 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         softcap=_of_all_layers(config, "attn_logit_softcapping"),
         sinks=model.has_sinks,
         sliding_window=None if model.dims.arch == "enc" else _of_all_layers(config, "sliding_window"),
-        local_attention=_of_all_layers(config, "local_attention"),
+        local_attention=_local_attention(config),
         layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),
     )
 
@@ -226,6 +227,12 @@ def _of_all_layers(config: Any, name: str) -> Any:
     """What a config says of all layers, if it is the same of each."""
     said = {repr(value): value for own in configs_of_layers(config) for value in [getattr(own, name, None)]}
     return next(iter(said.values())) if len(said) == 1 else None
+
+
+def _local_attention(config: Any) -> int | tuple[int, ...] | None:
+    """The width of an encoder's windows, or those of its layers where they are not all as wide."""
+    width = getattr(config, "attention_window", None) or _of_all_layers(config, "local_attention")
+    return width if width is None or isinstance(width, int) else width[0] if len({*width}) == 1 else tuple(width)
 
 
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:

@@ -39,7 +39,7 @@ from traceformer.capture.passes import (
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.spots import place_of
-from traceformer.capture.tensors import first_input, first_output, own_output, part_of
+from traceformer.capture.tensors import first_input, first_output, own_output, part_of, routing_in
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, check_positions
 from traceformer.models.families import architecture_of
@@ -60,6 +60,8 @@ class _Delivery(NamedTuple):
     after: Stack | None = None
     scale: float = 1.0
 
+
+_ROUTED = ("expert ids", "expert weights")
 
 _recorded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _recorded_lock = threading.Lock()
@@ -224,16 +226,23 @@ class Recorder:
     def _hook_modules(self, undo: ExitStack) -> None:
         outputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         inputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
+        routings: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         for wanted in self._wanted:
             place = self._place(wanted)
             if place is not None:
                 module, delivery = place
-                (outputs if delivery.tap.side == "output" else inputs)[module].append(delivery)
+                seen = routings if delivery.tap.part in _ROUTED else inputs
+                (outputs if delivery.tap.side == "output" else seen)[module].append(delivery)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = first_input(args, kwargs)
             if given is not None:
                 self._deliver(module, inputs[module], given)
+
+        def told(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._pass.is_observed:
+                for part, tensor in zip(_ROUTED, routing_in(args, kwargs) or (), strict=False):
+                    self._deliver(module, [each for each in routings[module] if each.tap.part == part], tensor)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             made = first_output(output)
@@ -253,6 +262,8 @@ class Recorder:
             undo.callback(last.register_forward_hook(self._marker(stack)).remove)
         for module in inputs:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for module in routings:
+            undo.callback(module.register_forward_pre_hook(told, with_kwargs=True).remove)
         for module in outputs:
             undo.callback(module.register_forward_hook(head if module is self._model else after).remove)
 
@@ -301,7 +312,7 @@ class Recorder:
             few = self._pass.growth is not None and spec.site.name in OUTPUTS
             more = self._row.pads_texts and tensor.dim() == 3 and tensor.shape[1] > columns
             if tensor.dim() == 3 and len(tensor) == batch and (few or more):
-                return tensor
+                return tensor[:, :columns] if more else tensor
             if tensor.dim() == 2 and len(tensor) == batch * columns:
                 return tensor.unflatten(0, (batch, columns))
             expected = f"({batch}, {columns}, width), batch by position"

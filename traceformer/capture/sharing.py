@@ -192,7 +192,9 @@ def _layer_types(rope: nn.Module) -> list[dict[str, str]]:
         return [{}]
     own: Any = rope
     known = own.rope_type if isinstance(getattr(own, "rope_type", None), Mapping) else own.config.layer_types
-    used = {*filter(attends, own.config.layer_types)} & {*known} or {*known}  # some kinds have names of the module's own
+    used = {*filter(attends, own.config.layer_types)} & {*known} or {
+        *known
+    }  # some kinds have names of the module's own
     return [{"layer_type": each} for each in sorted(used)]
 
 

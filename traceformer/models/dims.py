@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.families import own_family
 from traceformer.models.family import StackRow
-from traceformer.models.mechanisms import attending_layers, configs_of_layers, stated, unstated
+from traceformer.models.mechanisms import attending_layers, configs_of_layers, full_up_to, stated, unstated
 from traceformer.models.part import stack_config, text_config
 from traceformer.sites import Site, Stack
 
@@ -49,7 +49,8 @@ class StackDims:
     `by_layer` has what may be another in each, and the sizes themselves are those that most layers with attention
     have; `at` tells one layer's.
 
-    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m).
+    `d_embed` is d_model but in families that embed tokens in fewer dimensions (ELECTRA, OPT-350m). In mixtures of
+    experts `n_experts` is how many there are, `n_chosen` to how many of them a token goes; 0 elsewhere.
     """
 
     n_layers: int
@@ -103,6 +104,9 @@ class StackDims:
         """The layers that have attention."""
         return tuple(range(self.n_layers)) if self.attending is None else self.attending
 
+    n_experts: int = 0
+    n_chosen: int = 0
+
     def kv_heads_of(self, heads: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the kv_heads that these heads read, each once (grouped-query attention)."""
         group = self.n_heads // max(1, self.n_kv_heads)
@@ -115,7 +119,8 @@ class StackDims:
         if site.of_values:
             return self.d_value or self.d_head
         widths = {"d_model": self.d_model, "d_head": self.d_head, "d_mlp": self.d_mlp, "d_vocab": self.d_vocab}
-        return {**widths, "d_latent": self.d_latent}.get(site.axes[-1], 0)
+        widths |= {"d_latent": self.d_latent, "expert": self.n_experts, "rank": self.n_chosen}
+        return widths.get(site.axes[-1], 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +161,11 @@ class ModelDims:
 
 
 def _said(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Sizes as JSON has them: which layers have attention is said where not all have."""
-    return {name: value for name, value in sizes.items() if value is not None}
+    """Sizes as JSON has them: which layers have attention where not all have, how many experts where there are any."""
+    return {name: value for name, value in sizes.items() if value or (value is not None and name not in _OF_EXPERTS)}
+
+
+_OF_EXPERTS = ("n_experts", "n_chosen")
 
 
 def _first(config: Any, *names: str, default: int | None = None) -> int:
@@ -215,6 +223,8 @@ def _dims_of(config: Any, side: Stack, arch: Arch, table: int | None) -> StackDi
         d_mlp=0 if _lacks_mlp(config, side) else d_mlp,
         d_vocab=_first(config, "vocab_size"),
         n_ctx=n_ctx_of(config) if table is None else min(table, n_ctx_of(config) or table),
+        n_experts=_first(config, *_N_EXPERTS, default=0),
+        n_chosen=_first(config, *_N_CHOSEN, default=0) if has_experts(config) else 0,
         d_value=0 if d_value == d_head else d_value,
         d_latent=latent,
         attending=attending if n_heads else (),
@@ -244,9 +254,12 @@ def _n_kv_heads(config: Any, n_heads: int) -> int:
     return _first(config, "num_key_value_heads", "num_kv_heads", default=n_heads)
 
 
+_N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_N_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+
+
 def has_experts(config: Any) -> bool:
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return any(stated(config, name) for name in names)
+    return any(stated(config, name) for name in _N_EXPERTS)
 
 
 def n_ctx_of(config: Any) -> int:
@@ -319,10 +332,18 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     """Makes sure that a model has a position for every token of a text with these lengths.
 
     Raises:
-        UsageError: it has a table of positions, and it is too short.
+        UsageError: it has a table of positions, and it is too short; or it attends to less than the whole text.
     """
+    full, longest = full_up_to(model.config), lengths.get("enc", 0)
+    if full is not None and longest > full:
+        raise UsageError(
+            f"a text of {longest} tokens",
+            why=f"beyond {full} tokens {type(model).__name__} attends to blocks of keys, some of them chosen at random",
+            hint=f"cut it to {full} tokens, or load the model with attention_type='original_full'",
+        )
     row = own_family(model.config)
-    is_table = row is not None and row.positions.limit != "none" and row.positions.kind in ("learned", "alibi")
+    kinds = ("learned", "learned, relative bias", "alibi")
+    is_table = row is not None and row.positions.limit != "none" and row.positions.kind in kinds
     tables = _tables_of(model)
     for stack, length in lengths.items():
         most = n_ctx_of(model.config) if is_table else tables.get(stack, 0)

@@ -30,19 +30,33 @@ MlpKind: TypeAlias = Literal["plain", "gated", "experts"]
 Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_plus_one", "rms_bare"]
 
 
+Part: TypeAlias = Literal[
+    "whole",
+    "first half",
+    "second half",
+    "heads' first half",
+    "heads' second half",
+    "q",
+    "k",
+    "v",
+    "expert ids",
+    "expert weights",
+]
+
+
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
-    A projection may hold two things for each head, as queries and their gate. For fused projections `part` is q, k or
-    v; `fused` says whether the three lie one after the other (`concat`: all q heads, all k heads, all v heads) or head
-    by head (`per_head`: kv_head 0's q heads, its k, its v, then those of kv_head 1).
+    A projection may hold two things for each head, as queries and their gate: a half of its heads is that of each.
+    For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
+    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
+    then those of kv_head 1). Experts are told, beside the tokens, where these go and what outputs are multiplied by:
+    `expert ids` and `expert weights` are these.
     """
 
     path: str
     side: Literal["output", "input"] = "output"
-    part: Literal["whole", "first half", "second half", "heads' first half", "heads' second half", "q", "k", "v"] = (
-        "whole"
-    )
+    part: Part = "whole"
     fused: Literal["concat", "per_head"] = "concat"
 
 
@@ -110,7 +124,9 @@ class StackRow:
     blocks: str
     token_embed: str
     attention: AttentionRow
-    mlp: Mapping[str, Tap]  # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist
+    # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist, and the sites of experts, which
+    # may be there in some layers only.
+    mlp: Mapping[str, Tap]
     mlp_kind: MlpKind = "plain"
     final_norm: str | None = None
     cross: AttentionRow | None = None

@@ -6,7 +6,16 @@ from typing import Any
 from traceformer.errors import Unsupported
 from traceformer.models.part import text_config
 
-__all__ = ["attending_layers", "attends", "configs_of_layers", "layer_config", "mechanisms_of", "stated", "unstated"]
+__all__ = [
+    "attending_layers",
+    "attends",
+    "configs_of_layers",
+    "full_up_to",
+    "layer_config",
+    "mechanisms_of",
+    "stated",
+    "unstated",
+]
 
 _ATTENDS = ("attention", "hybrid")  # in what a config calls a layer; but linear attention is a recurrence
 _RECURS = ("linear_attention", "mamba", "conv", "recurrent")
@@ -70,6 +79,16 @@ def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
     if len(kinds) != n_layers or all(map(attends, kinds)):
         return None
     return tuple(layer for layer, kind in enumerate(kinds) if attends(kind))
+
+
+def full_up_to(config: Any) -> int | None:
+    """Returns up to how many tokens a model attends to all of them, and beyond to blocks; None for any number.
+
+    BigBird's blocks are chosen at random, and the first text that is shorter switches its model to full attention.
+    """
+    if stated(config, "attention_type") != "block_sparse":
+        return None
+    return (5 + 2 * config.num_random_blocks) * config.block_size
 
 
 def mechanisms_of(config: Any) -> list[str]:

@@ -73,7 +73,7 @@ def find_array(
 def _check_shape(spec: ArraySpec, shape: Shape) -> None:
     if shape == "matrix" and not spec.site.is_matrix:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="attn_pattern is one")
-    if shape == "rows" and spec.site.is_derived:
+    if shape == "rows" and (spec.site.is_derived or spec.site.holds_ids):
         raise SelectionError(f"{spec.key} is no activation", why=spec.site.meaning, hint="resid_post is one")
     if shape == "rows" and (not spec.site.is_per_token or spec.heads):
         raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")

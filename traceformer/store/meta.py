@@ -45,6 +45,8 @@ class Dims:
     d_latent: int | None = None
     by_layer: "tuple[Dims, ...]" = ()
     attending: tuple[int, ...] | None = None
+    n_experts: int | None = None
+    n_chosen: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
@@ -90,7 +92,7 @@ class AttentionFacts:
         softcap: What scores are capped to.
         sinks: Whether rows may sum to less than 1.
         sliding_window: The keys that a causal layer sees at most, itself included.
-        local_attention: The width of the window of an encoder's local layers.
+        local_attention: The width of the window of an encoder's local layers; of each layer where they differ.
         layer_types: What each layer is, `sliding_attention` or `full_attention`.
     """
 
@@ -103,7 +105,7 @@ class AttentionFacts:
     softcap: float | None = None
     sinks: bool | None = None
     sliding_window: int | None = None
-    local_attention: int | None = None
+    local_attention: int | tuple[int, ...] | None = None
     layer_types: tuple[str, ...] | None = None
 
     @classmethod
@@ -331,6 +333,12 @@ def _attention(value: Any) -> AttentionFacts | None:
     return AttentionFacts.from_json(value) if isinstance(value, Mapping) else None
 
 
+def _widths(value: Any) -> int | tuple[int, ...] | None:
+    if isinstance(value, list | tuple) and value and all(_is_int(each) for each in value):
+        return tuple(value)
+    return _whole(value)
+
+
 _FACTS: Mapping[str, Callable[[Any], Any]] = {
     "implementation": _text,
     "gqa": _counts,
@@ -341,7 +349,7 @@ _FACTS: Mapping[str, Callable[[Any], Any]] = {
     "softcap": _number,
     "sinks": _flag,
     "sliding_window": _whole,
-    "local_attention": _whole,
+    "local_attention": _widths,
     "layer_types": _texts,
 }
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {

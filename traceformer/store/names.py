@@ -61,6 +61,13 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "mlp_act": ("mlp", "act"),
     "mlp_mid": ("mlp", "mid"),
     "mlp_down": ("mlp", "down"),
+    "router_logits": ("experts", "router"),
+    "expert_topk": ("experts", "topk"),
+    "expert_weight": ("experts", "weight"),
+    "shared_up": ("shared_expert", "up"),
+    "shared_act": ("shared_expert", "act"),
+    "shared_mid": ("shared_expert", "mid"),
+    "shared_out": ("shared_expert", "out"),
     "hidden": ("hidden", "h"),
     "logits": ("logits", "logits"),
     "class_logits": ("class_logits", "class_logits"),
@@ -70,7 +77,7 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "lens_topk_prob": ("lens", "prob"),
 }
 _SHARED_GROUPS = frozenset(("norm", "sublayer"))
-_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "lens"))
+_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "experts", "shared_expert", "lens"))
 
 
 def array_path(key: ArrayKey, arch: Arch) -> str:

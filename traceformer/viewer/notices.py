@@ -50,6 +50,8 @@ def _parts(run: Run) -> Iterator[str]:
     named: dict[_Part, list[str]] = {}
     with_axis: Counter[str] = Counter()
     for spec in sorted(run.layout.arrays, key=lambda spec: spec.key.site != "attn_pattern"):
+        if spec.site.of_experts:  # which other layers do not have
+            continue
         with_axis.update(spec.site.axes)
         for part in _left_out(spec, run.about.dims_of(spec.key.token_stack)):
             named.setdefault(part, []).append(_called(spec, run))

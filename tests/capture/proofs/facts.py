@@ -3,6 +3,7 @@
 from typing import Any
 
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, random_examples
+from traceformer.sites import GROUPS
 
 Fact = tuple[str, str]
 
@@ -103,7 +104,15 @@ ONE_MLP = (
 MLPS = {
     "plain": (*ONE_MLP, ("mlp_act", "equals the activation function of mlp_up"), ("mlp_mid", "equals mlp_act")),
     "gated": (*ONE_MLP, ("mlp_mid", "equals mlp_act * mlp_up")),
-    "experts": (("mlp_out", "equals the experts' output for the MLP's input"),),
+    "experts": (
+        ("mlp_out", "equals the experts' output for the MLP's input"),
+        ("router_logits", "equals the router's matrix times the MLP's input"),
+        ("router_logits", "equals the model's own output_router_logits"),
+        ("expert_topk", "names the experts of the largest router_logits"),
+        ("expert_topk", "gives mlp_out: the outputs of the experts that it names, each times its weight, added up"),
+        ("expert_weight", "gives mlp_out with expert_topk, as a sum"),
+        ("expert_weight", "falls from the first expert to the last"),
+    ),
 }
 OWN_NUMBERS = "an edit that puts its own numbers there changes nothing"
 OF_A_DONOR = "of another text, put there by an edit, gives that text's output"
@@ -159,7 +168,7 @@ def _facts_of_edits(facts: set[Fact], words: list[str]) -> set[Fact]:
     """What holds of edits of the sites that other facts are about."""
     sites = {key: key.rpartition(".")[2] for key, _ in facts}
     hidden = WITHIN_THE_MODULE if "own-attention" in words else ()
-    found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden)}
+    found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden, *GROUPS["experts"])}
     found |= {(key, OF_A_DONOR) for key, site in sites.items() if site in ("resid_pre", "resid_mid", "resid_post")}
     found |= {(key, NOTHING_DONE) for key, site in sites.items() if site == "resid_post"}
     if not {"normed-out", "gated-out"} & {*words}:

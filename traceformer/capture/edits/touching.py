@@ -226,6 +226,12 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
         )
     if site.is_derived:
         raise Unsupported(f"{key.site} cannot be edited", why="it is computed beside the pass", hint="edit resid_post")
+    if site.is_routing:
+        raise Unsupported(
+            f"{key.site} cannot be edited",
+            why="the router chooses within itself",
+            hint="edit mlp_norm, which it reads, or mlp_out",
+        )
     if key.site in OUTPUTS and output_site(model) != key.site:
         raise Unsupported(f"this model has no {key.site}", why=why_no_output(key.site, model))
     if not row.has(key):

@@ -6,6 +6,7 @@ check       runs the model with and without recording, and gathers what holds
 place       what a claim is, and where it is tested
 attention   claims about attention, from its input to what it adds to the stream
 stream      claims about the residual stream, the MLP and the logits
+experts     claims about mixtures of experts: where tokens go, with what weights
 edits       what is proved of edits: to the bit where they change nothing
 limits      the limits that a config names, and both sides of them
 first       what is proved of a model before its first batch, always

@@ -305,10 +305,21 @@ def _with_own_bias(place: Place, scores: Tensor) -> Tensor:
 
 def _window(place: Place) -> int | None:
     config, kind = place.config, _layer_type(place)
+    band = _band(place)
+    if band is not None:
+        return band
     if kind is not None:
         windows = {"sliding_attention": "sliding_window", "local": "window_size"}
         return getattr(config, windows[kind]) if kind in windows else None
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+
+def _band(place: Place) -> int | None:
+    """How many keys to either side a Longformer's query sees in this layer."""
+    windows = getattr(place.config, "attention_window", None)
+    if windows is None or place.layer is None:
+        return None
+    return (windows if isinstance(windows, int) else windows[place.layer]) // 2
 
 
 def _may_look(place: Place, scores: Tensor) -> Tensor:
@@ -394,7 +405,18 @@ def _own_attention(place: Place) -> Tensor:
         raise NotHere
     ids = place.scene.ids[place.example]
     keys = ids["enc"] if place.attention == "cross" else ids[place.stack]
-    return whole[number][place.example, :, : len(ids[place.stack]), : len(keys)].float()
+    own, band = whole[number][place.example].float(), _band(place)
+    own = own if band is None or place.stack == "dec" else _in_place(own, band)
+    return own[:, : len(ids[place.stack]), : len(keys)]
+
+
+def _in_place(banded: Tensor, band: int) -> Tensor:
+    """(head, query, key) of a band that is (head, query, 2 band + 1): its first column is the key `band` before."""
+    heads, queries, _ = banded.shape
+    whole = banded.new_zeros(heads, queries, queries + 2 * band)
+    columns = torch.arange(queries, device=banded.device)[:, None] + torch.arange(2 * band + 1, device=banded.device)
+    whole.scatter_(2, columns.expand(heads, -1, -1), banded)
+    return whole[:, :, band : band + queries]
 
 
 def _eager_attentions(place: Place) -> Sides:

@@ -318,6 +318,13 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
         asked = {name: value for name, value in asked.items() if name in taken}  # a class of the user's own
     output = model(**inputs, **asked)
+    router: dict[Stack, tuple[Tensor, ...]] = {}
+    for stack, own in dims.stacks.items():
+        # Asked of the base model: beside a head a loss would be computed of them.
+        given = (
+            getattr(model.base_model(**inputs, output_router_logits=True), "router_logits", ()) if own.n_experts else ()
+        )
+        router |= {stack: tuple(given)} if given and len(dims.stacks) == 1 else {}
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
     for stack, own in stacks.items():
         names[stack, "self"] = f"{own}attentions"
@@ -331,6 +338,7 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
             for place, patterns in attentions.items()
             if patterns
         },
+        router,
     )
 
 
@@ -394,7 +402,9 @@ def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpe
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
-        if site not in recorded and (site in OUTPUTS or not SITES[site].of_few):
+        has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
+        is_missed = site in OUTPUTS or not SITES[site].of_few or (has_experts and SITES[site].is_routing)
+        if site not in recorded and is_missed:
             try:
                 plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:

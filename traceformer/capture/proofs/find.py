@@ -26,7 +26,7 @@ from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
 from traceformer.models.part import text_part
-from traceformer.sites import SITES, ArrayKey, Attention, Stack
+from traceformer.sites import SITES, ArrayKey, Attention, Site, Stack
 
 __all__ = ["find_row"]
 
@@ -61,7 +61,16 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
         stacks[stack] = row
         refused |= why
         only |= where
-    return Architecture(stacks, bool(watched.attended), refused=refused, only=only)
+    pads_texts = _pads_texts(watched, paths)
+    return Architecture(stacks, bool(watched.attended), refused=refused, only=only, pads_texts=pads_texts)
+
+
+def _pads_texts(watched: Watched, paths: Mapping[Stack, str]) -> bool:
+    """Whether an encoder's blocks read more positions than there are ids: padded, up to a length that they can take."""
+    if "enc" not in paths:
+        return False
+    [call] = watched.of(f"{paths['enc']}.0")
+    return call.given.shape[1] > watched.ids["enc"].shape[1]
 
 
 def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[Stack, str]:
@@ -166,7 +175,9 @@ def _with_other_blocks(
         [call] = watched.of(path)
         block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
         found, own_kind = mlp_in_block(block)
-        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
+        found = {
+            site: tap for site, tap in found.items() if _width(block, tap, SITES[site]) == sizes.width_of(SITES[site])
+        }
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -274,11 +285,13 @@ def _widths(
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
     for site, tap in row.mlp.items():
-        yield ArrayKey(stack, None, site), _width(block, tap), sizes.width_of(SITES[site])
+        yield ArrayKey(stack, None, site), _width(block, tap, SITES[site]), sizes.width_of(SITES[site])
 
 
-def _width(block: Block, tap: Tap) -> int:
+def _width(block: Block, tap: Tap, site: Site) -> int:
     """How wide the rows are that a tap shows in a block."""
     call = next(call for call in block.calls if block.tap_path(call) == tap.path)
     tensor = call.made if tap.side == "output" else call.given
+    if site.is_ranked and call.routing is not None:
+        tensor, _ = call.routing
     return tensor.shape[-1] // (1 if tap.part == "whole" else 2)

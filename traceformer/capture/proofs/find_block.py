@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm, near, norm_making, same
 from traceformer.capture.proofs.find_gate import gated_projection, query_beside_gate
-from traceformer.capture.proofs.find_mlp import mlp_of
+from traceformer.capture.proofs.find_mlp import experts_of, mlp_of
 from traceformer.capture.proofs.find_steps import Step, first_step, last_step, made_in, steps_of
 from traceformer.capture.proofs.watch import Attended, Call
 from traceformer.capture.tensors import first_output
@@ -91,6 +91,7 @@ def found_in_block(block: Block, seen: Mapping[Attention, Attended]) -> tuple[St
         mlp = {**({} if middle is None else {"resid_mid": middle}), **mlp}
     elif parallel is not None:
         mlp, kind_of_mlp = mlp_of(block, block.enters, parallel[1], attentions["self"].attn_norm)
+    mlp = {**mlp, **experts_of(block)}
     behind = steps[-1].norm if steps and not is_alone else None
     mlp = {site: tap for site, tap in mlp.items() if site not in sums.sites}
     row = StackRow(

@@ -31,7 +31,7 @@ from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
 from traceformer.models.part import start_token_of, text_config, text_part
 from traceformer.progress import OnProgress, Progress, quiet
-from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.sites import SITES, ArrayKey, Selection, Stack
 
 __all__ = ["Fit", "fit", "fitted", "has_modules", "is_strange", "rows_there_are"]
 
@@ -204,7 +204,8 @@ def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
         if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
             return False
-        paths, inside = {tap.path for tap in own.mlp.values()} | {own.post_norm}, set[str | None]()
+        everywhere = {tap.path for site, tap in own.mlp.items() if not SITES[site].of_experts}
+        paths, inside = everywhere | {own.post_norm}, set[str | None]()
         for attention in (own.attention, own.cross):
             if attention is not None:
                 sites = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out")
@@ -219,6 +220,9 @@ def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
         named |= {f"{layer}.{path}" for layer in layers & attending for path in inside if path}
         if not named <= there or own.attends != bool(sizes.n_heads):
             return False
+        in_some = [tap.path for site, tap in own.mlp.items() if SITES[site].is_routing]
+        if not all(any(f"{layer}.{path}" in there for layer in layers) for path in in_some):
+            return False
     return True
 
 
@@ -231,7 +235,7 @@ def _places(row: Architecture) -> int:
 
 
 # A row of another family may name modules that take or give something else.
-_MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+_MISFITS = (AssertionError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architecture, name: str) -> Fit:

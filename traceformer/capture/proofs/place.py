@@ -1,7 +1,7 @@
 """What a claim about a recorded array is, and the place where it is tested."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from traceformer.models.family import Architecture, AttentionRow, StackRow
 from traceformer.models.mechanisms import layer_config
 from traceformer.models.part import stack_config, text_part
 from traceformer.models.quantised import holds_codes
-from traceformer.shapes import Float
+from traceformer.shapes import Float, Num
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["Claim", "NotHere", "Place", "Reference", "Rounding", "Scene", "Sides", "apply", "error_between"]
@@ -40,12 +40,14 @@ class Reference:
     """What the model itself returns for a batch while nothing is recorded, padding included.
 
     `logits` is its own output, whatever its head makes, and None without a head; `hidden` has one tensor per entry,
-    `attentions` (eager) one per layer; a stack whose model returns none is not in them.
+    `attentions` (eager) one per layer, `router` (logits of experts) one per layer that has experts; a stack whose model
+    returns none is not in them.
     """
 
     logits: Tensor | None
     hidden: Mapping[Stack, tuple[Tensor, ...]]
     attentions: Mapping[tuple[Stack, Attention], tuple[Tensor, ...]]
+    router: Mapping[Stack, tuple[Tensor, ...]] = field(default_factory=dict[Stack, tuple[Tensor, ...]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     )  # some give rows of tokens, without batch
 
 
-def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> float:
+def error_between(actual: Num[Tensor, "..."], expected: Num[Tensor, "..."]) -> float:
     """Returns max |actual - expected| / max(1, max |expected|); inf where the shapes differ, nan is never small."""
     if actual.shape != expected.shape:
         return torch.inf

@@ -13,7 +13,7 @@ from traceformer.models.family import ReadoutRow
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, ArrayKey, Stack
 
-__all__ = ["STREAM_CLAIMS"]
+__all__ = ["STREAM_CLAIMS", "input_of_mlp"]
 
 
 def _embedding(place: Place) -> Sides:
@@ -205,7 +205,8 @@ def _alone(place: Place) -> Sides:
     return recorded, model(input_ids=place.scene.ids[place.example][stack][None]).logits[0]
 
 
-def _input_of_mlp(place: Place) -> Tensor:
+def input_of_mlp(place: Place) -> Tensor:
+    """Returns what the MLP reads: normed, of parallel blocks attention's input, or the stream itself."""
     if "mlp_norm" in place.row.mlp:
         return place("mlp_norm")
     return place("attn_norm", attention="self") if place.row.parallel else _stream_into_mlp(place)
@@ -222,7 +223,7 @@ def _mlp_norm(place: Place) -> Sides:
 
 def _mlp_up(place: Place) -> Sides:
     recorded, tap = place("mlp_up"), place.row.mlp["mlp_up"]
-    whole = place.apply(tap.path, _input_of_mlp(place))
+    whole = place.apply(tap.path, input_of_mlp(place))
     half = whole.shape[-1] // 2
     return recorded, {"first half": whole[:, :half], "second half": whole[:, half:]}.get(tap.part, whole)
 
@@ -264,7 +265,7 @@ def _experts(place: Place) -> Sides:
     recorded = place("mlp_out")
     if "mlp_down" in place.row.mlp and _is_recorded(place, "mlp_down"):
         raise NotHere
-    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place)) * place.scale
+    return recorded, place.apply(place.row.mlp["mlp_out"].path, input_of_mlp(place)) * place.scale
 
 
 def _is_recorded(place: Place, site: str) -> bool:

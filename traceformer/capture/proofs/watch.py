@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from traceformer.capture.attention import Listening, observed_name
 from traceformer.capture.proofs.check import Example, batch_of, implementation_of, using_attention
 from traceformer.capture.scores import AttentionCall
-from traceformer.capture.tensors import first_input, first_output
+from traceformer.capture.tensors import first_input, first_output, routing_in
 from traceformer.errors import Unsupported
 from traceformer.models.dims import StackDims
 from traceformer.models.part import text_part
@@ -31,7 +31,11 @@ _MOST_KINDS = 4
 
 
 class Call(NamedTuple):
-    """One call of a module: its path from the base model, what it reads and makes first, when it began and ended."""
+    """One call of a module: its path from the base model, what it reads and makes first, when it began and ended.
+
+    `routing` is of experts: the numbers of those that each token goes to, and their weights, as `routing_in` has them.
+    `chosen` is the first that it makes of whole numbers, as routers do.
+    """
 
     path: str
     module: nn.Module
@@ -39,6 +43,8 @@ class Call(NamedTuple):
     made: Tensor
     began: int
     ended: int
+    routing: tuple[Tensor, Tensor] | None = None
+    chosen: Tensor | None = None
 
 
 class Attended(NamedTuple):
@@ -174,18 +180,25 @@ class _Listener:
         self._call = None
 
 
+def _tensors(output: Any) -> list[Tensor]:
+    return [each for each in output if isinstance(each, Tensor)] if isinstance(output, tuple) else []
+
+
 def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, paths: Mapping[nn.Module, str]) -> None:
-    began: dict[nn.Module, list[tuple[int, Tensor | None]]] = {}
+    began: dict[nn.Module, list[tuple[int, Tensor | None, tuple[Tensor, Tensor] | None]]] = {}
     clock = iter(range(1 << 30))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = first_input(args, kwargs)
-        began.setdefault(module, []).append((next(clock), None if given is None else given.clone()))
+        began.setdefault(module, []).append(
+            (next(clock), None if given is None else given.clone(), routing_in(args, kwargs))
+        )
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        (start, given), made = began[module].pop(), first_output(output)
+        (start, given, routing), made = began[module].pop(), first_output(output)
         if made is not None and given is not None:
-            watched.calls.append(Call(paths[module], module, given, made.clone(), start, next(clock)))
+            chosen = next((each for each in _tensors(output) if not each.is_floating_point()), None)
+            watched.calls.append(Call(paths[module], module, given, made.clone(), start, next(clock), routing, chosen))
 
     listeners = {module: _Listener(path, watched) for path, module in text_part(model).named_modules()}
     encoder = model.get_encoder() if len(watched.ids) > 1 else None
