@@ -151,6 +151,6 @@ def test_a_composite_has_the_row_of_its_text_model(family: str) -> None:
 
 
 def test_a_composite_without_a_row_of_its_text_model_is_refused_by_that_name() -> None:
-    config = transformers.CONFIG_MAPPING["kimi_k25"]()
-    with pytest.raises(Unsupported, match="no architecture row for model type 'deepseek_v3'"):
+    config = transformers.CONFIG_MAPPING["glm5_next"]()
+    with pytest.raises(Unsupported, match="no architecture row for model type 'glm5_next_text'"):
         architecture_of(config)

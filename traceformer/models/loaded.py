@@ -166,7 +166,7 @@ def n_embeddings_of(model: "PreTrainedModel") -> int:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:
         return int(text_config(model.config).vocab_size)
-    return int(embedding.weight.shape[0])
+    return int(getattr(embedding, "weight", embedding).shape[0])  # some classes give the matrix itself
 
 
 def short_name(source: str) -> str:
