@@ -177,7 +177,7 @@ def test_a_row_that_does_not_fit_is_refused(ids_file: Path) -> None:
     assert "has no module" in refused.value.why
     with pytest.raises(NotFound, match="no row of a family 'lama'") as unknown:
         load_model("byte", like="lama")
-    assert unknown.value.hint == "llama"
+    assert unknown.value.hint.split(" or ")[0] == "llama"
     with pytest.raises(NotFound, match="no row of a family 'nosuch'") as unknown:
         load_model("byte", like="nosuch")
     assert len(unknown.value.hint.split(" or ")) == 3
