@@ -332,7 +332,7 @@ def check_positions(model: "PreTrainedModel", lengths: Mapping[Stack, int]) -> N
     """Makes sure that a model has a position for every token of a text with these lengths.
 
     Raises:
-        UsageError: it has a table of positions, and it is too short; or it attends to less than the whole text.
+        UsageError: it has a table of positions, and it is too short; or it does not attend to all of so long a text.
     """
     full, longest = full_up_to(model.config), lengths.get("enc", 0)
     if full is not None and longest > full:

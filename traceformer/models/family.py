@@ -47,11 +47,10 @@ Part: TypeAlias = Literal[
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
-    A projection may hold two things for each head, as queries and their gate: a half of its heads is that of each.
-    For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
-    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
-    then those of kv_head 1). Experts are told, beside the tokens, where these go and what outputs are multiplied by:
-    `expert ids` and `expert weights` are these.
+    A projection may hold two things for each head, as queries and their gate. For fused projections `part` is q, k or
+    v; `fused` says whether the three lie one after the other (`concat`: all q heads, all k heads, all v heads) or head
+    by head (`per_head`: kv_head 0's q heads, its k, its v, then those of kv_head 1). Experts are told, beside the
+    tokens, where these go and what outputs are multiplied by: `expert ids` and `expert weights` are these.
     """
 
     path: str

@@ -82,7 +82,7 @@ def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
 
 
 def full_up_to(config: Any) -> int | None:
-    """Returns up to how many tokens a model attends to all of them, and beyond to blocks; None for any number.
+    """Returns up to how many tokens a model attends to all, which beyond attends to blocks; None for any number.
 
     BigBird's blocks are chosen at random, and the first text that is shorter switches its model to full attention.
     """

@@ -50,7 +50,7 @@ FAMILIES = {
     "deberta-v2": "enc plain own-attention",
     "mbart": "enc dec pre-norm plain",
     "xglm": "dec pre-norm plain outside",
-    "qwen3_next": "dec pre-norm experts rotary gated-out",
+    "qwen3_next": "dec pre-norm experts shared rotary gated-out",
 }
 EVERY_STACK = (
     ("token_embed", "equals the embedding's rows of the token ids"),
@@ -112,6 +112,12 @@ MLPS = {
         ("expert_topk", "gives mlp_out: the outputs of the experts that it names, each times its weight, added up"),
         ("expert_weight", "gives mlp_out with expert_topk, as a sum"),
         ("expert_weight", "falls from the first expert to the last"),
+    ),
+    "shared": (
+        ("shared_up", "equals the up projection of the MLP's input"),
+        ("shared_act", "gives shared_mid, times shared_up"),
+        ("shared_mid", "gives shared_out through the down projection"),
+        ("shared_out", "equals the shared expert's output for the MLP's input"),
     ),
 }
 OWN_NUMBERS = "an edit that puts its own numbers there changes nothing"

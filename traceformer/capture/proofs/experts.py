@@ -84,8 +84,7 @@ def _weighted_sum(place: Place) -> Sides:
     def added_up(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         ones = torch.ones_like(weights[:, :1])
         each = [experts.forward(args[0], ids[:, rank : rank + 1], ones) for rank in range(ids.shape[1])]
-        total = sum(out * weights[:, rank : rank + 1] for rank, out in enumerate(each))
-        return total.reshape(output.shape)
+        return (torch.stack(each, dim=1) * weights[..., None]).sum(dim=1).reshape(output.shape)
 
     handle = experts.register_forward_hook(added_up)
     try:

@@ -26,7 +26,7 @@ from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap
 from traceformer.models.part import text_part
-from traceformer.sites import SITES, ArrayKey, Attention, Site, Stack
+from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["find_row"]
 
@@ -175,9 +175,7 @@ def _with_other_blocks(
         [call] = watched.of(path)
         block = Block(path, call.module, call.given, call.made, [*watched.within(path)], None)
         found, own_kind = mlp_in_block(block)
-        found = {
-            site: tap for site, tap in found.items() if _width(block, tap, SITES[site]) == sizes.width_of(SITES[site])
-        }
+        found = {site: tap for site, tap in found.items() if _width(block, tap) == sizes.width_of(SITES[site])}
         if not row.mlp:
             mlp = {**found, **mlp}
             kind = own_kind if found and own_kind != "experts" else kind
@@ -285,13 +283,13 @@ def _widths(
         [call, *_] = [each for each in watched.of(row.token_embed) if _same(each.given, watched.ids[stack])]
         yield ArrayKey(stack, None, "token_embed"), call.made.shape[-1], sizes.d_embed
     for site, tap in row.mlp.items():
-        yield ArrayKey(stack, None, site), _width(block, tap, SITES[site]), sizes.width_of(SITES[site])
+        yield ArrayKey(stack, None, site), _width(block, tap), sizes.width_of(SITES[site])
 
 
-def _width(block: Block, tap: Tap, site: Site) -> int:
+def _width(block: Block, tap: Tap) -> int:
     """How wide the rows are that a tap shows in a block."""
     call = next(call for call in block.calls if block.tap_path(call) == tap.path)
+    if tap.part in ("expert ids", "expert weights") and call.routing is not None:
+        return call.routing[0].shape[-1]
     tensor = call.made if tap.side == "output" else call.given
-    if site.is_ranked and call.routing is not None:
-        tensor, _ = call.routing
     return tensor.shape[-1] // (1 if tap.part == "whole" else 2)

@@ -5,8 +5,8 @@ A row says where attention is in a block that has some; which ones have, the con
 
 from dataclasses import replace
 
-from traceformer.models.blocks.decoders import LLAMA, MIXTRAL
-from traceformer.models.blocks.parts import decoder, plain_mlp, separate, stack_of
+from traceformer.models.blocks.decoders import LLAMA, MIXTRAL, QWEN2_MOE
+from traceformer.models.blocks.parts import decoder, experts, plain_mlp, separate, stack_of
 from traceformer.models.family import AttentionRow, ByFlag, Gated, Tap, into
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "GRANITE_HYBRID",
     "JAMBA",
     "LFM2",
+    "LFM2_MOE",
     "MAMBA",
     "QWEN3_5",
     "QWEN3_NEXT",
@@ -30,14 +31,13 @@ _GATED = replace(
     gated=Gated(Tap("self_attn.q_proj", part="heads' second half"), "self_attn.o_proj"),
 )
 QWEN3_5 = stack_of(LLAMA, attention=_GATED)
-QWEN3_NEXT = stack_of(MIXTRAL, attention=_GATED)
+QWEN3_NEXT = stack_of(QWEN2_MOE, attention=_GATED)
 
 _JAMBA_MLP = plain_mlp(
     *("pre_ff_layernorm", "feed_forward.up_proj", "feed_forward.act_fn", "feed_forward.down_proj"), Tap("feed_forward")
 )
 BAMBA = stack_of(LLAMA, final_norm="final_layernorm", mlp=_JAMBA_MLP)
-_OUTSIDE = {site: tap for site, tap in _JAMBA_MLP.items() if site in ("resid_mid", "mlp_norm", "mlp_out")}
-JAMBA = stack_of(MIXTRAL, final_norm="final_layernorm", mlp=_OUTSIDE)
+JAMBA = stack_of(MIXTRAL, final_norm="final_layernorm", mlp=experts("pre_ff_layernorm", "feed_forward", "router"))
 
 # Its MLP is not as wide as its config says.
 LFM2 = decoder(
@@ -48,6 +48,8 @@ LFM2 = decoder(
     {"resid_mid": into("ffn_norm"), "mlp_norm": Tap("ffn_norm"), "mlp_out": Tap("feed_forward")},
     mlp_kind="gated",
 )
+
+LFM2_MOE = stack_of(LFM2, mlp=experts("ffn_norm", "feed_forward", "gate"), mlp_kind="experts")
 
 # Experts and an MLP beside them are added up by no module. Without experts that MLP is as wide as another setting says.
 _BEHIND_ATTENTION = {"resid_mid": into("post_attention_layernorm"), "mlp_norm": Tap("post_attention_layernorm")}

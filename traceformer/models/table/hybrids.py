@@ -64,7 +64,7 @@ HYBRIDS: Mapping[str, Family] = {
     ),
     "lfm2": rotary(blocks.LFM2, "Lfm2ForCausalLM", {**GROUPED, **_CONVOLUTIONS}, ReadoutRow("rms", ("norm_eps", 1e-5))),
     "lfm2_moe": rotary(
-        blocks.LFM2,
+        blocks.LFM2_MOE,
         "Lfm2MoeForCausalLM",
         {
             **{**GROUPED, **_CONVOLUTIONS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
