@@ -82,6 +82,7 @@ def test_gated_heads_are_proved_through_their_gate(family: str) -> None:
     assert "dec.self.attn_out equals W_O of z times its gate, after the post-norm" in facts
 
 
+@pytest.mark.slow
 def test_several_streams_are_refused_and_attention_is_recorded() -> None:
     model = tf.load_model(tiny_model("gemma3n_text"))
     run = tf.record(model, TEXTS, "attn qkv z", dtype="float32", batch_size=3)

@@ -10,6 +10,7 @@ from traceformer.filenames import readable_name
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of, own_family
 from traceformer.models.family import Architecture, Family
+from traceformer.models.mechanisms import stated, unstated
 from traceformer.models.part import text_config
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ def n_embeddings_of(model: "PreTrainedModel") -> int:
     try:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:
-        return int(text_config(model.config).vocab_size)
+        config = text_config(model.config)
+        size = stated(config, "vocab_size")
+        if size is None:
+            raise unstated(config, "vocab_size") from None
+        return int(size)
     return int(getattr(embedding, "weight", embedding).shape[0])  # some classes give the matrix itself
 
 

@@ -39,6 +39,7 @@ from traceformer.models.dims import Arch, ModelDims, arch_of, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
+from traceformer.models.mechanisms import stated, unstated
 from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.models.part import stack_config, start_token_of
 from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
@@ -221,7 +222,7 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
     What stacks they are for is `arch`, or as far as the config tells.
 
     Raises:
-        Unsupported: an encoder-decoder does not state what its decoder begins with.
+        Unsupported: an encoder-decoder does not state what its decoder begins with; or there is no vocabulary.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -230,7 +231,10 @@ def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> 
         return torch.randint(4, n_words, (length,), generator=generator).tolist()
 
     arch = arch or arch_of(config)
-    n_words: int = stack_config(config, "enc" if arch == "enc" else "dec").vocab_size
+    own = stack_config(config, "enc" if arch == "enc" else "dec")
+    n_words = stated(own, "vocab_size")
+    if n_words is None:
+        raise unstated(own, "vocab_size")
     if arch != "encdec":
         return [{arch: ids(length)} for length in (17, 9, 12)]
     start = start_token_of(config)
