@@ -31,13 +31,9 @@ ASKED: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("ask", ASKED)
 @pytest.mark.parametrize(
     ("family", "said"),
-<<<<<<< HEAD
-    [],
-=======
     [
         ("canine", "'canine' has no vocabulary of tokens"),
     ],
->>>>>>> mla/mla_all
 )
 def test_whatever_is_asked_of_it_the_mechanism_is_named(
     family: str, said: str, ask: str, tiny_folder: Callable[..., Path]
@@ -46,10 +42,7 @@ def test_whatever_is_asked_of_it_the_mechanism_is_named(
         ASKED[ask](tiny_folder(family))
 
 
-<<<<<<< HEAD
-=======
 @pytest.mark.parametrize("family", ["canine"])
->>>>>>> mla/mla_all
 def test_a_familys_name_is_refused_like_its_checkpoint(family: str) -> None:
     with pytest.raises(Unsupported, match=f"'{family}'"):
         check(family)

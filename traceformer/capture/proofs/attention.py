@@ -133,14 +133,8 @@ def _rotation(place: Place) -> _Rotation | None:
 
 def _rotary(place: Place) -> Any:
     """The module that makes angles: beside the blocks, beside what holds them, or of attention itself."""
-<<<<<<< HEAD
     module, names = place.module(place.attention_row.module), ("rotary_emb", "pos_emb")
     found = (*map(place.beside, names), *(getattr(module, name, None) for name in names))
-=======
-    module = place.module(place.attention_row.module)
-    names = ("rotary_emb", "pos_emb")
-    found = (own for name in names for own in (place.beside(name), getattr(module, name, None)))
->>>>>>> mla/mla_all
     return next((own for own in found if own is not None), None)
 
 
@@ -148,13 +142,8 @@ def _normed_projection(place: Place, which: str) -> Tensor:
     """q_proj or k_proj after the family's QK-norm or scaling, where it has one: q or k, but for rotation."""
     module, rows = place.module(place.attention_row.module), _projected(place, which)
     names = (f"{which}_norm", f"{which}_layernorm", "qk_norm")
-<<<<<<< HEAD
-    norm = next((own for name in names if (own := getattr(module, name, None)) is not None), None)
-    if norm is not None:
-=======
     norm = next((found for name in names if (found := getattr(module, name, None)) is not None), None)
     if norm is not None:  # one behind the rotation gives the same lengths
->>>>>>> mla/mla_all
         rows = _normed(norm, rows, place.dims)
     rows = _clipped(place, rows)
     if which == "k":
@@ -346,18 +335,10 @@ def _may_look(place: Place, scores: Tensor) -> Tensor:
     if patterns is not None:
         seen = [(distance <= each["window"]) | torch.isin(keys, keys.new_tensor(each["columns"])) for each in patterns]
         return torch.stack(seen) & (distance >= 0) | (distance == 0)
-<<<<<<< HEAD
     if _layer_type(place) == "chunked_attention":  # Llama 4: a query sees its own part of the text
         size = place.config.attention_chunk_size
         return (distance >= 0) & (queries[:, None] // size == keys // size)
     return (distance >= 0) & (distance < (len(keys) if window is None else window))
-=======
-    seen = (distance >= 0) & (distance < (len(keys) if window is None else window))
-    if _layer_type(place) == "chunked_attention":
-        chunk = place.config.attention_chunk_size
-        seen &= queries[:, None] // chunk == keys // chunk
-    return seen
->>>>>>> mla/mla_all
 
 
 def _picked(place: Place) -> int | None:

@@ -89,11 +89,7 @@ class Place:
 
     @property
     def config(self) -> Any:
-<<<<<<< HEAD
         """What the config of this stack says of this layer."""
-=======
-        """What the config that states the sizes of this stack says of this layer."""
->>>>>>> mla/mla_all
         return layer_config(stack_config(self.scene.model.config, self.stack), self.layer)
 
     @property
