@@ -172,7 +172,10 @@ def _projected(place: Place, which: str) -> Tensor:
         own = next((own for name in names if (own := getattr(module, name, None)) is not None), None)
         if own is None or place.attention_row.tap(f"{which}_proj") is not None:
             raise
-        rows = apply(own, _input_of(place, which))
+        read = _input_of(place, which)
+        if getattr(own, "in_features", 0) != read.shape[-1]:  # it reads more than the stream
+            raise
+        rows = apply(own, read)
         if rows.shape[-1] != dims.n_kv_heads * dims.width_of(SITES[which]):
             raise
         return _by_head(rows, dims.width_of(SITES[which]))

@@ -66,11 +66,18 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
 
 
 def _pads_texts(watched: Watched, paths: Mapping[Stack, str]) -> bool:
-    """Whether an encoder's blocks read more positions than there are ids: padded, up to a length that they can take."""
+    """Whether an encoder's blocks read more positions than there are ids: padded behind, up to a length that they take.
+
+    What stands before the texts, as a prompt of the model's own, is the same whatever their tokens are.
+    """
     if "enc" not in paths:
         return False
-    [call] = watched.of(f"{paths['enc']}.0")
-    return call.given.shape[1] > watched.ids["enc"].shape[1]
+    [call], ids = watched.of(f"{paths['enc']}.0"), watched.ids["enc"]
+    rows = call.given[:, : ids.shape[1]]
+    if call.given.shape[1] <= ids.shape[1]:
+        return False
+    other_ids, same_rows = ids[:, None] != ids, (rows[:, None] == rows).all(-1)
+    return not bool((other_ids & same_rows).any())
 
 
 def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[Stack, str]:
