@@ -50,7 +50,10 @@ def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> Own
             *blocks, _, normed = output.hidden_states
             output.hidden_states = (plain.get_input_embeddings()(inputs["input_ids"]), *blocks, normed)
     names = {"enc": "encoder_", "dec": "decoder_"} if len(ids) == 2 else dict.fromkeys(ids, "")
-    hidden = {stack: _arrays(output, f"{own}hidden_states") for stack, own in names.items()}
+    hidden = {  # cut, since some models give the rows of their own padding, too
+        stack: [rows[: len(ids[stack])] for rows in _arrays(output, f"{own}hidden_states")]
+        for stack, own in names.items()
+    }
     patterns = {f"{stack}.self": _arrays(attended, f"{own}attentions") for stack, own in names.items()}
     patterns["dec.cross"] = _arrays(attended, "cross_attentions") if len(ids) == 2 else []
     if getattr(plain.config, "attention_window", None) is not None:

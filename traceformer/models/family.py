@@ -144,9 +144,10 @@ class Architecture:
 
     That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
     that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `only` are places that are
-    there in some layers alone, although other blocks have a module of that name, too. `pads_texts` is of models
-    that pad what they are given, on the right, up to a length that they can take. `readout` is of a row that was chosen
-    by hand: what its family does behind the last block, where it is proved that the model does so, too.
+    there in some layers alone, although other blocks have a module of that name, too. `unedited` are places that are
+    recorded, but where an edit would not do what it says, and why. `pads_texts` is of models that pad what they are
+    given, on the right, up to a length that they can take. `readout` is of a row that was chosen by hand: what its
+    family does behind the last block, where it is proved that the model does so, too.
     """
 
     stacks: Mapping[Stack, StackRow]
@@ -156,6 +157,7 @@ class Architecture:
     pads_texts: bool = False
     readout: "ReadoutRow | None" = None
     only: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    unedited: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
@@ -192,7 +194,7 @@ class Architecture:
                 own[kind] = own[kind] and {name: value for name, value in own[kind].items() if not _unsaid(name, value)}
         if self.readout is not None and self.readout.logit_divisor == ("", 1.0):
             del data["readout"]["logit_divisor"]
-        return {name: value for name, value in data.items() if value or name not in ("readout", "only")}
+        return {name: value for name, value in data.items() if value or name not in ("readout", "only", "unedited")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Architecture":
@@ -210,6 +212,7 @@ class Architecture:
             data["pads_texts"],
             _readout_row(data.get("readout")),
             {key: tuple(layers) for key, layers in data.get("only", {}).items()},
+            data.get("unedited", {}),
         )
 
 

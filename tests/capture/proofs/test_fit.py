@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from tests.families import KEPT
 from tests.marks import slow
 from tests.odd_model import OddForCausalLM, odd_model
+from traceformer.capture.edits.kinds import zero
+from traceformer.capture.edits.session import edit
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.extract import record
 from traceformer.capture.generation.generate import generate
@@ -149,6 +152,33 @@ def test_attention_out_of_sight_leaves_the_stream(odd: dict[str, bool], why: str
     assert not sites & {"q", "k", "v", "z", "attn_pattern"}
     with pytest.raises(Unsupported, match=why):
         recorded(odd_model(**odd), ids_file, "attn_pattern")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["lilt", "zaya"])
+def test_a_stream_that_is_not_all_that_blocks_read_is_recorded_and_not_edited(
+    family: str, ids_file: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    folder = tiny_folder(family)
+    run = recorded(load_model(str(folder)), ids_file, "resid_pre")
+    plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        own = plain(torch.tensor([TEXTS[1]]), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(run.activations("resid_pre", 1)[run.token_examples() == 1], own[1][0].numpy(), atol=1e-5)
+    model = fitted(load_model(str(folder)), [Encoded({run.layout.stacks[0]: text}, {}, None) for text in TEXTS])
+    with (
+        pytest.raises(Unsupported, match=r"resid_pre of .* cannot be edited; it is not all that blocks read"),
+        edit(model, zero("resid_pre", 1)),
+    ):
+        recorded(model, ids_file, "resid_post")
+
+
+@pytest.mark.slow
+def test_a_prompt_that_a_model_puts_before_its_texts_is_not_taken_for_padding(
+    ids_file: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    with pytest.raises(Unsupported, match=r"what should be enc\.resid_pre of layer 0 has shape"):
+        recorded(load_model(str(tiny_folder("cpmant"))), ids_file, "resid_pre")
 
 
 def test_an_encoder_is_one_by_what_its_tokens_see(ids_file: Path) -> None:

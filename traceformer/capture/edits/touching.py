@@ -236,6 +236,8 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
         raise Unsupported(f"this model has no {key.site}", why=why_no_output(key.site, model))
     if not row.has(key):
         raise Unsupported(f"{kind} has no {key}", why=row.refused.get(str(key), "its family has no such place"))
+    if str(key) in row.unedited:
+        raise Unsupported(f"{key} of {kind} cannot be edited", why=row.unedited[str(key)])
     if key.site not in _OF_FUNCTION or key.site == "z":
         return
     own = OWN_ATTENTION.get(row.own_attention)

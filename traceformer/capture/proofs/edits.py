@@ -31,10 +31,10 @@ from traceformer.models.part import text_config, text_part
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
-__all__ = ["prove_edits"]
+__all__ = ["DONOR", "prove_edits"]
 
 _SAME = "an edit that puts its own numbers there changes nothing"
-_DONOR = "of another text, put there by an edit, gives that text's output"
+DONOR = "of another text, put there by an edit, gives that text's output"
 _HEAD = "without a head is what it was less z @ W_O of that head"
 _NOTHING = "steering by 0 and cutting no edge change nothing"
 _CACHED = "edited beside a cache is as edited in one pass"
@@ -77,7 +77,7 @@ def prove_edits(
         key = ArrayKey(stack, None, "resid_post")
         steered = add("resid_post", None, np.ones(scene.dims.stacks[stack].d_model), 0.0, stack=stack)
         kept = [cut(key="response", stack=stack)] if ("attn_pattern", "self") in editable else []
-        with Editing(model, (*([steered] if scene.row.has(key) else []), *kept), scene.row):
+        with Editing(model, (*([steered] if any(place[0] == key for place in places) else []), *kept), scene.row):
             add_error(key, _NOTHING, error_between(_output_of(model(**inputs)), plain))
     if quantisation_of(model) is not None:  # which rounds a row by all that a module is given with it
         return
@@ -137,7 +137,7 @@ def _prove_donor(
 
     wanted = output({place: keep(place) for place in chosen}, donor)
     for place in chosen:
-        add_error(place[0], _DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
+        add_error(place[0], DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
 
 
 def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]) -> None:

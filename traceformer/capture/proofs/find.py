@@ -61,23 +61,32 @@ def find_row(model: PreTrainedModel, examples: Sequence[Example]) -> Architectur
         stacks[stack] = row
         refused |= why
         only |= where
-    pads_texts = _pads_texts(watched, paths)
+    pads_texts = _pads_texts(model, dims.stacks, watched, paths)
     return Architecture(stacks, bool(watched.attended), refused=refused, only=only, pads_texts=pads_texts)
 
 
-def _pads_texts(watched: Watched, paths: Mapping[Stack, str]) -> bool:
+def _pads_texts(
+    model: PreTrainedModel, sizes: Mapping[Stack, StackDims], watched: Watched, paths: Mapping[Stack, str]
+) -> bool:
     """Whether an encoder's blocks read more positions than there are ids: padded behind, up to a length that they take.
 
-    What stands before the texts, as a prompt of the model's own, is the same whatever their tokens are.
+    What stands before the texts, as a prompt of the model's own, stays the same when they are turned around.
     """
     if "enc" not in paths:
         return False
-    [call], ids = watched.of(f"{paths['enc']}.0"), watched.ids["enc"]
-    rows = call.given[:, : ids.shape[1]]
-    if call.given.shape[1] <= ids.shape[1]:
+    path, ids = f"{paths['enc']}.0", watched.ids["enc"]
+    length = ids.shape[1]
+    [call] = watched.of(path)
+    if call.given.shape[1] <= length:
         return False
-    other_ids, same_rows = ids[:, None] != ids, (rows[:, None] == rows).all(-1)
-    return not bool((other_ids & same_rows).any())
+    turned = {**watched.ids, "enc": ids.flip(-1)}
+    examples: list[Example] = [
+        {stack: rows[text].tolist() for stack, rows in turned.items()} for text in range(len(ids))
+    ]
+    [other] = watch(model, examples, sizes).of(path)
+    others = turned["enc"] != ids
+    same = (call.given[:, :length] == other.given[:, :length]).all(-1)
+    return bool(others.any()) and not bool((others & same).any())
 
 
 def _blocks(model: PreTrainedModel, dims: ModelDims, watched: Watched) -> dict[Stack, str]:

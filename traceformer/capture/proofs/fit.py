@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
+from traceformer.capture.proofs.edits import DONOR
 from traceformer.capture.proofs.find import find_row
 from traceformer.capture.proofs.readout import readout_holds
 from traceformer.errors import Unsupported
@@ -238,6 +239,9 @@ def _places(row: Architecture) -> int:
 _MISFITS = (AssertionError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
+_MORE = "it is not all that blocks read: another text's, put there, does not give that text's output"
+
+
 def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architecture, name: str) -> Fit:
     """The row without the places that do not hold, and the proofs of all others.
 
@@ -252,19 +256,21 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
         except _MISFITS as error:
             raise Unsupported(f"the row does not fit {name}", why=str(error).partition("\n")[0]) from error
         refused = dict.fromkeys(_unproved(model, examples, row, result), "no fact about it is known")
-        refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok}
+        refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok and proof.fact != DONOR}
+        # What a block reads beside its stream need not keep the stream from being recorded.
+        unedited = {proof.key: _MORE for proof in result.proofs if not proof.ok and proof.fact == DONOR}
         if row.own_attention:  # then what scores are made of is only as right as the patterns that follow from them
             scores = {key.replace("attn_pattern", "attn_scores") for key in refused if key.endswith("attn_pattern")}
             refused |= dict.fromkeys(scores, "the patterns that follow from it do not hold")
         lost = [f"{key} {why}" for key, why in refused.items() if key.rpartition(".")[2] in _STREAM]
         if lost:
             raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])
-        if not refused:
+        if not refused and not unedited:
             if not any(key.site in (*_STREAM, "attn_pattern") for key in _keys(row)):
                 why = "; ".join(dict.fromkeys(row.refused.values()))
                 raise Unsupported(f"neither residual stream nor patterns of {name} can be recorded", why=why)
             return Fit(row, "", result)
-        row = replace(row, refused={**row.refused, **refused})
+        row = replace(row, refused={**row.refused, **refused}, unedited={**row.unedited, **unedited})
 
 
 def _why_failed(proof: Any) -> str:
