@@ -87,7 +87,7 @@ def test_a_batch_that_is_none_is_refused(changes: dict[str, Any], said: str, byt
 def test_what_says_how_texts_are_read_is_refused_beside_a_batch(byte: Any) -> None:
     with pytest.raises(UsageError, match="`limit` does not apply to a processor's batch"):
         record(byte, {"input_ids": torch.tensor([[5, 6, 7, 8]])}, "resid_post", limit=1)
-    with pytest.raises(UsageError, match="batch 1 has no `input_ids`"):
+    with pytest.raises(UsageError, match="batch 1 has no input_ids"):
         record(byte, [{"input_ids": torch.tensor([[5, 6]])}, {"pixel_values": torch.ones(1)}], "resid_post")
 
 

@@ -87,7 +87,7 @@ def plan_arrays(
         if SITES[site].of_experts:
             keys = [key for key in keys if layers_having(model, row, dims.stacks[key.stack], key)]
         for key in keys:
-            own, asked = dims.stacks[key.stack], layers[key.stack]
+            own, asked = dims.stacks[key.stack], layers.get(key.stack, ())
             if site in _OF_CLASSES:
                 arrays.append(ArraySpec(key, width=len(label_names(model))))
                 continue

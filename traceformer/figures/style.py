@@ -184,7 +184,7 @@ def charts(
         UsageError: there are several, for one `ax`.
     """
     if ax is not None and rows * columns > 1:
-        raise UsageError(f"{rows * columns} charts for one ax", hint="less of it, or no `ax`")
+        raise UsageError(f"{rows * columns} charts for one ax", hint="less of it, or none given")
     if ax is not None:
         figure, ax = placed(ax, width, height)
         return figure, [ax]

@@ -41,7 +41,7 @@ FAMILIES = {
     "mpt": "dec pre-norm plain alibi own-attention",
     "byte_sparse": "dec pre-norm gated rotary",
     "granite": "dec pre-norm gated rotary",
-    "deepseek_v3_latent_queries": "dec pre-norm experts rotary latent",
+    "deepseek_v3_latent_queries": "dec pre-norm experts shared rotary latent",
     "stablelm_parallel": "dec pre-norm gated rotary parallel one-norm",
     "glm4": "dec pre-norm gated rotary normed-out",
     "qwen3_moe": "dec pre-norm experts rotary",

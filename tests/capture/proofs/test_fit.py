@@ -111,20 +111,22 @@ def test_a_class_that_nobody_knows_is_recorded_as_its_forward_has_it(ids_file: P
                 np.testing.assert_allclose(found, np.squeeze(expected), atol=2e-5, err_msg=site)
 
 
-@pytest.mark.parametrize(
-    ("odd", "why"),
-    [
-        ({"adds": 1.01}, "1 times the stream, 1 times ear.says and 1.01 times shrinks"),
-        ({"across_batch": True}, "is the same in a padded batch as alone"),
-    ],
-    ids=["another sum", "a norm across the batch"],
-)
-def test_what_does_not_hold_is_refused_before_anything_is_written(
-    odd: dict[str, Any], why: str, ids_file: Path, tmp_path: Path
-) -> None:
+def test_of_a_block_that_adds_another_sum_the_stream_is_recorded_and_that_part_is_not(ids_file: Path) -> None:
+    model = odd_model(adds=1.01)
+    floors: Any = model.tower.floors
+    run = recorded(model, ids_file, "resid attn_out")
+    mid = torch.from_numpy(run.activations("resid_mid", 1))
+    with torch.no_grad():
+        post = mid + 1.01 * floors[1].shrinks(floors[1].bends(floors[1].grows(floors[1].quiet(mid))))
+    np.testing.assert_allclose(run.activations("resid_post", 1), post.numpy(), atol=1e-5)
+    with pytest.raises(Unsupported, match="mlp_out"):
+        recorded(model, ids_file, "mlp_out")
+
+
+def test_what_does_not_hold_is_refused_before_anything_is_written(ids_file: Path, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="and none that holds") as refused:
-        recorded(odd_model(**odd), ids_file, "attn resid", out=tmp_path / "run")
-    assert why in refused.value.why
+        recorded(odd_model(across_batch=True), ids_file, "attn resid", out=tmp_path / "run")
+    assert "is the same in a padded batch as alone" in refused.value.why
     assert [path.name for path in tmp_path.iterdir()] == ["ids.jsonl"]
 
 

@@ -67,7 +67,7 @@ def test_an_argument_to_attention_that_is_not_understood_is_the_reason_given(mon
 def _with_slopes(ear: Any, forward: Any) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def with_slopes(x: torch.Tensor, mask: torch.Tensor | None) -> Any:
+    def with_slopes(x: torch.Tensor, mask: torch.Tensor | None, *_: Any) -> Any:
         q, k, v = (part(x).unflatten(-1, (4, -1)).transpose(1, 2) for part in (ear.asks, ear.tells, ear.gives))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(ear.config._attn_implementation, eager_attention_forward)
         mixed, weights = attend(ear, q, k, v, mask, scaling=ear.scaling, alibi_slopes=torch.ones(4))
@@ -76,7 +76,7 @@ def _with_slopes(ear: Any, forward: Any) -> Any:
     return with_slopes
 
 
-@pytest.mark.parametrize("odd", [{}, {"adds": 2.0}], ids=["found", "not found"])
+@pytest.mark.parametrize("odd", [{}, {"across_batch": True}], ids=["found", "not found"])
 def test_a_probe_is_json(odd: dict[str, Any]) -> None:
     model = odd_model(**odd)
     found = probe_model(model, random_examples(model.config, arch="dec")[:2])
@@ -84,7 +84,7 @@ def test_a_probe_is_json(odd: dict[str, Any]) -> None:
     assert (data["model_type"], data["ok"], data["advice"]) == ("oddity", not odd, found.advice)
     if odd:
         assert (data["result"], data["row"]) == (None, None)
-        assert "2 times shrinks" in data["obstacle"]
+        assert "is the same in a padded batch as alone" in data["obstacle"]
     else:
         assert data["result"]["ok"]
         assert data["architecture"]["stacks"]["dec"]["token_embed"] == "words"
