@@ -67,11 +67,9 @@ class BlockWeights:
         if row.out_proj is None:
             raise Unsupported("what each head writes", why=why_no_output(row))
         weight, bias = self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
-        scale = self.architecture.stacks["dec"].scale
-        assert not isinstance(scale, str)
-        if scale == 1:
+        if self._scale == 1 or self.norm_of_output(layer, attention) is not None:  # which is scaled in its place
             return Projection(weight, bias)
-        return Projection(weight * np.float32(scale), None if bias is None else bias * np.float32(scale))
+        return Projection(weight * self._scale, None if bias is None else bias * self._scale)
 
     def norm_of_output(self, layer: int, attention: Attention) -> NormWeights | None:
         """Returns the norm that an attention's output goes through before it is added (Gemma 2); None for none."""
@@ -79,7 +77,12 @@ class BlockWeights:
         path = None if row.attn_out is None else row.attn_out.path
         if path is None or path in (row.module, row.out_proj):
             return None
-        return self._norm(f"{self._block(layer)}.{path}")
+        norm = self._norm(f"{self._block(layer)}.{path}")
+        if norm is None or norm.weight is None or self._scale == 1:
+            return norm
+        one = np.float32(norm.kind.endswith("plus_one"))
+        bias = None if norm.bias is None else norm.bias * self._scale
+        return norm._replace(weight=(norm.weight + one) * self._scale - one, bias=bias)
 
     def norm_of_stream(self, layer: int, attention: Attention | None) -> NormWeights | None:
         """Returns the norm that the stream goes through after the addition of an attention, or for None of the MLP.
@@ -89,6 +92,13 @@ class BlockWeights:
         stack = self.architecture.stacks["dec"]
         path = stack.post_norm if attention is None else self._attention(attention).post_norm
         return None if path is None else self._norm(f"{self._block(layer)}.{path}")
+
+    @property
+    def _scale(self) -> np.float32:
+        """What a sublayer's output is multiplied by before it is added."""
+        scale = self.architecture.stacks["dec"].scale
+        assert not isinstance(scale, str)
+        return np.float32(scale)
 
     def _norm(self, path: str) -> NormWeights | None:
         weight = self.modules.vector(f"{path}.weight")

@@ -74,9 +74,10 @@ def open_head_weights(folder: Path, architecture: Architecture | None = None) ->
         Unsupported: as `head_weights_of` does.
     """
     config = read_config(folder)
-    _check_decoder(architecture or architecture_of(config), config["model_type"])
+    dims = decoder_dims(config)
+    _check_decoder(architecture or architecture_of(config), dims, config["model_type"])
     blocks, readout = open_block_weights(folder, config, architecture), open_readout(folder, config, architecture)
-    return _assembled(folder.resolve().name, family_of(config), decoder_dims(config), blocks, readout)
+    return _assembled(folder.resolve().name, family_of(config), dims, blocks, readout)
 
 
 def head_weights_of(model: "LoadedModel") -> HeadWeights:
@@ -86,7 +87,7 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
         Unsupported: no decoder, one whose row names no projections or no readout, or whose blocks norm the stream
             after each addition.
     """
-    _check_decoder(model.built, model.config.model_type)
+    _check_decoder(model.built, model.dims.stacks.get("dec"), model.config.model_type)
     return _assembled(
         model.name,
         model.family or family_of(model.config),
@@ -96,7 +97,7 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
     )
 
 
-def _check_decoder(row: Architecture, model_type: str) -> None:
+def _check_decoder(row: Architecture, dims: StackDims | None, model_type: str) -> None:
     """Refuses what is no decoder whose heads read the stream through nothing but a norm.
 
     Raises:
@@ -106,6 +107,9 @@ def _check_decoder(row: Architecture, model_type: str) -> None:
         kind = "encoder" if list(row.stacks) == ["enc"] else "encoder-decoder"
         why = "an encoder predicts no next token" if kind == "encoder" else "it has two residual streams"
         raise Unsupported(f"circuits of an {kind} ({model_type!r})", why=why, hint="a decoder, such as gpt2 or llama")
+    if dims is not None and (dims.by_layer or not dims.n_heads):
+        why = "its layers have heads of several shapes" if dims.by_layer else "it has no attention"
+        raise Unsupported(f"circuits of a {model_type!r} model", why=why, hint="a decoder such as gpt2 or llama")
     stack = row.stacks["dec"]
     attention = stack.attention
     if stack.post_norm is not None or attention.post_norm is not None:
