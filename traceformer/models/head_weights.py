@@ -75,7 +75,8 @@ def open_head_weights(folder: Path, architecture: Architecture | None = None) ->
     """
     config = read_config(folder)
     dims = decoder_dims(config)
-    _check_decoder(architecture or architecture_of(config), dims, config["model_type"])
+    differ = bool(config.get("per_layer_config"))
+    _check_decoder(architecture or architecture_of(config), dims, config["model_type"], layers_differ=differ)
     blocks, readout = open_block_weights(folder, config, architecture), open_readout(folder, config, architecture)
     return _assembled(folder.resolve().name, family_of(config), dims, blocks, readout)
 
@@ -97,7 +98,7 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
     )
 
 
-def _check_decoder(row: Architecture, dims: StackDims | None, model_type: str) -> None:
+def _check_decoder(row: Architecture, dims: StackDims | None, model_type: str, *, layers_differ: bool = False) -> None:
     """Refuses what is no decoder whose heads read the stream through nothing but a norm.
 
     Raises:
@@ -107,8 +108,9 @@ def _check_decoder(row: Architecture, dims: StackDims | None, model_type: str) -
         kind = "encoder" if list(row.stacks) == ["enc"] else "encoder-decoder"
         why = "an encoder predicts no next token" if kind == "encoder" else "it has two residual streams"
         raise Unsupported(f"circuits of an {kind} ({model_type!r})", why=why, hint="a decoder, such as gpt2 or llama")
-    if dims is not None and (dims.by_layer or not dims.n_heads):
-        why = "its layers have heads of several shapes" if dims.by_layer else "it has no attention"
+    layers_differ = layers_differ or bool(dims and dims.by_layer)
+    if layers_differ or (dims is not None and not dims.n_heads):
+        why = "its layers have heads of several shapes" if layers_differ else "it has no attention"
         raise Unsupported(f"circuits of a {model_type!r} model", why=why, hint="a decoder such as gpt2 or llama")
     stack = row.stacks["dec"]
     attention = stack.attention

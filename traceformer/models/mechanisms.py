@@ -75,6 +75,11 @@ def unstated(config: Any, *names: str) -> Unsupported:
 
 def attending_layers(config: Any, n_layers: int) -> tuple[int, ...] | None:
     """Returns the layers that have attention, by what a config calls each; None where all have, as far as it says."""
+    numbers, period = stated(config, "attn_layer_indices"), stated(config, "attn_layer_period")
+    if numbers:
+        return tuple(numbers)
+    if isinstance(period, int) and period > 1:  # Jamba's: what its class calls each layer is not in a config.json
+        return tuple(range(stated(config, "attn_layer_offset"), n_layers, period))
     kinds = stated(config, "layer_types") or stated(config, "layers_block_type") or ()
     if len(kinds) != n_layers or all(map(attends, kinds)):
         return None
