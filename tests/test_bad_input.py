@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, str], int, str]] = {
     "no such head": ({"more": "--heads 9"}, USAGE, "only heads 0-3"),
     "a site that the family lacks": ({"model": "neox", "more": "--capture resid_mid"}, MODEL, "in parallel"),
     "attention outside the interface": ({"model": "xglm", "more": "--capture attn"}, MODEL, "attention function"),
-    "a family without attention": ({"model": "odd"}, MODEL, "no attention heads"),
+    "a family without attention": ({"model": "odd"}, MODEL, "this model has no attention"),
     "not a transformer": ({"model": "empty"}, INPUT, "no config.json"),
     "no such targets file": ({"model": "t5", "more": "--targets_file nothing.txt"}, INPUT, "nothing.txt"),
     "too few targets": ({"model": "t5", "more": "--targets_file one.txt"}, INPUT, "1"),

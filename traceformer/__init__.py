@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Attribution",
@@ -174,15 +174,18 @@ bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
-bind("HeadMetrics", "html", "traceformer.figures.head_maps", "heads_html")
-bind("Lens", "html", "traceformer.figures.lens_map", "lens_html")
+bind("HeadMetrics", "html", "traceformer.figures.cards.head_table", "head_table")
+bind("Lens", "html", "traceformer.figures.cards.lens_table", "lens_table")
 bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
+bind("Paths", "html", "traceformer.viewer.pages", "paths_frame")
 bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
-bind("Projections", "html", "traceformer.figures.trait_curves", "traits_html")
+bind("Projections", "html", "traceformer.figures.cards.trait_card", "trait_card")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 bind("Run", "browser", "traceformer.viewer.export", "show_run")
+bind("Run", "html", "traceformer.figures.cards.run_card", "run_card")
 bind("Run", "page", "traceformer.viewer.export", "run_html")
 bind("Run", "widget", "traceformer.viewer.export", "run_widget")
+bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
 
 
 def __getattr__(name: str) -> Any:

@@ -61,50 +61,68 @@ class TraceformerError(Exception):
 
 
 class UsageError(TraceformerError, ValueError):
+    """The call makes no sense as written."""
+
     exit_code = 2
 
 
 class SelectionError(UsageError):
-    pass
+    """A site, layer, head or token that cannot be meant."""
 
 
 class NotFound(TraceformerError, FileNotFoundError):
+    """A model, data set, file or run is not there."""
+
     exit_code = 3
 
 
 class ExampleNotFound(NotFound, KeyError):
-    pass
+    """There is no such example in this run."""
 
 
 class Unreadable(TraceformerError, ValueError):
+    """It is there, but it is not what it should be."""
+
     exit_code = 3
 
 
 class CorruptRun(Unreadable):
-    pass
+    """A run whose checksums or records disagree."""
 
 
 class RunExists(TraceformerError, FileExistsError):
+    """Something finished, or in use, is in the way."""
+
     exit_code = 3
 
 
 class ConfigurationChanged(TraceformerError, ValueError):
+    """An unfinished run was begun differently, or a model is another one than the run's."""
+
     exit_code = 3
 
 
 class NotRecorded(TraceformerError, RuntimeError, KeyError):
+    """The run does not hold what was asked for."""
+
     exit_code = 3
 
 
 class Unsupported(TraceformerError, NotImplementedError):
+    """This model has no such place, or cannot be recorded or asked in this way."""
+
     exit_code = 4
 
 
 class NumericError(TraceformerError, ArithmeticError):
+    """A value that is no finite number, or that the run cannot hold."""
+
     exit_code = 4
 
 
 class OutOfSpace(TraceformerError, OSError):
+    """The disk or the memory is full."""
+
     exit_code = 5
 
 

@@ -34,6 +34,8 @@ def file_name(name: str) -> str:
     plain = _OTHERS.sub("-", name).strip("-.")
     if is_plain(plain) and plain == name and not _DIGEST.fullmatch(name) and not _DEVICES.fullmatch(name):
         return name
+    if _DEVICES.fullmatch(plain):  # whatever follows the dot
+        plain = plain.replace(".", "-")
     # Half a surrogate pair cannot be encoded, and is a name all the same.
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGITS]
     return f"{plain[: MOST - _DIGITS - 1].rstrip('-.') or 'name'}-{digest}"

@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     tenth as often or less. The price is that what was needed once stays with the process. The commands do this before
     they load a model; the functions of Python leave the process as it is, since it is not theirs: call this first.
     """
-    if "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()):  # Windows has no such table
         return False
     import ctypes
 

@@ -10,7 +10,7 @@ from html import escape
 from importlib import import_module
 from typing import Any
 
-__all__ = ["bind", "framed", "notebook", "plain", "present"]
+__all__ = ["bind", "framed", "in_notebook", "notebook", "plain", "present"]
 
 _HOMES: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -28,6 +28,18 @@ def present(value: object, way: str, *arguments: Any) -> Any:
     """
     module, function = _HOMES[type(value).__name__, way]
     return getattr(import_module(module), function)(value, *arguments)
+
+
+def in_notebook(value: object) -> str:
+    """Returns the HTML that a notebook shows of a value; where that cannot be made, its one line, and why.
+
+    A notebook shows a traceback in place of a value whose picture raises, be it over a file that was removed meanwhile.
+    """
+    try:
+        return present(value, "html")
+    except Exception as error:  # whatever it is, the value itself can still be told in a line
+        why = f"{type(error).__name__}: {error}"
+        return f"<pre>{escape(repr(value))}\n{escape(why)}</pre>"
 
 
 def notebook() -> Any | None:

@@ -73,13 +73,38 @@ class Site:
 
     @property
     def holds_ids(self) -> bool:
-        """True where values are token ids, whole numbers of which statistics mean nothing."""
-        return self.name == "lens_topk"
+        """True where values are ids of tokens or experts, whole numbers of which statistics mean nothing."""
+        return self.name in ("lens_topk", "expert_topk")
+
+    @property
+    def is_ranked(self) -> bool:
+        """True where a row is a choice, the first before the second: its ids, or what goes with them."""
+        return self.axes[-1] == "rank"
+
+    @property
+    def of_experts(self) -> bool:
+        """True for what only a mixture of experts has, in those layers that are one."""
+        return self.name in _OF_EXPERTS
+
+    @property
+    def is_routing(self) -> bool:
+        """True for what says where tokens go."""
+        return self.name in _ROUTING
 
     @property
     def of_attention(self) -> bool:
         """True where an encoder-decoder's decoder has the site twice: in self- and in cross-attention."""
         return self.name in _OF_ATTENTION
+
+    @property
+    def of_values(self) -> bool:
+        """True where d_head is the width of values, which that of queries and keys may differ from."""
+        return self.name in ("v_proj", "v", "z")
+
+    @property
+    def of_few(self) -> bool:
+        """True for what models of one kind have, and nobody misses in others."""
+        return self.name in _OF_FEW
 
 
 _LARGEST = 2**31 - 1  # number of a layer or head, or width
@@ -87,9 +112,12 @@ _ROW = ("layer", "position", "d_model")
 _MLP = ("layer", "position", "d_mlp")
 _Q = ("layer", "head", "position", "d_head")
 _KV = ("layer", "kv_head", "position", "d_head")
+_LATENT = ("layer", "position", "d_latent")
 _HIDDEN = ("hidden_layer", "position", "d_model")
 _SQUARE = ("layer", "head", "query", "key")
 _TOP = ("layer", "position", "rank")
+_SHARED = ("layer", "position", "d_shared")
+_EXPERT = ("layer", "position", "expert")
 
 SITES: Mapping[str, Site] = {
     name: Site(name, axes, meaning)
@@ -101,6 +129,7 @@ SITES: Mapping[str, Site] = {
         ("q_proj", _Q, "raw query projection: after bias, before QK-norm and rotary"),
         ("k_proj", _KV, "raw key projection: after bias, before QK-norm and rotary"),
         ("v_proj", _KV, "raw value projection: after bias"),
+        ("kv_latent", _LATENT, "normed row that keys and values are made of, which is cached (latent attention)"),
         ("q", _Q, "queries as the dot product sees them: after QK-norm and rotary"),
         ("k", _KV, "keys as the dot product sees them: after QK-norm and rotary"),
         ("v", _KV, "values as the attention pattern mixes them"),
@@ -115,6 +144,13 @@ SITES: Mapping[str, Site] = {
         ("mlp_mid", _MLP, "input of the down projection"),
         ("mlp_down", _ROW, "output of the down projection, before any post-norm"),
         ("mlp_out", _ROW, "what the MLP adds to the residual stream (after a post-norm where there is one)"),
+        ("router_logits", _EXPERT, "of a mixture of experts: the router's matrix times its input"),
+        ("expert_topk", _TOP, "ids of the experts that a token went to, the heaviest first"),
+        ("expert_weight", _TOP, "what the outputs of these experts are multiplied by, before they are added up"),
+        ("shared_up", _SHARED, "output of the up projection of the expert that all tokens share: not the whole MLP"),
+        ("shared_act", _SHARED, "output of that expert's activation function"),
+        ("shared_mid", _SHARED, "input of that expert's down projection"),
+        ("shared_out", _ROW, "output of that expert, before a gate of its own"),
         ("resid_post", _ROW, "residual stream leaving a block"),
         ("hidden", _HIDDEN, "Hugging Face hidden_states; the last entry is after the final norm"),
         ("final_norm", ("position", "d_model"), "after the final norm"),
@@ -131,8 +167,14 @@ OUTPUTS = ("logits", "class_logits", "token_class_logits")
 """The sites that are a model's own output, of which its class gives one, or none."""
 
 _DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob"))
+_ROUTING = ("router_logits", "expert_topk", "expert_weight")
+_OF_EXPERTS = frozenset((*_ROUTING, "shared_up", "shared_act", "shared_mid", "shared_out"))
+_OF_FEW = frozenset(("class_logits", "token_class_logits", "kv_latent", *_OF_EXPERTS))
 _OF_ATTENTION = frozenset(
-    ("attn_norm", "q_proj", "k_proj", "v_proj", "q", "k", "v", "attn_scores", "attn_pattern", "z", "attn_out")
+    (
+        *("attn_norm", "q_proj", "k_proj", "v_proj", "kv_latent", "q", "k", "v"),
+        *("attn_scores", "attn_pattern", "z", "attn_out"),
+    )
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -141,6 +183,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "hidden": ("hidden",),
     "resid": ("embed", "resid_pre", "resid_mid", "resid_post"),
     "mlp": ("mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out"),
+    "experts": _ROUTING,
     "norms": ("attn_norm", "mlp_norm", "final_norm"),
     "internals": (
         *("q_proj", "k_proj", "v_proj", "attn_pattern", "resid_pre", "resid_mid", "resid_post"),

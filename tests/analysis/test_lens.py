@@ -16,6 +16,7 @@ from tests.families import FAST, PREDICTING, mostly_slow
 from traceformer.analysis.lens import normed, read_out
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.families import FAMILIES, architecture_of
+from traceformer.models.part import text_part
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import tiny_model
 from traceformer.models.weights import StoredTensor, files_digest, open_folder, read_config
@@ -39,7 +40,7 @@ def readout_of(folder: Path) -> Readout:
 
 def ending_after(layers: int, model: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the last of the first `layers` blocks leaves, and the logits of the model without the blocks behind it."""
-    blocks = model.base_model.get_submodule(architecture_of(model.config).stacks["dec"].blocks)
+    blocks = text_part(model).get_submodule(architecture_of(model.config).stacks["dec"].blocks)
     del blocks[layers:]
     seen: list[torch.Tensor] = []
     hook = blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))

@@ -19,6 +19,7 @@ from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.plan import plan_arrays
 from traceformer.errors import ConfigurationChanged, Unsupported, UsageError
 from traceformer.models.families import architecture_of
+from traceformer.models.part import text_part
 from traceformer.models.readout import Readout, open_readout
 from traceformer.models.tiny import tiny_model
 from traceformer.models.weights import read_config
@@ -122,7 +123,7 @@ def test_the_readout_of_every_family_is_its_own(
         monkeypatch.setattr(derived, name, size)
     model, row = tiny_model(family), architecture_of(tiny_model(family).config)
     plan = plan_arrays(Selection((), derived=(LensTopK(9),)), model)
-    own_blocks: Any = model.base_model.get_submodule(row.stacks["dec"].blocks)
+    own_blocks: Any = text_part(model).get_submodule(row.stacks["dec"].blocks)
     seen: list[Any] = []
     own_blocks[-1].register_forward_hook(lambda *given: seen.append(given[2]))
     tokens = torch.tensor([[5, 17, 42, 8], [93, 61, 30, 11]])

@@ -1,6 +1,8 @@
 """Pairs of texts and texts in words: what the model reads, against the tokenizer's and the model's own outputs."""
 
+import inspect
 import json
+import string
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 import traceformer as tf
+from tests.marks import slow
 from traceformer.capture.encoding import Encoder
 from traceformer.capture.provenance import words_at
 from traceformer.cli import main
 from traceformer.errors import NotFound, Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.tiny import tiny_model
 from traceformer.texts.cells import Pair, Words
 from traceformer.texts.load import load_texts
 
@@ -26,6 +30,7 @@ PAIRS = [
     ("Short.", ""),
     ("A premise of some length, with a clause", "é"),
 ]
+VOCABULARY = ("[P]", "[C]", "[S]", "?", *string.printable[:95])
 WORDS = [["Returning", "bees", "unbelievable"], ["don't", "x y", "é"]]
 
 
@@ -212,3 +217,54 @@ def test_a_data_sets_column_called_word_is_not_taken_for_the_words_of_tokens(gpt
     run = tf.record(gpt2, tmp_path / "a.jsonl", "embed")
     assert "word" not in run.encodings(0)
     assert [list(run.tokens[name][0]) for name in ("data_word", "words")] == [[7], ["x"]]
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", slow("electra"), slow("roberta"), slow("distilbert"), slow("mpnet"), slow("deberta-v2")]
+)
+def test_pairs_of_every_kind_of_encoder_are_read_as_the_model_reads_its_tokenizers_batch(family: str) -> None:
+    model = tf.load_model(tiny_model(family), pair_tokenizer())
+    run = tf.record(model, PAIRS, "hidden", dtype="float32", batch_size=3)
+    inputs = model.tokenizer(*map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt")
+    taken = inspect.signature(model.model.forward).parameters
+    given = {name: tensor for name, tensor in inputs.items() if name in taken}
+    if (getattr(model.config, "type_vocab_size", 0) or 0) < 2:  # tokenizers count segments for any model
+        given.pop("token_type_ids", None)
+    with torch.no_grad():
+        states = model.model(**given, output_hidden_states=True).hidden_states
+    for number in range(len(PAIRS)):
+        length = int(inputs["attention_mask"][number].sum())
+        expected = np.stack([state[number, :length].numpy() for state in states])
+        np.testing.assert_allclose(run.get(number, "hidden"), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert ("token_type_ids" in run.encodings(0)) == ("token_type_ids" in given)
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that writes pairs as BERT's does, with the second text in another segment."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[C]:0 $A:0 [S]:0", "[C]:0 $A:0 [S]:0 $B:1 [S]:1", [("[C]", 1), ("[S]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[P]",
+        cls_token="[C]",
+        sep_token="[S]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def test_which_text_of_a_pair_a_token_is_of_is_shown(
+    model: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tf.record(model, PAIRS[:1], "embed", out=tmp_path / "run")
+    assert main(["inspect", str(tmp_path / "run"), "--example", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["segments"] == model.tokenizer(*PAIRS[0]).sequence_ids()
+    assert main(["inspect", str(tmp_path / "run"), "--example", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    assert [own[1] for own, of in zip(shown, run.encodings(0)["sequence_ids"], strict=True) if of is not None] == [
+        str(of) for of in run.encodings(0)["sequence_ids"] if of is not None
+    ]
+    assert any(line.split()[:2] == ["position", "segment"] for line in lines)

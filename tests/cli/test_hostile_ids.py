@@ -1,6 +1,7 @@
 """Names that come from data, as every verb that writes has to bear them: none leads elsewhere, none takes another's."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,28 @@ def test_pictures_of_such_an_example_go_where_they_are_asked_for(
     assert {path.name for path in everything_under(tmp_path)} == {"i.png", "p.html"}
     told = capsys.readouterr()
     assert "a\nb" not in told.out + told.err  # no id steers a terminal
+
+
+def test_ids_that_differ_in_capitals_are_refused_only_where_they_are_one_file(tmp_path: Path) -> None:
+    options = ExportOptions(overwrite=True)
+    options.claimed(tmp_path / "A.json").write_bytes(b"A")
+    options.claimed(tmp_path / "a.json").write_bytes(b"a")  # Linux tells them apart
+    (tmp_path / "B.json").write_bytes(b"B")
+    os.link(tmp_path / "B.json", tmp_path / "b.json")  # as a file system has it that does not
+    options.claimed(tmp_path / "B.json")
+    with pytest.raises(RunExists, match="two examples would be written to"):
+        options.claimed(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["nanochat:sft:d20", "meta-llama/Llama-3.2-1B", "C:\\models\\mine", "a<b>|c?*", "name."]
+)
+def test_a_name_of_a_model_becomes_one_that_windows_allows(name: str) -> None:
+    for made in (file_name(name), readable_name(name, otherwise="model")):
+        assert not set(made) & set('<>:"/\\|?*')
+        assert made == made.rstrip(". ")
+
+
+def test_what_windows_keeps_for_itself_is_no_name() -> None:
+    assert file_name("NUL") != "NUL"
+    assert file_name("com1.json").startswith("com1-json-")

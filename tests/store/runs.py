@@ -33,7 +33,9 @@ def spec(key: str) -> ArraySpec:
     axes = ArraySpec(parsed).site.axes
     layers = tuple(range(7)) if axes[0] == "hidden_layer" else LAYERS if axes[0] == "layer" else ()
     heads = KV_HEADS if "kv_head" in axes else HEADS if "head" in axes else ()
-    width = {"d_head": 8, "d_model": 24, "d_mlp": 40, "d_vocab": 60, "rank": 3, "label": 5, "key": 0}[axes[-1]]
+    width = {"d_head": 8, "d_latent": 4, "d_model": 24, "d_mlp": 40, "d_vocab": 60, "rank": 3, "label": 5, "key": 0}[
+        axes[-1]
+    ]
     return ArraySpec(parsed, layers, heads, width)
 
 

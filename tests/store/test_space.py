@@ -27,7 +27,7 @@ def test_too_little_space_is_found_before_a_shard_is_written(tmp_path: Path, mon
         assert committed_shards(writer.folder) == [0]
 
 
-@pytest.mark.parametrize("step", ["BlockWriter.write", "os.fsync", "sync_folder"])
+@pytest.mark.parametrize("step", ["BlockWriter.write", "sync", "sync_folder"])
 def test_a_disk_that_fills_up_while_writing_costs_only_the_open_shard(
     tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from transformers.masking_utils import sdpa_mask
 __all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "loaded_plainly", "own_outputs"]
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
-WITHOUT_EMBEDDING = ("mamba2",)
+WITHOUT_EMBEDDING = ("falcon_mamba", "mamba", "mamba2", "rwkv")
 """Types whose hidden states begin behind the first block and end with the last one's output twice, as it is and normed
 (transformers 5.23): as many as of others, and each of another place."""
 
@@ -50,11 +50,26 @@ def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> Own
             *blocks, _, normed = output.hidden_states
             output.hidden_states = (plain.get_input_embeddings()(inputs["input_ids"]), *blocks, normed)
     names = {"enc": "encoder_", "dec": "decoder_"} if len(ids) == 2 else dict.fromkeys(ids, "")
-    hidden = {stack: _arrays(output, f"{own}hidden_states") for stack, own in names.items()}
+    hidden = {  # cut, since some models give the rows of their own padding, too
+        stack: [rows[: len(ids[stack])] for rows in _arrays(output, f"{own}hidden_states")]
+        for stack, own in names.items()
+    }
     patterns = {f"{stack}.self": _arrays(attended, f"{own}attentions") for stack, own in names.items()}
     patterns["dec.cross"] = _arrays(attended, "cross_attentions") if len(ids) == 2 else []
+    if getattr(plain.config, "attention_window", None) is not None:
+        first = "enc" if "enc" in ids else "dec"
+        patterns[f"{first}.self"] = [_in_place(banded, len(ids[first])) for banded in patterns[f"{first}.self"]]
     logits = getattr(output, "logits", None)
     return OwnOutputs(hidden, patterns, None if logits is None else logits[0].float().numpy())
+
+
+def _in_place(banded: np.ndarray, length: int) -> np.ndarray:
+    """(head, query, key) of what a Longformer returns: (head, query, keys from half a window before to half behind)."""
+    whole, reach = np.zeros((len(banded), length, length), banded.dtype), banded.shape[2] // 2
+    for query in range(length):
+        for key in range(max(0, query - reach), min(length, query + reach + 1)):
+            whole[:, query, key] = banded[:, query, key - query + reach]
+    return whole
 
 
 def answer_of(model: Any, prompt: Sequence[int], tokens: int) -> tuple[list[int], np.ndarray]:

@@ -15,7 +15,8 @@ from traceformer.models.shrunk import text_types
 
 FAST = (
     *("arcee", "qwen3_moe", "camembert", "falcon", "mbart", "biogpt"),  # experts, an encoder, both, own attention
-    *("gemma4_text", "gemma3", "mamba", "deepseek_v4", "emu3", "canine"),  # refused, each by another mechanism
+    *("gemma4_text", "gemma3", "mamba"),  # layers that differ, several models in one, no attention
+    *("deepseek_v4", "canine"),  # refused, each by another mechanism
 )
 SLOW = (
     *(

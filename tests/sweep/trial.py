@@ -31,6 +31,7 @@ from traceformer.errors import TraceformerError, Unsupported
 from traceformer.models.families import FAMILIES
 from traceformer.models.load import load_model
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_config
 from traceformer.models.shrunk import text_types
 from traceformer.questions.check import check
 from traceformer.sites import ArrayKey, expand_sites
@@ -127,7 +128,7 @@ def _load(trial: _Trial, folder: Path) -> LoadedModel:
     _run_plainly(trial.plain)
     trial.enter("load")
     loaded = load_model(str(folder), with_head=True, device="cpu")
-    trial.row = "own" if loaded.config.model_type in FAMILIES else "found"
+    trial.row = "own" if text_config(loaded.config).model_type in FAMILIES else "found"
     return loaded
 
 

@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -38,6 +38,7 @@ def test_parts_of_characters_are_shown_as_bytes() -> None:
 
 
 @given(st.text(max_size=20))
+@example("a  b")  # each space is a token, and belongs to no other
 def test_bytes_and_characters_together_are_the_text(text: str) -> None:
     for pieces in both_ways(text):
         joined = b"".join(bytes.fromhex(piece.hex) if piece.hex else piece.text.encode() for piece in pieces)

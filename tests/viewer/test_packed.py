@@ -1,5 +1,6 @@
 """The wheel and the sdist: what they carry, and that the viewer works from them where there is no Node."""
 
+import email
 import gzip
 import os
 import re
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
+import traceformer
 from tests.viewer.small_runs import write_run
+from traceformer.models.load import BUILT_IN
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -29,6 +32,7 @@ SOURCE = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignor
 STATIC = "traceformer/viewer/static/"
 FILES = {"viewer.js", "viewer.css", "trace.js", "trace.css", "widget.js", "built-from.sha256"}
 MOST = 250_000  # bytes
+LARGEST = 8_000_000  # bytes
 # What pip does with an unpacked sdist, in a Python that cannot find the package that carries Node.
 WITHOUT_NODE = """
 import sys
@@ -143,3 +147,49 @@ def installed(wheel: Path, root: Path) -> Path:
     found = subprocess.run(asked, env=without_node(root), cwd=root, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(own)
     return root
+
+
+# What is in them
+
+
+def names_in(wheel: Path) -> dict[str, int]:
+    """Returns the size of every file in a wheel."""
+    with zipfile.ZipFile(wheel) as packed:
+        return {file.filename: file.file_size for file in packed.infolist()}
+
+
+def test_the_wheel_carries_what_runs_and_its_licence_and_nothing_else(packed: Path) -> None:
+    (wheel,) = packed.glob("*.whl")
+    files = names_in(wheel)
+    about = f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info"
+    assert {"traceformer/py.typed", "traceformer/texts/demo.jsonl", f"{about}/licenses/LICENSE"} <= files.keys()
+    for model in BUILT_IN:
+        of_model = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+        assert {f"traceformer/bytelm/weights/{model}/{name}" for name in of_model} <= files.keys()
+    for folder in ("prompt_sets", "pair_sets"):
+        own = {path.name for path in (REPOSITORY / "traceformer/texts" / folder).iterdir() if path.is_file()}
+        assert {f"traceformer/texts/{folder}/{name}" for name in own} <= files.keys()
+    assert [name for name in files if re.search(r"(^|/)(tests?|web|node_modules|__pycache__)(/|$)", name)] == []
+    assert [name for name, size in files.items() if size > LARGEST] == []
+
+
+def test_the_wheel_says_what_it_is(packed: Path) -> None:
+    (wheel,) = packed.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(opened.read(name))
+    assert (said["Name"], said["Version"]) == ("traceformer", traceformer.__version__)
+    assert (said["License-Expression"], said["Description-Content-Type"]) == ("Apache-2.0", "text/markdown")
+    assert "Typing :: Typed" in said.get_all("Classifier", [])
+    body = str(said.get_payload())
+    assert body.startswith("# Traceformer")
+    assert "](docs/" not in body
+
+
+def test_the_sdist_carries_the_source_of_the_pages_and_nothing_that_was_installed(packed: Path) -> None:
+    (sdist,) = packed.glob("*.tar.gz")
+    with tarfile.open(sdist) as opened:
+        sizes = {file.name.partition("/")[2]: file.size for file in opened.getmembers() if file.isfile()}
+    assert {"web/package-lock.json", "web/build.mjs", "hatch_build.py", "LICENSE", "README.md"} <= sizes.keys()
+    assert [name for name in sizes if "node_modules" in name or "__pycache__" in name] == []
+    assert [name for name, size in sizes.items() if size > LARGEST] == []

@@ -100,11 +100,9 @@ def test_the_command_line_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--screens" in capsys.readouterr().err
 
 
-def test_a_notebook_is_shown_the_first_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_is_shown_a_card_and_a_browser_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, opened = Run(write_run(tmp_path / "run")), list[str]()
-    shown = run._repr_html_()
-    assert shown is not None
-    assert shown.startswith("<iframe srcdoc=")
+    assert run._repr_html_().startswith('<div class="tf-card">')
     monkeypatch.setattr("webbrowser.open", opened.append)
     run.show(1)
     [address] = opened

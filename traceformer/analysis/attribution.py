@@ -9,7 +9,7 @@ import numpy as np
 
 from traceformer.analysis.logit_split import Kind, Part
 from traceformer.errors import NotRecorded
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float64
 from traceformer.sites import Attention
 from traceformer.texts.shown import visible
@@ -70,7 +70,7 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
     @property
     def what(self) -> str:

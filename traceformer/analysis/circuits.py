@@ -29,7 +29,7 @@ import numpy as np
 from traceformer.errors import Unsupported, UsageError, check_choice
 from traceformer.models.head_weights import HeadWeights, LayerHeads
 from traceformer.models.readout import Readout
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float32, Float64, Int64
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Circuits:
         return f"Circuits({self.model!r}: {n_layers} layers of {n_heads} heads, from weights)"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def effective_rank(singular: Float[np.ndarray, "matrix value"]) -> Float64[np.ndarray, "matrix"]:
@@ -215,9 +215,13 @@ def circuits_of(
     to_logits, alike = _over_words(weights, told)
     values = {name: np.full((n_layers, n_heads), np.nan) for name in OF_WEIGHTS}
     composition = np.full((len(COMPOSITIONS), n_layers, n_heads, n_layers, n_heads), np.nan, np.float32)
-    below: list[_Written] = []
     through: list[tuple[int, int] | None] = []
+    below: dict[int, _Written] = {}
     for layer in range(n_layers):
+        if layer not in weights.dims.attention_layers:
+            through.append(None)
+            told()
+            continue
         heads = weights.layer(layer)
         parts = _Reduced.of(heads)
         values["copying"][layer] = positive_share(_between(heads.out, to_logits, heads.value))
@@ -226,7 +230,7 @@ def circuits_of(
         if weights.positions is not None:
             rows = _normed_positions(weights.positions, weights.readout)
             values["previous_token"][layer] = _previous_token(rows, heads)
-        for earlier, written in enumerate(below):
+        for earlier, written in below.items():
             composition[:, earlier, :, layer] = _composed(written, heads, parts)
         scores = values["previous_token"] if previous is None else previous
         place = _strongest(scores[:layer])
@@ -234,13 +238,15 @@ def circuits_of(
         if place is not None:
             matches = _matches(weights.layer(place[0]), place[1], heads, alike)
             values["induction"][layer] = scores[place] * matches
-        below.append(_Written.of(heads, parts))
+        below[layer] = _Written.of(heads, parts)
         told()
     return Circuits(weights.name, values, composition, tuple(through), _notes(weights, previous is not None))
 
 
 def _notes(weights: HeadWeights, measured: bool) -> dict[str, str]:
     notes = {"induction": "layer 0 has no head below it"}
+    if weights.dims.attending is not None:
+        notes["copying"] = f"attention in layers {', '.join(map(str, weights.dims.attending))} only"
     if weights.positions is None:
         why = f"positions are {weights.kind}, so no weights say which position is before which"
         notes["previous_token"] = why
@@ -304,8 +310,8 @@ class _Reduced:
 
     query: Float32[np.ndarray, "head d_head d_head"]
     key: Float32[np.ndarray, "head d_head d_head"]
-    value: Float32[np.ndarray, "head d_head d_head"]
-    out: Float32[np.ndarray, "head d_head d_head"]
+    value: Float32[np.ndarray, "head d_value d_value"]
+    out: Float32[np.ndarray, "head d_value d_value"]
 
     @classmethod
     def of(cls, heads: LayerHeads) -> "_Reduced":

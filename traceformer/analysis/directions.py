@@ -25,7 +25,7 @@ import numpy as np
 
 from traceformer.analysis.methods import Method
 from traceformer.errors import UsageError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Bool, Float, Float32, Float64
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Direction:
         return f"Direction({self.name!r}: {f'{found}, ' if found else ''}{layers}, {self.width} wide)"
 
     def _repr_html_(self) -> str | None:
-        return present(self, "html") if self.quality else None
+        return in_notebook(self) if self.quality else None
 
     def save(self, path: str | Path) -> None:
         """Writes a .safetensors file with a tensor per layer, and how they were found; `project` reads it."""

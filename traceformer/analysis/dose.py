@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float64, Int64
 
 if TYPE_CHECKING:
@@ -121,4 +121,4 @@ class Dose:
         return f"Dose({about.model}: {place}; projection {first} to {last}, {len(self.names)} responses each)"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)

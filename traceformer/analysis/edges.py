@@ -14,7 +14,7 @@ import numpy as np
 from traceformer.analysis.agreement import Agreement, agreement
 from traceformer.analysis.effects import mean_over_pairs
 from traceformer.errors import SelectionError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Bool, Float64, Int64
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class EdgeEffects:
         return f"EdgeEffects({self.about.model}: {self.about.metric}; {self.is_edge.sum()} edges, {pairs}{measured})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def _records(columns: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:

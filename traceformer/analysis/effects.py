@@ -17,7 +17,7 @@ import numpy as np
 
 from traceformer.analysis.agreement import Agreement, agreement
 from traceformer.errors import SelectionError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float64, Int64
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Effects:
         return f"Effects({self.about.model}: {self.about.how} {sites}, {self.about.metric}; {shape}, {of})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def mean_over_pairs(values: Float64[np.ndarray, "pair *cell"]) -> Float64[np.ndarray, "*cell"]:

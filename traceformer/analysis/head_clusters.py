@@ -9,7 +9,7 @@ import numpy as np
 from traceformer.analysis.clusters import Clusterings, cluster_shares
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.analysis.methods import ClusterMethod
-from traceformer.presentation import present
+from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float64, Int64
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class HeadClusters:
         return f"HeadClusters({' and '.join(self.tables)}: {clusters}; silhouette {found.best.score:.3f})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def distribution(values: Float64[np.ndarray, "row"]) -> dict[str, float]:

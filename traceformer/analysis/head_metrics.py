@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from traceformer.analysis.conventions import ConventionName
 from traceformer.errors import NotFound, NotRecorded, SelectionError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Float64
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Measured:
         window: How many tokens on either side `local_mass` counts.
         examples: How many examples the metrics of each attention are means over.
         queries: How many queries these have together.
+        without: The layers of each attention's stack that have no attention, where not all have some.
     """
 
     source: str = ""
@@ -54,6 +55,7 @@ class Measured:
     queries: Mapping[str, int] = field(default_factory=dict[str, int])
     texts: str | None = None
     sparse_below: float | None = None
+    without: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -185,6 +187,7 @@ class HeadMetrics:
                     "heads": list(self.part(attention).heads),
                     "examples": about.examples.get(attention),
                     "queries": about.queries.get(attention),
+                    **({"without_attention": list(gaps)} if (gaps := about.without.get(attention)) else {}),
                     "metrics": {name: plain(self.grid(name, attention)) for name in self.values},
                 }
                 for attention in self.attentions
@@ -203,7 +206,7 @@ class HeadMetrics:
             np.array_equal(self.values[name], other.values[name], equal_nan=True) for name in self.values
         )
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as of every value with arrays
+    __hash__: ClassVar[None] = None  # pyright: ignore[reportIncompatibleMethodOverride]  # as of all values with arrays
 
     def __repr__(self) -> str:
         about = self.about
@@ -216,11 +219,16 @@ class HeadMetrics:
         return f"HeadMetrics({about.model or about.source}: {', '.join(filter(None, parts))})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def join_heads(
-    tables: Sequence[HeadMetrics], *, source: str, model: str | None, texts: str | None = None
+    tables: Sequence[HeadMetrics],
+    *,
+    source: str,
+    model: str | None,
+    texts: str | None = None,
+    without: Mapping[str, Sequence[int]] | None = None,
 ) -> HeadMetrics:
     """Returns the heads of several attentions, measured in the same way, as one table."""
     about = replace(
@@ -230,6 +238,7 @@ def join_heads(
         texts=texts,
         examples={name: count for table in tables for name, count in table.about.examples.items()},
         queries={name: count for table in tables for name, count in table.about.queries.items()},
+        without=without or {},
     )
     return HeadMetrics(
         tuple(row for table in tables for row in table.rows),

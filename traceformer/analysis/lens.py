@@ -18,7 +18,7 @@ import numpy as np
 
 from traceformer.errors import UsageError
 from traceformer.models.readout import Readout
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float32, Int, Int64
 from traceformer.sites import ArrayKey
 
@@ -222,7 +222,7 @@ class Lens:
         return f"Lens({self.example_id!r}: {n_layers} layers x {n_positions} positions of {self.key}, top {k})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
     @property
     def target_tokens(self) -> tuple[str | None, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from traceformer.errors import UsageError
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float32
 from traceformer.sites import ArrayKey
 
@@ -218,12 +218,17 @@ class Projections:
         return f"Projections({several} of {self.run_name}, {self.array}{layers}: {', '.join(self.names)})"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
     @property
     def run_name(self) -> str:
         """What the run is called."""
         return "a run in memory" if self.run is None else PurePath(self.run).name
+
+    def threshold(self, direction: int, layer: int | None) -> float | None:
+        """Returns what a direction was found to tell its two kinds apart by in a layer, if that is known."""
+        thresholds = self.vectors[direction].get("thresholds") or {}
+        return thresholds.get(layer)
 
     def to_frame(self) -> "pd.DataFrame":
         """Returns a row per example, position, direction and layer; `part` says prompt or response of a generation."""

@@ -9,7 +9,7 @@ import numpy as np
 from traceformer.analysis.circuits import Circuits
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.analysis.massive import MassiveActivations
-from traceformer.presentation import plain, present
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float64
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Roles:
         return f"Roles({self.about.model or self.about.source}: {with_role} of {len(self.rows)} heads have a role)"
 
     def _repr_html_(self) -> str:
-        return present(self, "html")
+        return in_notebook(self)
 
 
 def join_roles(

@@ -8,7 +8,7 @@ import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.statistics import HeadStatistics, LogitStatistics, ValueStatistics
-from traceformer.presentation import plain
+from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Int
 from traceformer.sites import ArrayKey
 
@@ -201,6 +201,9 @@ class RunStatistics:
         arrays = [str(each.key) for each in (*self.attention, *self.activations, *self.logits)]
         examples = f"{len(self.example_ids)} example{'' if len(self.example_ids) == 1 else 's'}"
         return f"RunStatistics({self.source}: {examples}, {self.convention} convention, {len(arrays)} arrays)"
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
 
 def _values(own: ValueStatistics, rules: Convention) -> dict[str, Any]:

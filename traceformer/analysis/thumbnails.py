@@ -20,19 +20,19 @@ SIDE = 32
 _OF_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
-def part_starts(length: int) -> Int64[np.ndarray, "part"]:
-    """Returns where each part of so many tokens begins."""
-    parts = min(length, SIDE)
+def part_starts(length: int, side: int = SIDE) -> Int64[np.ndarray, "part"]:
+    """Returns where each of at most `side` parts of so many tokens begins."""
+    parts = min(length, side)
     return np.arange(parts) * length // max(1, parts)
 
 
-def thumbnail(pattern: Float[np.ndarray, "*lead query key"]) -> UInt8[np.ndarray, "*lead row column"]:
-    """Returns patterns in at most 32 x 32 pixels each.
+def thumbnail(pattern: Float[np.ndarray, "*lead query key"], side: int = SIDE) -> UInt8[np.ndarray, "*lead row column"]:
+    """Returns patterns in at most `side` x `side` pixels each.
 
     thumbnail(run.attn(0, layer=2, head=3))
     """
     *lead, queries, keys = pattern.shape
-    rows, columns = part_starts(queries), part_starts(keys)
+    rows, columns = part_starts(queries, side), part_starts(keys, side)
     if queries == 0 or keys == 0:
         return np.zeros((*lead, len(rows), len(columns)), np.uint8)
     cells = np.take(_OF_HALF, pattern.view(np.uint16), mode="wrap") if pattern.dtype == np.float16 else pattern

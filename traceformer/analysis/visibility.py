@@ -53,6 +53,7 @@ def visibility_of(attention: AttentionFacts, key: ArrayKey, layer: int, *, ahead
     if attention.layer_types is not None and attention.layer_types[layer] != "sliding_attention":
         return Visibility(not ahead)
     window, width = attention.sliding_window, attention.local_attention
+    width = width[layer] if isinstance(width, tuple) else width
     if not ahead:
         return Visibility(causal=True, window=window)
     if window is not None:  # a decoder's window counts the query itself, to either side

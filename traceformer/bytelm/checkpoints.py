@@ -58,7 +58,7 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
         for path in checkpoints.glob("checkpoint-*"):
             shutil.rmtree(path)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _settings(path: Path) -> Mapping[str, Any]:

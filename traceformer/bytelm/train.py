@@ -138,8 +138,8 @@ def train(
             model.to(getattr(torch, dtype)).save_pretrained(folder)
             ByteTokenizer(model_max_length=config.max_position_embeddings).save_pretrained(folder)
             text = json.dumps({"settings": state, "outcome": outcome.to_json()}, indent=2)
-            (folder / "training.json").write_text(text + "\n", encoding="utf-8")
-            (folder / "README.md").write_text(model_card(settings, outcome, command), encoding="utf-8")
+            (folder / "training.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+            (folder / "README.md").write_text(model_card(settings, outcome, command), encoding="utf-8", newline="\n")
             draw_curves(outcome, folder / "loss.png")
     return outcome
 

@@ -17,9 +17,12 @@ packing     which rows share a batch: so many, or so many tokens with little pad
 batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes
 sight       which attentions let a query look at later keys: measured
+gaps        which layers of a model have a place: attention, and MLPs, may be in some of them only
 plan        from what was asked for to the arrays that a given model can give
 tokenizing  the texts that a model is to read, and their tokens, made when they are asked for
 encoding    texts, pairs, words and ids into tokens, as the model will read them
+given       a processor's batch of text, images and sounds, as a model's forward takes it
+processed   the examples in such batches: their tokens, and what these stand for
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file
 rereading   how likely a model finds responses, and where they lie

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 
@@ -55,6 +56,9 @@ _HARMLESS = frozenset(
     )
 )
 _KNOWN = _HARMLESS | {"scaling", "is_causal", "sliding_window", "softcap", "s_aux", "position_bias"}
+
+
+_MASKED_BY_INDEX = ("eager", "sdpa")
 
 
 class Listener(Protocol):
@@ -199,6 +203,9 @@ class _Observed:
         thread, listener = _listeners.get(id(module), (None, None))
         changers = _changers.get(id(module), ())
         inner = _implementation(self.implementation, module)
+        if kwargs.get("indices") is not None and self.implementation in _MASKED_BY_INDEX:
+            attention_mask = _masked_by_index(attention_mask, kwargs["indices"], query, key)
+            kwargs = {**kwargs, "indices": None}
         if thread != threading.get_ident():
             listener = None
         if listener is None and not changers:
@@ -216,6 +223,17 @@ class _Observed:
         if listener is not None:
             listener.after(output[0])
         return output
+
+
+def _masked_by_index(mask: Tensor, indices: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The mask without the keys that an indexer did not pick, as models make it under `_MASKED_BY_INDEX` themselves.
+
+    Under any other name, and so under an observed one, they leave that to the attention function: `indices` are those
+    of the picked keys, (batch, query, picked).
+    """
+    others = indices.new_ones((*indices.shape[:2], key.shape[2]), dtype=torch.bool)
+    others = others.scatter(-1, indices.long(), False).unsqueeze(1)
+    return mask & ~others if mask.dtype == torch.bool else mask.masked_fill(others, torch.finfo(query.dtype).min)
 
 
 def _read_call(

@@ -18,6 +18,7 @@ from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import padding_sought
+from traceformer.models.part import takes_positions
 from traceformer.sites import ArraySpec, Stack
 
 __all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "pad", "run_batches"]
@@ -103,17 +104,26 @@ class SquareSink:
 
 
 class BatchInputs:
-    """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder."""
+    """Rows as one model's forward takes them: padded, with explicit positions where it is a decoder that takes them."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         sought = padding_sought(loaded.model)
         self._pad_id = loaded.pad_id if sought is None else sought
         self.device = str(next(loaded.model.parameters()).device)
         self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
-        self._with_positions = loaded.dims.arch == "dec" and "position_ids" in self.accepted
+        self._with_positions = loaded.dims.arch == "dec" and takes_positions(loaded.model)
 
     def to_run(self, rows: Sequence[Encoded]) -> tuple[dict[str, Any], dict[Stack, list[Span]]]:
-        """Returns the inputs of one pass over whole rows, padded on the right, and where their true tokens are."""
+        """Returns the inputs of one pass over whole rows, padded on the right, and where their true tokens are.
+
+        The rows of a processor's batch are given as they came, all of them.
+        """
+        given = rows[0].given
+        if given is not None:
+            [stack] = rows[0].ids
+            assert len(rows) == len(given.spans)
+            uncached = {"use_cache": False} if "use_cache" in self.accepted else {}
+            return uncached | given.on(self.device), {stack: list(given.spans)}
         inputs, spans = pad(rows, self._pad_id, self.device, with_positions=self._with_positions)
         return inputs | ({"use_cache": False} if "use_cache" in self.accepted else {}), spans
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.gaps import layers_having
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
@@ -79,7 +80,12 @@ class Traits:
             layers = tuple(layer for layer in layers if all(self.at(name, layer) is not None for name in self.vectors))
             if not layers:
                 raise SelectionError("the traits have no layer in common", hint="`layers` says which")
-        width = stack.d_mlp if SITES[key.site].axes[-1] == "d_mlp" else stack.d_model
+        having = layers_having(place.model, place.architecture, stack, key)
+        if not set(layers) & set(having):
+            lacking = f"{key.site} of layers {', '.join(map(str, layers))}"
+            raise SelectionError(lacking, why="it is not there", hint=f"layers: {', '.join(map(str, having))}")
+        layers = tuple(layer for layer in layers if layer in having)
+        width = stack.width_of(SITES[key.site])
         names = tuple(self.vectors)
         units = {layer: torch.stack([_unit(self, name, layer, width, key) for name in names]) for layer in layers}
         spec = ArraySpec(ArrayKey(key.stack, None, "projection"), layers, (), len(names))
@@ -156,7 +162,7 @@ class Projecting:
 def _source(site: str, architecture: Architecture, stacks: Sequence[Stack]) -> ArrayKey:
     name = site.rsplit(".", 1)[-1]
     axes = SITES[name].axes if name in SITES else ()
-    if len(axes) != 3 or axes[0] != "layer" or SITES[name].is_derived:
+    if len(axes) != 3 or axes[0] != "layer" or axes[-1] not in ("d_model", "d_mlp"):
         of = [name for name, own in SITES.items() if own.axes == SITES["resid_post"].axes]
         raise SelectionError(f"{site!r} cannot be projected", hint=f"sites that can: {' '.join(of)}")
     found = [key for key in architecture.keys(name) if key.stack in stacks and site in (name, str(key))]

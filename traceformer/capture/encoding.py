@@ -9,8 +9,10 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
+from traceformer.capture.given import Given
 from traceformer.errors import Unreadable, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel, n_embeddings_of
+from traceformer.models.part import start_token_of, text_config
 from traceformer.sites import Stack
 from traceformer.texts.cells import Ids, Pair, Reading, Words
 from traceformer.texts.shown import unnamed
@@ -27,6 +29,7 @@ class Encoded:
     `offsets` are characters of the example's `text`, also where that is put together from a pair or from words. Of a
     pair, `sequences` says which text each token is of (0, 1, or None for one of the tokenizer's own), and `types` are
     the segment ids that the model is given, if it knows any. `words` says which word each token is of.
+    Of a row of a processor's batch, `given` is that batch, and `kinds` says what each token stands for.
     """
 
     ids: Mapping[Stack, list[int]]
@@ -38,6 +41,8 @@ class Encoded:
     types: list[int] | None = None
     sequences: list[int | None] | None = None
     words: list[int | None] | None = None
+    kinds: list[str] | None = None
+    given: Given | None = None
 
     def length(self, stack: Stack) -> int:
         return len(self.ids[stack])
@@ -102,7 +107,7 @@ class Encoder:
     ) -> None:
         self._loaded = loaded
         self._name = loaded.name
-        segments = getattr(loaded.config, "type_vocab_size", 0) or 0
+        segments = getattr(text_config(loaded.config), "type_vocab_size", 0) or 0
         takes_types = "token_type_ids" in inspect.signature(loaded.model.forward).parameters
         self._has_segments = segments > 1 and takes_types
         self.arch = loaded.dims.arch
@@ -123,7 +128,7 @@ class Encoder:
                     f"`{name}={limit}` leaves no room for text", why=f"{n} special tokens are always added"
                 )
         self._n_embeddings = n_embeddings_of(loaded.model)
-        self._start: Any = getattr(loaded.config, "decoder_start_token_id", None)
+        self._start = start_token_of(loaded.config)
 
     @property
     def tokenizer(self) -> Any:

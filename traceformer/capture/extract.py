@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -24,11 +24,14 @@ from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
 from traceformer.capture.encoding import Encoded
+from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.pipeline import Pipeline
 from traceformer.capture.plan import Plan
 from traceformer.capture.prepared import first_batch, fitting, prepare
+from traceformer.capture.processed import passes_of
 from traceformer.capture.proofs.first import prove_first
+from traceformer.capture.proofs.given import prove_given
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import (
     model_configuration,
@@ -58,7 +61,7 @@ __all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
 
 def record(
     model: str | Path | LoadedModel,
-    texts: AskedTexts,
+    texts: AskedTexts | Batches,
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -97,7 +100,9 @@ def record(
         model: A model that `load_model` gave, or what it takes: a name or a folder.
         texts: A list of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
             conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
-            `ud_ewt`, `hf:NAME`); or a file or folder of texts.
+            `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
+            returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
+            pass of its own, and each of its rows is an example, whose tokens' `kind` is text, image, audio or video.
         capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
         layers: The model's own numbers, for both stacks or by stack; all for None.
         heads: Likewise.
@@ -150,21 +155,26 @@ def record(
         thumbnails=thumbnails,
     )
     place.check()
-    asked = read_texts(
-        texts,
-        targets,
-        split=split,
-        text_column=text_column,
-        ids_column=ids_column,
-        limit=limit,
-        max_seq_len=max_seq_len,
-        dec_max_len=dec_max_len,
-    )
+    reading: dict[str, Any] = {
+        **{"targets": targets, "split": split, "text_column": text_column, "ids_column": ids_column, "limit": limit},
+        **{"max_seq_len": max_seq_len, "dec_max_len": dec_max_len},
+    }
+    batches = batches_in(texts)
+    if batches is not None:
+        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens})
+    asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
         return extract(
             loaded, asked, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
         )
+
+
+def _refuse_of_batches(given: Mapping[str, Any]) -> None:
+    """Refuses what says how texts are read, of batches that were made of them already."""
+    for name, value in given.items():
+        if value not in (None, "auto", 64):
+            raise UsageError(f"`{name}` does not apply to a processor's batch", why="it is recorded as it is")
 
 
 def read_texts(
@@ -195,7 +205,7 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts,
+    texts: Texts | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
@@ -203,7 +213,9 @@ def extract(
     batch_tokens: int | Literal["auto"] | None = None,
     progress: OnProgress = quiet,
 ) -> Run:
-    """Returns the run of a model over texts (the unfinished one while other writers are still at work).
+    """Returns the run of a model over texts, or over batches of its processor.
+
+    While other writers are still at work it is unfinished.
 
     Raises:
         UsageError, SelectionError, Unsupported: as `plan_arrays`, `tokenize`, `Batching.of` and `prove_first` raise
@@ -220,9 +232,12 @@ def extract(
     with unedited(model.model), HandedOn(model) as handed_on:
         first = first_batch(rows, layout.shard_range(0), batching)
         prove_first(model, plan, first, sum(rows.lengths.total.values()))
+        if rows.given is not None:
+            prove_given(model, rows.given[0])
+            handed_on.forget()  # an image may be added between two blocks of one batch, and of none before
     if not edits:  # which may change one of two arrays that are equal without them
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
-    name = f"{model.name}_{texts.source.name}_{texts.source.split}_n{layout.n_examples}"
+    name = f"{model.name}_{rows.texts.source.name}_{rows.texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
@@ -234,7 +249,11 @@ def extract(
                 examples, part = rows.part(layout.shard_range(shard))
                 _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
-                batches = batches_by_length([row.lengths for row in part], batching)
+                batches = (
+                    batches_by_length([row.lengths for row in part], batching)
+                    if rows.given is None
+                    else passes_of(part)
+                )
                 numbers = layout.shard_range(shard)
                 run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))

@@ -1,12 +1,16 @@
 """What an extraction knows before its first byte is written: the arrays, of which tokens, and how both lie on disk."""
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from traceformer.capture.edits.session import edits_of, unedited
 from traceformer.capture.encoding import Encoded
+from traceformer.capture.given import ProcessorBatch
 from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.plan import Plan, plan_arrays
+from traceformer.capture.processed import rows_in_shard, rows_of, text_alone
 from traceformer.capture.proofs.fit import fitted, is_strange
 from traceformer.capture.sight import nearest_to_few, triangles_of
 from traceformer.capture.tokenizing import Rows, Texts, tokenize
@@ -35,15 +39,22 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    model: LoadedModel, texts: Texts, selection: Selection, storage: Storage, progress: OnProgress = quiet
+    model: LoadedModel,
+    texts: Texts | Sequence[ProcessorBatch],
+    selection: Selection,
+    storage: Storage,
+    progress: OnProgress = quiet,
 ) -> Prepared:
     """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
-    rows = None
+    rows: Rows | None = None
+    if not isinstance(texts, Texts):
+        rows = rows_of(model, texts)
+        texts = rows.texts
     if is_strange(model):
-        rows = tokenize(model, texts)
+        rows = rows or tokenize(model, texts)
         _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
         with unedited(model.model):
-            model = fitted(model, first, progress)
+            model = fitted(model, first if rows.given is None else text_alone(first), progress)
     plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
@@ -60,11 +71,15 @@ def prepare(
         shard_examples=storage.shard_examples,
         triangles=_triangles(model, plan, rows),
     )
+    if rows.given is not None:
+        layout = replace(layout, shard_examples=rows_in_shard(rows.given, layout.shard_examples))
     return Prepared(model, plan, rows, layout)
 
 
 def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
     """Returns the patterns in which no query of a text of a few tokens looks at a later one."""
+    if rows.given is not None:  # an image may look at all of itself
+        return frozenset()
     are_edited = any(edit.site in ("attn_scores", "attn_pattern") for edit in edits_of(model.model))
     if are_edited or not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
         return frozenset()
@@ -81,7 +96,8 @@ def first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]
     )
     chosen = first_rows(batches, batching)
     ends = dict.fromkeys((chosen[0], chosen[-1])) if chosen else ()
-    return [row for end in ends for row in rows.part(numbers[end : end + 1])[1]]
+    first = [row for end in ends for row in rows.part(numbers[end : end + 1])[1]]
+    return first if rows.given is None else text_alone(first)
 
 
 def fitting(batching: Batching, prepared: Prepared) -> Batching:

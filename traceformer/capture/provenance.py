@@ -17,8 +17,11 @@ from traceformer.capture.encoding import Encoded, tokenizer_digest
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Rows
+from traceformer.models.dims import StackDims
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.mechanisms import configs_of_layers
 from traceformer.models.outputs import label_names
+from traceformer.models.part import stack_config
 from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -32,7 +35,7 @@ __all__ = ["model_configuration", "model_meta", "text_configuration", "token_tab
 
 _OURS = (
     *("shard", "slot", "dec_slot", "n_prompt"),
-    *("sequence_ids", "token_type_ids", "word"),
+    *("sequence_ids", "token_type_ids", "word", "kind"),
     *("dec_input_ids", "dec_attention_mask", "dec_tokens", "dec_labels", "dec_n_tokens", "dec_truncated"),
 )
 """Columns of `tokens.parquet` that mean something wherever they occur: no data set's column may be called so."""
@@ -100,7 +103,8 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
     layers: dict[Stack, tuple[int, ...]] = {}
     heads: dict[Stack, tuple[int, ...]] = {}
     for spec in plan.arrays:
-        if spec.site.per_layer and not spec.site.is_derived and spec.key.token_stack == spec.key.stack:
+        is_partial = spec.site.is_derived or spec.site.of_experts
+        if spec.site.per_layer and not is_partial and spec.key.token_stack == spec.key.stack:
             layers.setdefault(spec.key.stack, tuple(spec.layers))
             if "head" in spec.site.axes:
                 heads.setdefault(spec.key.stack, tuple(spec.heads))
@@ -124,7 +128,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         labels=_labels(model, plan),
         projection=plan.settings["projection"],
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
-        dims={stack: Dims.from_json(asdict(sizes)) for stack, sizes in dims.stacks.items()},
+        dims={stack: _stated_dims(sizes) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),
         model_dtype=str(model.model.dtype).removeprefix("torch."),
         quantised=quantised,
@@ -147,6 +151,11 @@ def _row(model: LoadedModel) -> dict[str, Any] | None:
     proved = model.proved
     about = {} if proved is None else {**asdict(proved), "facts": list(proved.facts), "n_facts": len(proved.facts)}
     return {"like": model.like, **about, "architecture": model.architecture.to_json()}
+
+
+def _stated_dims(sizes: StackDims) -> Dims:
+    each = [{name: size for name, size in own._asdict().items() if size} for own in sizes.by_layer]
+    return Dims.from_json({**asdict(sizes), "by_layer": each})
 
 
 def _no_padding(model: LoadedModel, quantised: str | None) -> str | None:
@@ -193,8 +202,10 @@ def with_texts(meta: RunMeta, rows: Rows) -> RunMeta:
 
 def _attention_facts(model: LoadedModel) -> AttentionFacts:
     """How scores become patterns in this model, as far as its config says; the least where that is not recordable."""
-    config, family = model.config, model.family
+    config, family = stack_config(model.config, "enc" if model.dims.arch == "enc" else "dec"), model.family
     gqa = {stack: {"n_heads": dims.n_heads, "n_kv_heads": dims.n_kv_heads} for stack, dims in model.dims.stacks.items()}
+    if not any(dims.n_heads for dims in model.dims.stacks.values()):
+        return AttentionFacts()
     if not model.built.has_attention_function:
         return AttentionFacts(_attention_implementation(model), gqa)
     return AttentionFacts(
@@ -202,14 +213,26 @@ def _attention_facts(model: LoadedModel) -> AttentionFacts:
         gqa,
         q_k="as the dot product sees them: after QK-norm and rotary embedding where the family has them",
         pattern="softmax in float32 of attn_scores, from the model's own q, k, scale, softcap, bias, mask and sinks",
-        rotary=None if family is None else family.positions.kind == "rotary",
+        rotary=None if family is None or family.positions.kind == "recurrent" else family.positions.kind == "rotary",
         relative_position_bias=None if family is None else "relative bias" in family.positions.kind,
-        softcap=getattr(config, "attn_logit_softcapping", None),
+        softcap=_of_all_layers(config, "attn_logit_softcapping"),
         sinks=model.has_sinks,
-        sliding_window=None if model.dims.arch == "enc" else getattr(config, "sliding_window", None),
-        local_attention=getattr(config, "local_attention", None),
+        sliding_window=None if model.dims.arch == "enc" else _of_all_layers(config, "sliding_window"),
+        local_attention=_local_attention(config),
         layer_types=None if (types := getattr(config, "layer_types", None)) is None else tuple(types),
     )
+
+
+def _of_all_layers(config: Any, name: str) -> Any:
+    """What a config says of all layers, if it is the same of each."""
+    said = {repr(value): value for own in configs_of_layers(config) for value in [getattr(own, name, None)]}
+    return next(iter(said.values())) if len(said) == 1 else None
+
+
+def _local_attention(config: Any) -> int | tuple[int, ...] | None:
+    """The width of an encoder's windows, or those of its layers where they are not all as wide."""
+    width = getattr(config, "attention_window", None) or _of_all_layers(config, "local_attention")
+    return width if width is None or isinstance(width, int) else width[0] if len({*width}) == 1 else tuple(width)
 
 
 def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]) -> pa.Table:
@@ -233,6 +256,8 @@ def token_table(rows: Rows, examples: Sequence[Example], part: Sequence[Encoded]
         "content_hash": [_sha256(example.text) for example in examples],
     }
     columns |= _parts_of_texts(examples, part)
+    if rows.given is not None:
+        columns["kind"] = [row.kinds for row in part]
     if rows.texts.targets is not None:
         columns |= {
             "dec_input_ids": [row.ids["dec"] for row in part],

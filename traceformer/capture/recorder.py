@@ -39,25 +39,29 @@ from traceformer.capture.passes import (
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.spots import place_of
-from traceformer.capture.tensors import first_input, first_output, own_output, part_of
+from traceformer.capture.tensors import first_input, first_output, own_output, part_of, routing_in
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.dims import ModelDims, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
-from traceformer.sites import OUTPUTS, ArrayKey, ArraySpec, Stack
+from traceformer.models.part import check_token_types, text_part
+from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
 
 
 class _Delivery(NamedTuple):
-    """What one hook hands over: which part of a module's tensor is which wanted array; `after` as of a `Spot`."""
+    """What one hook hands over: which part of a module's tensor is which wanted array; the rest as of a `Spot`."""
 
     wanted: Wanted
     tap: Tap
     after: Stack | None = None
+    scale: float = 1.0
 
+
+_ROUTED = ("expert ids", "expert weights")
 
 _recorded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 _recorded_lock = threading.Lock()
@@ -136,6 +140,7 @@ class Recorder:
             [dict(zip(spans, row, strict=True)) for row in zip(*map(_lengths, spans.values()), strict=True)]
         )
         check_positions(self._model, {stack: max(_lengths(own)) for stack, own in spans.items()})
+        check_token_types(self._model, inputs)
         self.sharing.settle()
         self._pass.begin(self._wanted, spans, self._columns(spans, inputs))
         try:
@@ -184,14 +189,19 @@ class Recorder:
                 undo.callback(module.register_forward_hook(self._end_of_pass).remove)
             yield growth
 
-    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., None]:
+    def _beginner(self, growth: Growth, stack: Stack, name: str) -> Callable[..., Any]:
         mine = frozenset(wanted for wanted in self._wanted if wanted.spec.key.stack == stack)
         later = frozenset(wanted for wanted in mine if not wanted.of_other_stack)
 
-        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Where last layers share keys, Gemma 4 runs a prompt's last token alone through them, unless all are asked for.
+        leaves_out = any(hasattr(module, "_maybe_slice_kv_shared_inputs") for module in self._model.modules())
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             ids: Tensor = kwargs[name] if name in kwargs else args[0]
+            check_token_types(self._model, kwargs)
             wanted = later if growth.seen.get(stack) else mine
             self._pass.begin_growing(wanted, growth, stack, ids.shape[1], batch=ids.shape[0])
+            return (args, {**kwargs, "output_hidden_states": True}) if leaves_out else None
 
         return begin
 
@@ -216,16 +226,23 @@ class Recorder:
     def _hook_modules(self, undo: ExitStack) -> None:
         outputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         inputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
+        routings: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         for wanted in self._wanted:
             place = self._place(wanted)
             if place is not None:
                 module, delivery = place
-                (outputs if delivery.tap.side == "output" else inputs)[module].append(delivery)
+                seen = routings if delivery.tap.part in _ROUTED else inputs
+                (outputs if delivery.tap.side == "output" else seen)[module].append(delivery)
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = first_input(args, kwargs)
             if given is not None:
                 self._deliver(module, inputs[module], given)
+
+        def told(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._pass.is_observed:
+                for part, tensor in zip(_ROUTED, routing_in(args, kwargs) or (), strict=False):
+                    self._deliver(module, [each for each in routings[module] if each.tap.part == part], tensor)
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             made = first_output(output)
@@ -245,6 +262,8 @@ class Recorder:
             undo.callback(last.register_forward_hook(self._marker(stack)).remove)
         for module in inputs:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for module in routings:
+            undo.callback(module.register_forward_pre_hook(told, with_kwargs=True).remove)
         for module in outputs:
             undo.callback(module.register_forward_hook(head if module is self._model else after).remove)
 
@@ -259,10 +278,11 @@ class Recorder:
         if not self._pass.is_observed:
             return
         made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
-        for wanted, tap, after in deliveries:
+        for wanted, tap, after, scale in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
-                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack])
+                part = part_of(rows, tap, self._dims.stacks[wanted.spec.key.stack].at(wanted.layer))
+                part = part if scale == 1 else part * scale
                 if wanted.spec.heads and part.dim() == 3:
                     part = part.unflatten(-1, (-1, wanted.spec.width)).transpose(1, 2)
                 derived = self._derived.get(wanted.spec.key)
@@ -292,7 +312,7 @@ class Recorder:
             few = self._pass.growth is not None and spec.site.name in OUTPUTS
             more = self._row.pads_texts and tensor.dim() == 3 and tensor.shape[1] > columns
             if tensor.dim() == 3 and len(tensor) == batch and (few or more):
-                return tensor
+                return tensor[:, :columns] if more else tensor
             if tensor.dim() == 2 and len(tensor) == batch * columns:
                 return tensor.unflatten(0, (batch, columns))
             expected = f"({batch}, {columns}, width), batch by position"
@@ -308,7 +328,7 @@ class Recorder:
     def _module(self, path: str) -> Any:
         """The module at a path from the base model."""
         try:
-            return self._model.base_model.get_submodule(path)
+            return text_part(self._model).get_submodule(path)
         except AttributeError as error:
             raise Unsupported(
                 f"{type(self._model).__name__} has no module {path}",
@@ -326,7 +346,7 @@ class Recorder:
         if site in OUTPUTS:
             return self._model, _Delivery(wanted, Tap(""))
         spot = place_of(self._row, key, layer, len(self._module(self._row.stacks[stack].blocks)))
-        return None if spot is None else (self._module(spot.path), _Delivery(wanted, spot.tap, spot.after))
+        return None if spot is None else (self._module(spot.path), _Delivery(wanted, *spot[1:]))
 
     def _observe_attention(self, undo: ExitStack) -> None:
         wanted_at: defaultdict[str, list[Wanted]] = defaultdict(list)
@@ -357,8 +377,8 @@ class Recorder:
             attention = row.attention_of(key.attention)
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
-            d_head = self._dims.stacks[key.stack].d_head
-            yield Watched(self._module(path), out_proj, d_head, AttentionListener(self._pass, wanted))
+            width = self._dims.stacks[key.stack].width_of(SITES["z"])
+            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted))
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

@@ -95,6 +95,6 @@ class _Means:
                 ids = torch.tensor(self._rows[number].ids["dec"][self._prompts[number] :], device=own.device)
                 # What is predicted at one position is the token at the next.
                 predicted = own[first - 1 : span.stop - 1].float().log_softmax(-1)
-                self.log_prob[number] = predicted.gather(-1, ids[:, None]).double().mean().item()
+                self.log_prob[number] = predicted.gather(-1, ids[:, None]).cpu().double().mean().item()
             else:
-                self.projection[number] = own[first : span.stop, 0].double().mean().item()
+                self.projection[number] = own[first : span.stop, 0].cpu().double().mean().item()

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from traceformer.errors import UsageError
+from traceformer.models.dims import ModelDims
+from traceformer.models.mechanisms import attends
+from traceformer.models.part import text_part
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import Stack
 
@@ -56,6 +59,7 @@ class Sharing:
         self._model = model
         self._sides: dict[int, Hashable] = {}
         self._ropes = [rope for rope in _rotary_modules(model) if self._depends_on_length(rope)]
+        self._counting: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         self.settle()
 
     @property
@@ -65,10 +69,18 @@ class Sharing:
             return f"the model is quantised: {self.quantised}"
         return "padding changes the model's numbers" if is_kept_apart(self._model) else None
 
+    @property
+    def reads_behind_padding(self) -> bool:
+        """Whether padding may come before a text: what hands a state on from token to token would begin with it."""
+        stacks = ModelDims.of(self._model).stacks.values()
+        return not getattr(self._model, "_is_stateful", False) and all(dims.attending is None for dims in stacks)
+
     def settle(self) -> None:
-        """Has rotary modules forget how long the last pass was."""
+        """Has rotary modules forget how long the last pass was, and others how far its images moved positions."""
         for rope in self._ropes:
             self._tables(rope, (0,))
+        for module in self._counting:
+            module.rope_deltas = None
 
     def side(self, length: int) -> Hashable:
         """Returns what is equal for lengths that have the same rotary frequencies."""
@@ -145,16 +157,20 @@ class Sharing:
         device = next(self._model.parameters()).device
         like = torch.empty(1, len(positions), 1, device=device, dtype=self._model.dtype)
         given = torch.tensor([[*positions]], device=device)
-        return tuple(_bits(table) for kind in _layer_types(rope) for table in _each(rope(like, given, **kind)))
+        try:
+            made = [rope(like, given, **kind) for kind in _layer_types(rope)]
+        except IndexError:  # it is given positions in time, height and width
+            made = [rope(like, given.expand(3, 1, -1), **kind) for kind in _layer_types(rope)]
+        return tuple(_bits(table) for tables in made for table in _each(tables))
 
 
 def _grown(stack: Stack, growth: int) -> int:
     return growth if stack == "dec" else 0
 
 
-def _rotary_modules(model: nn.Module) -> Iterator[nn.Module]:
+def _rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
     """Yields the modules that make something of positions, and have no weights: of whatever family, whatever name."""
-    for module in model.modules():
+    for module in text_part(model).modules():
         if not module._parameters and not module._modules and _is_rotary(type(module)):  # pyright: ignore[reportPrivateUsage]
             yield module
 
@@ -174,8 +190,12 @@ def _layer_types(rope: nn.Module) -> list[dict[str, str]]:
     """The further arguments of the calls that a model makes in a pass: one for each type of layer, or none."""
     if "layer_type" not in _taken_by(type(rope)):
         return [{}]
-    config: Any = rope.config
-    return [{"layer_type": each} for each in sorted(set(config.layer_types))]
+    own: Any = rope
+    known = own.rope_type if isinstance(getattr(own, "rope_type", None), Mapping) else own.config.layer_types
+    used = {*filter(attends, own.config.layer_types)} & {*known} or {
+        *known
+    }  # some kinds have names of the module's own
+    return [{"layer_type": each} for each in sorted(used)]
 
 
 def _each(tables: Any) -> Iterator[Tensor]:
@@ -183,6 +203,6 @@ def _each(tables: Any) -> Iterator[Tensor]:
 
 
 def _bits(table: Tensor) -> bytes:
-    """The first position's row of (batch, position, feature)."""
-    row = table[0, 0].cpu()
+    """The first position's row of (batch, position, feature), or of that for each axis."""
+    row = table.flatten(0, -4)[0, 0, 0].cpu() if table.dim() > 3 else table[0, 0].cpu()
     return (torch.view_as_real(row) if row.is_complex() else row).float().numpy().tobytes()

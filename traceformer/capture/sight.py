@@ -25,7 +25,7 @@ def looking_ahead(
     whose attention cannot be observed.
     """
     number = nearest_to_few(_columns(rows))
-    if number is None or not model.built.has_attention_function:
+    if number is None or not model.built.keys("attn_pattern"):
         return frozenset()
     found: set[tuple[ArrayKey, int]] = set()
 

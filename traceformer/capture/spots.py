@@ -12,19 +12,21 @@ from traceformer.models.family import Architecture, StackRow, Tap
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Rows, each_once
 
-__all__ = ["Spot", "aliases_of", "place_of", "seen_twice", "spot_of"]
+__all__ = ["Spot", "aliases_of", "place_of", "scale_of", "seen_twice", "spot_of"]
 
 
 class Spot(NamedTuple):
     """A module, by its path from the base model, and which of its tensors.
 
     `after` names a stack whose blocks must all have run before: a module may serve twice in one pass
-    (NanoChat norms its embeddings with its final norm; encoder and decoder may share an embedding).
+    (NanoChat norms its embeddings with its final norm; encoder and decoder may share an embedding). `scale` is what the
+    tensor is multiplied by before it is what is meant.
     """
 
     path: str
     tap: Tap
     after: Stack | None = None
+    scale: float = 1.0
 
 
 def spot_of(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> Spot | None:
@@ -46,7 +48,14 @@ def spot_of(row: StackRow, key: ArrayKey, layer: int | None, depth: int) -> Spot
     if site in ("resid_pre", "resid_post"):
         return Spot(f"{row.blocks}.{layer}", Tap("", "input" if site == "resid_pre" else "output"))
     tap = row.mlp.get(site)
-    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
+    scale = scale_of(row) if site == "mlp_out" else 1.0
+    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap, scale=scale)
+
+
+def scale_of(row: StackRow) -> float:
+    """Returns what sublayers' outputs are multiplied by before they are added, of a row whose numbers are known."""
+    assert not isinstance(row.scale, str)
+    return row.scale
 
 
 def place_of(built: Architecture, key: ArrayKey, layer: int | None, depth: int) -> Spot | None:
@@ -60,7 +69,8 @@ def place_of(built: Architecture, key: ArrayKey, layer: int | None, depth: int) 
         return spot
     attention = row.attention_of(key.attention)
     tap = None if attention is None else attention.tap(key.site)
-    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap)
+    scale = scale_of(row) if key.site == "attn_out" else 1.0
+    return None if tap is None else Spot(f"{row.blocks}.{layer}.{tap.path}", tap, scale=scale)
 
 
 def aliases_of(

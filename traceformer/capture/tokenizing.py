@@ -54,15 +54,21 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The tokens of texts for one model: all lengths, and any part of the tokens when it is asked for."""
+    """The tokens of texts for one model: all lengths, and any part of the tokens when it is asked for.
+
+    `given` are the rows of a processor's batches, whose tokens are there already.
+    """
 
     texts: Texts
     encoder: Encoder
     lengths: Lengths
+    given: Sequence[Encoded] | None = None
 
     def part(self, numbers: range) -> tuple[list[Example], list[Encoded]]:
         """Returns the examples of these numbers, and their tokens."""
         examples = list(self.texts.source.examples[numbers.start : numbers.stop])
+        if self.given is not None:
+            return examples, list(self.given[numbers.start : numbers.stop])
         targets = None if self.texts.targets is None else self.texts.targets[numbers.start : numbers.stop]
         return examples, self.encoder.encode([example.reading for example in examples], targets)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _TILE = 96  # pixels per head in an atlas
+_BEGINNING = 40  # characters of a text in the title of a picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +137,32 @@ class _Example:
     tokens: dict[Stack, list[Piece]]
     names: dict[Stack, list[str]]
     n_prompt: int | None  # of a generation: where its response begins, in the decoder
+    segments: list[int | None] | None  # of a pair: which text each token that the first stack reads is of
 
     def to_json(self) -> dict[str, Any]:
         generated = {} if self.n_prompt is None else {"n_prompt": self.n_prompt}
+        pair = {} if self.segments is None else {"segments": self.segments}
         texts = {stack: [piece.text for piece in pieces] for stack, pieces in self.tokens.items()}
         told = {"example_id": self.example_id, "text": self.text, "tokens": texts, "names": self.names}
-        return {**told, **generated}
+        return {**told, **pair, **generated}
 
     def __str__(self) -> str:
         lines = [f"example {printable(self.example_id)}", "", printable(self.text)]
         for stack, pieces in self.tokens.items():
             begins = self.n_prompt if stack == "dec" else None
             notes = part_notes([piece.hex for piece in pieces])
+            segments = self.segments if stack == next(iter(self.tokens)) else None
             rows = [
                 (
                     str(position),
+                    *(() if segments is None else ("" if segments[position] is None else str(segments[position]),)),
                     visible(piece.text),
                     "  ".join(filter(None, (note, "← the response begins" if position == begins else ""))),
                 )
                 for position, (piece, note) in enumerate(zip(pieces, notes, strict=True))
             ]
-            lines += ["", table(("position", f"{stack} token", ""), rows, numeric=(0,))]
+            heads = ("position", *(() if segments is None else ("segment",)), f"{stack} token", "")
+            lines += ["", table(heads, rows, numeric=(0,))]
         return "\n".join(lines)
 
 
@@ -166,8 +172,10 @@ def _example(store: "Run", name: str) -> _Example:
     example_id, stacks = find_example(store, name), store.layout.stacks
     tokens: dict[Stack, list[Piece]] = {stack: shown_tokens(store, example_id, stack) for stack in stacks}
     names: dict[Stack, list[str]] = {stack: store.tokens_of(example_id, stack) for stack in stacks}
-    n_prompt = store.encodings(example_id).get("n_prompt")
-    return _Example(example_id, store.text(example_id), tokens, names, n_prompt)
+    encodings = store.encodings(example_id)
+    of = encodings.get("sequence_ids")
+    segments = None if of is None else [None if number is None else int(number) for number in of]
+    return _Example(example_id, store.text(example_id), tokens, names, encodings.get("n_prompt"), segments)
 
 
 def _find_array(store: "Run", site: str | None) -> ArraySpec:
@@ -241,7 +249,8 @@ def _draw(found: _Slice) -> str:
             (str(position), visible(token), " ".join(map(str, row)))
             for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
         ]
-        return table(("position", "token", "token ids"), rows, numeric=(0,))
+        ids = "experts" if found.spec.site.of_experts else "token ids"
+        return table(("position", "token", ids), rows, numeric=(0,))
     rows = [
         (str(position), visible(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
         for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
@@ -277,6 +286,12 @@ def _save_head(found: _Slice, png: Path) -> None:
     save(head_figure(found.values, found.row_tokens, found.key_tokens, title=found.title), png)
 
 
+def _named(store: "Run", example_id: str) -> str:
+    """An example by its number and how its text begins."""
+    text = store.text(example_id)
+    return f"{store.row(example_id)}: “{printable(text[:_BEGINNING])}{'…' * (len(text) > _BEGINNING)}”"
+
+
 def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> None:
     import numpy as np
 
@@ -291,7 +306,10 @@ def _save_atlas(store: "Run", example_id: str, spec: ArraySpec, png: Path) -> No
         for layer in spec.layers
     ]
     title = (
-        f"{spec.key}  example {printable(example_id)}\nqueries downwards, keys to the right; "
+        f"{store.name}  example {_named(store, example_id)}\n{spec.key}: queries downwards, keys to the right; "
         "each head in square-root colours up to its own maximum"
     )
+    gaps = store.about.dims_of(spec.key.stack).without_attention
+    if gaps and spec.site.of_attention:
+        title += f"  (no attention in layers {', '.join(map(str, gaps))})"
     save(atlas_figure(np.array(tiles), layers=spec.layers, heads=spec.heads, title=title), png)

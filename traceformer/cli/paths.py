@@ -197,7 +197,7 @@ def _save(result: "Paths", html: Path | None, png: Path | None, open_browser: bo
         html = Path("paths.html")
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(present(result, "page"), encoding="utf-8")
+        html.write_text(present(result, "page"), encoding="utf-8", newline="\n")
         print(f"wrote {html}; next: open it in a browser, or send it to someone", file=sys.stderr)
         if open_browser:
             webbrowser.open(html.resolve().as_uri())

@@ -43,7 +43,9 @@ def _where(result: Paths) -> str:
     residual = f", {share:g} for staying in the residual stream" if share else ""
     left_out = [name for name, key in (("self-attention", "exclude_self"), ("sinks", "exclude_sink")) if settings[key]]
     without = f"; without {' and '.join(left_out)}, rows brought back to their sum" if left_out else ""
-    return f"{settings['model']}, {layer}{stack}, {how}{weighting}{residual}{without}"
+    gaps = settings.get("without_attention")
+    passed = f"; no attention in layers {', '.join(map(str, gaps))}: what these mix is not seen" if gaps else ""
+    return f"{settings['model']}, {layer}{stack}, {how}{weighting}{residual}{without}{passed}"
 
 
 def _named(tokens: Sequence[str], position: int) -> str:

@@ -126,11 +126,14 @@ def _one_example(found: "Projections") -> str:
 
 def _write_json(found: "Projections", folder: Path) -> None:
     """Writes a file per example, whole or not at all."""
+    from traceformer.formats.options import ExportOptions
+
     whole = found.to_json()
     about = {name: value for name, value in whole.items() if name != "examples"}
     folder.mkdir(parents=True, exist_ok=True)
+    options = ExportOptions(overwrite=True)
     for own in whole["examples"]:
-        path = folder / f"{file_name(own['example_id'])}.json"
+        path = options.claimed(folder / f"{file_name(own['example_id'])}.json")
         part = path.with_name(f".{path.name}.part")
-        part.write_text(json_text.dumps({**about, **own}, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json_text.dumps({**about, **own}, indent=2) + "\n", encoding="utf-8", newline="\n")
         part.replace(path)

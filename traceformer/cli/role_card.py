@@ -81,7 +81,7 @@ def _save(found: "Roles", path: Path) -> None:
         from traceformer.figures.role_page import roles_page
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(roles_page(found), encoding="utf-8")
+        path.write_text(roles_page(found), encoding="utf-8", newline="\n")
         return
     from traceformer import figures
     from traceformer.figures.style import save

@@ -167,8 +167,13 @@ def _dims(spec: ArraySpec) -> dict[str, int | None]:
 
 def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     """Yields a line for each axis on which only some of the model's layers or heads are stored."""
-    totals = {"layer": dims.n_layers, "head": dims.n_heads, "kv_head": dims.n_kv_heads}
+    own = dims.at(spec.layers)
+    totals = {"layer": dims.n_layers, "head": own.n_heads, "kv_head": own.n_kv_heads}
     totals["hidden_layer"] = None if dims.n_layers is None else dims.n_layers + 1
+    if spec.site.of_attention and dims.without_attention:
+        without = f"{', '.join(map(str, dims.without_attention))} of {dims.n_layers}"
+        yield f"{spec.key.token_stack}: no attention in layer{'s' * (len(dims.without_attention) > 1)} {without}"
+        totals["layer"] = len(dims.attending or ())
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"

@@ -148,7 +148,7 @@ class ReverseAttentionTracer:
         folder = Path(out_dir)
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "index.html"
-        page.write_text(present(result, "page"), encoding="utf-8")
+        page.write_text(present(result, "page"), encoding="utf-8", newline="\n")
         save_trace(result, folder / "trace.json")
         if open_browser:
             webbrowser.open(page.resolve().as_uri())

@@ -2,10 +2,14 @@
 
     traceformer.figures.lens(lens(run, 0)).savefig("lens.png")
 
-No numbers are made here, and no pages for the browser, which are in `viewer`. Functions are loaded when they are used,
-and matplotlib with them; no file here is called as one of them is.
+Those that draw one chart draw it in `ax`, if that is given; those that draw several, in `figure`, which may be a
+subfigure. No numbers are made here, and no pages for the browser, which are in `viewer`. Functions are loaded when they
+are used, and matplotlib with them; no file here is called as one of them is.
 
-style           one look for all of them, and how a figure is saved
+style           one look for all of them, where they are drawn, and how a figure is saved
+shown           figures in a notebook
+cards           what a notebook shows of other nouns, without matplotlib
+metric_scales   how metrics of heads are written, and how far colours and bars reach
 head_maps       a map of layers and heads for every metric
 cluster_charts  heads in clusters
 entropy_maps    the entropy of every head of a run
@@ -79,7 +83,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        from traceformer.figures.style import shown_in_notebooks
+        from traceformer.figures.shown import shown_in_notebooks
 
         shown_in_notebooks()
         module, function = _HOMES[name]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from traceformer.figures.style import COLOURS, blank, placed, styled, titled
+from traceformer.figures.style import COLOURS, blank, headed, placed, styled, titled
 from traceformer.shapes import Float, Float32
 from traceformer.texts.shown import label, visible
 
@@ -98,6 +98,7 @@ def atlas_figure(
     layers: Sequence[int],
     heads: Sequence[int],
     title: str,
+    ax: Axes | None = None,
 ) -> Figure:
     """Returns all heads side by side, a row per layer, of the squares that `tile` gives."""
     n_layers, n_heads, pixels, _ = tiles.shape
@@ -108,8 +109,7 @@ def atlas_figure(
         for column in range(n_heads):
             sheet[row * pitch :, column * pitch :][:pixels, :pixels] = tiles[row, column]
     inch = min(1.0, 16 / n_heads)
-    figure = Figure(figsize=(max(n_heads * inch, 3) + 0.9, n_layers * inch + 0.9), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = placed(ax, max(n_heads * inch, 3) + 0.9, n_layers * inch + 0.9)
     # The square root: nearly all of most heads is dark beside their strongest cell.
     norm = PowerNorm(0.5, vmin=0, vmax=1)
     axes.imshow(sheet, cmap=blank(COLOURS), norm=norm, interpolation="nearest", aspect="equal")
@@ -117,5 +117,5 @@ def atlas_figure(
     axes.set_yticks([row * pitch + pixels / 2 for row in range(n_layers)], [f"L{layer}" for layer in layers])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(titled(title), wrap=True)
+    headed(figure, ax, title)
     return figure

@@ -1,16 +1,18 @@
 """Pictures of heads in clusters: scores, silhouettes, a map of all heads, and how metrics are distributed."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from traceformer.analysis.clusters import principal_map
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.errors import check_is
-from traceformer.figures.style import category, ink, inline, quiet, styled, titled
+from traceformer.figures.shown import inline
+from traceformer.figures.style import category, charts, headed, ink, quiet, styled, titled
 from traceformer.shapes import Float
 
 __all__ = ["ClusterChart", "clusters_figure", "clusters_html"]
@@ -19,54 +21,59 @@ ClusterChart: TypeAlias = Literal["scores", "silhouettes", "map", "distributions
 
 _MARKERS = "o^sDvP*X"
 _COLUMNS = 4
+_LINE = 84  # characters of a title
 _NAME = (0.1, 0.03)  # room of a name, as a share of the map
 _NAMED = 24  # heads on a map that carry their name: those that are far out
 
 
 @styled
-def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map") -> Figure:
+def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map", *, ax: Axes | None = None) -> Figure:
     """Returns a picture of clusters.
 
     Args:
         clusters: Heads in clusters.
         chart: `map`, all heads in the plane in which they vary most; `scores`, the silhouette of every k;
             `silhouettes`, that of every head; `distributions`, those of every metric over the heads of each table.
+        ax: Where to draw it; `distributions` are a grid, for which one has no room.
+
+    Raises:
+        UsageError: distributions of several metrics, for one `ax`.
     """
     check_is(clusters, HeadClusters, "what cluster gave")
-    return _CHARTS[chart](clusters)
+    return _CHARTS[chart](clusters, ax)
 
 
 def clusters_html(clusters: HeadClusters) -> str:
     """Returns the map as a piece of HTML."""
-    return inline(map_figure(clusters), alternative=repr(clusters))
+    return inline(clusters_figure(clusters), alternative=repr(clusters))
 
 
-def scores_figure(clusters: HeadClusters) -> Figure:
+def scores_figure(clusters: HeadClusters, ax: Axes | None) -> Figure:
     """Returns the silhouette score of every k, the best one circled, as the thesis has it."""
     found = clusters.clusterings
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = charts(ax, 1, 1, 7, 4.5)
     ks = list(found.by_k)
     scores = [found.by_k[k].score for k in ks]
     axes.plot(ks, scores, marker="o", color=category(0))
     best = found.best_k, found.best.score
     axes.plot(*best, marker="o", markersize=16, fillstyle="none", markeredgewidth=1.5, color=ink())
     axes.annotate(f"{best[1]:.3f}", best, (0, 14), textcoords="offset points", ha="center", fontweight="bold")
-    sizes = ", ".join(f"{name} {size}" for name, size in zip(found.best.names, found.best.sizes, strict=True))
-    axes.set_title(titled(f"k = {best[0]}: {sizes}"), wrap=True)
+    sizes = _in_lines(f"{size} {name}" for name, size in zip(found.best.names, found.best.sizes, strict=True))
+    heads = f"{_of(clusters)}: heads {_by(clusters)}"
+    axes.set_title(titled(f"k = {best[0]}\n{sizes}" if ax is None else f"{heads}\nk = {best[0]}\n{sizes}"), fontsize=8)
     axes.margins(y=0.25)
     axes.set_xticks(ks)
     axes.grid()
     axes.set(xlabel="number of clusters k", ylabel="mean silhouette")
-    figure.suptitle(titled(f"{_of(clusters)}: heads {_by(clusters)}"), wrap=True)
+    if ax is None:
+        figure.suptitle(titled(heads), wrap=True)
     return figure
 
 
-def silhouettes_figure(clusters: HeadClusters) -> Figure:
+def silhouettes_figure(clusters: HeadClusters, ax: Axes | None) -> Figure:
     """Returns the silhouette of every head, longest first within its cluster, and their mean."""
     clustering = clusters.clusterings.best
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = charts(ax, 1, 1, 7, 4.5)
     start, middles = 0, list[float]()
     for cluster, size in enumerate(clustering.sizes):
         own = np.sort(clustering.silhouettes[clustering.labels == cluster])[::-1]
@@ -80,17 +87,16 @@ def silhouettes_figure(clusters: HeadClusters) -> Figure:
     axes.set_yticks(middles, [f"{name}: {size}" for name, size in sizes])
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"silhouette; their mean is {clustering.score:.3f}")
-    figure.suptitle(titled(_title(clusters)), wrap=True)
+    headed(figure, ax, _title(clusters))
     return figure
 
 
-def map_figure(clusters: HeadClusters) -> Figure:
+def map_figure(clusters: HeadClusters, ax: Axes | None) -> Figure:
     """Returns all heads in the plane in which they vary most, coloured by cluster, a marker per table."""
     found, names, tables, of = clusters.clusterings, clusters.names, clusters.table_of, tuple(clusters.tables)
     flat, shares = principal_map(found.points)
     best = found.best
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = charts(ax, 1, 1, 7, 5.5)
     for cluster, name in enumerate(best.names):
         for number, marker in zip(range(len(of)), _MARKERS * len(of), strict=False):
             own = (best.labels == cluster) & (tables == number)
@@ -98,13 +104,18 @@ def map_figure(clusters: HeadClusters) -> Figure:
             if own.any():
                 axes.scatter(*flat[own].T, color=category(cluster), marker=marker, s=26, alpha=0.8, label=label)
     axes.margins(0.08)
+    low, high = float(flat[:, 0].min()), float(flat[:, 0].max())
+    axes.set_xlim(right=high + 0.15 * (high - low or 1))  # room for the names of those far out
     for head in _far_out(flat):
         axes.annotate(names[head], flat[head], (4, 3), textcoords="offset points", fontsize=6, color=quiet())
     axes.set(
         xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
         ylabel=f"second principal component ({shares[1]:.0%})",
     )
-    figure.legend(loc="outside lower center", ncols=3)
+    if ax is None:
+        figure.legend(loc="outside lower center", ncols=3)
+    else:
+        ax.legend()
     axes.set_title(titled(_title(clusters)), wrap=True)
     return figure
 
@@ -125,13 +136,12 @@ def _far_out(flat: Float[np.ndarray, "head 2"]) -> list[int]:
     return named
 
 
-def distributions_figure(clusters: HeadClusters) -> Figure:
+def distributions_figure(clusters: HeadClusters, ax: Axes | None) -> Figure:
     """Returns each metric's distribution over the heads of every table."""
     values = clusters.by_metric
     rows = math.ceil(len(values) / _COLUMNS)
     columns = min(len(values), _COLUMNS)
-    figure = Figure(figsize=(max(2.4 * columns, 5), 2.8 * rows + 0.5), layout="constrained")
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, places = charts(ax, rows, columns, max(2.4 * columns, 5), 2.8 * rows + 0.5)
     random = np.random.default_rng(0)
     for axes, (metric, tables) in zip(places, values.items(), strict=False):
         axes.boxplot(
@@ -143,16 +153,25 @@ def distributions_figure(clusters: HeadClusters) -> Figure:
         axes.set_title(metric.replace("_", " "))
     for axes in places[len(values) :]:
         axes.set_axis_off()
-    figure.suptitle(titled(f"{_of(clusters)}: the metrics of every head"), wrap=True)
+    headed(figure, ax, f"{_of(clusters)}: the metrics of every head")
     return figure
 
 
-_CHARTS: Mapping[ClusterChart, Callable[[HeadClusters], Figure]] = {
+_CHARTS: Mapping[ClusterChart, Callable[[HeadClusters, Axes | None], Figure]] = {
     "scores": scores_figure,
     "silhouettes": silhouettes_figure,
     "map": map_figure,
     "distributions": distributions_figure,
 }
+
+
+def _in_lines(names: Iterable[str]) -> str:
+    """Names with commas between them, in lines that are as wide as a chart."""
+    lines = [""]
+    for name in names:
+        together = f"{lines[-1]}, {name}" if lines[-1] else name
+        lines = [*lines[:-1], together] if len(together) <= _LINE else [*lines, name]
+    return ",\n".join(lines)
 
 
 def _of(clusters: HeadClusters) -> str:

@@ -2,32 +2,34 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from traceformer.analysis.dose import Dose
 from traceformer.errors import check_is
-from traceformer.figures.style import category, inline, quiet, styled, titled
+from traceformer.figures.shown import inline
+from traceformer.figures.style import category, quiet, sheet, styled, titled
 from traceformer.shapes import Float64
 
 __all__ = ["dose_figure", "dose_html"]
 
 
 @styled
-def dose_figure(value: Dose, *, title: str | None = None) -> Figure:
+def dose_figure(value: Dose, *, title: str | None = None, figure: Figure | SubFigure | None = None) -> Figure:
     """Returns two panels over the scale: projection above, fluency below; a thin line per response, a thick mean.
 
-    The band is the standard error of the mean over responses. A dashed line is the model as it is.
+    The band is the standard error of the mean over responses. A dashed line is the model as it is. Both panels are
+    drawn in `figure` if that is given.
     """
     check_is(value, Dose, "what dose gave")
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    whole, place = sheet(figure, 6.4, 5.6)
+    above, below = place.subplots(2, 1, sharex=True)
     _draw(above, value, value.projection, category(0), f"projection onto {value.about.direction}")
     _draw(below, value, value.log_prob, category(1), "log-probability per token")
     below.set_xlabel(f"scale (times the vector, of norm {value.about.norm:.3g})")
-    place = f"{value.about.model}  {value.about.direction} added to {value.about.site} of layer {value.about.layer}"
+    what = f"{value.about.model}  {value.about.direction} added to {value.about.site} of layer {value.about.layer}"
     read = "responses as the unsteered model reads them"
-    figure.suptitle(titled(f"{place}\n{len(value.names)} {read}" if title is None else title))
-    return figure
+    place.suptitle(titled(f"{what}\n{len(value.names)} {read}" if title is None else title))
+    return whole
 
 
 def dose_html(value: Dose) -> str:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.effects import Axis, Effects
 from traceformer.errors import SelectionError, check_is
-from traceformer.figures.style import SIGNED, category, faint, inline, styled, titled
+from traceformer.figures.shown import inline
+from traceformer.figures.style import SIGNED, category, charts, faint, headed, styled
 from traceformer.shapes import Float64
 from traceformer.texts.shown import label, visible
 
@@ -21,20 +22,22 @@ _MOST_PANELS = 16
 
 
 @styled
-def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
+def effects_figure(value: Effects, *, title: str | None = None, ax: Axes | None = None) -> Figure:
     """Returns a map of the mean effects: the first axis upwards, tokens to the right; red is more, blue is less.
 
-    Of one axis it is a curve with the spread over pairs. Of three, a map for each number of the first one.
+    Of one axis it is a curve with the spread over pairs. Of three, a map for each number of the first one, which no
+    single `ax` has room for.
 
     Raises:
         SelectionError: more axes, or more than 16 maps.
+        UsageError: several maps for one `ax`.
     """
     check_is(value, Effects, "what patch or ablate gave")
     values, axes = value.values, value.axes
     limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
     if len(axes) < 2:
-        figure = Figure(figsize=(min(max(0.3 * values.size, 4.0), 16.0), 3.2), layout="constrained")
-        _curve(figure.add_subplot(), value)
+        figure, (place,) = charts(ax, 1, 1, min(max(0.3 * values.size, 4.0), 16.0), 3.2)
+        _curve(place, value)
     else:
         panels = axes[0].labels if len(axes) == 3 else ("",)
         if len(axes) > 3 or len(panels) > _MOST_PANELS:
@@ -44,8 +47,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
         columns = min(len(panels), 4)
         rows = math.ceil(len(panels) / columns)
         size = min(max(0.24 * len(across.numbers), 3.0), 18.0), min(max(0.24 * len(down.numbers), 1.6), 12.0)
-        figure = Figure(figsize=(columns * size[0] + 1.8, rows * (size[1] + 0.8) + 0.7), layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        figure, places = charts(ax, rows, columns, columns * size[0] + 1.8, rows * (size[1] + 0.8) + 0.7)
         grids = values if len(axes) == 3 else values[None]
         image = None
         for place, grid, name in zip(places, grids, panels, strict=False):
@@ -57,7 +59,7 @@ def effects_figure(value: Effects, *, title: str | None = None) -> Figure:
             place.set_axis_off()
         assert image is not None
         figure.colorbar(image, ax=places, label=_in_words(value), shrink=0.9)
-    figure.suptitle(titled(title or _title(value)))
+    headed(figure, ax, title or _title(value))
     return figure
 
 

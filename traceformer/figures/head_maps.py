@@ -1,31 +1,33 @@
 """Pictures of head metrics: a map of layers and heads for every metric."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.errors import SelectionError, check_is
-from traceformer.figures.style import COLOURS, blank, inline, styled, titled, written_on
+from traceformer.figures.metric_scales import in_words, short, tops
+from traceformer.figures.style import COLOURS, blank, sheet, styled, titled, written_on
 from traceformer.shapes import Float64
 
-__all__ = ["heads_figure", "heads_html"]
+__all__ = ["heads_figure"]
 
 _COLUMNS = 4
 _MOST_WRITTEN = 160  # heads
-_TOKENS, _NATS = ("distance", "effective_span"), ("entropy",)
-"""The metrics in tokens and in nats; all others are shares."""
 
 
 @styled
-def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
+def heads_figure(
+    metrics: HeadMetrics, attention: str | None = None, *, figure: Figure | SubFigure | None = None
+) -> Figure:
     """Returns a map of layers and heads for every metric that has a meaning, of one attention, the only one by default.
 
     Maps of one unit share their colours: shares reach from 0 to 1, distances in tokens to the largest of all. Numbers
-    are written where there are few heads.
+    are written where there are few heads. A layer of the model that has no attention is an empty row that says so. The
+    maps are a grid, drawn in `figure` if that is given.
 
     Raises:
         NotFound, SelectionError: there is no such attention, or there are several.
@@ -34,70 +36,56 @@ def heads_figure(metrics: HeadMetrics, attention: str | None = None) -> Figure:
     if attention is None and len(metrics.attentions) > 1:
         raise SelectionError("which attention?", hint=" or ".join(metrics.attentions))
     found = metrics if attention is None else metrics.part(attention)
-    grids = {name: found.grid(name) for name in found.values}
+    layers = _with_gaps(found)
+    grids = {name: _spread(found.grid(name), found.layers, layers) for name in found.values}
     shown = {name: grid for name, grid in grids.items() if not np.isnan(grid).all()}
-    tops = _tops(shown)
+    reach = tops(shown)
     rows = math.ceil(len(shown) / _COLUMNS)
-    width, height = (min(max(0.26 * len(own), 1.8), 5.0) for own in (found.heads, found.layers))
+    width, height = (min(max(0.26 * len(own), 1.8), 5.0) for own in (found.heads, layers))
     size = (_COLUMNS * (width + 0.9), rows * (height + 0.6) + 0.5)
-    figure = Figure(figsize=size)
     # Placed by hand: matplotlib's own layout of so many axes takes seconds.
-    places = figure.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
-    figure.subplots_adjust(
-        left=0.4 / size[0],
-        right=1 - 0.35 / size[0],
-        bottom=0.3 / size[1],
-        top=1 - 0.6 / size[1],
-        wspace=0.45 / width,
-        hspace=0.5 / height,
-    )
+    whole, place = sheet(Figure(figsize=size) if figure is None else figure, *size)
+    grid = {
+        **{"left": 0.4 / size[0], "right": 1 - 0.35 / size[0], "bottom": 0.3 / size[1], "top": 1 - 0.6 / size[1]},
+        **{"wspace": 0.45 / width, "hspace": 0.5 / height},
+    }
+    places = place.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw=grid).ravel().tolist()
     for axes, (name, values) in zip(places, shown.items(), strict=False):
-        colours, norm = blank(COLOURS), Normalize(0, tops[name])
+        colours, norm = blank(COLOURS), Normalize(0, reach[name])
         image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
-        axes.set_title(_in_words(name), pad=4)
+        axes.set_title(in_words(name), pad=4)
         if values.size <= _MOST_WRITTEN:
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     colour = written_on(image, float(value))
-                    axes.text(column, row, _short(value), ha="center", va="center", fontsize=5.5, color=colour)
-        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", found.layers)):
+                    axes.text(column, row, short(value), ha="center", va="center", fontsize=5.5, color=colour)
+        for row, layer in enumerate(layers):
+            if layer not in found.layers:
+                axes.text((len(found.heads) - 1) / 2, row, "no attention", ha="center", va="center", fontsize=5.5)
+        for axis, letter, numbers in ((axes.xaxis, "H", found.heads), (axes.yaxis, "L", layers)):
             every = math.ceil(len(numbers) / 12)
             axis.set_ticks(range(0, len(numbers), every), [f"{letter}{n}" for n in numbers[::every]], fontsize=6)
         axes.tick_params(length=0)
-        figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).ax.tick_params(labelsize=6)
+        place.colorbar(image, ax=axes, fraction=0.06, pad=0.03).ax.tick_params(labelsize=6)
     for axes in places[len(shown) :]:
         axes.set_axis_off()
-    figure.suptitle(titled(_title(found)), y=1 - 0.15 / size[1])
-    return figure
+    place.suptitle(titled(_title(found)), y=1 - 0.15 / size[1])
+    return whole
 
 
-def heads_html(metrics: HeadMetrics) -> str:
-    """Returns the maps of every attention as a piece of HTML."""
-    pictures = [
-        inline(heads_figure(metrics, attention), alternative=f"{metrics!r} {attention}".rstrip())
-        for attention in metrics.attentions
-    ]
-    return "<br>".join(pictures)
+def _with_gaps(metrics: HeadMetrics) -> tuple[int, ...]:
+    """The layers of a map: those of the heads, and of those without attention all between the first and the last."""
+    gaps = metrics.about.without.get(metrics.attentions[0], ()) if metrics.rows else ()
+    return tuple(sorted({*metrics.layers, *gaps}))
 
 
-def _tops(grids: Mapping[str, Float64[np.ndarray, "layer head"]]) -> dict[str, float]:
-    """The value that each metric's brightest colour stands for: that of all metrics of its unit."""
-    largest = {name: float(np.nanmax(grid)) for name, grid in grids.items()}
-    tokens = [name for name in grids if name in _TOKENS]
-    shared = max((largest[name] for name in tokens), default=0.0)
-    own = {name: shared if name in _TOKENS else largest[name] if name in _NATS else 1.0 for name in grids}
-    return {name: max(top, largest[name]) or 1.0 for name, top in own.items()}
-
-
-def _short(value: float) -> str:
-    """Two digits that count, without the zero before the point."""
-    return f"{value:.2f}".removeprefix("0") if value < 9.995 else f"{value:.0f}"
-
-
-def _in_words(metric: str) -> str:
-    """`sparsity_0.01` is the sparsity below 0.01."""
-    name, _, threshold = metric.rpartition("_")
-    return f"{name} (< {threshold})" if threshold[:1].isdigit() else metric.replace("_", " ")
+def _spread(
+    grid: Float64[np.ndarray, "row head"], rows: Sequence[int], layers: Sequence[int]
+) -> Float64[np.ndarray, "layer head"]:
+    """A grid with a row of NaN for each layer that is not among its rows."""
+    spread = np.full((len(layers), grid.shape[1]), np.nan)
+    spread[[layers.index(layer) for layer in rows]] = grid
+    return spread
 
 
 def _title(metrics: HeadMetrics) -> str:

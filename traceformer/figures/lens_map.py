@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 
 from traceformer.analysis.lens import Lens
 from traceformer.errors import UsageError, check_is
-from traceformer.figures.style import blank, inline, placed, styled, titled, written_on
+from traceformer.figures.style import blank, placed, styled, titled, written_on
 from traceformer.texts.shown import label, visible
 
-__all__ = ["lens_figure", "lens_html"]
+__all__ = ["lens_figure"]
 
 _COLOURS = "viridis"
 _IN_A_ROW = 40  # positions whose tokens have room beside each other
@@ -65,11 +65,6 @@ def lens_figure(value: Lens, *, title: str | None = None, ax: Axes | None = None
     if image is not None:
         figure.colorbar(image, ax=places, label="its probability", shrink=max(0.3, 0.9 / len(rows)))
     return figure
-
-
-def lens_html(value: Lens) -> str:
-    """Returns the same for a notebook."""
-    return inline(lens_figure(value), alternative=repr(value))
 
 
 def _draw(axes: Axes, value: Lens, row: Sequence[int], in_a_row: int, *, written: bool) -> AxesImage:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure, SubFigure
 from traceformer.analysis.attribution import Attribution
 from traceformer.analysis.logit_split import Part
 from traceformer.errors import check_is
-from traceformer.figures.style import SIGNED, ink, inline, quiet, styled, titled
+from traceformer.figures.shown import inline
+from traceformer.figures.style import SIGNED, ink, quiet, sheet, styled, titled
 from traceformer.sites import Attention
 from traceformer.texts.shown import label, visible
 
@@ -26,11 +27,14 @@ _LONGEST = 9  # characters of a token
 
 
 @styled
-def attribution_figure(value: Attribution, *, title: str | None = None) -> Figure:
+def attribution_figure(
+    value: Attribution, *, title: str | None = None, figure: Figure | SubFigure | None = None
+) -> Figure:
     """Returns the 20 largest parts as bars, the others as one; beside them heads and MLPs of every layer in colours.
 
     Colours reach as far as the heads do; MLPs, which may be far larger, have their numbers written where there is
     room. Heads that were split by source token are rows of a map below, the 12 largest of them: tokens to the right.
+    All charts are drawn in `figure` if that is given.
     """
     check_is(value, Attribution, "what attribute gave")
     split = _largest_split(value)
@@ -38,8 +42,8 @@ def attribution_figure(value: Attribution, *, title: str | None = None) -> Figur
     n_layers = max(1, 1 + max((part.layer or 0 for part in value.parts), default=0))
     height = max(0.21 * n_bars, 0.24 * n_layers, 2.0) + 0.9
     below = 0.26 * sum(map(len, split.values())) + 0.2 + 0.9 * len(split)
-    figure = Figure(figsize=(10.0, height + below), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=(height, below)) if split else (figure, None)
+    drawn, whole = sheet(figure, 10.0, height + below)
+    halves: Any = whole.subfigures(2, 1, height_ratios=(height, below)) if split else (whole, None)
     upper, lower = halves
     bars, heads = upper.subplots(1, 2, width_ratios=(1.0, 1.25)).tolist()
     _draw_bars(bars, value)
@@ -49,8 +53,8 @@ def attribution_figure(value: Attribution, *, title: str | None = None) -> Figur
     place = f"example {value.example_id}, position {value.position}, {visible(value.token)}"
     likeliest = " (the likeliest next token)" if value.is_likeliest else ""
     what = f"{value.what}{likeliest}: {value.total:.3f}, remainder {value.remainder:.1g}"
-    figure.suptitle(titled(f"{title + '  ' if title else ''}{place}\n{what}"))
-    return figure
+    whole.suptitle(titled(f"{title + '  ' if title else ''}{place}\n{what}"))
+    return drawn
 
 
 def attribution_html(value: Attribution) -> str:

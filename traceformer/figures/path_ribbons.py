@@ -20,7 +20,7 @@ from matplotlib.path import Path as Outline
 from traceformer.analysis.paths.result import Paths, chain
 from traceformer.analysis.paths.sankey import SankeyNode, path_weights
 from traceformer.errors import check_is
-from traceformer.figures.style import category, ink, styled
+from traceformer.figures.style import category, ink, placed, styled
 from traceformer.texts.shown import label, visible
 
 __all__ = ["paths_figure"]
@@ -31,6 +31,7 @@ _WIDTH = 7.0  # inches of the whole, more if columns need it
 _COLUMN, _NODE_WIDTH = 0.95, 0.1  # inches; columns are wider where there are few
 _STACK = 2.6  # inches of the column with the widest lanes
 _LEAST = 0.012  # inches: no lane is so thin that it cannot be seen
+_LETTERS = 0.07  # inches: a lane this wide has room for the letters of its weight
 _GAP = 0.34  # inches between the tokens of a column: two lines of text
 _MOST_WEIGHTS = 40  # links whose weight is written on them
 _LONGEST_NAME = 14
@@ -54,7 +55,7 @@ class _Box(NamedTuple):
 
 
 @styled
-def paths_figure(result: Paths) -> Figure:
+def paths_figure(result: Paths, *, ax: Axes | None = None) -> Figure:
     """Returns the paths of a result as ribbons."""
     check_is(result, Paths, "what paths gave")
     nodes = {node.id: node for node in result.sankey.nodes}
@@ -69,8 +70,13 @@ def paths_figure(result: Paths) -> Figure:
     height = max((box.top + box.height for box in boxes.values()), default=0) + _GAP + 0.2
     # One unit is one inch, so that text keeps its distance whatever the number of tokens.
     below = 0.15 * len(result.beams) + 0.4
-    figure = Figure(figsize=(max(width, _WIDTH), height + below + 0.3))
-    axes = figure.add_axes((0, below / (height + below + 0.3), 1, height / (height + below + 0.3)))
+    if ax is None:
+        figure = Figure(figsize=(max(width, _WIDTH), height + below + 0.3))
+        axes = figure.add_axes((0, below / (height + below + 0.3), 1, height / (height + below + 0.3)))
+        figure.text(0.02, 0.99, _title(result), fontsize=9, va="top")
+    else:
+        figure, axes = placed(ax, width, height)
+        axes.set_title(_title(result), loc="left", fontsize=9)
     axes.set(xlim=(-0.45, max(width, _WIDTH) - 0.45), ylim=(-height + _GAP, _GAP))
     axes.set_axis_off()
     _draw_lanes(axes, lanes, boxes, _scale(lanes, columns), frozenset(between))
@@ -83,11 +89,13 @@ def paths_figure(result: Paths) -> Figure:
         for number in range(n_columns):
             name = f"L{number - 1}" if number else "input"
             axes.text(number * column + _NODE_WIDTH / 2, -height + _GAP, name, ha="center", va="bottom", fontsize=7)
-    figure.text(0.02, 0.99, _title(result), fontsize=9, va="top")
     handles = [Line2D([], [], color=category(rank), lw=5) for rank in range(len(result.beams))]
     labels = [f"{i + 1}   {beam.score_norm:.3f}   {label(chain(beam, most=10))}" for i, beam in enumerate(result.beams)]
     legend = {"title": "path, score", "alignment": "left", "title_fontsize": 7}
-    figure.legend(handles, labels, loc="lower left", **legend)
+    if ax is None:
+        figure.legend(handles, labels, loc="lower left", **legend)
+    else:
+        ax.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, 0), **legend)
     return figure
 
 
@@ -185,7 +193,8 @@ def _draw_lanes(
             written.add((lane.source, lane.target))
             # Where it arrives, since no two lanes lie upon each other there.
             middle = -starts[1] - width / 2
-            axes.text(x[1] - 0.03, middle, f"{lane.attention:.2f}", ha="right", va="center", fontsize=5.5)
+            on = "black" if width > _LETTERS else ink()
+            axes.text(x[1] - 0.03, middle, f"{lane.attention:.2f}", ha="right", va="center", fontsize=5.5, color=on)
 
 
 def _ribbon(x: tuple[float, float], tops: tuple[float, float], width: float) -> Outline:
@@ -214,5 +223,6 @@ def _title(result: Paths) -> str:
         str(settings.get("model", "")),
         layer,
         heads,
+        f"no attention in layers {', '.join(map(str, gaps))}" if (gaps := settings.get("without_attention")) else "",
     ]
     return "   ".join(part for part in parts if part)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from traceformer.analysis.massive import TIMES_MEDIAN
 from traceformer.analysis.roles import Roles
 from traceformer.errors import check_is
-from traceformer.figures.style import category, ink, quiet, styled, titled
+from traceformer.figures.style import SIGNED, category, ink, quiet, styled, titled
 
 __all__ = ["COLUMN_NAMES", "colours_of", "roles_figure"]
 
@@ -31,7 +31,7 @@ COLUMN_NAMES = {
 """Each column as it stands above a table."""
 
 _SIGNED = ("copying", "induction_weights", "ablation")
-_SIGNED_COLOURS, _SIZES, _SHARES = "RdBu", "Greys", "Blues"
+_SIZES, _SHARES = "Greys", "Blues"
 _LINE, _COLUMN, _ROLE = 0.17, 0.62, 0.95  # inches
 _MOST_WRITTEN = 240  # heads with their numbers
 _TALLEST = 40.0
@@ -42,8 +42,7 @@ def colours_of(column: str, numbers: np.ndarray) -> tuple[Colormap, Normalize]:
     largest = float(np.nanmax(np.abs(numbers), initial=0)) or 1.0
     if column in _SIGNED:
         reach = largest if column == "ablation" else 1.0
-        shown = f"{_SIGNED_COLOURS}_r" if column == "ablation" else _SIGNED_COLOURS
-        return colormaps[shown], Normalize(-1.4 * reach, 1.4 * reach)
+        return colormaps[SIGNED], Normalize(-1.4 * reach, 1.4 * reach)
     if column.endswith("rank"):
         return colormaps[_SIZES], Normalize(0, 1.6 * largest)
     return colormaps[_SHARES], Normalize(0, 1.2)
@@ -53,24 +52,24 @@ def colours_of(column: str, numbers: np.ndarray) -> tuple[Colormap, Normalize]:
 def roles_figure(value: Roles) -> Figure:
     """Returns a line per head: its role, and every number that there is, coloured; beside them the massive activations.
 
-    Beyond 240 heads the numbers are left out.
+    Beyond 240 heads the numbers are left out. It is a figure by itself: its lines have a height of their own.
     """
     check_is(value, Roles, "what roles gave")
     n_rows, columns = len(value.rows), value.shown
     line = min(_LINE, _TALLEST / n_rows)
     table, height = (len(columns) * _COLUMN + _ROLE, max(n_rows * line, 2.4))
     beside = 2.6 if value.massive is not None else 0.0
-    size = (0.9 + table + beside + 0.3, height + 1.15)
+    size = (0.9 + table + beside + 0.3, height + 0.95)
     figure = Figure(figsize=size)
     below = 0.15 / size[1]
     axes = figure.add_axes((0.9 / size[0], below, table / size[0], height / size[1]))
     _draw_table(axes, value, columns, written=n_rows <= _MOST_WRITTEN)
     if value.massive is not None:
         left = (0.9 + table + 0.75) / size[0]
-        _draw_massive(figure.add_axes((left, 1 - 3.1 / size[1], 1.8 / size[0], 1.9 / size[1])), value)
+        _draw_massive(figure.add_axes((left, 1 - 2.9 / size[1], 1.8 / size[0], 1.9 / size[1])), value)
     about = value.about
     queries = ", ".join(f"{count} queries" for count in about.queries.values())
-    figure.suptitle(titled(f"{about.model or about.source}: what each head does  ({queries})"))
+    figure.suptitle(titled(f"{about.model or about.source}: what each head does  ({queries})"), y=1 - 0.15 / size[1])
     return figure
 
 

@@ -15,9 +15,9 @@ __all__ = ["roles_html", "roles_page"]
 
 _EDGES, _TOKENS = 12, 12
 _STYLE = """<style>
-.role-card {font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 70rem; margin: auto}
+.role-card {font: 14px/1.45 system-ui, sans-serif; max-width: 70rem; margin: auto}
 .role-card h1 {font-size: 1.3rem; margin: .6rem 0 0} .role-card h2 {font-size: 1rem; margin: 1.4rem 0 .3rem}
-.role-card p {margin: .3rem 0; color: #555} .role-card .scroll {overflow-x: auto}
+.role-card p {margin: .3rem 0; opacity: .75} .role-card .scroll {overflow-x: auto}
 .role-card table {border-collapse: collapse; font-variant-numeric: tabular-nums}
 .role-card th {font-weight: 500; font-size: .78rem; vertical-align: bottom; padding: .2rem .45rem; white-space: pre}
 .role-card td {padding: .1rem .45rem; text-align: right; border: 0} .role-card td.word {text-align: left}
@@ -29,11 +29,12 @@ def roles_page(value: Roles) -> str:
     """Returns a page that stands by itself: no script, nothing from elsewhere."""
     title = html.escape(f"Heads of {value.about.model or value.about.source}")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{roles_html(value)}</body></html>\n'
+    light = ' style="color:#222;background:#fff"'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body{light}>{roles_html(value)}</body></html>\n'
 
 
 def roles_html(value: Roles) -> str:
-    """Returns the card as a piece of HTML, its style with it."""
+    """Returns the card as a piece of HTML, its style with it; its text has the colour that is around it."""
     about = value.about
     counts = ", ".join(f"{examples} examples" for examples in about.examples.values())
     queries = ", ".join(f"{count} queries" for count in about.queries.values())

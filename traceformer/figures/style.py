@@ -1,8 +1,5 @@
 """What all pictures share: colours, how a token is written, and how a figure is saved or put into a page."""
 
-import base64
-import html
-import io
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,11 +13,10 @@ from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
 from traceformer.errors import UsageError, check_choice
-from traceformer.presentation import notebook
 from traceformer.texts.shown import label
 
 __all__ = [
@@ -29,18 +25,21 @@ __all__ = [
     "Theme",
     "blank",
     "category",
+    "charts",
     "check_format",
     "faint",
+    "headed",
+    "in_light",
     "ink",
-    "inline",
     "label",
     "placed",
     "quiet",
     "save",
-    "shown_in_notebooks",
+    "sheet",
     "styled",
     "theme",
     "titled",
+    "whatever_the_script",
     "written_on",
 ]
 
@@ -80,10 +79,11 @@ def _look(back: str, text: str, soft: str, line: str) -> dict[Any, Any]:
     return {**_SHARED, **colours, "grid.color": line}
 
 
-_LOOKS: Mapping[Theme, dict[Any, Any]] = {
-    "light": _look("#ffffff", "#1b1c1d", "#4b4e52", "#d8d8d4"),
-    "dark": _look("#15171a", "#e9e8e4", "#b6bac0", "#3a3f46"),
+_COLOURS: Mapping[Theme, tuple[str, str, str, str]] = {
+    "light": ("#ffffff", "#1b1c1d", "#4b4e52", "#d8d8d4"),
+    "dark": ("#15171a", "#e9e8e4", "#b6bac0", "#3a3f46"),
 }
+_LOOKS: Mapping[Theme, dict[Any, Any]] = {name: _look(*colours) for name, colours in _COLOURS.items()}
 _theme: ContextVar[Theme] = ContextVar("theme", default="light")
 
 Arguments = ParamSpec("Arguments")
@@ -128,6 +128,11 @@ def category(number: int) -> str:
     return _CATEGORIES[number % len(_CATEGORIES)]
 
 
+def in_light() -> tuple[str, str, str, str]:
+    """Returns the colours of the light theme: behind everything, of text, of what is less, and of guiding lines."""
+    return _COLOURS["light"]
+
+
 def ink() -> str:
     """Returns the colour of text."""
     return rcParams["text.color"]
@@ -170,6 +175,40 @@ def placed(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def charts(
+    ax: Axes | None, rows: int, columns: int, width: float, height: float, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """Returns rows of charts to draw, one row after the other, and their figure; the one `ax`, where it is given.
+
+    Raises:
+        UsageError: there are several, for one `ax`.
+    """
+    if ax is not None and rows * columns > 1:
+        raise UsageError(f"{rows * columns} charts for one ax", hint="less of it, or none given")
+    if ax is not None:
+        figure, ax = placed(ax, width, height)
+        return figure, [ax]
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared).ravel().tolist()
+
+
+def sheet(figure: Figure | SubFigure | None, width: float, height: float) -> tuple[Figure, Figure | SubFigure]:
+    """Returns the figure, and what of it to draw in: that given, or a new one of that size in inches."""
+    if figure is None:
+        figure = Figure(figsize=(width, height), layout="constrained")
+    root = figure.get_figure(root=True)
+    assert root is not None
+    return root, figure
+
+
+def headed(figure: Figure, ax: Axes | None, text: str) -> None:
+    """Sets the title over the chart that was given to draw in, or else over the whole figure."""
+    if ax is None:
+        figure.suptitle(titled(text), wrap=True)
+    else:
+        ax.set_title(titled(text))
+
+
 def check_format(path: Path) -> None:
     """Makes sure that a picture of this name can be written.
 
@@ -190,35 +229,13 @@ def titled(text: str) -> str:
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     """Writes the figure in the format that the file's ending names, PNG if it has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whatever_the_script():
+    with whatever_the_script():
         figure.savefig(path, dpi=dpi, format=path.suffix.removeprefix(".") or "png")
 
 
-def inline(figure: Figure, *, alternative: str, dpi: int = 100) -> str:
-    """Returns the figure as an HTML image that carries its own data; `alternative` says it in words."""
-    data = base64.b64encode(_png(figure, dpi)).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
-
-
-def shown_in_notebooks() -> None:
-    """Has a notebook show figures, as it does by itself once pyplot is imported, which nothing here needs."""
-    shell = notebook()
-    if shell is not None:
-        formatters = shell.display_formatter.formatters
-        if not any(Figure in formatter.type_printers for formatter in formatters.values()):
-            formatters["image/png"].for_type(Figure, _png)
-
-
-def _png(figure: Figure, dpi: int = 100) -> bytes:
-    picture = io.BytesIO()
-    with _whatever_the_script():
-        figure.savefig(picture, dpi=dpi, format="png")
-    return picture.getvalue()
-
-
 @contextmanager
-def _whatever_the_script() -> Generator[None]:
-    """Tokens occur in every script; a box in place of a letter is all that happens."""
+def whatever_the_script() -> Generator[None]:
+    """Lets a figure be written without a warning: tokens occur in every script, and a box stands for a letter."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")

@@ -6,18 +6,19 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.projection import Projections, TextCurves
 from traceformer.errors import UsageError, check_choice, check_is
-from traceformer.figures.style import SIGNED, category, faint, ink, inline, styled, titled
-from traceformer.figures.trait_text import text_figure, threshold_of
+from traceformer.figures.shown import inline
+from traceformer.figures.style import SIGNED, category, charts, faint, headed, ink, sheet, styled
+from traceformer.figures.trait_text import text_figure
 from traceformer.shapes import Float32
 from traceformer.texts.shown import label, visible
 
-__all__ = ["TraitChart", "direction_figure", "direction_html", "traits_figure", "traits_html"]
+__all__ = ["TraitChart", "direction_figure", "direction_html", "traits_figure"]
 
 TraitChart: TypeAlias = Literal["curves", "text"]
 
@@ -29,7 +30,12 @@ _MOST_TICKS = 116
 
 @styled
 def traits_figure(
-    value: Projections, *, chart: TraitChart = "curves", smooth: int = 1, title: str | None = None
+    value: Projections,
+    *,
+    chart: TraitChart = "curves",
+    smooth: int = 1,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Returns one panel per direction for one example, else one per example with all directions in it.
 
@@ -42,9 +48,10 @@ def traits_figure(
         chart: `curves`, or `text`: the tokens of the first example, coloured by their projection.
         smooth: Over how many tokens around each the mean is drawn, the curve itself thin behind it.
         title: In place of the run and its array.
+        ax: Where to draw a single panel.
 
     Raises:
-        UsageError: no such chart, or nothing to smooth over.
+        UsageError: no such chart, nothing to smooth over, or several panels for one `ax`.
     """
     check_is(value, Projections, "what project gave")
     check_choice("chart", chart, get_args(TraitChart))
@@ -53,14 +60,13 @@ def traits_figure(
     found = value.examples
     title = f"{value.run_name}  {value.array}" if title is None else title
     if chart == "text":
-        return text_figure(value, f"{title}{_layer(found[0])}  example {found[0].example_id}")
+        return text_figure(value, f"{title}{_layer(found[0])}  example {found[0].example_id}", ax)
     if len(found) == 1:
-        return _of_one(found[0], value, smooth, f"{title}{_layer(found[0])}  example {found[0].example_id}")
+        return _of_one(found[0], value, smooth, f"{title}{_layer(found[0])}  example {found[0].example_id}", ax)
     shown = found[:_MOST_PANELS]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(5.2 * columns, 2.4 * rows + 0.8), layout="constrained")
-    places = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    figure, places = charts(ax, rows, columns, 5.2 * columns, 2.4 * rows + 0.8, sharey=True)
     for axes, own in zip(places, shown, strict=False):
         for i, name in enumerate(own.names):
             _curve(axes, own.mean(i), smooth, category(i), label(name))
@@ -72,13 +78,8 @@ def traits_figure(
     places[0].legend()
     layers = "" if len(found[0].by_layer) == 1 else f", mean over {len(found[0].by_layer)} layers"
     first = f", the first {len(shown)} of {len(found)} examples" if len(shown) < len(found) else ""
-    figure.suptitle(titled(f"{title}{_layer(found[0])}: projection of every token{layers}{first}"))
+    headed(figure, ax, f"{title}{_layer(found[0])}: projection of every token{layers}{first}")
     return figure
-
-
-def traits_html(value: Projections) -> str:
-    """Returns the same for a notebook."""
-    return inline(traits_figure(value), alternative=repr(value))
 
 
 def _layer(own: TextCurves) -> str:
@@ -98,14 +99,12 @@ def _curve(axes: Axes, values: Float32[np.ndarray, "token"], smooth: int, colour
     axes.plot((sums / counts)[start : start + len(values)], color=colour, linewidth=1.6, label=name)
 
 
-def _of_one(own: TextCurves, value: Projections, smooth: int, title: str) -> Figure:
+def _of_one(own: TextCurves, value: Projections, smooth: int, title: str, ax: Axes | None) -> Figure:
     n_tokens, layers = len(own.tokens), list(own.by_layer)
     as_map = len(layers) > _MOST_LINES
     height = max(2.2, 0.16 * len(layers)) if as_map else 2.4
-    figure = Figure(
-        figsize=(min(max(0.12 * n_tokens, 7.0), 14.0) + 1.5, height * len(own.names) + 1.5), layout="constrained"
-    )
-    panels = list(figure.subplots(len(own.names), 1, squeeze=False, sharex=True)[:, 0])
+    size = min(max(0.12 * n_tokens, 7.0), 14.0) + 1.5, height * len(own.names) + 1.5
+    figure, panels = charts(ax, len(own.names), 1, *size, sharex=True)
     for i, (axes, name) in enumerate(zip(panels, own.names, strict=True)):
         if as_map:
             numbers = np.stack([own.by_layer[layer].values[:, i] for layer in layers])
@@ -118,7 +117,7 @@ def _of_one(own: TextCurves, value: Projections, smooth: int, title: str) -> Fig
             for n, layer in enumerate(layers):
                 colour = category(i) if len(layers) == 1 else _LAYERS(n / max(1, len(layers) - 1))
                 _curve(axes, own.by_layer[layer].values[:, i], smooth, colour, f"L{layer}")
-                threshold = threshold_of(value, i, layer)
+                threshold = value.threshold(i, layer)
                 if threshold is not None:
                     axes.axhline(threshold, color=colour, linestyle=":", linewidth=1)
             axes.margins(x=0.01)
@@ -126,11 +125,12 @@ def _of_one(own: TextCurves, value: Projections, smooth: int, title: str) -> Fig
             if len(layers) > 1:
                 axes.legend()
         _decorate(axes, own, as_map)
-        axes.set_title(label(name))
+        if ax is None:
+            axes.set_title(label(name))
     step = math.ceil(n_tokens / _MOST_TICKS)
     shown = range(0, n_tokens, step)
     panels[-1].set_xticks(shown, [label(visible(own.tokens[position])) for position in shown], rotation=90)
-    figure.suptitle(titled(title))
+    headed(figure, ax, title if ax is None else f"{title}  {own.names[0]}")
     return figure
 
 
@@ -147,14 +147,16 @@ def _decorate(axes: Axes, own: TextCurves, as_map: bool = False) -> None:
 
 
 @styled
-def direction_figure(*values: Direction, title: str | None = None) -> Figure:
+def direction_figure(*values: Direction, title: str | None = None, figure: Figure | SubFigure | None = None) -> Figure:
     """Returns how well a direction does at each layer, on examples that it was not fitted on; or several directions.
+
+    These are two charts side by side, in `figure` if that is given.
 
     Raises:
         UsageError: it is not known of one.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    accuracy, effect = figure.subplots(1, 2)
+    whole, place = sheet(figure, 9, 3.6)
+    accuracy, effect = place.subplots(1, 2)
     for value in values:
         check_is(value, Direction, "what fit_direction gave")
     for number, value in enumerate(values):
@@ -176,8 +178,8 @@ def direction_figure(*values: Direction, title: str | None = None) -> Figure:
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.legend()
-    figure.suptitle(label(title or values[0].name))
-    return figure
+    place.suptitle(label(title or values[0].name))
+    return whole
 
 
 def direction_html(value: Direction) -> str:

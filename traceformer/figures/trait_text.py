@@ -4,27 +4,31 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from traceformer.analysis.projection import Projections
-from traceformer.figures.style import SIGNED, ink, quiet, titled
+from traceformer.figures.style import SIGNED, charts, headed, ink, quiet
 from traceformer.texts.shown import label, visible
 
-__all__ = ["text_figure", "threshold_of"]
+__all__ = ["text_figure"]
 
 _IN_A_ROW = 96  # characters
 _CHARACTER, _ROW = 0.082, 0.24  # inches
 _MOST_ROWS = 60
 
 
-def text_figure(value: Projections, title: str) -> Figure:
+def text_figure(value: Projections, title: str, ax: Axes | None) -> Figure:
     """Returns the tokens of the first example once per direction, of its first layer, red above the threshold.
 
     Without a known threshold, red is above zero. A line is where the response begins. Of a text beyond 60 rows the
     first 60 are drawn, and the title says so.
+
+    Raises:
+        UsageError: there are several directions, for one `ax`.
     """
     own = value.examples[0]
     [layer, *_] = own.by_layer
@@ -33,9 +37,9 @@ def text_figure(value: Projections, title: str) -> Figure:
     cut = f", its first {sum(map(len, drawn))} of {len(own.tokens)} tokens" if len(drawn) < len(rows) else ""
     panel = _ROW * len(drawn) + 0.5
     size = _IN_A_ROW * _CHARACTER + 1.6, panel * len(own.names) + 0.5
-    figure = Figure(figsize=size, layout="constrained")
-    for i, axes in enumerate(figure.subplots(len(own.names), 1, squeeze=False)[:, 0].tolist()):
-        numbers, middle = own.by_layer[layer].values[:, i], threshold_of(value, i, layer)
+    figure, places = charts(ax, len(own.names), 1, *size)
+    for i, axes in enumerate(places):
+        numbers, middle = own.by_layer[layer].values[:, i], value.threshold(i, layer)
         centre = middle or 0.0
         reach = float(np.abs(numbers - centre).max(initial=0)) or 1.0
         norm = Normalize(centre - reach, centre + reach)
@@ -55,14 +59,8 @@ def text_figure(value: Projections, title: str) -> Figure:
         told = f", red above the threshold {middle:.2f}" if middle is not None else ""
         axes.set_title(label(own.names[i]) + told, loc="left", color=quiet())
         figure.colorbar(ScalarMappable(norm, SIGNED), ax=axes, label="projection", fraction=0.03, aspect=12)
-    figure.suptitle(titled(title + cut))
+    headed(figure, ax, title + cut)
     return figure
-
-
-def threshold_of(value: Projections, direction: int, layer: int | None) -> float | None:
-    """Returns what a direction was found to tell its two kinds apart by in a layer, if that is known."""
-    thresholds = value.vectors[direction].get("thresholds") or {}
-    return thresholds.get(layer)
 
 
 def _rows(tokens: list[str]) -> list[list[tuple[int, int, str]]]:

@@ -31,7 +31,9 @@ class ExportOptions:
     progress: OnStep = quiet
     layout: str | None = None
     layers: tuple[int, ...] | None = None
-    _claimed: set[Path] = field(default_factory=set[Path], init=False, repr=False, compare=False)
+    _claimed: dict[str, list[Path]] = field(
+        default_factory=dict[str, list[Path]], init=False, repr=False, compare=False
+    )
 
     def claimed(self, path: Path) -> Path:
         """Returns the path, if this export may write there.
@@ -40,10 +42,16 @@ class ExportOptions:
             RunExists: something is there that may not be replaced, or that this export wrote for another example.
         """
         refuse_to_replace(path, overwrite=self.overwrite)
-        if path in self._claimed:
+        alike = self._claimed.setdefault(str(path).casefold(), [])
+        if any(_are_one(path, other) for other in alike):
             raise RunExists(f"two examples would be written to {path}", hint="write each to a folder of its own")
-        self._claimed.add(path)
+        alike.append(path)
         return path
+
+
+def _are_one(path: Path, written: Path) -> bool:
+    """Whether two names are of one file, as they are where a file system does not tell capitals from small letters."""
+    return path == written or (path.exists() and written.exists() and path.samefile(written))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ def written_dtype(store: Run) -> Dtype:
 
 def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:
     """Returns all arrays of a run that `files` of floating-point numbers can hold; warns of those that are left out."""
-    sites = ("lens_topk", "lens_topk_prob")
-    if any(spec.key.site in sites for spec in store.layout.arrays):
-        warnings.warn(f"{' and '.join(sites)} are left out: {files} hold no token ids of layers", stacklevel=2)
+    ranked = [str(spec.key.site) for spec in store.layout.arrays if spec.site.is_ranked]
+    if ranked:
+        warnings.warn(f"{' and '.join(ranked)} are left out: {files} hold no ids of layers", stacklevel=2)
     whole = [str(spec.key) for spec in store.layout.arrays if spec.site.is_per_example]
     if whole:
         warnings.warn(f"{', '.join(whole)} left out: {files} hold rows of tokens, not of whole texts", stacklevel=2)
-    return tuple(spec for spec in store.layout.arrays if spec.key.site not in sites and not spec.site.is_per_example)
+    return tuple(spec for spec in store.layout.arrays if not spec.site.is_ranked and not spec.site.is_per_example)
 
 
 def plain_row(store: Run, example_id: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from traceformer.errors import RunExists
 from traceformer.store.files import FileLock
+from traceformer.store.system import rename, replace
 
 __all__ = ["appearing_whole", "leftovers", "refuse_to_replace", "remove_leftovers"]
 
@@ -29,8 +30,8 @@ def appearing_whole(path: Path) -> Generator[Path]:
         _remove(replaced)
         yield part
         if path.is_dir():
-            path.rename(replaced)
-        part.replace(path)
+            rename(path, replaced)
+        replace(part, path)
     finally:
         _remove(part)
         _remove(replaced)

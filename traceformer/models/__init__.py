@@ -12,10 +12,12 @@ behaviour           what only a pass tells of a model: whether it looks ahead, w
 dims                the sizes of a model in this project's words, whatever its config calls them
 load                from a name or a folder to a model and its tokenizer, without running anybody's code
 loaded              a model at hand: its tokenizer, its sizes, and where both came from
+part                which part of a model is recorded: of several models in one, the text model
 held                a model that the user holds already: what lies under its wrappers
 quantised           models whose weights are codes, and the weights that they multiply by
 adapters            adapters of PEFT: loaded as layers around a model's own, and proved to run as PEFT's model does
 tokenizer           a model's own tokenizer, or that it has none
+precision           sums in float64, also of what lies on a device that has no such numbers
 weights             a model folder's weights, tensor by tensor, without torch
 readout             what stands behind the last block, read without torch
 module_weights      weights by their modules, of a folder without torch or of a model that is loaded

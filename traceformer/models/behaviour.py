@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from traceformer.models.loaded import n_embeddings_of
+from traceformer.models.part import text_config
 from traceformer.sites import Stack
 
 __all__ = ["Behaviour", "behaviour_of", "evaluating"]
@@ -79,7 +80,7 @@ def _observe(base: Any) -> Behaviour:
             found[stack] = min(positions, found.get(stack, positions))
     if second is None:
         return Behaviour(None, found)
-    effect = (second.double() - first.double()).abs().amax(dim=(0, 2))
+    effect = (second.cpu().double() - first.cpu().double()).abs().amax(dim=(0, 2))
     before, behind = effect[:_MIDDLE].max(), effect[_MIDDLE + 1 :].max()
     return Behaviour(bool(before > _LOOKS_AHEAD * behind), found)
 
@@ -89,7 +90,8 @@ def _tokens(base: Any) -> Tensor:
     size = n_embeddings_of(base)
     stated = {
         value
-        for name, value in base.config.to_dict().items()
+        for config in (base.config, text_config(base.config))
+        for name, value in config.to_dict().items()
         if name.endswith("token_id")  # pyright: ignore
         and isinstance(value, int)
     }

@@ -13,6 +13,7 @@ import numpy as np
 from traceformer.errors import Unsupported
 from traceformer.models.family import Architecture, AttentionRow, Norm
 from traceformer.models.module_weights import HeldModules, ModuleWeights, Projection, stored_modules
+from traceformer.models.part import text_config, text_part
 from traceformer.models.readout import epsilon_of, readout_row_of
 from traceformer.shapes import Float32
 from traceformer.sites import Attention
@@ -20,7 +21,14 @@ from traceformer.sites import Attention
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
 
-__all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weights"]
+__all__ = ["BlockWeights", "NormWeights", "block_weights_of", "open_block_weights", "why_no_output"]
+
+
+def why_no_output(row: AttentionRow) -> str:
+    """Returns why no matrix says what a head writes of its mix of values."""
+    if row.gated is None:
+        return "the output projection of this model is not known"
+    return "its heads' mixed values are multiplied by a gate before the output projection reads them"
 
 
 class NormWeights(NamedTuple):
@@ -57,8 +65,11 @@ class BlockWeights:
         """
         row = self._attention(attention)
         if row.out_proj is None:
-            raise Unsupported("what each head writes", why="the output projection of this model is not known")
-        return self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
+            raise Unsupported("what each head writes", why=why_no_output(row))
+        weight, bias = self.modules.linear(f"{self._block(layer)}.{row.out_proj}")
+        if self._scale == 1 or self.norm_of_output(layer, attention) is not None:  # which is scaled in its place
+            return Projection(weight, bias)
+        return Projection(weight * self._scale, None if bias is None else bias * self._scale)
 
     def norm_of_output(self, layer: int, attention: Attention) -> NormWeights | None:
         """Returns the norm that an attention's output goes through before it is added (Gemma 2); None for none."""
@@ -66,7 +77,12 @@ class BlockWeights:
         path = None if row.attn_out is None else row.attn_out.path
         if path is None or path in (row.module, row.out_proj):
             return None
-        return self._norm(f"{self._block(layer)}.{path}")
+        norm = self._norm(f"{self._block(layer)}.{path}")
+        if norm is None or norm.weight is None or self._scale == 1:
+            return norm
+        one = np.float32(norm.kind.endswith("plus_one"))
+        bias = None if norm.bias is None else norm.bias * self._scale
+        return norm._replace(weight=(norm.weight + one) * self._scale - one, bias=bias)
 
     def norm_of_stream(self, layer: int, attention: Attention | None) -> NormWeights | None:
         """Returns the norm that the stream goes through after the addition of an attention, or for None of the MLP.
@@ -76,6 +92,13 @@ class BlockWeights:
         stack = self.architecture.stacks["dec"]
         path = stack.post_norm if attention is None else self._attention(attention).post_norm
         return None if path is None else self._norm(f"{self._block(layer)}.{path}")
+
+    @property
+    def _scale(self) -> np.float32:
+        """What a sublayer's output is multiplied by before it is added."""
+        scale = self.architecture.stacks["dec"].scale
+        assert not isinstance(scale, str)
+        return np.float32(scale)
 
     def _norm(self, path: str) -> NormWeights | None:
         weight = self.modules.vector(f"{path}.weight")
@@ -103,8 +126,9 @@ def open_block_weights(
         Unsupported: a family that is not known, or has no decoder.
         NotFound, Unreadable: the folder holds no safetensors weights.
     """
-    readout, built = readout_row_of(config, architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), stored_modules(folder, config, built))
+    own = text_config(config)
+    readout, built = readout_row_of(own, architecture)
+    return BlockWeights(built, readout.norm, epsilon_of(own, readout), stored_modules(folder, config, built))
 
 
 def block_weights_of(model: "LoadedModel") -> BlockWeights:
@@ -113,6 +137,6 @@ def block_weights_of(model: "LoadedModel") -> BlockWeights:
     Raises:
         Unsupported: a family that is not known, or has no decoder.
     """
-    config = model.config.to_dict()
+    config = text_config(model.config).to_dict()
     readout, built = readout_row_of(config, model.architecture)
-    return BlockWeights(built, readout.norm, epsilon_of(config, readout), HeldModules(model.model.base_model))
+    return BlockWeights(built, readout.norm, epsilon_of(config, readout), HeldModules(text_part(model.model)))

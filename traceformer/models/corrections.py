@@ -39,6 +39,11 @@ _DOTS3 = {
     **{"per_layer_config": {"1": {"num_attention_heads": 2, "num_key_value_heads": 2}}},
 }
 _EMBEDDING_GEMMA2 = {"embedding_dim": 32, "per_layer_config": {"1": {"head_dim": 16, "num_key_value_heads": 1}}}
+_QWEN4 = {
+    **{"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 2, "split_ngram_parts": 2},
+    **{"heads_per_ngram": 2, "hc_lowrank": 8, "ple_embed_dim": 32, "indexer_n_heads": 2, "indexer_kv_heads": 1},
+    **{"indexer_head_dim": 8, "indexer_budget": 4, "indexer_compress_ratio": 1},
+}
 _WIDE_LAYER = {"per_layer_config": {"1": {"head_dim": 16}}}
 
 
@@ -52,6 +57,7 @@ def _sections(*sections: int, **more: Any) -> dict[str, Any]:
 
 
 CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "axk2": {"index_topk": 4},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {
@@ -64,8 +70,14 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 48},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "num_key_value_heads": 4},
+    "deepseek_v32": {"index_topk": 4, "index_n_heads": 16},
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
     "dots3_note_text": _DOTS3,
     "embedding_gemma2": {"text_config": _EMBEDDING_GEMMA2},
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
@@ -78,12 +90,14 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_unified_text": _WIDE_LAYER,
     "glm4v_moe_text": _sections(1, 1, 0, partial_rotary_factor=0.5),
     "glm4v_text": _sections(1, 1, 0, partial_rotary_factor=0.5),
+    "glm_moe_dsa": {"index_topk": 4},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "glm5_next_text": {"qk_rope_head_dim": 0},
     "glm_image_text": _sections(1, 1, 2, partial_rotary_factor=1.0),
     "glm_ocr_text": _sections(1, 1, 2, partial_rotary_factor=1.0),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "intermediate_size": 48, "attention_layers": LEFT_OUT},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 2},
+    "hy_v4": {"index_topk": 4},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2},
     "hrm_text": {"num_hidden_layers": 4, "num_layers_per_stack": 2, "H_cycles": 1, "L_cycles": 1, "L_bp_cycles": [1]},
@@ -123,11 +137,8 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen2_5_vl_text": _sections(1, 1, 2),
     "qwen2_vl": {"text_config": _sections(1, 1, 2)},
     "qwen2_vl_text": _sections(1, 1, 2),
-    "qwen4_exp_text": {
-        **{"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 2, "split_ngram_parts": 2},
-        **{"heads_per_ngram": 2, "hc_lowrank": 8, "ple_embed_dim": 32, "indexer_n_heads": 2, "indexer_kv_heads": 1},
-        **{"indexer_head_dim": 8, "indexer_budget": 4, "indexer_compress_ratio": 1},
-    },
+    "qwen4_exp": {"text_config": _QWEN4},
+    "qwen4_exp_text": _QWEN4,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         **{"is_decoder": False, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
@@ -135,6 +146,7 @@ CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "step3p7": {"text_config": {"sliding_window": 8}},
     "switch_transformers": {"decoder_start_token_id": 0},
+    "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
     "umt5": {"decoder_start_token_id": 0},
     "xlstm": {
         **{"hidden_size": 64, "embedding_dim": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 8},

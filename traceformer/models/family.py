@@ -12,6 +12,8 @@ __all__ = [
     "AttentionRow",
     "ByFlag",
     "Family",
+    "Gated",
+    "Latent",
     "MlpKind",
     "Norm",
     "Positions",
@@ -28,17 +30,32 @@ MlpKind: TypeAlias = Literal["plain", "gated", "experts"]
 Norm: TypeAlias = Literal["layer", "layer_plus_one", "layer_bare", "rms", "rms_plus_one", "rms_bare"]
 
 
+Part: TypeAlias = Literal[
+    "whole",
+    "first half",
+    "second half",
+    "heads' first half",
+    "heads' second half",
+    "q",
+    "k",
+    "v",
+    "expert ids",
+    "expert weights",
+]
+
+
 class Tap(NamedTuple):
     """A tensor at a module: its first output or its first input, whole or a part of the last axis.
 
-    For fused projections `part` is q, k or v; `fused` says whether the three lie one after the other
-    (`concat`: all q heads, all k heads, all v heads) or head by head (`per_head`: kv_head 0's q heads, its k, its v,
-    then those of kv_head 1).
+    A projection may hold two things for each head, as queries and their gate. For fused projections `part` is q, k or
+    v; `fused` says whether the three lie one after the other (`concat`: all q heads, all k heads, all v heads) or head
+    by head (`per_head`: kv_head 0's q heads, its k, its v, then those of kv_head 1). Experts are told, beside the
+    tokens, where these go and what outputs are multiplied by: `expert ids` and `expert weights` are these.
     """
 
     path: str
     side: Literal["output", "input"] = "output"
-    part: Literal["whole", "first half", "second half", "q", "k", "v"] = "whole"
+    part: Part = "whole"
     fused: Literal["concat", "per_head"] = "concat"
 
 
@@ -46,12 +63,32 @@ def into(path: str) -> Tap:
     return Tap(path, "input")
 
 
+class Latent(NamedTuple):
+    """A projection by way of a narrow row for each token (multi-head latent attention): paths of modules in a block.
+
+    `down` makes that row, `norm` norms it, `up` makes heads of it. Of keys and values `down` makes as well, behind the
+    row, the part of keys that all heads share; `up` makes, head by head, what else is in a key, and a value.
+    """
+
+    down: str
+    norm: str
+    up: str
+
+
+class Gated(NamedTuple):
+    """A gate before an output projection, which reads the heads' mixed values times the sigmoid of what a tap shows."""
+
+    gate: Tap
+    out_proj: str
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionRow:
     """One attention of a block: the module handed to the attention function, its parts, and its sites.
 
     What a family has no such module for, or none that is known, is None; so is a projection that no module shows,
-    position by position, as it enters the scores.
+    position by position, as it enters the scores. With `q_latent` the query projection is the last of its modules; with
+    `kv_latent` keys and values have none of their own.
     """
 
     module: str
@@ -64,6 +101,9 @@ class AttentionRow:
     post_norm: str | None = None  # the norm after the residual addition, in post-norm blocks
     scales_queries: bool = False  # itself, and hands the attention function a scaling of one
     scaling: float | None = None  # of scores, where the module does not say and it is not d_head ** -0.5
+    gated: Gated | None = None  # then `out_proj`, which reads mixed values as they are, is None
+    q_latent: Latent | None = None
+    kv_latent: Latent | None = None
 
     def tap(self, site: str) -> Tap | None:
         return {
@@ -72,6 +112,7 @@ class AttentionRow:
             "k_proj": self.k_proj,
             "v_proj": self.v_proj,
             "attn_out": self.attn_out,
+            "kv_latent": None if self.kv_latent is None else Tap(self.kv_latent.norm),
         }.get(site)
 
 
@@ -82,12 +123,16 @@ class StackRow:
     blocks: str
     token_embed: str
     attention: AttentionRow
-    mlp: Mapping[str, Tap]  # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist
+    # resid_mid, mlp_norm, mlp_up, mlp_act, mlp_mid, mlp_down, mlp_out where they exist, and the sites of experts, which
+    # may be there in some layers only.
+    mlp: Mapping[str, Tap]
     mlp_kind: MlpKind = "plain"
     final_norm: str | None = None
     cross: AttentionRow | None = None
     post_norm: str | None = None  # the norm after the MLP's residual addition, in post-norm blocks
     parallel: bool = False  # attention and MLP both read the block's input
+    attends: bool = True  # whether any of its blocks has attention
+    scale: float | str = 1.0  # what sublayers make is multiplied by before it is added, or the config's name of that
 
     def attention_of(self, kind: Attention | None) -> AttentionRow | None:
         return self.cross if kind == "cross" else self.attention if kind == "self" else None
@@ -98,9 +143,11 @@ class Architecture:
     """How a model is built: its stacks, and whether its attention passes through an attention function.
 
     That is transformers' own, or, where `own_attention` names one, that of `models.own_attention`. `refused` are places
-    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `pads_texts` is of models
-    that pad what they are given, on the right, up to a length that they can take. `readout` is of a row that was chosen
-    by hand: what its family does behind the last block, where it is proved that the model does so, too.
+    that are not recorded although they seem to be there, and why: each as `str(ArrayKey)`. `only` are places that are
+    there in some layers alone, although other blocks have a module of that name, too. `unedited` are places that are
+    recorded, but where an edit would not do what it says, and why. `pads_texts` is of models that pad what they are
+    given, on the right, up to a length that they can take. `readout` is of a row that was chosen by hand: what its
+    family does behind the last block, where it is proved that the model does so, too.
     """
 
     stacks: Mapping[Stack, StackRow]
@@ -109,6 +156,8 @@ class Architecture:
     refused: Mapping[str, str] = field(default_factory=dict[str, str])
     pads_texts: bool = False
     readout: "ReadoutRow | None" = None
+    only: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    unedited: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def has(self, key: ArrayKey) -> bool:
         """Whether such a model has such a place. Of a model's output it says nothing: its class decides (`outputs`)."""
@@ -117,7 +166,7 @@ class Architecture:
             return False
         if key.attention is not None:
             attention = row.attention_of(key.attention)
-            if attention is None:
+            if attention is None or not row.attends:
                 return False
             if key.site in ("q", "k", "v", "z", "attn_scores", "attn_pattern"):
                 return self.has_attention_function
@@ -138,7 +187,14 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Returns all that it is made of, as JSON has it: a tap is [path, side, part, fused]."""
         data = json.loads(json.dumps(asdict(self)))
-        return data if self.readout is not None else {name: value for name, value in data.items() if name != "readout"}
+        for own in data["stacks"].values():
+            if own["scale"] == 1:
+                del own["scale"]
+            for kind in ("attention", "cross"):
+                own[kind] = own[kind] and {name: value for name, value in own[kind].items() if not _unsaid(name, value)}
+        if self.readout is not None and self.readout.logit_divisor == ("", 1.0):
+            del data["readout"]["logit_divisor"]
+        return {name: value for name, value in data.items() if value or name not in ("readout", "only", "unedited")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Architecture":
@@ -155,7 +211,17 @@ class Architecture:
             data["refused"],
             data["pads_texts"],
             _readout_row(data.get("readout")),
+            {key: tuple(layers) for key, layers in data.get("only", {}).items()},
+            data.get("unedited", {}),
         )
+
+
+_LATER = ("gated", "q_latent", "kv_latent")
+
+
+def _unsaid(name: str, value: Any) -> bool:
+    """Whether a row is written without this: what came later than other fields, and is nothing in most rows."""
+    return value is None and name in _LATER
 
 
 def _tap(data: Any) -> Tap | None:
@@ -173,6 +239,9 @@ def _attention_row(data: Mapping[str, Any] | None) -> AttentionRow | None:
     if data is None:
         return None
     read: dict[str, Any] = {name: _tap(data[name]) for name in ("q_proj", "k_proj", "v_proj", "attn_out", "attn_norm")}
+    gated = data.get("gated")
+    read["gated"] = None if gated is None else Gated(Tap(*gated[0]), gated[1])
+    read |= {name: Latent(*data[name]) for name in ("q_latent", "kv_latent") if data.get(name) is not None}
     return AttentionRow(**{**data, **read})
 
 
@@ -231,7 +300,9 @@ class Positions(NamedTuple):
     is the module that holds them, from the base model, and `first` the row that is its first position.
     """
 
-    kind: Literal["learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi"]
+    kind: Literal[
+        "learned", "sinusoidal", "rotary", "relative bias", "learned, relative bias", "relative", "alibi", "recurrent"
+    ]
     limit: Literal["stated", "behind padding", "none"] = "stated"
     table: str = ""
     first: int = 0
@@ -248,6 +319,7 @@ class ReadoutRow:
         softcap: The config's name of the bound c of logits c tanh(x / c), and the family's default.
         scaled: Whether the stream is divided by sqrt(d_model) behind the norm, where the config says so (T5).
         logit_scale: The config's name of the number that logits are multiplied by, and the family's default.
+        logit_divisor: The config's name of the number that logits are divided by, and the family's default.
     """
 
     norm: Norm = "rms"
@@ -255,6 +327,7 @@ class ReadoutRow:
     softcap: tuple[str, float | None] = ("", None)
     scaled: bool = False
     logit_scale: tuple[str, float] = ("", 1.0)
+    logit_divisor: tuple[str, float] = ("", 1.0)
 
 
 @dataclass(frozen=True, slots=True)

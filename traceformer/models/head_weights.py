@@ -23,6 +23,7 @@ from traceformer.models.module_weights import ModuleWeights, decoder_dims
 from traceformer.models.readout import Readout, Rows, open_readout, readout_of
 from traceformer.models.weights import read_config
 from traceformer.shapes import Float32
+from traceformer.sites import SITES
 
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
@@ -38,8 +39,8 @@ class LayerHeads:
 
     query: Float32[np.ndarray, "head d_model d_head"]
     key: Float32[np.ndarray, "head d_model d_head"]
-    value: Float32[np.ndarray, "head d_model d_head"]
-    out: Float32[np.ndarray, "head d_head d_model"]
+    value: Float32[np.ndarray, "head d_model d_value"]
+    out: Float32[np.ndarray, "head d_value d_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,11 @@ def open_head_weights(folder: Path, architecture: Architecture | None = None) ->
         Unsupported: as `head_weights_of` does.
     """
     config = read_config(folder)
-    _check_decoder(architecture or architecture_of(config), config["model_type"])
+    dims = decoder_dims(config)
+    differ = bool(config.get("per_layer_config"))
+    _check_decoder(architecture or architecture_of(config), dims, config["model_type"], layers_differ=differ)
     blocks, readout = open_block_weights(folder, config, architecture), open_readout(folder, config, architecture)
-    return _assembled(folder.resolve().name, family_of(config), decoder_dims(config), blocks, readout)
+    return _assembled(folder.resolve().name, family_of(config), dims, blocks, readout)
 
 
 def head_weights_of(model: "LoadedModel") -> HeadWeights:
@@ -85,7 +88,7 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
         Unsupported: no decoder, one whose row names no projections or no readout, or whose blocks norm the stream
             after each addition.
     """
-    _check_decoder(model.built, model.config.model_type)
+    _check_decoder(model.built, model.dims.stacks.get("dec"), model.config.model_type)
     return _assembled(
         model.name,
         model.family or family_of(model.config),
@@ -95,7 +98,7 @@ def head_weights_of(model: "LoadedModel") -> HeadWeights:
     )
 
 
-def _check_decoder(row: Architecture, model_type: str) -> None:
+def _check_decoder(row: Architecture, dims: StackDims | None, model_type: str, *, layers_differ: bool = False) -> None:
     """Refuses what is no decoder whose heads read the stream through nothing but a norm.
 
     Raises:
@@ -105,11 +108,21 @@ def _check_decoder(row: Architecture, model_type: str) -> None:
         kind = "encoder" if list(row.stacks) == ["enc"] else "encoder-decoder"
         why = "an encoder predicts no next token" if kind == "encoder" else "it has two residual streams"
         raise Unsupported(f"circuits of an {kind} ({model_type!r})", why=why, hint="a decoder, such as gpt2 or llama")
+    layers_differ = layers_differ or bool(dims and dims.by_layer)
+    if layers_differ or (dims is not None and not dims.n_heads):
+        why = "its layers have heads of several shapes" if layers_differ else "it has no attention"
+        raise Unsupported(f"circuits of a {model_type!r} model", why=why, hint="a decoder such as gpt2 or llama")
     stack = row.stacks["dec"]
     attention = stack.attention
     if stack.post_norm is not None or attention.post_norm is not None:
         why = "its blocks norm the stream after each addition, so that what one head writes another reads scaled anew"
         raise Unsupported(f"circuits of a {model_type!r} model with such blocks", why=why, hint="a pre-norm decoder")
+    if attention.q_latent is not None or attention.kv_latent is not None:
+        raise Unsupported(
+            f"circuits of a {model_type!r} model",
+            why="its queries, or its keys and values, are made by way of a row that is normed: no matrix of the stream",
+            hint="a decoder without latent attention, such as llama",
+        )
     if attention.q_proj is None or attention.k_proj is None or attention.v_proj is None or attention.out_proj is None:
         raise Unsupported(
             f"circuits of a {model_type!r} model",
@@ -142,9 +155,9 @@ def _layer_heads(blocks: BlockWeights, dims: StackDims, layer: int) -> LayerHead
     taps = {name: tap for name, tap in projections.items() if tap is not None}
     whole = {path: modules.linear(block + path).weight for path in {tap.path for tap in taps.values()}}
     before = _norm_weights(modules, attention.attn_norm, block, norm)
-    found: dict[str, Float32[np.ndarray, "head d_model d_head"]] = {}
+    found: dict[str, Float32[np.ndarray, "head d_model d"]] = {}
     for name, tap in taps.items():
-        heads = _heads_in(whole[tap.path], tap, dims)
+        heads = _heads_in(whole[tap.path], tap, dims, name)
         if heads.shape[1] != dims.d_model:
             raise Unreadable(
                 f"{block}{tap.path} reads {heads.shape[1]} features", why=f"its config states {dims.d_model}"
@@ -157,11 +170,12 @@ def _layer_heads(blocks: BlockWeights, dims: StackDims, layer: int) -> LayerHead
             heads = _normed_within(modules, f"{block}{attention.module}.", name, heads, norm)
         found[name] = heads if name == "q" else heads.repeat(dims.n_heads // len(heads), axis=0)
     out = blocks.output(layer, "self").weight
-    if out.shape != (dims.n_heads * dims.d_head, dims.d_model):
+    d_value = dims.width_of(SITES["v"])
+    if out.shape != (dims.n_heads * d_value, dims.d_model):
         raise Unreadable(
-            f"{block}{attention.out_proj} reads {len(out)} features", why=f"{dims.n_heads * dims.d_head} are its heads'"
+            f"{block}{attention.out_proj} reads {len(out)} features", why=f"{dims.n_heads * d_value} are its heads'"
         )
-    out = out.reshape(dims.n_heads, dims.d_head, dims.d_model)
+    out = out.reshape(dims.n_heads, d_value, dims.d_model)
     behind = blocks.norm_of_output(layer, "self")
     if behind is not None and behind.weight is not None:
         out = out * _added(behind.weight, norm)
@@ -171,14 +185,15 @@ def _layer_heads(blocks: BlockWeights, dims: StackDims, layer: int) -> LayerHead
 
 
 def _heads_in(
-    weights: Float32[np.ndarray, "d_in d_out"], tap: Tap, dims: StackDims
-) -> Float32[np.ndarray, "head d_in d_head"]:
-    """The heads of a projection, or of the part of a fused one that a tap names."""
+    weights: Float32[np.ndarray, "d_in d_out"], tap: Tap, dims: StackDims, name: str
+) -> Float32[np.ndarray, "head d_in d"]:
+    """The heads of a projection (q, k or v), or of the part of a fused one that a tap names."""
+    d_value = dims.width_of(SITES["v"])
     width, kv_width = dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    asked = {"q": width, "k": kv_width, "v": kv_width}
-    expected = (width, kv_width) if tap.part == "whole" else (width + 2 * kv_width,)
-    if weights.shape[1] not in expected:
-        raise Unreadable(f"{tap.path} gives {weights.shape[1]} features", why=f"its config states {expected[0]}")
+    asked = {"q": width, "k": kv_width, "v": dims.n_kv_heads * d_value}
+    expected = asked[name] if tap.part == "whole" else sum(asked.values())
+    if weights.shape[1] != expected:
+        raise Unreadable(f"{tap.path} gives {weights.shape[1]} features", why=f"its config states {expected}")
     if tap.part != "whole" and tap.fused == "per_head":
         group = dims.n_heads // dims.n_kv_heads
         grouped = weights.reshape(len(weights), dims.n_kv_heads, group + 2, dims.d_head)
@@ -187,7 +202,7 @@ def _heads_in(
     elif tap.part != "whole":
         start = {"q": 0, "k": width, "v": width + kv_width}[tap.part]
         weights = weights[:, start : start + asked[tap.part]]
-    return weights.reshape(len(weights), -1, dims.d_head).transpose(1, 0, 2)
+    return weights.reshape(len(weights), -1, d_value if name == "v" else dims.d_head).transpose(1, 0, 2)
 
 
 def _norm_weights(

@@ -13,28 +13,34 @@ from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest
 from traceformer.models.outputs import auto_class
+from traceformer.models.part import text_config
 from traceformer.network import hub_answers
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["BUILT_IN", "as_loaded", "built_in_folder", "load_model", "pick_device", "quiet"]
 
 
-def pick_device(name: str | None) -> str:
+def pick_device(name: str | None, dtype: "torch.dtype | None" = None) -> str:
     """Returns the device to use: the one named, or else cuda, then mps, then cpu, whichever is there.
 
     Raises:
-        UsageError: the device named is not there.
+        UsageError: the device named is not there, or has no numbers of a model's `dtype`.
     """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None or name == "auto":
-        return next(device for device, usable in there.items() if usable)
+        name = next(device for device, usable in there.items() if usable)
     if not there.get(name.split(":")[0], False):
         choices = (f'`device="{device}"`' for device, usable in there.items() if usable)
         raise UsageError(f"no device {name!r} here", hint=" or ".join(choices))
+    if name.startswith("mps") and dtype == torch.float64:
+        raise UsageError(
+            f"a model of float64 on {name}", why="Apple's GPUs have no such numbers", hint='`device="cpu"`'
+        )
     return name
 
 
@@ -57,23 +63,27 @@ def load_model(
         load_model("gpt2")
         load_model(my_model, my_tokenizer)
 
-    By name `model` is a Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`,
-    `byte-sparse`; a folder of that name is `./byte`). It comes in eval mode, as what its config.json says that it is: a
-    language model, a classifier, or a model without a head. Encoders come without a language-model head unless
-    `with_head`, where the checkpoint has one. Weights keep the
-    dtype they are stored in unless `dtype` says otherwise; the built-in models compute in float32. A `tokenizer` given
-    stands in for the model's own.
+    By name it comes in eval mode, as what its config.json says that it is: a language model, a classifier, or a model
+    without a head. A model at hand may be with a head or without, on any device, in any dtype, in train mode or not,
+    under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is used.
 
-    An `adapter` of PEFT is a folder or a Hub name; a folder that holds one beside a model's weights comes with it, and
-    one that holds nothing else with the model that it was made for. Its layers stand around the model's, as PEFT has
-    them. A tokenizer in its folder goes before the model's.
-
-    Or it is a model of transformers that is at hand: with a head or without, on any device, in any dtype, in train mode
-    or not, under torch.compile, DataParallel or PEFT. It stays as it is, and so does its tokenizer, of which a copy is
-    used; without one only token ids can be read.
-
-    `like` is a family whose row the model is recorded by, whatever its own: `like="llama"`. Every fact of it is proved
-    on the first texts that are recorded.
+    Args:
+        model: A Hub name, a local folder, `nanochat:sft[:TAG[:STEP]]`, or a built-in model (`byte`, `byte-sparse`; a
+            folder of that name is `./byte`). Or a model of transformers that is at hand.
+        tokenizer: Stands in for the model's own. Of a model at hand it is the only one; without it only token ids can
+            be read.
+        adapter: An adapter of PEFT, a folder or a Hub name; a folder that holds one beside a model's weights comes with
+            it, and one that holds nothing else with the model that it was made for. Its layers stand around the
+            model's, as PEFT has them. A tokenizer in its folder goes before the model's.
+        revision: The commit, tag or branch of a model on the Hub.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; the fastest there is by default.
+        dtype: What the model computes in; by default what its weights are stored in, float32 of the built-in models.
+        with_head: Load an encoder with its language-model head, where the checkpoint has one.
+        attn_implementation: Which of transformers' implementations of attention; by default the model's own choice.
+        allow_pickle: Load weights from pickle files, which can run code of whoever made them.
+        trust_remote_code: Run code that comes with the model.
+        like: A family whose row the model is recorded by, whatever its own: `like="llama"`. Every fact of it is proved
+            on the first texts that are recorded.
 
     Raises:
         UsageError: this is no model or no tokenizer, or a model at hand is to be changed by `dtype` or the like.
@@ -160,16 +170,18 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **place)
         if not isinstance(getattr(config, "dtype", None), torch.dtype | str | None):
             raise Unreadable(f"{name} cannot be loaded", why=f"its config.json says dtype {config.dtype!r}")
-    if isinstance(pad := getattr(config, "pad_token_id", None), int) and pad >= getattr(config, "vocab_size", pad + 1):
-        config.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
-    _check_config(source, config, auto_class(config, with_head=with_head))
+    for stating in (config, text_config(config)):
+        pad = getattr(stating, "pad_token_id", None)
+        if isinstance(pad, int) and pad >= getattr(stating, "vocab_size", pad + 1):
+            stating.pad_token_id = None  # it has no embedding, and some classes cannot be made with it
+    maker = _maker_of(source, config, auto_class(config, with_head=with_head))
     with _explained(name, local), quiet(transformers):
         if own is None and adapter_folder is not None and tokenizer_lies_in(adapter_folder):
             own = load_tokenizer(str(adapter_folder), adapter_folder)
         elif own is None:
             snapshot = folder if local else Path(str(cached_file(name, "config.json", **place))).parent
             own = load_tokenizer(name, snapshot, **place)
-        made, info = getattr(transformers, auto_class(config, with_head=with_head)).from_pretrained(
+        made, info = maker.from_pretrained(
             name,
             config=config,
             dtype=getattr(torch, dtype) if dtype else "auto",
@@ -183,7 +195,7 @@ def load_model(
     with torch.no_grad():
         for key in info["missing_keys"]:  # a pooler, which would be random, and so would the digest of the weights
             made.get_parameter(key).zero_()
-    made, adapted = made.to(pick_device(device)).eval(), None
+    made, adapted = made.to(pick_device(device, made.dtype)).eval(), None
     short = short_name(source)
     if adapter_folder is not None:
         with quiet(transformers):
@@ -203,7 +215,7 @@ def load_model(
 
 def _refuse_missing_path(name: str, what: str) -> None:
     """Refuses the name of a folder that is not there, which can be no name of the Hub."""
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1):
         raise NotFound(f"no {what} folder {name}")
 
 
@@ -262,27 +274,32 @@ def built_in_folder(name: str) -> Path:
     return folder
 
 
-def _check_config(name: str, config: Any, auto: str) -> None:
-    """Refuses what cannot be recorded before its weights are read: what nobody can make, or has no sizes of its own.
+def _maker_of(name: str, config: Any, auto: str) -> Any:
+    """Returns what makes a model of this config: an automatic class, or transformers' own that the config names.
 
+    What cannot be recorded is refused before its weights are read: what nobody can make, or has no sizes of its own.
     Of several models in one some classes make the text model alone, whose config is another; they are asked then.
     """
     import transformers
 
+    maker: Any = getattr(transformers, auto)
     if getattr(config, "auto_map", None):
-        return
-    classes: Any = getattr(transformers, auto)._model_mapping
-    if type(config) not in classes:
+        return maker
+    if type(config) in maker._model_mapping:
+        made = maker._model_mapping[type(config)]
+    else:
         named = next(iter(getattr(config, "architectures", None) or ()), "")
-        own = named if hasattr(transformers, named) else "its own class"
-        raise Unsupported(
-            f"{name} cannot be loaded by its name",
-            why=f"{auto} knows no model type {config.model_type!r}",
-            hint=f"load it with {own} of transformers, and give that: load_model(model, tokenizer)",
-        )
-    made = classes[type(config)]
+        made = maker = getattr(transformers, named, None)
+        if getattr(made, "config_class", None) is not type(config):
+            own = "its own class" if made is None else named
+            raise Unsupported(
+                f"{name} cannot be loaded by its name",
+                why=f"{auto} knows no model type {config.model_type!r}",
+                hint=f"load it with {own} of transformers, and give that: load_model(model, tokenizer)",
+            )
     if getattr(made, "config_class", None) is type(config):
         ModelDims.from_config(config)
+    return maker
 
 
 def _check_keys(name: str, info: Mapping[str, Any], *, is_bare: bool) -> None:

@@ -10,6 +10,8 @@ from traceformer.filenames import readable_name
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import FAMILIES, architecture_of, own_family
 from traceformer.models.family import Architecture, Family
+from traceformer.models.mechanisms import stated, unstated
+from traceformer.models.part import text_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -155,7 +157,7 @@ class LoadedModel:
 def valid_pad_id(model: "PreTrainedModel", stated: int | None = None) -> int:
     """Returns the token to pad with: the one stated, the config's, or 0. Some lie beyond the embeddings, or are -1."""
     n_embeddings = n_embeddings_of(model)
-    ids = (stated, getattr(model.config, "pad_token_id", None))
+    ids = (stated, *(getattr(each, "pad_token_id", None) for each in (model.config, text_config(model.config))))
     return next((token for token in ids if isinstance(token, int) and 0 <= token < n_embeddings), 0)
 
 
@@ -164,8 +166,12 @@ def n_embeddings_of(model: "PreTrainedModel") -> int:
     try:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:
-        return int(model.config.vocab_size)
-    return int(embedding.weight.shape[0])
+        config = text_config(model.config)
+        size = stated(config, "vocab_size")
+        if size is None:
+            raise unstated(config, "vocab_size") from None
+        return int(size)
+    return int(getattr(embedding, "weight", embedding).shape[0])  # some classes give the matrix itself
 
 
 def short_name(source: str) -> str:

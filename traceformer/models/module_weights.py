@@ -16,6 +16,7 @@ import numpy as np
 from traceformer.errors import Unreadable
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture
+from traceformer.models.part import is_composite, text_config, text_prefix
 from traceformer.models.readout import HeldRows, Rows
 from traceformer.models.weights import StoredTensor, open_folder
 from traceformer.shapes import Float32
@@ -48,7 +49,7 @@ class ModuleWeights(Protocol):
 
 def decoder_dims(config: Mapping[str, Any]) -> StackDims:
     """Returns the sizes of a decoder, of its config.json."""
-    return ModelDims.from_config(SimpleNamespace(**config)).stacks["dec"]
+    return ModelDims.from_config(SimpleNamespace(**text_config(config))).stacks["dec"]
 
 
 def stored_modules(folder: Path, config: Mapping[str, Any], row: Architecture) -> ModuleWeights:
@@ -58,9 +59,14 @@ def stored_modules(folder: Path, config: Mapping[str, Any], row: Architecture) -
         NotFound, Unreadable: the folder holds no safetensors weights.
     """
     tensors, stack = open_folder(folder), row.stacks["dec"]
-    found = _Stored(tensors, _by_path(tensors), str(folder), input_first=False)
-    query = stack.attention.q_proj
-    name = None if query is None else found.find(f"{stack.blocks}.0.{query.path}.weight")
+    names = _by_path(tensors)
+    if is_composite(config):
+        prefix = text_prefix(tensors, stack.token_embed, stack.blocks)
+        names = {name.removeprefix(prefix): [name] for name in tensors if name.startswith(prefix)}
+    found = _Stored(tensors, names, str(folder), input_first=False)
+    query, latent = stack.attention.q_proj, stack.attention.q_latent
+    reading = None if query is None else query.path if latent is None else latent.down
+    name = None if reading is None else found.find(f"{stack.blocks}.0.{reading}.weight")
     d_model = decoder_dims(config).d_model
     return found if name is None else replace(found, input_first=tensors[name].shape[-1] != d_model)
 

@@ -196,7 +196,7 @@ def _load(
             None, config=config, state_dict=weights, dtype=kind, attn_implementation=attn_implementation
         )
     model.model.rotary_emb.register_forward_hook(_round_as_nanochat)
-    return model.to(device=pick_device(device)).eval(), tokenizer, meta
+    return model.to(device=pick_device(device, kind)).eval(), tokenizer, meta
 
 
 def _round_as_nanochat(_: Any, __: Any, cos_sin: "tuple[torch.Tensor, torch.Tensor]") -> Any:

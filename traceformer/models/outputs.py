@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.dims import arch_of, arch_of_model
+from traceformer.models.part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +47,21 @@ def auto_class(config: Any, *, with_head: bool) -> str:
         return "AutoModelForMaskedLM" if with_head and has_head else "AutoModel"
     if _is_bare(named):
         return "AutoModel"
-    return "AutoModelForSeq2SeqLM" if arch == "encdec" else "AutoModelForCausalLM"
+    return "AutoModelForSeq2SeqLM" if arch == "encdec" else _writing_class(config, named)
+
+
+def _writing_class(config: Any, named: Sequence[str]) -> str:
+    """Which automatic class makes the named class of a model of this type: a composite's text model may be another."""
+    from transformers.models.auto import modeling_auto as auto
+
+    makers: Mapping[str, Mapping[Any, str]] = {
+        "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "AutoModelForMultimodalLM": auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    }
+    made = {maker: names[config.model_type] for maker, names in makers.items() if config.model_type in names}
+    exact = [maker for maker, name in made.items() if name in named]
+    return next(iter((*exact, *made)), "AutoModelForCausalLM")
 
 
 def output_site(model: "PreTrainedModel") -> str | None:
@@ -106,7 +121,7 @@ def padding_sought(model: "PreTrainedModel") -> int | None:
     """
     if output_site(model) != "class_logits" or arch_of_model(model) != "dec":
         return None
-    padding: int | None = getattr(model.config, "pad_token_id", None)
+    padding: int | None = getattr(text_config(model.config), "pad_token_id", None)
     embedding: Any = model.get_input_embeddings()
     return padding if padding is not None and 0 <= padding < len(embedding.weight) else None
 

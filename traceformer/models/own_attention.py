@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from traceformer.errors import Unsupported
 
 __all__ = ["OWN_ATTENTION", "ModuleCall", "Operands", "OwnAttention"]
 
@@ -138,6 +141,28 @@ def _bert(call: ModuleCall) -> Operands:
     return Operands(query, key, value, width**-0.5, call.given["attention_mask"])
 
 
+def _longformer(call: ModuleCall) -> Operands:
+    """Each query sees the keys of a window around it. Projections lie position before batch, queries are scaled there.
+
+    Raises:
+        Unsupported: some tokens see all others, and are seen by all: these have projections of their own.
+    """
+    module = call.module
+    if call.given["is_global_attn"]:
+        raise Unsupported(
+            "attention of a Longformer in which some tokens look everywhere",
+            why="these are projected by other matrices, so that no one q and k make all scores",
+            hint="the stream can be recorded: resid, hidden, mlp",
+        )
+    query, key, value = (
+        call.made[name][0].unflatten(-1, (module.num_heads, -1)).permute(1, 2, 0, 3)
+        for name in ("query", "key", "value")
+    )
+    position = torch.arange(query.shape[2], device=query.device)
+    is_near = (position[:, None] - position).abs() <= module.one_sided_attn_window_size
+    return Operands(query, key, value, 1.0, is_near & (call.given["attention_mask"] >= 0)[:, None, None, :])
+
+
 def _deberta_v2(call: ModuleCall) -> Operands:
     """Each kind of score between contents and positions is one part of the scores, all of the same size."""
     module, heads = call.module, call.module.num_attention_heads
@@ -161,6 +186,7 @@ OWN_ATTENTION: Mapping[str, OwnAttention] = {
     "mpt": OwnAttention(_mpt),
     "mpnet": OwnAttention(_mpnet),
     "bert": OwnAttention(_bert),
+    "longformer": OwnAttention(_longformer),
     "deberta-v2": OwnAttention(_deberta_v2, "disentangled_attention_bias"),
 }
 """By the name that blocks have for it."""

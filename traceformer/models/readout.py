@@ -16,6 +16,7 @@ from traceformer.errors import Unreadable, Unsupported
 from traceformer.models.families import architecture_of, family_of, own_family
 from traceformer.models.family import Architecture, Norm, ReadoutRow
 from traceformer.models.outputs import refuse_without_logits
+from traceformer.models.part import is_composite, text_config, text_prefix
 from traceformer.models.weights import open_folder
 from traceformer.shapes import Float32
 
@@ -184,17 +185,24 @@ def find_readout(
     row, built = readout_row_of(config, architecture)
     stack = built.stacks["dec"]
     final_norm, token_embed = stack.final_norm, stack.token_embed
+    prefix = text_prefix(tensors, token_embed, stack.blocks) if is_composite(config) else None
+    config = text_config(config)
 
     def find(path: str) -> str | None:
         return _tensor_at(tensors, path)
 
+    def find_in_part(path: str) -> str | None:
+        if prefix is None:
+            return find(path)
+        return f"{prefix}{path}" if f"{prefix}{path}" in tensors else None
+
     weight = bias = None
     if final_norm is not None and not row.norm.endswith("bare"):
-        weight, bias = find(f"{final_norm}.weight"), find(f"{final_norm}.bias")
+        weight, bias = find_in_part(f"{final_norm}.weight"), find_in_part(f"{final_norm}.bias")
         if weight is None:
             raise Unreadable(f"{where} holds no {final_norm}.weight", why="the final norm needs it")
     own_head = [find(name) for name in ("lm_head.weight", "embed_out.weight", "output_projection.weight")]
-    tied = [find(name) for name in (f"{token_embed}.weight", "shared.weight")]
+    tied = [find_in_part(f"{token_embed}.weight"), find("shared.weight")]
     unembedding = next((found for found in (*own_head, *tied) if found is not None), None)
     if unembedding is None:
         raise Unreadable(f"{where} holds neither lm_head.weight nor {token_embed}.weight")
@@ -225,8 +233,11 @@ def epsilon_of(config: Mapping[str, Any], row: ReadoutRow) -> float:
 
 def _logit_scale(row: ReadoutRow, config: Mapping[str, Any]) -> float:
     """The number that logits are multiplied by: as well the rows that the unembedding multiplies, before a bias."""
-    name, default = row.logit_scale
-    return default if config.get(name) is None else _number(config, name)
+
+    def said(name: str, default: float) -> float:
+        return default if config.get(name) is None else _number(config, name)
+
+    return said(*row.logit_scale) / said(*row.logit_divisor)
 
 
 def readout_row_of(
@@ -237,6 +248,7 @@ def readout_row_of(
     Raises:
         Unsupported: the family is not known, or predicts no next token with a norm and a matrix.
     """
+    config = text_config(config)
     if architecture is not None and architecture.readout is not None:
         return architecture.readout, architecture
     if architecture is not None and own_family(config) is None:

@@ -29,12 +29,13 @@ _BARE = re.compile(r"(?!sam3_lite_text$).*(?<!_to)_text(_model)?")  # SAM's is a
 def text_types() -> Mapping[str, str]:
     """Returns the model types of transformers that read text, each with the automatic class that makes it.
 
-    They are those of its language models, masked ones and encoder-decoders among them, and the text models that come
-    without a head.
+    They are those of its language models, masked ones and encoder-decoders among them, those that read text beside
+    images, and the text models that come without a head.
     """
-    every = modeling_auto.MODEL_MAPPING_NAMES
+    every, seeing = modeling_auto.MODEL_MAPPING_NAMES, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    bare = [name for name in every if name in BARE_TEXT_TYPES or _BARE.fullmatch(name)]
     return {
-        **{name: "AutoModel" for name in every if name in BARE_TEXT_TYPES or _BARE.fullmatch(name)},
+        **{name: "AutoModelForImageTextToText" if name in seeing else "AutoModel" for name in bare},
         **dict.fromkeys(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "AutoModelForCausalLM"),
         **dict.fromkeys(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "AutoModelForMaskedLM"),
         **dict.fromkeys(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "AutoModelForSeq2SeqLM"),

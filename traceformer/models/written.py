@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from traceformer.models.blocks import decoders, encoder_decoders, encoders, outside
+from traceformer.models.blocks import decoders, encoder_decoders, encoders, hybrids, outside
 from traceformer.models.family import Architecture, Tap
+from traceformer.models.mechanisms import configs_of_layers
+from traceformer.models.part import is_composite, text_config, text_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +22,8 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
 
     What only a person can say, its readout and a config for a tiny model, is begun with what its config says.
     """
-    config: Any = model.config
+    # Sizes that differ by layer are for a person to state.
+    config: Any = configs_of_layers(text_config(model.config))[0]
     family, same = str(config.model_type), _constant(architecture)
     constant = family.upper().replace("-", "_").replace(".", "_")
     blocks = "" if same else f"{constant} = {written_architecture(architecture)}\n\n"
@@ -31,7 +34,9 @@ def written_row(model: "PreTrainedModel", architecture: Architecture) -> str:
         {
             "blocks": _Name(same or f"blocks.{constant}"),
             "positions": _Call("Positions", {"": kind}),
-            "tiny": _Call("Tiny", {"": type(model).__name__, " ": sizes}),
+            "tiny": _Call(
+                "Tiny", {"": type(text_part(model) if is_composite(model.config) else model).__name__, " ": sizes}
+            ),
         },
     )
     start = f"    {_quoted(family)}: "
@@ -51,7 +56,7 @@ def written_architecture(architecture: Architecture) -> str:
 
 def _constant(architecture: Architecture) -> str | None:
     """The name of the same blocks, where a family has them."""
-    for alias, file in {"blocks": (decoders, encoders, encoder_decoders), "outside": (outside,)}.items():
+    for alias, file in {"blocks": (decoders, hybrids, encoders, encoder_decoders), "outside": (outside,)}.items():
         for each in file:
             for name in each.__all__:
                 if getattr(each, name) == architecture:

@@ -200,7 +200,7 @@ def _groups(
     if "head" not in SITES[key.site].axes:
         raise SelectionError(f"heads of {key.site}", why="it has none, or shares them", hint='`site="z"`')
     dims = model.dims.stacks[key.stack]
-    every = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
+    every = [(layer, head) for layer in dims.attention_layers for head in range(dims.n_heads)]
     asked: list[tuple[int, int]] = []
     for name in together:
         head = as_head(name)
@@ -277,14 +277,16 @@ def _means(
     """The mean of each place over all tokens of all texts: (1, [head,] 1, width)."""
     import torch
 
+    from traceformer.models.precision import wide
+
     sums: dict[Place, Tensor] = {}
     for numbers in Groups([(len(text),) for text in read], most).pending([False] * len(read)):
         ids = torch.tensor([read[number].ids for number in numbers], device=passes.device)
         for place, tensor in _activations(passes, ids, keys, sorted(set(axes.layers))).items():
-            own = tensor.double().sum(dim=(0, -2), keepdim=True)
+            own = wide(tensor).sum(dim=(0, -2), keepdim=True)
             sums[place] = sums[place] + own if place in sums else own
     n_tokens = sum(map(len, read))
-    return {place: (total / n_tokens).to(passes.dtype) for place, total in sums.items()}
+    return {place: (total / n_tokens).to(passes.dtype).to(passes.device) for place, total in sums.items()}
 
 
 def _values(

@@ -222,7 +222,12 @@ class _Reader:
 
     def additions(self) -> Iterator[Addition]:
         """Yields what the sublayers added, in the model's order."""
-        row = self.weights.architecture.stacks["dec"]
+        row, gaps = self.weights.architecture.stacks["dec"], self.run.about.dims_of("dec").without_attention
+        if gaps:
+            raise Unsupported(
+                "the parts of this model's stream",
+                why=f"layers {', '.join(map(str, gaps))} have no attention, and what they add in its place is no site",
+            )
         attentions: tuple[Attention, ...] = ("self",) if row.cross is None else ("self", "cross")
         for layer in range(self._n_layers()):
             for attention in attentions:

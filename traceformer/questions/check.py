@@ -72,8 +72,8 @@ def check(
         if texts:
             raise UsageError("`texts` needs a tokenizer", why=f"{model} is a tiny random model here, which has none")
         made: Any = tiny_model(str(model))
-        name = f"a tiny random {model}"
-        model = load_model(made.to(pick_device(device), getattr(torch, dtype)), like=like)
+        name, kind = f"a tiny random {model}", getattr(torch, dtype)
+        model = load_model(made.to(pick_device(device, kind), kind), like=like)
     elif not isinstance(model, LoadedModel):
         try:
             model = load_model(

@@ -87,6 +87,8 @@ def edges(
     check_model(model, batch_size)
     if model.dims.arch != "dec":
         raise Unsupported(f"edges of {model.name}", why="it is no decoder: there is no one stream to the logits")
+    if model.dims.stacks["dec"].attending is not None:
+        raise Unsupported(f"edges of {model.name}", why="what its layers without attention add is of no head")
     check_choice("how", how, ("denoise", "noise"))
     check_whole("steps", steps, 1)
     check_whole("exact_top", exact_top, 0)

@@ -174,6 +174,8 @@ def _of_run(
     progress: OnStep,
 ) -> HeadMetrics:
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
+    if not specs and store.about.why_no_patterns is not None:
+        raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
     if not specs:
         raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
     done, total = 0, len(rows) * len(specs)
@@ -203,7 +205,14 @@ def _of_run(
     table = store.table
     texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
-    return join_heads(measured, source=source, model=model, texts=_digest(texts))
+    without = _without(specs, store.about)
+    return join_heads(measured, source=source, model=model, texts=_digest(texts), without=without)
+
+
+def _without(specs: Sequence[ArraySpec], about: "RunMeta") -> dict[str, tuple[int, ...]]:
+    """The layers of each attention's stack that have none, where there are such."""
+    gaps = {attention_name(spec.key): about.dims_of(spec.key.stack).without_attention for spec in specs}
+    return {name: layers for name, layers in gaps.items() if layers}
 
 
 def _digest(texts: Sequence[str | bytes | None]) -> str | None:
@@ -307,7 +316,8 @@ def measured_live(
             )
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    return join_heads(tables, source=reading.source, model=loaded.source_and_adapter, texts=reading.texts)
+    without, model = _without(reading.plan.arrays, reading.meta), loaded.source_and_adapter
+    return join_heads(tables, source=reading.source, model=model, texts=reading.texts, without=without)
 
 
 def batching_of(reading: Reading, batch_size: int | None, batch_tokens: int | Literal["auto"] | None) -> "Batching":

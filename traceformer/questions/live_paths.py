@@ -20,8 +20,9 @@ from traceformer.analysis.paths.result import Paths
 from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow, trace_paths
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.results.path_traces import model_name
+from traceformer.models.part import start_token_of, takes_positions, text_part
 from traceformer.shapes import Bool, Float, Int
-from traceformer.sites import ArraySpec, Attention, Selection, Stack
+from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded, unnamed
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class TracedModel:
         Raises:
             UsageError: the model has no decoder beside an encoder.
         """
-        start = getattr(self.model.config, "decoder_start_token_id", None)
+        start = start_token_of(self.model.config)
         if start is None:
             raise UsageError("this model has no decoder beside an encoder", hint="leave the target text out")
         return [start, *self.tokenizer(text_target=target_text)["input_ids"]][:-1]
@@ -114,7 +115,10 @@ class TracedModel:
         tokens = self._tokens(text, stack, bos_token_id)
         weights = record(self, text, layer, options, stack=stack, source=source)
         name = model_name(self.model.config.name_or_path or type(self.model).__name__)
-        settings = {"model": name, "stack": stack}
+        settings: dict[str, Any] = {"model": name, "stack": stack}
+        own = self.dims.stacks[stack]
+        if layer == "all" and own.attending is not None:
+            settings["without_attention"] = [each for each in range(own.n_layers) if each not in own.attending]
         origin = None if source is None else self._tokens(source, "enc", None)
         return trace_paths(weights, tokens, targets, options, source=origin, settings=settings)
 
@@ -194,10 +198,15 @@ def record(
     if layer != "all" and not -n_layers <= layer < n_layers:
         raise UsageError(f"layer {layer} requested", why=f"{model.config.model_type} has layers 0-{n_layers - 1}")
     options.check(layer, has_source=source is not None)
-    layers = tuple(range(n_layers)) if layer == "all" else (layer % n_layers,)
+    layers = dims.stacks[stack].attention_layers if layer == "all" else (layer % n_layers,)
+    if not layers:
+        raise Unsupported(f"paths of {model.config.model_type!r}", why="this model has no attention")
     sites = ("attn_pattern", "v") if options.weighting == "value-norm" else ("attn_pattern",)
     heads = (options.agg_heads,) if isinstance(options.agg_heads, int) else None
     selection = Selection(sites, layers={stack: layers}, heads={stack: heads})
+    if len(sites) > 1 and dims.stacks[stack].alike(SITES["v"], layers) != layers:
+        why = f"layers of {model.config.model_type} have values of different widths or heads"
+        raise Unsupported("value norms of all layers at once", why=why, hint="one layer, by its number")
     plan = plan_arrays(selection, model, stacks=(stack,), architecture=traced.architecture)
     arrays = [spec for spec in plan.arrays if source is not None or spec.key.attention == "self"]
     texts: dict[Attention, Text] = {"self": text}
@@ -207,12 +216,14 @@ def record(
     combiner = HeadCombiner(
         options,
         next(spec.heads for spec in arrays if spec.site.is_matrix),
-        layers=len(layers),
+        layers=n_layers if layer == "all" else 1,
         queries=len(text.ids),
         keys={attention: len(each.ids) for attention, each in texts.items()},
+        passed=tuple(each for each in range(n_layers) if each not in layers) if layer == "all" else (),
         has_sinks=family_of(model.config).sinks if traced.has_sinks is None else traced.has_sinks,
     )
-    sink = _Sink(traced, dims.stacks[stack], layers, texts, combiner)
+    counted = tuple(range(n_layers)) if layer == "all" else layers
+    sink = _Sink(traced, dims.stacks[stack], counted, texts, combiner)
     with Recorder(model, arrays, sink, traced.architecture) as recorder:
         recorder.run(spans, **_inputs(model, dims, text, source))
     return combiner.edge_weights("all" if layer == "all" else layers[0])
@@ -234,7 +245,7 @@ def _inputs(model: "PreTrainedModel", dims: "ModelDims", text: Text, source: Tex
     for prefix, each in named.items():
         inputs[f"{prefix}input_ids"] = torch.from_numpy(each.ids[each.part])[None].to(model.device)
         inputs[f"{prefix}attention_mask"] = torch.from_numpy(each.allowed[each.part])[None].long().to(model.device)
-    if dims.arch == "dec" and "position_ids" in accepted:
+    if dims.arch == "dec" and takes_positions(model):
         inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=model.device)[None]
     return inputs
 
@@ -281,10 +292,11 @@ class _Sink:
         if (attention, layer) not in self._values:
             return None
         kv_heads, values = self._values[attention, layer]
-        group = self._dims.n_heads // self._dims.n_kv_heads
+        dims = self._dims.at(layer)
+        group = dims.n_heads // dims.n_kv_heads
         own = values[[kv_heads.index(head // group) for head in spec.heads]]
         row = self._traced.architecture
-        w_o = output_weights(self._traced.model, spec.key.stack, attention, layer, self._dims.n_heads, row)
+        w_o = output_weights(self._traced.model, spec.key.stack, attention, layer, dims.n_heads, row)
         return value_products(own, w_o[list(spec.heads)])
 
 
@@ -301,6 +313,7 @@ def output_weights(
     Raises:
         Unsupported: no output projection is known of it.
     """
+    from traceformer.models.block_weights import why_no_output
     from traceformer.models.families import architecture_of
     from traceformer.models.quantised import weights_of
 
@@ -308,9 +321,9 @@ def output_weights(
     own = row.attention_of(attention)
     assert own is not None
     if own.out_proj is None:
-        raise Unsupported("value norms of this model", why="its heads' output projection is not known")
-    module: Any = model.base_model.get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
-    array = weights_of(module).cpu().numpy()
+        raise Unsupported("value norms of this model", why=why_no_output(own))
+    module: Any = text_part(model).get_submodule(f"{row.blocks}.{layer}.{own.out_proj}")
+    array = weights_of(module).cpu().numpy() * np.float32(row.scale)
     return array.reshape(n_heads, -1, array.shape[1])
 
 

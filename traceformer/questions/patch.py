@@ -307,7 +307,7 @@ def _read_group(
     )
     matched = range(max(0, n_base - n_source), n_base)
     grid = grid_of(axes.over, axes.chosen, axes.narrowed, matched, causal=model.dims.arch == "dec")
-    of_source = sweeper.metric.of(source_logits, goal).double().cpu().numpy()
+    of_source = sweeper.metric.of(source_logits, goal).cpu().double().numpy()
     return ReadGroup(base, grid, values, goal, of_source, is_clean=how == "denoise")
 
 

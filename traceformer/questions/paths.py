@@ -25,6 +25,7 @@ from traceformer.questions.recorded import check_asked
 from traceformer.questions.vocabulary import shown_tokens
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
+from traceformer.store.meta import Dims
 from traceformer.store.run import Run
 
 __all__ = ["OutputWeights", "StoredEdges", "paths", "stored_edges", "trace_stored"]
@@ -108,7 +109,7 @@ def _output_weights(run: Run, device: str | None, allow_pickle: bool) -> OutputW
     loaded = load_model_of(run, device=device, allow_pickle=allow_pickle)
 
     def read(stack: Stack, attention: Attention, layer: int) -> Float[np.ndarray, "head d_head d_model"]:
-        sizes = loaded.dims.stacks[stack]
+        sizes = loaded.dims.stacks[stack].at(layer)
         return output_weights(loaded.model, stack, attention, layer, sizes.n_heads, loaded.architecture)
 
     return read
@@ -194,10 +195,13 @@ def stored_edges(
     stack = stack or ("dec" if any(_pattern(store, "dec", kind) for kind in ("self", "cross")) else "enc")
     own, cross = _pattern(store, stack, "self"), _pattern(store, stack, "cross")
     spec = own or cross
+    if spec is None and store.about.why_no_patterns is not None:
+        raise NotRecorded("no attention patterns", why=store.about.why_no_patterns)
     if spec is None:
         names = ", ".join(str(each.key) for each in store.layout.arrays)
         raise NotRecorded("no attention patterns", why=f"the run holds {names}", hint='record it with `capture="attn"`')
-    numbers = _layers(spec, layer, store.about.dims_of(stack).n_layers or 0)
+    dims = store.about.dims_of(stack)
+    numbers = _layers(spec, layer, dims)
     options.check("all" if layer == "all" else numbers[0], has_source=cross is not None)
     tokens = _tokens(store, example_id, stack, bos_token_id)
     source = None if cross is None else _tokens(store, example_id, "enc", None)
@@ -207,22 +211,26 @@ def stored_edges(
     combiner = HeadCombiner(
         options,
         spec.heads if not isinstance(options.agg_heads, int) else (options.agg_heads,),
-        layers=len(numbers),
+        layers=(dims.n_layers or 0) if layer == "all" else 1,
         queries=len(tokens),
         keys=lengths,
         has_sinks=bool(store.about.attention.sinks),
+        passed=dims.without_attention if layer == "all" else (),
     )
     specs = [each for each in (own, cross) if each is not None]
-    for index, (each, place) in enumerate(product(specs, range(len(numbers)))):
+    for index, (each, number) in enumerate(product(specs, numbers)):
         progress(index, len(specs) * len(numbers))
-        _read(store, example_id, each, place, numbers[place], options, combiner, output_weights)
-    settings = {
+        place = number if layer == "all" else 0
+        _read(store, example_id, each, place, number, options, combiner, output_weights)
+    settings: dict[str, Any] = {
         "model": model_name(store.about.model or ""),
         "stack": stack,
         "run": store.about.run_id,
         "example_id": example_id,
         "stored_as": "sqrt8" if store.layout.attn_codec == "sqrt8" else store.dtype,
     }
+    if layer == "all" and dims.without_attention:
+        settings["without_attention"] = list(dims.without_attention)
     return StoredEdges(combiner.edge_weights("all" if layer == "all" else numbers[0]), tokens, source, settings)
 
 
@@ -231,21 +239,25 @@ def _pattern(store: Run, stack: Stack, kind: Attention) -> ArraySpec | None:
     return next((spec for spec in store.layout.arrays if spec.key == key), None)
 
 
-def _layers(spec: ArraySpec, layer: int | Literal["all"] | None, n_layers: int) -> tuple[int, ...]:
-    """The numbers of the layers to read.
+def _layers(spec: ArraySpec, layer: int | Literal["all"] | None, dims: Dims) -> tuple[int, ...]:
+    """The numbers of the layers to read: across layers, all that have attention.
 
     Raises:
-        SelectionError: no such layer in the model; NotRecorded: not all that are needed are in the run.
+        SelectionError: no such layer in the model, or it has no attention; NotRecorded: not all that are needed are in
+            the run.
     """
     stored = f"stored: {' '.join(map(str, spec.layers))}"
+    n_layers, without = dims.n_layers or 0, dims.without_attention
     if layer is None:
         return (spec.layers[-1],)
     if layer == "all":
-        if spec.layers != tuple(range(n_layers)):
+        if spec.layers != tuple(each for each in range(n_layers) if each not in without):
             raise NotRecorded("paths across layers need all of them", why=stored, hint="name one of these layers")
         return spec.layers
     if not -n_layers <= layer < n_layers:
         raise SelectionError(f"layer {layer} requested", why=f"the model has layers 0-{n_layers - 1}")
+    if layer % n_layers in without:
+        raise SelectionError(f"paths in layer {layer % n_layers}", why="it has no attention", hint=stored)
     if layer % n_layers not in spec.layers:
         raise NotRecorded(f"layer {layer % n_layers} is not in this run", why=stored)
     return (layer % n_layers,)

@@ -191,10 +191,19 @@ def sweep_axes(
         what = f"{wrong[0]!r}" if wrong else "no axis" if not over else "an axis twice"
         raise SelectionError(f"a sweep of {key.site} over {what}", hint=f"over some of {', '.join(names)}")
     dims = model.dims.stacks[key.stack]
-    n_heads = dims.n_kv_heads if "kv_head" in SITES[key.site].axes else dims.n_heads
+    dims.refuse_uneven("sweeps")
+    n_heads = dims.n_heads_of(SITES[key.site])
     tokens = range(-longest, 0) if from_end else range(longest)
-    every: dict[str, range] = {"layer": range(dims.n_layers)}
+    from traceformer.capture.gaps import layers_having
+
+    having = layers_having(model.model, model.built, dims, key)
+    every: dict[str, Sequence[int]] = {"layer": having}
     asked: dict[str, tuple[int, ...] | None] = {"layer": _within(layers, dims.n_layers, "layer")}
+    lacking = [layer for layer in asked["layer"] or () if layer not in having]
+    if lacking:
+        raise SelectionError(
+            f"layer {lacking[0]} has no {key.site}", hint=f"layers that have: {', '.join(map(str, having))}"
+        )
     if "head" in names:
         every["head"], asked["head"] = range(n_heads), _within(heads, n_heads, "head")
     elif heads is not None:

@@ -72,7 +72,9 @@ def keep_thumbnails(run: Run, progress: OnStep | None = None) -> None:
         raise UsageError("thumbnails of a run that is not on disk, finished", why=why)
     specs = pattern_arrays(run)
     if not specs:
-        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
+        why = run.about.why_no_patterns
+        hint = 'record it with `capture="attn"`' if why is None else ""
+        raise NotRecorded("this run holds no attention patterns", why=why or "", hint=hint)
     with steps_watched("drawing", progress) as told:
         for row in range(run.n):
             for spec in specs:

@@ -312,7 +312,7 @@ def _find_rows(run: Run, site: str) -> ArraySpec:
     if len(found) > 1:
         choices = " or ".join(f'`site="{spec.key}"`' for spec in found)
         raise SelectionError(f"{site} is there {len(found)} times", hint=choices)
-    if found[0].site.is_derived:
+    if found[0].site.is_derived or found[0].site.holds_ids:
         raise SelectionError(f"{found[0].key} is no activation", why=found[0].site.meaning, hint='`site="resid_post"`')
     if not found[0].site.is_per_token or found[0].heads:
         raise SelectionError(f"{found[0].key} has no single row per token", hint='`site="resid_post"`')

@@ -23,12 +23,19 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def shown_tokens(run: Run, example: int | str, stack: Stack) -> list[Piece]:
-    """Returns an example's tokens in a stack as they are shown: their texts, or the bytes of a part of a character."""
+    """Returns an example's tokens in a stack as they are shown: their texts, or the bytes of a part of a character.
+
+    One that stands for a part of an image is `‹image›`, and likewise of a sound or a video.
+    """
     encodings = run.encodings(example)
     prefix = "dec_" if stack == "dec" and run.arch == "encdec" else ""
     tokens = [str(token) for token in encodings[f"{prefix}tokens"]]
     offsets = encodings.get(f"{prefix}offset_mapping")
-    return pieces_of_text(tokens, offsets, "" if offsets is None else run.text(example), run.about.byte_level)
+    pieces = pieces_of_text(tokens, offsets, "" if offsets is None else run.text(example), run.about.byte_level)
+    kinds = encodings.get(f"{prefix}kind")
+    if kinds is None:
+        return pieces
+    return [piece if kind == "text" else Piece(f"‹{kind}›") for piece, kind in zip(pieces, kinds, strict=True)]
 
 
 def position_of(run: Run, example: int | str, stack: Stack, position: int | str) -> int:

@@ -42,4 +42,5 @@ marks         a few bytes of each array file's own, which a reader compares firs
 forks         tensorstore in processes that were forked: refused, instead of an abort
 beside        what was worked out of a run, kept beside its folder while there is room
 direct        large files past the operating system's page cache
+system        what operating systems do differently, each behind one name
 """

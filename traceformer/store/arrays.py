@@ -73,7 +73,7 @@ def find_array(
 def _check_shape(spec: ArraySpec, shape: Shape) -> None:
     if shape == "matrix" and not spec.site.is_matrix:
         raise SelectionError(f"{spec.key} is no (query, key) matrix", hint="attn_pattern is one")
-    if shape == "rows" and spec.site.is_derived:
+    if shape == "rows" and (spec.site.is_derived or spec.site.holds_ids):
         raise SelectionError(f"{spec.key} is no activation", why=spec.site.meaning, hint="resid_post is one")
     if shape == "rows" and (not spec.site.is_per_token or spec.heads):
         raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")
@@ -211,14 +211,29 @@ class RunArrays:
         """Returns the index of the axes before queries or tokens, without the example's."""
         lead: list[int | slice] = []
         if spec.layers or layer is not None:
-            lead.append(slice(None) if layer is None else _layer_index(spec, layer))
+            lead.append(slice(None) if layer is None else self._layer_index(spec, layer))
         if spec.heads or head is not None:
             lead.append(slice(None) if head is None else _head_index(spec, self._stored_head(spec, head)))
         return tuple(lead)
 
+    def _layer_index(self, spec: ArraySpec, layer: int) -> int:
+        """Returns where the model's layer lies on the array's layer axis.
+
+        Raises:
+            SelectionError: the run does not hold that layer, or the array has no layers.
+        """
+        dims = self._about.dims_of(spec.key.stack)
+        if spec.site.of_attention and layer in dims.without_attention:
+            raise SelectionError(
+                f"layer {layer} of {spec.key} requested",
+                why=f"layer {layer} has no attention",
+                hint=f"layers with attention: {', '.join(map(str, dims.attending or ())) or 'none'}",
+            )
+        return _index(spec, spec.layers, layer, "layer")
+
     def _stored_head(self, spec: ArraySpec, head: int) -> int:
         """Returns the kv_head that an attention head reads, for keys and values."""
-        dims = self._about.dims_of(spec.key.stack)
+        dims = self._about.dims_of(spec.key.stack).at(spec.layers)
         n_heads, n_kv_heads = dims.n_heads or 0, dims.n_kv_heads
         if "kv_head" not in spec.site.axes or not n_kv_heads:
             return head
@@ -232,15 +247,6 @@ class RunArrays:
                 why=f"this run holds what heads {served} read",
             )
         return head // group
-
-
-def _layer_index(spec: ArraySpec, layer: int) -> int:
-    """Returns where the model's layer lies on the array's layer axis.
-
-    Raises:
-        SelectionError: the run does not hold that layer, or the array has no layers.
-    """
-    return _index(spec, spec.layers, layer, "layer")
 
 
 def _head_index(spec: ArraySpec, head: int) -> int:

@@ -25,6 +25,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.marks import Identity, identity
 from traceformer.store.names import Codec, MatrixCodec
 from traceformer.store.source import Lead
+from traceformer.store.system import open_to_read, read_at
 from traceformer.store.triangles import n_cells, unfold
 
 __all__ = ["MatrixFiles"]
@@ -116,11 +117,11 @@ class MatrixFiles:
             return
         start, stop = places[0][0], sum(places[-1])
         together = sum(size for _, size in places) == stop - start
-        file = os.open(f"{self._root}/{name}", os.O_RDONLY)
+        file = open_to_read(f"{self._root}/{name}")
         try:
-            data = os.pread(file, stop - start, start) if together else b""
+            data = read_at(file, stop - start, start) if together else b""
             for (at, size), own in zip(places, cells, strict=True):
-                part = data[at - start : at - start + size] if together else os.pread(file, size, at)
+                part = data[at - start : at - start + size] if together else read_at(file, size, at)
                 decompress(cut.codec, _intact(np.frombuffer(part, np.uint8, size)), own)
         finally:
             os.close(file)

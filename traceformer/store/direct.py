@@ -10,16 +10,16 @@ out of the cache what others had there.
 """
 
 import errno
-import fcntl
 import mmap
 import os
 from typing import Self
+
+from traceformer.store.system import is_direct, set_direct
 
 __all__ = ["BlockWriter"]
 
 _BLOCK_BYTES = 4 << 20
 _SECTOR_BYTES = 4096  # a multiple of what any disk asks for
-_O_DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux's
 _blocks: list[mmap.mmap] = []  # to be used again: memory that was never touched costs a page fault per 4 kB
 
 
@@ -33,7 +33,7 @@ class BlockWriter:
         self._size = 0
 
     def __enter__(self) -> Self:
-        _set_direct(self._file, True)
+        set_direct(self._file, True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -64,20 +64,7 @@ class BlockWriter:
                     done += os.write(self._file, block[done:size])
                 except OSError as error:
                     # Some file systems take the flag, and then no write: those go through the cache.
-                    if error.errno != errno.EINVAL or not _is_direct(self._file):
+                    if error.errno != errno.EINVAL or not is_direct(self._file):
                         raise
-                    _set_direct(self._file, False)
+                    set_direct(self._file, False)
         self._used = 0
-
-
-def _is_direct(file: int) -> bool:
-    return bool(fcntl.fcntl(file, fcntl.F_GETFL) & _O_DIRECT)
-
-
-def _set_direct(file: int, direct: bool) -> None:
-    flags = fcntl.fcntl(file, fcntl.F_GETFL)
-    try:
-        fcntl.fcntl(file, fcntl.F_SETFL, flags | _O_DIRECT if direct else flags & ~_O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such writes
-            raise

@@ -8,7 +8,6 @@ So nothing has its name before everything has its bytes, and once the block has 
 What a killed process leaves has temporary names, and the next one that writes the same file writes over it.
 """
 
-import os
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from traceformer.store.direct import BlockWriter
-from traceformer.store.files import TEMPORARY, Checksum, sha256, sync_folder
+from traceformer.store.files import TEMPORARY, Checksum, sha256
+from traceformer.store.system import replace, sync, sync_folder
 
 __all__ = ["WriteGroup", "temporary_of"]
 
@@ -96,7 +96,7 @@ class WriteGroup:
         return Checksum(size, "xxh3_128", digest.hexdigest())
 
     def _sync(self) -> None:
-        _all_at_once(os.fsync, [file.fileno() for file in self._open])
+        _all_at_once(sync, [file.fileno() for file in self._open])
         for file in self._open:
             file.close()
         self._open.clear()
@@ -104,11 +104,11 @@ class WriteGroup:
     def _finish(self) -> None:
         self._sync()
         for path in self._paths:
-            temporary_of(path).replace(path)
+            replace(temporary_of(path), path)
         _all_at_once(sync_folder, {path.parent for path in self._paths} | self._folders)
         self._paths.clear()
 
 
-def _all_at_once(sync: Callable[[Any], None], these: Collection[Any]) -> None:
+def _all_at_once(call: Callable[[Any], None], these: Collection[Any]) -> None:
     with ThreadPoolExecutor(_SYNCS_AT_A_TIME, thread_name_prefix="sync") as pool:
-        list(pool.map(sync, these))
+        list(pool.map(call, these))

@@ -1,18 +1,18 @@
 """Durable files: written whole or not at all, sealed JSON, checksums, and locks that die with their process."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists, UsageError
+from traceformer.store import system
 
 __all__ = [
     "Checksum",
@@ -27,8 +27,6 @@ __all__ = [
     "read_sealed",
     "seal",
     "sha256",
-    "sync_file",
-    "sync_folder",
     "unseal",
 ]
 
@@ -38,6 +36,7 @@ TEMPORARY = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How tensorstore, safetensors and pyarrow write the operating system's number into their messages.
 _NUMBER_IS = ("os_error_code='", "os error ", "[errno ", "[Errno ")
+_NUMBERS = (*_FULL, 112)  # the last is Windows's own, which Python turns into ENOSPC
 _TORCH_CANNOT_WRITE = ("failed writing", "unexpected pos", "write failed", "iostream error")
 _NO_ROOM = 1 << 20
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
@@ -179,28 +178,14 @@ def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            system.sync(file.fileno())
         if exclusive:
-            os.link(temporary, path)
+            system.link(temporary, path)
         else:
-            temporary.replace(path)
+            system.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes what was created, renamed or removed in a folder survive a crash."""
-    sync_file(folder)
-
-
-def sync_file(path: Path) -> None:
-    """Makes a file's content survive a crash."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    system.sync_folder(path.parent)
 
 
 @contextmanager
@@ -235,7 +220,7 @@ def is_full(error: BaseException, folder: Path | None = None) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     text = str(error)
-    if any(f"{number_is}{code}" in text for code in _FULL for number_is in _NUMBER_IS):
+    if any(f"{number_is}{code}" in text for code in _NUMBERS for number_is in _NUMBER_IS):
         return True
     if folder is not None and isinstance(error, RuntimeError) and any(told in text for told in _TORCH_CANNOT_WRITE):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -257,27 +242,36 @@ class FileLock:
             RunExists: another process holds it.
         """
         while self._file is None:
-            file = self.path.open("ab")
+            file = system.patiently(lambda: self.path.open("ab"))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if not system.lock(file.fileno(), wait=wait):
+                    raise RunExists(
+                        f"another process is writing {self.path.parent}", hint="wait for it, or choose another `out`"
+                    )
                 # The holder may have removed the file while this process waited for it.
                 if _is_at(file, self.path):
                     self._file = file
-            except BlockingIOError:
-                raise RunExists(
-                    f"another process is writing {self.path.parent}", hint="wait for it, or choose another `out`"
-                ) from None
             finally:
                 if self._file is None:
                     file.close()
 
     def release(self, *, remove: bool = False) -> None:
         """Gives the lock back; does nothing if it is not held."""
-        if self._file is not None:
-            if remove:
+        if self._file is None:
+            return
+        if remove and not system.KEEPS_OPEN_FILES:
+            self.path.unlink(missing_ok=True)
+        system.unlock(self._file.fileno())
+        self._file.close()
+        self._file = None
+        if remove and system.KEEPS_OPEN_FILES:
+            with suppress(PermissionError):  # another process has taken it, and will remove it
                 self.path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
+
+    def make_way(self) -> None:
+        """Gives the lock back if the folder that it lies in could not be renamed or removed around it."""
+        if system.KEEPS_OPEN_FILES:
+            self.release()
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -11,11 +11,12 @@ from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
-from traceformer.store.files import TEMPORARY, sync_folder
+from traceformer.store.files import TEMPORARY
 from traceformer.store.layout import TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
 from traceformer.store.replacing import move_aside, remove_aside
 from traceformer.store.shards import write_chunk
+from traceformer.store.system import patiently, rename, sync_folder
 from traceformer.store.tables import PARQUET, common_schema, with_schema
 from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 
@@ -49,7 +50,7 @@ def _complete(folder: Path, head: RunHead) -> None:
             _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
         _join_tokens(group, folder, records)
     for path in folder.glob(".lock-*"):
-        path.unlink()
+        patiently(path.unlink)  # whoever held one has written all, and is about to end
     write_manifest(folder, head)
 
 
@@ -61,7 +62,7 @@ def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
         refuse_existing(final, overwrite)
         remove_aside(final)
         move_aside(final)
-    unfinished.rename(final)
+    rename(unfinished, final)
     sync_folder(final.parent)
     remove_aside(final)
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from traceformer.errors import CorruptRun
 from traceformer.store.files import Checksum
+from traceformer.store.system import open_to_read, read_at
 
 __all__ = ["Identity", "check_file", "identity", "marked"]
 
@@ -49,9 +50,11 @@ def identity(path: Path | str) -> Identity | None:
 
 def _difference(path: Path, expected: Checksum, index_bytes: int) -> str:
     try:
-        file = os.open(path, os.O_RDONLY)
+        file = open_to_read(path)
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
+    except IsADirectoryError:
+        return "is no file"
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
@@ -67,4 +70,4 @@ def _difference(path: Path, expected: Checksum, index_bytes: int) -> str:
 
 def _mark(file: int, size: int, index_bytes: int) -> str:
     ends = (size - index_bytes, size)
-    return b"".join(os.pread(file, _CRC_BYTES, end - _CRC_BYTES) for end in ends).hex()
+    return b"".join(read_at(file, _CRC_BYTES, end - _CRC_BYTES) for end in ends).hex()

@@ -249,7 +249,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
 def available_memory() -> int | None:
     """Returns the bytes of memory that can be had now, or else all that the machine has; None if nobody says."""
     if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():

@@ -5,8 +5,8 @@ and what this version does not know is kept as it was.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from traceformer.sites import Stack
@@ -25,7 +25,12 @@ Numbers: TypeAlias = tuple[int, ...] | Mapping[Stack, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only."""
+    """The sizes of one stack of the model, as far as the run states them; an imported run may know a few only.
+
+    `d_value` is stated where values are not as wide as keys, `d_latent` where both are made of a narrower row.
+    `attending` are the layers that have attention, stated where not all have, and `by_layer` the sizes of each, where
+    they differ.
+    """
 
     n_layers: int | None = None
     n_heads: int | None = None
@@ -36,17 +41,41 @@ class Dims:
     d_mlp: int | None = None
     d_vocab: int | None = None
     n_ctx: int | None = None
+    d_value: int | None = None
+    d_latent: int | None = None
+    by_layer: "tuple[Dims, ...]" = ()
+    attending: tuple[int, ...] | None = None
+    n_experts: int | None = None
+    n_chosen: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Dims":
         names = [size.name for size in fields(cls)]
-        sizes = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
+        sizes: dict[str, int] = {name: data[name] for name in names if _is_int(data.get(name)) and data[name] > 0}
         if sizes.get("n_heads", 0) % sizes.get("n_kv_heads", 1):  # no head would know which it reads
             del sizes["n_kv_heads"]
-        return cls(**sizes)
+        each = data.get("by_layer")
+        stated = isinstance(each, list) and all(isinstance(own, Mapping) for own in each)
+        by_layer = tuple(cls.from_json(own) for own in each) if stated and each else ()
+        return cls(**sizes, attending=_whole_numbers(data.get("attending")), by_layer=by_layer)
 
-    def to_json(self) -> dict[str, int]:
-        return {size.name: getattr(self, size.name) for size in fields(self) if getattr(self, size.name) is not None}
+    def at(self, layers: Sequence[int]) -> "Dims":
+        """Returns the sizes of the layers of an array, which have them in common."""
+        if not layers or layers[0] >= len(self.by_layer):
+            return self
+        return replace(self, **{**self.by_layer[layers[0]].to_json(), "by_layer": ()})
+
+    @property
+    def without_attention(self) -> tuple[int, ...]:
+        """The layers that have no attention, as far as the run states it."""
+        if self.attending is None:
+            return ()
+        return tuple(layer for layer in range(self.n_layers or 0) if layer not in self.attending)
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = {size.name: getattr(self, size.name) for size in fields(self) if size.name != "by_layer"}
+        each = {"by_layer": [own.to_json() for own in self.by_layer]} if self.by_layer else {}
+        return {name: _plain(size) for name, size in sizes.items() if size is not None} | each
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +92,7 @@ class AttentionFacts:
         softcap: What scores are capped to.
         sinks: Whether rows may sum to less than 1.
         sliding_window: The keys that a causal layer sees at most, itself included.
-        local_attention: The width of the window of an encoder's local layers.
+        local_attention: The width of the window of an encoder's local layers; of each layer where they differ.
         layer_types: What each layer is, `sliding_attention` or `full_attention`.
     """
 
@@ -76,7 +105,7 @@ class AttentionFacts:
     softcap: float | None = None
     sinks: bool | None = None
     sliding_window: int | None = None
-    local_attention: int | None = None
+    local_attention: int | tuple[int, ...] | None = None
     layer_types: tuple[str, ...] | None = None
 
     @classmethod
@@ -198,6 +227,12 @@ class RunMeta:
         beside = self.adapter and self.adapter.get("source")
         return self.model if self.model is None or not beside or beside == self.model else f"{self.model} + {beside}"
 
+    @property
+    def why_no_patterns(self) -> str | None:
+        """Why the run can hold no attention patterns: none of its stacks has attention; None where that is not it."""
+        stacks = self.dims.values()
+        return "this model has no attention" if stacks and all(own.attending == () for own in stacks) else None
+
     def dims_of(self, stack: Stack) -> Dims:
         """Returns the sizes of a stack, of which the run may state none."""
         return self.dims.get(stack, Dims())
@@ -298,6 +333,12 @@ def _attention(value: Any) -> AttentionFacts | None:
     return AttentionFacts.from_json(value) if isinstance(value, Mapping) else None
 
 
+def _widths(value: Any) -> int | tuple[int, ...] | None:
+    if isinstance(value, list | tuple) and value and all(_is_int(each) for each in value):
+        return tuple(value)
+    return _whole(value)
+
+
 _FACTS: Mapping[str, Callable[[Any], Any]] = {
     "implementation": _text,
     "gqa": _counts,
@@ -308,7 +349,7 @@ _FACTS: Mapping[str, Callable[[Any], Any]] = {
     "softcap": _number,
     "sinks": _flag,
     "sliding_window": _whole,
-    "local_attention": _whole,
+    "local_attention": _widths,
     "layer_types": _texts,
 }
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {

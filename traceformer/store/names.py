@@ -48,6 +48,7 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "q_proj": ("qkv_proj", "q"),
     "k_proj": ("qkv_proj", "k"),
     "v_proj": ("qkv_proj", "v"),
+    "kv_latent": ("kv_latent", "x"),
     "q": ("qkv", "q"),
     "k": ("qkv", "k"),
     "v": ("qkv", "v"),
@@ -60,6 +61,13 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "mlp_act": ("mlp", "act"),
     "mlp_mid": ("mlp", "mid"),
     "mlp_down": ("mlp", "down"),
+    "router_logits": ("experts", "router"),
+    "expert_topk": ("experts", "topk"),
+    "expert_weight": ("experts", "weight"),
+    "shared_up": ("shared_expert", "up"),
+    "shared_act": ("shared_expert", "act"),
+    "shared_mid": ("shared_expert", "mid"),
+    "shared_out": ("shared_expert", "out"),
     "hidden": ("hidden", "h"),
     "logits": ("logits", "logits"),
     "class_logits": ("class_logits", "class_logits"),
@@ -69,7 +77,7 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "lens_topk_prob": ("lens", "prob"),
 }
 _SHARED_GROUPS = frozenset(("norm", "sublayer"))
-_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "lens"))
+_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "experts", "shared_expert", "lens"))
 
 
 def array_path(key: ArrayKey, arch: Arch) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from traceformer.errors import RunExists, Unreadable, UsageError
 from traceformer.store.commits import FORMAT, RunHead
-from traceformer.store.files import read_sealed, sync_folder
+from traceformer.store.files import read_sealed
 from traceformer.store.layout import COMMITS, MANIFEST, META, TOKEN_SHARDS, TOKENS
+from traceformer.store.system import rename, sync_folder
 
 __all__ = [
     "aside_of",
@@ -157,7 +158,7 @@ def move_aside(final: Path) -> None:
     """Renames a run that another one replaces; `remove_aside` takes it away, also after a crash."""
     aside = aside_of(final)
     _mark_of(aside).touch()
-    final.rename(aside)
+    rename(final, aside)
     sync_folder(final.parent)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
-from traceformer.presentation import framed, present
-from traceformer.shapes import Float, Num
+from traceformer.presentation import in_notebook, present
+from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
@@ -39,7 +39,7 @@ __all__ = ["Run", "TraceStore"]
 _STAGES: Mapping[str, str] = {"pre_attn": "resid_pre", "post_attn": "resid_mid", "post_mlp": "resid_post"}
 _ENCODINGS = (
     *("input_ids", "attention_mask", "offset_mapping", "tokens", "dec_labels", "n_prompt"),
-    *("token_type_ids", "sequence_ids", "word"),
+    *("token_type_ids", "sequence_ids", "word", "kind"),
 )
 
 
@@ -89,9 +89,8 @@ class Run:
         state = "" if self.finished else ", unfinished"
         return f"Run({place}: {self.n} examples, {len(self.layout.arrays)} arrays{state})"
 
-    def _repr_html_(self) -> str | None:
-        """Shows the first example in a notebook."""
-        return framed(present(self, "page", 0)) if self.n else None
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
     def show(self, example: int | str = 0) -> None:
         """Shows an example: in the notebook, or in a browser."""
@@ -125,10 +124,12 @@ class Run:
 
     @property
     def arch(self) -> Arch:
+        """`enc`, `dec` or `encdec`: which stacks the model has."""
         return self.layout.arch
 
     @property
     def dtype(self) -> Dtype:
+        """How numbers are stored."""
         return self.layout.dtype
 
     @property
@@ -168,7 +169,7 @@ class Run:
         return size
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
-        """Returns what is recorded: the padded store's name of each array and its shape (N[, L][, H], T, ...).
+        """Returns what is recorded: the padded store's name of each array and its shape, `(N[, L][, H], T, ...)`.
 
         On disk, and so in what `attn` and the others return, an example takes only its own tokens of these T.
         """
@@ -204,6 +205,7 @@ class Run:
     # One example
 
     def has(self, example: int | str) -> bool:
+        """Whether there is an example of this number or id."""
         try:
             self.row(example)
         except ExampleNotFound:
@@ -250,6 +252,10 @@ class Run:
         """Returns the example's number of tokens: of the encoder, if there is one and `side` does not say."""
         return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example)])
 
+    def lengths(self, side: Stack | None = None) -> Int64[np.ndarray, "example"]:
+        """Returns every example's number of tokens, in the data set's order; `side` as in `length`."""
+        return self._index.lengths[side or self.layout.stacks[0]].copy()
+
     def get(
         self,
         example: int | str,
@@ -284,7 +290,7 @@ class Run:
         *,
         dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
-        """Returns attention patterns ([layer,] [head,] query, key): rows are where each query looks.
+        """Returns attention patterns `([layer,] [head,] query, key)`: rows are where each query looks.
 
         With two stacks that have them, `side` is `enc`.
         """
@@ -301,7 +307,7 @@ class Run:
         *,
         dtype: ReadDtype = "float32",
     ) -> Float[np.ndarray, "..."]:
-        """Returns queries, keys or values ([layer,] [head,] token, d_head); see `attn` for `side`."""
+        """Returns queries, keys or values `([layer,] [head,] token, d_head)`; see `attn` for `side`."""
         if which not in ("q", "k", "v"):
             raise SelectionError(f"no {which!r} in qkv", hint="q, k or v")
         return self.get(example, self.spec(which, side, kind, prefer="enc").key, layer, head, dtype=dtype)
@@ -375,13 +381,15 @@ class Run:
         return self.table.to_pandas(integer_object_nulls=True)
 
     def text(self, example: int | str) -> str:
+        """Returns an example's text."""
         return self._token_row(example)["text"]
 
     def encodings(self, example: int | str) -> dict[str, Any]:
         """Returns the tokenizer's output for the example: input_ids, tokens, offsets, and the same as `dec_*`.
 
         Of a generation also `n_prompt`: where the response begins, in the decoder. Of pairs of texts `sequence_ids`
-        and, where the model was given them, `token_type_ids`; `word` where it is known which word a token is of.
+        and, where the model was given them, `token_type_ids`; `word` where it is known which word a token is of; `kind`
+        where a processor made the tokens: what each stands for, `text`, `image`, `audio` or `video`.
         """
         return {
             name: value

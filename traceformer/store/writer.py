@@ -54,6 +54,7 @@ from traceformer.store.meta import RunMeta
 from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
 from traceformer.store.shards import is_written_directly, write_shard
 from traceformer.store.sizes import filled_bytes
+from traceformer.store.system import HAS_DIRECT_WRITES
 from traceformer.store.tables import PARQUET, encodable
 from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
 
@@ -210,6 +211,7 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not self._resumable and is_run(self.folder):
+            self._lock.make_way()
             remove_run(self.folder)
         self.close()
 
@@ -276,6 +278,7 @@ class RunWriter:
         """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
         final = final_folder(self.folder)
         if len(committed_shards(self.folder)) == self.layout.n_shards:
+            self._lock.make_way()
             with self._space():
                 finish_run(self.folder, final, self._head, overwrite=self._overwrite)
         elif self.folder.exists():
@@ -349,12 +352,9 @@ class RunWriter:
         """Where tensorstore keeps nothing: a shard is written once and whole."""
         import tensorstore as ts  # most runs are written without it
 
+        past_the_cache = {"file_io_mode": {"mode": "direct"}} if HAS_DIRECT_WRITES else {}
         return ts.Context(
-            {
-                "cache_pool": {"total_bytes_limit": 0},
-                "data_copy_concurrency": {"limit": 2},
-                "file_io_mode": {"mode": "direct"},
-            }
+            {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}, **past_the_cache}
         )
 
     def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:

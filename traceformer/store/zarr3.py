@@ -243,7 +243,7 @@ def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Co
     path = layout.array_path(spec.key)
     stated = _array_metadata(layout, spec, None)
     known = {name: stated[name] for name in _KNOWN}
-    kvstore = {"driver": "file", "path": f"{folder / path}/"}
+    kvstore = {"driver": "file", "path": f"{(folder / path).as_posix()}/"}
     options = {"store_data_equal_to_fill_value": True, "recheck_cached_data": False}
     refuse_deep_metadata(folder / path / "zarr.json")
     with reading(folder / path):

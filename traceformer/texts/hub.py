@@ -155,7 +155,7 @@ def _fingerprint(place: Path, config: str | None) -> str:
     parts = [("", str(path)) for name in described if (path := place / name).is_file()]
     digest = xxhash.xxh3_128()
     for split, path in (*parts, *((str(split), str(path)) for split, paths in files.items() for path in paths)):
-        digest.update(f"{split}\0{os.path.relpath(path, place)}\0{os.path.getsize(path)}\0".encode())
+        digest.update(f"{split}\0{Path(os.path.relpath(path, place)).as_posix()}\0{os.path.getsize(path)}\0".encode())
         with open(path, "rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)

@@ -86,7 +86,8 @@ def pieces_of_text(
         elif any(_overlap((start, stop), spans[j]) for j in (i - 1, i + 1) if 0 <= j < len(spans)):
             shown.append(_bytes_shown(token, otherwise=text[start:stop]))
         else:
-            space = token.startswith(_SPACES) and text[:start].endswith(" ")
+            is_left_out = i == 0 or spans[i - 1][1] < start  # the space before it, which no token has for its own
+            space = is_left_out and token.startswith(_SPACES) and text[:start].endswith(" ")
             shown.append(Piece(" " * space + text[start:stop]))
     return shown
 

@@ -64,7 +64,8 @@ def _paths(run: Run, row: int) -> Iterator[Asked]:
         return
     spec = next((spec for spec in arrays if spec.key.attention == "self"), arrays[0])
     has_source = any(other.key.attention == "cross" for other in arrays)
-    across = not has_source and len(spec.layers) == run.about.dims_of(spec.key.stack).n_layers
+    dims = run.about.dims_of(spec.key.stack)
+    across = not has_source and len(spec.layers) + len(dims.without_attention) == dims.n_layers
     layer = "all" if across else spec.layers[-1]
     last = run.length(row, spec.key.stack) - 1
     yield "paths", {"attn": attention_name(spec.key), "q": last, "layer": layer, "certify": 1}

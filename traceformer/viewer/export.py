@@ -63,7 +63,7 @@ def export_html(
         page = _page(run, examples, screens, told)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
@@ -76,12 +76,12 @@ def show_run(run: Run, example: int | str = 0) -> None:
     """Shows the page of one example: in the notebook, or in a browser, from one of the system's temporary files."""
     page = run_html(run, example)
     if notebook() is not None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        display(HTML(framed(page)))
+        display({"text/html": framed(page)}, raw=True)
         return
     file = Path(tempfile.mkdtemp(prefix="traceformer-run-")) / "run.html"
-    file.write_text(page, encoding="utf-8")
+    file.write_text(page, encoding="utf-8", newline="\n")
     webbrowser.open(file.as_uri())
 
 

@@ -50,6 +50,8 @@ def _parts(run: Run) -> Iterator[str]:
     named: dict[_Part, list[str]] = {}
     with_axis: Counter[str] = Counter()
     for spec in sorted(run.layout.arrays, key=lambda spec: spec.key.site != "attn_pattern"):
+        if spec.site.of_experts:  # which other layers do not have
+            continue
         with_axis.update(spec.site.axes)
         for part in _left_out(spec, run.about.dims_of(spec.key.token_stack)):
             named.setdefault(part, []).append(_called(spec, run))
@@ -70,8 +72,11 @@ class _Part(NamedTuple):
 
 
 def _left_out(spec: ArraySpec, dims: Dims) -> Iterator[_Part]:
-    totals = {"layer": dims.n_layers, "head": dims.n_heads, "kv_head": dims.n_kv_heads}
+    own = dims.at(spec.layers)
+    totals = {"layer": dims.n_layers, "head": own.n_heads, "kv_head": own.n_kv_heads}
     totals["hidden_layer"] = None if dims.n_layers is None else dims.n_layers + 1
+    if spec.site.of_attention and dims.attending is not None:
+        totals["layer"] = len(dims.attending)
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             what = _AXES[axis][len(numbers) != 1]

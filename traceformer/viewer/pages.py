@@ -21,11 +21,11 @@ import numpy as np
 
 from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound
-from traceformer.presentation import plain
+from traceformer.presentation import framed, plain
 from traceformer.viewer.packets import Packet
 from traceformer.viewer.path_payloads import paths_payload
 
-__all__ = ["LivePage", "bundled", "live_page", "open_paths", "page_of", "paths_html", "widget_page"]
+__all__ = ["LivePage", "bundled", "live_page", "open_paths", "page_of", "paths_frame", "paths_html", "widget_page"]
 
 _PAGE = """\
 <!doctype html>
@@ -102,10 +102,19 @@ def paths_html(result: Paths) -> str:
     return page_of({"paths": body}, {}, title=payload["title"], bundle="trace")
 
 
+def paths_frame(result: Paths) -> str:
+    """Returns the page of a trace as a notebook shows it.
+
+    Raises:
+        NotFound: the viewer's bundle was not built when the package was installed.
+    """
+    return framed(paths_html(result))
+
+
 def open_paths(result: Paths) -> None:
     """Opens the page of a trace in a browser, from a file among the system's temporary ones."""
     page = Path(tempfile.mkdtemp(prefix="traceformer-paths-")) / "paths.html"
-    page.write_text(paths_html(result), encoding="utf-8")
+    page.write_text(paths_html(result), encoding="utf-8", newline="\n")
     webbrowser.open(page.as_uri())
 
 

@@ -119,7 +119,7 @@ def _trace(result: Mapping[str, Any], name: str) -> Json:
 
 def _lane(beam: int, path: BeamPath, share: float, step: int) -> Json:
     attention = path.edge_attns[step]
-    head = path.heads[step] if path.heads else None
+    head = path.heads[step] if path.heads and path.heads[step] >= 0 else None
     return {"beam": beam, "attention": attention, "head": head, "value": share * attention}
 
 
@@ -168,7 +168,14 @@ def _edge(layer: int | str, settings: Mapping[str, Any]) -> dict[str, str]:
     }[weighting]
     left_out = [words for name, words in _LEFT_OUT.items() if settings.get(name)]
     without = f"; {' and '.join(left_out)} taken out, the rest brought back to the row's sum" if left_out else ""
-    return {"name": "attention" if weighting == "attention" else "weight", "made": f"{made}{without}."}
+    gaps = settings.get("without_attention")
+    passed = (
+        f" Layers {_in_words(gaps)} have no attention: each token stays there, with weight 1, and what their linear "
+        "attention or state mixes across tokens is not seen."
+        if gaps
+        else ""
+    )
+    return {"name": "attention" if weighting == "attention" else "weight", "made": f"{made}{without}.{passed}"}
 
 
 _LEFT_OUT = {"exclude_self": "self-attention", "exclude_sink": "sinks"}

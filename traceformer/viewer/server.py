@@ -13,6 +13,7 @@ the place of another under the tokens of that.
 """
 
 import gzip
+import os
 import secrets
 import socket
 from asyncio import CancelledError
@@ -130,7 +131,8 @@ def _warm(library: Library) -> None:
 
 def _listening(port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # Windows would let two servers have one port
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
         listening.listen(_WAITING)

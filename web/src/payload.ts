@@ -70,6 +70,8 @@ export interface AttentionAbout {
   heads: number[];
   /** How many layers the model has, if that is known. */
   n_layers: number | null;
+  /** The layers of the model that have no attention. */
+  without: number[];
   /** Whether only keys up to the query are stored, since no query sees a later one. */
   triangle: boolean;
 }

@@ -3,6 +3,7 @@
 from typing import Any
 
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, random_examples
+from traceformer.sites import GROUPS
 
 Fact = tuple[str, str]
 
@@ -39,6 +40,8 @@ FAMILIES = {
     "bloom": "dec pre-norm plain alibi own-attention",
     "mpt": "dec pre-norm plain alibi own-attention",
     "byte_sparse": "dec pre-norm gated rotary",
+    "granite": "dec pre-norm gated rotary",
+    "deepseek_v3_latent_queries": "dec pre-norm experts shared rotary latent",
     "stablelm_parallel": "dec pre-norm gated rotary parallel one-norm",
     "glm4": "dec pre-norm gated rotary normed-out",
     "qwen3_moe": "dec pre-norm experts rotary",
@@ -47,6 +50,7 @@ FAMILIES = {
     "deberta-v2": "enc plain own-attention",
     "mbart": "enc dec pre-norm plain",
     "xglm": "dec pre-norm plain outside",
+    "qwen3_next": "dec pre-norm experts shared rotary gated-out",
 }
 EVERY_STACK = (
     ("token_embed", "equals the embedding's rows of the token ids"),
@@ -64,14 +68,15 @@ EVERY_ATTENTION = (
     ("v_proj", "gives attn_out through the model's own attentions"),
     ("attn_out", ""),
 )
+OWN_VALUES = (("v", "equals v_proj"),)
 SEEN_ATTENTION = (
-    ("v", "equals v_proj"),
     ("attn_scores", "equals q k^T, scaled, softcapped, biased"),
     ("attn_pattern", "equals the softmax of attn_scores in a mask built by hand"),
     ("attn_pattern", "equals the model's own eager attentions"),
     ("z", "equals attn_pattern v"),
     ("attn_out", "equals W_O z + b, after the post-norm where there is one"),
 )
+GATED = ("attn_out", "equals W_O of z times its gate, after the post-norm")
 ROTARY = (
     ("q", "has the lengths of q_proj (normed where the family does)"),
     ("k", "has the lengths of k_proj (normed where the family does)"),
@@ -79,6 +84,14 @@ ROTARY = (
 NOT_ROTARY = (
     ("q", "equals q_proj (normed or scaled where the family does)"),
     ("k", "equals k_proj (normed where the family does)"),
+)
+LATENT = (
+    ("q_proj", "equals W_Q of attention's input"),
+    ("q", "has the lengths of q_proj (normed where the family does)"),
+    ("kv_latent", "equals the normed narrow row of attention's input"),
+    ("k", "is made of kv_latent, but for the part that heads share"),
+    ("v", "is made of kv_latent"),
+    ("attn_out", ""),
 )
 NORMED = "equals the norm of the residual stream"
 ONE_MLP = (
@@ -91,7 +104,21 @@ ONE_MLP = (
 MLPS = {
     "plain": (*ONE_MLP, ("mlp_act", "equals the activation function of mlp_up"), ("mlp_mid", "equals mlp_act")),
     "gated": (*ONE_MLP, ("mlp_mid", "equals mlp_act * mlp_up")),
-    "experts": (("mlp_out", "equals the experts' output for the MLP's input"),),
+    "experts": (
+        ("mlp_out", "equals the experts' output for the MLP's input"),
+        ("router_logits", "equals the router's matrix times the MLP's input"),
+        ("router_logits", "equals the model's own output_router_logits"),
+        ("expert_topk", "names the experts of the largest router_logits"),
+        ("expert_topk", "gives mlp_out: the outputs of the experts that it names, each times its weight, added up"),
+        ("expert_weight", "gives mlp_out with expert_topk, as a sum"),
+        ("expert_weight", "falls from the first expert to the last"),
+    ),
+    "shared": (
+        ("shared_up", "equals the up projection of the MLP's input"),
+        ("shared_act", "gives shared_mid, times shared_up"),
+        ("shared_mid", "gives shared_out through the down projection"),
+        ("shared_out", "equals the shared expert's output for the MLP's input"),
+    ),
 }
 OWN_NUMBERS = "an edit that puts its own numbers there changes nothing"
 OF_A_DONOR = "of another text, put there by an edit, gives that text's output"
@@ -125,11 +152,16 @@ def facts_of(family: str) -> set[Fact]:
         if "pre-norm" in words and "one-norm" not in words:
             add(stack, ("mlp_norm", NORMED))
         for attention in ("self", "cross") if len(stacks) == 2 and stack == "dec" else ("self",):
-            add(f"{stack}.{attention}", *EVERY_ATTENTION)
+            add(f"{stack}.{attention}", *(LATENT if "latent" in words else EVERY_ATTENTION))
             if "pre-norm" in words:
                 add(f"{stack}.{attention}", ("attn_norm", NORMED))
             if "outside" not in words:
-                add(f"{stack}.{attention}", *SEEN_ATTENTION, *(ROTARY if "rotary" in words else NOT_ROTARY))
+                projected = () if "latent" in words else ROTARY if "rotary" in words else NOT_ROTARY
+                values = () if "latent" in words else OWN_VALUES
+                add(f"{stack}.{attention}", *SEEN_ATTENTION, *values, *projected)
+                if "gated-out" in words:
+                    facts -= {(f"{stack}.{attention}.{site}", fact) for site, fact in SEEN_ATTENTION[-1:]}
+                    add(f"{stack}.{attention}", GATED)
                 rows_sum = "to at most 1 (sinks)" if "sinks" in words else "to 1"
                 add(f"{stack}.{attention}", ("attn_pattern", f"has rows that sum {rows_sum}"))
     if "alibi" in words:
@@ -142,10 +174,10 @@ def _facts_of_edits(facts: set[Fact], words: list[str]) -> set[Fact]:
     """What holds of edits of the sites that other facts are about."""
     sites = {key: key.rpartition(".")[2] for key, _ in facts}
     hidden = WITHIN_THE_MODULE if "own-attention" in words else ()
-    found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden)}
+    found = {(key, OWN_NUMBERS) for key, site in sites.items() if site not in ("hidden", *hidden, *GROUPS["experts"])}
     found |= {(key, OF_A_DONOR) for key, site in sites.items() if site in ("resid_pre", "resid_mid", "resid_post")}
     found |= {(key, NOTHING_DONE) for key, site in sites.items() if site == "resid_post"}
-    if "normed-out" not in words:
+    if not {"normed-out", "gated-out"} & {*words}:
         found |= {(key.replace(".z", ".attn_out"), WITHOUT_A_HEAD) for key, site in sites.items() if site == "z"}
     if "dec" in words and "enc" not in words:
         found.add(("dec.logits", BESIDE_A_CACHE))

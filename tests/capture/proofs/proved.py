@@ -15,7 +15,7 @@ from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_mo
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, Family, builds
 from traceformer.models.tiny import tiny_model
-from traceformer.sites import OUTPUTS, Selection
+from traceformer.sites import SITES, Selection
 
 __all__ = ["COLUMNS", "PAGE", "proved", "support_page"]
 
@@ -29,10 +29,11 @@ COLUMNS = {
     "patterns are eager's": lambda site, fact: site in _PATTERN and "eager" in fact,
     "patterns from q, k, mask": lambda site, fact: site == "attn_scores" or site in _PATTERN,
     "v, z, W_O": lambda site, fact: site in ("v", "z", "attn_out") or "through the model's own" in fact,
-    "projections, q, k": lambda site, fact: site in ("q_proj", "k_proj", "v_proj", "q", "k"),
+    "projections, q, k": lambda site, fact: site in ("q_proj", "k_proj", "v_proj", "kv_latent", "q", "k"),
     "norms": lambda site, fact: site in ("attn_norm", "mlp_norm", "final_norm"),
     "residual stream": lambda site, fact: site in _STREAM,
     "MLP": lambda site, fact: site in _MLP,
+    "experts": lambda site, fact: SITES[site].of_experts,
     "embedding, logits": lambda site, fact: site in ("token_embed", "logits"),
 }
 """Column of the support table -> whether a fact about a site belongs there; the first that says so takes it."""
@@ -132,7 +133,7 @@ def _alike() -> Iterator[str]:
 
 def _missing(architecture: Architecture) -> Iterator[str]:
     for site in Selection(("all",)).sites:
-        if site not in OUTPUTS and not architecture.keys(site):
+        if not SITES[site].of_few and not architecture.keys(site):
             yield f"`{site}`"
 
 

@@ -30,6 +30,7 @@ class HeadCombiner:
         layers: How many layers come.
         queries: How many tokens the traced stack has.
         keys: How many tokens each attention looks at.
+        passed: The layers without attention, of which nothing comes: a token stays where it is there, with weight 1.
         has_sinks: Whether the model's softmax gives a share to no token.
     """
 
@@ -42,6 +43,7 @@ class HeadCombiner:
         queries: int,
         keys: Mapping[Attention, int],
         has_sinks: bool,
+        passed: tuple[int, ...] = (),
     ) -> None:
         how = options.agg_heads
         self._by_head = how == "none"
@@ -56,12 +58,18 @@ class HeadCombiner:
         )
         self._heads = heads
         self._has_sinks = has_sinks
+        self._passed = passed
         self._sums: list[tuple[float, float]] = []
         self._matrices: dict[Attention, _Matrices] = {}
         for attention, n_keys in keys.items():
             shape = (layers, queries, n_keys)
             chosen = np.zeros(shape, np.int16) if how == "max" else None
-            self._matrices[attention] = _Matrices(np.zeros((len(self._ways), *shape), np.float32), chosen)
+            weights = np.zeros((len(self._ways), *shape), np.float32)
+            for layer in passed:
+                weights[:, layer] = np.eye(queries, n_keys, dtype=np.float32)
+                if chosen is not None:
+                    chosen[layer] = -1
+            self._matrices[attention] = _Matrices(weights, chosen)
 
     def add(
         self,
@@ -102,6 +110,7 @@ class HeadCombiner:
                 chosen=own.chosen,
                 source=None if cross is None else cross.weights[way, 0],
                 source_chosen=None if cross is None or cross.chosen is None else cross.chosen[0],
+                passed=self._passed,
             )
             for way in range(len(self._ways))
         ]

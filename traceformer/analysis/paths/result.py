@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from traceformer.analysis.paths.checked import check_bytes, check_diagram, check_path, check_settings, check_types
 from traceformer.analysis.paths.sankey import BeamPath, SankeyData, SankeyLink, SankeyNode
 from traceformer.errors import UsageError
-from traceformer.presentation import framed, present
+from traceformer.presentation import in_notebook, present
 from traceformer.texts.shown import visible
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Paths:
 
     def _repr_html_(self) -> str:
         """Shows the page in a notebook."""
-        return framed(present(self, "page"))
+        return in_notebook(self)
 
     def show(self) -> None:
         """Opens the page in a browser."""
@@ -135,7 +135,8 @@ class Paths:
         """Returns a row per edge of each path: from the token that looked, the query, to the one it looked at, the key.
 
         Paths are counted from 1, the best first, and the edges of each from the target on. A path without edges has no
-        row. `stays` marks an edge across layers from a token to itself; `head` is known where it was chosen per edge.
+        row. `stays` marks an edge across layers from a token to itself, as all are in a layer without attention; `head`
+        is known where it was chosen per edge.
         """
         import pandas as pd
 
@@ -145,7 +146,7 @@ class Paths:
                 "score": beam.score_norm,
                 "edge": edge + 1,
                 "layer": self.layer if beam.states is None else beam.states[edge] - 1,
-                "head": None if beam.heads is None else beam.heads[edge],
+                "head": None if beam.heads is None or beam.heads[edge] < 0 else beam.heads[edge],
                 "query": beam.positions[edge],
                 "query_token": beam.tokens[edge],
                 "key": beam.positions[edge + 1],

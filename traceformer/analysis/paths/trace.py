@@ -124,9 +124,10 @@ class EdgeWeights:
         heads: The numbers of the heads that were combined.
         looks_ahead: Whether a query may look at later keys.
         row_sums: The smallest and the largest sum of a row, before heads were combined.
-        chosen: The number of the head that each weight is of, where it was chosen per edge.
+        chosen: The number of the head that each weight is of, where it was chosen per edge; -1 where there is none.
         source: The weights of cross-attention, where there is a source.
         source_chosen: The number of the head that each of these is of.
+        passed: The layers without attention, in which each token stays where it is.
     """
 
     matrices: Float32[np.ndarray, "layer query key"]
@@ -137,6 +138,7 @@ class EdgeWeights:
     chosen: Int[np.ndarray, "layer query key"] | None = None
     source: Float32[np.ndarray, "query source"] | None = None
     source_chosen: Int[np.ndarray, "query source"] | None = None
+    passed: tuple[int, ...] = ()
 
 
 def trace_paths(
@@ -178,7 +180,11 @@ def searchable(
     matrices, cross = weights.matrices, weights.source
     sinks = _sinks(tokens, weights.looks_ahead) if options.exclude_sink else None
     if sinks is not None or options.exclude_self:
-        matrices = np.stack([exclude(each, itself=options.exclude_self, keys=sinks) for each in matrices])
+        parts = enumerate(matrices)
+        without = [
+            each if n in weights.passed else exclude(each, itself=options.exclude_self, keys=sinks) for n, each in parts
+        ]
+        matrices = np.stack(without)
     share = RESIDUAL_SHARE[options.weighting]
     if weights.layer == "all" and share:
         matrices = np.stack([with_residual(each, share) for each in matrices])

@@ -83,7 +83,7 @@ class ProjectOut:
     basis: np.ndarray
 
     def __call__(self, part: Tensor, where: Where) -> Tensor:
-        basis = torch.as_tensor(self.basis, dtype=part.dtype, device=part.device)
+        basis = torch.as_tensor(self.basis, dtype=part.dtype).to(part.device)
         _check_width(self.basis, part.shape[-1], where.key)
         return part - (part @ basis.T) @ basis
 
@@ -344,4 +344,4 @@ def _broadcast(values: np.ndarray, part: Tensor, where: Where) -> Tensor:
         ) from error
     if not np.isfinite(spread).all():
         raise UsageError(f"values for {where.key} hold NaN or infinity", hint="finite numbers")
-    return torch.as_tensor(np.array(spread), dtype=part.dtype, device=part.device)
+    return torch.as_tensor(np.array(spread), dtype=part.dtype).to(part.device)

@@ -24,8 +24,12 @@ from torch import Tensor
 from traceformer.analysis.edges import Part, is_edge, parts_of
 from traceformer.capture.edits.slopes import Climb, OfLogits, Read, values_at
 from traceformer.capture.edits.touching import Place, Touch
+from traceformer.capture.spots import scale_of
 from traceformer.errors import Unsupported
+from traceformer.models.block_weights import why_no_output
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
+from traceformer.models.precision import wide
 from traceformer.shapes import Float64
 from traceformer.sites import ArrayKey
 
@@ -52,6 +56,7 @@ class Stream:
 
     def __init__(self, model: LoadedModel, own: Read, other: Read) -> None:
         dims, self._row = model.dims.stacks["dec"], model.built.stacks["dec"]
+        dims.refuse_uneven("edges")
         self._model, self._own, self._n_layers = model, own, dims.n_layers
         self.senders, self.receivers = parts_of(dims.n_layers, dims.n_heads, dims.n_kv_heads)
         sites = ("resid_pre", "mlp_out", "z", *(() if self._row.parallel else ("resid_mid",)))
@@ -74,15 +79,15 @@ class Stream:
         """What each head's change of z, (head, position, d_head), becomes in the stream."""
         path = self._row.attention.out_proj
         if path is None:
-            raise Unsupported("edges of this model", why="its heads' output projection is not known")
-        module: Any = self._model.model.base_model.get_submodule(f"{self._row.blocks}.{layer}.{path}")
+            raise Unsupported("edges of this model", why=why_no_output(self._row.attention))
+        module: Any = text_part(self._model.model).get_submodule(f"{self._row.blocks}.{layer}.{path}")
         n_heads, n_positions, d_head = change.shape
         apart = change.new_zeros(n_heads + 1, n_positions, n_heads, d_head)
         for head in range(n_heads):
             apart[head, :, head] = change[head]
         with torch.no_grad():
             made = module(apart.flatten(-2))
-        return list(made[:-1] - made[-1])
+        return list((made[:-1] - made[-1]) * scale_of(self._row))
 
     def _check(
         self, parts: Sequence[Tensor], place: Place, change: Mapping[Place, Tensor], mine: Mapping[Place, Tensor]
@@ -113,7 +118,7 @@ class Stream:
             steps: At how many points of the way to the other text slopes are taken.
         """
         slopes = torch.stack([self._slopes(metric, step / steps) for step in range(steps)]).mean(0)
-        effects = torch.einsum("spd,rpd->sr", self._added.double(), slopes.double()).cpu().numpy()
+        effects = torch.einsum("spd,rpd->sr", wide(self._added), wide(slopes)).cpu().numpy()
         edges = [[self.is_edge(sender, receiver) for receiver in self.receivers] for sender in self.senders]
         return np.where(edges, effects, np.nan)
 
@@ -163,7 +168,7 @@ class Stream:
         touches = {place: _placing(rows, kept[place]) for place, rows in placing.items()}
         touches |= {place: _adding(rows) for place, rows in adding.items() if place == last}
         _, logits = values_at(own, (), touches)
-        return metric(logits).double().cpu().numpy()
+        return metric(logits).cpu().double().numpy()
 
 
 def _place(site: str, layer: int) -> Place:

@@ -65,9 +65,9 @@ def _estimated(
         with torch.no_grad():
             untouched.append(metric.of(text.logits({}), own))
         parts = estimates_at(text, other, partial(metric.of, goal=own), places, steps=steps)
-        parts = {place: change[0].detach().double().cpu() for place, change in parts.items()}
+        parts = {place: change[0].detach().cpu().double() for place, change in parts.items()}
         found.append([_total(cell, values, parts) for cell in grid.cells])
-    base, changes = torch.cat(untouched).double().cpu(), torch.tensor(found, dtype=torch.float64)
+    base, changes = torch.cat(untouched).cpu().double(), torch.tensor(found, dtype=torch.float64)
     return Measured(base, base.reshape(-1, *[1] * len(grid.shape)) + changes.reshape(-1, *grid.shape))
 
 

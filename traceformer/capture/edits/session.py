@@ -22,6 +22,7 @@ from traceformer.capture.edits.columns import Columns, Texts
 from traceformer.capture.edits.kinds import Edit
 from traceformer.capture.edits.positions import NAMED, Position, meant, tokens_with
 from traceformer.capture.edits.touching import Place, Touch, Touching, check_place
+from traceformer.capture.gaps import layers_having
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.families import architecture_of
@@ -82,7 +83,7 @@ class Editing:
         strange = [each for each in edits if not isinstance(each, Edit)]  # pyright: ignore[reportUnnecessaryIsInstance]
         if strange:
             raise UsageError(f"{type(strange[0]).__name__} is no edit", hint="tf.edits.zero(...), tf.edits.add(...)")
-        self.edits = tuple(edits)
+        self.edits: tuple[Edit, ...] = tuple(edits)
         self._loaded = model if isinstance(model, LoadedModel) else None
         self._model = underneath(model.model if isinstance(model, LoadedModel) else model)
         own = model.architecture if isinstance(model, LoadedModel) else None
@@ -126,17 +127,23 @@ class Editing:
         key = ArrayKey(stack, edit.attention if site.of_attention else None, edit.site)
         numbers: Sequence[int | None] = [None]
         if site.per_layer:
-            numbers = range(dims.n_layers) if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
+            having = layers_having(self._model, self._row, dims, key) if self._row.has(key) else range(dims.n_layers)
+            numbers = having if edit.layers is None else _within(edit.layers, dims.n_layers, "layer")
+            lacking = [number for number in numbers if number not in having]
+            if lacking:
+                raise SelectionError(
+                    f"layer {lacking[0]} has no {edit.site}", hint=f"layers that have: {', '.join(map(str, having))}"
+                )
         elif edit.layers is not None and edit.site != "hidden":  # which is refused with what would work
             raise SelectionError(f"{edit.site} has no layers", hint="layer=None")
-        n_heads = dims.n_kv_heads if "kv_head" in site.axes else dims.n_heads
-        if edit.heads is not None:
-            _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
-        heads = edit.heads or (range(n_heads) if {"head", "kv_head"} & set(site.axes) else ())
         for number in numbers:
+            own = dims.at(number)
+            n_heads = own.n_heads_of(site)
+            if edit.heads is not None:
+                _within(edit.heads, n_heads, "kv_head" if "kv_head" in site.axes else "head")
             check_place(self._model, self._row, key, number)
             if edit.change is not None:
-                check_change(edit.change, key, number, heads, dims.width_of(site))
+                check_change(edit.change, key, number, edit.heads or range(n_heads), own.width_of(site))
         return [(key, number) for number in numbers]
 
     def _touch(self, key: ArrayKey, layer: int | None) -> Touch:

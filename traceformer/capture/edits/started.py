@@ -32,6 +32,7 @@ from traceformer.models.dims import check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import output_site, why_no_output
+from traceformer.models.part import check_token_types, start_token_of, takes_positions, text_part
 from traceformer.sites import Stack
 
 __all__ = ["WAYS", "Passes", "Untouched", "Way"]
@@ -106,14 +107,17 @@ class Passes:
         if architecture.pads_texts:
             raise Unsupported(f"sweeps of {model.name}", why="it pads texts, so that their positions are not its own")
         self._row = architecture.stacks[self.stack]
-        self._blocks: list[nn.Module] = list(self._model.base_model.get_submodule(self._row.blocks))
+        self._blocks: list[nn.Module] = list(text_part(self._model).get_submodule(self._row.blocks))
         self._accepted = frozenset(inspect.signature(model.model.forward).parameters)
         self._is_causal = model.dims.arch == "dec"
+        check_token_types(model.model, {})
+        self._has_positions = takes_positions(model.model) and self._is_causal
         self._n_heads = model.dims.stacks[self.stack].n_heads
-        self.begins_at_mixed = self._row.attention.out_proj is not None
+        in_every_layer = model.dims.stacks[self.stack].attending is None
+        self.begins_at_mixed = self._row.attention.out_proj is not None and in_every_layer
         self._start: int | None = None
         if model.dims.arch == "encdec":
-            self._start = getattr(model.config, "decoder_start_token_id", None)
+            self._start = start_token_of(model.config)
             if self._start is None:
                 raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         self.sharing = Sharing(model.model)
@@ -241,7 +245,7 @@ class Passes:
         inputs: dict[str, Any] = {"input_ids": ids[:, first:], "attention_mask": torch.ones_like(ids)}
         if self._start is not None:
             inputs["decoder_input_ids"] = torch.full((count, 1), self._start, device=ids.device)
-        if self._is_causal and "position_ids" in self._accepted:
+        if self._has_positions:
             inputs["position_ids"] = torch.arange(first, length, device=ids.device).expand(count, -1)
         if "use_cache" in self._accepted:
             inputs["use_cache"] = cache is not None

@@ -212,7 +212,7 @@ class Sweeper:
                 self.way = weaker
         metric = torch.full((len(ids), len(grid.cells)), torch.nan, dtype=torch.float64)
         metric[:, [number for number, cell in enumerate(grid.cells) if cell is not None]] = touched
-        untouched = self.metric.of(base.logits, goal).double().cpu()
+        untouched = self.metric.of(base.logits, goal).cpu().double()
         return Measured(untouched, metric.reshape(len(ids), *grid.shape))
 
     def _touched(self, base: Untouched, cells: Sequence[Cell], values: Values, goal: Goal, at: int | None) -> Tensor:
@@ -248,7 +248,7 @@ class Sweeper:
         texts = torch.tensor([row.text for row in batch], device=base.ids.device)
         touches = _touches([cells[row.cell] for row in batch], texts, values, base.ids.shape[1])
         logits = self.passes.touched(base, texts, touches, at, layer=layer, first=first, way=way)
-        return self.metric.of(logits, goal.rows(texts)).double().cpu()
+        return self.metric.of(logits, goal.rows(texts)).cpu().double()
 
     def _is_as_whole(
         self, base: Untouched, cells: Sequence[Cell], touched: Tensor, values: Values, goal: Goal, at: int | None

@@ -34,6 +34,7 @@ from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.outputs import output_site, why_no_output
 from traceformer.models.own_attention import OWN_ATTENTION
+from traceformer.models.part import text_part
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, Stack
 
 __all__ = ["Place", "Touch", "Touching", "check_place"]
@@ -111,7 +112,7 @@ class Touching:
         self._undo.close()
 
     def _module(self, path: str) -> Any:
-        return self._model.base_model.get_submodule(path)
+        return text_part(self._model).get_submodule(path)
 
     def _computes_itself(self, path: str) -> bool:
         own = OWN_ATTENTION.get(self._row.own_attention)
@@ -132,7 +133,7 @@ class Touching:
 
             def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stack: Stack = stack) -> None:
                 rows = first_input(args, kwargs)
-                if rows is not None:
+                if rows is not None and rows.dim() == 3:
                     self._shapes[stack] = (rows.shape[0], rows.shape[1])
 
             def leave(*_: Any, stack: Stack = stack) -> None:
@@ -142,7 +143,7 @@ class Touching:
             undo.callback(blocks[-1].register_forward_hook(leave).remove)
 
     def _hook(self, spot: Spot, key: ArrayKey, layer: int | None, touch: Touch, undo: ExitStack) -> None:
-        module, dims = self._module(spot.path), self._dims.stacks[key.stack]
+        module, dims = self._module(spot.path), self._dims.stacks[key.stack].at(layer)
         in_place = key.site in _STREAM and not (key.site == "resid_pre" and layer == 0)
 
         def changed(tensor: Tensor) -> Tensor | None:
@@ -153,8 +154,8 @@ class Touching:
             part = part_of(rows, spot.tap, dims)
             by_head = part
             if _has_heads(key) and part.dim() == 3:
-                by_head = part.unflatten(-1, (-1, dims.d_head)).transpose(1, 2)
-            new = touch(by_head)
+                by_head = part.unflatten(-1, (-1, dims.width_of(SITES[key.site]))).transpose(1, 2)
+            new = touch(by_head) if spot.scale == 1 else _unscaled(by_head, touch, spot.scale)
             if new is by_head:
                 return None
             _check_shape(new, by_head, key)
@@ -186,10 +187,10 @@ class Touching:
 
     def _hook_mixed(self, out_proj: nn.Module, key: ArrayKey, touch: Touch, undo: ExitStack) -> None:
         """Where a module computes attention itself, mixed values are what its output projection is given."""
-        d_head = self._dims.stacks[key.stack].d_head
+        width = self._dims.stacks[key.stack].width_of(SITES["z"])
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            mixed = args[0].unflatten(-1, (-1, d_head)).transpose(1, 2)
+            mixed = args[0].unflatten(-1, (-1, width)).transpose(1, 2)
             new = touch(mixed)
             if new is mixed:
                 return None
@@ -225,17 +226,25 @@ def check_place(model: Any, row: Architecture, key: ArrayKey, layer: int | None)
         )
     if site.is_derived:
         raise Unsupported(f"{key.site} cannot be edited", why="it is computed beside the pass", hint="edit resid_post")
+    if site.is_routing:
+        raise Unsupported(
+            f"{key.site} cannot be edited",
+            why="the router chooses within itself",
+            hint="edit mlp_norm, which it reads, or mlp_out",
+        )
     if key.site in OUTPUTS and output_site(model) != key.site:
         raise Unsupported(f"this model has no {key.site}", why=why_no_output(key.site, model))
     if not row.has(key):
         raise Unsupported(f"{kind} has no {key}", why=row.refused.get(str(key), "its family has no such place"))
+    if str(key) in row.unedited:
+        raise Unsupported(f"{key} of {kind} cannot be edited", why=row.unedited[str(key)])
     if key.site not in _OF_FUNCTION or key.site == "z":
         return
     own = OWN_ATTENTION.get(row.own_attention)
     attention = row.stacks[key.stack].attention_of(key.attention)
     assert attention is not None
     path = f"{row.stacks[key.stack].blocks}.{layer}.{attention.module}"
-    if own is not None and own.fits(model.base_model.get_submodule(path)):
+    if own is not None and own.fits(text_part(model).get_submodule(path)):
         raise Unsupported(
             f"{key.site} of {kind} cannot be edited",
             why="its attention module computes scores and patterns within itself, and hands them to nobody",
@@ -301,6 +310,13 @@ def _mixed_anew(before: Tensor, call: AttentionCall, output: Tensor) -> Tensor:
     return torch.where(changed.transpose(1, 2), mixed.transpose(1, 2), output)
 
 
+def _unscaled(made: Tensor, touch: Touch, scale: float) -> Tensor:
+    """What a module is to make, so that this many times it is what a touch gives; what it leaves stays to the bit."""
+    scaled = made * scale
+    new = touch(scaled)
+    return made if new is scaled else torch.where(new == scaled, made, new / scale)
+
+
 def _has_heads(key: ArrayKey) -> bool:
     return SITES[key.site].axes[1:2] in (("head",), ("kv_head",))
 
@@ -320,6 +336,9 @@ def _with_part(rows: Tensor, tap: Tap, dims: StackDims, new: Tensor) -> Tensor:
         grouped = whole.unflatten(-1, (dims.n_kv_heads, group + 2, -1))
         by_head = new if new.dim() == 4 else new.unflatten(-1, (-1, dims.d_head)).transpose(1, 2)
         grouped[..., first:last, :] = by_head.transpose(1, 2).unflatten(-2, (dims.n_kv_heads, last - first))
+    elif tap.part in ("heads' first half", "heads' second half"):
+        halves = whole.unflatten(-1, (dims.n_heads, 2, -1))
+        halves.select(-2, int(tap.part == "heads' second half")).copy_(new.unflatten(-1, (dims.n_heads, -1)))
     else:
         part_of(whole, tap, dims).copy_(new)
     return whole

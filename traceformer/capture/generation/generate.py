@@ -251,9 +251,10 @@ def answer(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)
-    with unedited(model.model), HandedOn(model) as handed_on:
-        prove_first(model, plan, begun[:batch_size], tokens, to_continue=not replay)
     sharing = Sharing(model.model)
+    with unedited(model.model), HandedOn(model) as handed_on:
+        is_padded_left = not replay and sharing.reads_behind_padding
+        prove_first(model, plan, begun[:batch_size], tokens, to_continue=is_padded_left)
     if replay:
         check_replay(model, sharing, [each.row for each in read], sampling.max_tokens)
     most = _lengths(read, sampling)

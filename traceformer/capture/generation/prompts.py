@@ -7,6 +7,7 @@ from traceformer.capture.chats import check_template, in_template
 from traceformer.capture.encoding import Encoded, Encoder
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import start_token_of
 from traceformer.sites import Stack
 from traceformer.texts.chats import Chat
 from traceformer.texts.prompts import Prompt, PromptSet
@@ -140,4 +141,6 @@ def _start_token(loaded: LoadedModel) -> int:
             start = getattr(config, name, None)
             if isinstance(start, int):
                 return start
+    if (start := start_token_of(loaded.config)) is not None:
+        return start
     raise Unsupported("the model states no decoder_start_token_id", hint="set it in its generation_config.json")

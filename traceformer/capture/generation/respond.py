@@ -34,7 +34,7 @@ from traceformer.sites import ArraySpec, Stack
 
 __all__ = ["Responder", "Responses", "keeps_a_cache"]
 
-_CACHES = ("cache", "past_key_values")  # renamed by transformers 5.24
+_CACHES = ("cache", "past_key_values", "cache_params", "state")  # the first since transformers 5.24; Mamba's, RWKV's
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Responder:
     def apart(self, prompts: Sequence[Encoded], sharing: Sharing) -> list[list[int]]:
         """Returns the numbers of a batch's prompts in as many parts as must be answered apart.
 
-        What looks at a prompt's tokens to choose would take padding for some of them: then those of one length go
-        together.
+        What looks at a prompt's tokens to choose would take padding for some of them, and what hands a state on from
+        token to token would begin with it: then those of one length go together.
         """
         lengths = [prompt.lengths for prompt in prompts]
         parts = sharing.parts(range(len(prompts)), lengths, growth=self._sampling.max_tokens)
-        if not self._reads_prompt:
+        if not self._reads_prompt and sharing.reads_behind_padding:
             return parts
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, part in enumerate(parts):
@@ -108,11 +108,11 @@ class Responder:
         with quiet(transformers), torch.inference_mode():
             self._observe_prompt_logits(inputs, plan.arrays, memory)
             recording = Recorder(self._loaded.model, plan.arrays, None, plan.architecture, plan.derived)
-            with recording as recorder, recorder.growing(memory) as growth:
+            with recording as recorder, recorder.growing(memory) as growth, _positions_of(self._loaded.model) as own:
                 more = {} if self._is_decoder else {"encoder_outputs": self._encode(inputs)}
                 output = self._generate(inputs, seed, **more)
                 growth.seen["dec"] = output.sequences.shape[1] - 1
-                self._run_last_token(output, inputs, more)
+                self._run_last_token(output, inputs, more, own)
         tokens = self._cut(output.sequences, inputs)
         starts = [span.start for span in spans["dec"]] if self._is_decoder else [0] * len(prompts)
         own = [Span(start, n_prompt + len(row)) for start, row in zip(starts, tokens, strict=True)]
@@ -148,7 +148,9 @@ class Responder:
     def _encode(self, inputs: dict[str, Tensor]) -> Any:
         return self._loaded.model.get_encoder()(**inputs, return_dict=True)
 
-    def _run_last_token(self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any]) -> None:
+    def _run_last_token(
+        self, output: Any, inputs: dict[str, Tensor], more: dict[str, Any], positions: Sequence[Tensor]
+    ) -> None:
         last = output.sequences[:, -1:]
         cache = next(name for name in _CACHES if name in self._inputs.accepted)
         given: dict[str, Any] = {cache: output.past_key_values, "use_cache": True, "return_dict": True}
@@ -161,6 +163,8 @@ class Responder:
             given["attention_mask"] = torch.cat([mask, grown], dim=1)
         if "position_ids" in inputs:
             given["position_ids"] = inputs["position_ids"][:, -1:] + output.sequences.shape[1] - mask.shape[1]
+        elif positions:  # the model's own, which the pass before was given
+            given["position_ids"] = positions[-1][..., -1:] + 1
         self._loaded.model(input_ids=last, **given)
 
     def _observe_prompt_logits(
@@ -198,17 +202,38 @@ class Responder:
 
 
 def keeps_a_cache(loaded: LoadedModel) -> bool:
-    """Whether a model takes a cache of keys and values, so that its last token can be run behind a response."""
+    """Whether a model takes what it keeps of earlier tokens, so that its last token can be run behind a response."""
     accepted = BatchInputs(loaded).accepted
     return "use_cache" not in accepted or any(name in accepted for name in _CACHES)
 
 
 @contextmanager
+def _positions_of(model: Any) -> Generator[list[Tensor]]:
+    """Yields the positions that the latest pass in the block was given; nothing where passes are given none."""
+    latest: list[Tensor] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        own = kwargs.get("position_ids")
+        latest[:] = [] if own is None else [own]
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield latest
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def _seeded(seed: int, device: str) -> Generator[None]:
     """Has random numbers follow from a seed in the block, and go on behind it as if nothing had been drawn."""
+    apple = torch.mps.get_rng_state() if device.startswith("mps") else None  # `fork_rng` knows no such device
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 
 @contextmanager

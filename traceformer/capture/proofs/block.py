@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from traceformer.capture.proofs.watch import Attended, Call
 
@@ -16,6 +16,7 @@ class Block:
     """One block as it was watched: what enters, what leaves, its modules' calls, and what an encoder gave before it."""
 
     path: str
+    module: nn.Module
     enters: Tensor
     leaves: Tensor
     calls: Sequence[Call]
@@ -26,7 +27,7 @@ class Block:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """(batch, position, width), also of what lies as one row of tokens after the other."""
-        batch, length = self.enters.shape[:2]
+        batch, length = self.enters.shape[-3:-1]
         is_flat = tensor.dim() == 2 and len(tensor) == batch * length
         return tensor.unflatten(0, (batch, length)) if is_flat else tensor
 
@@ -47,8 +48,8 @@ def near(one: Tensor, other: Tensor) -> bool:
     """Returns whether two sums may be of the same terms, in another order."""
     if one.shape != other.shape or not one.is_floating_point():
         return False
-    far = (one.double() - other.double()).abs().max()
-    return bool(far <= 4 * torch.finfo(one.dtype).eps * other.double().abs().max())
+    own, of_other = one.cpu().double(), other.cpu().double()
+    return bool((own - of_other).abs().max() <= 4 * torch.finfo(one.dtype).eps * of_other.abs().max())
 
 
 def norm_making(block: Block, stream: Tensor, made: Tensor) -> Call | None:

@@ -13,7 +13,7 @@ numbers is tried before, as `first` does.
 import inspect
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.batches import pad
 from traceformer.capture.encoding import Encoded
-from traceformer.capture.plan import plan_arrays
+from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
@@ -39,8 +39,10 @@ from traceformer.models.dims import Arch, ModelDims, arch_of, check_positions
 from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import valid_pad_id
+from traceformer.models.mechanisms import stated, unstated
 from traceformer.models.outputs import reads_itself, runs_alone
-from traceformer.sites import ArraySpec, Attention, Selection, Stack, expand_sites
+from traceformer.models.part import stack_config, start_token_of
+from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,6 +158,7 @@ def check_model(
     if reads_itself(model):
         examples = [{"enc": example["enc"]} for example in examples]
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
+    plan = replace(plan, arrays=(*plan.arrays, *_of_other_shapes(plan, selection, model, row, dims)))
     with torch.inference_mode(), evaluating(model):
         largest_score, has_attentions = 0.0, False
         errors: Errors = {}
@@ -176,7 +179,7 @@ def check_model(
         left_out = {**untested} | _without_padding(
             model, [[examples[index] for index in part] for part in parts], sharing
         )
-        if not has_attentions:
+        if not has_attentions and any(own.n_heads for own in dims.stacks.values()):
             left_out["equals the model's own attentions"] = "the model returns none"
     order = {spec.key: index for index, spec in enumerate(plan.arrays)}
     proofs = tuple(
@@ -194,24 +197,47 @@ def check_model(
     )
 
 
+def _of_other_shapes(
+    plan: Plan, selection: Selection, model: PreTrainedModel, row: Architecture, dims: ModelDims
+) -> Iterator[ArraySpec]:
+    """Yields what an array leaves out since it is of another shape in some layers, in arrays of its own."""
+    for stack, sizes in dims.stacks.items():
+        left = {*sizes.attention_layers} if sizes.by_layer else set[int]()
+        for spec in plan.arrays:
+            left -= {*spec.layers} if spec.heads and not spec.site.is_matrix else set[int]()
+        while left:
+            some = sizes.alike(SITES["k"], sorted(left))
+            asked = replace(selection, layers={**selection.layers, stack: some})
+            yield from (
+                spec
+                for spec in plan_arrays(asked, model, architecture=row, stacks=(stack,)).arrays
+                if spec.heads and not spec.site.is_matrix
+            )
+            left -= {*some}
+
+
 def random_examples(config: Any, *, seed: int = 0, arch: Arch | None = None) -> list[Example]:
     """Returns three examples of random token ids, up to 17 long, for models that have no tokenizer.
 
     What stacks they are for is `arch`, or as far as the config tells.
 
     Raises:
-        Unsupported: an encoder-decoder does not state what its decoder begins with.
+        Unsupported: an encoder-decoder does not state what its decoder begins with; or there is no vocabulary.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
         # The first few ids tend to be padding, start and end tokens.
-        return torch.randint(4, config.vocab_size, (length,), generator=generator).tolist()
+        return torch.randint(4, n_words, (length,), generator=generator).tolist()
 
     arch = arch or arch_of(config)
+    own = stack_config(config, "enc" if arch == "enc" else "dec")
+    n_words = stated(own, "vocab_size")
+    if n_words is None:
+        raise unstated(own, "vocab_size")
     if arch != "encdec":
         return [{arch: ids(length)} for length in (17, 9, 12)]
-    start: int | None = getattr(config, "decoder_start_token_id", None)
+    start = start_token_of(config)
     if start is None:
         raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config")
     return [{"enc": ids(length), "dec": [start, *ids(shorter)]} for length, shorter in ((17, 6), (9, 3), (12, 4))]
@@ -296,6 +322,13 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
         asked = {name: value for name, value in asked.items() if name in taken}  # a class of the user's own
     output = model(**inputs, **asked)
+    router: dict[Stack, tuple[Tensor, ...]] = {}
+    for stack, own in dims.stacks.items():
+        # Asked of the base model: beside a head a loss would be computed of them.
+        given = (
+            getattr(model.base_model(**inputs, output_router_logits=True), "router_logits", ()) if own.n_experts else ()
+        )
+        router |= {stack: tuple(given)} if given and len(dims.stacks) == 1 else {}
     names: dict[tuple[Stack, Attention], str] = {("dec", "cross"): "cross_attentions"}
     for stack, own in stacks.items():
         names[stack, "self"] = f"{own}attentions"
@@ -304,7 +337,12 @@ def _reference(model: PreTrainedModel, dims: ModelDims, inputs: Mapping[str, Ten
     return Reference(
         logits,
         {stack: states for stack, states in hidden.items() if states},
-        {place: patterns for place, patterns in attentions.items() if patterns},
+        {
+            place: tuple(pattern for pattern in patterns if pattern is not None)  # None of layers without attention
+            for place, patterns in attentions.items()
+            if patterns
+        },
+        router,
     )
 
 
@@ -368,7 +406,9 @@ def _refused(model: PreTrainedModel, row: Architecture, specs: Sequence[ArraySpe
     recorded = {spec.key.site for spec in specs}
     refused: dict[str, str] = {}
     for site in expand_sites(("all",)):
-        if site not in recorded:
+        has_experts = any(own.n_experts for own in ModelDims.of(model).stacks.values())
+        is_missed = site in OUTPUTS or not SITES[site].of_few or (has_experts and SITES[site].is_routing)
+        if site not in recorded and is_missed:
             try:
                 plan_arrays(Selection((site,)), model, architecture=row)
             except Unsupported as error:

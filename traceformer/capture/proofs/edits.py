@@ -23,16 +23,18 @@ from traceformer.capture.edits.touching import Place, Touch, Touching, check_pla
 from traceformer.capture.proofs.place import Rounding, Scene, apply, error_between
 from traceformer.capture.proofs.tested import Errors
 from traceformer.capture.scores import Span
+from traceformer.capture.spots import scale_of
 from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import Unsupported
 from traceformer.models.outputs import reads_itself
+from traceformer.models.part import text_config, text_part
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
-__all__ = ["prove_edits"]
+__all__ = ["DONOR", "prove_edits"]
 
 _SAME = "an edit that puts its own numbers there changes nothing"
-_DONOR = "of another text, put there by an edit, gives that text's output"
+DONOR = "of another text, put there by an edit, gives that text's output"
 _HEAD = "without a head is what it was less z @ W_O of that head"
 _NOTHING = "steering by 0 and cutting no edge change nothing"
 _CACHED = "edited beside a cache is as edited in one pass"
@@ -69,19 +71,24 @@ def prove_edits(
         add_error(key, _SAME, 0.0 if together else error_between(output(own), plain))
 
     for stack in spans:
-        if not reads_itself(model):  # or the decoder would be given the text that it is a donor for
+        if not reads_itself(model) and not _read_tokens(model):  # or it would be given the text that it is a donor for
             _prove_donor(scene, stack, inputs, spans[stack], places, output, add_error)
         editable = {(key.site, key.attention) for key, _ in places if key.stack == stack}
+        key = ArrayKey(stack, None, "resid_post")
         steered = add("resid_post", None, np.ones(scene.dims.stacks[stack].d_model), 0.0, stack=stack)
         kept = [cut(key="response", stack=stack)] if ("attn_pattern", "self") in editable else []
-        with Editing(model, (steered, *kept), scene.row):
-            key = ArrayKey(stack, None, "resid_post")
+        with Editing(model, (*([steered] if any(place[0] == key for place in places) else []), *kept), scene.row):
             add_error(key, _NOTHING, error_between(_output_of(model(**inputs)), plain))
     if quantisation_of(model) is not None:  # which rounds a row by all that a module is given with it
         return
     for key in {key for key, _ in places if key.site == "z"}:
         _prove_head(scene, key, output, add_error)
     _prove_cached(scene, places, add_error)
+
+
+def _read_tokens(model: Any) -> bool:
+    """Whether blocks are given more of a token than its stream: an embedding for each layer (Gemma 3n, Gemma 4)."""
+    return bool(getattr(text_config(model.config), "hidden_size_per_layer_input", 0))
 
 
 def _places(scene: Scene, spec: ArraySpec) -> list[Place]:
@@ -111,6 +118,9 @@ def _prove_donor(
         row[span.start : span.stop] = row[span.start : span.stop].flip(0)
     donor = {**inputs, name: ids}
     depth = scene.dims.stacks[stack].n_layers
+    blocks = text_part(scene.model).get_submodule(scene.row.stacks[stack].blocks)
+    if any("original_hidden_states" in inspect.signature(block.forward).parameters for block in blocks.children()):
+        return  # Zamba's blocks read the embeddings beside the stream, which then is not all that a text hands on
     chosen = [
         (key, layer)
         for key, layer in places
@@ -127,17 +137,17 @@ def _prove_donor(
 
     wanted = output({place: keep(place) for place in chosen}, donor)
     for place in chosen:
-        add_error(place[0], _DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
+        add_error(place[0], DONOR, error_between(output({place: lambda _, place=place: kept[place]}), wanted))
 
 
 def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_error: Callable[..., None]) -> None:
-    row, layer = scene.row.stacks[key.stack], scene.dims.stacks[key.stack].n_layers // 2
+    row, layer = scene.row.stacks[key.stack], _middle_of(scene, key.stack)
     attention = row.attention_of(key.attention)
     assert attention is not None
     out = key._replace(site="attn_out")
     if attention.out_proj is None or not scene.row.has(out):
         return
-    module = scene.model.base_model.get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
+    module = text_part(scene.model).get_submodule(f"{row.blocks}.{layer}.{attention.out_proj}")
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Touch:
@@ -160,6 +170,8 @@ def _prove_head(scene: Scene, key: ArrayKey, output: Callable[..., Tensor], add_
     projected, of_head, bias = (
         torch.stack([apply(module, each) for each in rows.flatten(-2)]) for rows in (whole, alone, 0 * whole)
     )
+    scale = scale_of(row)
+    projected, of_head, bias = projected * scale, of_head * scale, bias * scale
     if projected.shape != seen["before"].shape or not torch.allclose(projected, seen["before"], rtol=1e-3, atol=1e-4):
         return  # what attention adds is not what its projection makes: a norm or a gate stands between
     expected = seen["before"].float() - (of_head.float() - bias.float())
@@ -174,7 +186,7 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
     if (logits, None) not in places or list(scene.row.stacks) != ["dec"] or "past_key_values" not in accepted:
         return
     ids = scene.ids[0]["dec"][None]
-    layer = scene.dims.stacks["dec"].n_layers // 2
+    layer = _middle_of(scene, "dec")
     changes: dict[str, Touch] = {
         "z": lambda mixed: torch.cat([0 * mixed[:, :1], mixed[:, 1:]], 1),
         "k": lambda keys: keys / 2,
@@ -191,8 +203,16 @@ def _prove_cached(scene: Scene, places: Sequence[Place], add_error: Callable[...
         cache = getattr(begun, "past_key_values", None)
         if cache is None:
             return
-        last = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+        placed = {"position_ids": torch.full_like(ids[:, -1:], ids.shape[1] - 1)} if "position_ids" in accepted else {}
+        last = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True, **placed).logits[:, -1]
     add_error(logits, _CACHED, error_between(last, whole), Rounding.BATCH)
+
+
+def _middle_of(scene: Scene, stack: Stack) -> int:
+    """A layer in the middle of those that have attention, or of all where none has."""
+    dims = scene.dims.stacks[stack]
+    layers = dims.attention_layers or range(dims.n_layers)
+    return layers[len(layers) // 2]
 
 
 def _output_of(output: Any) -> Tensor:

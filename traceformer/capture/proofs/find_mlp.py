@@ -12,7 +12,7 @@ from traceformer.capture.proofs.block import Block, has_matrix, is_leaf, is_norm
 from traceformer.capture.proofs.watch import Call
 from traceformer.models.family import MlpKind, Tap, into
 
-__all__ = ["mlp_of"]
+__all__ = ["experts_of", "mlp_of"]
 
 
 def mlp_of(block: Block, stream: Tensor, added: Tensor, attn_norm: Tap | None) -> tuple[dict[str, Tap], MlpKind]:
@@ -36,6 +36,25 @@ def mlp_of(block: Block, stream: Tensor, added: Tensor, attn_norm: Tap | None) -
     if norm is not None and (attn_norm is None or block.tap_path(norm) != attn_norm.path):
         found = {"mlp_norm": Tap(block.tap_path(norm)), **found}
     return {**found, "mlp_out": Tap(block.tap_path(adding[0]))}, kind
+
+
+def experts_of(block: Block) -> dict[str, Tap]:
+    """Returns where experts are told their tokens, and the router that says so; empty where that is not one module."""
+    told = [call for call in block.calls if call.routing is not None]
+    if len(told) != 1 or told[0].routing is None:
+        return {}
+    path, (ids, _) = block.tap_path(told[0]), told[0].routing
+    found = {
+        "expert_topk": Tap(path, "input", "expert ids"),
+        "expert_weight": Tap(path, "input", "expert weights"),
+    }
+    routers = [call for call in block.calls if call.chosen is not None and _names_the_same(call.chosen, ids)]
+    return {"router_logits": Tap(block.tap_path(routers[0])), **found} if routers else found
+
+
+def _names_the_same(chosen: Tensor, ids: Tensor) -> bool:
+    """Whether each token's experts are the same, in any order."""
+    return chosen.shape == ids.shape and same(chosen.sort(dim=-1).values, ids.sort(dim=-1).values)
 
 
 def _inside_mlp(block: Block, down: Call, inputs: Sequence[Tensor]) -> tuple[dict[str, Tap], MlpKind, Tensor] | None:

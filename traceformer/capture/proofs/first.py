@@ -42,7 +42,8 @@ from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
 from traceformer.models.loaded import LoadedModel
-from traceformer.sites import ArraySpec, Selection, Stack
+from traceformer.models.part import text_part
+from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
 __all__ = ["prove_first", "try_padding"]
 
@@ -118,8 +119,11 @@ def try_padding(
         inputs: Makes a batch of such.
     """
     shortest, longest = _two_of(rows, _MOST * len(rows))
+    stack: Stack = "dec" if "dec" in rows[0].ids else "enc"
+    has_stream = row.has(ArrayKey(stack, None, "resid_pre"))
     if longest is not None:
-        with _trial(model, row, dims, rows[0], ("resid_pre", "resid_post"), inputs) as trial:
+        sites = ("resid_pre", "resid_post") if has_stream else ("attn_pattern",)
+        with _trial(model, row, dims, rows[0], sites, inputs) as trial:
             trial.try_padding(shortest, longest)
 
 
@@ -135,11 +139,19 @@ def _trial(
     """Observes these sites in the first, the middle and the last layer of the stacks that the example has."""
     sink, stacks = _Keeping(), tuple(example.ids)
     depths: dict[Stack, int] = {stack: dims.stacks[stack].n_layers for stack in stacks}
-    layers: dict[Stack, tuple[int, ...]] = {stack: tuple(sorted({0, n // 2, n - 1})) for stack, n in depths.items()}
+    layers: dict[Stack, tuple[int, ...] | None] = {
+        stack: _few_layers(depth, dims.stacks[stack].attention_layers) for stack, depth in depths.items()
+    }
     every = plan_arrays(Selection(("all",), layers=layers), model, stacks=stacks, architecture=row).arrays
     specs = [spec for spec in every if spec.key.site in sites]
     with torch.inference_mode(), evaluating(model), Recorder(model, specs, sink, row) as recorder:
         yield _Trial(model, row, dims, recorder, sink, inputs)
+
+
+def _few_layers(depth: int, attending: Sequence[int]) -> tuple[int, ...]:
+    """The first, the middle and the last layer, and where none of these has attention, the first one that has."""
+    few = {0, depth // 2, depth - 1}
+    return tuple(sorted(few if not attending or few & {*attending} else {*few, attending[0]}))
 
 
 def _two_of(rows: Sequence[Encoded], tokens: int) -> tuple[Encoded, Encoded | None]:
@@ -267,7 +279,7 @@ class _Trial:
     @contextmanager
     def _last_bits_changed(self, row: Encoded) -> Generator[None]:
         """Changes what enters the blocks by as much as its dtype can tell apart, up and down."""
-        base: Any = self._model.base_model
+        base: Any = text_part(self._model)
         step = torch.finfo(self._model.dtype).eps
 
         def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -290,8 +302,7 @@ class _Trial:
         tolerance = (_FAR if self._is_exact else _FAR_OF_FEW_BITS) * explained
         worst = 0.0
         for (key, layer), tensor in one.items():
-            of_first_attention = layer == 0 and key.site in ("resid_pre", "attn_out")
-            if key.site not in _COMPARED or not (self._is_exact or of_first_attention):
+            if key.site not in _COMPARED or not (self._is_exact or self._is_of_first_mixing(key, layer)):
                 continue
             there = two[key, layer]
             axes = (-2, -1) if key.site == "attn_pattern" else (-2,)
@@ -301,6 +312,14 @@ class _Trial:
                 tensor, there = tensor.narrow(axis, 0, size), there.narrow(axis, 0, size)
             worst = max(worst, error_between(tensor, there))
         return None if worst <= tolerance else _Fact("", worst, tolerance)
+
+    def _is_of_first_mixing(self, key: ArrayKey, layer: int | None) -> bool:
+        """Whether an array is of what first joins tokens, or before: below float32, layers behind it round otherwise.
+
+        Where the first layer has no attention, that is the whole of its block.
+        """
+        attends = 0 in self._dims.stacks[key.stack].attention_layers
+        return layer == 0 and key.site in ("resid_pre", "attn_out", *(() if attends else ("resid_post",)))
 
     def _parts(self, rows: Sequence[Encoded]) -> list[list[int]]:
         return self._recorder.sharing.parts(range(len(rows)), [row.lengths for row in rows])
@@ -344,8 +363,11 @@ class _Trial:
         if "dec" not in row.ids:
             return False
         own = self._row.stacks["dec"]
-        path = f"{own.blocks}.0.{own.attention.module}".removesuffix(".")
-        return getattr(self._model.base_model.get_submodule(path), "is_causal", True) is not False
+        attending = self._dims.stacks["dec"].attention_layers
+        if not attending:
+            return True
+        path = f"{own.blocks}.{attending[0]}.{own.attention.module}".removesuffix(".")
+        return getattr(text_part(self._model).get_submodule(path), "is_causal", True) is not False
 
 
 def _has_hooks(model: PreTrainedModel) -> bool:

@@ -21,16 +21,18 @@ from transformers import PreTrainedModel
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.check import ALONE, CheckResult, Example, check_model
+from traceformer.capture.proofs.edits import DONOR
 from traceformer.capture.proofs.find import find_row
 from traceformer.capture.proofs.readout import readout_holds
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
-from traceformer.models.families import FAMILIES, own_family, unmet
+from traceformer.models.families import FAMILIES, own_family, unmet, with_scales
 from traceformer.models.family import Architecture, builds
 from traceformer.models.loaded import LoadedModel, Proved
 from traceformer.models.mechanisms import mechanisms_of
+from traceformer.models.part import start_token_of, text_config, text_part
 from traceformer.progress import OnProgress, Progress, quiet
-from traceformer.sites import ArrayKey, Selection, Stack
+from traceformer.sites import SITES, ArrayKey, Selection, Stack
 
 __all__ = ["Fit", "fit", "fitted", "has_modules", "is_strange", "rows_there_are"]
 
@@ -105,7 +107,7 @@ def _chosen(model: LoadedModel, rows: Sequence[Encoded]) -> list[Example]:
     for row in picked:
         ids: dict[Stack, Sequence[int]] = {stack: own[:_MOST_TOKENS] for stack, own in row.ids.items()}
         if model.dims.arch == "encdec" and "dec" not in ids:
-            start = getattr(model.config, "decoder_start_token_id", None)
+            start = start_token_of(model.config)
             ids["dec"] = [*([] if start is None else [start]), *ids["enc"][: _MOST_TOKENS // 2]]
         examples.append(ids)
     halves: dict[Stack, Sequence[int]]
@@ -150,7 +152,7 @@ def fit(
         failed = f"{first.message}: {first.why}" if first.why else first.message
         raise Unsupported(
             f"no row for {name} (model type {model.config.model_type!r}), and none that holds",
-            why="; ".join((*unmet(model.config), *mechanisms_of(model.config), failed)),
+            why="; ".join((*unmet(model.config), *mechanisms_of(text_config(model.config)), failed)),
             hint="`traceformer check` on the model says what was seen of it; `like=FAMILY` takes a row by hand",
         )
     return best
@@ -189,24 +191,38 @@ def _candidates(
         same = next((families for families, row in there.items() if row == found), "")
         yield same, found
     stacks = list(ModelDims.of(model).stacks)
-    for families, row in there.items():
+    for families, named in there.items():
+        row = with_scales(named, text_config(model.config))
         if list(row.stacks) == stacks and has_modules(model, row):
             yield families, row
 
 
 def has_modules(model: PreTrainedModel, row: Architecture) -> bool:
-    """Whether every module that a row names is there, in every block."""
-    there = {path for path, _ in model.base_model.named_modules(remove_duplicate=False)}
-    for own in row.stacks.values():
+    """Whether every module that a row names is there, in every block; those of attention, in all that have some."""
+    there = {path for path, _ in text_part(model).named_modules(remove_duplicate=False)}
+    dims = ModelDims.of(model)
+    for stack, own in row.stacks.items():
         layers = {path for path in there if path.rpartition(".")[0] == own.blocks and path.rpartition(".")[2].isdigit()}
         if not layers or not {own.token_embed, own.final_norm or own.blocks} <= there:
             return False
-        paths = {tap.path for tap in own.mlp.values()} | {own.post_norm}
+        everywhere = {tap.path for site, tap in own.mlp.items() if not SITES[site].of_experts}
+        paths, inside = everywhere | {own.post_norm}, set[str | None]()
         for attention in (own.attention, own.cross):
             if attention is not None:
-                taps = (attention.tap(site) for site in ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out"))
-                paths |= {attention.module, attention.out_proj, attention.post_norm, *(tap.path for tap in taps if tap)}
-        if not all(f"{layer}.{path}" in there for layer in layers for path in paths if path):
+                sites = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out")
+                taps = (attention.tap(site) for site in sites)
+                latents = (each for each in (attention.q_latent, attention.kv_latent) if each is not None)
+                own_paths = {attention.module, attention.out_proj, attention.post_norm}
+                own_paths |= {path for latent in latents for path in latent}
+                inside |= {*own_paths, *(tap.path for tap in taps if tap)}
+        sizes = dims.stacks[stack]
+        attending = {f"{own.blocks}.{layer}" for layer in sizes.attention_layers}
+        named = {f"{layer}.{path}" for layer in layers for path in paths if path}
+        named |= {f"{layer}.{path}" for layer in layers & attending for path in inside if path}
+        if not named <= there or own.attends != bool(sizes.n_heads):
+            return False
+        in_some = [tap.path for site, tap in own.mlp.items() if SITES[site].is_routing]
+        if not all(any(f"{layer}.{path}" in there for layer in layers) for path in in_some):
             return False
     return True
 
@@ -220,7 +236,10 @@ def _places(row: Architecture) -> int:
 
 
 # A row of another family may name modules that take or give something else.
-_MISFITS = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+_MISFITS = (AssertionError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+
+
+_MORE = "it is not all that blocks read: another text's, put there, does not give that text's output"
 
 
 def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architecture, name: str) -> Fit:
@@ -237,16 +256,21 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
         except _MISFITS as error:
             raise Unsupported(f"the row does not fit {name}", why=str(error).partition("\n")[0]) from error
         refused = dict.fromkeys(_unproved(model, examples, row, result), "no fact about it is known")
-        refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok}
+        refused |= {proof.key: _why_failed(proof) for proof in result.proofs if not proof.ok and proof.fact != DONOR}
+        # What a block reads beside its stream need not keep the stream from being recorded.
+        unedited = {proof.key: _MORE for proof in result.proofs if not proof.ok and proof.fact == DONOR}
         if row.own_attention:  # then what scores are made of is only as right as the patterns that follow from them
             scores = {key.replace("attn_pattern", "attn_scores") for key in refused if key.endswith("attn_pattern")}
             refused |= dict.fromkeys(scores, "the patterns that follow from it do not hold")
         lost = [f"{key} {why}" for key, why in refused.items() if key.rpartition(".")[2] in _STREAM]
         if lost:
             raise Unsupported(f"the residual stream of {name} does not hold what its row says", why=lost[0])
-        if not refused:
+        if not refused and not unedited:
+            if not any(key.site in (*_STREAM, "attn_pattern") for key in _keys(row)):
+                why = "; ".join(dict.fromkeys(row.refused.values()))
+                raise Unsupported(f"neither residual stream nor patterns of {name} can be recorded", why=why)
             return Fit(row, "", result)
-        row = replace(row, refused={**row.refused, **refused})
+        row = replace(row, refused={**row.refused, **refused}, unedited={**row.unedited, **unedited})
 
 
 def _why_failed(proof: Any) -> str:
@@ -263,13 +287,19 @@ def _unproved(
         key, stack = str(spec.key), spec.key.stack
         if key in about:
             continue
-        by = {site: f"{stack}.{fact}" for site, fact in _VOUCHED.items()}
+        by = {site: str(spec.key._replace(site=fact)) for site, fact in _VOUCHED.items()}
         vouched = by.get(spec.key.site) in about
         if spec.key.site == "attn_out":
-            vouched = f"{stack}.{'resid_post' if row.stacks[stack].parallel else 'resid_mid'}" in sums
+            own = row.stacks[stack]
+            vouched = f"{stack}.{'resid_post' if own.parallel or 'resid_mid' not in own.mlp else 'resid_mid'}" in sums
+        if spec.key.site == "attn_norm":  # of several streams no site is what is normed
+            vouched = str(spec.key._replace(site="q_proj")) in about
         if not vouched:
             yield key
 
 
-_VOUCHED = {"resid_post": "resid_pre", "mlp_act": "mlp_mid", "mlp_mid": "mlp_down", "mlp_down": "mlp_out"}
+_VOUCHED = {
+    **{"resid_post": "resid_pre", "mlp_act": "mlp_mid", "mlp_mid": "mlp_down", "mlp_down": "mlp_out"},
+    **{"q": "attn_scores", "k": "attn_scores", "v": "z"},
+}
 """Sites about which a fact is one of another site: the stream behind a block is what the next one reads."""

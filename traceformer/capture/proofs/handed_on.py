@@ -18,6 +18,7 @@ from traceformer.capture.spots import aliases_of
 from traceformer.capture.tensors import first_input, first_output
 from traceformer.models.held import underneath
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.aliases import Rows
 
@@ -38,7 +39,7 @@ class HandedOn:
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        base: Any = underneath(self._model.model).base_model
+        base: Any = text_part(underneath(self._model.model))
         with ExitStack() as undo:
             for stack, row in self._model.built.stacks.items():
                 blocks: Sequence[nn.Module] = list(base.get_submodule(row.blocks))
@@ -57,6 +58,10 @@ class HandedOn:
         depths: dict[Stack, int] = {stack: dims.n_layers for stack, dims in self._model.dims.stacks.items()}
         handed_on = [block for block, always in self.seen.items() if always]
         return aliases_of(arrays, self._model.built, depths, handed_on)
+
+    def forget(self) -> None:
+        """Takes back what was seen: what follows is not alike."""
+        self.seen.clear()
 
     def _maker(self, stack: Stack, layer: int) -> Callable[..., None]:
         def made(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

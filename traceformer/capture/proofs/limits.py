@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.proofs.check import Example
 from traceformer.models.dims import ModelDims
+from traceformer.models.part import text_config
 
 __all__ = ["limits_of", "straddling"]
 
-_LIMIT = re.compile(r"max_position|n_positions|n_ctx|window|local_attention|chunk_size")
+_LIMIT = re.compile(r"max_position|n_positions|n_ctx|window|local_attention|chunk_size|floor_scale")
 _OF_LAYERS = re.compile(r"layer|pattern")  # which layers have a window is no length
 _MOST_BYTES = 64 << 20  # of the patterns of one example, in float32
 
@@ -43,7 +44,7 @@ def straddling(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[lis
     n_ctx = min((dims.n_ctx for dims in stacks.values() if dims.n_ctx), default=None)
     longest = max(examples, key=lambda example: sum(map(len, example.values())))
     grown, untested = [*examples], dict[str, str]()
-    for name, limit in sorted(limits_of(model.config).items(), key=lambda named: named[1]):
+    for name, limit in sorted(limits_of(text_config(model.config)).items(), key=lambda named: named[1]):
         most = limit + 1 if n_ctx is None else min(limit + 1, n_ctx)
         if max(min(map(len, example.values())) for example in grown) >= most:
             continue

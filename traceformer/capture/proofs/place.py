@@ -1,7 +1,7 @@
 """What a claim about a recorded array is, and the place where it is tested."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from traceformer.capture.spots import scale_of
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture, AttentionRow, StackRow
+from traceformer.models.mechanisms import layer_config
+from traceformer.models.part import stack_config, text_part
 from traceformer.models.quantised import holds_codes
-from traceformer.shapes import Float
+from traceformer.shapes import Float, Num
 from traceformer.sites import SITES, ArrayKey, Attention, Stack
 
 __all__ = ["Claim", "NotHere", "Place", "Reference", "Rounding", "Scene", "Sides", "apply", "error_between"]
@@ -37,12 +40,14 @@ class Reference:
     """What the model itself returns for a batch while nothing is recorded, padding included.
 
     `logits` is its own output, whatever its head makes, and None without a head; `hidden` has one tensor per entry,
-    `attentions` (eager) one per layer; a stack whose model returns none is not in them.
+    `attentions` (eager) one per layer, `router` (logits of experts) one per layer that has experts; a stack whose model
+    returns none is not in them.
     """
 
     logits: Tensor | None
     hidden: Mapping[Stack, tuple[Tensor, ...]]
     attentions: Mapping[tuple[Stack, Attention], tuple[Tensor, ...]]
+    router: Mapping[Stack, tuple[Tensor, ...]] = field(default_factory=dict[Stack, tuple[Tensor, ...]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,32 @@ class Place:
 
     @property
     def config(self) -> Any:
-        return self.scene.model.config
+        """What the config of this stack says of this layer."""
+        return layer_config(stack_config(self.scene.model.config, self.stack), self.layer)
+
+    @property
+    def part(self) -> Any:
+        """The module that the row's paths count from."""
+        return text_part(self.scene.model)
+
+    def beside(self, name: str) -> Any:
+        """Returns the module of this name beside the blocks, or else beside what holds them; None where neither is."""
+        return next((found for owner in self._around() if (found := getattr(owner, name, None)) is not None), None)
+
+    def _around(self) -> Iterator[Any]:
+        path = self.row.blocks
+        while path:
+            path = path.rpartition(".")[0]
+            yield self.part.get_submodule(path)
 
     @property
     def row(self) -> StackRow:
         return self.scene.row.stacks[self.stack]
+
+    @property
+    def scale(self) -> float:
+        """What sublayers' outputs are multiplied by before they are added."""
+        return scale_of(self.row)
 
     @property
     def attention_row(self) -> AttentionRow:
@@ -98,11 +124,12 @@ class Place:
 
     @property
     def dims(self) -> StackDims:
-        return self.scene.dims.stacks[self.stack]
+        """The sizes of this layer."""
+        return self.scene.dims.stacks[self.stack].at(self.layer)
 
     def module(self, path: str) -> Any:
         """The module at a path from this block."""
-        return self.scene.model.base_model.get_submodule(f"{self.row.blocks}.{self.layer}.{path}")
+        return self.part.get_submodule(f"{self.row.blocks}.{self.layer}.{path}")
 
     def apply(self, path: str, rows: Tensor) -> Tensor:
         """Returns what the module at a path from this block makes of (position, width)."""
@@ -132,16 +159,19 @@ def apply(module: Any, rows: Float[Tensor, "position d_in"]) -> Float[Tensor, "p
     """
     dtype = next((each.dtype for each in module.parameters() if not holds_codes(each)), rows.dtype)
     output = module(rows[None].to(dtype))
-    return (output[0] if isinstance(output, tuple) else output)[0]
+    made = output[0] if isinstance(output, tuple) else output
+    return (
+        made if len(made) == len(rows) > 1 and made.dim() == 2 else made[0]
+    )  # some give rows of tokens, without batch
 
 
-def error_between(actual: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> float:
+def error_between(actual: Num[Tensor, "..."], expected: Num[Tensor, "..."]) -> float:
     """Returns max |actual - expected| / max(1, max |expected|); inf where the shapes differ, nan is never small."""
     if actual.shape != expected.shape:
         return torch.inf
     if actual.numel() == 0:
         return 0.0
-    actual, expected = actual.double(), expected.double()
+    actual, expected = actual.cpu().double(), expected.cpu().double()
     error = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
     return torch.inf if error != error else error
 

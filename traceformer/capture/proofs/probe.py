@@ -12,6 +12,7 @@ from traceformer.capture.proofs.fit import Fit, fit
 from traceformer.errors import Unsupported
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
+from traceformer.models.part import text_config, text_part
 from traceformer.models.written import written_row
 
 __all__ = ["Probe", "probe_model"]
@@ -98,7 +99,7 @@ def probe_model(
     Raises:
         Unsupported: its config states no number of layers, heads or dimensions, so that no row could fit.
     """
-    dims, base, name = ModelDims.of(model), model.base_model, name or type(model).__name__
+    dims, base, name = ModelDims.of(model), text_part(model), name or type(model).__name__
     depths = {stack.n_layers for stack in dims.stacks.values()}
     blocks = tuple(
         path for path, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module) in depths
@@ -110,7 +111,7 @@ def probe_model(
         obstacle = error.why or error.message
     return Probe(
         name,
-        model.config.model_type,
+        text_config(model.config).model_type,
         blocks,
         {path: type(part).__name__ for list_ in blocks[:1] for path, part in _parts(base.get_submodule(list_))},
         found,

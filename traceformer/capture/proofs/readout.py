@@ -17,6 +17,7 @@ from traceformer.capture.tensors import first_output, own_output
 from traceformer.errors import TraceformerError
 from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.part import text_part
 from traceformer.models.readout import readout_of
 
 __all__ = ["readout_holds"]
@@ -33,7 +34,7 @@ def readout_holds(model: LoadedModel, example: Example) -> bool:
         return False
     own: Any = model.model
     row = model.built.stacks["dec"]
-    blocks = list(own.base_model.get_submodule(row.blocks))
+    blocks = list(text_part(own).get_submodule(row.blocks))
     inputs, _ = batch_of(own, [example])
     streams: list[Tensor] = []
 
@@ -73,4 +74,4 @@ def _predicted_from(model: Any, last: nn.Module, stream: Tensor, inputs: Any) ->
     finally:
         hook.remove()
     assert logits is not None
-    return logits[0].double().cpu().softmax(-1)
+    return logits[0].cpu().double().softmax(-1)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides, apply, error_between
 from traceformer.capture.tensors import own_output
 from traceformer.models.families import own_family
+from traceformer.models.family import ReadoutRow
 from traceformer.models.quantised import holds_codes
-from traceformer.sites import SITES, Stack
+from traceformer.sites import SITES, ArrayKey, Stack
 
-__all__ = ["STREAM_CLAIMS"]
+__all__ = ["STREAM_CLAIMS", "input_of_mlp"]
 
 
 def _embedding(place: Place) -> Sides:
@@ -22,7 +23,7 @@ def _embedding(place: Place) -> Sides:
     try:
         table = owner.get_input_embeddings()
     except NotImplementedError:  # a class of the user's own, which does not say
-        table = model.base_model.get_submodule(place.row.token_embed)
+        table = place.part.get_submodule(place.row.token_embed)
     if holds_codes(table.weight):
         raise NotHere
     rows = table.weight[place.scene.ids[place.example][place.stack]]
@@ -54,15 +55,32 @@ def _narrowed_hidden(place: Place) -> Sides:
 
 def _recorded_and_own_hidden(place: Place) -> Sides:
     assert place.layer is not None
-    recorded = place("hidden")
+    recorded, layer = place("hidden"), place.layer
     if place.stack not in place.scene.reference.hidden:
         raise NotHere
-    return recorded, place.scene.reference.hidden[place.stack][place.layer][place.example, : len(recorded)]
+    own = [states[place.example, : len(recorded)] for states in place.scene.reference.hidden[place.stack]]
+    if layer < place.dims.n_layers and _lack_embedding(place, own[0]):
+        if layer == 0:
+            raise NotHere
+        layer -= 1
+    return recorded, own[layer]
+
+
+def _lack_embedding(place: Place, first: Tensor) -> bool:
+    """Whether a model's hidden states begin behind its first block, as Mamba's do.
+
+    They are as many as of others, since what the last block makes is there beside the norm of it.
+    """
+    try:
+        embedded, made = place.at(0)("hidden"), place.at(1)("hidden")
+    except NotHere:
+        return False
+    return made.shape == first.shape and torch.equal(made, first) and not torch.equal(embedded, first)
 
 
 def _project_out(place: Place, stream: Tensor) -> Tensor:
     """OPT-350m embeds and unembeds in fewer dimensions than it computes in."""
-    project = getattr(getattr(place.scene.model.base_model, "decoder", None), "project_out", None)
+    project = getattr(getattr(place.part, "decoder", None), "project_out", None)
     return stream if project is None else apply(project, stream)
 
 
@@ -82,11 +100,26 @@ def _end(place: Place) -> Sides:
     return recorded, stream if place.row.post_norm is None else place.apply(place.row.post_norm, stream)
 
 
+def _end_of_one(place: Place) -> Sides:
+    """Blocks that have either attention or an MLP; there is nothing between them."""
+    if not _has_one_sublayer(place):
+        raise NotHere
+    try:
+        added = place("mlp_out")
+    except NotHere:
+        added = place("attn_out", attention="self")
+    return place("resid_post"), place("resid_pre") + added
+
+
+def _has_one_sublayer(place: Place) -> bool:
+    return not place.row.parallel and "resid_mid" not in place.row.mlp
+
+
 def _final_norm(place: Place) -> Sides:
     recorded, path = place("final_norm"), place.row.final_norm
     assert path is not None
     stream = place.at(place.dims.n_layers - 1)("resid_post")
-    return recorded, apply(place.scene.model.base_model.get_submodule(path), stream)
+    return recorded, apply(place.part.get_submodule(path), stream)
 
 
 def _same_logits(place: Place) -> Sides:
@@ -114,9 +147,18 @@ def _unembedded(place: Place) -> Sides:
         stream = stream * config.d_model**-0.5
     logits = apply(unembedding, stream)
     logits = logits + getattr(model, "final_logits_bias", torch.zeros(1, 1).to(logits))[0]
-    scale, softcap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
-    logits = logits if scale is None else logits * scale
+    family = own_family(config)
+    readout = ReadoutRow(logit_divisor=("logits_scaling", 1.0)) if family is None else family.readout
+    assert readout is not None
+    scale = _stated(config, readout.logit_scale[0] or "logit_scale", "lm_head_multiplier")
+    softcap = _stated(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    divisor = _stated(config, readout.logit_divisor[0])
+    logits = (logits if scale is None else logits * scale) / (divisor or 1)
     return recorded, logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _stated(config: Any, *names: str) -> float | None:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def _through_own_head(place: Place) -> Sides:
@@ -163,22 +205,25 @@ def _alone(place: Place) -> Sides:
     return recorded, model(input_ids=place.scene.ids[place.example][stack][None]).logits[0]
 
 
-def _input_of_mlp(place: Place) -> Tensor:
+def input_of_mlp(place: Place) -> Tensor:
+    """Returns what the MLP reads: normed, of parallel blocks attention's input, or the stream itself."""
     if "mlp_norm" in place.row.mlp:
         return place("mlp_norm")
-    return place("attn_norm", attention="self") if place.row.parallel else place("resid_mid")
+    return place("attn_norm", attention="self") if place.row.parallel else _stream_into_mlp(place)
+
+
+def _stream_into_mlp(place: Place) -> Tensor:
+    return place("resid_pre" if place.row.parallel or _has_one_sublayer(place) else "resid_mid")
 
 
 def _mlp_norm(place: Place) -> Sides:
     recorded = place("mlp_norm")
-    return recorded, place.apply(
-        place.row.mlp["mlp_norm"].path, place("resid_pre" if place.row.parallel else "resid_mid")
-    )
+    return recorded, place.apply(place.row.mlp["mlp_norm"].path, _stream_into_mlp(place))
 
 
 def _mlp_up(place: Place) -> Sides:
     recorded, tap = place("mlp_up"), place.row.mlp["mlp_up"]
-    whole = place.apply(tap.path, _input_of_mlp(place))
+    whole = place.apply(tap.path, input_of_mlp(place))
     half = whole.shape[-1] // 2
     return recorded, {"first half": whole[:, :half], "second half": whole[:, half:]}.get(tap.part, whole)
 
@@ -213,14 +258,21 @@ def _mlp_down(place: Place) -> Sides:
 
 def _mlp_out(place: Place) -> Sides:
     recorded, down, path = place("mlp_out"), place("mlp_down"), place.row.mlp["mlp_out"].path
-    return recorded, place.normed(path, down)
+    return recorded, place.normed(path, down) * place.scale
 
 
 def _experts(place: Place) -> Sides:
     recorded = place("mlp_out")
-    if "mlp_down" in place.row.mlp:
+    if "mlp_down" in place.row.mlp and _is_recorded(place, "mlp_down"):
         raise NotHere
-    return recorded, place.apply(place.row.mlp["mlp_out"].path, _input_of_mlp(place))
+    return recorded, place.apply(place.row.mlp["mlp_out"].path, input_of_mlp(place)) * place.scale
+
+
+def _is_recorded(place: Place, site: str) -> bool:
+    """Whether the layer has the site: of two kinds of MLP only one may."""
+    key = ArrayKey(place.stack, None, site)
+    others = any(each == key for each, _ in place.scene.arrays)
+    return not others or (key, place.layer) in place.scene.arrays
 
 
 STREAM_CLAIMS = (
@@ -237,6 +289,7 @@ STREAM_CLAIMS = (
     Claim("mlp_out", "equals mlp_down, after the post-norm where there is one", _mlp_out, Rounding.MODEL),
     Claim("mlp_out", "equals the experts' output for the MLP's input", _experts, Rounding.MODEL),
     Claim("resid_post", "equals resid_mid + mlp_out (parallel: resid_pre + attn_out + mlp_out)", _end, Rounding.MODEL),
+    Claim("resid_post", "equals resid_pre + what the block's one sublayer adds", _end_of_one, Rounding.MODEL),
     Claim("hidden", "equals the model's own output_hidden_states", _own_hidden, Rounding.NONE),
     Claim("hidden", "gives the last of the model's own, after project_out", _narrowed_hidden, Rounding.MODEL),
     Claim("final_norm", "equals the final norm of the last resid_post", _final_norm, Rounding.MODEL),

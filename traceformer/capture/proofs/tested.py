@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from traceformer.capture.proofs.attention import ATTENTION_CLAIMS
+from traceformer.capture.proofs.experts import EXPERT_CLAIMS
 from traceformer.capture.proofs.place import NotHere, Place, Rounding, Scene, error_between
 from traceformer.capture.proofs.stream import STREAM_CLAIMS
 from traceformer.capture.scores import Span
@@ -26,6 +27,9 @@ _FLOAT32 = {
     Rounding.SOFTMAX: 5e-6,
     Rounding.BATCH: 1e-5,
 }
+# What modules raise that are given what they are not made for.
+_MISFITS = (AssertionError, RuntimeError, TypeError, LookupError)
+
 # Below float32 an operation done again may round otherwise at each of its few steps.
 _STEPS = 4
 # Through a whole pass the rounding of scores adds up over layers: as many times that of one softmax.
@@ -74,7 +78,7 @@ class Kept:
 def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
     """Raises the error of each claim about each array to the largest one over all layers and examples."""
     for spec in specs:
-        for site, fact, sides, rounding in (*STREAM_CLAIMS, *ATTENTION_CLAIMS):
+        for site, fact, sides, rounding in (*STREAM_CLAIMS, *EXPERT_CLAIMS, *ATTENTION_CLAIMS):
             if site != spec.key.site:
                 continue
             for layer in spec.layers or (None,):
@@ -86,7 +90,7 @@ def prove(scene: Scene, specs: Sequence[ArraySpec], errors: Errors) -> None:
                         continue
                     except torch.OutOfMemoryError:
                         raise
-                    except (RuntimeError, TypeError, LookupError):  # the row names a module that does something else
+                    except _MISFITS:  # the row names a module that does something else
                         error = torch.inf
                     claim = (spec.key, fact, rounding)
                     errors[claim] = max(error, errors.get(claim, 0.0))

@@ -1,7 +1,8 @@
 """One pass of a model watched, to find out which module plays which part: what each reads, what it makes, and when.
 
-All blocks are watched from outside, and one of each stack from inside: more would be memory for nothing, since a row
-says the same of every block, and the proofs go through all of them.
+All blocks are watched from outside, and one of each stack from inside, or one of each kind where attention is in some
+layers only: more would be memory for nothing, since a row says the same of every block, and the proofs go through all
+of them.
 """
 
 import inspect
@@ -17,17 +18,24 @@ from transformers import PreTrainedModel
 from traceformer.capture.attention import Listening, observed_name
 from traceformer.capture.proofs.check import Example, batch_of, implementation_of, using_attention
 from traceformer.capture.scores import AttentionCall
-from traceformer.capture.tensors import first_input, first_output
+from traceformer.capture.tensors import first_input, first_output, routing_in
 from traceformer.errors import Unsupported
+from traceformer.models.dims import StackDims
+from traceformer.models.part import text_part
 from traceformer.sites import Stack
 
-__all__ = ["Attended", "Call", "Watched", "is_list_of_blocks", "watch"]
+__all__ = ["Attended", "Call", "Watched", "insides", "is_list_of_blocks", "parts_of", "watch"]
 
 _MOST_TOKENS = 24
+_MOST_KINDS = 4
 
 
 class Call(NamedTuple):
-    """One call of a module: its path from the base model, what it reads and makes first, when it began and ended."""
+    """One call of a module: its path from the base model, what it reads and makes first, when it began and ended.
+
+    `routing` is of experts: the numbers of those that each token goes to, and their weights, as `routing_in` has them.
+    `chosen` is the first that it makes of whole numbers, as routers do.
+    """
 
     path: str
     module: nn.Module
@@ -35,6 +43,8 @@ class Call(NamedTuple):
     made: Tensor
     began: int
     ended: int
+    routing: tuple[Tensor, Tensor] | None = None
+    chosen: Tensor | None = None
 
 
 class Attended(NamedTuple):
@@ -79,34 +89,54 @@ def is_list_of_blocks(module: nn.Module, n_layers: int) -> bool:
     return isinstance(module, nn.ModuleList | nn.Sequential) and len(module) == n_layers
 
 
-def inside_of(n_layers: int) -> int:
-    """Returns which block is watched from inside: the first may be built otherwise, as ModernBERT's is."""
-    return min(1, n_layers - 1)
+def insides(blocks: Any, sizes: StackDims) -> list[int]:
+    """Returns which blocks are watched from inside: one, and of a stack that has attention in some layers only more.
+
+    The first of them has attention if any has; not that of layer 0, if there is a choice: it may be built otherwise, as
+    ModernBERT's is. The others are one for each further way to build a block, a few at most.
+    """
+    second = min(1, sizes.n_layers - 1)
+    if sizes.attending is None:
+        return [second]
+    attending = sizes.attending or range(sizes.n_layers)
+    found = [second if second in attending else attending[0]]
+    built = {parts_of(blocks[layer]) for layer in found}
+    for layer in (second, *range(sizes.n_layers)):
+        parts = parts_of(blocks[layer])
+        if parts not in built and len(found) < _MOST_KINDS:
+            built.add(parts)
+            found.append(layer)
+    return found
 
 
-def watch(model: PreTrainedModel, examples: Sequence[Example], depths: Mapping[Stack, int]) -> Watched:
+def parts_of(block: nn.Module) -> tuple[tuple[str, type[nn.Module]], ...]:
+    """Returns the modules of a block, in which blocks of one kind are alike."""
+    return tuple((name, type(module)) for name, module in block.named_modules())
+
+
+def watch(model: PreTrainedModel, examples: Sequence[Example], stacks: Mapping[Stack, StackDims]) -> Watched:
     """Returns what a pass over these examples shows, each cut to the shortest, so that nothing is padding.
 
     Args:
         model: Any model.
         examples: Their tokens; two or more, or a batch could not be told from its texts.
-        depths: How many blocks each stack has.
+        stacks: The sizes of each stack.
     """
     cut = _cut(examples)
     ids: dict[Stack, Tensor] = {
         stack: torch.tensor([each[stack] for each in cut], device=model.device) for stack in cut[0]
     }
     watched = Watched(ids)
-    base: nn.Module = model.base_model
+    base = text_part(model)
     inputs, _ = batch_of(model, cut)
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs = {**inputs, "use_cache": False}
     try:
         with using_attention(model, observed_name(implementation_of(model))):
-            _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
+            _run(model, inputs, watched, {module: path for path, module in _watchable(base, stacks)})
     except Unsupported as error:
         watched = Watched(ids, obstacle=error.message)
-        _run(model, inputs, watched, {module: path for path, module in _watchable(base, depths)})
+        _run(model, inputs, watched, {module: path for path, module in _watchable(base, stacks)})
     return watched
 
 
@@ -119,18 +149,16 @@ def _cut(examples: Sequence[Example]) -> list[dict[Stack, Sequence[int]]]:
     return [{stack: each[stack][: most[stack]] for stack in stacks} for each in examples]
 
 
-def _watchable(base: nn.Module, depths: Mapping[Stack, int]) -> Iterator[tuple[str, nn.Module]]:
+def _watchable(base: nn.Module, stacks: Mapping[Stack, StackDims]) -> Iterator[tuple[str, nn.Module]]:
     lists = {
-        path: n_layers
+        path: (sizes.n_layers, insides(module, sizes))
         for path, module in base.named_modules()
-        for n_layers in depths.values()
-        if is_list_of_blocks(module, n_layers)
+        for sizes in stacks.values()
+        if is_list_of_blocks(module, sizes.n_layers)
     }
-    outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    outer = {path: own for path, own in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    others = [f"{where}.{n}." for where, (depth, inside) in outer.items() for n in range(depth) if n not in inside]
     for path, module in base.named_modules():
-        others = (
-            f"{where}.{n}." for where, n_layers in outer.items() for n in range(n_layers) if n != inside_of(n_layers)
-        )
         if not any(path.startswith(other) for other in others):
             yield path, module
 
@@ -152,20 +180,27 @@ class _Listener:
         self._call = None
 
 
+def _tensors(output: Any) -> list[Tensor]:
+    return [each for each in output if isinstance(each, Tensor)] if isinstance(output, tuple) else []
+
+
 def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, paths: Mapping[nn.Module, str]) -> None:
-    began: dict[nn.Module, list[tuple[int, Tensor | None]]] = {}
+    began: dict[nn.Module, list[tuple[int, Tensor | None, tuple[Tensor, Tensor] | None]]] = {}
     clock = iter(range(1 << 30))
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = first_input(args, kwargs)
-        began.setdefault(module, []).append((next(clock), None if given is None else given.clone()))
+        began.setdefault(module, []).append(
+            (next(clock), None if given is None else given.clone(), routing_in(args, kwargs))
+        )
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        (start, given), made = began[module].pop(), first_output(output)
+        (start, given, routing), made = began[module].pop(), first_output(output)
         if made is not None and given is not None:
-            watched.calls.append(Call(paths[module], module, given, made.clone(), start, next(clock)))
+            chosen = next((each for each in _tensors(output) if not each.is_floating_point()), None)
+            watched.calls.append(Call(paths[module], module, given, made.clone(), start, next(clock), routing, chosen))
 
-    listeners = {module: _Listener(path, watched) for path, module in model.base_model.named_modules()}
+    listeners = {module: _Listener(path, watched) for path, module in text_part(model).named_modules()}
     encoder = model.get_encoder() if len(watched.ids) > 1 else None
 
     def last_of(stack: Stack) -> Any:
@@ -180,7 +215,7 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, Any], watched: Watched, pa
         for module in paths:
             undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(after).remove)
-        undo.callback(model.base_model.register_forward_hook(last_of("dec" if "dec" in watched.ids else "enc")).remove)
+        undo.callback(text_part(model).register_forward_hook(last_of("dec" if "dec" in watched.ids else "enc")).remove)
         if encoder is not None:
             undo.callback(encoder.register_forward_hook(last_of("enc")).remove)
         undo.enter_context(Listening(dict(listeners)))

@@ -216,8 +216,8 @@ def _recorded(store: Run, passage: Passage, layout: str) -> dict[str, ArraySpec]
             hint=f'record with `capture="{" ".join(LAYOUTS[layout])}"`',
         )
     specs = {site: spec for site, spec in found.items() if spec is not None}
-    dims = store.about.dims_of(passage.stack)
     for spec in specs.values():
+        dims = store.about.dims_of(passage.stack).at(spec.layers)
         of_all = dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads
         if spec.heads and of_all is not None and len(spec.heads) < of_all:
             raise NotRecorded(

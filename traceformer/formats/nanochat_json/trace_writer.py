@@ -6,7 +6,6 @@ number has the fewest digits that give it back; a tensor that came from a file i
 
 import json
 import math
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedWriter
@@ -22,6 +21,7 @@ from traceformer.filenames import MOST, is_plain
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace
 from traceformer.formats.whole import appearing_whole
 from traceformer.shapes import Float
+from traceformer.store.system import sync
 
 __all__ = ["check_trace_id", "write_trace"]
 
@@ -52,7 +52,7 @@ def write_trace(path: Path, trace: Trace) -> None:
     with appearing_whole(path) as part, part.open("wb") as file:
         _Writer(file).trace(trace)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 class _Writer:

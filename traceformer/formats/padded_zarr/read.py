@@ -215,7 +215,9 @@ def _open(path: Path, holds_ids: bool) -> ts.TensorStore:
     driver, metadata = ("zarr", ".zarray") if (path / ".zarray").is_file() else ("zarr3", "zarr.json")
     try:
         parse_json((path / metadata).read_bytes())  # too deep a nesting ends the process in tensorstore 0.1.86
-        array = ts.open({"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}, read=True).result()
+        array = ts.open(
+            {"driver": driver, "kvstore": {"driver": "file", "path": f"{path.as_posix()}/"}}, read=True
+        ).result()
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path} is no Zarr array", why=str(error).partition("\n")[0]) from error
     allowed = ("int32",) if holds_ids else ("float16", "float32")

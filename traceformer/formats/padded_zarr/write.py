@@ -87,7 +87,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
             "run": described_run(store),
         },
     }
-    (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    (folder / META).write_text(json.dumps(meta, indent=2), encoding="utf-8", newline="\n")
 
 
 def _put(array: ts.TensorStore, values: Num[np.ndarray, "..."], chunk_axes: int) -> None:
@@ -109,16 +109,16 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
     shape = (n, *lead, *rows, last)
     path = folder / array_path(spec.key, store.arch)
     path.mkdir(parents=True)
-    (path.parent / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8")
+    (path.parent / ".zgroup").write_text('{"zarr_format": 2}', encoding="utf-8", newline="\n")
     named = {"layers": list(spec.layers), "heads": list(spec.heads)}
     attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
-    (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
+    (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8", newline="\n")
     use_tensorstore()
     dtype = dtype_read(store.layout.stored(spec), "stored").newbyteorder("<").str
     return ts.open(
         {
             "driver": "zarr",
-            "kvstore": {"driver": "file", "path": f"{path}/"},
+            "kvstore": {"driver": "file", "path": f"{path.as_posix()}/"},
             "store_data_equal_to_fill_value": True,
             "metadata": {
                 "shape": list(shape),

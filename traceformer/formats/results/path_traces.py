@@ -22,7 +22,8 @@ def model_name(source: str) -> str:
 
 def save_trace(result: Paths, path: str | Path) -> None:
     """Writes a result as JSON in reverse-attention's layout, with the settings added."""
-    Path(path).write_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n"
+    Path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
 def load_trace(path: str | Path) -> Paths:

@@ -45,6 +45,7 @@ HOOKS: Mapping[str, Hook] = {
     "q_proj": Hook("{block}.{attn}.hook_q"),
     "k_proj": Hook("{block}.{attn}.hook_k"),
     "v_proj": Hook("{block}.{attn}.hook_v"),
+    "kv_latent": Hook(None, "HookedTransformer has no latent attention"),
     "q": Hook("{block}.{attn}.hook_rot_q", f"{_ROTARY}; else hook_q"),
     "k": Hook("{block}.{attn}.hook_rot_k", f"{_ROTARY}; else hook_k"),
     "v": Hook("{block}.{attn}.hook_v"),
@@ -59,6 +60,13 @@ HOOKS: Mapping[str, Hook] = {
     "mlp_mid": Hook("{block}.mlp.hook_post"),
     "mlp_down": Hook(None, "hook_mlp_out is after any post-norm: see mlp_out"),
     "mlp_out": Hook("{block}.hook_mlp_out"),
+    "router_logits": Hook(None, "hook_expert_weights is what the router makes of them"),
+    "expert_topk": Hook(None, "hook_expert_indices is in the order of the router"),
+    "expert_weight": Hook(None, "hook_expert_weights has a column for each expert"),
+    "shared_up": Hook(None, "no hook of the expert that all tokens share"),
+    "shared_act": Hook(None, "as shared_up"),
+    "shared_mid": Hook(None, "as shared_up"),
+    "shared_out": Hook(None, "as shared_up"),
     "resid_post": Hook("{block}.hook_resid_post", "encoders: hook_normalized_resid_post"),
     "hidden": Hook(None, "the same numbers are resid_pre and resid_post"),
     "final_norm": Hook(None, "as attn_norm"),
@@ -139,7 +147,7 @@ def _names(key: ArrayKey, layer: int | None, family: Family | None, about: RunMe
 def _as_cached(spec: ArraySpec, values: Float[np.ndarray, "..."], about: RunMeta) -> Float[np.ndarray, "batch ..."]:
     """An array of one layer with a batch axis, all heads, and these after positions."""
     if spec.heads:
-        dims = about.dims_of(spec.key.token_stack)
+        dims = about.dims_of(spec.key.token_stack).at(spec.layers)
         count = (dims.n_kv_heads if "kv_head" in spec.site.axes else dims.n_heads) or len(spec.heads)
         if len(spec.heads) < count:
             whole = np.full((count, *values.shape[1:]), np.nan, values.dtype)

@@ -6,6 +6,7 @@ inputs and outputs), nor do `q k v z attn_scores attn_pattern` (they pass throug
 
 parts             short ways to write blocks down
 decoders          decoders whose attention passes through transformers' attention function
+hybrids           decoders whose blocks have attention, or something in its place, or none
 outside           decoders that compute attention in code of their own
 encoders          encoders
 encoder_decoders  pairs of stacks

@@ -2,22 +2,29 @@
 
 from dataclasses import replace
 
-from traceformer.models.blocks.parts import decoder, fused, plain_mlp, separate, stack_of
-from traceformer.models.family import ByFlag, Tap, into
+from traceformer.models.blocks.parts import decoder, experts, fused, plain_mlp, separate, shared_expert, stack_of
+from traceformer.models.family import ByFlag, Latent, Tap, into
 
 __all__ = [
+    "ARIA",
     "BIOGPT",
+    "DEEPSEEK",
     "GEMMA2",
+    "GEMMA4",
     "GLM",
     "GLM4",
+    "GLM4_MOE",
     "GPT2",
     "GPT_BIGCODE",
     "GPT_NEOX",
+    "GPT_OSS",
+    "GRANITE",
     "GRANITE_MOE",
     "HYPERCLOVAX",
     "LLAMA",
     "LLAMA_PARALLEL",
     "LLAMA_PLAIN",
+    "MINIMAX_M3",
     "MIXTRAL",
     "MODERNBERT_DECODER",
     "NANOCHAT",
@@ -25,6 +32,7 @@ __all__ = [
     "OPT",
     "PHI",
     "PHI3",
+    "QWEN2_MOE",
     "STABLELM",
     "STARCODER2",
     "VAULT_GEMMA",
@@ -55,8 +63,15 @@ GEMMA2 = stack_of(
     attention=_GEMMA2_ATTENTION,
     mlp={**VAULT_GEMMA.stacks["dec"].mlp, "mlp_out": Tap("post_feedforward_layernorm")},
 )
+GRANITE = stack_of(LLAMA, scale="residual_multiplier")
+# Gemma 4's blocks may add a third thing behind the MLP, and multiply the stream that they hand on: what the MLP's norm
+# makes is then not what is added to it.
+GEMMA4 = replace(
+    stack_of(GEMMA2, mlp={site: tap for site, tap in GEMMA2.stacks["dec"].mlp.items() if site != "mlp_out"}),
+    refused={"dec.mlp_out": "its blocks add an embedding of the layer as well, and multiply the stream behind it"},
+)
 HYPERCLOVAX = stack_of(
-    LLAMA,
+    GRANITE,
     attention=replace(_LLAMA_ATTENTION, attn_out=Tap("post_norm1")),
     mlp={**_LLAMA_MLP, "mlp_out": Tap("post_norm2")},
 )
@@ -94,9 +109,37 @@ NANOCHAT = stack_of(
 
 # Mixture of experts: each token has its own experts, so there is no one up projection to record. Some layers may have
 # one MLP instead, under the same name.
-_EXPERTS = {site: tap for site, tap in _LLAMA_MLP.items() if site in ("resid_mid", "mlp_norm", "mlp_out")}
+_EXPERTS = experts("post_attention_layernorm", "mlp", "gate")
+_ROUTED = experts("post_attention_layernorm", "mlp", "router")
 MIXTRAL = stack_of(LLAMA, mlp=_EXPERTS, mlp_kind="experts")
-GRANITE_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, "mlp_out": Tap("block_sparse_moe")})
+GPT_OSS = stack_of(MIXTRAL, mlp=_ROUTED)
+
+# One more expert that all tokens go to, beside those that are chosen.
+QWEN2_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, **shared_expert("mlp.shared_expert")})
+GLM4_MOE = stack_of(MIXTRAL, mlp={**_EXPERTS, **shared_expert("mlp.shared_experts")})
+ARIA = stack_of(MIXTRAL, mlp={**_ROUTED, **shared_expert("mlp.shared_experts")})
+# Its activation is no module, and gate and up are one.
+_MINIMAX_M3_SHARED = {"shared_mid": into("mlp.shared_experts.down_proj"), "shared_out": Tap("mlp.shared_experts")}
+MINIMAX_M3 = stack_of(MIXTRAL, mlp={**_EXPERTS, **_MINIMAX_M3_SHARED})
+
+# Keys and values are made of one narrow row for each token; larger models make queries of another one.
+_KV_LATENT = Latent("self_attn.kv_a_proj_with_mqa", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj")
+_LATENT_ATTENTION = replace(_LLAMA_ATTENTION, k_proj=None, v_proj=None, kv_latent=_KV_LATENT)
+_LATENT_QUERIES = replace(
+    _LATENT_ATTENTION,
+    q_proj=Tap("self_attn.q_b_proj"),
+    q_latent=Latent("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"),
+)
+DEEPSEEK = ByFlag(
+    "q_lora_rank",
+    stack_of(GLM4_MOE, attention=_LATENT_ATTENTION),
+    stack_of(GLM4_MOE, attention=_LATENT_QUERIES),
+    default=1536,
+    when=None,
+)
+GRANITE_MOE = stack_of(
+    MIXTRAL, mlp=experts("post_attention_layernorm", "block_sparse_moe", "router"), scale="residual_multiplier"
+)
 
 GPT2 = decoder(
     "h",

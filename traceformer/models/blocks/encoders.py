@@ -68,8 +68,12 @@ DEBERTA_V2 = stack_of(
     ),
 )
 # DeBERTa adds biases behind its one projection; Longformer's rows lie position before batch there.
-DEBERTA = stack_of(outside(BERT), attention=replace(_BERT_ATTENTION, q_proj=None, k_proj=None, v_proj=None))
-LONGFORMER = replace(DEBERTA, pads_texts=True)  # up to a multiple of its window
+_UNSEEN = replace(_BERT_ATTENTION, q_proj=None, k_proj=None, v_proj=None)
+DEBERTA = stack_of(outside(BERT), attention=_UNSEEN)
+LONGFORMER = replace(
+    stack_of(outside(BERT, "longformer"), attention=replace(_UNSEEN, scales_queries=True, scaling=1.0)),
+    pads_texts=True,  # up to a multiple of its window
+)
 
 MPNET = stack_of(
     outside(BERT, "mpnet"),

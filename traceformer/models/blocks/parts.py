@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 from traceformer.models.family import Architecture, AttentionRow, StackRow, Tap, into
 
-__all__ = ["decoder", "encoder", "fused", "outside", "plain_mlp", "separate", "stack_of"]
+__all__ = [
+    "decoder",
+    "encoder",
+    "experts",
+    "fused",
+    "outside",
+    "plain_mlp",
+    "separate",
+    "shared_expert",
+    "stack_of",
+]
 
 
 def separate(module: str, q: str, k: str, v: str, out: str, **rest: Any) -> AttentionRow:
@@ -31,6 +41,28 @@ def plain_mlp(norm: str | None, up: str, act: str, down: str, out: Tap | None = 
     norms = {"resid_mid": into(norm), "mlp_norm": Tap(norm)} if norm else {}
     rows = {"mlp_up": Tap(up), "mlp_act": Tap(act), "mlp_mid": into(down), "mlp_down": Tap(down)}
     return {**norms, **rows, "mlp_out": out or Tap(down)}
+
+
+def experts(norm: str, mlp: str, router: str) -> dict[str, Tap]:
+    """Returns a mixture of experts: its module, the router in it, and what its `experts` are told."""
+    return {
+        "resid_mid": into(norm),
+        "mlp_norm": Tap(norm),
+        "mlp_out": Tap(mlp),
+        "router_logits": Tap(f"{mlp}.{router}"),
+        "expert_topk": Tap(f"{mlp}.experts", "input", "expert ids"),
+        "expert_weight": Tap(f"{mlp}.experts", "input", "expert weights"),
+    }
+
+
+def shared_expert(path: str) -> dict[str, Tap]:
+    """Returns the gated MLP at a path that all tokens go through beside their experts."""
+    return {
+        "shared_up": Tap(f"{path}.up_proj"),
+        "shared_act": Tap(f"{path}.act_fn"),
+        "shared_mid": into(f"{path}.down_proj"),
+        "shared_out": Tap(path),
+    }
 
 
 def decoder(

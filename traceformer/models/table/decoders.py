@@ -1,6 +1,7 @@
 """Decoders with one MLP a block."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from traceformer.models.blocks import decoders as blocks
 from traceformer.models.blocks import outside
@@ -10,11 +11,12 @@ from traceformer.models.table.parts import (
     GPT2,
     GROUPED,
     LAYER_NORM,
+    MULTIPLIED,
     RMS,
+    RMS_DIVIDED,
     SINUSOIDAL,
     SIZES,
     SOFTCAP,
-    UNSCALED,
     VOCAB,
     WIDE_HEADS,
     WINDOW,
@@ -69,6 +71,17 @@ _STRETCHED_QUERIES = {
     }
 }
 
+
+def _seeing(text: Mapping[str, Any], *sections: int) -> Mapping[str, Any]:
+    """The config of a text model whose positions count in time, height and width, and of a vision model beside it."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [*sections]}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    return {
+        "text_config": {**text, "rope_parameters": rope},
+        "vision_config": {**vision, "intermediate_size": 16, "deepstack_visual_indexes": [0]},
+    }
+
+
 DECODERS: Mapping[str, Family] = {
     "gpt2": Family(
         blocks=blocks.GPT2,
@@ -88,10 +101,15 @@ DECODERS: Mapping[str, Family] = {
     "ministral3": rotary(blocks.LLAMA, "Ministral3ForCausalLM", {**WIDE_HEADS, **_STRETCHED_QUERIES}),
     "qwen2": rotary(blocks.LLAMA, "Qwen2ForCausalLM", readout=RMS),
     "qwen3": rotary(blocks.LLAMA, "Qwen3ForCausalLM", WIDE_HEADS, RMS),
+    "qwen2_vl_text": rotary(blocks.LLAMA, "Qwen2VLForConditionalGeneration", _seeing(GROUPED, 1, 1, 2)),
+    "qwen2_5_vl_text": rotary(blocks.LLAMA, "Qwen2_5_VLForConditionalGeneration", _seeing(GROUPED, 1, 1, 2)),
+    "qwen3_vl_text": rotary(blocks.LLAMA, "Qwen3VLForConditionalGeneration", _seeing(WIDE_HEADS, 4, 2, 2), RMS),
     "arcee": rotary(blocks.LLAMA_PLAIN, "ArceeForCausalLM"),
     "cwm": rotary(blocks.LLAMA, "CwmForCausalLM", {**WIDE_HEADS, **WINDOW}),
     "ernie4_5": rotary(blocks.LLAMA, "Ernie4_5ForCausalLM", WIDE_HEADS),
-    "granite": rotary(blocks.LLAMA, "GraniteForCausalLM", readout=RMS, requires=UNSCALED),
+    "granite": rotary(
+        blocks.GRANITE, "GraniteForCausalLM", {**GROUPED, **MULTIPLIED}, RMS_DIVIDED, scaled_embedding=True
+    ),
     "helium": rotary(blocks.LLAMA, "HeliumForCausalLM", {**GROUPED, "head_dim": 8}, rms(1e-8)),
     "internlm3": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "internlm3", **WIDE_HEADS}),
     "iquestcoder": rotary(blocks.LLAMA, "LlamaForCausalLM", {"model_type": "iquestcoder", **WIDE_HEADS}),
@@ -125,9 +143,10 @@ DECODERS: Mapping[str, Family] = {
     "hyperclovax": rotary(
         blocks.HYPERCLOVAX,
         "HyperCLOVAXForCausalLM",
-        readout=RMS,
-        variants={"hyperclovax_without_post_norm": {"use_post_norm": False}},
-        requires=UNSCALED,
+        {**GROUPED, **MULTIPLIED},
+        ReadoutRow("rms", logit_scale=("logits_scaling", 1.0)),
+        {"hyperclovax_without_post_norm": {"use_post_norm": False}},
+        scaled_embedding=True,
     ),
     "gemma": rotary(
         blocks.LLAMA,
@@ -149,6 +168,24 @@ DECODERS: Mapping[str, Family] = {
         {**WIDE_HEADS, "sliding_window": 6},
         ReadoutRow("rms_plus_one", softcap=(SOFTCAP, None)),
         scaled_embedding=True,
+    ),
+    "gemma4_text": rotary(
+        blocks.GEMMA4,
+        "Gemma4ForCausalLM",
+        {
+            **{**GROUPED, "head_dim": 8, "sliding_window": 6},
+            **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
+            **{"per_layer_config": {layer: {"head_dim": 16, "num_key_value_heads": 1} for layer in ("2", "5")}},
+            **{"attention_k_eq_v": True, "num_kv_shared_layers": 3},
+            **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99},
+        },
+        ReadoutRow("rms", softcap=(SOFTCAP, None)),
+        {"gemma4_text_without_sharing": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}},
+        scaled_embedding=True,
+        requires=(
+            Requires("use_double_wide_mlp", (False,), "its MLPs are not all as wide"),
+            Requires("enable_moe_block", (False,), "experts stand beside its MLPs"),
+        ),
     ),
     "vaultgemma": rotary(
         blocks.VAULT_GEMMA,

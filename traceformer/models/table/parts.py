@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from traceformer.models.family import Architecture, ByFlag, Family, Positions, ReadoutRow, Requires, Tiny
+from traceformer.models.family import Architecture, ByFlag, Family, Positions, ReadoutRow, Tiny
 
 __all__ = [
     "BART",
@@ -12,13 +12,14 @@ __all__ = [
     "GROUPED",
     "LAYER_NORM",
     "LEARNED",
+    "MULTIPLIED",
     "RMS",
     "RMS_1E5",
+    "RMS_DIVIDED",
     "ROTARY",
     "SINUSOIDAL",
     "SIZES",
     "SOFTCAP",
-    "UNSCALED",
     "VOCAB",
     "WIDE_HEADS",
     "WINDOW",
@@ -37,6 +38,7 @@ SINUSOIDAL = Positions("sinusoidal")
 
 RMS = ReadoutRow("rms")
 RMS_1E5 = ReadoutRow("rms", ("rms_norm_eps", 1e-5))
+RMS_DIVIDED = ReadoutRow("rms", logit_divisor=("logits_scaling", 1.0))
 LAYER_NORM = ReadoutRow("layer", ("layer_norm_epsilon", 1e-5))
 SOFTCAP = "final_logit_softcapping"
 
@@ -51,6 +53,12 @@ SIZES = {
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 WIDE_HEADS = {**GROUPED, "head_dim": 16}
+MULTIPLIED = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 4.0,
+}
 WINDOW = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GPT2 = {**VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 BART = {
@@ -65,15 +73,6 @@ BART = {
     "max_position_embeddings": 64,
     "decoder_start_token_id": 2,
 }
-
-UNSCALED = tuple(
-    Requires(setting, (1,), f"its {what}, which no row accounts for yet")
-    for setting, what in (
-        ("embedding_multiplier", "embeddings are scaled"),
-        ("residual_multiplier", "sublayers' outputs are scaled before they are added"),
-        ("logits_scaling", "logits are divided by a number"),
-    )
-)
 
 
 def rms(epsilon: float, **more: Any) -> ReadoutRow:

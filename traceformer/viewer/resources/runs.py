@@ -63,6 +63,7 @@ def run(library: Library, query: Query) -> Json:
                 "layers": list(spec.layers),
                 "heads": list(spec.heads),
                 "n_layers": about.dims_of(spec.key.stack).n_layers,
+                "without": list(about.dims_of(spec.key.stack).without_attention),
                 "triangle": layout.is_triangle(spec),
             }
             for spec in layout.arrays

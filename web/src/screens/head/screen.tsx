@@ -181,10 +181,11 @@ function useRoom(): readonly [RefObject<HTMLDivElement | null>, number] {
 }
 
 /** Says what is not there, and what colours cannot show. */
-function noticeOf(view: View, { name, layers, n_layers }: AttentionAbout, pattern: Pattern | null, scale: string): string | null {
+function noticeOf(view: View, { name, layers, n_layers, without }: AttentionAbout, pattern: Pattern | null, scale: string): string | null {
   const parts: string[] = [];
   if (view.layer !== undefined && !layers.includes(Number(view.layer))) parts.push(`layer ${view.layer} was not recorded`);
-  if (n_layers !== null && layers.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
+  if (without.length) parts.push(`no attention in ${without.length === 1 ? "layer" : "layers"} ${without.join(", ")}`);
+  if (n_layers !== null && layers.length + without.length < n_layers) parts.push(`${name} of ${counted(layers.length, "layer")} only: ${layers.join(", ")}`);
   if (pattern?.rounded) parts.push("this file carries weights in 256 steps of their square roots; the run itself has them as they are");
   if (pattern?.pixels && scale === "log") parts.push("long texts are drawn in 255 steps of square roots, which a logarithm shows coarsely below a thousandth of the largest weight; the number that is told of a cell is as stored");
   const told = parts.join("; ");

@@ -10,6 +10,8 @@ interface Props {
   thumbnails: Thumbnails;
   /** All heads that are stored, layer by layer. */
   heads: Place[];
+  /** The layers that have no attention, which are told between the others. */
+  without: number[];
   /** How many there are of each layer. */
   width: number;
   /** Pixels from left to right that there are for it. */
@@ -27,10 +29,26 @@ interface Props {
 const LEFT = 40; // pixels for the names of layers
 const TALL = 720; // pixels that the picture may take before its thumbnails are as small as they get
 const LARGEST = 128; // pixels of a thumbnail
+const TOLD = 16; // pixels for a line about layers without attention
+
+/** Layers without attention in words, each with the line before which it is told: layers that lie together at once. */
+function gapsOf(without: number[], layers: number[]): { line: number; words: string }[] {
+  const before = new Map<number, number[]>();
+  for (const layer of without) {
+    const line = layers.findIndex((each) => each > layer);
+    const place = line < 0 ? layers.length : line;
+    before.set(place, [...(before.get(place) ?? []), layer]);
+  }
+  return [...before].map(([line, own]) => {
+    const [first, last] = [own[0] ?? 0, own[own.length - 1] ?? 0];
+    const names = own.length > 2 && last - first === own.length - 1 ? `L${first} to L${last}` : own.map((layer) => `L${layer}`).join(", ");
+    return { line, words: `${names}: no attention` };
+  });
+}
 
 /** All heads as thumbnails, drawn into one canvas: by layer and head, or by rank. */
 export function Atlas(props: Props) {
-  const { atlas, thumbnails, heads, width, room, ranked, selected, onSelect, onHover, onOpen, describe } = props;
+  const { atlas, thumbnails, heads, without, width, room, ranked, selected, onSelect, onHover, onOpen, describe } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
   const [hovered, setHovered] = useState<number | null>(null);
   const dark = useDark();
@@ -41,8 +59,14 @@ export function Atlas(props: Props) {
   const gap = cell > 40 ? 5 : 1;
   const words = ranked !== null && cell >= 44 ? 16 : 0;
   const [stepX, stepY] = [cell + gap, cell + gap + words];
-  const [wide, tall] = [width * stepX - gap, lines * stepY - gap]; // and a line of one pixel around
-  const placeOf = (place: number) => [(place % width) * stepX, Math.floor(place / width) * stepY] as const;
+  const told = ranked ? [] : gapsOf(without, Array.from({ length: lines }, (_, line) => heads[line * width]?.layer ?? 0));
+  const above = (line: number) => TOLD * told.filter((each) => each.line <= line).length;
+  const [wide, tall] = [width * stepX - gap, lines * stepY - gap + above(lines)]; // and a line of one pixel around
+  const placeOf = (place: number) => {
+    const line = Math.floor(place / width);
+    return [(place % width) * stepX, line * stepY + above(line)] as const;
+  };
+  const lineAt = (y: number) => Array.from({ length: lines }, (_, line) => line).find((line) => y >= line * stepY + above(line) && y < (line + 1) * stepY + above(line)) ?? -1;
 
   const picture = [order.join(), cell, dark, wide, tall].join(" ");
   const painted = useRef({ picture: "", heads: new Set<number>() });
@@ -70,8 +94,8 @@ export function Atlas(props: Props) {
   const at = (event: PointerEvent | MouseEvent): number | null => {
     const box = canvas.current?.getBoundingClientRect();
     if (!box) return null;
-    const [x, y] = [Math.floor((event.clientX - box.left) / stepX), Math.floor((event.clientY - box.top) / stepY)];
-    return x >= 0 && x < width ? (order[y * width + x] ?? null) : null;
+    const [x, y] = [Math.floor((event.clientX - box.left) / stepX), lineAt(event.clientY - box.top)];
+    return x >= 0 && x < width && y >= 0 ? (order[y * width + x] ?? null) : null;
   };
   const hover = (head: number | null) => {
     if (head === hovered) return;
@@ -91,7 +115,7 @@ export function Atlas(props: Props) {
     if (next !== undefined) onSelect(next);
   };
 
-  const told = hovered ?? selected;
+  const spokenOf = hovered ?? selected;
   return (
     <div class="atlas">
       <div
@@ -109,7 +133,7 @@ export function Atlas(props: Props) {
           if (head !== null) onSelect(head);
         }}
         onDblClick={onOpen}
-        title={told === null ? undefined : describe(told)}
+        title={spokenOf === null ? undefined : describe(spokenOf)}
       >
         <canvas ref={canvas} width={wide + 2} height={tall + 2} style={{ left: `${LEFT - 1}px`, top: `${top - 1}px` }} />
         <svg width={wide + LEFT + 2} height={tall + top + 2 + words} aria-hidden="true">
@@ -120,8 +144,13 @@ export function Atlas(props: Props) {
               </text>
             ))}
             {Array.from({ length: lines }, (_, line) => (
-              <text key={line} x={LEFT - 8} y={top + line * stepY + cell / 2} text-anchor="end" dominant-baseline="central">
+              <text key={line} x={LEFT - 8} y={top + line * stepY + above(line) + cell / 2} text-anchor="end" dominant-baseline="central">
                 {ranked ? `${line * width + 1}.` : `L${heads[line * width]?.layer}`}
+              </text>
+            ))}
+            {told.map(({ line, words }) => (
+              <text key={words} x={LEFT} y={top + line * stepY + above(line) - TOLD / 2} dominant-baseline="central">
+                {words}
               </text>
             ))}
             {words > 0 &&

@@ -140,6 +140,7 @@ export function Heads({ run, example, atlas, attention }: Props) {
         <Atlas
           {...{ atlas, thumbnails, ranked, selected, describe }}
           heads={places}
+          without={attention.without}
           width={attention.heads.length}
           room={room > WIDE ? room - CARD : room}
           onSelect={(head) => change({ attn: atlas.name, layer: places[head]?.layer ?? null, head: places[head]?.head ?? null })}

@@ -50,8 +50,8 @@ export function askedIn(view: View, run: RunAbout, tokens: (attention: Attention
 }
 
 /** Returns whether paths can lead across layers: all of them are stored, and none leads into another text. */
-export function acrossAll({ layers, n_layers }: AttentionAbout, cross: AttentionAbout | null): boolean {
-  return cross === null && layers.length === n_layers;
+export function acrossAll({ layers, n_layers, without }: AttentionAbout, cross: AttentionAbout | null): boolean {
+  return cross === null && layers.length + without.length === n_layers;
 }
 
 export function queryOf(asked: Asked, run: string, example: number): Query {
