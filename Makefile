@@ -22,7 +22,7 @@ test: $(VENV)/.installed-test ## The fast tests: under 10 minutes on 2 cores.
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test ## Crash tests and full matrices.
-	$(VENV)/bin/python -m pytest -m slow $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m slow --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 test-newest: $(VENV)/.installed-test ## The fast tests on the newest releases of all dependencies but torch; outside CI.
 	$(VENV)/bin/python -m tests.newest $(PYTEST_ARGS)
