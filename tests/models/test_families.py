@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tests.families import ALL, ROWS
+from tests.families import ROWS, mostly_slow
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
@@ -17,6 +17,7 @@ from traceformer.models.dims import ModelDims, has_experts
 from traceformer.models.families import FAMILIES, architecture_of, family_of, with_scales
 from traceformer.models.family import Architecture, ByFlag, builds
 from traceformer.models.part import text_config, text_part
+from traceformer.models.table.hybrids import HYBRIDS
 from traceformer.models.tiny import TINY, tiny_model
 from traceformer.sites import ArraySpec, Selection, Stack
 
@@ -33,7 +34,11 @@ def modules(model: Any, *words: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("family", ROWS)
+# Whose layers are not alike: tests/capture/test_hybrids.py has what they show.
+UNLIKE = tuple(name for name in TINY if name.startswith(tuple(HYBRIDS)))
+
+
+@pytest.mark.parametrize("family", mostly_slow(name for name in FAMILIES if name not in HYBRIDS))
 def test_positions_are_what_the_model_makes_of_them(family: str) -> None:
     model: Any = text_part(tiny_model(family))
     base, sinusoidal = model, modules(model, "sinusoidal")
@@ -74,7 +79,9 @@ def test_token_embeddings_are_scaled_where_the_row_says_so(family: str) -> None:
         model(IDS, **({"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}))
         weights = embedding.weight[IDS]
     # A scale may be applied in the embedding or behind it.
-    is_scaled = weights.shape == seen["embed"].shape and torch.allclose(seen["embed"], weights * 32**0.5, rtol=1e-4)
+    alike = weights.shape == seen["embed"].shape and bool(weights.all())
+    scale = float((seen["embed"] / weights).median()) if alike else 1.0
+    is_scaled = abs(scale - 1) > 1e-3 and torch.allclose(seen["embed"], weights * scale, rtol=1e-4)
     assert is_scaled == FAMILIES[family].scaled_embedding
 
 
@@ -91,7 +98,7 @@ class Kept:
         raise AssertionError("no pattern is asked for")
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", mostly_slow(name for name in TINY if name not in UNLIKE))
 def test_the_kind_of_mlp_is_what_its_hidden_layer_shows(family: str) -> None:
     model: Any = tiny_model(family)
     architecture = architecture_of(model.config)
@@ -154,9 +161,10 @@ def test_every_build_has_a_tiny_model_and_every_tiny_model_a_family() -> None:
         rows = FAMILIES[config.model_type].architectures
         own = next(row for row in rows if with_scales(row, config) == architecture_of(config))
         built.setdefault(config.model_type, set()).add(id(own))
-    # mT5 has no models with plain MLPs, and T5 has both.
-    expected = {name: {id(each) for each in row.architectures} for name, row in FAMILIES.items() if name != "mt5"}
-    assert {name: builds for name, builds in built.items() if name != "mt5"} == expected
+    # mT5 has no models with plain MLPs, and T5 has both; DeepSeek's have queries of both kinds, and GLM's one.
+    apart = ("mt5", "glm4_moe_lite")
+    expected = {name: {id(each) for each in row.architectures} for name, row in FAMILIES.items() if name not in apart}
+    assert {name: builds for name, builds in built.items() if name not in apart} == expected
 
 
 @pytest.mark.parametrize(
