@@ -29,7 +29,7 @@ from traceformer.questions.lens import lens
 from traceformer.sites import Selection
 from traceformer.store.run import Run
 
-CLASSIFIERS = [family for family in KEPT if family not in ("nanochat", "byte_sparse", "xglm")]
+CLASSIFIERS = [family for family in KEPT if family not in ("nanochat", "byte_sparse", "xglm", "granite")]
 FAST = ("gpt2", "bert")
 MOSTLY_SLOW = mostly_slow(CLASSIFIERS, FAST)
 TASK = {"task": "SequenceClassification", "id2label": {0: "calm", 1: "angry", 2: "glad"}}

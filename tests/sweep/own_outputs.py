@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "loaded_plainly", "own_outputs"]
+__all__ = ["OwnOutputs", "answer_of", "calls_attention_function", "in_place", "loaded_plainly", "own_outputs"]
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
 WITHOUT_EMBEDDING = ("falcon_mamba", "mamba", "mamba2", "rwkv")
@@ -58,12 +58,12 @@ def own_outputs(plain: Any, eager: Any, ids: Mapping[str, Sequence[int]]) -> Own
     patterns["dec.cross"] = _arrays(attended, "cross_attentions") if len(ids) == 2 else []
     if getattr(plain.config, "attention_window", None) is not None:
         first = "enc" if "enc" in ids else "dec"
-        patterns[f"{first}.self"] = [_in_place(banded, len(ids[first])) for banded in patterns[f"{first}.self"]]
+        patterns[f"{first}.self"] = [in_place(banded, len(ids[first])) for banded in patterns[f"{first}.self"]]
     logits = getattr(output, "logits", None)
     return OwnOutputs(hidden, patterns, None if logits is None else logits[0].float().numpy())
 
 
-def _in_place(banded: np.ndarray, length: int) -> np.ndarray:
+def in_place(banded: np.ndarray, length: int) -> np.ndarray:
     """(head, query, key) of what a Longformer returns: (head, query, keys from half a window before to half behind)."""
     whole, reach = np.zeros((len(banded), length, length), banded.dtype), banded.shape[2] // 2
     for query in range(length):
