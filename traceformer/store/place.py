@@ -57,7 +57,7 @@ class Place:
         parent: A folder of runs.
         resume: Go on with an unfinished run of the same configuration.
         overwrite: Replace a finished run that is in the way.
-        writer: (w, W) when W processes share one run.
+        writer: (w, W) when W processes share one run; W is 0 where somebody hands out the shards.
         storage: How values are stored.
         command_line: What is stated of how the run came about.
         thumbnails: Draw its heads in small once it is finished, and keep that beside it for the viewer.
@@ -85,7 +85,7 @@ class Place:
         check_choice("attn_codec", self.storage.attn_codec, ("exact", "sqrt8"))
         if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
             raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
-        if self.writer[1] > 1 and self.folder is None:
+        if self.writer[1] != 1 and self.folder is None:
             raise UsageError("several writers need to know their common run", hint="give all of them the same `out`")
         if self.thumbnails and self.folder is None and self.parent is None:
             raise UsageError("thumbnails of a run in memory", why="they lie beside a run's folder", hint="give `out`")
