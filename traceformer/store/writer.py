@@ -12,7 +12,7 @@ else hands the shards out, each to one writer at a time (`capture.workers`).
 
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traceformer.errors import NotFound, OutOfSpace, UsageError
+from traceformer.progress import quiet
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
@@ -88,6 +89,7 @@ class RunWriter:
         folder: Where the run is built.
         layout: What goes into it.
         bytes_written: What this writer has committed so far, as it lies on disk.
+        on_commit: Called with the record of each shard that it has committed, by the thread that did.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class RunWriter:
         self._free: list[ShardBuffer] = []
         self._made = 0
         self.bytes_written = 0
+        self.on_commit: Callable[[CommitRecord], object] = quiet
         self._returned = threading.Condition()
         if self.pending:
             self._prepare_folder()
@@ -228,6 +231,13 @@ class RunWriter:
         own = range(w, self.layout.n_shards, of) if of else range(self.layout.n_shards)
         return sorted(set(own) - set(committed_shards(self.folder)))
 
+    def record_of(self, shard: int) -> CommitRecord | None:
+        """Returns the record of a shard, whoever committed it; None where nobody has."""
+        try:
+            return CommitRecord.read(self.folder, shard)
+        except NotFound:
+            return None
+
     @property
     def last_host(self) -> Host:
         """What computed the last of the committed shards, as far as its record says."""
@@ -279,6 +289,7 @@ class RunWriter:
                 )
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
+                self.on_commit(record)
         finally:
             buffer.compressed.clear()
             with self._returned:
