@@ -10,8 +10,9 @@ shard size, so that a run that was interrupted anywhere resumes to the same byte
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,14 +21,16 @@ import torch
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_resumed, edits_of, unedited, warn_of_untouched
-from traceformer.capture.extraction import prepare_extraction, tokens_of
+from traceformer.capture.extraction import extraction_of, prepare_extraction, tokens_of
 from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.prepared import fitting, prepare
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.tokenizing import Texts
+from traceformer.capture.workers.driving import record_on
+from traceformer.capture.workers.engine import Engine, Ray, as_engine
 from traceformer.errors import UsageError
-from traceformer.models.load import as_loaded
+from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
@@ -39,7 +42,7 @@ from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
 
-__all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
+__all__ = ["Estimate", "estimate", "extract", "extract_on", "read_texts", "record"]
 
 
 def record(
@@ -70,6 +73,9 @@ def record(
     thumbnails: bool = False,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    num_shards: int = 1,
+    shard_index: int = 0,
+    engine: Engine = None,
     progress: OnProgress | None = None,
 ) -> Run:
     """Returns a run of a model over texts: everything selected, exactly as the unmodified forward pass computed it.
@@ -113,6 +119,10 @@ def record(
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
             computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
+        num_shards: How many processes share the work: each makes the same call, but for `shard_index`, with one `out`.
+            Whoever ends last finishes the run.
+        shard_index: Which of them this is, from 0.
+        engine: "ray" or `Ray(...)` has workers record it, each of which loads the model and reads the texts.
         progress: Told how far it is; a bar is shown in a terminal or notebook for None.
 
     Raises:
@@ -134,6 +144,7 @@ def record(
         folder=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
+        writer=(shard_index, num_shards),
         storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
         thumbnails=thumbnails,
     )
@@ -144,7 +155,17 @@ def record(
     }
     batches = batches_in(texts)
     if batches is not None:
-        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens})
+        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine})
+    workers = as_engine(engine)
+    if workers is not None:
+        if isinstance(model, LoadedModel):
+            raise UsageError("a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder")
+        load = partial(load_model, model, with_head=selection.needs_head)
+        read = partial(read_texts, cast(AskedTexts, texts), **reading)
+        with watched(progress) as shown:
+            return extract_on(
+                workers, load, read, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
+            )
     asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
@@ -218,6 +239,48 @@ def extract(
             warn_of_untouched(model.model)
         counting.tell("finishing")
         return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
+
+
+def extract_on(
+    engine: Ray,
+    load: Callable[[], LoadedModel],
+    read: Callable[[], Texts],
+    selection: Selection,
+    place: Place,
+    *,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
+    progress: OnProgress = quiet,
+) -> Run:
+    """Returns the run that the workers of an engine have recorded together: byte for byte that of one process.
+
+    Args:
+        engine: Which workers.
+        load: Loads the model; called by each worker, so that it can be pickled.
+        read: Reads the texts, likewise.
+        selection: What is recorded.
+        place: Where the run goes: to a folder that all workers share.
+        batch_size, batch_tokens, progress: As of `extract`.
+
+    Raises:
+        UsageError: the run goes to memory, or is shared in another way, too; and as `extract` raises it.
+        SelectionError, Unsupported, RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `extract` does.
+        TraceformerError: workers die again and again.
+    """
+    if place.folder is None and place.parent is None:
+        raise UsageError("workers, and a run in memory", why="they do not share it", hint="give `out`")
+    if place.writer != (0, 1):
+        raise UsageError("`engine` and `num_shards`", why="the engine hands out shards", hint="one of them")
+    prepare = partial(
+        extraction_of,
+        load,
+        read,
+        selection=selection,
+        storage=place.storage,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+    )
+    return record_on(engine, prepare, place.made_absolute(), progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from traceformer.store.place import Place, Storage
 from traceformer.store.writer import RunWriter
 from traceformer.texts.examples import Example
 
-__all__ = ["Extraction", "prepare_extraction", "tokens_of"]
+__all__ = ["Extraction", "extraction_of", "prepare_extraction", "tokens_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,11 @@ def prepare_extraction(
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     return Extraction(model, plan, rows, layout, batching, meta, configuration)
+
+
+def extraction_of(load: Callable[[], LoadedModel], read: Callable[[], Texts], **asked: Any) -> Extraction:
+    """Returns an extraction of a model and texts that are loaded here: a worker's part of it; else as `prepare_extraction`."""
+    return prepare_extraction(load(), read(), **asked)
 
 
 def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:

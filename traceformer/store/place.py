@@ -95,6 +95,11 @@ class Place:
             if not self.resume and self.writer[1] == 1:
                 check_unfinished(unfinished_folder(self.folder), overwrite=self.overwrite)
 
+    def made_absolute(self) -> "Place":
+        """Returns the same place for processes that may be in other folders."""
+        folder = None if self.folder is None else self.folder.absolute()
+        return replace(self, folder=folder, parent=None if self.parent is None else self.parent.absolute())
+
     def open(
         self,
         name: str,

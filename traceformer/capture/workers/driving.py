@@ -8,6 +8,7 @@
 4. When all shards are committed one of the workers finishes the run.
 """
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ class _Driving:
         """Has as many workers as there should be, while there is something left for a new one to do."""
         has_work = self._ledger is None or self._ledger.waiting or not self._workers
         while has_work and len(self._workers) < self._engine.workers:
-            actor = self._actor.remote(self._prepare, self._engine.threads_per_worker)
+            actor = self._actor.remote(self._prepare, self._engine.threads_per_worker, os.getcwd())
             self._workers.append(_Worker(self._started, actor, actor.run.remote(), actor.opened.remote()))
             self._started += 1
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -85,10 +86,13 @@ class RecordingWorker:
     Args:
         prepare: Loads the model and the texts, and returns what is to be recorded, ready.
         threads: How many it computes with.
+        folder: Where names of files are meant, if this machine has it.
     """
 
-    def __init__(self, prepare: Callable[[], Ready], threads: int) -> None:
+    def __init__(self, prepare: Callable[[], Ready], threads: int, folder: str) -> None:
         use_threads(threads)  # before torch is there
+        with suppress(OSError):
+            os.chdir(folder)
         self._prepare, self._threads = prepare, threads
         self._place: queue.SimpleQueue[Place] = queue.SimpleQueue()
         self._shards: queue.SimpleQueue[int | None] = queue.SimpleQueue()
