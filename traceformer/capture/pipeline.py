@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from traceformer.capture.hosts import host_here, warn_of_another_host
 from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
 from traceformer.errors import NumericError, Unsupported
@@ -240,8 +241,10 @@ class Pipeline:
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._placing: deque[Future[None]] = deque()
         self._committing: deque[Future[None]] = deque()
+        self._host = host_here()
 
     def __enter__(self) -> Self:
+        warn_of_another_host(self._writer.last_host, self._host)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -283,7 +286,7 @@ class Pipeline:
         def commit() -> None:
             for future in placing:
                 future.result()
-            self._writer.commit(shard, sink.buffer, tokens)
+            self._writer.commit(shard, sink.buffer, tokens, self._host)
 
         self._committing.append(self._committer.submit(commit))
 

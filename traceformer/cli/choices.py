@@ -3,6 +3,7 @@
 The string under a field is its line in the help, as it stands. Nothing below the command line sees one of these.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
+from traceformer.cli.stopping import keeping
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
@@ -267,6 +269,10 @@ class SweepPlace:
     """Save a map, in the format that the ending names."""
     json: bool = False
     """Print a JSON object."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Returns the context in which a sweep may be interrupted: with a folder, what is there is kept."""
+        return keeping("what was measured is kept", resumes=self.out_dir is not None)
 
     def check(self) -> None:
         """Makes sure that a picture of this name can be written, before anything is computed."""

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
 from traceformer.cli.choices import HOW, MODEL, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 from traceformer.units import amount_of_bytes, duration
@@ -73,22 +74,19 @@ def extract(
         _print_estimate(expected, json)
         return
     totals = Totals()
-    try:
-        with progress_shown(totals) as progress:
-            progress(LOADING)
-            asked = texts.read()
-            loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-            run = extraction.extract(
-                loaded,
-                asked,
-                selection,
-                place,
-                batch_size=batch_size,
-                batch_tokens=batch_tokens,
-                progress=progress,
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was committed is kept", "the same command with --resume") from stop
+    with keeping("what was committed is kept"), progress_shown(totals) as progress:
+        progress(LOADING)
+        asked = texts.read()
+        loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
+        run = extraction.extract(
+            loaded,
+            asked,
+            selection,
+            place,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
     if json:
         print(json_text.dumps({"run": str(run.folder), **asdict(totals)}, indent=2))
         return

@@ -15,6 +15,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
+from traceformer.cli.stopping import TO_BE_RESUMED, Announced
 from traceformer.errors import OutOfSpace, TraceformerError, UsageError
 from traceformer.store.files import is_full
 
@@ -69,7 +70,7 @@ def explain(error: BaseException) -> Failure | None:
         return _unreadable_command(error)
     if isinstance(error, KeyboardInterrupt):
         message, hint = error.args if len(error.args) == 2 else ("interrupted", "")
-        return Failure(INTERRUPTED, message, hint=hint)
+        return Failure(TO_BE_RESUMED if isinstance(error, Announced) else INTERRUPTED, message, hint=hint)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         why = str(error).split("\n")[0]
         return Failure(OutOfSpace.exit_code, "out of memory", why, "a smaller --batch_size, or fewer --layers")

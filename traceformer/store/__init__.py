@@ -31,6 +31,7 @@ matrices      the matrices of an open shard, packed and compressed as they come
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
+hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again

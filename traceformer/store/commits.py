@@ -8,7 +8,7 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
 from traceformer.store.meta import RunMeta
 
@@ -142,7 +143,10 @@ def configuration_digest(configuration: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """One committed shard: its examples in the data set's order, their lengths per stack, and its files' checksums."""
+    """One committed shard: its examples in the data set's order, their lengths per stack, its files' checksums.
+
+    `host` is what computed it, where that is known.
+    """
 
     shard: int
     writer: tuple[int, int]
@@ -150,6 +154,7 @@ class CommitRecord:
     examples: tuple[str, ...]
     lengths: Mapping[Stack, tuple[int, ...]]
     files: Mapping[str, Checksum]
+    host: Host = UNKNOWN
 
     def write(self, folder: Path) -> None:
         """Commits the shard.
@@ -164,6 +169,7 @@ class CommitRecord:
             "examples": list(self.examples),
             "lengths": {stack: list(lengths) for stack, lengths in self.lengths.items()},
             "files": {path: found.to_json() for path, found in self.files.items()},
+            **({"host": host} if (host := self.host.to_json()) else {}),
         }
         try:
             durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
@@ -204,6 +210,7 @@ class CommitRecord:
             examples=tuple(data["examples"]),
             lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
+            host=Host.from_json(data.get("host", {})),
         )
 
     def belongs_to(self, head: RunHead) -> bool:
@@ -286,11 +293,12 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def verify_run(folder: Path) -> list[Problem]:
+def verify_run(folder: Path, seen: Callable[[CommitRecord], object] = lambda record: None) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
-    An unfinished one is held against its head, and its committed shards against their records.
+    An unfinished one is held against its head, and its committed shards against their records. `seen` is given each
+    record that can be read.
 
     Raises:
         NotFound: there is no run.
@@ -309,6 +317,7 @@ def verify_run(folder: Path) -> list[Problem]:
         except CorruptRun as error:
             found[path] = error.why
             continue
+        seen(record)
         if not record.belongs_to(head):
             found[path] = "belongs to a run with another configuration, or with other shards"
         expected |= record.files

@@ -15,8 +15,9 @@ from typing import Any
 
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
 from traceformer.filenames import file_name
-from traceformer.store.commits import RunHead, configuration_digest
+from traceformer.store.commits import RunHead
 from traceformer.store.files import FileLock, canonical
+from traceformer.store.hosts import deciding
 from traceformer.store.layout import META, UNFINISHED, as_of
 from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked
 
@@ -56,12 +57,13 @@ def claiming(unfinished: Path) -> Generator[None]:
 def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
     """Returns the newest unfinished run under `traces` that was begun with the same configuration, or None."""
     begun: list[tuple[int, Path]] = []
+    wanted = deciding(digest)
     for path in traces.glob(f"{UNFINISHED}*/{META}"):
         try:
             head = RunHead.read(path.parent)
         except (NotFound, Unreadable):
             continue
-        if configuration_digest(head.configuration) == configuration_digest(as_of(head.version, digest)):
+        if canonical(deciding(head.configuration)) == canonical(as_of(head.version, wanted)):
             begun.append((path.stat().st_mtime_ns, path.parent))
     return max(begun)[1] if begun else None
 
@@ -134,7 +136,7 @@ def begun_head(unfinished: Path, head: RunHead) -> RunHead:
     """
     begun = RunHead.read(unfinished)
     stated = [(begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())]
-    for before, now in ((as_of(begun.version, each) for each in both) for both in stated):
+    for before, now in ((deciding(as_of(begun.version, each)) for each in both) for both in stated):
         names = [*before, *(name for name in now if name not in before)]
         changed = [name for name in names if canonical(before.get(name)) != canonical(now.get(name))]
         if changed:

@@ -37,6 +37,7 @@ from traceformer.store.durable import WriteGroup, temporary_of
 from traceformer.store.files import Checksum, FileLock, checksum, free_space
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.finishing import finish_run
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.locks import (
     begun_head,
@@ -225,6 +226,12 @@ class RunWriter:
         w, of = self._writer
         return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
 
+    @property
+    def last_host(self) -> Host:
+        """What computed the last of the committed shards, as far as its record says."""
+        committed = committed_shards(self.folder)
+        return CommitRecord.read(self.folder, committed[-1]).host if committed else UNKNOWN
+
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
         with self._returned:
@@ -235,13 +242,14 @@ class RunWriter:
             self._made += 1
         return ShardBuffer(self.layout)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table, host: Host = UNKNOWN) -> None:
         """Writes a shard durably and takes the buffer back, also when it fails.
 
         Args:
             shard: One of `pending`.
             buffer: Filled for the shard's examples.
             tokens: One row per example in the data set's order, with at least `example_id`.
+            host: What computed it, where that is known.
 
         Raises:
             NumericError: a value is inf or NaN.
@@ -265,6 +273,7 @@ class RunWriter:
                     examples=tuple(ids),
                     lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
                     files=files,
+                    host=host,
                 )
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
