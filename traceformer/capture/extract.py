@@ -48,6 +48,7 @@ from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.store.sizes import estimated_bytes, estimated_files
@@ -117,7 +118,7 @@ def record(
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
         dec_max_len: Where targets are cut.
-        out: The run's folder.
+        out: The run's folder, or its place in a bucket, `s3://bucket/name`.
         dtype: How values are stored.
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
@@ -148,7 +149,7 @@ def record(
         derived=derived,
     )
     place = Place(
-        folder=None if out is None else Path(out),
+        folder=None if out is None else as_path(out),
         resume=resume,
         overwrite=overwrite,
         storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
@@ -245,7 +246,7 @@ def extract(
         reads_all = total == layout.n_examples
         counting = Counting(progress, total, lambda: writer.bytes_written)
         with Pipeline(writer) as pipeline:
-            for shard in writer.pending:
+            for shard in writer.claims():
                 examples, part = rows.part(layout.shard_range(shard))
                 _refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})

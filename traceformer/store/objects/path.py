@@ -4,20 +4,26 @@ Folders are what keys have in common up to a slash: one is there while it holds 
 """
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.store.objects.client import ObjectStore, State
 from traceformer.store.objects.opening import SCHEMES, open_bucket
 
-__all__ = ["AnyPath", "ObjectPath", "as_path", "is_bucket"]
+__all__ = ["AnyPath", "ObjectPath", "as_path", "each_of", "is_bucket"]
 
 # A `Path` makes one slash of two.
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
+T = TypeVar("T")
+U = TypeVar("U")
+
+_AT_A_TIME = 16  # requests, each of which is mostly waiting
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -199,3 +205,18 @@ def as_path(name: str | AnyPath) -> AnyPath:
     if isinstance(name, ObjectPath):
         return name
     return ObjectPath.parse(str(name)) if is_bucket(name) else Path(name)
+
+
+def each_of(folder: AnyPath, call: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
+    """Yields what a call gives for each of several things of a folder, in order; of a bucket, many at a time."""
+    if isinstance(folder, Path):
+        yield from map(call, things)
+        return
+    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="objects") as pool:
+        asked: deque[Future[U]] = deque()
+        for thing in things:
+            asked.append(pool.submit(call, thing))
+            if len(asked) > 2 * _AT_A_TIME:  # who takes them may be slower
+                yield asked.popleft().result()
+        while asked:
+            yield asked.popleft().result()
