@@ -289,6 +289,15 @@ class Pipeline:
 
         self._committing.append(self._committer.submit(commit))
 
+    def settle(self) -> None:
+        """Waits until all shards that were handed over are committed.
+
+        Raises:
+            NumericError, OutOfSpace: as `RunWriter.commit` does.
+        """
+        while self._committing:
+            self._committing.popleft().result()
+
     def _raise_errors(self) -> None:
         for future in (*self._placing, *self._committing):
             if future.done():

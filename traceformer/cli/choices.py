@@ -4,7 +4,7 @@ The string under a field is its line in the help, as it stands. Nothing below th
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,17 +12,20 @@ from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
 from traceformer.cli.stopping import keeping
+from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits
     from traceformer.capture.tokenizing import Texts
+    from traceformer.capture.workers.engine import Ray
     from traceformer.models.loaded import LoadedModel
     from traceformer.store.place import Place
 
 __all__ = [
     "DerivedChoice",
+    "EngineChoice",
     "Loading",
     "PairChoice",
     "PlaceChoice",
@@ -41,6 +44,7 @@ CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
 WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
+WORKERS = Group.create_ordered("Who does it")
 
 SEVERAL = Parameter(consume_multiple=(1, None))
 
@@ -85,6 +89,46 @@ class Loading:
             allow_pickle=self.allow_pickle,
             like=self.like,
         )
+
+
+@Parameter(name="*", group=WORKERS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which processes do the work."""
+
+    engine: Literal["ray"] | None = None
+    """ray has workers share the work, on this machine or a cluster; needs the extra traceformer[ray]."""
+    ray_address: Annotated[str | None, Parameter(metavar="auto|ADDRESS")] = None
+    """The cluster; this machine alone by default."""
+    workers: Annotated[int, count("N")] = 2
+    """How many workers."""
+    gpus_per_worker: Annotated[float, Parameter(metavar="N")] = 0
+    """How many GPUs each has."""
+    threads_per_worker: Annotated[int, count("N")] = 1
+    """How many threads each computes with."""
+
+    def chosen(self) -> "Ray | None":
+        """Returns the engine; None for this process.
+
+        Raises:
+            UsageError: it is told how workers are, and not that there are any; or that makes no sense.
+        """
+        if self.engine is None:
+            given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+            if given:
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise UsageError(f"{flags} without workers", hint="--engine ray")
+            return None
+        from traceformer.capture.workers.engine import Ray
+
+        ray = Ray(
+            workers=self.workers,
+            address=self.ray_address,
+            gpus_per_worker=self.gpus_per_worker,
+            threads_per_worker=self.threads_per_worker,
+        )
+        ray.check()
+        return ray
 
 
 @Parameter(name="*", group=TEXTS)

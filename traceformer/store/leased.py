@@ -30,7 +30,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from traceformer.errors import RunExists, Unreachable, UsageError
+from traceformer.errors import NotFound, RunExists, Unreachable, UsageError
+from traceformer.progress import quiet
 from traceformer.store.begun import begin, go_on, where_built
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, committed_shards, record_path, token_path
@@ -77,6 +78,7 @@ class LeasedWriter:
         layout: What goes into it.
         bytes_written: What this writer has committed so far.
         lost: How many shards it computed that another writer had committed, or taken over, before.
+        on_commit: Called with the record of each shard that it has committed, by the thread that did.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class LeasedWriter:
         self.layout = head.layout
         self.bytes_written = 0
         self.lost = 0
+        self.on_commit: Callable[[CommitRecord], object] = quiet
         self._head = head
         self._writer = writer
         self._overwrite = overwrite
@@ -126,7 +129,7 @@ class LeasedWriter:
             layout: What goes into the run.
             meta: What `meta.json` says beside the layout; JSON values only.
             digest: What must be equal to join or resume, name by name; JSON values only.
-            writer: (w, W): this one takes the shards k with k mod W = w only.
+            writer: (w, W): this one takes the shards k with k mod W = w only; W is 0 where shards are handed out.
             overwrite: Replace a finished run, on disk when this one is finished, in a bucket now; and an unfinished one
                 now, unless it can be joined.
             resumable: Whether what an error leaves can be gone on with. If not, it is removed.
@@ -140,7 +143,7 @@ class LeasedWriter:
         """
         check_writer(writer)
         stated = RunHead.of(meta, layout, digest)
-        head = begin(folder, stated, joins=joins or writer[1] > 1, overwrite=overwrite)
+        head = begin(folder, stated, joins=joins or writer[1] != 1, overwrite=overwrite)
         return cls(
             where_built(folder),
             head,
@@ -193,7 +196,15 @@ class LeasedWriter:
         if self._is_finished():
             return []
         w, of = self._writer
-        return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
+        own = range(w, self.layout.n_shards, of) if of else range(self.layout.n_shards)
+        return sorted(set(own) - set(committed_shards(self.folder)))
+
+    def record_of(self, shard: int) -> CommitRecord | None:
+        """Returns the record of a shard, whoever committed it; None where nobody has."""
+        try:
+            return CommitRecord.read(self.folder, shard)
+        except NotFound:
+            return None
 
     @property
     def last_host(self) -> Host:
@@ -217,8 +228,8 @@ class LeasedWriter:
             else:
                 return
 
-    def _take(self, shard: int) -> bool:
-        if not self._leases.take(str(shard)):
+    def _take(self, shard: int, *, by_force: bool = False) -> bool:
+        if not self._leases.take(str(shard), by_force=by_force):
             return False
         if self._is_finished() or record_path(self.folder, shard).is_file():  # committed since it was listed
             self._leases.release(str(shard), done=True)
@@ -234,7 +245,7 @@ class LeasedWriter:
         """Writes a shard, unless another writer has, and takes the buffer back, also when it fails.
 
         Args:
-            shard: One that `claims` gave.
+            shard: One that `claims` gave, or was handed out: its lease is taken now.
             buffer: Filled for the shard's examples.
             tokens: One row per example in the data set's order, with at least `example_id`.
             host: What computed it, where that is known.
@@ -243,17 +254,18 @@ class LeasedWriter:
             NumericError: a value is inf or NaN.
             OutOfSpace: the disk is full; what was committed before is untouched.
             Unreachable: the bucket does not answer any more; likewise.
-            UsageError: the rows are not the shard's, or it was not claimed.
+            UsageError: the rows are not the shard's.
         """
         done = False
         try:
-            if shard not in self._claimed:
-                raise UsageError(f"shard {shard} is not claimed", hint="take what `claims` gives")
-            ids = example_ids(shard, buffer, tokens)
+            ids = self._check_rows(shard, buffer, tokens)
             buffer.compress()
             try:
+                if shard not in self._claimed and not self._take(shard, by_force=self._writer[1] == 0):
+                    raise _Lost
                 record = self._write(shard, buffer, tokens, ids, host)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
+                self.on_commit(record)
             except (_Lost, RunExists):
                 self.lost += 1
             done = True
@@ -262,6 +274,12 @@ class LeasedWriter:
             with nullcontext() if done else suppress(Unreachable):  # or it would hide what went wrong
                 self._leases.release(str(shard), done=done)
             self._claimed.discard(shard)
+
+    def _check_rows(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> list[str]:
+        w, of = self._writer
+        if not 0 <= shard < self.layout.n_shards or (of and shard % of != w):
+            raise UsageError(f"shard {shard} is not pending", why="it is another writer's, or out of range")
+        return example_ids(shard, buffer, tokens)
 
     def _write(
         self, shard: int, buffer: ShardBuffer, tokens: pa.Table, ids: list[str], host: Host

@@ -108,17 +108,19 @@ class Leases:
     ) -> None:
         self.close()
 
-    def take(self, thing: str) -> bool:
+    def take(self, thing: str, *, by_force: bool = False) -> bool:
         """Returns whether the thing is this owner's now: nobody had it, or who had it has let it run out.
 
-        What is done may be taken, too: who takes looks after that.
+        What is done may be taken, too: who takes looks after that. With `by_force` somebody knows that who had it is no
+        more, though his lease has not run out.
         """
         if self.holds(thing):
             return True
         generation = self._newest().get(thing, 0)
         if generation:
             text = _read(self._path(thing, generation))
-            if text is not None and Lease.parse(text).is_alive(self._clock()):
+            alive = text is not None and Lease.parse(text).is_alive(self._clock())
+            if alive and not by_force:
                 return False
         if not _create(self._path(thing, generation + 1), self._text(), self.owner):
             return False

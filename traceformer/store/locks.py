@@ -21,11 +21,12 @@ from traceformer.store.hosts import deciding
 from traceformer.store.layout import META, UNFINISHED, as_of
 from traceformer.store.leases import refuse_at_work
 from traceformer.store.objects.path import AnyPath
-from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked
+from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked, remove_run
 
 __all__ = [
     "begun_head",
     "claiming",
+    "clear_unfinished",
     "empty_folder",
     "final_folder",
     "find_unfinished",
@@ -129,6 +130,18 @@ def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_nu
             other = FileLock(path)
             other.acquire()
             other.release()
+
+
+def clear_unfinished(unfinished: Path) -> None:
+    """Removes an unfinished run that another one is to take the place of, if there is one.
+
+    Raises:
+        RunExists: another process is writing there.
+    """
+    with claiming(unfinished):
+        if unfinished.exists():
+            refuse_other_writers(unfinished, (-1, 0), of_any_number=True)
+            remove_run(unfinished)
 
 
 def begun_head(unfinished: AnyPath, head: RunHead) -> RunHead:

@@ -57,7 +57,7 @@ class Place:
         parent: A folder of runs.
         resume: Go on with an unfinished run of the same configuration.
         overwrite: Replace a finished run that is in the way.
-        writer: (w, W) when W processes share one run, each with its part.
+        writer: (w, W) when W processes share one run, each with its part; W is 0 where somebody hands out the shards.
         claims: `lease` when any number of processes share one run, each taking the next shard that nobody has; an
             unfinished run of the same configuration is joined. `own` when a shard is its writer's from the start.
         storage: How values are stored.
@@ -103,7 +103,12 @@ class Place:
     @property
     def is_shared(self) -> bool:
         """Whether other processes may write the same run."""
-        return self.writer[1] > 1 or self.claims == "lease"
+        return self.writer[1] != 1 or self.claims == "lease"
+
+    def made_absolute(self) -> "Place":
+        """Returns the same place for processes that may be in other folders."""
+        folder = None if self.folder is None else self.folder.absolute()
+        return replace(self, folder=folder, parent=None if self.parent is None else self.parent.absolute())
 
     def open(
         self,
