@@ -35,6 +35,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.store.sizes import estimated_bytes, estimated_files
@@ -106,7 +107,7 @@ def record(
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
         dec_max_len: Where targets are cut.
-        out: The run's folder.
+        out: The run's folder, or its place in a bucket, `s3://bucket/name`.
         dtype: How values are stored.
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
@@ -141,7 +142,7 @@ def record(
         derived=derived,
     )
     place = Place(
-        folder=None if out is None else Path(out),
+        folder=None if out is None else as_path(out),
         resume=resume,
         overwrite=overwrite,
         writer=(shard_index, num_shards),
@@ -234,7 +235,7 @@ def extract(
     with extraction.open(place) as writer:
         pending = writer.pending
         counting = Counting(progress, extraction.n_examples(pending), lambda: writer.bytes_written)
-        extraction.record(writer, pending, counting)
+        extraction.record(writer, writer.claims(), counting)
         if len(pending) == extraction.layout.n_shards:
             warn_of_untouched(model.model)
         counting.tell("finishing")

@@ -36,10 +36,8 @@ from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet
 from traceformer.sites import Selection
 from traceformer.store.layout import RunLayout
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.meta import RunMeta
-from traceformer.store.place import Place, Storage
-from traceformer.store.writer import RunWriter
+from traceformer.store.place import Place, Storage, Writer
 from traceformer.texts.examples import Example
 
 __all__ = ["Extraction", "extraction_of", "prepare_extraction", "tokens_of"]
@@ -67,7 +65,7 @@ class Extraction:
     meta: RunMeta
     configuration: Mapping[str, Any]
 
-    def open(self, place: Place) -> RunWriter | MemoryWriter:
+    def open(self, place: Place) -> Writer:
         """Returns the writer of its run; errors as `Place.open` raises them."""
         source = self.rows.texts.source
         name = f"{self.model.name}_{source.name}_{source.split}_n{self.layout.n_examples}"
@@ -77,7 +75,7 @@ class Extraction:
         return sum(len(self.layout.shard_range(shard)) for shard in shards)
 
     def record(
-        self, writer: RunWriter | MemoryWriter, shards: Iterable[int | None], counting: Counting
+        self, writer: Writer, shards: Iterable[int | None], counting: Counting
     ) -> None:
         """Records shards and commits them.
 

@@ -30,9 +30,8 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.names import Stored
-from traceformer.store.writer import RunWriter
+from traceformer.store.place import Writer
 
 __all__ = ["Pipeline", "ShardSink"]
 
@@ -235,7 +234,7 @@ def _refuse(kept: Rows, alias: Rows) -> NoReturn:
 class Pipeline:
     """Joins a recorder to a run's writer. Leaving the `with` block waits for what was handed over, also on an error."""
 
-    def __init__(self, writer: RunWriter | MemoryWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="place")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")

@@ -267,7 +267,7 @@ class PlaceChoice:
     """Where a run goes."""
 
     out_dir: Annotated[Path | None, NAMED_FOLDER] = None
-    """The run's folder, in place of one in ./traces that is named after time, model and texts."""
+    """The run's folder, in place of one in ./traces that is named after time, model and texts; or s3://BUCKET/NAME."""
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""
     resume: bool = False
@@ -284,10 +284,11 @@ class PlaceChoice:
         import shlex
         import sys
 
+        from traceformer.store.objects.path import as_path
         from traceformer.store.place import Place, Storage
 
         place = Place(
-            folder=self.out_dir,
+            folder=None if self.out_dir is None else as_path(self.out_dir),
             parent=None if self.out_dir is not None else parent,
             resume=self.resume,
             overwrite=self.overwrite,

@@ -9,6 +9,7 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,19 @@ from traceformer.store.files import (
     unseal,
 )
 from traceformer.store.hosts import UNKNOWN, Host
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
+from traceformer.store.layout import (
+    COMMITS,
+    FORMAT_VERSION,
+    LEASES,
+    MANIFEST,
+    META,
+    TOKEN_SHARDS,
+    UNFINISHED,
+    RunLayout,
+    as_of,
+)
 from traceformer.store.meta import RunMeta
+from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
 
 __all__ = [
     "CommitRecord",
@@ -79,7 +91,7 @@ class RunHead:
         return RunMeta.from_json(self.to_json())
 
     @classmethod
-    def read(cls, folder: Path) -> "RunHead":
+    def read(cls, folder: AnyPath) -> "RunHead":
         """Returns the head of the run in `folder`.
 
         Raises:
@@ -131,9 +143,13 @@ class RunHead:
         layout = as_of(self.version, self.layout.to_json())
         return {**head, "layout": layout, "configuration": dict(self.configuration)}
 
-    def write(self, folder: Path) -> None:
-        """Writes `meta.json`."""
-        durable_write(folder / META, seal(self.to_json()))
+    def write(self, folder: AnyPath, *, exclusive: bool = False) -> None:
+        """Writes `meta.json`.
+
+        Raises:
+            FileExistsError: `exclusive`, and there is one.
+        """
+        durable_write(folder / META, seal(self.to_json()), exclusive=exclusive)
 
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:
@@ -156,7 +172,7 @@ class CommitRecord:
     files: Mapping[str, Checksum]
     host: Host = UNKNOWN
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Commits the shard.
 
         Raises:
@@ -177,7 +193,7 @@ class CommitRecord:
             raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
 
     @classmethod
-    def read(cls, folder: Path, shard: int) -> "CommitRecord":
+    def read(cls, folder: AnyPath, shard: int) -> "CommitRecord":
         """Returns the record of a shard.
 
         Raises:
@@ -235,7 +251,7 @@ def _what_is_wrong(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def record_path(folder: Path, shard: int) -> Path:
+def record_path(folder: AnyPath, shard: int) -> AnyPath:
     return folder / COMMITS / f"{shard}.json"
 
 
@@ -243,33 +259,36 @@ def token_path(shard: int) -> str:
     return f"{TOKEN_SHARDS}/{shard}.parquet"
 
 
-def committed_shards(folder: Path) -> list[int]:
+def committed_shards(folder: AnyPath) -> list[int]:
     """Returns the numbers of the shards that have a record, in order."""
     return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
 
 
-def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
+def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     """Yields the records of all committed shards in order.
 
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for shard in committed_shards(folder):
-        record = CommitRecord.read(folder, shard)
+    for record in each_of(folder, lambda shard: CommitRecord.read(folder, shard), committed_shards(folder)):
         if not record.belongs_to(head):
-            raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+            raise CorruptRun(f"{record_path(folder, record.shard)} belongs to another run")
         yield record
 
 
-def write_manifest(folder: Path, head: RunHead) -> None:
+def write_manifest(folder: AnyPath, head: RunHead) -> None:
     """Writes the checksums of all files of a run, taking those of shards from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
-    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in _files(folder) if path != MANIFEST}
+    names = [path for path in _files(folder) if path != MANIFEST]
+    found = each_of(folder, lambda path: known.get(path) or checksum(folder / path, "sha256"), names)
+    files = dict(zip(names, found, strict=True))
     data = {"files": {path: found.to_json() for path, found in files.items()}}
-    durable_write(folder / MANIFEST, seal(data))
+    once = isinstance(folder, ObjectPath)  # where several may finish a run, the first one did
+    with suppress(FileExistsError):
+        durable_write(folder / MANIFEST, seal(data), exclusive=once)
 
 
-def read_manifest(folder: Path) -> dict[str, Checksum]:
+def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
     """Returns the checksums of all files of a finished run, but the manifest's own.
 
     Raises:
@@ -283,17 +302,27 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
         raise CorruptRun(f"{folder / MANIFEST} states no checksums of files", why=repr(error)) from error
 
 
-def has_lost_manifest(folder: Path) -> bool:
-    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`."""
+def has_lost_manifest(folder: AnyPath) -> bool:
+    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`.
+
+    In a bucket a run has its name from the start, and is not finished while it has no manifest.
+    """
+    if isinstance(folder, ObjectPath):
+        return False
     names = (folder.absolute().name, folder.resolve().name)
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+def _files(folder: AnyPath) -> list[str]:
+    """Returns the names of all files of a run; a lease that its owner forgot is none of them."""
+    if isinstance(folder, ObjectPath):
+        names = [*folder.objects()]
+    else:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(name for name in names if not name.startswith(f"{LEASES}/"))
 
 
-def verify_run(folder: Path, seen: Callable[[CommitRecord], object] = lambda record: None) -> list[Problem]:
+def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda record: None) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
@@ -339,7 +368,7 @@ def verify_run(folder: Path, seen: Callable[[CommitRecord], object] = lambda rec
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
 
 
-def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
+def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
     """Yields the coordinates that do not say what the head does; a run without a shard may have none yet."""
     from traceformer.store.zarr3 import coordinate_files
 
@@ -349,7 +378,7 @@ def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
             yield name
 
 
-def _compare(path: Path, expected: Checksum) -> str:
+def _compare(path: AnyPath, expected: Checksum) -> str:
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size

@@ -19,6 +19,8 @@ from traceformer.store.commits import RunHead
 from traceformer.store.files import FileLock, canonical
 from traceformer.store.hosts import deciding
 from traceformer.store.layout import META, UNFINISHED, as_of
+from traceformer.store.leases import refuse_at_work
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked, remove_run
 
 __all__ = [
@@ -109,6 +111,7 @@ def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
 
 def lock_writer(unfinished: Path, writer: tuple[int, int]) -> FileLock:
     """Returns the writer's lock, taken. Writers of different counts W would take each other's shards."""
+    refuse_at_work(unfinished)
     lock = FileLock(unfinished / f".lock-{writer[0]}-of-{writer[1]}")
     lock.acquire()
     try:
@@ -141,7 +144,7 @@ def clear_unfinished(unfinished: Path) -> None:
             remove_run(unfinished)
 
 
-def begun_head(unfinished: Path, head: RunHead) -> RunHead:
+def begun_head(unfinished: AnyPath, head: RunHead) -> RunHead:
     """Returns the head that an unfinished run was begun with, if `head` means the same run, in whatever format.
 
     Raises:

@@ -5,7 +5,7 @@ them, so that the same code reads them and `Run.save` writes the same bytes.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -149,6 +149,10 @@ class MemoryWriter:
     def pending(self) -> list[int]:
         """The shards that are not written yet, in order."""
         return [shard for shard in range(self.layout.n_shards) if shard not in self._records]
+
+    def claims(self) -> Iterator[int]:
+        """Yields each of the `pending` shards; none of them is anybody else's."""
+        yield from self.pending
 
     @property
     def last_host(self) -> Host:
