@@ -19,7 +19,7 @@ from typing import Any
 from traceformer.capture.workers.engine import Ray, result_of
 from traceformer.capture.workers.ledger import Ledger
 from traceformer.capture.workers.recording import Opened, Ready, RecordingWorker, Report
-from traceformer.errors import TraceformerError
+from traceformer.errors import TraceformerError, UsageError
 from traceformer.presentation import present
 from traceformer.progress import OnProgress, Progress
 from traceformer.store.locks import clear_unfinished, unfinished_folder
@@ -44,10 +44,16 @@ def record_on(engine: Ray, prepare: Callable[[], Ready], place: Place, progress:
         progress: Told how far all are together, and of workers that died.
 
     Raises:
-        RunExists, UsageError: as `Place.check` does.
+        RunExists: as `Place.check` raises it.
+        UsageError: the run goes to memory, or is shared in another way, too.
         TraceformerError: what a worker raised; or workers die again and again, and nothing is committed.
     """
+    if place.folder is None and place.parent is None:
+        raise UsageError("workers, and a run in memory", why="they do not share it", hint="give `out`")
+    if place.is_shared:
+        raise UsageError("`engine` and `num_shards`", why="the engine hands out shards", hint="one of them")
     place.check()
+    place = place.made_absolute()
     if isinstance(place.folder, Path) and place.overwrite and not place.resume:
         clear_unfinished(unfinished_folder(place.folder))
     with engine.session() as ray, _Driving(ray, engine, prepare, place, progress).workers_ended() as driving:

@@ -11,11 +11,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from traceformer.errors import NotFound, Unsupported, UsageError, check_number, check_whole
 
-__all__ = ["Engine", "Ray", "as_engine", "result_of", "use_threads"]
+if TYPE_CHECKING:
+    from traceformer.models.loaded import LoadedModel
+
+__all__ = ["Engine", "Ray", "as_engine", "check_apart", "result_of", "use_threads"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -155,6 +159,17 @@ def as_engine(engine: Engine) -> Ray | None:
     if engine != "ray":
         raise UsageError(f"no engine {engine!r}", hint='`engine="ray"`')
     return Ray()
+
+
+def check_apart(model: "str | Path | LoadedModel") -> str | Path:
+    """Returns a model as workers can load it: by its name, or from its folder.
+
+    Raises:
+        UsageError: it is loaded already.
+    """
+    if not isinstance(model, str | Path):
+        raise UsageError("a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder")
+    return model
 
 
 def use_threads(threads: int) -> None:
