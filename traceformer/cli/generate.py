@@ -198,7 +198,11 @@ def generate(
     choosing.sampling()  # what makes no sense is said before the model is loaded
     totals, shown = Totals(), list[str]()
     responses: list[Generated] = []
-    streams = workers is None and asked.prompt is not None and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
+    streams = (
+        workers is None
+        and asked.prompt is not None
+        and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
+    )
     shown_as = _text_shown if streams else progress_shown
     with keeping("what was finished is kept"), shown_as(totals) as progress:
 

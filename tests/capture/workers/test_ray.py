@@ -29,9 +29,7 @@ def one_session() -> Iterator[None]:
         import ray
     except ImportError:
         skip("ray")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False
-    )
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -139,3 +137,13 @@ def test_heads_and_statistics_of_a_run_are_the_same_numbers(tiny_folder: Callabl
     run = recorded(tiny_folder("gpt2"), tmp_path / "run", shard_examples=16)
     assert tf.heads(run, engine=TWO).to_json() == tf.heads(run).to_json()
     assert tf.statistics(run, engine=TWO).to_json() == tf.statistics(run).to_json()
+
+
+def test_workers_give_the_answers_of_one_process(tmp_path: Path) -> None:
+    prompts = [f"The function number {number} returns" for number in range(12)]
+    asked: dict[str, Any] = {"max_tokens": 12, "batch_size": 2, "temperature": 1.0}
+    one = tf.generate("byte", prompts, "attn resid logits", out=tmp_path / "one", **asked)
+    two = tf.generate("byte", prompts, "attn resid logits", out=tmp_path / "two", engine=TWO, **asked)
+    assert list(two.tokens.response) == list(one.tokens.response)
+    assert array_files(two) == array_files(one)
+    assert verify_run(tmp_path / "two") == []

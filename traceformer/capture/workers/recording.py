@@ -38,9 +38,7 @@ class Ready(Protocol):
 
     def open(self, place: "Place") -> "Writer": ...
 
-    def record(
-        self, writer: "Writer", shards: Iterable[int | None], counting: Counting
-    ) -> None: ...
+    def record(self, writer: "Writer", shards: Iterable[int | None], counting: Counting) -> None: ...
 
 
 class Opened(NamedTuple):
