@@ -9,7 +9,6 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ __all__ = [
     "committed_shards",
     "configuration_digest",
     "has_lost_manifest",
+    "manifest_of",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -172,12 +172,8 @@ class CommitRecord:
     files: Mapping[str, Checksum]
     host: Host = UNKNOWN
 
-    def write(self, folder: AnyPath) -> None:
-        """Commits the shard.
-
-        Raises:
-            RunExists: it is committed already.
-        """
+    def to_bytes(self) -> bytes:
+        """Returns what the record's file holds."""
         data = {
             "shard": self.shard,
             "writer": list(self.writer),
@@ -187,8 +183,16 @@ class CommitRecord:
             "files": {path: found.to_json() for path, found in self.files.items()},
             **({"host": host} if (host := self.host.to_json()) else {}),
         }
+        return seal(data)
+
+    def write(self, folder: AnyPath) -> None:
+        """Commits the shard.
+
+        Raises:
+            RunExists: it is committed already.
+        """
         try:
-            durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
+            durable_write(record_path(folder, self.shard), self.to_bytes(), exclusive=True)
         except FileExistsError:
             raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
 
@@ -276,16 +280,18 @@ def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
         yield record
 
 
-def write_manifest(folder: AnyPath, head: RunHead) -> None:
-    """Writes the checksums of all files of a run, taking those of shards from their records."""
+def manifest_of(folder: AnyPath, head: RunHead) -> bytes:
+    """Returns the manifest: the checksums of all files of a run, of which those of shards come from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
     names = [path for path in _files(folder) if path != MANIFEST]
     found = each_of(folder, lambda path: known.get(path) or checksum(folder / path, "sha256"), names)
     files = dict(zip(names, found, strict=True))
-    data = {"files": {path: found.to_json() for path, found in files.items()}}
-    once = isinstance(folder, ObjectPath)  # where several may finish a run, the first one did
-    with suppress(FileExistsError):
-        durable_write(folder / MANIFEST, seal(data), exclusive=once)
+    return seal({"files": {path: found.to_json() for path, found in files.items()}})
+
+
+def write_manifest(folder: AnyPath, head: RunHead) -> None:
+    """Writes the manifest of a run."""
+    durable_write(folder / MANIFEST, manifest_of(folder, head))
 
 
 def read_manifest(folder: AnyPath) -> dict[str, Checksum]:

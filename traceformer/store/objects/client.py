@@ -72,10 +72,9 @@ class ObjectStore:
         name: The bucket's address, such as `s3://bucket`.
     """
 
-    def __init__(self, name: str, stores: Stores, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, name: str, stores: Stores) -> None:
         self.name = name
         self._stores = stores
-        self._patience = patience
 
     def get(self, key: str) -> bytes:
         """Returns an object's bytes.
@@ -261,10 +260,10 @@ class ObjectStore:
         began, length = time.monotonic(), _FIRST_PAUSE
 
         def pause(error: Exception) -> None:
-            if time.monotonic() - began > self._patience:
+            if time.monotonic() - began > _PATIENCE:
                 raise Unreachable(
                     f"{self.name}/{key} cannot be reached",
-                    why=f"tried again for {self._patience:.0f} seconds: {_told(error)}",
+                    why=f"tried again for {_PATIENCE:.0f} seconds: {_told(error)}",
                     hint="look at the network and the endpoint, then the same again",
                 ) from error
             time.sleep(length * random.uniform(0.5, 1.5))
