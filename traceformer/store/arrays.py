@@ -19,7 +19,7 @@ from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 
 if TYPE_CHECKING:
-    import tensorstore as ts
+    from traceformer.store.zarr3 import Reading
 
 __all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
 
@@ -181,7 +181,7 @@ class RunArrays:
             for row in (row for rows in self._source.steps(spec) for row in rows):
                 yield row, numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
             return
-        ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
+        ahead: deque[tuple[range, np.ndarray, Reading]] = deque()
         for rows in self._source.steps(spec):
             ahead.append((rows, *read_ahead(as_read(self._source.part(spec, rows, lead), stored, dtype))))
             if len(ahead) > 1:
@@ -190,7 +190,7 @@ class RunArrays:
             yield from self._rows_of(spec, *ahead.popleft())
 
     def _rows_of(
-        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "ts.WriteFutures"
+        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "Reading"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         index = self._index
         with self._reading(spec):

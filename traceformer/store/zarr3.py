@@ -25,12 +25,17 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import tensorstore as ts
+
+    from traceformer.store.ranged import RangedArray
 
 __all__ = [
     "CRC32C",
     "LITTLE_ENDIAN",
     "Array",
+    "Reading",
     "along_layers",
     "as_read",
     "check_metadata",
@@ -40,13 +45,16 @@ __all__ = [
     "open_array",
     "position_arrays",
     "read_ahead",
+    "read_into",
     "reading",
     "shard_region",
     "write_metadata",
     "zarr_array",
 ]
 
-Array: TypeAlias = "ts.TensorStore"
+Array: TypeAlias = "ts.TensorStore | RangedArray"
+"""A view of an array: of a folder's or memory's it is tensorstore's, of a bucket's `ranged`'s."""
+Reading: TypeAlias = "ts.WriteFutures | Future[None]"
 JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
@@ -309,11 +317,8 @@ def as_read(view: Array, stored: Stored, dtype: ReadDtype) -> Array:
     Raises:
         SelectionError: `dtype` is neither `float32` nor `stored`.
     """
-    import tensorstore as ts
-
-    if dtype_read(stored, dtype) == np.float32 and stored == "float16":
-        return ts.cast(view, ts.float32)
-    return view
+    widened = dtype_read(stored, dtype) == np.float32 and stored == "float16"
+    return view.astype(np.float32) if widened else view
 
 
 def numbers_of(array: Shaped[np.ndarray, "*axes"], stored: Stored, dtype: ReadDtype) -> Num[np.ndarray, "*axes"]:
@@ -333,15 +338,24 @@ def numbers_of(array: Shaped[np.ndarray, "*axes"], stored: Stored, dtype: ReadDt
     return ts.cast(ts.array(array, copy=False), ts.float32).read().result()
 
 
-def read_ahead(view: Array) -> "tuple[np.ndarray, ts.WriteFutures]":
+def read_ahead(view: Array) -> "tuple[np.ndarray, Reading]":
     """Returns an array that will hold what `view` shows, and the future that says when.
 
     It is numpy's own memory, which comes in huge pages: a quarter faster than what tensorstore would return.
     """
+    target = np.empty(view.shape, view.dtype.numpy_dtype)
+    return target, read_into(view, target)
+
+
+def read_into(view: Array, target: Shaped[np.ndarray, "..."]) -> "Reading":
+    """Returns the future that says when an array holds what `view` shows."""
+    from traceformer.store.ranged import RangedArray
+
+    if isinstance(view, RangedArray):
+        return view.read_into(target)
     import tensorstore as ts
 
-    target = np.empty(view.shape, view.dtype.numpy_dtype)
-    return target, ts.array(target, write=True, copy=False).write(view)
+    return ts.array(target, write=True, copy=False).write(view)
 
 
 @contextmanager
