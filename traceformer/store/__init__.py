@@ -42,5 +42,6 @@ marks         a few bytes of each array file's own, which a reader compares firs
 forks         tensorstore in processes that were forked: refused, instead of an abort
 beside        what was worked out of a run, kept beside its folder while there is room
 direct        large files past the operating system's page cache
+objects       buckets: objects written on a condition, and a place there that is read like a path
 system        what operating systems do differently, each behind one name
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from traceformer.errors import CorruptRun
+from traceformer.errors import CorruptRun, Unreachable
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Num, Shaped
 from traceformer.sites import ArraySpec, Stack
@@ -367,7 +367,7 @@ def reading(path: Path | str) -> Generator[None]:
     """
     try:
         yield
-    except PermissionError:
+    except (PermissionError, Unreachable):
         raise
     except (ValueError, OSError) as error:
         raise CorruptRun(
