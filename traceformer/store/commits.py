@@ -28,6 +28,7 @@ from traceformer.store.files import (
 )
 from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
 from traceformer.store.meta import RunMeta
+from traceformer.store.objects.path import AnyPath
 
 __all__ = [
     "CommitRecord",
@@ -78,7 +79,7 @@ class RunHead:
         return RunMeta.from_json(self.to_json())
 
     @classmethod
-    def read(cls, folder: Path) -> "RunHead":
+    def read(cls, folder: AnyPath) -> "RunHead":
         """Returns the head of the run in `folder`.
 
         Raises:
@@ -171,7 +172,7 @@ class CommitRecord:
             raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
 
     @classmethod
-    def read(cls, folder: Path, shard: int) -> "CommitRecord":
+    def read(cls, folder: AnyPath, shard: int) -> "CommitRecord":
         """Returns the record of a shard.
 
         Raises:
@@ -228,7 +229,7 @@ def _what_is_wrong(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def record_path(folder: Path, shard: int) -> Path:
+def record_path(folder: AnyPath, shard: int) -> AnyPath:
     return folder / COMMITS / f"{shard}.json"
 
 
@@ -236,22 +237,41 @@ def token_path(shard: int) -> str:
     return f"{TOKEN_SHARDS}/{shard}.parquet"
 
 
-def committed_shards(folder: Path) -> list[int]:
+def committed_shards(folder: AnyPath) -> list[int]:
     """Returns the numbers of the shards that have a record, in order."""
     return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
 
 
-def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
+def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     """Yields the records of all committed shards in order.
 
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for shard in committed_shards(folder):
-        record = CommitRecord.read(folder, shard)
+    for shard, record in _records(folder):
+        if isinstance(record, CorruptRun):
+            raise record
         if not record.belongs_to(head):
             raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
         yield record
+
+
+def _records(folder: AnyPath) -> Iterator[tuple[int, CommitRecord | CorruptRun]]:
+    """Yields the shards and their records in order, or what is wrong with them; of a bucket several are read at once."""
+
+    def read(shard: int) -> CommitRecord | CorruptRun:
+        try:
+            return CommitRecord.read(folder, shard)
+        except CorruptRun as error:
+            return error
+
+    shards = committed_shards(folder)
+    if isinstance(folder, Path):
+        yield from zip(shards, map(read, shards), strict=True)
+    else:
+        from traceformer.store.objects.at_once import at_once
+
+        yield from zip(shards, at_once(read, shards), strict=True)
 
 
 def write_manifest(folder: Path, head: RunHead) -> None:
@@ -262,7 +282,7 @@ def write_manifest(folder: Path, head: RunHead) -> None:
     durable_write(folder / MANIFEST, seal(data))
 
 
-def read_manifest(folder: Path) -> dict[str, Checksum]:
+def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
     """Returns the checksums of all files of a finished run, but the manifest's own.
 
     Raises:
@@ -276,17 +296,24 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
         raise CorruptRun(f"{folder / MANIFEST} states no checksums of files", why=repr(error)) from error
 
 
-def has_lost_manifest(folder: Path) -> bool:
-    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`."""
+def has_lost_manifest(folder: AnyPath) -> bool:
+    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`.
+
+    In a bucket, where nothing is renamed, a run without a manifest is one that is not finished.
+    """
+    if not isinstance(folder, Path):
+        return False
     names = (folder.absolute().name, folder.resolve().name)
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: AnyPath) -> list[str]:
+    if not isinstance(folder, Path):
+        return sorted(folder.objects())
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def verify_run(folder: Path) -> list[Problem]:
+def verify_run(folder: AnyPath) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
@@ -302,12 +329,10 @@ def verify_run(folder: Path) -> list[Problem]:
         return [Problem(Path(META), error.why or error.message)]
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
-    for shard in committed_shards(folder):
-        path = record_path(folder, shard).relative_to(folder).as_posix()
-        try:
-            record = CommitRecord.read(folder, shard)
-        except CorruptRun as error:
-            found[path] = error.why
+    for shard, record in _records(folder):
+        path = f"{COMMITS}/{shard}.json"
+        if isinstance(record, CorruptRun):
+            found[path] = record.why
             continue
         if not record.belongs_to(head):
             found[path] = "belongs to a run with another configuration, or with other shards"
@@ -324,13 +349,13 @@ def verify_run(folder: Path) -> list[Problem]:
         found[MANIFEST] = "is missing, so what no commit record lists was not checked"
     if head.version > 1:
         found |= dict.fromkeys(_changed_coordinates(folder, head.layout), "does not say what the run's head does")
-    for path, file in expected.items():
-        if path not in found and (what := _compare(folder / path, file)):
+    for path, what in _compared(folder, {path: file for path, file in expected.items() if path not in found}):
+        if what:
             found[path] = what
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
 
 
-def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
+def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
     """Yields the coordinates that do not say what the head does; a run without a shard may have none yet."""
     from traceformer.store.zarr3 import coordinate_files
 
@@ -340,10 +365,24 @@ def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
             yield name
 
 
-def _compare(path: Path, expected: Checksum) -> str:
-    if not path.is_file():
+def _compared(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
+    """Yields each file and how it differs, if it does; of a bucket several are read at once."""
+    if isinstance(folder, Path):
+        for name, file in expected.items():
+            path = folder / name
+            yield name, _difference(path, path.stat().st_size if path.is_file() else None, file)
+    else:
+        from traceformer.store.objects.at_once import at_once
+
+        there = folder.objects()
+        sizes = {name: there[name].size if name in there else None for name in expected}
+        found = at_once(lambda name: _difference(folder / name, sizes[name], expected[name]), expected)
+        yield from zip(expected, found, strict=True)
+
+
+def _difference(path: AnyPath, size: int | None, expected: Checksum) -> str:
+    if size is None:
         return "is missing"
-    size = path.stat().st_size
     if size != expected.bytes:
         return f"has {size} bytes instead of {expected.bytes}"
     found = checksum(path, expected.algorithm)

@@ -15,12 +15,14 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from traceformer.errors import CorruptRun
+from traceformer.errors import CorruptRun, NotFound
 from traceformer.shapes import Int64
 from traceformer.store.chunks import Wanted, intact
 from traceformer.store.codecs import Chunk
 from traceformer.store.files import Checksum
-from traceformer.store.objects import BucketPath, at_once
+from traceformer.store.objects.at_once import at_once
+from traceformer.store.objects.client import State
+from traceformer.store.objects.path import ObjectPath
 
 __all__ = ["BucketChunks"]
 
@@ -46,10 +48,10 @@ class _Answer(NamedTuple):
 class BucketChunks:
     """The array files of a run in a bucket; `files` is what the commit records say of them."""
 
-    def __init__(self, folder: BucketPath, files: Mapping[str, Checksum]) -> None:
+    def __init__(self, folder: ObjectPath, files: Mapping[str, Checksum]) -> None:
         self._folder, self._files = folder, files
         self._keeping = threading.Lock()
-        self._indexes: OrderedDict[str, tuple[Int64[np.ndarray, "*grid 2"], str]] = OrderedDict()
+        self._indexes: OrderedDict[str, tuple[Int64[np.ndarray, "*grid 2"], State]] = OrderedDict()
         self._recent: OrderedDict[tuple[str, int], Chunk] = OrderedDict()
         self._index_bytes = self._recent_bytes = 0
 
@@ -63,8 +65,9 @@ class BucketChunks:
         names = dict.fromkeys(each.name for each in wanted)
         grids = {each.name: each.grid for each in wanted}
         indexes = dict(zip(names, at_once(lambda name: self._index(name, grids[name]), names), strict=True))
-        answers = list(self._plan(wanted, {name: index for name, (index, _) in indexes.items()}))
-        at_once(lambda answer: self._ask(answer, indexes[answer.name][1], keep), answers)
+        answers = self._plan(wanted, {name: index for name, (index, _) in indexes.items()})
+        for _ in at_once(lambda answer: self._ask(answer, indexes[answer.name][1], keep), answers):
+            pass
 
     def _plan(self, wanted: Sequence[Wanted], indexes: Mapping[str, Int64[np.ndarray, "*grid 2"]]) -> Iterator[_Answer]:
         places: dict[str, list[tuple[int, int, int, Take]]] = {}
@@ -92,13 +95,15 @@ class BucketChunks:
                 stop = max(stop, start + size)
             yield _Answer(name, first, stop, together)
 
-    def _ask(self, answer: _Answer, version: str, keep: bool) -> None:
+    def _ask(self, answer: _Answer, seen: State, keep: bool) -> None:
         name, first, stop, chunks = answer
-        data = np.frombuffer((self._folder / name).read_range(first, stop - first, version=version), np.uint8)
+        path = self._folder / name
+        try:
+            data = np.frombuffer(path.store.get_range(path.key, first, stop - first, seen=seen), np.uint8)
+        except NotFound as error:
+            raise _damage(path, "was replaced or removed while it was read") from error
         if len(data) != stop - first:
-            raise CorruptRun(
-                f"{self._folder / name} ends after {first + len(data)} bytes", hint="traceformer verify lists the damage"
-            )
+            raise _damage(path, f"ends after {first + len(data)} bytes")
         for start, size, number, take in chunks:
             chunk = intact(data[start - first : start - first + size])
             if keep and len(data) <= _MOST_KEPT:
@@ -120,8 +125,8 @@ class BucketChunks:
             while self._recent_bytes > _RECENT_BYTES:
                 self._recent_bytes -= len(self._recent.popitem(last=False)[1])
 
-    def _index(self, name: str, grid: tuple[int, ...]) -> tuple[Int64[np.ndarray, "*grid 2"], str]:
-        """Returns where the chunks of a file lie, first byte and size of each, and the version of the file it is of."""
+    def _index(self, name: str, grid: tuple[int, ...]) -> tuple[Int64[np.ndarray, "*grid 2"], State]:
+        """Returns where the chunks of a file lie, first byte and size of each, and the state of the file."""
         with self._keeping:
             if name in self._indexes:
                 self._indexes.move_to_end(name)
@@ -129,16 +134,16 @@ class BucketChunks:
         expected, path = self._files[name], self._folder / name
         n_bytes = 16 * int(np.prod(grid)) + _CRC_BYTES
         try:
-            end = path.read_end(n_bytes + _CRC_BYTES)
-        except FileNotFoundError:
+            end, state = path.store.get_end(path.key, n_bytes + _CRC_BYTES)
+        except NotFound:
             raise _damage(path, "is missing") from None
-        if end.size != expected.bytes:
-            raise _damage(path, f"has {end.size} bytes instead of {expected.bytes}")
-        mark = b"".join((end.data[:_CRC_BYTES], end.data[-_CRC_BYTES:])).hex()
+        if state.size != expected.bytes:
+            raise _damage(path, f"has {state.size} bytes instead of {expected.bytes}")
+        mark = b"".join((end[:_CRC_BYTES], end[-_CRC_BYTES:])).hex()
         if expected.mark and mark != expected.mark:
             raise _damage(path, "is another file than the one that was written there")
-        table = intact(np.frombuffer(end.data[-n_bytes:], np.uint8)).view("<u8").astype(np.int64)
-        found = table.reshape(*grid, 2), end.version
+        table = intact(np.frombuffer(end[-n_bytes:], np.uint8)).view("<u8").astype(np.int64)
+        found = table.reshape(*grid, 2), state
         with self._keeping:
             if name not in self._indexes:
                 self._indexes[name] = found
@@ -148,6 +153,6 @@ class BucketChunks:
         return found
 
 
-def _damage(path: BucketPath, what: str) -> CorruptRun:
+def _damage(path: ObjectPath, what: str) -> CorruptRun:
     return CorruptRun(f"{path} {what}", hint="traceformer verify lists the damage")
 

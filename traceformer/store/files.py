@@ -6,19 +6,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists, UsageError
 from traceformer.store import system
+from traceformer.store.objects.path import AnyPath, ObjectPath
 
 __all__ = [
     "Checksum",
     "FileLock",
     "canonical",
     "checksum",
+    "checksum_of",
     "durable_write",
     "free_space",
     "is_full",
@@ -69,11 +71,27 @@ def is_intact(data: bytes, written: Checksum) -> bool:
     return written == Checksum(len(data), "sha256", sha256(data))
 
 
-def checksum(path: Path, algorithm: Algorithm) -> Checksum:
+def checksum(path: AnyPath, algorithm: Algorithm) -> Checksum:
     """Returns size and hash of a file."""
+    if isinstance(path, ObjectPath):
+        return checksum_of(path.blocks(), algorithm)
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if algorithm == "sha256" else _xxh3(file)
         return Checksum(os.fstat(file.fileno()).st_size, algorithm, digest)
+
+
+def checksum_of(blocks: Iterable[bytes], algorithm: Algorithm) -> Checksum:
+    """Returns size and hash of bytes that come block by block."""
+    state: Any = hashlib.sha256()
+    if algorithm != "sha256":
+        import xxhash
+
+        state = xxhash.xxh3_128()
+    size = 0
+    for block in blocks:
+        state.update(block)
+        size += len(block)
+    return Checksum(size, algorithm, state.hexdigest())
 
 
 def _xxh3(file: IO[bytes]) -> str:
@@ -126,7 +144,7 @@ def is_sealed(text: bytes) -> bool:
     return _SEAL.search(text, max(0, len(text) - _SEAL_BYTES)) is not None
 
 
-def unseal(text: bytes, path: Path) -> dict[str, Any]:
+def unseal(text: bytes, path: AnyPath) -> dict[str, Any]:
     """Returns what was sealed.
 
     Raises:
@@ -154,7 +172,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: AnyPath) -> dict[str, Any]:
     """Returns what was sealed in a file.
 
     Raises:

@@ -17,6 +17,7 @@ import numpy as np
 
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArraySpec
+from traceformer.store.aliases import Piece
 from traceformer.store.codecs import Chunk, decompress
 from traceformer.store.dtypes import ON_DISK
 from traceformer.store.fetching import BucketChunks, Wanted
@@ -176,12 +177,20 @@ def _block(places: Iterable[Int64[np.ndarray, "place"]]) -> tuple[Any, ...]:
 
 
 def token_array(
-    chunks: BucketChunks, layout: RunLayout, planes: Sequence[tuple[ArraySpec, int | None]], *, layers: bool
+    chunks: BucketChunks, layout: RunLayout, pieces: Sequence[Piece], slots: tuple[slice, ...]
 ) -> RangedArray:
-    """Returns the token array ([layer,][head,] slot, d) whose layers these are; without `layers` there is one.
-
-    A plane is a kept array and the place of a layer on its axis of layers, None if it has none.
-    """
+    """Returns the token array ([layer,][head,] slot, d) that parts of kept arrays make up, along its layers."""
+    planes: list[tuple[ArraySpec, int | None]] = []  # an array, and which of its layers, if it has any
+    shows_layers, rest = False, pieces[0].lead
+    for spec, lead in pieces:
+        first, *others = lead or (slice(None),)
+        if spec.layers:
+            wanted = range(len(spec.layers))[first]
+            planes += [(spec, layer) for layer in ([wanted] if isinstance(wanted, int) else wanted)]
+            shows_layers, rest = not isinstance(wanted, int), tuple(others)
+        else:
+            planes.append((spec, None))
+            shows_layers, rest = first is None, tuple(others) if first is None else lead
     spec = planes[0][0]
     rows, width = layout.chunk_shape(spec)[-2:]
     n_slots = layout.shard_slots(spec.key.token_stack)
@@ -199,8 +208,8 @@ def token_array(
     stored = _Stored(
         chunks, (1, *(1,) * len(heads), rows, width), layout.codec_of(spec), ON_DISK[layout.stored(spec)], find
     )
-    shown = tuple(range(0 if layers else 1, len(shape)))
-    return RangedArray(stored, tuple(map(range, shape)), shown, stored.dtype)
+    whole = RangedArray(stored, tuple(map(range, shape)), tuple(range(len(shape))), stored.dtype)
+    return whole[(slice(None) if shows_layers else 0, *rest, *slots)]
 
 
 def example_array(chunks: BucketChunks, layout: RunLayout, spec: ArraySpec) -> RangedArray:

@@ -1,11 +1,11 @@
 """What became of a run's files since they were written."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.store.commits import Problem, has_lost_manifest, verify_run
 from traceformer.store.layout import MANIFEST
+from traceformer.store.objects.path import AnyPath, sizes_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ class Verification:
         finished: False for an unfinished run, of which the committed shards were looked at.
     """
 
-    folder: Path
+    folder: AnyPath
     problems: tuple[Problem, ...]
     n_files: int
     n_bytes: int
@@ -51,7 +51,7 @@ class Verification:
         return {"run": str(self.folder), "ok": self.ok, "problems": problems}
 
 
-def verify_folder(folder: Path) -> Verification:
+def verify_folder(folder: AnyPath) -> Verification:
     """Returns whether every file of the run in `folder` is there and as it was written; reads all of them.
 
     Raises:
@@ -59,6 +59,6 @@ def verify_folder(folder: Path) -> Verification:
         Unreadable: it is not a run of this package, or a later version of it wrote the run.
     """
     problems = tuple(verify_run(folder))
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    sizes = sizes_in(folder)
     finished = (folder / MANIFEST).exists() or has_lost_manifest(folder)
     return Verification(folder, problems, len(sizes), sum(sizes), finished)

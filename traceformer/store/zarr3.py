@@ -23,6 +23,7 @@ from traceformer.store.durable import WriteGroup
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
+from traceformer.store.objects.path import AnyPath
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -277,7 +278,7 @@ def along_layers(views: Sequence[Array]) -> Array:
     return ts.concat([view[layers] for view in views], axis=0)
 
 
-def check_metadata(folder: Path, layout: RunLayout, spec: ArraySpec) -> None:
+def check_metadata(folder: AnyPath, layout: RunLayout, spec: ArraySpec) -> None:
     """Makes sure that the metadata of an array says what the layout does, for who reads its files without it.
 
     Raises:
@@ -286,8 +287,12 @@ def check_metadata(folder: Path, layout: RunLayout, spec: ArraySpec) -> None:
     path, expected = folder / layout.array_path(spec.key) / "zarr.json", _array_metadata(layout, spec, None)
     try:
         stated = parse_json(path.read_bytes())
+        if spec.site.is_per_token:  # is as long as was declared, or was trimmed when the run was finished
+            expected["shape"][-2] = stated["shape"][-2]
         changed = [name for name in (*_KNOWN, "shape") if stated[name] != expected[name]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Unreachable:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise CorruptRun(f"{path} cannot be read", why=str(error), hint=_VERIFY) from error
     if changed:
         name = changed[-1]
@@ -359,7 +364,7 @@ def read_into(view: Array, target: Shaped[np.ndarray, "..."]) -> "Reading":
 
 
 @contextmanager
-def reading(path: Path | str) -> Generator[None]:
+def reading(path: AnyPath | str) -> Generator[None]:
     """Turns what tensorstore and pyarrow say of damaged files into CorruptRun.
 
     Raises:
@@ -367,7 +372,7 @@ def reading(path: Path | str) -> Generator[None]:
     """
     try:
         yield
-    except (PermissionError, Unreachable):
+    except (PermissionError, Unreachable, CorruptRun):
         raise
     except (ValueError, OSError) as error:
         raise CorruptRun(
