@@ -36,6 +36,8 @@ __all__ = [
     "RunHead",
     "committed_shards",
     "configuration_digest",
+    "differing_files",
+    "files_of",
     "has_lost_manifest",
     "read_commits",
     "read_manifest",
@@ -277,7 +279,7 @@ def _records(folder: AnyPath) -> Iterator[tuple[int, CommitRecord | CorruptRun]]
 def write_manifest(folder: Path, head: RunHead) -> None:
     """Writes the checksums of all files of a run, taking those of shards from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
-    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in _files(folder) if path != MANIFEST}
+    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in files_of(folder) if path != MANIFEST}
     data = {"files": {path: found.to_json() for path, found in files.items()}}
     durable_write(folder / MANIFEST, seal(data))
 
@@ -307,7 +309,8 @@ def has_lost_manifest(folder: AnyPath) -> bool:
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
-def _files(folder: AnyPath) -> list[str]:
+def files_of(folder: AnyPath) -> list[str]:
+    """Returns the names of all files of a run."""
     if not isinstance(folder, Path):
         return sorted(folder.objects())
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
@@ -343,13 +346,13 @@ def verify_run(folder: AnyPath) -> list[Problem]:
         except CorruptRun as error:
             found[MANIFEST] = error.why
         else:
-            foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
+            foreign = set(files_of(folder)) - expected.keys() - {MANIFEST}
             found |= dict.fromkeys(foreign, "does not belong to the run")
     elif has_lost_manifest(folder):
         found[MANIFEST] = "is missing, so what no commit record lists was not checked"
     if head.version > 1:
         found |= dict.fromkeys(_changed_coordinates(folder, head.layout), "does not say what the run's head does")
-    for path, what in _compared(folder, {path: file for path, file in expected.items() if path not in found}):
+    for path, what in differing_files(folder, {path: file for path, file in expected.items() if path not in found}):
         if what:
             found[path] = what
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
@@ -365,8 +368,11 @@ def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
             yield name
 
 
-def _compared(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
-    """Yields each file and how it differs, if it does; of a bucket several are read at once."""
+def differing_files(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
+    """Yields each file and how it differs from what was written, or an empty text; reads all of them.
+
+    Of a bucket several are read at once.
+    """
     if isinstance(folder, Path):
         for name, file in expected.items():
             path = folder / name

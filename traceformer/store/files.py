@@ -20,7 +20,7 @@ __all__ = [
     "FileLock",
     "canonical",
     "checksum",
-    "checksum_of",
+    "checksum_of_blocks",
     "durable_write",
     "free_space",
     "is_full",
@@ -74,13 +74,13 @@ def is_intact(data: bytes, written: Checksum) -> bool:
 def checksum(path: AnyPath, algorithm: Algorithm) -> Checksum:
     """Returns size and hash of a file."""
     if isinstance(path, ObjectPath):
-        return checksum_of(path.blocks(), algorithm)
+        return checksum_of_blocks(path.blocks(), algorithm)
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if algorithm == "sha256" else _xxh3(file)
         return Checksum(os.fstat(file.fileno()).st_size, algorithm, digest)
 
 
-def checksum_of(blocks: Iterable[bytes], algorithm: Algorithm) -> Checksum:
+def checksum_of_blocks(blocks: Iterable[bytes], algorithm: Algorithm) -> Checksum:
     """Returns size and hash of bytes that come block by block."""
     state: Any = hashlib.sha256()
     if algorithm != "sha256":

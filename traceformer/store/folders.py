@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, UsageError
-from traceformer.store.commits import RunHead, committed_shards
-from traceformer.store.layout import MANIFEST, META, UNFINISHED
+from traceformer.store.commits import RunHead, committed_shards, has_lost_manifest
+from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import TRACES
 from traceformer.store.objects.path import AnyPath, as_path, is_bucket, sizes_in, states_of
@@ -91,13 +91,13 @@ def runs_in(folder: AnyPath) -> list[AnyPath]:
     if isinstance(folder, Path):
         begun = {path.parent: path.stat().st_mtime_ns for path in folder.glob(f"*/{META}")}
         return sorted(begun, key=lambda run: (-begun[run], run.name))
-    heads = states_of(path / META for path in folder.iterdir())
+    heads = states_of(path / META for path in folder.folders())
     return sorted((path.parent for path in heads), key=lambda run: (-heads[run / META].modified, run.name))
 
 
 def folder_bytes(folder: AnyPath) -> int:
     """Returns the size of all files in a folder."""
-    return sum(sizes_in(folder))
+    return sum(sizes_in(folder).values())
 
 
 
@@ -124,11 +124,12 @@ class ListedRun:
     bytes: int
     finished: bool
     begun: str
+    damaged: bool = False
 
     @property
     def state(self) -> str:
         """`unfinished`, `damaged` if a finished run has lost its manifest, or nothing."""
-        return "" if self.finished else "unfinished" if self.run.startswith(UNFINISHED) else "damaged"
+        return "" if self.finished else "damaged" if self.damaged else "unfinished"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -169,11 +170,17 @@ def list_runs(folder: str | AnyPath = TRACES) -> RunList:
 
 
 def _listed(run: AnyPath) -> ListedRun:
-    size = folder_bytes(run)
     begun = datetime.fromtimestamp((run / META).stat().st_mtime).isoformat(sep=" ", timespec="seconds")
+    told: dict[str, Any] = {
+        "run": run.name or str(run),
+        "bytes": folder_bytes(run),
+        "finished": (run / MANIFEST).is_file(),
+        "begun": begun,
+        "damaged": has_lost_manifest(run),
+    }
     try:
         head = RunHead.read(run)
     except ValueError:  # CorruptRun and Unreadable: it is listed all the same
-        return ListedRun(run.name, None, None, 0, size, (run / MANIFEST).exists(), begun)
+        return ListedRun(model=None, dataset=None, n_examples=0, **told)
     n_examples = sum(len(head.layout.shard_range(shard)) for shard in committed_shards(run))
-    return ListedRun(run.name, head.about.model, head.about.dataset, n_examples, size, (run / MANIFEST).exists(), begun)
+    return ListedRun(model=head.about.model, dataset=head.about.dataset, n_examples=n_examples, **told)

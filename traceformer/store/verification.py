@@ -59,6 +59,6 @@ def verify_folder(folder: AnyPath) -> Verification:
         Unreadable: it is not a run of this package, or a later version of it wrote the run.
     """
     problems = tuple(verify_run(folder))
-    sizes = sizes_in(folder)
+    sizes = sizes_in(folder).values()
     finished = (folder / MANIFEST).exists() or has_lost_manifest(folder)
     return Verification(folder, problems, len(sizes), sum(sizes), finished)

@@ -29,6 +29,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _QUICK_BYTES = 4 << 20  # what is sent within the time of a quick answer
 _MOST_AT_ONCE = 4 << 30  # of 5 GiB that one request can send
 _STATUS = re.compile(r"status code: (\d{3})|\b(\d{3}) [A-Z][a-z]+(?: [A-Z][a-z]+)*:? ")
+_SAID = re.compile(r"<(?:Code|Message)>([^<]*)<")  # of an answer in XML, which may go on with keys
+_QUERY = re.compile(r"\?[^\s'\")]*")  # of an address: a signed one is as good as a password
 _AGAIN = {408, 409, 425, 429}  # and all from 500 on
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "metadata/computeMetadata")
 
@@ -339,8 +341,11 @@ def status_of(text: str) -> int | None:
 
 
 def _told(error: Exception) -> str:
-    """Returns the first line of an error, which has no key of an account in it, cut at what a server added."""
+    """Returns the first line of an error, without what a server or a signed address tells of an account."""
     text = str(error).strip().split("\n")[0]
+    said = _SAID.findall(str(error))
+    text = f"{text.partition('<')[0].rstrip(': ')}: {': '.join(said)}" if said else text.partition("<")[0]
+    text = _QUERY.sub("", text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

@@ -164,6 +164,10 @@ class ObjectPath:
         folders, objects = self.store.list_folder(self.key)
         yield from (ObjectPath(self.scheme, self.bucket, key.rstrip("/")) for key in sorted([*folders, *objects]))
 
+    def folders(self) -> list["ObjectPath"]:
+        """Returns the folders that lie directly in it."""
+        return [ObjectPath(self.scheme, self.bucket, key.rstrip("/")) for key in self.store.list_folder(self.key)[0]]
+
     def objects(self) -> dict[str, State]:
         """Returns all objects under it, by their names from here on, and their states."""
         start = len(self.key) + 1 if self.key else 0
@@ -229,8 +233,9 @@ def states_of(paths: Iterable[ObjectPath]) -> dict[ObjectPath, State]:
     return {path: state for path, state in states if state is not None}
 
 
-def sizes_in(folder: AnyPath) -> list[int]:
-    """Returns the sizes of all files in a folder."""
+def sizes_in(folder: AnyPath) -> dict[str, int]:
+    """Returns the sizes of all files in a folder, by their names from here on."""
     if isinstance(folder, ObjectPath):
-        return [state.size for state in folder.objects().values()]
-    return [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        return {name: state.size for name, state in folder.objects().items()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
