@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
+    from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
@@ -78,6 +79,7 @@ __all__ = [
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Ray",
     "Roles",
     "Run",
     "Selection",
@@ -126,6 +128,7 @@ _HOMES = {
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Ray": "traceformer.capture.workers.engine",
     "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
     "Selection": "traceformer.sites",

@@ -5,6 +5,7 @@ failure is told in up to three lines (`error:`, `why:`, `try:`) and an exit code
 the traceback.
 
 failures      errors to three lines and an exit code; parameters' names to flags
+stopping      work that keeps what it has done, and signals that announce its end
 arguments     what RUN, --example, --head and counts may be; layers and heads are in `choices`
 choices       flags that several verbs share, said once
 demo          the whole way from a model to pictures, each step a command
@@ -60,6 +61,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
+from traceformer.cli.stopping import TO_BE_RESUMED
 from traceformer.errors import TraceformerError
 from traceformer.heap import keep_freed_memory
 
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = explain(error)
             if failure is None:
                 raise
-            if debug and failure.code != INTERRUPTED:
+            if debug and failure.code not in (INTERRUPTED, TO_BE_RESUMED):
                 import traceback
 
                 traceback.print_exc()

@@ -24,6 +24,7 @@ from traceformer.cli.choices import (
     PlaceChoice,
     sites_in,
 )
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
 from traceformer.sites import Selection
@@ -191,38 +192,36 @@ def generate(
     totals, shown = Totals(), list[str]()
     responses: list[Generated] = []
     streams = asked.prompt is not None and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
-    try:
-        with (_text_shown if streams else progress_shown)(totals) as progress:
+    shown_as = _text_shown if streams else progress_shown
+    with keeping("what was finished is kept"), shown_as(totals) as progress:
 
-            def stream(text: str) -> None:
-                shown.append(text)
-                _stream(text)
+        def stream(text: str) -> None:
+            shown.append(text)
+            _stream(text)
 
-            def keep(response: "Generated") -> None:
-                responses.append(response)
-                if not shown:
-                    print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
+        def keep(response: "Generated") -> None:
+            responses.append(response)
+            if not shown:
+                print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
 
-            progress(LOADING)
-            prompts = asked.read()
-            edits = [as_steering(each) for each in steer]
-            loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
-            with edit(loaded, *edits) if edits else nullcontext():
-                run = generation.answer(
-                    loaded,
-                    prompts,
-                    selection,
-                    place,
-                    sampling=choosing.sampling(loaded),
-                    batch_size=batch_size,
-                    replay=replay,
-                    capture_steps=capture_steps,
-                    progress=progress,
-                    on_text=stream if streams else None,
-                    on_response=keep,
-                )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was finished is kept", "the same command with --resume") from stop
+        progress(LOADING)
+        prompts = asked.read()
+        edits = [as_steering(each) for each in steer]
+        loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
+        with edit(loaded, *edits) if edits else nullcontext():
+            run = generation.answer(
+                loaded,
+                prompts,
+                selection,
+                place,
+                sampling=choosing.sampling(loaded),
+                batch_size=batch_size,
+                replay=replay,
+                capture_steps=capture_steps,
+                progress=progress,
+                on_text=stream if streams else None,
+                on_response=keep,
+            )
     if json:
         told = [_told(response) for response in responses]
         print(json_text.dumps({"run": str(run.folder), **asdict(totals), "responses": told}, indent=2))

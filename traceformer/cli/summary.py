@@ -7,6 +7,7 @@ from typing import Any
 
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
+from traceformer.store.hosts import Computed
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
 from traceformer.store.objects.path import AnyPath, sizes_in
@@ -59,9 +60,10 @@ class RunSummary:
     arrays: tuple[ArraySummary, ...]
     parts: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    computed: tuple[Computed, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "computed": [each.to_json() for each in self.computed]}
 
     def _stored(self) -> str:
         compressed = "" if self.codec == "none" else f" compressed with {self.codec}"
@@ -81,6 +83,7 @@ class RunSummary:
             (self._source()[0], f"{self._source()[1]}, {', '.join(stacks)}"),
             *([("labels", ", ".join(map(printable, self.labels)))] if self.labels else ()),
             ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
+            *(("computed", "by " + (str(each) if len(self.computed) > 1 else str(each.host))) for each in self.computed),
         )
         rows = [
             (
@@ -107,7 +110,7 @@ class ExperimentSummary:
     runs: tuple[RunSummary, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
     def __str__(self) -> str:
         rows = [
@@ -156,6 +159,7 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
         arrays=tuple(arrays),
         parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),
         labels=about.labels or (),
+        computed=store.computed,
     )
 
 

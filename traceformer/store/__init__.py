@@ -34,6 +34,7 @@ shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
 fetching      chunks in a bucket: few requests, many at once
 ranged        arrays in a bucket that are no matrices, as views
+hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again

@@ -8,7 +8,8 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,20 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
+from traceformer.store.hosts import UNKNOWN, Host
+from traceformer.store.layout import (
+    COMMITS,
+    FORMAT_VERSION,
+    LEASES,
+    MANIFEST,
+    META,
+    TOKEN_SHARDS,
+    UNFINISHED,
+    RunLayout,
+    as_of,
+)
 from traceformer.store.meta import RunMeta
-from traceformer.store.objects.path import AnyPath
+from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
 
 __all__ = [
     "CommitRecord",
@@ -133,9 +145,13 @@ class RunHead:
         layout = as_of(self.version, self.layout.to_json())
         return {**head, "layout": layout, "configuration": dict(self.configuration)}
 
-    def write(self, folder: Path) -> None:
-        """Writes `meta.json`."""
-        durable_write(folder / META, seal(self.to_json()))
+    def write(self, folder: AnyPath, *, exclusive: bool = False) -> None:
+        """Writes `meta.json`.
+
+        Raises:
+            FileExistsError: `exclusive`, and there is one.
+        """
+        durable_write(folder / META, seal(self.to_json()), exclusive=exclusive)
 
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:
@@ -145,7 +161,10 @@ def configuration_digest(configuration: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """One committed shard: its examples in the data set's order, their lengths per stack, and its files' checksums."""
+    """One committed shard: its examples in the data set's order, their lengths per stack, its files' checksums.
+
+    `host` is what computed it, where that is known.
+    """
 
     shard: int
     writer: tuple[int, int]
@@ -153,8 +172,9 @@ class CommitRecord:
     examples: tuple[str, ...]
     lengths: Mapping[Stack, tuple[int, ...]]
     files: Mapping[str, Checksum]
+    host: Host = UNKNOWN
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Commits the shard.
 
         Raises:
@@ -167,6 +187,7 @@ class CommitRecord:
             "examples": list(self.examples),
             "lengths": {stack: list(lengths) for stack, lengths in self.lengths.items()},
             "files": {path: found.to_json() for path, found in self.files.items()},
+            **({"host": host} if (host := self.host.to_json()) else {}),
         }
         try:
             durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
@@ -207,6 +228,7 @@ class CommitRecord:
             examples=tuple(data["examples"]),
             lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
+            host=Host.from_json(data.get("host", {})),
         )
 
     def belongs_to(self, head: RunHead) -> bool:
@@ -250,38 +272,22 @@ def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for shard, record in _records(folder):
-        if isinstance(record, CorruptRun):
-            raise record
+    for record in each_of(folder, lambda shard: CommitRecord.read(folder, shard), committed_shards(folder)):
         if not record.belongs_to(head):
-            raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+            raise CorruptRun(f"{record_path(folder, record.shard)} belongs to another run")
         yield record
 
 
-def _records(folder: AnyPath) -> Iterator[tuple[int, CommitRecord | CorruptRun]]:
-    """Yields the shards and their records in order, or what is wrong with them; of a bucket several are read at once."""
-
-    def read(shard: int) -> CommitRecord | CorruptRun:
-        try:
-            return CommitRecord.read(folder, shard)
-        except CorruptRun as error:
-            return error
-
-    shards = committed_shards(folder)
-    if isinstance(folder, Path):
-        yield from zip(shards, map(read, shards), strict=True)
-    else:
-        from traceformer.store.objects.at_once import at_once
-
-        yield from zip(shards, at_once(read, shards), strict=True)
-
-
-def write_manifest(folder: Path, head: RunHead) -> None:
+def write_manifest(folder: AnyPath, head: RunHead) -> None:
     """Writes the checksums of all files of a run, taking those of shards from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
-    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in files_of(folder) if path != MANIFEST}
+    names = [path for path in files_of(folder) if path != MANIFEST]
+    found = each_of(folder, lambda path: known.get(path) or checksum(folder / path, "sha256"), names)
+    files = dict(zip(names, found, strict=True))
     data = {"files": {path: found.to_json() for path, found in files.items()}}
-    durable_write(folder / MANIFEST, seal(data))
+    once = isinstance(folder, ObjectPath)  # where several may finish a run, the first one did
+    with suppress(FileExistsError):
+        durable_write(folder / MANIFEST, seal(data), exclusive=once)
 
 
 def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
@@ -301,26 +307,29 @@ def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
 def has_lost_manifest(folder: AnyPath) -> bool:
     """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`.
 
-    In a bucket, where nothing is renamed, a run without a manifest is one that is not finished.
+    In a bucket a run has its name from the start, and is not finished while it has no manifest.
     """
-    if not isinstance(folder, Path):
+    if isinstance(folder, ObjectPath):
         return False
     names = (folder.absolute().name, folder.resolve().name)
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
 def files_of(folder: AnyPath) -> list[str]:
-    """Returns the names of all files of a run."""
-    if not isinstance(folder, Path):
-        return sorted(folder.objects())
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """Returns the names of all files of a run; a lease that its owner forgot is none of them."""
+    if isinstance(folder, ObjectPath):
+        names = [*folder.objects()]
+    else:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(name for name in names if not name.startswith(f"{LEASES}/"))
 
 
-def verify_run(folder: AnyPath) -> list[Problem]:
+def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda record: None) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
-    An unfinished one is held against its head, and its committed shards against their records.
+    An unfinished one is held against its head, and its committed shards against their records. `seen` is given each
+    record that can be read.
 
     Raises:
         NotFound: there is no run.
@@ -332,11 +341,13 @@ def verify_run(folder: AnyPath) -> list[Problem]:
         return [Problem(Path(META), error.why or error.message)]
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
-    for shard, record in _records(folder):
+    shards = committed_shards(folder)
+    for shard, record in zip(shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True):
         path = f"{COMMITS}/{shard}.json"
         if isinstance(record, CorruptRun):
             found[path] = record.why
             continue
+        seen(record)
         if not record.belongs_to(head):
             found[path] = "belongs to a run with another configuration, or with other shards"
         expected |= record.files
@@ -358,6 +369,13 @@ def verify_run(folder: AnyPath) -> list[Problem]:
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
 
 
+def _record_or_damage(folder: AnyPath, shard: int) -> CommitRecord | CorruptRun:
+    try:
+        return CommitRecord.read(folder, shard)
+    except CorruptRun as error:
+        return error
+
+
 def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
     """Yields the coordinates that do not say what the head does; a run without a shard may have none yet."""
     from traceformer.store.zarr3 import coordinate_files
@@ -369,27 +387,20 @@ def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
 
 
 def differing_files(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
-    """Yields each file and how it differs from what was written, or an empty text; reads all of them.
+    """Yields each file and how it differs from what was written, or an empty text; reads all of them."""
+    there = folder.objects() if isinstance(folder, ObjectPath) else {}
 
-    Of a bucket several are read at once.
-    """
-    if isinstance(folder, Path):
-        for name, file in expected.items():
-            path = folder / name
-            yield name, _difference(path, path.stat().st_size if path.is_file() else None, file)
-    else:
-        from traceformer.store.objects.at_once import at_once
+    def difference(name: str) -> str:
+        path = folder / name
+        if isinstance(path, ObjectPath):
+            size = there[name].size if name in there else None
+        else:
+            size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            return "is missing"
+        if size != expected[name].bytes:
+            return f"has {size} bytes instead of {expected[name].bytes}"
+        found = checksum(path, expected[name].algorithm)
+        return "" if found.digest == expected[name].digest else f"its content was changed ({found.algorithm} differs)"
 
-        there = folder.objects()
-        sizes = {name: there[name].size if name in there else None for name in expected}
-        found = at_once(lambda name: _difference(folder / name, sizes[name], expected[name]), expected)
-        yield from zip(expected, found, strict=True)
-
-
-def _difference(path: AnyPath, size: int | None, expected: Checksum) -> str:
-    if size is None:
-        return "is missing"
-    if size != expected.bytes:
-        return f"has {size} bytes instead of {expected.bytes}"
-    found = checksum(path, expected.algorithm)
-    return "" if found.digest == expected.digest else f"its content was changed ({found.algorithm} differs)"
+    yield from zip(expected, each_of(folder, difference, expected), strict=True)

@@ -22,6 +22,7 @@ from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
 from traceformer.store.dtypes import ReadDtype
 from traceformer.store.folder import RunFolder
+from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
@@ -144,6 +145,11 @@ class Run:
     def ids(self) -> tuple[str, ...]:
         """The example ids, in the data set's order."""
         return self._index.ids
+
+    @property
+    def computed(self) -> tuple[Computed, ...]:
+        """Which shards were computed by which kind of host, as far as the run says."""
+        return computed_by(self._index.hosts)
 
     @property
     def T(self) -> int:  # noqa: N802

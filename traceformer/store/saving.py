@@ -58,6 +58,6 @@ def save_run(
                     with reading(f"{source.name}/{layout.array_path(spec.key)}"):
                         values = view.read().result()
                     buffer.put(spec, b, values if spec.site.is_per_token else values[0])
-            writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
+            writer.commit(shard, buffer, table.slice(rows.start, len(rows)), index.hosts[shard])
             progress(done)
         return writer.finish()

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from traceformer.store.commits import Problem, has_lost_manifest, verify_run
+from traceformer.store.commits import CommitRecord, Problem, has_lost_manifest, verify_run
+from traceformer.store.hosts import Computed, Host, computed_by
 from traceformer.store.layout import MANIFEST
 from traceformer.store.objects.path import AnyPath, sizes_in
 
@@ -23,6 +24,7 @@ class Verification:
         n_files: The files that lie there.
         n_bytes: Their size.
         finished: False for an unfinished run, of which the committed shards were looked at.
+        computed: Which shards were computed by which kind of host, where their records say.
     """
 
     folder: AnyPath
@@ -30,6 +32,7 @@ class Verification:
     n_files: int
     n_bytes: int
     finished: bool
+    computed: tuple[Computed, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -48,7 +51,8 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         problems = [{"path": str(problem.path), "what": problem.what} for problem in self.problems]
-        return {"run": str(self.folder), "ok": self.ok, "problems": problems}
+        computed = [each.to_json() for each in self.computed]
+        return {"run": str(self.folder), "ok": self.ok, "problems": problems, "computed": computed}
 
 
 def verify_folder(folder: AnyPath) -> Verification:
@@ -58,7 +62,12 @@ def verify_folder(folder: AnyPath) -> Verification:
         NotFound: there is no run.
         Unreadable: it is not a run of this package, or a later version of it wrote the run.
     """
-    problems = tuple(verify_run(folder))
+    hosts: dict[int, Host] = {}
+
+    def seen(record: CommitRecord) -> None:
+        hosts[record.shard] = record.host
+
+    problems = tuple(verify_run(folder, seen))
     sizes = sizes_in(folder).values()
     finished = (folder / MANIFEST).exists() or has_lost_manifest(folder)
-    return Verification(folder, problems, len(sizes), sum(sizes), finished)
+    return Verification(folder, problems, len(sizes), sum(sizes), finished, computed_by(hosts))

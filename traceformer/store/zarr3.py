@@ -19,11 +19,11 @@ from traceformer.shapes import Num, Shaped
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.codecs import zarr_codecs
 from traceformer.store.dtypes import ON_DISK, ReadDtype, decode, dtype_read
-from traceformer.store.durable import WriteGroup
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
 from traceformer.store.objects.path import AnyPath
+from traceformer.store.placing import Group, ObjectGroup
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -393,16 +393,21 @@ def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> t
 
 
 def write_metadata(
-    group: WriteGroup, folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
+    group: Group, folder: AnyPath, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
 ) -> None:
     """Writes every `zarr.json` of a run, and its coordinates of layers and heads, where they are not there."""
     metadata = group_metadata(layout, n_slots).items()
     files = {name: (json.dumps(entry, indent=2) + "\n").encode() for name, entry in metadata} | coordinate_files(layout)
-    missing = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
-    for path, data in missing.items():
+    for name, data in files.items():
+        path = folder / name
+        if not isinstance(group, ObjectGroup) and _holds(path, data):  # which looks by itself
+            continue
         group.make_folder(path.parent)
         group.write(path, data)
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.exists() and path.read_bytes() == data
+def _holds(path: AnyPath, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False

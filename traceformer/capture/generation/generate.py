@@ -57,6 +57,7 @@ from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Dtype
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.texts.chats import Message
@@ -161,7 +162,7 @@ def generate(
         "more": dict(more or {}),
     }
     Sampling.of(None, **given)  # what makes no sense is said before the model is loaded
-    folder = None if out is None else Path(out)
+    folder = None if out is None else as_path(out)
     place = Place(
         folder=folder,
         resume=resume,
@@ -286,7 +287,7 @@ def answer(
         responder = Responder(model, sampling, choosing, on_step=step, on_text=on_text)
         answering = _Answering(model, plan, responder, sharing, None if replay else getattr(torch, layout.dtype))
         with Pipeline(writer) as pipeline:
-            for shard in writer.pending:
+            for shard in writer.claims():
                 batch = read[shard * batch_size : (shard + 1) * batch_size]
                 before, seed = counting.tokens, sampling.seed + shard
                 parts = answering.respond(batch, seed, shard * batch_size)

@@ -249,11 +249,10 @@ class ObjectStore:
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
                 if isinstance(error, FileNotFoundError) and "NoSuchBucket" in str(error):
                     raise self._no_bucket() from error
-                there = self.find(key)
-                if there is None and mode == "create":
+                if mode == "create" and self.head(key) is None:
                     pause(error)  # somebody else is writing it just now, or has removed it since
                     continue
-                return answer_lost and there == data
+                return answer_lost and self.find(key) == data
             except Exception as error:
                 self._raise_if_final(key, error)
                 answer_lost = True

@@ -4,11 +4,11 @@ Folders are what keys have in common up to a slash: one is there while it holds 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.store.objects.client import ObjectStore, State
@@ -17,10 +17,13 @@ from traceformer.store.objects.opening import SCHEMES, open_bucket
 if TYPE_CHECKING:
     from traceformer.store.objects.hub import HubBucket
 
-__all__ = ["AnyPath", "ObjectPath", "as_path", "is_bucket", "sizes_in", "states_of"]
+__all__ = ["AnyPath", "ObjectPath", "as_path", "each_of", "is_bucket", "sizes_in", "states_of"]
 
 # A `Path` makes one slash of two.
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
+T = TypeVar("T")
+U = TypeVar("U")
+
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB = ("buckets", "OWNER", "NAME")  # what names a bucket of the Hugging Face Hub: its other addresses are repositories
 _EXAMPLES = ("s3://bucket/name-of-the-run", "gs://bucket/name-of-the-run", "hf://buckets/OWNER/NAME/name-of-the-run")
@@ -222,6 +225,16 @@ def as_path(name: str | AnyPath) -> AnyPath:
     if isinstance(name, ObjectPath):
         return name
     return ObjectPath.parse(str(name)) if is_bucket(name) else Path(name)
+
+
+def each_of(folder: AnyPath, call: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
+    """Yields what a call gives for each of several things of a folder, in order; of a bucket, many at a time."""
+    if isinstance(folder, Path):
+        yield from map(call, things)
+        return
+    from traceformer.store.objects.at_once import at_once  # of no use to who reads from a disk
+
+    yield from at_once(call, things)
 
 
 def states_of(paths: Iterable[ObjectPath]) -> dict[ObjectPath, State]:

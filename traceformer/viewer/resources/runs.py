@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from traceformer.analysis.heads import METRICS
-from traceformer.questions.heads import attention_name
+from traceformer.questions.heads_of_run import attention_name
 from traceformer.store.commits import RunHead, committed_shards, has_lost_manifest
 from traceformer.store.folders import folder_bytes
 from traceformer.store.layout import MANIFEST, META
