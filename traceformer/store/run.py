@@ -504,11 +504,12 @@ class Run:
         Raises:
             RunExists: something is at `path`, and `overwrite` is False or it is no run.
             UsageError: this run is not finished.
+            Unsupported: `path` is in a bucket, where `tf.sync` copies it from a disk.
             OutOfSpace: the disk is full.
         """
         from traceformer.store.saving import save_run
 
-        return Run(save_run(self._source, Path(path), overwrite=overwrite))
+        return Run(save_run(self._source, as_path(path), overwrite=overwrite))
 
     def on_disk(self) -> RunFolder:
         """Returns the files of the run.
