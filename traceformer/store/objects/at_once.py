@@ -15,11 +15,12 @@ Answer = TypeVar("Answer")
 
 _REQUESTS = 16
 _NAME = "bucket-request"
-_AHEAD = 2 * _REQUESTS
 
 
-def at_once(ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """Yields what `ask` gives of each item, in order; it is asked for those that come next meanwhile.
+def at_once(
+    ask: Callable[[Item], Answer], items: Iterable[Item], *, most: int = 2 * _REQUESTS
+) -> Iterator[Answer]:
+    """Yields what `ask` gives of each item, in order; it is asked for those that come next meanwhile, `most` at most.
 
     What it raises is raised here, and what was not begun by then is left. An `ask` that calls this itself does so one
     after the other: threads that waited for each other might all be waiting.
@@ -31,7 +32,7 @@ def at_once(ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[An
     try:
         for item in items:
             ahead.append(_pool(os.getpid()).submit(ask, item))
-            if len(ahead) > _AHEAD:
+            if len(ahead) >= most:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
