@@ -9,6 +9,7 @@ slow       it is carried out after a second
 
 import http.client
 import re
+import socket
 import threading
 import time
 import urllib.request
@@ -155,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang_up(self) -> None:
         self.close_connection = True
-        self.connection.close()
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
@@ -163,10 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer  # noqa: N815
 
 
-class TestBucket(NamedTuple):
+class Bucket(NamedTuple):
     """An empty bucket, and the proxy before it."""
-
-    __test__ = False
 
     name: str
     proxy: Proxy
@@ -195,13 +194,13 @@ def served() -> Generator[Proxy]:
         server.stop()
 
 
-def make_bucket(proxy: Proxy, name: str) -> TestBucket:
+def make_bucket(proxy: Proxy, name: str) -> Bucket:
     """Returns a new bucket."""
     with urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/{name}", method="PUT")) as answer:
         assert answer.status == 200
     proxy.reset()
     open_bucket.cache_clear()
-    return TestBucket(name, proxy)
+    return Bucket(name, proxy)
 
 
 def environment(proxy: Proxy) -> dict[str, str]:

@@ -37,7 +37,7 @@ def s3_server() -> Iterator[bucket_server.Proxy]:
 
 
 @pytest.fixture
-def bucket(s3_server: bucket_server.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[bucket_server.TestBucket]:
+def bucket(s3_server: bucket_server.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[bucket_server.Bucket]:
     """A bucket of this test's own, which the environment leads to."""
     for name, value in bucket_server.environment(s3_server).items():
         monkeypatch.setenv(name, value)

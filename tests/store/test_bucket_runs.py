@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server, runs, steps
-from tests.store.bucket_server import Fault, Request, TestBucket
+from tests.store.bucket_server import Fault, Request, Bucket
 from tests.store.contract import worlds
 from traceformer.errors import RunExists, Unsupported, UsageError
 from traceformer.store.commits import committed_shards, verify_run
@@ -30,14 +30,14 @@ def write(place: ObjectPath, layout: Any = LAYOUT, **options: Any) -> None:
         assert writer.finish() == place
 
 
-def test_a_run_in_a_bucket_has_the_bytes_of_one_on_disk(bucket: TestBucket, tmp_path: Path) -> None:
+def test_a_run_in_a_bucket_has_the_bytes_of_one_on_disk(bucket: Bucket, tmp_path: Path) -> None:
     """The one fast test of it all; what holds of runs in every place is in `contract`."""
     write(bucket.place("runs/first"))
     assert bucket.contents(bucket.place("runs/first")) == runs.contents(runs.write(tmp_path / "run", LAYOUT))
 
 
 @pytest.mark.slow
-def test_a_bucket_that_fails_and_is_slow_for_a_while_loses_nothing(bucket: TestBucket, tmp_path: Path) -> None:
+def test_a_bucket_that_fails_and_is_slow_for_a_while_loses_nothing(bucket: Bucket, tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW, n_examples=20, shard_examples=2)
     whole = runs.contents(runs.write(tmp_path / "run", layout))
     dice, slow = random.Random(7), itertools.count()
@@ -57,7 +57,7 @@ def test_a_bucket_that_fails_and_is_slow_for_a_while_loses_nothing(bucket: TestB
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_to_a_bucket_is_resumed_to_the_same_bytes(
-    bucket: TestBucket, tmp_path: Path
+    bucket: Bucket, tmp_path: Path
 ) -> None:
     whole = runs.contents(runs.write(tmp_path / "run", runs.long_plan()))
     place, killed = bucket.place("run"), 0
@@ -91,7 +91,7 @@ def spawn(place: ObjectPath) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_neither_keys_nor_the_address_of_the_server_are_written(bucket: TestBucket) -> None:
+def test_neither_keys_nor_the_address_of_the_server_are_written(bucket: Bucket) -> None:
     place = Place(folder=bucket.place("run"))
     place.check()
     write(bucket.place("run"))
@@ -101,7 +101,7 @@ def test_neither_keys_nor_the_address_of_the_server_are_written(bucket: TestBuck
 
 
 @pytest.mark.slow
-def test_what_cannot_work_in_a_bucket_is_said_before_anything_is_written(bucket: TestBucket) -> None:
+def test_what_cannot_work_in_a_bucket_is_said_before_anything_is_written(bucket: Bucket) -> None:
     with pytest.raises(UsageError, match="is a bucket"):
         Place(folder=ObjectPath.parse(f"s3://{bucket.name}")).check()
     with pytest.raises(UsageError, match="thumbnails of a run in a bucket"):
@@ -116,7 +116,7 @@ def test_what_cannot_work_in_a_bucket_is_said_before_anything_is_written(bucket:
 
 @pytest.mark.slow
 def test_a_bucket_that_overwrites_what_must_be_absent_is_refused(
-    bucket: TestBucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As older servers do, to which the header says nothing."""
     forward = bucket_server.Proxy.forward
@@ -130,7 +130,7 @@ def test_a_bucket_that_overwrites_what_must_be_absent_is_refused(
 
 
 @pytest.mark.slow
-def test_a_writer_that_takes_part_only_writes_its_part(bucket: TestBucket, tmp_path: Path) -> None:
+def test_a_writer_that_takes_part_only_writes_its_part(bucket: Bucket, tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW[:2], n_examples=8, shard_examples=2)
     for w in range(2):
         with LeasedWriter.create(
@@ -144,13 +144,13 @@ def test_a_writer_that_takes_part_only_writes_its_part(bucket: TestBucket, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
-def test_every_compression_can_be_written_to_a_bucket(bucket: TestBucket, tmp_path: Path, codec: str) -> None:
+def test_every_compression_can_be_written_to_a_bucket(bucket: Bucket, tmp_path: Path, codec: str) -> None:
     layout = runs.plan(arrays=runs.FEW[:3], n_examples=5, shard_examples=2, codec=codec)
     write(bucket.place("run"), layout)
     assert bucket.contents(bucket.place("run")) == runs.contents(runs.write(tmp_path / "run", layout))
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_reads_as_it_was_written(bucket: TestBucket) -> None:
+def test_a_run_in_a_bucket_reads_as_it_was_written(bucket: Bucket) -> None:
     write(bucket.place("run"))
     assert runs.holds_what_was_written(Run(bucket.place("run")))  # pyright: ignore[reportArgumentType]

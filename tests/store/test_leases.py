@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.bucket_server import TestBucket
+from tests.store.bucket_server import Bucket
 from traceformer.errors import RunExists
 from traceformer.store import leases
 from traceformer.store.leases import Lease, Leases, refuse_at_work
@@ -19,7 +19,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
     if request.param == "folder":
         (tmp_path / "run/leases").mkdir(parents=True)
         return tmp_path / "run"
-    bucket: TestBucket = request.getfixturevalue("bucket")
+    bucket: Bucket = request.getfixturevalue("bucket")
     return bucket.place("run")
 
 

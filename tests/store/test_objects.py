@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server
-from tests.store.bucket_server import Fault, Request, TestBucket
+from tests.store.bucket_server import Fault, Request, Bucket
 from traceformer.errors import NotFound, Unreachable, UsageError
 from traceformer.store.objects import client
 from traceformer.store.objects.path import ObjectPath, as_path, is_bucket
@@ -44,7 +44,7 @@ def test_what_is_no_place_in_a_bucket_is_said(address: str) -> None:
 
 @pytest.mark.slow
 class TestBucketOfS3:
-    def test_objects_are_written_read_listed_and_removed(self, bucket: TestBucket) -> None:
+    def test_objects_are_written_read_listed_and_removed(self, bucket: Bucket) -> None:
         place = bucket.place("folder")
         data = bytes(range(256)) * 40
         for name in ("a", "b/c", "b/d", "e f+ü"):
@@ -71,7 +71,7 @@ class TestBucketOfS3:
         with pytest.raises(NotFound, match="no object s3://.*/folder/a"):
             (place / "a").read_bytes()
 
-    def test_more_objects_than_one_answer_lists_are_listed(self, bucket: TestBucket) -> None:
+    def test_more_objects_than_one_answer_lists_are_listed(self, bucket: Bucket) -> None:
         place = bucket.place("many")
         store = place.store
         for number in range(1100):
@@ -80,7 +80,7 @@ class TestBucketOfS3:
         store.delete(f"many/{number:05}" for number in range(1100))
         assert place.objects() == {}
 
-    def test_of_many_who_write_what_is_absent_one_does(self, bucket: TestBucket) -> None:
+    def test_of_many_who_write_what_is_absent_one_does(self, bucket: Bucket) -> None:
         path = bucket.place("run/commits/0.json")
         barrier, made = threading.Barrier(6), list[tuple[bool, bytes]]()
 
@@ -96,7 +96,7 @@ class TestBucketOfS3:
             thread.join()
         assert [data for done, data in made if done] == [path.read_bytes()]
 
-    def test_what_changed_since_it_was_seen_is_not_replaced(self, bucket: TestBucket) -> None:
+    def test_what_changed_since_it_was_seen_is_not_replaced(self, bucket: Bucket) -> None:
         path = bucket.place("a")
         path.write_bytes(b"first")
         seen = path.state()
@@ -109,7 +109,7 @@ class TestBucketOfS3:
         assert not path.exists()
 
     @pytest.mark.parametrize("fault", ONCE_EACH)
-    def test_a_request_that_fails_is_made_again(self, bucket: TestBucket, fault: Fault) -> None:
+    def test_a_request_that_fails_is_made_again(self, bucket: Bucket, fault: Fault) -> None:
         path = bucket.place("folder/a")
         calls: list[Any] = [
             lambda: path.write_bytes(b"content"),
@@ -127,7 +127,7 @@ class TestBucketOfS3:
         assert path.parent.objects() == {}
 
     @pytest.mark.parametrize("fault", ONCE_EACH)
-    def test_a_conditional_write_whose_answer_is_lost_is_understood(self, bucket: TestBucket, fault: Fault) -> None:
+    def test_a_conditional_write_whose_answer_is_lost_is_understood(self, bucket: Bucket, fault: Fault) -> None:
         path = bucket.place("run/commits/0.json")
 
         def only_writes(request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))) -> Any:
@@ -147,7 +147,7 @@ class TestBucketOfS3:
         assert path.read_bytes() == b"newer"
 
     def test_a_bucket_that_stays_away_is_given_up_in_the_end(
-        self, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch
+        self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(client, "_PATIENCE", 0.5)
         bucket.proxy.fault = lambda request: "503"
@@ -155,20 +155,20 @@ class TestBucketOfS3:
             bucket.place("a").write_bytes(b"")
         assert len(bucket.proxy.requests) > 1
 
-    def test_a_bucket_that_is_not_there_is_said_at_once(self, bucket: TestBucket) -> None:
+    def test_a_bucket_that_is_not_there_is_said_at_once(self, bucket: Bucket) -> None:
         there = ObjectPath.parse("s3://no-such-bucket/run")
         with pytest.raises(NotFound, match="no bucket s3://no-such-bucket"):
             there.write_bytes(b"")
         assert len(bucket.proxy.requests) == 1
 
-    def test_large_objects_are_whole(self, bucket: TestBucket) -> None:
+    def test_large_objects_are_whole(self, bucket: Bucket) -> None:
         path, data = bucket.place("large"), bytes(range(256)) * (20 << 12)  # 20 MiB
         assert path.store.put_if_absent(path.key, data)
         assert path.read_bytes() == data
         assert bucket.proxy.objects[f"{bucket.name}/large"] == data
 
     def test_a_profile_is_read_where_the_environment_has_no_keys(
-        self, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "credentials").write_text(
             f"[work]\naws_access_key_id = {bucket_server.ACCESS_KEY}\naws_secret_access_key = {bucket_server.SECRET_KEY}\n"

@@ -43,7 +43,7 @@ def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool)
 def _complete(folder: Path, head: RunHead) -> None:
     for pattern in (f"*{TEMPORARY}", "*.__lock"):
         for path in folder.rglob(pattern):
-            path.unlink()
+            path.unlink(missing_ok=True)
     with WriteGroup() as group:
         _write_whole(group, folder, head)
     shutil.rmtree(folder / LEASES, ignore_errors=True)

@@ -104,7 +104,7 @@ class LeasedWriter:
         self._leases = Leases(folder, seconds=lease_seconds)
         self._claimed = set[int]()
         self._buffers = Buffers(head.layout)
-        if self.pending:
+        if not self._is_finished():
             self._prepare()
             self._leases.announce()
 
@@ -183,7 +183,8 @@ class LeasedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if error is not None and not self._resumable and (self.folder / META).is_file():
+        gone_wrong = error is not None and not self._resumable and not self._is_finished()
+        if gone_wrong and (self.folder / META).is_file():
             remove_run(self.folder)
 
     def close(self) -> None:

@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.store import runs, steps
-from tests.store.bucket_server import TestBucket
+from tests.store.bucket_server import Bucket
 from tests.store.contract import worlds
 from tests.store.contract.worlds import World
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists
@@ -136,14 +138,18 @@ def race(world: World, layout: Any, *, joining: dict[str, Any], number: int = 3)
     done: list[Any] = []
     failed: list[BaseException] = []
 
+    begun = threading.Barrier(number)
+
     def take_part(w: int) -> None:
         try:
             options = {name: value(w) for name, value in joining.items()}
             with world.begin(world.place(), layout, **options) as writer:
+                begun.wait()
                 worlds.write_shards(writer)
                 writer.finish()
                 done.append(writer)
         except BaseException as error:  # a thread's would be lost
+            begun.abort()
             failed.append(error)
 
     threads = [threading.Thread(target=take_part, args=(w,)) for w in range(number)]
@@ -179,17 +185,14 @@ def fill_as(owner: int, layout: Any, shard: int, buffer: Any) -> Any:
         if not array.site.is_matrix:
             for b in range(buffer.n_examples):
                 buffer.part(array, b)[...] = owner + 1
-    return table.set_column(1, "text", [[f"by {owner}"] * table.num_rows])
+    return table.set_column(1, "text", pa.array([f"by {owner}"] * table.num_rows))
 
 
 def owner_of(world: World, shard: int) -> int:
     """Returns whose a shard is, having looked that all of it is."""
-    from traceformer.store.finishing import _to_read  # pyright: ignore[reportPrivateUsage]
-
-    import pyarrow.parquet as pq
-
     record = CommitRecord.read(world.place(), shard)
-    [owner] = set(pq.read_table(_to_read(world.place() / f"tokens/{shard}.parquet"))["text"].to_pylist())
+    table = (world.place() / f"tokens/{shard}.parquet").read_bytes()
+    [owner] = set(pq.read_table(pa.BufferReader(table))["text"].to_pylist())
     assert record.shard == shard
     return int(owner.split()[1])
 
@@ -304,7 +307,7 @@ def test_an_owner_that_falls_asleep_while_it_writes_does_no_harm(
 
 
 @pytest.mark.slow
-def test_a_run_that_replaces_another_in_a_bucket_is_never_taken_for_it(tmp_path: Path, bucket: TestBucket) -> None:
+def test_a_run_that_replaces_another_in_a_bucket_is_never_taken_for_it(tmp_path: Path, bucket: Bucket) -> None:
     """Half removed, it has no manifest, and no record of a shard that is not there."""
     world = worlds.worlds_of("bucket", tmp_path, bucket)
     world.write_or_resume(world.place(), LAYOUT)

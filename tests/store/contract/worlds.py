@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.store import runs, steps
-from tests.store.bucket_server import Request, TestBucket
+from tests.store.bucket_server import Request, Bucket
 from traceformer.errors import NotFound
 from traceformer.store import leases
 from traceformer.store.commits import verify_run
@@ -37,7 +37,7 @@ class World:
     name: str
     kind: Any
     root: Path
-    bucket: TestBucket | None = None
+    bucket: Bucket | None = None
     left: list[dict[str, bytes]] = field(default_factory=list[dict[str, bytes]])
 
     @property
@@ -132,6 +132,6 @@ def without_leases(contents: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in contents.items() if f"{LEASES}/" not in name}
 
 
-def worlds_of(name: str, root: Path, bucket: TestBucket | None) -> World:
+def worlds_of(name: str, root: Path, bucket: Bucket | None) -> World:
     kind = RunWriter if name == "folder" else LeasedWriter
     return World(name, kind, root, bucket)
