@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.sites import Selection
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
+    from traceformer.store.syncing import sync
     from traceformer.store.upgrading import upgrade
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
@@ -112,6 +113,7 @@ __all__ = [
     "record",
     "roles",
     "statistics",
+    "sync",
     "upgrade",
     "view",
 ]
@@ -156,6 +158,7 @@ _HOMES = {
     "record": "traceformer.capture.extract",
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
+    "sync": "traceformer.store.syncing",
     "upgrade": "traceformer.store.upgrading",
     "view": "traceformer.viewer.viewing",
 }

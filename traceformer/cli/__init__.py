@@ -17,6 +17,7 @@ inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
 verify        is everything as it was written?
 upgrade       a run of an older format in the newest one
+sync          a finished run to a bucket, or back
 analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
@@ -91,6 +92,7 @@ VERBS = {
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
     "upgrade": "Write a run of an older format in the newest one.",
+    "sync": "Copy a finished run to a bucket, or from one to a disk.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }
 """Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""

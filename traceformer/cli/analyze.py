@@ -18,6 +18,7 @@ from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
+    from traceformer.store.objects.path import AnyPath
     from traceformer.capture.workers.engine import Ray
     from traceformer.store.run import Run
 
@@ -103,7 +104,7 @@ def _tokens(store: "Run", of: "ExampleLogits") -> list[str]:
     return [piece.text for piece in shown_tokens(store, of.example_id, of.key.stack)]
 
 
-def _find(run: str, stack: ExitStack) -> list[Path]:
+def _find(run: str, stack: ExitStack) -> "list[AnyPath]":
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
     from traceformer.store.folders import find_runs
 

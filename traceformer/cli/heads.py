@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.roles import Roles
     from traceformer.questions.training_texts import TrainingTexts
+    from traceformer.store.objects.path import AnyPath
     from traceformer.texts.windows import FileWindows, Part
 
 __all__ = ["heads"]
@@ -239,7 +240,7 @@ def _check_card(roles: bool, figure: Path | None, ablation: str | None, is_run: 
         check_card(figure)
 
 
-def _roles_of_run(folders: "Sequence[Path]", limit: int | None) -> "Roles":
+def _roles_of_run(folders: "Sequence[AnyPath]", limit: int | None) -> "Roles":
     from traceformer.questions.roles import roles
     from traceformer.store.run import Run
 

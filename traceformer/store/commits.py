@@ -9,7 +9,6 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,10 @@ __all__ = [
     "RunHead",
     "committed_shards",
     "configuration_digest",
+    "differing_files",
+    "files_of",
     "has_lost_manifest",
+    "manifest_of",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -172,12 +174,8 @@ class CommitRecord:
     files: Mapping[str, Checksum]
     host: Host = UNKNOWN
 
-    def write(self, folder: AnyPath) -> None:
-        """Commits the shard.
-
-        Raises:
-            RunExists: it is committed already.
-        """
+    def to_bytes(self) -> bytes:
+        """Returns what the record's file holds."""
         data = {
             "shard": self.shard,
             "writer": list(self.writer),
@@ -187,8 +185,16 @@ class CommitRecord:
             "files": {path: found.to_json() for path, found in self.files.items()},
             **({"host": host} if (host := self.host.to_json()) else {}),
         }
+        return seal(data)
+
+    def write(self, folder: AnyPath) -> None:
+        """Commits the shard.
+
+        Raises:
+            RunExists: it is committed already.
+        """
         try:
-            durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
+            durable_write(record_path(folder, self.shard), self.to_bytes(), exclusive=True)
         except FileExistsError:
             raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
 
@@ -276,16 +282,18 @@ def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
         yield record
 
 
-def write_manifest(folder: AnyPath, head: RunHead) -> None:
-    """Writes the checksums of all files of a run, taking those of shards from their records."""
+def manifest_of(folder: AnyPath, head: RunHead) -> bytes:
+    """Returns the manifest: the checksums of all files of a run, of which those of shards come from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
-    names = [path for path in _files(folder) if path != MANIFEST]
+    names = [path for path in files_of(folder) if path != MANIFEST]
     found = each_of(folder, lambda path: known.get(path) or checksum(folder / path, "sha256"), names)
     files = dict(zip(names, found, strict=True))
-    data = {"files": {path: found.to_json() for path, found in files.items()}}
-    once = isinstance(folder, ObjectPath)  # where several may finish a run, the first one did
-    with suppress(FileExistsError):
-        durable_write(folder / MANIFEST, seal(data), exclusive=once)
+    return seal({"files": {path: found.to_json() for path, found in files.items()}})
+
+
+def write_manifest(folder: AnyPath, head: RunHead) -> None:
+    """Writes the manifest of a run."""
+    durable_write(folder / MANIFEST, manifest_of(folder, head))
 
 
 def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
@@ -313,7 +321,7 @@ def has_lost_manifest(folder: AnyPath) -> bool:
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
-def _files(folder: AnyPath) -> list[str]:
+def files_of(folder: AnyPath) -> list[str]:
     """Returns the names of all files of a run; a lease that its owner forgot is none of them."""
     if isinstance(folder, ObjectPath):
         names = [*folder.objects()]
@@ -339,12 +347,11 @@ def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda 
         return [Problem(Path(META), error.why or error.message)]
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
-    for shard in committed_shards(folder):
-        path = record_path(folder, shard).relative_to(folder).as_posix()
-        try:
-            record = CommitRecord.read(folder, shard)
-        except CorruptRun as error:
-            found[path] = error.why
+    shards = committed_shards(folder)
+    for shard, record in zip(shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True):
+        path = f"{COMMITS}/{shard}.json"
+        if isinstance(record, CorruptRun):
+            found[path] = record.why
             continue
         seen(record)
         if not record.belongs_to(head):
@@ -356,16 +363,23 @@ def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda 
         except CorruptRun as error:
             found[MANIFEST] = error.why
         else:
-            foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
+            foreign = set(files_of(folder)) - expected.keys() - {MANIFEST}
             found |= dict.fromkeys(foreign, "does not belong to the run")
     elif has_lost_manifest(folder):
         found[MANIFEST] = "is missing, so what no commit record lists was not checked"
     if head.version > 1:
         found |= dict.fromkeys(_changed_coordinates(folder, head.layout), "does not say what the run's head does")
-    for path, file in expected.items():
-        if path not in found and (what := _compare(folder / path, file)):
+    for path, what in differing_files(folder, {path: file for path, file in expected.items() if path not in found}):
+        if what:
             found[path] = what
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
+
+
+def _record_or_damage(folder: AnyPath, shard: int) -> CommitRecord | CorruptRun:
+    try:
+        return CommitRecord.read(folder, shard)
+    except CorruptRun as error:
+        return error
 
 
 def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
@@ -378,11 +392,21 @@ def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
             yield name
 
 
-def _compare(path: AnyPath, expected: Checksum) -> str:
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != expected.bytes:
-        return f"has {size} bytes instead of {expected.bytes}"
-    found = checksum(path, expected.algorithm)
-    return "" if found.digest == expected.digest else f"its content was changed ({found.algorithm} differs)"
+def differing_files(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
+    """Yields each file and how it differs from what was written, or an empty text; reads all of them."""
+    there = folder.objects() if isinstance(folder, ObjectPath) else {}
+
+    def difference(name: str) -> str:
+        path = folder / name
+        if isinstance(path, ObjectPath):
+            size = there[name].size if name in there else None
+        else:
+            size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            return "is missing"
+        if size != expected[name].bytes:
+            return f"has {size} bytes instead of {expected[name].bytes}"
+        found = checksum(path, expected[name].algorithm)
+        return "" if found.digest == expected[name].digest else f"its content was changed ({found.algorithm} differs)"
+
+    yield from zip(expected, each_of(folder, difference, expected), strict=True)

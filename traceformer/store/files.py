@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
@@ -76,7 +76,7 @@ def is_intact(data: bytes, written: Checksum) -> bool:
 def checksum(path: AnyPath, algorithm: Algorithm) -> Checksum:
     """Returns size and hash of a file."""
     if isinstance(path, ObjectPath):
-        return checksum_of(path.read_bytes(), algorithm)
+        return _checksum_of_blocks(path.blocks(), algorithm)
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if algorithm == "sha256" else _xxh3(file)
         return Checksum(os.fstat(file.fileno()).st_size, algorithm, digest)
@@ -84,11 +84,21 @@ def checksum(path: AnyPath, algorithm: Algorithm) -> Checksum:
 
 def checksum_of(data: bytes, algorithm: Algorithm) -> Checksum:
     """Returns size and hash of a file that holds these bytes."""
-    if algorithm == "sha256":
-        return Checksum(len(data), algorithm, sha256(data))
-    import xxhash
+    return _checksum_of_blocks((data,), algorithm)
 
-    return Checksum(len(data), algorithm, xxhash.xxh3_128(data).hexdigest())
+
+def _checksum_of_blocks(blocks: Iterable[bytes], algorithm: Algorithm) -> Checksum:
+    """Returns size and hash of bytes that come block by block."""
+    state: Any = hashlib.sha256()
+    if algorithm != "sha256":
+        import xxhash
+
+        state = xxhash.xxh3_128()
+    size = 0
+    for block in blocks:
+        state.update(block)
+        size += len(block)
+    return Checksum(size, algorithm, state.hexdigest())
 
 
 def _xxh3(file: IO[bytes]) -> str:

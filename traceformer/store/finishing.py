@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from traceformer.errors import RunExists
 from traceformer.shapes import Int32
 from traceformer.sites import Stack
-from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
+from traceformer.store.commits import CommitRecord, RunHead, manifest_of, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import TEMPORARY
 from traceformer.store.layout import LEASES, TOKENS, RunLayout
@@ -25,7 +25,7 @@ from traceformer.store.system import patiently, rename, sync_folder
 from traceformer.store.tables import PARQUET, common_schema, with_schema
 from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 
-__all__ = ["finish_in_bucket", "finish_run"]
+__all__ = ["complete_in_bucket", "finish_run"]
 
 
 def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool) -> None:
@@ -43,7 +43,7 @@ def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool)
 def _complete(folder: Path, head: RunHead) -> None:
     for pattern in (f"*{TEMPORARY}", "*.__lock"):
         for path in folder.rglob(pattern):
-            path.unlink()
+            path.unlink(missing_ok=True)
     with WriteGroup() as group:
         _write_whole(group, folder, head)
     shutil.rmtree(folder / LEASES, ignore_errors=True)
@@ -52,17 +52,14 @@ def _complete(folder: Path, head: RunHead) -> None:
     write_manifest(folder, head)
 
 
-def finish_in_bucket(folder: ObjectPath, head: RunHead, check_mine: CheckMine) -> None:
-    """Completes the run at a prefix, where it stays: it is finished once its manifest is there.
+def complete_in_bucket(folder: ObjectPath, head: RunHead, check_mine: CheckMine) -> bytes:
+    """Completes the run at a prefix, where it stays, and returns its manifest, with which it will be finished.
 
     Whoever else does the same writes the same; `check_mine` raises once nobody need any more.
     """
     with ObjectGroup(check_mine) as group:
         _write_whole(group, folder, head)
-    leases = [name for name in folder.objects() if name.startswith(f"{LEASES}/")]
-    check_mine()
-    folder.store.delete((folder / name).key for name in leases)
-    write_manifest(folder, head)
+    return manifest_of(folder, head)
 
 
 def _write_whole(group: Group, folder: AnyPath, head: RunHead) -> None:

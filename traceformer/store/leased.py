@@ -11,8 +11,8 @@
    `RunWriter` builds it; in a bucket at its final prefix, since objects cannot be renamed.
 2. `claims` takes a shard's lease before it gives the shard out (see `leases`), and waits for shards that others have
    until they are committed, or their writer is no more and they are taken over.
-3. `commit` puts the shard's files so that nobody's are replaced who may have committed (see `placing`), then creates
-   its record, if there is none. Whoever comes second has lost, which is no error: the shard is there.
+3. `commit` puts the shard's files so that nobody's are replaced who may have committed (see `placing`), concludes its
+   lease, and creates its record. Whoever comes second has lost, which is no error: the shard is there.
 4. `finish`, once all shards have records, is done by one writer, under a lease of its own, and waited for by the
    others. In a bucket the run is finished when `manifest.json` is there, which is put last.
 
@@ -30,15 +30,15 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from traceformer.errors import NotFound, RunExists, Unreachable, UsageError
+from traceformer.errors import NotFound, Unreachable, UsageError
 from traceformer.progress import quiet
 from traceformer.store.begun import begin, go_on, where_built
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, committed_shards, record_path, token_path
 from traceformer.store.durable import WriteGroup
-from traceformer.store.files import free_space
+from traceformer.store.files import durable_write, free_space
 from traceformer.store.filled import example_ids
-from traceformer.store.finishing import finish_in_bucket, finish_run
+from traceformer.store.finishing import complete_in_bucket, finish_run
 from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.layout import COMMITS, LEASES, MANIFEST, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.leases import LEASE_SECONDS, Leases
@@ -104,7 +104,7 @@ class LeasedWriter:
         self._leases = Leases(folder, seconds=lease_seconds)
         self._claimed = set[int]()
         self._buffers = Buffers(head.layout)
-        if self.pending:
+        if not self._is_finished():
             self._prepare()
             self._leases.announce()
 
@@ -183,7 +183,8 @@ class LeasedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        if error is not None and not self._resumable and (self.folder / META).is_file():
+        gone_wrong = error is not None and not self._resumable and not self._is_finished()
+        if gone_wrong and (self.folder / META).is_file():
             remove_run(self.folder)
 
     def close(self) -> None:
@@ -219,10 +220,12 @@ class LeasedWriter:
         that others have, to take over what they leave; without `wait` it ends when it finds no shard to take.
         """
         while others := [shard for shard in self.pending if shard not in self._claimed]:
-            free = self._leases.free(map(str, others))
+            free, concluded = self._leases.look(map(str, others))
             taken = next((int(shard) for shard in free if self._take(int(shard))), None)
             if taken is not None:
                 yield taken
+            elif concluded:
+                self._write_concluded(concluded)
             elif wait:
                 time.sleep(self._wait)
             else:
@@ -230,12 +233,19 @@ class LeasedWriter:
 
     def _take(self, shard: int, *, by_force: bool = False) -> bool:
         if not self._leases.take(str(shard), by_force=by_force):
+            self._write_concluded(self._leases.look([str(shard)])[1])
             return False
         if self._is_finished() or record_path(self.folder, shard).is_file():  # committed since it was listed
             self._leases.release(str(shard), done=True)
             return False
         self._claimed.add(shard)
         return True
+
+    def _write_concluded(self, records: Mapping[str, bytes]) -> None:
+        """Writes records of shards whose owners came so far as to conclude them, and no further."""
+        for shard, record in records.items():
+            with suppress(FileExistsError, FileNotFoundError):  # he was not dead; or all have been, and it is finished
+                durable_write(record_path(self.folder, int(shard)), record, exclusive=True)
 
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
@@ -266,7 +276,7 @@ class LeasedWriter:
                 record = self._write(shard, buffer, tokens, ids, host)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
                 self.on_commit(record)
-            except (_Lost, RunExists):
+            except _Lost:
                 self.lost += 1
             done = True
         finally:
@@ -299,7 +309,12 @@ class LeasedWriter:
                 path = token_path(shard)
                 files[path] = group.write(self.folder / path, token_file(self.layout, shard, buffer, tokens))
             record = record_of(self._head, shard, (0, 1), buffer, ids, files, host)
-            record.write(self.folder)
+            if not self._leases.conclude(str(shard), record.to_bytes()):
+                raise _Lost
+            with suppress(FileExistsError):  # another writer has written it in this one's place
+                durable_write(record_path(self.folder, shard), record.to_bytes(), exclusive=True)
+            if record_path(self.folder, shard).read_bytes() != record.to_bytes():
+                raise _Lost
         except FileNotFoundError:
             if self._is_finished():  # by others, while this one slept, and its folder has another name
                 raise _Lost from None
@@ -318,14 +333,14 @@ class LeasedWriter:
                     break
                 return self.folder
             if not self._leases.take(_FINISHING):
-                time.sleep(self._wait)
+                _, concluded = self._leases.look([_FINISHING])
+                if concluded:
+                    self._write_manifest(concluded[_FINISHING])
+                else:
+                    time.sleep(self._wait)
                 continue
             try:
-                if isinstance(self.folder, ObjectPath):
-                    finish_in_bucket(self.folder, self._head, partial(self._check_mine, _FINISHING, self._is_finished))
-                else:
-                    with free_space(self.folder, kept=_KEPT, hint=_HINT):
-                        finish_run(self.folder, self._final(), self._head, overwrite=self._overwrite)
+                self._complete()
             except _Lost:
                 continue
             finally:
@@ -333,9 +348,22 @@ class LeasedWriter:
         self.close()
         return final
 
-    def _final(self) -> Path:
-        assert isinstance(self.folder, Path)
-        return final_folder(self.folder)
+    def _complete(self) -> None:
+        if isinstance(self.folder, ObjectPath):
+            check_mine = partial(self._check_mine, _FINISHING, self._is_finished)
+            manifest = complete_in_bucket(self.folder, self._head, check_mine)
+            if not self._leases.conclude(_FINISHING, manifest):
+                raise _Lost
+            self._write_manifest(manifest)
+            left = [name for name in self.folder.objects() if name.startswith(f"{LEASES}/")]
+            self.folder.store.delete((self.folder / name).key for name in left)
+            return
+        with free_space(self.folder, kept=_KEPT, hint=_HINT):
+            finish_run(self.folder, final_folder(self.folder), self._head, overwrite=self._overwrite)
+
+    def _write_manifest(self, manifest: bytes) -> None:
+        with suppress(FileExistsError):
+            durable_write(self.folder / MANIFEST, manifest, exclusive=True)
 
     def _is_finished(self) -> bool:
         if isinstance(self.folder, ObjectPath):

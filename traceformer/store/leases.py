@@ -5,11 +5,14 @@
 2. While the owner is at work, a thread of its own writes it anew every quarter of its time, with a later end.
 3. A lease that has run out is taken over: whoever creates the next generation has it. So is that of a process of this
    machine that is no more, at once: a run that was killed is resumed without waiting.
-4. The owner of an older generation finds out when it asks (`holds`); generations only grow until the thing is done.
+4. What is done is concluded: its owner creates the next generation once more, with the record that is to be written.
+   It cannot if somebody has taken over; and if it can, nobody takes over any more, but writes that record in its place,
+   if it is not there. So of several owners, of whom all but one slept past their ends, one has its record written, and
+   nobody has changed its files since: who may replace files is the owner of the newest generation (`placing`).
+5. Generations only grow until the record is there; then all are removed.
 
 Clocks of several machines may differ, and an owner may sleep for an hour between two lines: then two work on one thing.
-That costs the work of one of them and nothing else, since a lease is never what makes a shard exist: its record is,
-which is created once (`commits`), and its files are placed so that who lost cannot replace them (`placing`).
+That costs the work of one of them, and nothing else.
 """
 
 import json
@@ -19,15 +22,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from traceformer.errors import RunExists, Unreachable
+from traceformer.errors import RunExists
 from traceformer.store.files import TEMPORARY
 from traceformer.store.layout import LEASES
 from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
@@ -46,25 +49,29 @@ _WRITER = "writer_"
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a lease says: its owner's name, machine and process, and the time when it runs out, in seconds since 1970."""
+    """What a lease says: its owner's name, machine and process, and the time when it runs out, in seconds since 1970.
+
+    `record` is what the owner has concluded with; such a lease does not run out.
+    """
 
     owner: str
     machine: str
     process: int
     expires: float
+    record: str = ""
 
     @classmethod
     def parse(cls, text: bytes) -> "Lease":
         """Returns what a lease's file says; what cannot be read has run out."""
         try:
             data = json.loads(text)
-            return cls(str(data["owner"]), str(data["machine"]), int(data["process"]), float(data["expires"]))
+            who = str(data["owner"]), str(data["machine"]), int(data["process"])
+            return cls(*who, float(data["expires"]), str(data.get("record", "")))
         except (ValueError, TypeError, KeyError):
             return cls("", "", 0, _OVER)
 
     def to_bytes(self) -> bytes:
-        told = {"owner": self.owner, "machine": self.machine, "process": self.process, "expires": self.expires}
-        return f"{json.dumps(told)}\n".encode()
+        return f"{json.dumps(asdict(self))}\n".encode()
 
     def is_alive(self, now: float) -> bool:
         """Returns whether its owner may still be at work."""
@@ -92,6 +99,7 @@ class Leases:
         self._seconds = seconds
         self._clock = clock
         self._held: dict[str, int] = {}
+        self._concluded = set[str]()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._renewing: threading.Thread | None = None
@@ -122,6 +130,8 @@ class Leases:
             alive = text is not None and Lease.parse(text).is_alive(self._clock())
             if alive and not by_force:
                 return False
+            if text is not None and Lease.parse(text).record:
+                return False
         if not _create(self._path(thing, generation + 1), self._text(), self.owner):
             return False
         with self._lock:
@@ -131,16 +141,30 @@ class Leases:
                 self._renewing.start()
         return True
 
-    def free(self, things: Iterable[str]) -> Iterator[str]:
-        """Yields those of several things, in order, that nobody else is at work on just now."""
+    def look(self, things: Iterable[str]) -> tuple[list[str], dict[str, bytes]]:
+        """Returns those of several things, in order, that nobody is at work on, and the records of those concluded."""
         newest = self._newest()
-        paths = {thing: self._path(thing, generation) for thing, generation in newest.items()}
-        texts = dict(zip(paths, each_of(self._folder, _read, paths.values()), strict=True))
+        wanted = {thing: self._path(thing, newest[thing]) for thing in (things := [*things]) if thing in newest}
+        texts = dict(zip(wanted, each_of(self._folder, _read, wanted.values()), strict=True))
+        leases = {thing: Lease.parse(text) for thing, text in texts.items() if text is not None}
+        concluded = {thing: lease.record.encode() for thing, lease in leases.items() if lease.record}
         now = self._clock()
-        for thing in things:
-            text = texts.get(thing)
-            if text is None or not Lease.parse(text).is_alive(now):
-                yield thing
+        at_work = {thing for thing, lease in leases.items() if lease.is_alive(now)}
+        return [thing for thing in things if thing not in at_work and thing not in concluded], concluded
+
+    def conclude(self, thing: str, record: bytes) -> bool:
+        """Returns whether this owner's record of a thing is the one to be written: nobody has taken it over."""
+        with self._lock:
+            generation = self._held.get(thing)
+        if generation is None:
+            return False
+        path = self._path(thing, generation + 1)
+        if not _create(path, self._text(record=record.decode()), self.owner):
+            return False
+        with self._lock:
+            self._held[thing] = generation + 1
+            self._concluded.add(thing)
+        return True
 
     def holds(self, thing: str) -> bool:
         """Returns whether the thing is still this owner's: it took it, and nobody has taken it over."""
@@ -152,20 +176,23 @@ class Leases:
         """Gives a lease back; `done` says that nobody need take it again."""
         with self._lock:
             generation = self._held.pop(thing, None)
+            concluded = thing in self._concluded
+            self._concluded.discard(thing)
         if generation is None:
             return
         if done:
             _remove([self._path(thing, each) for each in range(1, generation + 1)])
-        elif self._newest().get(thing) == generation:
+        elif not concluded and self._newest().get(thing) == generation:
             _write(self._path(thing, generation), self._text(expires=_OVER), self.owner)
 
     def renew(self) -> None:
         """Lets all leases that are still this owner's last longer."""
         newest = self._newest()
         with self._lock:
-            still = [(thing, generation) for thing, generation in self._held.items() if newest.get(thing) == generation]
-        for thing, generation in still:
-            _write(self._path(thing, generation), self._text(), self.owner)
+            held = {thing: generation for thing, generation in self._held.items() if thing not in self._concluded}
+        for thing, generation in held.items():
+            if newest.get(thing) == generation:
+                _write(self._path(thing, generation), self._text(), self.owner)
 
     def close(self) -> None:
         """Gives all leases back."""
@@ -178,7 +205,7 @@ class Leases:
 
     def _renew_all(self) -> None:
         while not self._ended.wait(self._seconds / _RENEWALS):
-            with suppress(Unreachable):  # a bucket that is away for longer: the lease runs out
+            with suppress(OSError):  # of a bucket or a disk that is away for longer: the lease runs out
                 self.renew()
 
     def _newest(self) -> dict[str, int]:
@@ -192,9 +219,9 @@ class Leases:
     def _path(self, thing: str, generation: int) -> AnyPath:
         return self._folder / f"{thing}.{generation}.json"
 
-    def _text(self, expires: float | None = None) -> bytes:
+    def _text(self, expires: float | None = None, record: str = "") -> bytes:
         until = self._clock() + self._seconds if expires is None else expires
-        return Lease(self.owner, this_machine(), os.getpid(), until).to_bytes()
+        return Lease(self.owner, this_machine(), os.getpid(), until, record).to_bytes()
 
 
 def refuse_at_work(run: AnyPath) -> None:

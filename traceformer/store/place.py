@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from traceformer.errors import NotRecorded, UsageError, check_choice
+from traceformer.errors import NotRecorded, Unsupported, UsageError, check_choice
 from traceformer.presentation import present
 from traceformer.progress import OnStep, quiet
 from traceformer.sites import Stack
@@ -95,6 +95,10 @@ class Place:
             raise UsageError("thumbnails of a run in memory", why="they lie beside a run's folder", hint="give `out`")
         if self.thumbnails and isinstance(self.folder, ObjectPath):
             raise UsageError("thumbnails of a run in a bucket", why="they lie beside a run's folder on disk")
+        if isinstance(self.folder, ObjectPath) and self.folder.scheme == "hf":
+            why = "it has no writes on a condition, which tell two writers apart"
+            hint = "write it on a disk, then copy it there: tf.sync(run, place)"
+            raise Unsupported(f"a run cannot be written to {self.folder}", why=why, hint=hint)
         if self.folder is not None:
             if isinstance(self.folder, Path):
                 check_place(self.folder)

@@ -1,12 +1,12 @@
 """What became of a run's files since they were written."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.store.commits import CommitRecord, Problem, has_lost_manifest, verify_run
 from traceformer.store.hosts import Computed, Host, computed_by
 from traceformer.store.layout import MANIFEST
+from traceformer.store.objects.path import AnyPath, sizes_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ class Verification:
         computed: Which shards were computed by which kind of host, where their records say.
     """
 
-    folder: Path
+    folder: AnyPath
     problems: tuple[Problem, ...]
     n_files: int
     n_bytes: int
@@ -55,7 +55,7 @@ class Verification:
         return {"run": str(self.folder), "ok": self.ok, "problems": problems, "computed": computed}
 
 
-def verify_folder(folder: Path) -> Verification:
+def verify_folder(folder: AnyPath) -> Verification:
     """Returns whether every file of the run in `folder` is there and as it was written; reads all of them.
 
     Raises:
@@ -68,6 +68,6 @@ def verify_folder(folder: Path) -> Verification:
         hosts[record.shard] = record.host
 
     problems = tuple(verify_run(folder, seen))
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    sizes = sizes_in(folder).values()
     finished = (folder / MANIFEST).exists() or has_lost_manifest(folder)
     return Verification(folder, problems, len(sizes), sum(sizes), finished, computed_by(hosts))

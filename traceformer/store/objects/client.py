@@ -29,6 +29,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _QUICK_BYTES = 4 << 20  # what is sent within the time of a quick answer
 _MOST_AT_ONCE = 4 << 30  # of 5 GiB that one request can send
 _STATUS = re.compile(r"status code: (\d{3})|\b(\d{3}) [A-Z][a-z]+(?: [A-Z][a-z]+)*:? ")
+_SAID = re.compile(r"<(?:Code|Message)>([^<]*)<")  # of an answer in XML, which may go on with keys
+_QUERY = re.compile(r"\?[^\s'\")]*")  # of an address: a signed one is as good as a password
 _AGAIN = {408, 409, 425, 429}  # and all from 500 on
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "metadata/computeMetadata")
 
@@ -72,10 +74,9 @@ class ObjectStore:
         name: The bucket's address, such as `s3://bucket`.
     """
 
-    def __init__(self, name: str, stores: Stores, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, name: str, stores: Stores) -> None:
         self.name = name
         self._stores = stores
-        self._patience = patience
 
     def get(self, key: str) -> bytes:
         """Returns an object's bytes.
@@ -108,8 +109,32 @@ class ObjectStore:
         except NotFound:
             return None
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Returns `length` bytes of an object from `start` on, in one request.
+    def get_range(self, key: str, start: int, length: int, *, seen: State | None = None) -> bytes:
+        """Returns `length` bytes of an object from `start` on, in one request: of the one that was `seen`, if it was.
+
+        Raises:
+            NotFound: there is no such object, or it is another one now.
+            Unreachable: the bucket does not answer, or refuses.
+        """
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        if not length:
+            return b""
+        options: Any = {"range": (start, start + length)}
+        if seen is not None and seen.etag is not None:
+            options["if_match"] = seen.etag
+
+        def read() -> bytes:
+            try:
+                return bytes(obstore.get(self._stores.reading, key, options=options).bytes())
+            except PreconditionError:
+                raise NotFound(f"{self.name}/{key} was replaced meanwhile") from None
+
+        return self._tried(key, read)
+
+    def get_end(self, key: str, length: int) -> tuple[bytes, State]:
+        """Returns the last bytes of an object, at most `length`, and its state, in one request.
 
         Raises:
             NotFound: there is no such object.
@@ -117,10 +142,11 @@ class ObjectStore:
         """
         import obstore
 
-        if not length:
-            return b""
-        ranged = obstore.get_range
-        return self._tried(key, lambda: bytes(ranged(self._stores.reading, key, start=start, length=length)))
+        def read() -> tuple[bytes, State]:
+            found = obstore.get(self._stores.reading, key, options={"range": {"suffix": length}})
+            return bytes(found.bytes()), _state(found.meta)
+
+        return self._tried(key, read)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Returns several parts (start, length) of an object, at once; those that are near each other in one request.
@@ -181,6 +207,13 @@ class ObjectStore:
 
         parted = len(data) > _MOST_AT_ONCE
         self._tried(key, lambda: obstore.put(self._to_send(data), key, data, use_multipart=parted))
+
+    def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """Writes several objects, at once."""
+        from traceformer.store.objects.at_once import at_once
+
+        for _ in at_once(lambda each: self.put(*each), objects):
+            pass
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Writes an object if there is none, and returns whether it did: of all who try, one is told so.
@@ -247,6 +280,8 @@ class ObjectStore:
         for pause in self._pauses(key):
             try:
                 return call()
+            except NotFound:
+                raise
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise self._no_bucket() from error
@@ -261,10 +296,10 @@ class ObjectStore:
         began, length = time.monotonic(), _FIRST_PAUSE
 
         def pause(error: Exception) -> None:
-            if time.monotonic() - began > self._patience:
+            if time.monotonic() - began > _PATIENCE:
                 raise Unreachable(
                     f"{self.name}/{key} cannot be reached",
-                    why=f"tried again for {self._patience:.0f} seconds: {_told(error)}",
+                    why=f"tried again for {_PATIENCE:.0f} seconds: {_told(error)}",
                     hint="look at the network and the endpoint, then the same again",
                 ) from error
             time.sleep(length * random.uniform(0.5, 1.5))
@@ -304,8 +339,11 @@ def status_of(text: str) -> int | None:
 
 
 def _told(error: Exception) -> str:
-    """Returns the first line of an error, which has no key of an account in it, cut at what a server added."""
+    """Returns the first line of an error, without what a server or a signed address tells of an account."""
     text = str(error).strip().split("\n")[0]
+    said = _SAID.findall(str(error))
+    text = f"{text.partition('<')[0].rstrip(': ')}: {': '.join(said)}" if said else text.partition("<")[0]
+    text = _QUERY.sub("", text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

@@ -15,23 +15,28 @@ from traceformer.errors import NotFound
 from traceformer.store.objects.client import ObjectStore, Stores
 
 if TYPE_CHECKING:
+    from traceformer.store.objects.hub import HubBucket
     from obstore.store import ObjectStore as AnyStore
 
 __all__ = ["SCHEMES", "open_bucket"]
 
-SCHEMES = ("s3", "gs")
+SCHEMES = ("s3", "gs", "hf")
 _QUICK, _READING, _SENDING = "30s", "30s", "15m"
 _OWN_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 _OWN_KEYS_TOO = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE")
 
 
 @lru_cache(maxsize=64)
-def open_bucket(scheme: str, bucket: str) -> ObjectStore:
+def open_bucket(scheme: str, bucket: str) -> "ObjectStore | HubBucket":
     """Returns the bucket; nothing is asked of it yet.
 
     Raises:
         NotFound: obstore is not installed, or the profile that holds the credentials cannot be read without boto3.
     """
+    if scheme == "hf":
+        from traceformer.store.objects.hub import open_hub_bucket
+
+        return open_hub_bucket(bucket.removeprefix("buckets/"))
     try:
         import obstore  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ModuleNotFoundError as error:

@@ -4,27 +4,29 @@ Folders are what keys have in common up to a slash: one is there while it holds 
 """
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.store.objects.client import ObjectStore, State
 from traceformer.store.objects.opening import SCHEMES, open_bucket
 
-__all__ = ["AnyPath", "ObjectPath", "as_path", "each_of", "is_bucket"]
+if TYPE_CHECKING:
+    from traceformer.store.objects.hub import HubBucket
+
+__all__ = ["AnyPath", "ObjectPath", "as_path", "each_of", "is_bucket", "sizes_in", "states_of"]
 
 # A `Path` makes one slash of two.
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
 T = TypeVar("T")
 U = TypeVar("U")
 
-_AT_A_TIME = 16  # requests, each of which is mostly waiting
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB = ("buckets", "OWNER", "NAME")  # what names a bucket of the Hugging Face Hub: its other addresses are repositories
+_EXAMPLES = ("s3://bucket/name-of-the-run", "gs://bucket/name-of-the-run", "hf://buckets/OWNER/NAME/name-of-the-run")
 
 
 class _Size(NamedTuple):
@@ -40,8 +42,8 @@ class ObjectPath:
         ObjectPath.parse("s3://bucket/runs/first") / "meta.json"
 
     Attributes:
-        scheme: `s3` or `gs`.
-        bucket: The bucket's name.
+        scheme: `s3`, `gs` or `hf`.
+        bucket: The bucket's name; of the Hub `buckets/OWNER/NAME`.
         key: Without slashes at its ends; empty for the bucket itself.
     """
 
@@ -57,14 +59,16 @@ class ObjectPath:
             UsageError: it is none.
         """
         found = _ADDRESS.fullmatch(address)
-        bucket, _, key = (found[2] if found else "").partition("/")
-        parts = [part for part in key.split("/") if part]
-        if found is None or not _BUCKET.fullmatch(bucket) or any(part in (".", "..") for part in parts):
-            raise UsageError(f"no place in a bucket: {address!r}", hint="s3://bucket/name-of-the-run, or gs://...")
-        return cls(found[1], bucket, "/".join(parts))
+        parts = [part for part in (found[2] if found else "").split("/") if part]
+        n = len(_HUB) if found and found[1] == "hf" else 1
+        bucket, key = parts[:n], parts[n:]
+        known = len(bucket) == n and all(map(_BUCKET.fullmatch, bucket)) and (n == 1 or bucket[0] == _HUB[0])
+        if found is None or not known or any(part in (".", "..") for part in key):
+            raise UsageError(f"no place in a bucket: {address!r}", hint=" or ".join(_EXAMPLES))
+        return cls(found[1], "/".join(bucket), "/".join(key))
 
     @property
-    def store(self) -> ObjectStore:
+    def store(self) -> "ObjectStore | HubBucket":
         """The bucket."""
         return open_bucket(self.scheme, self.bucket)
 
@@ -118,6 +122,18 @@ class ObjectPath:
         """
         return self.store.get(self.key)
 
+    def blocks(self, size: int = 8 << 20) -> Iterator[bytes]:
+        """Yields the object's bytes, some at a time; all are of the same object.
+
+        Raises:
+            NotFound: there is no such object, or it was replaced meanwhile.
+        """
+        state = self.state()
+        if state is None:
+            raise NotFound(f"no object {self}")
+        for start in range(0, state.size, size):
+            yield self.store.get_range(self.key, start, min(size, state.size - start), seen=state)
+
     def state(self) -> State | None:
         """Returns the object's state, or None if there is no such object."""
         return self.store.head(self.key) if self.key else None
@@ -150,6 +166,10 @@ class ObjectPath:
         """Yields what lies directly in it."""
         folders, objects = self.store.list_folder(self.key)
         yield from (ObjectPath(self.scheme, self.bucket, key.rstrip("/")) for key in sorted([*folders, *objects]))
+
+    def folders(self) -> list["ObjectPath"]:
+        """Returns the folders that lie directly in it."""
+        return [ObjectPath(self.scheme, self.bucket, key.rstrip("/")) for key in self.store.list_folder(self.key)[0]]
 
     def objects(self) -> dict[str, State]:
         """Returns all objects under it, by their names from here on, and their states."""
@@ -197,7 +217,7 @@ def is_bucket(name: str | AnyPath) -> bool:
 
 
 def as_path(name: str | AnyPath) -> AnyPath:
-    """Returns the place that a name means: in a bucket if it begins with `s3://` or `gs://`, or else on disk.
+    """Returns the place that a name means: in a bucket if it begins with `s3://`, `gs://` or `hf://`, or else on disk.
 
     Raises:
         UsageError: such an address is none.
@@ -212,11 +232,23 @@ def each_of(folder: AnyPath, call: Callable[[T], U], things: Iterable[T]) -> Ite
     if isinstance(folder, Path):
         yield from map(call, things)
         return
-    with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="objects") as pool:
-        asked: deque[Future[U]] = deque()
-        for thing in things:
-            asked.append(pool.submit(call, thing))
-            if len(asked) > 2 * _AT_A_TIME:  # who takes them may be slower
-                yield asked.popleft().result()
-        while asked:
-            yield asked.popleft().result()
+    from traceformer.store.objects.at_once import at_once  # of no use to who reads from a disk
+
+    yield from at_once(call, things)
+
+
+def states_of(paths: Iterable[ObjectPath]) -> dict[ObjectPath, State]:
+    """Returns the states of those objects that are there; several are asked for at once."""
+    from traceformer.store.objects.at_once import at_once
+
+    asked = [*paths]
+    states = zip(asked, at_once(ObjectPath.state, asked), strict=True)
+    return {path: state for path, state in states if state is not None}
+
+
+def sizes_in(folder: AnyPath) -> dict[str, int]:
+    """Returns the sizes of all files in a folder, by their names from here on."""
+    if isinstance(folder, ObjectPath):
+        return {name: state.size for name, state in folder.objects().items()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
