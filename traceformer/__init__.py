@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
+    from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.sites import Selection
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
+    from traceformer.store.syncing import sync
     from traceformer.store.upgrading import upgrade
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
@@ -77,6 +79,7 @@ __all__ = [
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Ray",
     "Roles",
     "Run",
     "Selection",
@@ -110,6 +113,7 @@ __all__ = [
     "record",
     "roles",
     "statistics",
+    "sync",
     "upgrade",
     "view",
 ]
@@ -124,6 +128,7 @@ _HOMES = {
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Ray": "traceformer.capture.workers.engine",
     "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
     "Selection": "traceformer.sites",
@@ -153,6 +158,7 @@ _HOMES = {
     "record": "traceformer.capture.extract",
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
+    "sync": "traceformer.store.syncing",
     "upgrade": "traceformer.store.upgrading",
     "view": "traceformer.viewer.viewing",
 }

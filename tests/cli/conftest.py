@@ -157,6 +157,7 @@ COMMANDS = {
     "import": "import files --out_dir back --overwrite",
     "verify": "verify run",
     "upgrade": "upgrade run",
+    "sync": "sync run copied",
     "train": "train --preset tiny --num_epochs 0.1 --batch-size 4 --evaluations 1 --device cpu --data words.txt"
     " --out_dir trained --overwrite",
 }

@@ -3,6 +3,7 @@
 What is kept goes to `store`; what it means is asked in `questions`. A recording changes no result of the model.
 
 extract     texts to a run
+extraction  one that is ready: planned and proved, then opened and recorded shard by shard
 prepared    what is known before the first byte is written
 generation  prompts to a run
 proofs      proofs on a given model that every site means what it says
@@ -29,5 +30,6 @@ rereading   how likely a model finds responses, and where they lie
 edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order
+hosts       what computes a shard here, and what to say where another host went before
 provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from
 """

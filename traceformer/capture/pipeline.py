@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from traceformer.capture.hosts import host_here, warn_of_another_host
 from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
 from traceformer.errors import NumericError, Unsupported
@@ -29,9 +30,8 @@ from traceformer.sites import ArraySpec, Stack
 from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.names import Stored
-from traceformer.store.writer import RunWriter
+from traceformer.store.place import Writer
 
 __all__ = ["Pipeline", "ShardSink"]
 
@@ -234,14 +234,16 @@ def _refuse(kept: Rows, alias: Rows) -> NoReturn:
 class Pipeline:
     """Joins a recorder to a run's writer. Leaving the `with` block waits for what was handed over, also on an error."""
 
-    def __init__(self, writer: RunWriter | MemoryWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="place")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._placing: deque[Future[None]] = deque()
         self._committing: deque[Future[None]] = deque()
+        self._host = host_here()
 
     def __enter__(self) -> Self:
+        warn_of_another_host(self._writer.last_host, self._host)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -283,9 +285,18 @@ class Pipeline:
         def commit() -> None:
             for future in placing:
                 future.result()
-            self._writer.commit(shard, sink.buffer, tokens)
+            self._writer.commit(shard, sink.buffer, tokens, self._host)
 
         self._committing.append(self._committer.submit(commit))
+
+    def settle(self) -> None:
+        """Waits until all shards that were handed over are committed.
+
+        Raises:
+            NumericError, OutOfSpace: as `RunWriter.commit` does.
+        """
+        while self._committing:
+            self._committing.popleft().result()
 
     def _raise_errors(self) -> None:
         for future in (*self._placing, *self._committing):

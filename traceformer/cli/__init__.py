@@ -5,6 +5,7 @@ failure is told in up to three lines (`error:`, `why:`, `try:`) and an exit code
 the traceback.
 
 failures      errors to three lines and an exit code; parameters' names to flags
+stopping      work that keeps what it has done, and signals that announce its end
 arguments     what RUN, --example, --head and counts may be; layers and heads are in `choices`
 choices       flags that several verbs share, said once
 demo          the whole way from a model to pictures, each step a command
@@ -16,6 +17,7 @@ inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
 verify        is everything as it was written?
 upgrade       a run of an older format in the newest one
+sync          a finished run to a bucket, or back
 analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
@@ -59,6 +61,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
+from traceformer.cli.stopping import TO_BE_RESUMED
 from traceformer.errors import TraceformerError
 from traceformer.heap import keep_freed_memory
 
@@ -89,6 +92,7 @@ VERBS = {
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
     "upgrade": "Write a run of an older format in the newest one.",
+    "sync": "Copy a finished run to a bucket, or from one to a disk.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }
 """Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
@@ -120,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = explain(error)
             if failure is None:
                 raise
-            if debug and failure.code != INTERRUPTED:
+            if debug and failure.code not in (INTERRUPTED, TO_BE_RESUMED):
                 import traceback
 
                 traceback.print_exc()

@@ -3,24 +3,29 @@
 The string under a field is its line in the help, as it stands. Nothing below the command line sees one of these.
 """
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
+from traceformer.cli.stopping import keeping
+from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits
     from traceformer.capture.tokenizing import Texts
+    from traceformer.capture.workers.engine import Ray
     from traceformer.models.loaded import LoadedModel
     from traceformer.store.place import Place
 
 __all__ = [
     "DerivedChoice",
+    "EngineChoice",
     "Loading",
     "PairChoice",
     "PlaceChoice",
@@ -39,6 +44,7 @@ CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
 WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
+WORKERS = Group.create_ordered("Who does it")
 
 SEVERAL = Parameter(consume_multiple=(1, None))
 
@@ -83,6 +89,46 @@ class Loading:
             allow_pickle=self.allow_pickle,
             like=self.like,
         )
+
+
+@Parameter(name="*", group=WORKERS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which processes do the work."""
+
+    engine: Literal["ray"] | None = None
+    """ray has workers share the work, on this machine or a cluster; needs the extra traceformer[ray]."""
+    ray_address: Annotated[str | None, Parameter(metavar="auto|ADDRESS")] = None
+    """The cluster; this machine alone by default."""
+    workers: Annotated[int, count("N")] = 2
+    """How many workers."""
+    gpus_per_worker: Annotated[float, Parameter(metavar="N")] = 0
+    """How many GPUs each has."""
+    threads_per_worker: Annotated[int, count("N")] = 1
+    """How many threads each computes with."""
+
+    def chosen(self) -> "Ray | None":
+        """Returns the engine; None for this process.
+
+        Raises:
+            UsageError: it is told how workers are, and not that there are any; or that makes no sense.
+        """
+        if self.engine is None:
+            given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+            if given:
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise UsageError(f"{flags} without workers", hint="--engine ray")
+            return None
+        from traceformer.capture.workers.engine import Ray
+
+        ray = Ray(
+            workers=self.workers,
+            address=self.ray_address,
+            gpus_per_worker=self.gpus_per_worker,
+            threads_per_worker=self.threads_per_worker,
+        )
+        ray.check()
+        return ray
 
 
 @Parameter(name="*", group=TEXTS)
@@ -221,7 +267,7 @@ class PlaceChoice:
     """Where a run goes."""
 
     out_dir: Annotated[Path | None, NAMED_FOLDER] = None
-    """The run's folder, in place of one in ./traces that is named after time, model and texts."""
+    """The run's folder, in place of one in ./traces that is named after time, model and texts; or s3://BUCKET/NAME."""
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""
     resume: bool = False
@@ -238,10 +284,11 @@ class PlaceChoice:
         import shlex
         import sys
 
+        from traceformer.store.objects.path import as_path
         from traceformer.store.place import Place, Storage
 
         place = Place(
-            folder=self.out_dir,
+            folder=None if self.out_dir is None else as_path(self.out_dir),
             parent=None if self.out_dir is not None else parent,
             resume=self.resume,
             overwrite=self.overwrite,
@@ -267,6 +314,10 @@ class SweepPlace:
     """Save a map, in the format that the ending names."""
     json: bool = False
     """Print a JSON object."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Returns the context in which a sweep may be interrupted: with a folder, what is there is kept."""
+        return keeping("what was measured is kept", resumes=self.out_dir is not None)
 
     def check(self) -> None:
         """Makes sure that a picture of this name can be written, before anything is computed."""

@@ -3,13 +3,25 @@
 import json as json_text
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
-from traceformer.cli.choices import HOW, MODEL, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
+from traceformer.cli.choices import (
+    HOW,
+    MODEL,
+    WHERE,
+    DerivedChoice,
+    EngineChoice,
+    Loading,
+    PlaceChoice,
+    SelectionChoice,
+    TextChoice,
+)
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 from traceformer.units import amount_of_bytes, duration
@@ -35,6 +47,7 @@ def extract(
     batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=HOW), count("N|auto")] = None,
     num_shards: Annotated[int, Parameter(group=HOW), count("W")] = 1,
     shard_index: Annotated[int, Parameter(group=HOW), count("w", least=0)] = 0,
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
     dry_run: Annotated[bool, Parameter(group=HOW)] = False,
     json: Annotated[bool, Parameter(group=HOW)] = False,
 ) -> None:
@@ -63,32 +76,24 @@ def extract(
     selection = what.selection(computed.derived())  # a misspelt site fails here, before torch is imported
     place = where.place(codec=codec, attn_codec=attn_codec, writer=(shard_index, num_shards))
 
+    workers = engine.chosen()
+
     from traceformer.capture import extract as extraction
 
+    load = partial(loading.load, str(model_path or model), with_head=selection.needs_head)
+    batching: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}
     if dry_run:
-        loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-        expected = extraction.estimate(
-            loaded, texts.read(), selection, place, batch_size=batch_size, batch_tokens=batch_tokens
-        )
-        _print_estimate(expected, json)
+        loaded = load()
+        _print_estimate(extraction.estimate(loaded, texts.read(), selection, place, **batching), json)
         return
     totals = Totals()
-    try:
-        with progress_shown(totals) as progress:
-            progress(LOADING)
+    with keeping("what was committed is kept"), progress_shown(totals) as progress:
+        progress(LOADING)
+        if workers is not None:
+            run = extraction.extract_on(workers, load, texts.read, selection, place, **batching, progress=progress)
+        else:
             asked = texts.read()
-            loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-            run = extraction.extract(
-                loaded,
-                asked,
-                selection,
-                place,
-                batch_size=batch_size,
-                batch_tokens=batch_tokens,
-                progress=progress,
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was committed is kept", "the same command with --resume") from stop
+            run = extraction.extract(load(), asked, selection, place, **batching, progress=progress)
     if json:
         print(json_text.dumps({"run": str(run.folder), **asdict(totals)}, indent=2))
         return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import NAMED_FOLDER, count
+from traceformer.cli.stopping import keeping
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
@@ -127,22 +128,19 @@ def train(
     )
     source = Path(data).resolve().name if Path(data).exists() else data
     folder = out_dir or Path("models") / f"{preset}-{attention}-{source}"
-    try:
-        with _progress_shown() as show:
-            outcome = run_training(
-                settings,
-                folder,
-                resume=resume,
-                overwrite=overwrite,
-                dtype=dtype,
-                report_to=report_to,
-                run_name=run_name,
-                device=device,
-                show=show,
-                command=shlex.join(["traceformer", *sys.argv[1:]]),
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; checkpoints are kept", "the same command with --resume") from stop
+    with keeping("checkpoints are kept"), _progress_shown() as show:
+        outcome = run_training(
+            settings,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            dtype=dtype,
+            report_to=report_to,
+            run_name=run_name,
+            device=device,
+            show=show,
+            command=shlex.join(["traceformer", *sys.argv[1:]]),
+        )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     if json:

@@ -11,6 +11,7 @@ memory        the source of a run in memory, with the interface of one on disk, 
 source        where a run's numbers and tokens come from; reading is the same from here on
 saving        from memory to disk, or a copy, shard by shard
 upgrading     a run of an older format in the newest one
+syncing       a finished run copied to a bucket, or back: file by file, the manifest last
 arrays        which array a site means, and which parts of it a layer, a head and an example need
 columns       one layer over all examples, in batches, or shuffled without reading twice
 index         which examples a run holds and where their tokens lie
@@ -31,6 +32,9 @@ matrices      the matrices of an open shard, packed and compressed as they come
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
+fetching      chunks in a bucket: few requests, many at once
+ranged        arrays in a bucket that are no matrices, as views
+hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
 finishing     from the shards of all writers to a finished run; each step can be done again
@@ -42,5 +46,6 @@ marks         a few bytes of each array file's own, which a reader compares firs
 forks         tensorstore in processes that were forked: refused, instead of an abort
 beside        what was worked out of a run, kept beside its folder while there is room
 direct        large files past the operating system's page cache
+objects       buckets: objects written on a condition, and a place there that is read like a path
 system        what operating systems do differently, each behind one name
 """

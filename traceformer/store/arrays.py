@@ -1,5 +1,6 @@
 """The arrays of a run: which one a site means, which of its layers and heads, and reading what these need."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,13 +16,17 @@ from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
+from traceformer.store.objects.path import ObjectPath
 from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 
 if TYPE_CHECKING:
-    import tensorstore as ts
+    from traceformer.store.zarr3 import Reading
 
 __all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
+
+_AHEAD, _FEWEST_AHEAD = 32, 4  # matrices that are asked for together, of a bucket
+_AHEAD_BYTES = 64 << 20  # that these take at most, if one does not take more
 
 Shape: TypeAlias = Literal["any", "rows", "matrix"]
 
@@ -178,10 +183,10 @@ class RunArrays:
         """Yields each row and its part: matrices one by one, others as views of a step's block, read a step ahead."""
         lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
         if spec.site.is_matrix:
-            for row in (row for rows in self._source.steps(spec) for row in rows):
-                yield row, numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+            rows = [row for step in self._source.steps(spec) for row in step]
+            yield from zip(rows, self._matrices(spec, rows, lead, dtype), strict=True)
             return
-        ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
+        ahead: deque[tuple[range, np.ndarray, Reading]] = deque()
         for rows in self._source.steps(spec):
             ahead.append((rows, *read_ahead(as_read(self._source.part(spec, rows, lead), stored, dtype))))
             if len(ahead) > 1:
@@ -189,8 +194,26 @@ class RunArrays:
         while ahead:
             yield from self._rows_of(spec, *ahead.popleft())
 
+    def _matrices(
+        self, spec: ArraySpec, rows: Sequence[int], lead: Lead, dtype: ReadDtype
+    ) -> Iterator[Num[np.ndarray, "*lead query key"]]:
+        """Yields the matrices of several examples; of a bucket some are asked for ahead."""
+
+        def read(row: int) -> Num[np.ndarray, "*lead query key"]:
+            return numbers_of(self._source.matrix(spec, row, lead), self._layout.stored(spec), dtype)
+
+        axes = (spec.layers, spec.heads)
+        n_squares = math.prod(len(own) for own, part in zip(axes, lead, strict=True) if isinstance(part, slice))
+        most = _AHEAD_BYTES // (4 * n_squares * math.prod(self._layout.buffer_shape(spec)[-2:]))
+        if not isinstance(self._source.folder, ObjectPath) or most < _FEWEST_AHEAD:  # which is many requests by itself
+            yield from map(read, rows)
+            return
+        from traceformer.store.objects.at_once import at_once
+
+        yield from at_once(read, rows, most=min(most, _AHEAD))
+
     def _rows_of(
-        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "ts.WriteFutures"
+        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "Reading"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
         index = self._index
         with self._reading(spec):

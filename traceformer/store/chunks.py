@@ -9,10 +9,11 @@ tensorstore reads the same files, at less than half the speed, and a process tha
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -28,10 +29,26 @@ from traceformer.store.source import Lead
 from traceformer.store.system import open_to_read, read_at
 from traceformer.store.triangles import n_cells, unfold
 
-__all__ = ["MatrixFiles"]
+if TYPE_CHECKING:
+    from traceformer.store.fetching import BucketChunks
+
+__all__ = ["MatrixFiles", "Wanted", "intact"]
 
 _INDEXES = 16  # that are kept, of files read last
 _CRC_BYTES = 4
+
+
+class Wanted(NamedTuple):
+    """Chunks of one file in a bucket: `grid` is how many it has along each axis, `at` an index of that.
+
+    `take` is given the number of each in the order of `at`, and its bytes without the crc32c; in any thread, in any
+    order.
+    """
+
+    name: str
+    grid: tuple[int, ...]
+    at: tuple[int | slice, ...]
+    take: Callable[[int, Chunk], None]
 
 
 class _Cut(NamedTuple):
@@ -50,10 +67,14 @@ class _Cut(NamedTuple):
 
 
 class MatrixFiles:
-    """The files of a run's matrices. Whoever reads has looked whether they are those that were written."""
+    """The files of a run's matrices, in a folder or in a bucket.
 
-    def __init__(self, root: Path, layout: RunLayout) -> None:
-        self._root, self._layout = str(root), layout
+    Whoever reads from a folder has looked whether they are those that were written; `BucketChunks` looks itself.
+    """
+
+    def __init__(self, files: "Path | BucketChunks", layout: RunLayout) -> None:
+        self._root, self._bucket = (str(files), None) if isinstance(files, Path) else ("", files)
+        self._layout = layout
         self._keeping = Lock()  # threads may read one run together
         self._cuts: dict[ArrayKey, _Cut] = {}
         self._indexes: dict[str, tuple[Identity | None, Integer[np.ndarray, "slot layer head chunk 2"]]] = {}
@@ -82,10 +103,15 @@ class MatrixFiles:
         parts = range(first // chunk, -(-stop // chunk))
         cells = np.empty((*shape, len(parts) * chunk), cut.dtype)
         several = [layers] if isinstance(layers, int) else layers
+        wanted: list[Wanted] = []
         for layer, own in zip(several, cells.reshape(len(several), -1, chunk), strict=True):
-            index = self._index(cut, files[layer // in_file])
-            places = index[slot, layer % in_file, of_heads, parts.start : parts.stop].reshape(-1, 2)
-            self._fill(cut, files[layer // in_file], places.tolist(), own)
+            name, at = files[layer // in_file], (slot, layer % in_file, of_heads, slice(parts.start, parts.stop))
+            if self._bucket is None:
+                self._fill(cut, name, self._index(cut, name)[at].reshape(-1, 2).tolist(), own)
+            else:
+                wanted.append(Wanted(name, cut.shape, at, partial(_decompress, cut.codec, own)))
+        if self._bucket is not None:
+            self._bucket.fetch(wanted)
         cells = cells[..., first - parts.start * chunk : stop - parts.start * chunk]
         if width:
             return cells.reshape(*cells.shape[:-1], len(queries), width)[..., :keys]
@@ -122,7 +148,7 @@ class MatrixFiles:
             data = read_at(file, stop - start, start) if together else b""
             for (at, size), own in zip(places, cells, strict=True):
                 part = data[at - start : at - start + size] if together else read_at(file, size, at)
-                decompress(cut.codec, _intact(np.frombuffer(part, np.uint8, size)), own)
+                decompress(cut.codec, intact(np.frombuffer(part, np.uint8, size)), own)
         finally:
             os.close(file)
 
@@ -138,7 +164,7 @@ class MatrixFiles:
         if index is None or known != now:
             with open(path, "rb") as file:
                 file.seek(-cut.index_bytes, os.SEEK_END)
-                table = _intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
+                table = intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
             index = table.reshape(*cut.shape, 2)
             with self._keeping:
                 while len(self._indexes) >= _INDEXES:
@@ -147,7 +173,13 @@ class MatrixFiles:
         return index
 
 
-def _intact(data: Chunk) -> Chunk:
+def _decompress(
+    codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk
+) -> None:
+    decompress(codec, data, cells[number])
+
+
+def intact(data: Chunk) -> Chunk:
     """Returns stored bytes without the crc32c that ends them.
 
     Raises:

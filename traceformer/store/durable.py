@@ -25,9 +25,9 @@ _MOST_OPEN = 64  # of the 256 files that some systems let a process have open
 _SYNCS_AT_A_TIME = 8  # which the disk does together: 60 files took 39 to 58 ms, one after the other 136
 
 
-def temporary_of(path: Path) -> Path:
-    """Returns the name under which a group writes a file: one process at a time may write it."""
-    return path.with_name(f".{path.name}{TEMPORARY}")
+def temporary_of(path: Path, attempt: str = "") -> Path:
+    """Returns the name under which a group writes a file: one process at a time may write it, or each its attempt."""
+    return path.with_name(f".{path.name}{f'.{attempt}' if attempt else ''}{TEMPORARY}")
 
 
 class WriteGroup:
@@ -36,7 +36,10 @@ class WriteGroup:
     If it ends with an error none of them is there, unless it struck while they took their names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, attempt: str = "", place: Callable[[Path, Path], None] | None = None) -> None:
+        """Begins a group; with `attempt`, a name, others may write the same files, and `place` gives them theirs."""
+        self._attempt = attempt
+        self._place = place
         self._paths: list[Path] = []
         self._folders: set[Path] = set()
         # Files stay open until they are durable: one that is opened again might not be told of a failed write.
@@ -54,7 +57,7 @@ class WriteGroup:
             for file in self._open:
                 file.close()
             for path in self._paths:
-                temporary_of(path).unlink(missing_ok=True)
+                self._temporary(path).unlink(missing_ok=True)
 
     def make_folder(self, folder: Path) -> None:
         """Makes a folder, if it is not there; that it is there will survive a crash, too."""
@@ -65,7 +68,7 @@ class WriteGroup:
     def open(self, path: Path) -> Generator[IO[bytes]]:
         """Yields a file to write, which will be at `path`."""
         self._paths.append(path)
-        file = temporary_of(path).open("wb")
+        file = self._temporary(path).open("wb")
         try:
             yield file
             file.flush()
@@ -104,9 +107,13 @@ class WriteGroup:
     def _finish(self) -> None:
         self._sync()
         for path in self._paths:
-            replace(temporary_of(path), path)
+            (self._place or replace)(self._temporary(path), path)
         _all_at_once(sync_folder, {path.parent for path in self._paths} | self._folders)
-        self._paths.clear()
+        if not self._attempt:
+            self._paths.clear()
+
+    def _temporary(self, path: Path) -> Path:
+        return temporary_of(path, self._attempt)
 
 
 def _all_at_once(call: Callable[[Any], None], these: Collection[Any]) -> None:

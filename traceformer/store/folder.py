@@ -17,15 +17,19 @@ from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.marks import Identity, check_file, identity
+from traceformer.store.objects.path import AnyPath, ObjectPath
 from traceformer.store.zarr3 import Array, along_layers, check_metadata, open_array, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import tensorstore as ts
 
+    from traceformer.store.fetching import BucketChunks
+
 __all__ = ["RunFolder"]
 
 _CACHE_BYTES = 32 << 20
+_TABLES = 4  # of shards that are kept, of a run in a bucket
 
 
 class RunFolder:
@@ -36,7 +40,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: Path, head: RunHead, index: RunIndex, files: Mapping[str, Checksum], *, finished: bool
+        self, folder: AnyPath, head: RunHead, index: RunIndex, files: Mapping[str, Checksum], *, finished: bool
     ) -> None:
         self.folder = folder
         self.head = head
@@ -46,12 +50,15 @@ class RunFolder:
         self._context: ts.Context | None = None
         self._open: dict[ArrayKey, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
-        self._matrices, self._checked = MatrixFiles(self._root, head.layout), set[ArrayKey]()
+        self._bucket = _chunks_in(folder, files) if isinstance(folder, ObjectPath) else None
+        self._matrices = MatrixFiles(self._bucket or folder.absolute(), head.layout)
+        self._checked = set[ArrayKey]()
         self._names: dict[tuple[ArrayKey, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
+        self._tables: dict[int, pa.Table] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: AnyPath) -> Self:
         """Returns the run in a folder, finished or not.
 
         Raises:
@@ -59,19 +66,18 @@ class RunFolder:
             Unreadable: a later version wrote it, or something else did.
             CorruptRun: its head or a commit record was changed or is missing, or its manifest is.
         """
-        unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
-        if not (folder / META).exists() and (unfinished / META).exists():
-            raise NotFound(f"no run in {folder}", why="it is not finished", hint=f"open {unfinished}, or `resume=True`")
-        if not (folder / META).exists() and (runs := sorted(folder.glob(f"*/{META}"))):
-            several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
-            raise NotFound(f"no run in {folder}", why=several, hint=f"open {runs[-1].parent}")
-        head = RunHead.read(folder)
+        try:
+            head = RunHead.read(folder)
+        except NotFound:
+            _refuse_what_lies_near(folder)
+            raise
         finished = (folder / MANIFEST).exists()
         if has_lost_manifest(folder):
+            unfinished = f"{UNFINISHED}{folder.name}"
             raise CorruptRun(
                 f"{folder} has lost its {MANIFEST}",
-                why=f"a run that is not finished would be {unfinished.name}",
-                hint=f"traceformer verify lists the damage; renamed to {unfinished.name} it opens, and `resume=True` "
+                why=f"a run that is not finished would be {unfinished}",
+                hint=f"traceformer verify lists the damage; renamed to {unfinished} it opens, and `resume=True` "
                 "finishes it",
             )
         records = list(read_commits(folder, head))
@@ -97,7 +103,7 @@ class RunFolder:
             slots = slice(first, first + int(index.lengths[spec.key.token_stack][own].sum()))
             return self._rows(spec, lead, shards, (slots,))
         first = int(index.examples[rows.start])
-        return self.array(spec, shards)[(slice(first, first + len(rows)), *lead)]
+        return self._examples(spec, shards)[(slice(first, first + len(rows)), *lead)]
 
     def matrix(
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
@@ -107,9 +113,7 @@ class RunFolder:
         slot = int(index.examples[row]) - layout.shard_range(shard).start
         wanted = range(int(index.lengths[spec.key.stack][row])) if queries is None else queries
         self._check_files(spec, (shard,))
-        if spec.key not in self._checked:
-            check_metadata(self._root, layout, spec)
-            self._checked.add(spec.key)
+        self._check_metadata(spec)
         with reading(f"{self.folder}/{layout.array_path(spec.key)}"):
             return self._matrices.read(
                 spec, self._files_of(spec, shard), slot, lead, wanted, int(index.lengths[spec.key.key_stack][row])
@@ -118,10 +122,24 @@ class RunFolder:
     def whole(self, spec: ArraySpec, lead: Lead) -> Array:
         if spec.site.is_per_token:
             return self._rows(spec, lead, self.index.shards, ())
-        return self.array(spec, self.index.shards)[(slice(None), *lead)]
+        return self._examples(spec, self.index.shards)[(slice(None), *lead)]
+
+    def _examples(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
+        if self._bucket is None:
+            return self.array(spec, shards)
+        from traceformer.store.ranged import example_array
+
+        self._check_metadata(spec)
+        return example_array(self._bucket, self.head.layout, spec)
 
     def _rows(self, spec: ArraySpec, lead: Lead, shards: Sequence[int], slots: tuple[slice, ...]) -> Array:
         pieces = self.head.layout.pieces(spec, lead)
+        if self._bucket is not None:
+            from traceformer.store.ranged import token_array
+
+            for kept, _ in pieces:
+                self._check_metadata(kept)
+            return token_array(self._bucket, self.head.layout, pieces, slots)
         return along_layers([self.array(kept, shards)[(*own, *slots)] for kept, own in pieces])
 
     def array(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
@@ -147,7 +165,14 @@ class RunFolder:
             self._names[spec.key, shard] = self.head.layout.shard_files(spec, shard)
         return self._names[spec.key, shard]
 
+    def _check_metadata(self, spec: ArraySpec) -> None:
+        if spec.key not in self._checked:
+            check_metadata(self._root, self.head.layout, spec)
+            self._checked.add(spec.key)
+
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
+        if self._bucket is not None:
+            return  # which looks itself, when it asks where the chunks of a file lie
         for shard in shards:
             for path in self._files_of(spec, shard):
                 # Each time: a run may be moved, removed or replaced while it is open.
@@ -180,7 +205,12 @@ class RunFolder:
         return table.slice(row - rows.start, 1).to_pylist()[0]
 
     def _shard_table(self, shard: int) -> "pa.Table":
-        return self._read_table(token_path(shard), self._files[token_path(shard)])
+        if shard in self._tables:
+            return self._tables[shard]
+        table = self._read_table(token_path(shard), self._files[token_path(shard)])
+        if self._bucket is not None:  # a disk gives it faster than it can be worth to keep it
+            self._tables = {**dict([*self._tables.items()][1 - _TABLES :]), shard: table}
+        return table
 
     def _read_table(self, name: str, written: Checksum) -> "pa.Table":
         """Returns a token table. The checksums in its pages would not cover its head and foot, so all of it is hashed.
@@ -203,3 +233,23 @@ class RunFolder:
         ids = self.index.ids[rows.start : rows.stop]
         if tuple(table.column("example_id").to_pylist()) != ids:
             raise CorruptRun(f"{self.folder / name} is of other examples", hint="traceformer verify lists the damage")
+
+
+def _chunks_in(folder: ObjectPath, files: Mapping[str, Checksum]) -> "BucketChunks":
+    from traceformer.store.fetching import BucketChunks  # of no use to who reads from a disk
+
+    return BucketChunks(folder, files)
+
+
+def _refuse_what_lies_near(folder: AnyPath) -> None:
+    """Says what lies at a folder that is no run, or beside it, if it can be told.
+
+    Raises:
+        NotFound: the run is not finished, or these are several.
+    """
+    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}") if folder.name else folder
+    if (unfinished / META).is_file():
+        raise NotFound(f"no run in {folder}", why="it is not finished", hint=f"open {unfinished}, or `resume=True`")
+    if runs := sorted(folder.glob(f"*/{META}")):
+        several = f"it is a folder of {len(runs)} run{'s' if len(runs) > 1 else ''}"
+        raise NotFound(f"no run in {folder}", why=several, hint=f"open {runs[-1].parent}")

@@ -8,6 +8,7 @@ import numpy as np
 from traceformer.shapes import Int, Int64
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord
+from traceformer.store.hosts import Host
 from traceformer.store.layout import RunLayout
 
 __all__ = ["RunIndex", "Spans"]
@@ -41,6 +42,7 @@ class RunIndex:
         examples: Where on the `example` axis on disk each row lies: the row itself once all shards are committed.
         lengths: Tokens of each row, per stack.
         slots: First token slot of each row, per stack.
+        hosts: What computed each of the shards, as far as its record says.
     """
 
     ids: tuple[str, ...]
@@ -49,17 +51,20 @@ class RunIndex:
     examples: Int64[np.ndarray, "row"]
     lengths: Mapping[Stack, Int64[np.ndarray, "row"]]
     slots: Mapping[Stack, Int64[np.ndarray, "row"]]
+    hosts: Mapping[int, Host]
 
     @classmethod
     def build(cls, layout: RunLayout, records: Iterable[CommitRecord]) -> "RunIndex":
         """Returns the index of the given records, which come in the order of their shards."""
         ids: list[str] = []
         shards: list[int] = []
+        hosts: dict[int, Host] = {}
         counts: list[int] = []
         lengths: dict[Stack, list[int]] = {stack: [] for stack in layout.stacks}
         for record in records:
             ids += record.examples
             shards.append(record.shard)
+            hosts[record.shard] = record.host
             counts.append(len(record.examples))
             for stack in layout.stacks:
                 lengths[stack] += record.lengths[stack]
@@ -74,7 +79,7 @@ class RunIndex:
             before = np.concatenate(([0], np.cumsum(own[stack])))
             slots[stack] = shard_of * layout.shard_slots(stack) + before[:-1] - before[first]
         examples = shard_of * layout.shard_examples + within
-        return cls(tuple(ids), tuple(shards), shard_of, examples, own, slots)
+        return cls(tuple(ids), tuple(shards), shard_of, examples, own, slots, hosts)
 
     @property
     def example_spans(self) -> Spans:

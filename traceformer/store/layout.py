@@ -30,6 +30,7 @@ from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
+    "LEASES",
     "FORMAT_VERSION",
     "MANIFEST",
     "META",
@@ -46,6 +47,7 @@ MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
 TOKEN_SHARDS = "tokens"
 COMMITS = "commits"
+LEASES = "leases"  # of who works on which shard; none is part of a run
 UNFINISHED = "_tmp_"  # what the name of a run's folder begins with until the run is finished
 
 SHARD_BYTES = 256 << 20

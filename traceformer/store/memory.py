@@ -5,7 +5,7 @@ them, so that the same code reads them and `Run.save` writes the same bytes.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.forks import use_tensorstore
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
@@ -149,11 +150,20 @@ class MemoryWriter:
         """The shards that are not written yet, in order."""
         return [shard for shard in range(self.layout.n_shards) if shard not in self._records]
 
+    def claims(self) -> Iterator[int]:
+        """Yields each of the `pending` shards; none of them is anybody else's."""
+        yield from self.pending
+
+    @property
+    def last_host(self) -> Host:
+        """What computed the last shard that is kept, as far as it is known."""
+        return next((record.host for record in reversed(self._records.values())), UNKNOWN)
+
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill."""
         return self._free.pop() if self._free else ShardBuffer(self.layout, compresses=False)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> None:
+    def commit(self, shard: int, buffer: ShardBuffer, tokens: "pa.Table", host: Host = UNKNOWN) -> None:
         """Keeps a shard and takes the buffer back, also when it fails; the arguments are `RunWriter.commit`'s.
 
         Raises:
@@ -177,6 +187,7 @@ class MemoryWriter:
                 examples=tuple(ids),
                 lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
                 files={},
+                host=host,
             )
         finally:
             self._free = [*self._free, buffer][-_BUFFERS:]

@@ -22,9 +22,11 @@ from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
 from traceformer.store.dtypes import ReadDtype
 from traceformer.store.folder import RunFolder
+from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
+from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.source import Source
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
@@ -44,7 +46,7 @@ _ENCODINGS = (
 
 
 class Run:
-    """A run, opened for reading, on disk or in memory. Of an unfinished one its committed shards can be read.
+    """A run, opened for reading, on disk, in a bucket or in memory. Of an unfinished one its committed shards can be read.
 
         run = Run("traces/20250101-120000_gpt2_demo_train_n64")
         run.attn(0, layer=5, head=3)    # (query, key)
@@ -66,15 +68,16 @@ class Run:
         finished: False for a run that is being written or was interrupted.
     """
 
-    def __init__(self, run_dir: str | Path | Source) -> None:
-        """Opens the run in a folder, or in what a `MemoryWriter` kept.
+    def __init__(self, run_dir: str | AnyPath | Source) -> None:
+        """Opens the run in a folder, in a bucket (`s3://bucket/run`, `gs://`, `hf://buckets/`), or in what a `MemoryWriter` kept.
 
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
+            Unreachable: the bucket does not answer, or refuses.
             Unreadable: a later version wrote it, or something else did.
             CorruptRun: its head or a commit record was changed or is missing.
         """
-        source = RunFolder.open(Path(run_dir)) if isinstance(run_dir, str | Path) else run_dir
+        source = RunFolder.open(as_path(run_dir)) if isinstance(run_dir, str | Path | ObjectPath) else run_dir
         self._source: Source = source
         self.layout: RunLayout = source.head.layout
         self.meta: dict[str, Any] = source.head.to_json()
@@ -106,21 +109,22 @@ class Run:
         """
         return present(self, "widget", example)
 
-    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Run"], tuple[AnyPath]]:
         """Pickled, a run is its folder: a worker process opens it anew."""
         return Run, (self.on_disk().folder.absolute(),)
 
     # What the run is
 
     @property
-    def folder(self) -> Path | None:
-        """Where the run lies; None in memory."""
+    def folder(self) -> AnyPath | None:
+        """Where the run lies, on disk or in a bucket; None in memory."""
         return self._source.folder
 
     @property
     def name(self) -> str:
         """What to call the run: its folder's name, or the name it was given in memory."""
-        return self.about.run_id or "a run in memory" if self._source.folder is None else self._source.folder.name
+        folder = self._source.folder
+        return self.about.run_id or "a run in memory" if folder is None else folder.name or str(folder)
 
     @property
     def arch(self) -> Arch:
@@ -141,6 +145,11 @@ class Run:
     def ids(self) -> tuple[str, ...]:
         """The example ids, in the data set's order."""
         return self._index.ids
+
+    @property
+    def computed(self) -> tuple[Computed, ...]:
+        """Which shards were computed by which kind of host, as far as the run says."""
+        return computed_by(self._index.hosts)
 
     @property
     def T(self) -> int:  # noqa: N802
@@ -495,11 +504,12 @@ class Run:
         Raises:
             RunExists: something is at `path`, and `overwrite` is False or it is no run.
             UsageError: this run is not finished.
+            Unsupported: `path` is in a bucket, where `tf.sync` copies it from a disk.
             OutOfSpace: the disk is full.
         """
         from traceformer.store.saving import save_run
 
-        return Run(save_run(self._source, Path(path), overwrite=overwrite))
+        return Run(save_run(self._source, as_path(path), overwrite=overwrite))
 
     def on_disk(self) -> RunFolder:
         """Returns the files of the run.

@@ -17,15 +17,15 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
 from traceformer.store.codecs import Chunk, compressor
-from traceformer.store.durable import WriteGroup
 from traceformer.store.files import Checksum
 from traceformer.store.names import Codec, MatrixCodec
+from traceformer.store.objects.path import AnyPath
+from traceformer.store.placing import Group
 
 __all__ = ["chunks_of", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
 
@@ -64,14 +64,14 @@ def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
         return list(pool.map(lambda chunk: None if chunk is None else zstd(chunk), chunks))
 
 
-def write_shard(group: WriteGroup, path: Path, chunks: Iterable[Chunk | None]) -> Checksum:
+def write_shard(group: Group, path: AnyPath, chunks: Iterable[Chunk | None]) -> Checksum:
     """Writes a shard's chunks to its file, and returns the file's checksum and mark (see `marks`)."""
     crcs: deque[bytes] = deque(maxlen=2)  # that of the last chunk and that of the index
     written = group.write_parts(path, _parts(chunks, crcs))
     return written._replace(mark=b"".join(crcs).hex())
 
 
-def write_chunk(group: WriteGroup, paths: Iterable[Path], chunk: Chunk) -> None:
+def write_chunk(group: Group, paths: Iterable[AnyPath], chunk: Chunk) -> None:
     """Writes the files of arrays without shards that all hold this one chunk, compressed with zstd."""
     parts = framed(compressor("zstd")(chunk))
     for path in paths:

@@ -1,7 +1,6 @@
 """Where a run's numbers and tokens come from: a folder or memory. Reading is the same for both from here on."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from traceformer.sites import ArraySpec
 from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead
 from traceformer.store.index import RunIndex
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.zarr3 import Array
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Source(Protocol):
         ...
 
     @property
-    def folder(self) -> Path | None:
-        """Where it lies on disk; None in memory."""
+    def folder(self) -> AnyPath | None:
+        """Where it lies, on disk or in a bucket; None in memory."""
         ...
 
     @property

@@ -1,6 +1,7 @@
 """A run at a glance: its model and texts, its arrays, and how every head of one example looks in small."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +30,8 @@ _STYLE = """\
 
 def run_card(run: Run) -> str:
     """Returns the card of a run."""
-    state = "in memory" if run.folder is None else "on disk"
+    folder = run.folder
+    state = "in memory" if folder is None else "on disk" if isinstance(folder, Path) else "in a bucket"
     unfinished = "" if run.finished else ", unfinished: what is committed so far"
     return card(
         f"<p><b>{said(run.name)}</b> <span class=quiet>a run {state}{unfinished}</span></p>",
