@@ -32,6 +32,7 @@ from traceformer.texts.cells import TextColumn, TextList
 from traceformer.texts.windows import FileWindows
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
     from traceformer.capture.encoding import Encoded
@@ -179,17 +180,18 @@ def _of_run(
     if not specs:
         raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
     done, total = 0, len(rows) * len(specs)
+    table = store.table_of(rows)
     measured: list[HeadMetrics] = []
     for spec in specs:
         aligned = spec.key.attention == "self"
-        tokens = _tokens(store, spec.key) if aligned else None
+        tokens = _tokens(store, spec.key, table) if aligned else None
         sights = sights_of(store, spec)
         with Measurement(
             attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
         ) as measurement:
-            for row in rows:
+            for number, row in enumerate(rows):
                 queries, keys = (store.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
-                own = None if tokens is None else tokens[row]
+                own = None if tokens is None else tokens[number]
                 geometries = {sight: Geometry(queries, keys, sight, aligned, own) for sight in sights.values()}
                 size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
                 for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
@@ -202,8 +204,7 @@ def _of_run(
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
-    table = store.table
-    texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
+    texts = table["text"].to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
     without = _without(specs, store.about)
     return join_heads(measured, source=source, model=model, texts=_digest(texts), without=without)
@@ -231,12 +232,12 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     return [(layer, head) for layer in spec.layers for head in spec.heads]
 
 
-def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
-    """The token ids of every example, where the run has them."""
+def _tokens(store: Run, key: ArrayKey, table: "pa.Table") -> list[Int32[np.ndarray, "position"]] | None:
+    """The token ids of each row of the token table, where the run has them."""
     column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
-    if column not in store.tokens:
+    if column not in table.column_names:
         return None
-    return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
+    return [np.asarray(ids, np.int32) for ids in table.column(column).to_pylist()]
 
 
 class Reading(NamedTuple):

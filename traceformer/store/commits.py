@@ -36,6 +36,7 @@ __all__ = [
     "committed_shards",
     "configuration_digest",
     "has_lost_manifest",
+    "read_commit",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -248,10 +249,20 @@ def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
     for shard in committed_shards(folder):
-        record = CommitRecord.read(folder, shard)
-        if not record.belongs_to(head):
-            raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
-        yield record
+        yield read_commit(folder, head, shard)
+
+
+def read_commit(folder: Path, head: RunHead, shard: int) -> CommitRecord:
+    """Returns the record of a committed shard of the run with this head.
+
+    Raises:
+        NotFound: the shard is not committed.
+        CorruptRun: as `read_commits` raises it.
+    """
+    record = CommitRecord.read(folder, shard)
+    if not record.belongs_to(head):
+        raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+    return record
 
 
 def write_manifest(folder: Path, head: RunHead) -> None:

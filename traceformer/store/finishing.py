@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traceformer.errors import RunExists
@@ -12,8 +13,9 @@ from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import TEMPORARY
-from traceformer.store.layout import TOKENS, RunLayout
+from traceformer.store.layout import EXAMPLES, TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
+from traceformer.store.lookup import FEW_SHARDS, lookup_bytes
 from traceformer.store.replacing import move_aside, remove_aside
 from traceformer.store.shards import write_chunk
 from traceformer.store.system import patiently, rename, sync_folder
@@ -48,7 +50,9 @@ def _complete(folder: Path, head: RunHead) -> None:
         for stack in layout.stacks:
             lengths = [record.lengths[stack] for record in records]
             _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
-        _join_tokens(group, folder, records)
+        schema = _join_tokens(group, folder, records)
+        if layout.n_shards > FEW_SHARDS:
+            group.write(folder / EXAMPLES, lookup_bytes(head, records, schema))
     for path in folder.glob(".lock-*"):
         patiently(path.unlink)  # whoever held one has written all, and is about to end
     write_manifest(folder, head)
@@ -67,12 +71,14 @@ def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
     remove_aside(final)
 
 
-def _join_tokens(group: WriteGroup, folder: Path, records: Sequence[CommitRecord]) -> None:
+def _join_tokens(group: WriteGroup, folder: Path, records: Sequence[CommitRecord]) -> pa.Schema:
+    """Writes the tables of all shards as one, and returns its schema."""
     paths = [folder / token_path(record.shard) for record in records]
     schema = common_schema([pq.read_schema(path) for path in paths])
     with group.open(folder / TOKENS) as file, pq.ParquetWriter(file, schema, **PARQUET) as writer:
         for path in paths:
             writer.write_table(with_schema(pq.read_table(path), schema))
+    return schema
 
 
 def _write_positions(

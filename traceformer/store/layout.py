@@ -30,6 +30,7 @@ from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
+    "EXAMPLES",
     "FORMAT_VERSION",
     "MANIFEST",
     "META",
@@ -44,6 +45,7 @@ FORMAT_VERSION = 3
 META = "meta.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
+EXAMPLES = "examples.index"
 TOKEN_SHARDS = "tokens"
 COMMITS = "commits"
 UNFINISHED = "_tmp_"  # what the name of a run's folder begins with until the run is finished

@@ -85,7 +85,7 @@ def _causal_patterns(source: RunFolder) -> Iterator[ArrayKey]:
     """Yields the arrays of patterns in which no query looks at a later key, in all examples."""
     for spec in source.head.layout.arrays:
         if spec.key.site == "attn_pattern" and spec.key.attention == "self":
-            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(len(source.index.ids)))
+            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(source.index.n))
             if not any(np.triu(matrix, 1).any() for matrix in matrices):
                 yield spec.key
 
