@@ -40,7 +40,7 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
-from traceformer.capture.tokenizing import Texts
+from traceformer.capture.tokenizing import Rows, Texts
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
@@ -205,16 +205,18 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    step: int | None = None,
     progress: OnProgress = quiet,
 ) -> Run:
-    """Returns the run of a model over texts, or over batches of its processor.
+    """Returns the run of a model over texts, over their tokens, or over batches of its processor.
 
+    `step` is how many steps of its training the model has behind it, where that is told.
     While other writers are still at work it is unfinished.
 
     Raises:
@@ -238,7 +240,7 @@ def extract(
     if not edits:  # which may change one of two arrays that are equal without them
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{rows.texts.source.name}_{rows.texts.source.split}_n{layout.n_examples}"
-    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
+    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), step=step, **batching.stated)
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)

@@ -3,6 +3,7 @@
 import json as json_text
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import NAMED_FOLDER, count
-from traceformer.sites import parse_indices
+from traceformer.errors import UsageError
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
@@ -165,9 +166,11 @@ def train(
 
 
 def _steps(asked: str | None) -> Sequence[int] | Literal["log"]:
-    if asked == "log":
-        return "log"
-    return () if asked is None else parse_indices(asked)
+    if asked is None or asked == "log":
+        return "log" if asked else ()
+    if not re.fullmatch(r"\d+(,\d+)*", asked):
+        raise UsageError(f"cannot read the steps {asked!r}", hint="log, or steps such as 0,10,100")
+    return [int(step) for step in asked.split(",")]
 
 
 @contextmanager

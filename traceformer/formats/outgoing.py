@@ -17,7 +17,8 @@ from traceformer.texts.shown import unnamed
 __all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "row_types", "written_dtype"]
 
 _OF_A_RUN = (
-    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset", "split"),
+    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "step", "adapter", "arch", "dataset"),
+    "split",
     *("dims", "attention", "capture", "category", "generation", "labels", "projection", "time", "versions"),
     *("unknown_rows", "row"),
 )
