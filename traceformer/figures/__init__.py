@@ -25,7 +25,7 @@ trait_curves    curves of a trait over tokens, and the quality of vectors by lay
 trait_text      a trait on the text itself
 dose_curves     a trait and fluency against the scale of steering
 edge_map        effects of edges: senders, receivers, and what was measured
-training_curves metrics of heads along a training
+training_curves  metrics of heads along a training
 """
 
 from importlib import import_module
