@@ -2,18 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 import traceformer as tf
-from traceformer.bytelm.presets import build_config
-from traceformer.bytelm.tokenizer import ByteTokenizer
+from tests.capture.trainings import write_checkpoint, write_training
 from traceformer.capture import checkpoints as capture
 from traceformer.capture.encoding import Encoder
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, SelectionError, Unsupported, UsageError
@@ -23,21 +19,10 @@ TEXTS = ["abcabcab", "xyzzy", "aaaa"]
 STEPS = (0, 2, 10)
 
 
-def write_checkpoint(folder: Path, seed: int, *, tokenizer: bool = True, **changes: Any) -> Path:
-    torch.manual_seed(seed)
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16, **changes}
-    AutoModelForCausalLM.from_config(build_config("tiny", "dense", initializer_range=0.5, **sizes)).save_pretrained(folder)
-    if tokenizer:
-        ByteTokenizer(model_max_length=128).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training's folder: checkpoints of steps 0, 2 and 10 as Hugging Face's Trainer names them."""
-    folder = tmp_path_factory.mktemp("training")
-    for step in STEPS:
-        write_checkpoint(folder / f"checkpoint-{step}", seed=step)
+    folder = write_training(tmp_path_factory.mktemp("training"), STEPS)
     (folder / "runs").mkdir()
     return folder
 

@@ -105,7 +105,7 @@ def open_lookup(folder: Path, head: RunHead) -> Lookup | None:
         return None
     with _pages(path) as page:
         stated: dict[str, Any] = json.loads(page(0))
-    if stated["of"] != _of(head) or stated["format"] != _FORMAT:
+    if stated.get("of") != _of(head) or stated.get("format") != _FORMAT:
         raise CorruptRun(f"{path} is another run's", hint="without that file the run is read more slowly")
     return Lookup(path, {name: (first, size) for name, (first, size) in stated["sections"].items()})
 
