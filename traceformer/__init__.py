@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
     from traceformer.analysis.effects import Effects
+    from traceformer.analysis.head_curves import HeadCurves
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.roles import Roles
+    from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.syncing import sync
+    from traceformer.store.training import TrainingRuns, open_checkpoints
     from traceformer.store.upgrading import upgrade
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
@@ -76,6 +79,7 @@ __all__ = [
     "Dose",
     "EdgeEffects",
     "Effects",
+    "HeadCurves",
     "HeadMetrics",
     "Lens",
     "Paths",
@@ -85,6 +89,7 @@ __all__ = [
     "Selection",
     "TraceStore",
     "TraceformerError",
+    "TrainingRuns",
     "__version__",
     "ablate",
     "attribute",
@@ -105,12 +110,14 @@ __all__ = [
     "import_run",
     "lens",
     "load_model",
+    "open_checkpoints",
     "open_effects",
     "open_run",
     "patch",
     "paths",
     "project",
     "record",
+    "record_checkpoints",
     "roles",
     "statistics",
     "sync",
@@ -125,6 +132,7 @@ _HOMES = {
     "Dose": "traceformer.analysis.dose",
     "EdgeEffects": "traceformer.analysis.edges",
     "Effects": "traceformer.analysis.effects",
+    "HeadCurves": "traceformer.analysis.head_curves",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
@@ -134,6 +142,7 @@ _HOMES = {
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "TrainingRuns": "traceformer.store.training",
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
@@ -150,12 +159,14 @@ _HOMES = {
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
+    "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
+    "record_checkpoints": "traceformer.capture.checkpoints",
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
     "sync": "traceformer.store.syncing",
@@ -179,6 +190,7 @@ bind("EdgeEffects", "html", "traceformer.figures.edge_map", "edges_html")
 bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
+bind("HeadCurves", "html", "traceformer.figures.training_curves", "training_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
 bind("HeadMetrics", "html", "traceformer.figures.cards.head_table", "head_table")
 bind("Lens", "html", "traceformer.figures.cards.lens_table", "lens_table")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from traceformer.store.objects.opening import open_bucket
 from traceformer.store.objects.path import ObjectPath

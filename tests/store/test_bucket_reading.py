@@ -52,7 +52,9 @@ def same(one: Run, other: Run) -> None:
                 assert np.array_equal(mine, theirs, equal_nan=True)
         if not spec.site.is_matrix:
             layer = spec.layers[0] if spec.layers else None
-            assert np.array_equal(one.activations(spec.key, layer, dtype=dtype), other.activations(spec.key, layer, dtype=dtype))
+            assert np.array_equal(
+                one.activations(spec.key, layer, dtype=dtype), other.activations(spec.key, layer, dtype=dtype)
+            )
             for shuffle in (False, True):
                 batches = zip(
                     one.stream(spec.key, layer, 100, shuffle, dtype=dtype),

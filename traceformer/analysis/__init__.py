@@ -9,6 +9,7 @@ rows            rows of attention in numbers: one formula for all verbs
 heads           head metrics: one pass over a pattern, tile by tile, and never a second square
 head_tally      the same added up over examples, in an order that threads cannot change
 head_metrics    all metrics of all heads as one table
+head_curves     the same along the steps of a training
 statistics      attention, activations and logits in numbers, without holding them all
 run_statistics  those of a run as values, rows and JSON
 clusters        heads in clusters: Ward, k-means, mixtures; how many, and what each is like

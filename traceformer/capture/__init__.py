@@ -4,6 +4,7 @@ What is kept goes to `store`; what it means is asked in `questions`. A recording
 
 extract     texts to a run
 extraction  one that is ready: planned and proved, then opened and recorded shard by shard
+checkpoints  the checkpoints of one training over the same texts, a run each
 prepared    what is known before the first byte is written
 generation  prompts to a run
 proofs      proofs on a given model that every site means what it says

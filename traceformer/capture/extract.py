@@ -26,7 +26,7 @@ from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.prepared import fitting, prepare
 from traceformer.capture.proofs.handed_on import HandedOn
-from traceformer.capture.tokenizing import Texts
+from traceformer.capture.tokenizing import Rows, Texts
 from traceformer.capture.workers.driving import record_on
 from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
 from traceformer.errors import UsageError
@@ -208,16 +208,18 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    step: int | None = None,
     progress: OnProgress = quiet,
 ) -> Run:
-    """Returns the run of a model over texts, or over batches of its processor.
+    """Returns the run of a model over texts, over their tokens, or over batches of its processor.
 
+    `step` is how many steps of its training the model has behind it, where that is told.
     While other writers are still at work it is unfinished.
 
     Raises:
@@ -228,7 +230,14 @@ def extract(
     if place.resume:
         check_resumed(edits_of(model.model))
     extraction = prepare_extraction(
-        model, texts, selection, place.storage, batch_size=batch_size, batch_tokens=batch_tokens, progress=progress
+        model,
+        texts,
+        selection,
+        place.storage,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        step=step,
+        progress=progress,
     )
     with extraction.open(place) as writer:
         pending = writer.pending

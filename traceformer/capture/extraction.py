@@ -105,12 +105,13 @@ class Extraction:
 
 def prepare_extraction(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | Sequence[ProcessorBatch],
     selection: Selection,
     storage: Storage,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    step: int | None = None,
     progress: OnProgress = quiet,
 ) -> Extraction:
     """Returns an extraction that is ready; arguments and errors as of `extract`, and nothing is written."""
@@ -127,7 +128,9 @@ def prepare_extraction(
             handed_on.forget()  # an image may be added between two blocks of one batch, and of none before
     if not edits:  # which may change one of two arrays that are equal without them
         layout = storage.once(layout, handed_on.aliases(layout.arrays))
-    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
+    meta = replace(
+        with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), step=step, **batching.stated
+    )
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     return Extraction(model, plan, rows, layout, batching, meta, configuration)
 

@@ -40,25 +40,26 @@ class Prepared(NamedTuple):
 
 def prepare(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | Sequence[ProcessorBatch],
     selection: Selection,
     storage: Storage,
     progress: OnProgress = quiet,
 ) -> Prepared:
     """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
-    rows: Rows | None = None
-    if not isinstance(texts, Texts):
-        rows = rows_of(model, texts)
-        texts = rows.texts
+    if isinstance(texts, Texts):
+        rows, asked = None, texts
+    else:
+        rows = texts if isinstance(texts, Rows) else rows_of(model, texts)
+        asked = rows.texts
     if is_strange(model):
-        rows = rows or tokenize(model, texts)
+        rows = rows or tokenize(model, asked)
         _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
         with unedited(model.model):
             model = fitted(model, first if rows.given is None else text_alone(first), progress)
-    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
+    plan = plan_arrays(selection, model.model, stacks=asked.stacks(model), architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
-    rows = rows or tokenize(model, texts)
+    rows = rows or tokenize(model, asked)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,

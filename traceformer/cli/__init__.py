@@ -11,6 +11,7 @@ choices       flags that several verbs share, said once
 demo          the whole way from a model to pictures, each step a command
 check         what is proved of a model's sites
 extract       texts to a run
+checkpoints   the checkpoints of a training, a run each
 generate      prompts to a run, the text shown as it is made
 list_         the runs in a folder
 inspect       what a run holds, an example, a head
@@ -22,6 +23,7 @@ analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
 role_card     these with weights and ablation, as text and in files
+training_curves  the same along the steps of a training
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text

@@ -79,16 +79,17 @@ class Loading:
     def load(self, name: str, *, with_head: bool) -> "LoadedModel":
         from traceformer.models.load import load_model
 
-        return load_model(
-            name,
-            adapter=self.adapter,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.model_dtype,
-            with_head=with_head,
-            allow_pickle=self.allow_pickle,
-            like=self.like,
-        )
+        return load_model(name, revision=self.revision, with_head=with_head, **self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what `load_model` is told of any model."""
+        return {
+            "adapter": self.adapter,
+            "device": self.device,
+            "dtype": self.model_dtype,
+            "allow_pickle": self.allow_pickle,
+            "like": self.like,
+        }
 
 
 @Parameter(name="*", group=WORKERS)
@@ -281,13 +282,19 @@ class PlaceChoice:
 
     def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
         """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""
+        place = self.unchecked(parent, **storage)
+        place.check()
+        return place
+
+    def unchecked(self, parent: Path = TRACES, **storage: Any) -> "Place":
+        """Returns the place as it is asked for."""
         import shlex
         import sys
 
         from traceformer.store.objects.path import as_path
         from traceformer.store.place import Place, Storage
 
-        place = Place(
+        return Place(
             folder=None if self.out_dir is None else as_path(self.out_dir),
             parent=None if self.out_dir is not None else parent,
             resume=self.resume,
@@ -297,8 +304,6 @@ class PlaceChoice:
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
             thumbnails=self.thumbnails,
         )
-        place.check()
-        return place
 
 
 @Parameter(name="*", group=WHERE)

@@ -77,7 +77,8 @@ def heads(
     Example: `traceformer heads latest --plot`
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`.
+        run: A folder, the name of a run in ./traces, or `latest`. Of a folder of checkpoints (extract --checkpoints)
+            every head is measured at every step, and --plot draws its curves.
         convention: What entropy and sparsity mean: exact counts what a query can see; thesis counts masked cells as
             sparse, adds 1e-9 in logarithms, and weighs examples, not queries; nanochat counts cells below 0.01, adds
             1e-8, and leaves rows as they are.
@@ -111,6 +112,7 @@ def heads(
         json: Print a JSON object.
     """
     from traceformer.cli.role_card import told_roles
+    from traceformer.cli.training_curves import are_checkpoints, told_curves
     from traceformer.questions import heads as questions
     from traceformer.questions.roles import roles as roles_of
     from traceformer.store.folders import find_runs
@@ -129,6 +131,17 @@ def heads(
     measured: dict[Path, HeadMetrics] = {}
     if run is not None:
         folders = find_runs(run)
+        if not roles and len(folders) > 1 and are_checkpoints(folders):
+            told_curves(
+                folders[0].parent,
+                output,
+                plot=plot,
+                json=json,
+                convention=convention,
+                window=window,
+                limit=num_seqs,
+            )
+            return
         if roles:
             told_roles(_roles_of_run(folders, num_seqs), figure, json=json)
             return

@@ -134,8 +134,8 @@ _ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder
 def summarise(store: Run, folder: AnyPath) -> RunSummary:
     """Returns what the run in `folder` holds."""
     about, layout = store.about, store.layout
-    lengths = {stack: [store.length(example_id, stack) for example_id in store.ids] for stack in layout.stacks}
-    totals = {stack: sum(of_stack) for stack, of_stack in lengths.items()}
+    lengths = {stack: store.lengths(stack) for stack in layout.stacks}
+    totals = {stack: int(of_stack.sum()) for stack, of_stack in lengths.items()}
     sizes, arrays = sizes_in(folder), list[ArraySummary]()
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
@@ -157,7 +157,7 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
         time=about.time or "unknown",
         n_examples=store.n,
         n_tokens=dict[str, int](totals),
-        longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
+        longest={stack: int(of_stack.max(initial=0)) for stack, of_stack in lengths.items()},
         bytes=sum(sizes.values()),
         arrays=tuple(arrays),
         parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),

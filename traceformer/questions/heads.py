@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
+from traceformer.analysis.head_curves import HeadCurves, along_steps
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
 from traceformer.analysis.head_tally import Measurement
 from traceformer.analysis.heads import Geometry
@@ -25,8 +26,10 @@ from traceformer.questions.heads_of_run import attention_name, digest_of, gaps_o
 from traceformer.questions.recorded import check_asked
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.store.layout import META
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.store.training import TrainingRuns, open_checkpoints
 from traceformer.texts.cells import TextColumn, TextList
 from traceformer.texts.windows import FileWindows
 
@@ -45,8 +48,16 @@ _SEQ_LENGTH = 1024  # the thesis's, where the model can read as much
 _LIMIT = 10
 
 
+@overload
+def heads(of: Run | LoadedModel, texts: Any = None, **options: Any) -> HeadMetrics: ...
+
+
+@overload
+def heads(of: TrainingRuns | str | Path, texts: None = None, **options: Any) -> HeadCurves: ...
+
+
 def heads(
-    of: Run | LoadedModel,
+    of: Run | LoadedModel | TrainingRuns | str | Path,
     texts: str | Path | TextList | FileWindows | TrainingTexts | None = None,
     *,
     convention: ConventionName = "exact",
@@ -63,14 +74,16 @@ def heads(
     dtype: Literal["float16", "float32"] = "float16",
     engine: Engine = None,
     progress: OnStep | None = None,
-) -> HeadMetrics:
+) -> HeadMetrics | HeadCurves:
     """Returns the metrics of every head of every attention of a run, or of a model that reads texts.
 
         heads(run).to_frame()
         heads(load_model("byte"), ["The Eiffel Tower is in Paris.", "Rome is in Italy."])
+        heads("traces/steps")    # of each checkpoint that record_checkpoints put there: HeadCurves
 
     Args:
-        of: A run that holds patterns, or a model.
+        of: A run that holds patterns, or a model. Or the runs of a training's checkpoints, or their folder: then every
+            metric has a number per step, and what is said of a run holds for each of them.
         texts: What a model reads: texts, the name of a data set, or a file in windows.
         convention: What entropy and sparsity mean, as in `analysis/conventions.py`.
         window: How many tokens on either side `local_mass` counts.
@@ -96,10 +109,17 @@ def heads(
         NumericError: a pattern is not what it should be.
         NotFound, Unreadable, Unsupported: as extraction raises them.
     """
-    check_asked(of)
+    runs = _checkpoints(of)
+    if runs is None:
+        check_asked(of)
     check_choice("convention", convention, CONVENTIONS)
     check_choice("dtype", dtype, ("float16", "float32"))
     rules = CONVENTIONS[convention]
+    if runs is not None:
+        if texts is not None:
+            raise UsageError("runs and texts", why="runs have their texts", hint="one of them")
+        with steps_watched("measuring", progress) as told:
+            return _along_steps(runs, told, convention=convention, window=window, examples=examples, limit=limit)
     if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
@@ -129,6 +149,24 @@ def heads(
     )
     with steps_watched("measuring", progress) as told:
         return measured_live(reading, rules, window, batching_of(reading, batch_size, batch_tokens), dtype, told)
+
+
+def _checkpoints(of: Any) -> TrainingRuns | None:
+    """The runs of a training's checkpoints that are meant; None where something else is."""
+    is_folder = isinstance(of, str | Path) and Path(of).is_dir() and not (Path(of) / META).is_file()
+    return open_checkpoints(of) if is_folder else of if isinstance(of, TrainingRuns) else None
+
+
+def _along_steps(runs: TrainingRuns, progress: OnStep, **options: Any) -> HeadCurves:
+    tables: dict[int, HeadMetrics] = {}
+    for number, step in enumerate(runs.steps):
+        shown = _of_all(progress, number, len(runs))
+        tables[step] = heads(runs.run(step), progress=shown, **options)
+    return along_steps(tables, str(runs.folder))
+
+
+def _of_all(progress: OnStep, number: int, count: int) -> OnStep:
+    return lambda done, of: progress(number * of + done, count * of)
 
 
 def reading_of(

@@ -104,14 +104,14 @@ def _measured(
 ) -> HeadMetrics:
     """The heads of some layers of one attention, over some rows of a run."""
     aligned = spec.key.attention == "self"
-    tokens = _tokens(store, spec.key) if aligned else None
+    tokens = _tokens(spec.key, store, rows) if aligned else None
     sights = sights_of(store, spec)
     with Measurement(
         attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window, threads=threads
     ) as measurement:
-        for row in rows:
+        for number, row in enumerate(rows):
             queries, keys = (store.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
-            own = None if tokens is None else tokens[row]
+            own = None if tokens is None else tokens[number]
             geometries = {sight: Geometry(queries, keys, sight, aligned, own) for sight in sights.values()}
             size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
             for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
@@ -129,8 +129,8 @@ def _measured(
 def _joined(
     store: Run, rows: Sequence[int], specs: Sequence[ArraySpec], measured: Sequence[HeadMetrics]
 ) -> HeadMetrics:
-    table = store.table
-    texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
+    table = store.table_of(rows)
+    texts = table["text"].to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
     without = gaps_of(specs, store.about)
     return join_heads(measured, source=source, model=model, texts=digest_of(texts), without=without)
@@ -158,9 +158,10 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     return [(layer, head) for layer in spec.layers for head in spec.heads]
 
 
-def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
-    """The token ids of every example, where the run has them."""
+def _tokens(key: ArrayKey, store: Run, rows: Sequence[int]) -> list[Int32[np.ndarray, "position"]] | None:
+    """The token ids of each of these rows, where the run has them."""
     column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
-    if column not in store.tokens:
+    table = store.table_of(rows)
+    if column not in table.column_names:
         return None
-    return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
+    return [np.asarray(ids, np.int32) for ids in table.column(column).to_pylist()]

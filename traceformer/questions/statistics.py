@@ -244,12 +244,11 @@ def targets_of(store: Run) -> Callable[[str], Int[np.ndarray, "position"]]:
     A decoder's row speaks about the next token (beside an encoder that is its label, where there are labels), an
     encoder's about the token at its own place.
     """
-    labelled = store.arch == "enc" or "dec_labels" in store.table.column_names
+    labelled = store.arch == "enc" or "dec_labels" in store.columns
     names = {"enc": "input_ids", "dec": "input_ids", "encdec": "dec_labels" if labelled else "dec_input_ids"}
-    column = store.table.column(names[store.arch])
 
     def targets(example_id: str) -> Int[np.ndarray, "position"]:
-        ids = np.asarray(column[store.row(example_id)].as_py(), np.int64)
+        ids = np.asarray(store.table_of([example_id]).column(names[store.arch])[0].as_py(), np.int64)
         return ids if labelled else np.append(ids[1:], -1)
 
     return targets

@@ -6,6 +6,7 @@ run           `Run`: everything a run holds, by example, site, the model's own l
 meta          `RunMeta`: all that a run says of its model, its texts and its settings, typed
 place         where a run goes: a folder of its own, a folder of runs, or memory
 folders       folders of runs: what `latest` is, and what a name means
+training      runs of the checkpoints of one training: a folder of runs with an axis of steps
 folder        a run in a folder, opened
 memory        the source of a run in memory, with the interface of one on disk, and what writes it
 source        where a run's numbers and tokens come from; reading is the same from here on
@@ -15,6 +16,7 @@ syncing       a finished run copied to a bucket, or back: file by file, the mani
 arrays        which array a site means, and which parts of it a layer, a head and an example need
 columns       one layer over all examples, in batches, or shuffled without reading twice
 index         which examples a run holds and where their tokens lie
+lookup        where the example of an id is, and all lengths, in one file of a finished run of many shards
 tables        token tables of several shards, joined though their columns differ
 xarrays       a run as xarray sees it, lazy and without gaps
 aliases       each row once: which layers are another array's, and where they are read

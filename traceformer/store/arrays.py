@@ -215,17 +215,16 @@ class RunArrays:
     def _rows_of(
         self, spec: ArraySpec, rows: range, block: np.ndarray, read: "Reading"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        index = self._index
         with self._reading(spec):
             read.result()
-        values = decode(block, self._layout.stored(spec))
+        values, first = decode(block, self._layout.stored(spec)), 0
         for row in rows:
             if spec.site.is_per_example:
                 yield row, values[row - rows.start]
             else:
-                stack = spec.key.token_stack
-                first = index.slots[stack][row] - index.slots[stack][rows.start]
-                yield row, values[..., first : first + index.lengths[stack][row], :]
+                length = self._index.length(row, spec.key.token_stack)
+                yield row, values[..., first : first + length, :]
+                first += length
 
     def _reading(self, spec: ArraySpec) -> AbstractContextManager[None]:
         return reading(f"{self._source.name}/{self._layout.array_path(spec.key)}")

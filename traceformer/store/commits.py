@@ -51,6 +51,7 @@ __all__ = [
     "files_of",
     "has_lost_manifest",
     "manifest_of",
+    "read_commit",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -276,10 +277,21 @@ def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for record in each_of(folder, lambda shard: CommitRecord.read(folder, shard), committed_shards(folder)):
-        if not record.belongs_to(head):
-            raise CorruptRun(f"{record_path(folder, record.shard)} belongs to another run")
+    for record in each_of(folder, lambda shard: read_commit(folder, head, shard), committed_shards(folder)):
         yield record
+
+
+def read_commit(folder: AnyPath, head: RunHead, shard: int) -> CommitRecord:
+    """Returns the record of a committed shard of the run with this head.
+
+    Raises:
+        NotFound: the shard is not committed.
+        CorruptRun: as `read_commits` raises it.
+    """
+    record = CommitRecord.read(folder, shard)
+    if not record.belongs_to(head):
+        raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+    return record
 
 
 def manifest_of(folder: AnyPath, head: RunHead) -> bytes:
@@ -348,7 +360,9 @@ def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda 
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
     shards = committed_shards(folder)
-    for shard, record in zip(shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True):
+    for shard, record in zip(
+        shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True
+    ):
         path = f"{COMMITS}/{shard}.json"
         if isinstance(record, CorruptRun):
             found[path] = record.why

@@ -15,8 +15,9 @@ from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, manifest_of, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import TEMPORARY
-from traceformer.store.layout import LEASES, TOKENS, RunLayout
+from traceformer.store.layout import EXAMPLES, LEASES, TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
+from traceformer.store.lookup import FEW_SHARDS, lookup_bytes
 from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
 from traceformer.store.placing import CheckMine, Group, ObjectGroup
 from traceformer.store.replacing import move_aside, remove_aside
@@ -72,7 +73,9 @@ def _write_whole(group: Group, folder: AnyPath, head: RunHead) -> None:
     for stack in layout.stacks:
         lengths = [record.lengths[stack] for record in records]
         _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
-    _join_tokens(group, folder, records)
+    schema = _join_tokens(group, folder, records)
+    if layout.n_shards > FEW_SHARDS:
+        group.write(folder / EXAMPLES, lookup_bytes(head, records, schema))
 
 
 def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
@@ -88,12 +91,14 @@ def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
     remove_aside(final)
 
 
-def _join_tokens(group: Group, folder: AnyPath, records: Sequence[CommitRecord]) -> None:
+def _join_tokens(group: Group, folder: AnyPath, records: Sequence[CommitRecord]) -> pa.Schema:
+    """Writes the tables of all shards as one, and returns its schema."""
     paths = [folder / token_path(record.shard) for record in records]
     schema = common_schema([*each_of(folder, lambda path: pq.read_schema(_to_read(path)), paths)])
     with group.open(folder / TOKENS) as file, pq.ParquetWriter(file, schema, **PARQUET) as writer:
         for table in each_of(folder, lambda path: pq.read_table(_to_read(path)), paths):
             writer.write_table(with_schema(table, schema))
+    return schema
 
 
 def _to_read(path: AnyPath) -> Any:

@@ -100,7 +100,6 @@ def folder_bytes(folder: AnyPath) -> int:
     return sum(sizes_in(folder).values())
 
 
-
 def _nearest(name: str, runs: list[AnyPath]) -> str:
     if not runs:
         return "traceformer extract makes a run"

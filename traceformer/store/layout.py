@@ -30,8 +30,9 @@ from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
-    "LEASES",
+    "EXAMPLES",
     "FORMAT_VERSION",
+    "LEASES",
     "MANIFEST",
     "META",
     "TOKENS",
@@ -45,6 +46,7 @@ FORMAT_VERSION = 3
 META = "meta.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
+EXAMPLES = "examples.index"
 TOKEN_SHARDS = "tokens"
 COMMITS = "commits"
 LEASES = "leases"  # of who works on which shard; none is part of a run

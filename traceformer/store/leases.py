@@ -91,9 +91,7 @@ class Leases:
         owner: A name that no other owner has.
     """
 
-    def __init__(
-        self, run: AnyPath, *, seconds: float = LEASE_SECONDS, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, run: AnyPath, *, seconds: float = LEASE_SECONDS, clock: Callable[[], float] = time.time) -> None:
         self.owner = uuid.uuid4().hex
         self._folder = run / LEASES
         self._seconds = seconds

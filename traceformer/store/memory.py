@@ -6,7 +6,7 @@ them, so that the same code reads them and `Run.save` writes the same bytes.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -74,7 +74,7 @@ class MemorySource:
 
     def steps(self, spec: ArraySpec) -> Iterable[range]:
         if spec.site.is_matrix:  # each has its own size
-            return [range(row, row + 1) for row in range(len(self.index.ids))]
+            return [range(row, row + 1) for row in range(self.index.n)]
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
@@ -82,16 +82,15 @@ class MemorySource:
         if spec.site.is_per_example:
             return self.rows[spec.key][(slice(rows.start, rows.stop), *lead)]
         stack = spec.key.token_stack
-        first = int(self.index.slots[stack][rows.start])
-        count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
-        return self._rows(spec, lead, (slice(first, first + count),))
+        first = self.index.slot(rows.start, stack)
+        return self._rows(spec, lead, (slice(first, first + self.index.tokens(rows, stack)),))
 
     def matrix(
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
         kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
-        keys = int(self.index.lengths[spec.key.key_stack][row])
-        queries = queries or range(int(self.index.lengths[spec.key.stack][row]))
+        keys = self.index.length(row, spec.key.key_stack)
+        queries = queries or range(self.index.length(row, spec.key.stack))
         if not triangle:
             return kept[..., queries.start : queries.stop, :].copy()
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
@@ -105,8 +104,18 @@ class MemorySource:
         pieces = self.head.layout.pieces(spec, lead)
         return along_layers([self.rows[kept.key][(*own, *slots)] for kept, own in pieces])
 
-    def token_table(self) -> "pa.Table":
-        return self.table
+    def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
+        return (
+            self.table if columns is None else self.table.select([c for c in columns if c in self.table.column_names])
+        )
+
+    def token_rows(self, rows: Sequence[int]) -> "pa.Table":
+        from traceformer.store.tables import taken
+
+        return taken(self.table, rows)
+
+    def token_columns(self) -> Sequence[str]:
+        return self.table.column_names
 
     def token_row(self, row: int) -> dict[str, Any]:
         return self.table.slice(row, 1).to_pylist()[0]
@@ -221,12 +230,11 @@ class MemoryWriter:
         if self.pending:
             raise UsageError(f"{len(self.pending)} of {self.layout.n_shards} shards are not written yet")
         shards = sorted(self._records)
-        index = RunIndex.build(self.layout, [self._records[shard] for shard in shards])
-        slots: dict[Stack, Any] = {stack: np.cumsum(own) - own for stack, own in index.lengths.items()}
+        index = RunIndex.build(self.layout, [self._records[shard] for shard in shards], gapless=True)
         return Run(
             MemorySource(
                 head=self._head,
-                index=replace(index, slots=slots),
+                index=index,
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
                 rows={
                     key: ts.concat(

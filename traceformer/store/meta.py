@@ -135,6 +135,7 @@ class RunMeta:
         num_layers, num_heads, head_dim: Of the encoder, if there is one.
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
+        step: How many steps of its training the model had behind it, of a run that is one of several checkpoints.
         left_out: Sites of a group that the model does not have.
         labels: What a classifier's labels are called, in the order of its logits.
         projection: The directions that were projected onto while recording: their `names`, and the `site`.
@@ -171,6 +172,7 @@ class RunMeta:
     heads_stored: Numbers | None = None
     dtype: str | None = None
     left_out: tuple[str, ...] | None = None
+    step: int | None = None
     labels: tuple[str, ...] | None = None
     projection: Mapping[str, Any] | None = None
     time: str | None = None
@@ -358,6 +360,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "row": _mapping,
     "arch": _arch,
     **dict.fromkeys(("n_examples", "num_layers", "num_heads", "head_dim"), _whole),
+    "step": _whole,
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),
     "dtype": _text,
     "left_out": _texts,

@@ -137,9 +137,7 @@ class RangedArray:
         few = sum(math.prod(stored.chunk) for _ in wanted) * stored.dtype.itemsize <= _FEW_BYTES
         stored.chunks.fetch(wanted, keep=few)
 
-    def _take(
-        self, target: Shaped[np.ndarray, "..."], parts: tuple[_Stretch, ...], number: int, data: Chunk
-    ) -> None:
+    def _take(self, target: Shaped[np.ndarray, "..."], parts: tuple[_Stretch, ...], number: int, data: Chunk) -> None:
         del number  # there is one
         stored = self._stored
         if stored.codec == "none":

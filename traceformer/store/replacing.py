@@ -17,7 +17,7 @@ from pathlib import Path
 from traceformer.errors import RunExists, Unreadable, UsageError
 from traceformer.store.commits import FORMAT, RunHead
 from traceformer.store.files import read_sealed
-from traceformer.store.layout import COMMITS, LEASES, MANIFEST, META, TOKEN_SHARDS, TOKENS
+from traceformer.store.layout import COMMITS, EXAMPLES, LEASES, MANIFEST, META, TOKEN_SHARDS, TOKENS
 from traceformer.store.objects.path import AnyPath, ObjectPath, as_path, is_bucket
 from traceformer.store.system import rename, sync_folder
 
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _OF_ANY_RUN = re.compile(
-    rf"{META}|{MANIFEST}|{TOKENS}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json|{LEASES}(/\w+\.\d+\.json)?"
+    rf"{META}|{MANIFEST}|{TOKENS}|{EXAMPLES}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json"
+    rf"|{LEASES}(/\w+\.\d+\.json)?"
     rf"|(.*/)?\.[^/]+\.part|(.*/)?[^/]+\.__lock|\.lock-\d+-of-\d+"
 )
 _OF_A_GROUP = re.compile(r"zarr\.json|\w+/(zarr\.json|c(\.\d+)*)")

@@ -6,7 +6,7 @@ that are needed are read.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -84,7 +84,6 @@ class Run:
         self.about: RunMeta = RunMeta.from_json(self.meta)
         self.finished: bool = source.finished
         self._index = source.index
-        self._rows = {name: row for row, name in enumerate(self._index.ids)}
         self._arrays = RunArrays(source, self.about)
 
     def __repr__(self) -> str:
@@ -139,7 +138,7 @@ class Run:
     @property
     def n(self) -> int:
         """The number of examples that can be read."""
-        return len(self._index.ids)
+        return self._index.n
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -230,23 +229,27 @@ class Run:
         """
         if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
-        if isinstance(example, str) and example in self._rows:
-            if len(self._rows) < self.n and self.ids.count(example) > 1:
+        if isinstance(example, str) and (named := self._index.rows_with(example)):
+            if len(named) > 1:
                 raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
-            return self._rows[example]
+            return named[0]
         is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
         number = int(example) if is_number else None
         if number is not None and -self.n <= number < self.n:
             return number % self.n
         import difflib
 
-        near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
+        near = difflib.get_close_matches(str(example), self._index.first_ids(10_000), n=1)
         known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
         raise ExampleNotFound(
             f"no example {example!r}",
             why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
             hint=f"did you mean {near[0]!r}?" if near else known,
         )
+
+    def is_id(self, name: str) -> bool:
+        """Whether an example has this id."""
+        return bool(self._index.rows_with(name))
 
     def example_id(self, example: int | str) -> str:
         """Returns the id of an example that is named by its number or its id.
@@ -255,11 +258,11 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id.
         """
-        return self.ids[self.row(example)]
+        return self._index.id(self.row(example))
 
     def length(self, example: int | str, side: Stack | None = None) -> int:
         """Returns the example's number of tokens: of the encoder, if there is one and `side` does not say."""
-        return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example)])
+        return self._index.length(self.row(example), side or self.layout.stacks[0])
 
     def lengths(self, side: Stack | None = None) -> Int64[np.ndarray, "example"]:
         """Returns every example's number of tokens, in the data set's order; `side` as in `length`."""
@@ -381,6 +384,30 @@ class Run:
         """The token table in Arrow, with the types and values that were recorded."""
         return self._source.token_table()
 
+    def table_of(self, examples: Sequence[int | str]) -> "pa.Table":
+        """Returns the rows of `table` of these examples; of a finished run of many shards no others are read.
+
+        Raises:
+            ExampleNotFound: there is no such example.
+        """
+        from traceformer.store.tables import taken
+
+        rows = [self.row(example) for example in examples]
+        found = None if "table" in self.__dict__ else self._source.token_rows(rows)
+        return taken(self.table, rows) if found is None else found
+
+    def columns_of(self, names: Sequence[str]) -> "pa.Table":
+        """Returns those of these columns of `table` that there are; of a finished run no others are read."""
+        if "table" in self.__dict__:
+            return self.table.select([name for name in names if name in self.table.column_names])
+        return self._source.token_table(names)
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns of `table`."""
+        known = None if "table" in self.__dict__ else self._source.token_columns()
+        return self.table.column_names if known is None else known
+
     @cached_property
     def tokens(self) -> "pd.DataFrame":
         """One row per example: example_id, text, input_ids, tokens, and what the data set adds.
@@ -492,7 +519,7 @@ class Run:
         Reads one shard ahead. The arrays are views of a block that holds one shard of this head: copy what you keep.
         """
         spec = self.spec(site, side, kind)
-        return ((self._index.ids[row], values) for row, values in self._arrays.by_example(spec, layer, head, dtype))
+        return ((self._index.id(row), values) for row, values in self._arrays.by_example(spec, layer, head, dtype))
 
     def verify(self) -> Verification:
         """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""

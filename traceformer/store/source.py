@@ -1,6 +1,6 @@
 """Where a run's numbers and tokens come from: a folder or memory. Reading is the same for both from here on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -72,8 +72,16 @@ class Source(Protocol):
         """
         ...
 
-    def token_table(self) -> "pa.Table":
-        """Returns one row per example."""
+    def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
+        """Returns one row per example, with all columns or with those of these that there are."""
+        ...
+
+    def token_rows(self, rows: Sequence[int]) -> "pa.Table | None":
+        """Returns these rows of `token_table`; None where they are not read without all others."""
+        ...
+
+    def token_columns(self) -> Sequence[str] | None:
+        """Returns the columns of `token_table`; None where they are not known without it."""
         ...
 
     def token_row(self, row: int) -> dict[str, Any]:

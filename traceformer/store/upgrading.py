@@ -70,7 +70,9 @@ def upgrade(
     folder = source.folder if replace else beside if out is None else Path(out)
     if is_bucket(folder):
         hint = "give `out` on a disk; tf.sync(run, place) copies it to a bucket"
-        raise Unsupported(f"a run in the newest format cannot be written to {folder}", why="that is a bucket", hint=hint)
+        raise Unsupported(
+            f"a run in the newest format cannot be written to {folder}", why="that is a bucket", hint=hint
+        )
     with steps_watched("upgrading", progress) as step:
         count = len(source.index.shards)
         aliases = _equal_rows(source, lambda done: step(done, 2 * count))
@@ -89,7 +91,7 @@ def _causal_patterns(source: RunFolder) -> Iterator[ArrayKey]:
     """Yields the arrays of patterns in which no query looks at a later key, in all examples."""
     for spec in source.head.layout.arrays:
         if spec.key.site == "attn_pattern" and spec.key.attention == "self":
-            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(len(source.index.ids)))
+            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(source.index.n))
             if not any(np.triu(matrix, 1).any() for matrix in matrices):
                 yield spec.key
 

@@ -12,7 +12,7 @@ import pytest
 import traceformer as tf
 from tests.conftest import skip
 from traceformer.capture.workers.engine import Ray
-from traceformer.errors import NumericError, RunExists, UsageError
+from traceformer.errors import RunExists, UsageError
 from traceformer.progress import Progress
 from traceformer.store.commits import verify_run
 from traceformer.store.run import Run

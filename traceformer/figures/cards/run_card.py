@@ -150,7 +150,7 @@ def _atlas(run: Run, row: int, spec: ArraySpec, most_read: int, pixels: int) -> 
         for number, layer in enumerate(layers)
     )
     size = f"{lengths[0]} x {lengths[1]}" if spec.key.attention == "cross" else f"{lengths[0]}"
-    told = f"where each head looks in example {said(run.ids[row])}, {size} tokens: queries down, keys across"
+    told = f"where each head looks in example {said(run.example_id(row))}, {size} tokens: queries down, keys across"
     if len(layers) * len(heads) < count:
         told += f"; shown are {len(layers)} of {len(spec.layers)} layers, {len(heads)} of {len(spec.heads)} heads"
     return (

@@ -115,7 +115,7 @@ def _speaks_of(run: Run) -> str:
     """Which token a row of logits is about; see `targets_of`."""
     if run.arch == "enc":
         return "own"
-    return "label" if run.arch == "encdec" and "dec_labels" in run.table.column_names else "next"
+    return "label" if run.arch == "encdec" and "dec_labels" in run.columns else "next"
 
 
 def _packet(run: Run, arrays: Mapping[str, Num[np.ndarray, "..."]], about: Mapping[str, Any]) -> Packet:
