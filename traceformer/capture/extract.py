@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import torch
 
 from traceformer.capture.batches import run_batches
+from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
 from traceformer.capture.encoding import Encoded
@@ -240,6 +241,7 @@ def extract(
     name = f"{model.name}_{rows.texts.source.name}_{rows.texts.source.split}_n{layout.n_examples}"
     meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
+    configuration |= kernel_stated(layout, model.model)
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
         reads_all = total == layout.n_examples

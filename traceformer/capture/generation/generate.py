@@ -22,6 +22,7 @@ import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
+from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.edits.session import (
     check_for_texts,
     check_resumed,
@@ -274,6 +275,7 @@ def answer(
     meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
     meta = with_generation(meta, model, prompts, sampling, choosing, replay=replay, capture_steps=capture_steps)
     configuration = model_configuration(model, plan) | generation_configuration(model, prompts, sampling, replay=replay)
+    configuration |= kernel_stated(layout, model.model) if replay else {}
     with place.open(name, layout, meta, configuration, most) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
         answers_all = total == layout.n_examples
