@@ -28,7 +28,7 @@ FAMILIES = ("gpt2", "llama", "mistral", "gemma2", "bert", "modernbert", "t5", "b
 
 def asked(folder: Path, texts: Path, out: Path, **changes: object) -> Extraction:
     texts.write_text("\n".join(TEXTS), encoding="utf-8")
-    how = Extraction(model=str(folder), source=str(texts), selection=Selection(("attn", "qkv", "resid")), out_dir=out)
+    how = Extraction(model=str(folder), dataset=str(texts), selection=Selection(("attn", "qkv", "resid")), out_dir=out)
     return replace(how, **changes)
 
 
