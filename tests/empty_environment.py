@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UNWANTED = ("make", "git", "node", "npm", "cc", "gcc", "clang")
-CORE = "traceformer/core/kernels.so"
+CORE = "traceformer/core/libcore.so"
 
 
 def main(pythons: list[str]) -> int:

@@ -75,11 +75,11 @@ def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(tmp_pa
         told, data = Told(), {"artifacts": []}
         hook(tmp_path / name, "wheel", told).initialize("standard", data)
         assert told.warnings == []
-        assert data["artifacts"] == ["/traceformer/core/kernels.so"]
+        assert data["artifacts"] == ["/traceformer/core/libcore.so"]
         assert data["pure_python"] is False
         assert data["tag"].startswith("py3-none-")
         assert not data["tag"].endswith("any")
-        built.append((tmp_path / name / "traceformer/core/kernels.so").read_bytes())
+        built.append((tmp_path / name / "traceformer/core/libcore.so").read_bytes())
     assert built[0] == built[1], "equal sources give equal bytes"
 
 
@@ -101,7 +101,7 @@ def test_a_wheel_carries_the_library_or_not_as_its_name_says(tmp_path: Path, mon
         subprocess.run([sys.executable, "-c", line, str(out)], cwd=tmp_path / "source", check=True, capture_output=True)
         [wheel] = out.glob("*.whl")
         with zipfile.ZipFile(wheel) as packed:
-            assert ("traceformer/core/kernels.so" in packed.namelist()) == carried
+            assert ("traceformer/core/libcore.so" in packed.namelist()) == carried
         assert wheel.name.endswith("-py3-none-any.whl") != carried
 
 
@@ -111,7 +111,7 @@ def test_the_library_is_that_of_these_sources() -> None:
 
 
 def test_a_library_of_other_sources_is_not_current(tmp_path: Path) -> None:
-    other = tmp_path / "kernels.so"
+    other = tmp_path / "libcore.so"
     assert not building.is_current(other)
     other.write_bytes(b"0" * 100)
     assert not building.is_current(other)

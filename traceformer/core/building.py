@@ -20,7 +20,7 @@ from pathlib import Path
 __all__ = ["INTERFACE", "LIBRARY", "build", "is_current"]
 
 FOLDER = Path(__file__).parent
-LIBRARY = FOLDER / "kernels.so"
+LIBRARY = FOLDER / "libcore.so"
 INTERFACE = 1  # of the functions: rises with every change of what one takes
 
 _FLAGS = (

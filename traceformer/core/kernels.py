@@ -185,7 +185,7 @@ def project(
     """Returns the products of rows of float16 or float32 with directions, and the rows' norms."""
     half = rows.dtype == np.float16
     assert half or rows.dtype == np.float32
-    assert rows.strides[1] == rows.itemsize or min(rows.shape) == 0
+    assert rows.strides[1] == rows.itemsize or rows.shape[1] <= 1 or not len(rows)
     units = np.ascontiguousarray(units)
     products, norms = np.empty((len(rows), len(units)), np.float32), np.empty(len(rows), np.float32)
     core.function("project")(
