@@ -9,6 +9,7 @@ prepared    what is known before the first byte is written
 generation  prompts to a run
 proofs      proofs on a given model that every site means what it says
 attention   the registered attention function: patterns beside a pass, never in its place
+compiled    patterns by the compiled core: which calls it takes, and what a run states of it
 scores      scores and patterns: from what, and how they are computed
 own_attention  attention modules that compute scores themselves, watched
 recorder    the `with` block that observes forward passes, and leaves no hook behind

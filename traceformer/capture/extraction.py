@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from traceformer.capture.batches import run_batches
+from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.edits.session import check_for_texts, edits_of, unedited
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.given import ProcessorBatch
@@ -132,6 +133,7 @@ def prepare_extraction(
         with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), step=step, **batching.stated
     )
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
+    configuration |= kernel_stated(layout, model.model)
     return Extraction(model, plan, rows, layout, batching, meta, configuration)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from traceformer.capture.compiled import PatternSink, compiled_patterns
 from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
@@ -263,8 +264,10 @@ class AttentionListener:
         assert layer is not None
         assert sink is not None
         chosen = self._chosen(wanted.spec, call)
-        spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
+        spans = list(zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True))
         triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
+        if "attn_scores" not in specs and self._compiled(call, wanted.spec, layer, spans, triangle=triangle):
+            return
         for example, (rows, columns) in enumerate(spans):
             for queries in blocks_of_queries(rows, len(heads), columns.length):
                 visible = Span(columns.start, queries.stop) if triangle else columns
@@ -275,6 +278,22 @@ class AttentionListener:
                 if "attn_pattern" in specs:
                     block = call.pattern(block, example, chosen, queries, visible)
                     sink.square(specs["attn_pattern"], layer, example, here, there, block)
+
+    def _compiled(
+        self, call: AttentionCall, spec: ArraySpec, layer: int, spans: Sequence[tuple[Span, Span]], *, triangle: bool
+    ) -> bool:
+        """Has the compiled core make the patterns, and returns True, if it and the sink take them."""
+        sink = self._pass.sink
+        if not isinstance(sink, PatternSink) or not sink.makes_patterns(spec, ahead=not triangle):
+            return False
+        if triangle and any(rows != columns for rows, columns in spans):
+            return False
+        made = compiled_patterns(call, spec.heads, ahead=not triangle)
+        if made is None:
+            return False
+        there = [(example, *own) for example, own in enumerate(spans) if all(span.length for span in own)]
+        sink.patterns(spec, layer, [made.of(*each) for each in there])
+        return True
 
     def _grow(self, call: AttentionCall, wanted: Wanted, growth: Growth) -> None:
         """Hands over the patterns of the pass's own queries, all rows at once, with their keys in their true places.

@@ -13,7 +13,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 
 from traceformer.capture.hosts import host_here, warn_of_another_host
+from traceformer.capture.compiled import ExamplePatterns, cast, is_made
 from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
+from traceformer.core.library import core
 from traceformer.errors import NumericError, Unsupported
-from traceformer.sites import ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.made import Batch, Together
 from traceformer.store.names import Stored
 from traceformer.store.place import Writer
 
@@ -74,9 +77,11 @@ class ShardSink:
         from_device: Whether what was seen came from an accelerator.
     """
 
-    def __init__(self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None]) -> None:
+    def __init__(
+        self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None], together: Together
+    ) -> None:
         self.buffer = buffer
-        self._end = end
+        self._layout, self._end, self._together = layout, end, together
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
         self._layers = {
             Rows(spec.key, layer): self._targets[spec.key].select(int(spec.site.is_per_example), index)
@@ -125,7 +130,7 @@ class ShardSink:
             for placed, (_, source) in zip(before, places, strict=True):
                 self._compare(kept, placed, source)
             return
-        placed = [self._place(target, source) for target, source in places]
+        placed = [self._place(kept.key, target, source) for target, source in places]
         if kept in self._twice:
             self._seen_once[kept] = placed
 
@@ -144,15 +149,29 @@ class ShardSink:
         host = _on_its_way(block.to(dtype).contiguous())
         self._arriving.append(lambda: take(queries.start, _as_array(host)))
 
+    def makes_patterns(self, spec: ArraySpec, *, ahead: bool) -> bool:
+        return is_made(self._layout, spec) and not (ahead and self._layout.is_triangle(spec))
+
+    def patterns(self, spec: ArraySpec, layer: int, made: Sequence[ExamplePatterns]) -> None:
+        there = core()
+        assert there is not None
+        if made:
+            slots, calls = [self._slots[own.example] for own in made], [own.call for own in made]
+            batch = Batch(there, made[0].heads, slots, calls, torch.get_num_threads(), self._together)
+            self.buffer.matrices[spec.key].make(spec.layers.index(layer), batch)
+
     def _cast(self, block: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns a block of a matrix in the dtype that is stored, in memory that is used again."""
         if self._block.dtype != dtype or self._block.numel() < block.numel():
             self._block = torch.empty(block.numel(), dtype=dtype)
         return self._block[: block.numel()].view(block.shape).copy_(block)
 
-    def _place(self, target: Tensor, source: Tensor) -> Tensor:
+    def _place(self, key: ArrayKey, target: Tensor, source: Tensor) -> Tensor:
         """Has the numbers stored, and returns them as they are: in the shard's memory, or still on the device."""
         if _is_here(source):
+            if cast(target, source):
+                self.buffer.found_finite(key, source.numel())
+                return target
             return target.copy_(source)
         self.from_device = True
         packed = source.to(target.dtype).contiguous()
@@ -238,6 +257,7 @@ class Pipeline:
         self._writer = writer
         self._placer = ThreadPoolExecutor(1, thread_name_prefix="place")
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._makers = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="patterns")
         self._placing: deque[Future[None]] = deque()
         self._committing: deque[Future[None]] = deque()
         self._host = host_here()
@@ -249,6 +269,7 @@ class Pipeline:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._placer.shutdown()
         self._committer.shutdown()
+        self._makers.shutdown()
         if kind is None:
             self._raise_errors()
 
@@ -259,7 +280,17 @@ class Pipeline:
         self._raise_errors()
         buffer = self._writer.buffer()
         buffer.begin(lengths)
-        return ShardSink(buffer, self._writer.layout, self._end_batch)
+        return ShardSink(buffer, self._writer.layout, self._end_batch, self._all_at_once)
+
+    def _all_at_once(self, works: Sequence[Callable[[], None]]) -> None:
+        """Does several things while the model waits, one of them on its own thread."""
+        others = [self._makers.submit(work) for work in works[1:]]
+        try:
+            works[0]()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
 
     def _end_batch(self, sink: ShardSink) -> None:
         """Lets a batch's copies from the device finish beside the next batch."""

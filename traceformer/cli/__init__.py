@@ -148,7 +148,7 @@ def application(arguments: Sequence[str]) -> App:
         # A reader of Markdown takes as long to load as a verb and its flags.
         help_format="plaintext",
         help_epilogue="--debug anywhere on the line shows the traceback of an error.",
-        version=f"traceformer {__version__}",
+        version=_version,
         default_parameter=Parameter(negative=(), show_default=_default_in_help),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
@@ -162,6 +162,12 @@ def application(arguments: Sequence[str]) -> App:
         else:
             app.command(f"traceformer.cli.{name}:{name}", name=verb, help=help_line)
     return app
+
+
+def _version() -> str:
+    from traceformer.core.library import described
+
+    return f"traceformer {__version__} ({described()})"
 
 
 def _told_plainly(verb: Any) -> Any:

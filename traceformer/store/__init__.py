@@ -30,6 +30,7 @@ dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded root
 writer        shard by shard, killed at any moment and resumed to the same bytes
 buffer        the memory of one open shard, allocated once and used again
 pages         memory of a recording's own, taken from the system once and used again
+made          patterns that the compiled core makes, in the form in which they are stored
 matrices      the matrices of an open shard, packed and compressed as they come
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format

@@ -12,7 +12,7 @@ from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import CompressedMatrices, Matrices, WholeMatrices
 from traceformer.store.pages import zeros
-from traceformer.store.shards import chunks_of, compress
+from traceformer.store.shards import CutChunks, compress
 
 __all__ = ["ShardBuffer"]
 
@@ -48,6 +48,7 @@ class ShardBuffer:
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
+        self._finite: dict[ArrayKey, int] = {}
 
     @property
     def n_examples(self) -> int:
@@ -72,6 +73,7 @@ class ShardBuffer:
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
         self.compressed.clear()
+        self._finite.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
         for spec in layout.kept:
@@ -96,6 +98,17 @@ class ShardBuffer:
     def is_empty(self, b: int) -> bool:
         """Returns whether nothing can be run on the example in slot b, since it lacks tokens."""
         return not all(own[b] for own in self.lengths.values())
+
+    def found_finite(self, key: ArrayKey, numbers: int) -> None:
+        """Says that so many numbers which were put into an array, each once, are finite as they are stored."""
+        self._finite[key] = self._finite.get(key, 0) + numbers
+
+    def is_finite(self, spec: ArraySpec) -> bool:
+        """Returns whether that was said of all that the examples fill of a token array."""
+        if not spec.site.is_per_token:
+            return False
+        array, used = self.arrays[spec.key], int(self.offsets[spec.key.token_stack][-1])
+        return self._finite.get(spec.key) == array.size // array.shape[-2] * used
 
     def filled(self, spec: ArraySpec) -> Shaped[np.ndarray, "..."]:
         """Returns the part of an array that goes to disk, as a view: no empty examples, whole chunks of token slots."""
@@ -129,7 +142,7 @@ class ShardBuffer:
         else:
             filled = self.filled(spec)
             axis = filled.ndim - 2
-        return [chunks_of(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
+        return [CutChunks(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
 
     def put(self, spec: ArraySpec, b: int, values: Shaped[np.ndarray, "..."]) -> None:
         """Fills an array for the example in slot b with values as they are stored, of the shape of `shape`."""

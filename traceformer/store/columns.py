@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import tensorstore as ts
 
-__all__ = ["Column", "batches", "gather", "shuffled_batches"]
+__all__ = ["Column", "batches", "gather", "in_pieces", "shuffled_batches"]
 
 _AHEAD = 4
 _PIECE_TOKENS = 8192
@@ -91,6 +91,11 @@ def gather(column: Column) -> Num[np.ndarray, "token d"]:
 def batches(column: Column, batch_tokens: int) -> Iterator[Num[np.ndarray, "token d"]]:
     """Yields all tokens' rows in the data set's order, `batch_tokens` at a time; the last batch may be shorter."""
     return _rebatch(column.read(column.pieces(_PIECE_TOKENS)), batch_tokens, column)
+
+
+def in_pieces(column: Column) -> Iterator[Num[np.ndarray, "token d"]]:
+    """Yields all tokens' rows in the data set's order, as they are read."""
+    return (piece.astype(column.dtype, copy=False) for piece in column.read(column.pieces(_PIECE_TOKENS)))
 
 
 def _rebatch(

@@ -98,6 +98,18 @@ class WriteGroup:
                 size += len(part)
         return Checksum(size, "xxh3_128", digest.hexdigest())
 
+    def write_filled(self, path: Path, fill: Callable[[memoryview], int], last: bytes) -> Checksum:
+        """Writes a large file, whose bytes `fill` writes until there are no more, and `last`; returns its checksum."""
+        import xxhash
+
+        digest, size = xxhash.xxh3_128(), len(last)
+        with self.open(path) as file, BlockWriter(file.fileno()) as blocks:
+            while written := blocks.fill(fill, digest.update):
+                size += written
+            blocks.write(memoryview(last))
+            digest.update(last)
+        return Checksum(size, "xxh3_128", digest.hexdigest())
+
     def _sync(self) -> None:
         _all_at_once(sync, [file.fileno() for file in self._open])
         for file in self._open:

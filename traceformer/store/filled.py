@@ -42,6 +42,8 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
     """
     stored = buffer.layout.stored(spec)
     matrices = buffer.matrices.get(spec.key)
+    if matrices is None and buffer.is_finite(spec):
+        return  # it was found when it was cast
     if matrices is None and first_nonfinite(buffer.filled(spec), stored) is None:
         return  # most often; else it is looked for example by example
     for b in range(buffer.n_examples):

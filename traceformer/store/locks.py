@@ -132,6 +132,10 @@ def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_nu
             other.release()
 
 
+_UNLESS_STATED = {"pattern kernel": "torch"}
+"""What the configuration of a run means that does not say it."""
+
+
 def clear_unfinished(unfinished: Path) -> None:
     """Removes an unfinished run that another one is to take the place of, if there is one.
 
@@ -152,13 +156,14 @@ def begun_head(unfinished: AnyPath, head: RunHead) -> RunHead:
     """
     begun = RunHead.read(unfinished)
     stated = [(begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())]
-    for before, now in ((deciding(as_of(begun.version, each)) for each in both) for both in stated):
+    for before, now in ((deciding(as_of(begun.version, each)) for each in pair) for pair in stated):
         names = [*before, *(name for name in now if name not in before)]
-        changed = [name for name in names if canonical(before.get(name)) != canonical(now.get(name))]
+        both = {name: [each.get(name, _UNLESS_STATED.get(name)) for each in (before, now)] for name in names}
+        changed = [name for name, (one, other) in both.items() if canonical(one) != canonical(other)]
         if changed:
             raise ConfigurationChanged(
                 f"{unfinished} was begun with another {' and '.join(changed)}",
-                why="; ".join(_difference(name, before.get(name), now.get(name)) for name in changed),
+                why="; ".join(_difference(name, *both[name]) for name in changed),
                 hint="start a new run, or resume with what it was begun with",
             )
     return begun

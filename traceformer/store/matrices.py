@@ -19,6 +19,7 @@ from traceformer.sites import ArraySpec
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
+from traceformer.store.made import Batch, Making, make_whole
 from traceformer.store.names import Stored
 from traceformer.store.pages import Kept
 from traceformer.store.triangles import fold, n_cells
@@ -47,6 +48,10 @@ class Matrices(Protocol):
         """
         ...
 
+    def make(self, layer: int, batch: Batch) -> None:
+        """Has all matrices of some examples' layer made by the compiled core, in place of taking them."""
+        ...
+
     def nonfinite(self, slot: int) -> NonFinite | None:
         """Returns where an example's matrices first hold inf or NaN, by layer."""
         ...
@@ -70,6 +75,7 @@ class CompressedMatrices:
         self._made: dict[tuple[int, int], list[list[Chunk]]] = {}
         self._kept = Kept()
         self._unfit: dict[int, NonFinite] = {}
+        self._making = Making(self._cells, self._width, self._compress, self._kept)
 
     def begin(self, queries: Sequence[int], keys: Sequence[int]) -> None:
         self._queries = [n if m else 0 for n, m in zip(queries, keys, strict=True)]
@@ -90,6 +96,14 @@ class CompressedMatrices:
         if first + rows == self._queries[slot] and self._used:
             self._chunk[:, self._used :] = 0
             self._flush(slot, layer)
+
+    def make(self, layer: int, batch: Batch) -> None:
+        made = [[list[Chunk]() for _ in batch.heads] for _ in batch.slots]
+        unfit = self._making.make(batch, made, layer)
+        for number, slot in enumerate(batch.slots):
+            self._made[slot, layer] = made[number]
+            if number in unfit:
+                self._unfit.setdefault(slot, unfit[number])
 
     def _begin(self, slot: int, layer: int, heads: int) -> None:
         if len(self._chunk) != heads:
@@ -175,6 +189,10 @@ class WholeMatrices:
             _fold(self._spec, layer, first, block, target[:, n_cells(first) : n_cells(first + rows)])
         else:
             target[:, first : first + rows, :keys] = block
+
+    def make(self, layer: int, batch: Batch) -> None:
+        targets = [self.kept[slot][layer] for slot in batch.slots]
+        make_whole(batch, targets, triangle=self._layout.is_triangle(self._spec))
 
     def nonfinite(self, slot: int) -> NonFinite | None:
         return first_nonfinite(self.kept[slot], self._layout.stored(self._spec))

@@ -492,6 +492,13 @@ class Run:
         )
         return self._checked(batches)
 
+    def pieces(
+        self, site: str | ArrayKey, layer: int | None = None, *, dtype: ReadDtype = "float32"
+    ) -> Iterator[Num[np.ndarray, "token d"]]:
+        """Yields the rows of `activations` as they are read, each piece a new array of up to 8,192 tokens."""
+        column = self._arrays.column(self.spec(site), layer, None, dtype)
+        return self._checked(columns.in_pieces(column))
+
     def _checked(self, arrays: Iterator[Num[np.ndarray, "..."]]) -> Iterator[Num[np.ndarray, "..."]]:
         while True:
             with reading(self._source.name):

@@ -15,19 +15,24 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 
+from traceformer.core.kernels import Gathered, crc32c
+from traceformer.core.library import Core, core
+from traceformer.shapes import Bool, Int64
 from traceformer.store.codecs import Chunk, compressor
+from traceformer.store.durable import WriteGroup
 from traceformer.store.files import Checksum
 from traceformer.store.names import Codec, MatrixCodec
 from traceformer.store.objects.path import AnyPath
 from traceformer.store.placing import Group
 
-__all__ = ["chunks_of", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
+__all__ = ["CutChunks", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
 
 _ABSENT = (2**64 - 1, 2**64 - 1)
 _MOST_CORES = 8
@@ -39,21 +44,49 @@ def is_written_directly(codec: Codec | MatrixCodec) -> bool:
     return codec != "lz4" and sys.byteorder == "little"
 
 
-def chunks_of(array: np.ndarray, axis: int, chunk: int, in_shard: int) -> Iterator[Chunk | None]:
-    """Yields the chunks of a shard as they lie in memory, in order; None for those that the array does not reach.
+class CutChunks:
+    """The chunks of a shard as they lie in memory, in order; None for those that the array does not reach."""
 
-    Args:
-        array: What the shard holds, whole chunks of it. Behind `axis` it lies in one piece of memory.
-        axis: The axis along which there are several chunks for each index of those before it.
-        chunk: How long a chunk is there.
-        in_shard: How long the whole shard is there.
-    """
-    there = array.shape[axis] // chunk
-    lines = array.reshape(math.prod(array.shape[:axis]), -1).view(np.uint8)
-    lines.flags.writeable = False
-    for line in lines:
-        yield from line.reshape(there, -1)
-        yield from itertools.repeat(None, in_shard // chunk - there)
+    def __init__(self, array: np.ndarray, axis: int, chunk: int, in_shard: int) -> None:
+        """Cuts an array.
+
+        Args:
+            array: What the shard holds, whole chunks of it. Behind `axis` it lies in one piece of memory.
+            axis: The axis along which there are several chunks for each index of those before it.
+            chunk: How long a chunk is there.
+            in_shard: How long the whole shard is there.
+        """
+        self._there, self._of = array.shape[axis] // chunk, in_shard // chunk
+        self._lines = array.reshape(math.prod(array.shape[:axis]), -1).view(np.uint8)
+        self._lines.flags.writeable = False
+
+    def __iter__(self) -> Iterator[Chunk | None]:
+        for line in self._lines:
+            yield from line.reshape(self._there, -1)
+            yield from itertools.repeat(None, self._of - self._there)
+
+    def places(self) -> "_Places":
+        """Returns where its chunks lie."""
+        size = self._lines.shape[1] // self._there
+        there = np.arange(self._of) < self._there
+        lines = self._lines.ctypes.data + self._lines.strides[0] * np.arange(len(self._lines))[:, None]
+        addresses = (lines + size * np.arange(self._there)).reshape(-1)
+        return _Places(addresses, np.full(len(addresses), size), np.tile(there, len(self._lines)))
+
+
+class _Places(NamedTuple):
+    """Where the chunks of a shard lie: addresses and bytes of those that are there, and for each whether it is."""
+
+    addresses: Int64[np.ndarray, "present"]
+    sizes: Int64[np.ndarray, "present"]
+    present: Bool[np.ndarray, "chunk"]
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk | None]) -> "_Places":
+        there = [chunk for chunk in chunks if chunk is not None]
+        addresses = [chunk.__array_interface__["data"][0] for chunk in there]
+        sizes, present = [chunk.nbytes for chunk in there], [chunk is not None for chunk in chunks]
+        return cls(np.array(addresses, np.int64), np.array(sizes, np.int64), np.array(present, np.bool_))
 
 
 def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
@@ -66,9 +99,28 @@ def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
 
 def write_shard(group: Group, path: AnyPath, chunks: Iterable[Chunk | None]) -> Checksum:
     """Writes a shard's chunks to its file, and returns the file's checksum and mark (see `marks`)."""
+    there = core()
+    if there is not None and isinstance(group, WriteGroup):
+        return _write_gathered(group, path, chunks, there)
     crcs: deque[bytes] = deque(maxlen=2)  # that of the last chunk and that of the index
     written = group.write_parts(path, _parts(chunks, crcs))
     return written._replace(mark=b"".join(crcs).hex())
+
+
+def _write_gathered(group: WriteGroup, path: AnyPath, chunks: Iterable[Chunk | None], there: Core) -> Checksum:
+    """Does the same without the interpreter's lock: chunks are copied, and summed up while they are in the cache."""
+    kept = chunks if isinstance(chunks, CutChunks) else list(chunks)
+    places = kept.places() if isinstance(kept, CutChunks) else _Places.of(kept)
+    gathered = Gathered(there, places.addresses, places.sizes)
+    table = np.empty((len(places.present), 2), "<u8")
+    table[:] = _ABSENT
+    framed_sizes = places.sizes + 4
+    table[places.present, 0] = np.cumsum(framed_sizes) - framed_sizes
+    table[places.present, 1] = framed_sizes
+    index = table.reshape(-1).view(np.uint8)
+    crc = crc32c(there, index).to_bytes(4, "little")
+    written = group.write_filled(path, gathered.write, index.tobytes() + crc)
+    return written._replace(mark=(gathered.crcs[-1:].astype("<u4").tobytes() + crc).hex())
 
 
 def write_chunk(group: Group, paths: Iterable[AnyPath], chunk: Chunk) -> None:

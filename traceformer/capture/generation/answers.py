@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from traceformer.capture.batches import run_batches
+from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.edits.session import check_for_texts, edits_of, examples_are, unedited
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.described import (
@@ -205,6 +206,7 @@ def prepare_answers(
     meta = replace(model_meta(model, plan), capture=tuple(selection.capture), batch_size=min(batch_size, len(read)))
     meta = with_generation(meta, model, prompts, sampling, choosing, replay=replay, capture_steps=capture_steps)
     configuration = model_configuration(model, plan) | generation_configuration(model, prompts, sampling, replay=replay)
+    configuration |= kernel_stated(layout, model.model) if replay else {}
     return Answers(
         model,
         plan,
