@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -40,6 +40,7 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
+from traceformer.capture.streaming import StreamedTexts, extract_stream, read_stream
 from traceformer.capture.tokenizing import Texts
 from traceformer.errors import Unsupported, UsageError
 from traceformer.models.load import as_loaded
@@ -55,13 +56,14 @@ from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.examples import Example
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
+from traceformer.texts.streams.load import is_stream
 
-__all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
+__all__ = ["Estimate", "asked_texts", "estimate", "extract", "read_texts", "record"]
 
 
 def record(
     model: str | Path | LoadedModel,
-    texts: AskedTexts | Batches,
+    texts: AskedTexts | Batches | Iterable[Any],
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -85,6 +87,9 @@ def record(
     resume: bool = False,
     overwrite: bool = False,
     thumbnails: bool = False,
+    streaming: bool | None = None,
+    shuffle: int | None = None,
+    shuffle_buffer: int = 10_000,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
     progress: OnProgress | None = None,
@@ -98,7 +103,7 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
+        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
             conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
@@ -127,6 +132,12 @@ def record(
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
+        streaming: Read texts as they come, in bounded memory: from files of any number and size, data sets of the Hub that are
+            not downloaded, or an iterable; then `texts` may be a pattern such as `shards/*.tar`. What is longer than
+            `max_seq_len` is cut; the run ends with the stream, with `limit`, or with `finish`, and is gone on with at the
+            text where it stopped. None streams what has no length, such as a generator.
+        shuffle: A seed: of a stream, so many texts at a time come in an order by it.
+        shuffle_buffer: How many.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
             computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
@@ -159,15 +170,33 @@ def record(
         **{"targets": targets, "split": split, "text_column": text_column, "ids_column": ids_column, "limit": limit},
         **{"max_seq_len": max_seq_len, "dec_max_len": dec_max_len},
     }
+    streamed: dict[str, Any] = {"streaming": streaming, "shuffle": shuffle}
     batches = batches_in(texts)
     if batches is not None:
-        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens})
-    asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
+        _refuse_of_batches({**reading, **streamed, "batch_size": batch_size, "batch_tokens": batch_tokens})
+    asked: Any = (
+        asked_texts(texts, **reading, **streamed, shuffle_buffer=shuffle_buffer) if batches is None else batches
+    )
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
         return extract(
             loaded, asked, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
         )
+
+
+def asked_texts(
+    texts: Any, *, streaming: bool | None, shuffle: int | None, shuffle_buffer: int, **reading: Any
+) -> Texts | StreamedTexts:
+    """Returns the texts that are meant, listed or as a stream; arguments as of `record`.
+
+    Raises:
+        NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
+    """
+    if is_stream(texts) if streaming is None else streaming:
+        return read_stream(texts, **reading, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
+    if shuffle is not None:
+        raise UsageError("`shuffle` is of streams", hint="`streaming=True`")
+    return read_texts(texts, **reading)
 
 
 def _refuse_of_batches(given: Mapping[str, Any]) -> None:
@@ -205,7 +234,7 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | StreamedTexts | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
@@ -222,6 +251,9 @@ def extract(
             them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
+    if isinstance(texts, StreamedTexts):
+        batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+        return extract_stream(model, texts, selection, place, progress=progress, **batches)
     edits = edits_of(model.model)
     if place.resume:
         check_resumed(edits)
@@ -247,7 +279,7 @@ def extract(
         with Pipeline(writer) as pipeline:
             for shard in writer.pending:
                 examples, part = rows.part(layout.shard_range(shard))
-                _refuse_endless(model, plan, examples, part)
+                refuse_endless(model, plan, examples, part)
                 sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
                 batches = (
                     batches_by_length([row.lengths for row in part], batching)
@@ -255,7 +287,7 @@ def extract(
                     else passes_of(part)
                 )
                 numbers = layout.shard_range(shard)
-                run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
+                run_batches(model, plan, part, batches, sink, counted(counting, part), numbers=numbers)
                 pipeline.close_shard(shard, sink, token_table(rows, examples, part))
         if reads_all:
             warn_of_untouched(model.model)
@@ -298,7 +330,7 @@ def estimate(
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
         started = time.perf_counter()  # the first pass was slower: memory and kernels were being set up
         run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
-        seconds = (time.perf_counter() - started) * tokens / _tokens_of(part, batch)
+        seconds = (time.perf_counter() - started) * tokens / tokens_of(part, batch)
     return Estimate(
         layout.n_examples,
         tokens,
@@ -307,35 +339,6 @@ def estimate(
         seconds,
         plan.left_out,
     )
-
-
-def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:
-    """Refuses texts that a classifier cannot be asked about, since it pools their end token and they have none."""
-    if not any(spec.key.site == "class_logits" for spec in plan.arrays) or not reads_itself(model.model):
-        return
-    for example, row in zip(examples, part, strict=True):
-        end: int = model.config.eos_token_id
-        if row.ids["enc"] and end not in row.ids["enc"]:
-            raise Unsupported(
-                f"the class logits of example {example.example_id}",
-                why=f"{type(model.model).__name__} takes them at the end token, {end}, and it has none",
-                hint="a tokenizer that ends texts with it; or leave class_logits out",
-            )
-
-
-def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
-    """Returns what is called after each batch of these rows."""
-
-    def done(batch: Sequence[int]) -> None:
-        counting.examples += len(batch)
-        counting.tokens += _tokens_of(rows, batch)
-        counting.tell("recording")
-
-    return done
-
-
-def _tokens_of(rows: Sequence[Encoded], batch: Sequence[int]) -> int:
-    return sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
 
 
 class _Nowhere:

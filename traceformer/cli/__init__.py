@@ -14,6 +14,7 @@ generate      prompts to a run, the text shown as it is made
 list_         the runs in a folder
 inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
+finish        an unfinished run over a stream ends with what was committed
 verify        is everything as it was written?
 upgrade       a run of an older format in the newest one
 analyze       statistics of a run
@@ -88,6 +89,7 @@ VERBS = {
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
+    "finish": "End a run over a stream with what was committed.",
     "upgrade": "Write a run of an older format in the newest one.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }

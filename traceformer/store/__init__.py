@@ -33,6 +33,7 @@ shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
+ending        where a stream ends: the number of its examples is stated, and the run is finished
 finishing     from the shards of all writers to a finished run; each step can be done again
 replacing     what may be replaced, or removed: a run and nothing else; and where a run can lie at all
 locks         who may write a run, and whether it was begun with the same configuration

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from traceformer.errors import RunExists
+from traceformer.errors import CorruptRun, RunExists
 from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
+from traceformer.store.ending import closed_head
 from traceformer.store.files import TEMPORARY
 from traceformer.store.layout import TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
@@ -36,8 +37,10 @@ def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool)
 
 
 def _complete(folder: Path, head: RunHead) -> None:
-    layout = head.layout
     records = list(read_commits(folder, head))
+    if head.layout.is_open:
+        head = _closed(folder, head, records)
+    layout = head.layout
     last = layout.n_shards - 1
     n_slots: dict[Stack, int] = {s: last * layout.shard_slots(s) + sum(records[last].lengths[s]) for s in layout.stacks}
     for pattern in (f"*{TEMPORARY}", "*.__lock"):
@@ -52,6 +55,20 @@ def _complete(folder: Path, head: RunHead) -> None:
     for path in folder.glob(".lock-*"):
         patiently(path.unlink)  # whoever held one has written all, and is about to end
     write_manifest(folder, head)
+
+
+def _closed(folder: Path, head: RunHead, records: Sequence[CommitRecord]) -> RunHead:
+    """Returns the head of a stream's run, written once more with the number of its examples.
+
+    Raises:
+        CorruptRun: a shard in between has lost its record.
+    """
+    if [record.shard for record in records] != list(range(len(records))):
+        raise CorruptRun(f"{folder} has lost commit records", hint="traceformer verify lists the damage")
+    tables = (pq.read_table(folder / token_path(record.shard), columns=["truncated"]) for record in records)
+    head = closed_head(head, records, tables)
+    head.write(folder)
+    return head
 
 
 def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, UsageError
-from traceformer.store.commits import RunHead, committed_shards
+from traceformer.store.commits import RunHead, committed_examples
 from traceformer.store.layout import MANIFEST, META, UNFINISHED
 from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import TRACES
@@ -155,7 +155,7 @@ def _listed(run: Path) -> ListedRun:
     begun = datetime.fromtimestamp((run / META).stat().st_mtime).isoformat(sep=" ", timespec="seconds")
     try:
         head = RunHead.read(run)
+        n_examples = committed_examples(run, head)
     except ValueError:  # CorruptRun and Unreadable: it is listed all the same
         return ListedRun(run.name, None, None, 0, size, (run / MANIFEST).exists(), begun)
-    n_examples = sum(len(head.layout.shard_range(shard)) for shard in committed_shards(run))
     return ListedRun(run.name, head.about.model, head.about.dataset, n_examples, size, (run / MANIFEST).exists(), begun)

@@ -220,10 +220,14 @@ class RunWriter:
         self._lock.release()
 
     @property
-    def pending(self) -> list[int]:
-        """The shards this writer still has to write, in order."""
+    def pending(self) -> Sequence[int]:
+        """The shards this writer still has to write, in order; of a stream those that may come."""
         w, of = self._writer
-        return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
+        committed = committed_shards(self.folder)
+        if not self.layout.is_open:
+            return sorted(set(range(w, self.layout.n_shards, of)) - set(committed))
+        ended = committed and len(CommitRecord.read(self.folder, committed[-1]).examples) < self.layout.shard_examples
+        return range(0) if ended else range(len(committed), self.layout.n_shards)
 
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
@@ -235,13 +239,16 @@ class RunWriter:
             self._made += 1
         return ShardBuffer(self.layout)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+    def commit(
+        self, shard: int, buffer: ShardBuffer, tokens: pa.Table, source: Mapping[str, Any] | None = None
+    ) -> None:
         """Writes a shard durably and takes the buffer back, also when it fails.
 
         Args:
             shard: One of `pending`.
             buffer: Filled for the shard's examples.
             tokens: One row per example in the data set's order, with at least `example_id`.
+            source: Where a stream stood before the shard's first text, and what was read; JSON values only.
 
         Raises:
             NumericError: a value is inf or NaN.
@@ -265,6 +272,7 @@ class RunWriter:
                     examples=tuple(ids),
                     lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
                     files=files,
+                    source=source,
                 )
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
@@ -275,9 +283,12 @@ class RunWriter:
                 self._returned.notify()
 
     def finish(self) -> Path:
-        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
+        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing.
+
+        A stream ends with what is committed.
+        """
         final = final_folder(self.folder)
-        if len(committed_shards(self.folder)) == self.layout.n_shards:
+        if self.layout.is_open or len(committed_shards(self.folder)) == self.layout.n_shards:
             self._lock.make_way()
             with self._space():
                 finish_run(self.folder, final, self._head, overwrite=self._overwrite)
