@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
+    from traceformer.store.ending import finish
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
     from traceformer.store.syncing import sync
@@ -104,6 +105,7 @@ __all__ = [
     "export",
     "export_html",
     "figures",
+    "finish",
     "fit_direction",
     "generate",
     "heads",
@@ -153,6 +155,7 @@ _HOMES = {
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "export_html": "traceformer.viewer.export",
+    "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",

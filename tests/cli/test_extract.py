@@ -182,3 +182,37 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(
         "error: interrupted; what was committed is kept",
         "try:   the same command with --resume",
     ]
+
+
+def test_a_stream_is_asked_for_with_its_order(asked: list[Asked]) -> None:
+    line = "extract --dataset shards/*.tar --streaming --limit all --shuffle 7 --shuffle_buffer 500"
+    assert main(line.split()) == 0
+    texts = asked[0].texts
+    assert (texts.dataset, texts.streaming, texts.limit) == ("shards/*.tar", True, "all")
+    assert (texts.shuffle, texts.shuffle_buffer) == (7, 500)
+
+
+def test_a_stream_is_recorded_gone_on_with_and_finished(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(9)))
+    line = "extract --model byte --device cpu --dataset *.jsonl --streaming --capture resid_post --layers 0 --out_dir x"
+    assert main([*line.split(), "--limit", "5"]) == 0
+    assert capsys.readouterr().out.strip() == "x"
+    assert main(["finish", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "x", "n_examples": 5}
+    (tmp_path / "a.jsonl").write_text('{"text": "text"}\n{"label": 1}\n')
+    assert main([*line.split(), "--overwrite"]) == 3
+    assert "a.jsonl, line 2: nothing where the text 'text' should be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dry-run", "--dry-run of a stream"),
+        ("--targets_file t.txt", "--targets_file does not apply to a stream"),
+        ("--num-shards 2 --shard-index 0 --out_dir x", "several writers of one stream"),
+    ],
+)
+def test_what_a_stream_cannot_be_is_refused(flags: str, words: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.txt").write_text("a text\nanother\n")
+    assert main(["extract", "--model", "byte", "--device", "cpu", "--dataset", "a.txt", "--streaming", *flags.split()]) == 2
+    assert words in capsys.readouterr().err

@@ -25,6 +25,9 @@ plan        from what was asked for to the arrays that a given model can give
 tokenizing  the texts that a model is to read, and their tokens, made when they are asked for
 encoding    texts, pairs, words and ids into tokens, as the model will read them
 given       a processor's batch of text, images and sounds, as a model's forward takes it
+streaming   texts that come as a stream to a run: shard by shard, with an end that is said or found
+streamed    the examples of a stream with their tokens, and where it stood before them
+shards      what is looked at and counted with each shard of texts
 processed   the examples in such batches: their tokens, and what these stand for
 chats       conversations as one model reads them: in its chat template
 windows     consecutive windows of one long file

@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_resumed, edits_of, unedited, warn_of_untouched
-from traceformer.capture.extraction import extraction_of, prepare_extraction, tokens_of
+from traceformer.capture.extraction import extraction_of, prepare_extraction
 from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.prepared import fitting, prepare
 from traceformer.capture.proofs.handed_on import HandedOn
+from traceformer.capture.shards import tokens_of
+from traceformer.capture.streaming import StreamedTexts, extract_stream, read_stream
 from traceformer.capture.tokenizing import Rows, Texts
 from traceformer.capture.workers.driving import record_on
 from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
@@ -42,13 +44,14 @@ from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
+from traceformer.texts.streams.load import is_stream
 
-__all__ = ["Estimate", "estimate", "extract", "extract_on", "read_texts", "record"]
+__all__ = ["Estimate", "asked_texts", "estimate", "extract", "extract_on", "read_texts", "record"]
 
 
 def record(
     model: str | Path | LoadedModel,
-    texts: AskedTexts | Batches,
+    texts: AskedTexts | Batches | Iterable[Any],
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -72,6 +75,9 @@ def record(
     resume: bool = False,
     overwrite: bool = False,
     thumbnails: bool = False,
+    streaming: bool | None = None,
+    shuffle: int | None = None,
+    shuffle_buffer: int = 10_000,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
     num_shards: int = 1,
@@ -88,7 +94,7 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
+        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
             conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
@@ -117,6 +123,12 @@ def record(
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
+        streaming: Read texts as they come, in bounded memory: from files of any number and size, data sets of the Hub that are
+            not downloaded, or an iterable; then `texts` may be a pattern such as `shards/*.tar`. What is longer than
+            `max_seq_len` is cut; the run ends with the stream, with `limit`, or with `finish`, and is gone on with at the
+            text where it stopped. None streams what has no length, such as a generator.
+        shuffle: A seed: of a stream, so many texts at a time come in an order by it.
+        shuffle_buffer: How many.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
             computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
@@ -154,23 +166,56 @@ def record(
         **{"targets": targets, "split": split, "text_column": text_column, "ids_column": ids_column, "limit": limit},
         **{"max_seq_len": max_seq_len, "dec_max_len": dec_max_len},
     }
+    streamed: dict[str, Any] = {"streaming": streaming, "shuffle": shuffle}
     batches = batches_in(texts)
     if batches is not None:
-        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine})
+        _refuse_of_batches(
+            {**reading, **streamed, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine}
+        )
+    streamed["shuffle_buffer"] = shuffle_buffer
     workers = as_engine(engine)
     if workers is not None:
         load = partial(load_model, check_apart(model), with_head=selection.needs_head)
-        read = partial(read_texts, cast(AskedTexts, texts), **reading)
+        read = partial(listed_texts, texts, **reading, **streamed)
         with watched(progress) as shown:
             return extract_on(
                 workers, load, read, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
             )
-    asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
+    asked: Any = asked_texts(texts, **reading, **streamed) if batches is None else batches
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
         return extract(
             loaded, asked, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
         )
+
+
+def asked_texts(
+    texts: Any, *, streaming: bool | None, shuffle: int | None, shuffle_buffer: int, **reading: Any
+) -> Texts | StreamedTexts:
+    """Returns the texts that are meant, listed or as a stream; arguments as of `record`.
+
+    Raises:
+        NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
+    """
+    if is_stream(texts) if streaming is None else streaming:
+        return read_stream(texts, **reading, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
+    if shuffle is not None:
+        raise UsageError("`shuffle` is of streams", hint="`streaming=True`")
+    return read_texts(texts, **reading)
+
+
+def listed_texts(texts: Any, **reading: Any) -> Texts:
+    """Returns the texts that are meant, for workers, who must know which of them each shard holds.
+
+    Raises:
+        UsageError: they are a stream; and as `asked_texts` raises them.
+    """
+    asked = asked_texts(texts, **reading)
+    if isinstance(asked, StreamedTexts):
+        raise UsageError(
+            "several workers of one stream", why="which texts a shard holds is known once all before it were read"
+        )
+    return asked
 
 
 def _refuse_of_batches(given: Mapping[str, Any]) -> None:
@@ -208,7 +253,7 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts | Rows | Sequence[ProcessorBatch],
+    texts: Texts | Rows | StreamedTexts | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
@@ -227,6 +272,9 @@ def extract(
             them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
+    if isinstance(texts, StreamedTexts):
+        batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+        return extract_stream(model, texts, selection, place, progress=progress, **batches)
     if place.resume:
         check_resumed(edits_of(model.model))
     extraction = prepare_extraction(

@@ -30,6 +30,7 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
+from traceformer.capture.shards import counted, refuse_endless
 from traceformer.capture.tokenizing import Rows, Texts
 from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
@@ -41,7 +42,7 @@ from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage, Writer
 from traceformer.texts.examples import Example
 
-__all__ = ["Extraction", "extraction_of", "prepare_extraction", "tokens_of"]
+__all__ = ["Extraction", "extraction_of", "prepare_extraction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +94,14 @@ class Extraction:
     def _record_shard(self, pipeline: Pipeline, shard: int, counting: Counting) -> None:
         numbers = self.layout.shard_range(shard)
         examples, part = self.rows.part(numbers)
-        _refuse_endless(self.model, self.plan, examples, part)
+        refuse_endless(self.model, self.plan, examples, part)
         sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
         batches = (
             batches_by_length([row.lengths for row in part], self.batching)
             if self.rows.given is None
             else passes_of(part)
         )
-        run_batches(self.model, self.plan, part, batches, sink, _counted(counting, part), numbers=numbers)
+        run_batches(self.model, self.plan, part, batches, sink, counted(counting, part), numbers=numbers)
         pipeline.close_shard(shard, sink, token_table(self.rows, examples, part))
 
 
@@ -140,32 +141,3 @@ def prepare_extraction(
 def extraction_of(load: Callable[[], LoadedModel], read: Callable[[], Texts], **asked: Any) -> Extraction:
     """Returns an extraction of a model and texts that are loaded here: a worker's part of it; else as `prepare_extraction`."""
     return prepare_extraction(load(), read(), **asked)
-
-
-def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:
-    """Refuses texts that a classifier cannot be asked about, since it pools their end token and they have none."""
-    if not any(spec.key.site == "class_logits" for spec in plan.arrays) or not reads_itself(model.model):
-        return
-    for example, row in zip(examples, part, strict=True):
-        end: int = model.config.eos_token_id
-        if row.ids["enc"] and end not in row.ids["enc"]:
-            raise Unsupported(
-                f"the class logits of example {example.example_id}",
-                why=f"{type(model.model).__name__} takes them at the end token, {end}, and it has none",
-                hint="a tokenizer that ends texts with it; or leave class_logits out",
-            )
-
-
-def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
-    """Returns what is called after each batch of these rows."""
-
-    def done(batch: Sequence[int]) -> None:
-        counting.examples += len(batch)
-        counting.tokens += tokens_of(rows, batch)
-        counting.tell("recording")
-
-    return done
-
-
-def tokens_of(rows: Sequence[Encoded], batch: Sequence[int]) -> int:
-    return sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)

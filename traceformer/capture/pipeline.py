@@ -305,8 +305,10 @@ class Pipeline:
         while len(self._placing) > _BATCHES_IN_FLIGHT:
             self._placing.popleft().result()
 
-    def close_shard(self, shard: int, sink: ShardSink, tokens: pa.Table) -> None:
-        """Hands a full shard over to be written and committed."""
+    def close_shard(
+        self, shard: int, sink: ShardSink, tokens: pa.Table, source: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hands a full shard over to be written and committed; of a stream with where its texts came from."""
         sink.check_filled()
         if not sink.from_device:
             sink.buffer.compress()
@@ -316,7 +318,7 @@ class Pipeline:
         def commit() -> None:
             for future in placing:
                 future.result()
-            self._writer.commit(shard, sink.buffer, tokens, self._host)
+            self._writer.commit(shard, sink.buffer, tokens, self._host, source)
 
         self._committing.append(self._committer.submit(commit))
 

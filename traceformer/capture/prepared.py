@@ -21,7 +21,7 @@ from traceformer.sites import ArrayKey, Selection
 from traceformer.store.layout import RunLayout
 from traceformer.store.place import Storage
 
-__all__ = ["Prepared", "first_batch", "fitting", "prepare"]
+__all__ = ["Prepared", "causal_patterns", "first_batch", "fitting", "prepare"]
 
 _FIRST = 8  # texts, of which some prove the row of a model whose family has none
 
@@ -70,14 +70,14 @@ def prepare(
         attn_codec=storage.attn_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
-        triangles=_triangles(model, plan, rows),
+        triangles=causal_patterns(model, plan, rows),
     )
     if rows.given is not None:
         layout = replace(layout, shard_examples=rows_in_shard(rows.given, layout.shard_examples))
     return Prepared(model, plan, rows, layout)
 
 
-def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
+def causal_patterns(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
     """Returns the patterns in which no query of a text of a few tokens looks at a later one."""
     if rows.given is not None:  # an image may look at all of itself
         return frozenset()

@@ -16,6 +16,7 @@ generate      prompts to a run, the text shown as it is made
 list_         the runs in a folder
 inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
+finish        an unfinished run over a stream ends with what was committed
 verify        is everything as it was written?
 upgrade       a run of an older format in the newest one
 sync          a finished run to a bucket, or back
@@ -93,6 +94,7 @@ VERBS = {
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
+    "finish": "End a run over a stream with what was committed.",
     "upgrade": "Write a run of an older format in the newest one.",
     "sync": "Copy a finished run to a bucket, or from one to a disk.",
     "train": "Train a byte-level transformer, dense or sparse.",

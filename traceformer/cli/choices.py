@@ -18,6 +18,7 @@ from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits
+    from traceformer.capture.streaming import StreamedTexts
     from traceformer.capture.tokenizing import Texts
     from traceformer.capture.workers.engine import Ray
     from traceformer.models.loaded import LoadedModel
@@ -153,19 +154,28 @@ class TextChoice:
     """Cut texts after N tokens; auto is the longest text, up to what the model can take."""
     dec_max_len: Annotated[int, count("N")] = 64
     """Cut targets after N tokens."""
+    streaming: bool = False
+    """Read texts as they come, in bounded memory; D may be a pattern such as 'shards/*.tar', and no list is made."""
+    shuffle: Annotated[int | None, count("SEED", least=0)] = None
+    """Of a stream, put texts in an order by this seed, --shuffle-buffer at a time."""
+    shuffle_buffer: Annotated[int, count("N", least=2)] = 10_000
+    """How many texts are held for that."""
 
-    def read(self) -> "Texts":
-        from traceformer.capture.extract import read_texts
+    def read(self) -> "Texts | StreamedTexts":
+        from traceformer.capture.extract import asked_texts
 
-        return read_texts(
+        return asked_texts(
             self.dataset,
-            self.targets_file,
+            targets=self.targets_file,
             split=self.split,
             text_column=self.text_column,
             ids_column=self.ids_column,
             limit=None if self.limit == "all" else self.limit,
             max_seq_len=self.max_seq_len,
             dec_max_len=self.dec_max_len,
+            streaming=self.streaming,
+            shuffle=self.shuffle,
+            shuffle_buffer=self.shuffle_buffer,
         )
 
 

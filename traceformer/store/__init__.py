@@ -40,6 +40,7 @@ ranged        arrays in a bucket that are no matrices, as views
 hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written
+ending        where a stream ends: the number of its examples is stated, and the run is finished
 finishing     from the shards of all writers to a finished run; each step can be done again
 replacing     what may be replaced, or removed: a run and nothing else; and where a run can lie at all
 locks         who may write a run, and whether it was begun with the same configuration

@@ -33,6 +33,7 @@ from traceformer.store.layout import (
     LEASES,
     MANIFEST,
     META,
+    OPEN_ENDED,
     TOKEN_SHARDS,
     UNFINISHED,
     RunLayout,
@@ -45,6 +46,7 @@ __all__ = [
     "CommitRecord",
     "Problem",
     "RunHead",
+    "committed_examples",
     "committed_shards",
     "configuration_digest",
     "differing_files",
@@ -88,6 +90,11 @@ class RunHead:
         """Returns a new run's head, as its file will give it back: tuples are lists there."""
         stated = meta.to_json() if isinstance(meta, RunMeta) else meta
         return cls.from_json(json.loads(json.dumps(cls(stated, layout, configuration).to_json())))
+
+    @property
+    def is_of_stream(self) -> bool:
+        """Whether the run is over texts that were read as they came: also once their number is known."""
+        return self.configuration.get("n_examples") == OPEN_ENDED
 
     @property
     def about(self) -> RunMeta:
@@ -164,7 +171,8 @@ def configuration_digest(configuration: Mapping[str, Any]) -> str:
 class CommitRecord:
     """One committed shard: its examples in the data set's order, their lengths per stack, its files' checksums.
 
-    `host` is what computed it, where that is known.
+    `host` is what computed it, where that is known; `source` is where a stream stood when the shard was begun, and what
+    was read; see `capture.streaming`.
     """
 
     shard: int
@@ -174,6 +182,7 @@ class CommitRecord:
     lengths: Mapping[Stack, tuple[int, ...]]
     files: Mapping[str, Checksum]
     host: Host = UNKNOWN
+    source: Mapping[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
         """Returns what the record's file holds."""
@@ -185,6 +194,7 @@ class CommitRecord:
             "lengths": {stack: list(lengths) for stack, lengths in self.lengths.items()},
             "files": {path: found.to_json() for path, found in self.files.items()},
             **({"host": host} if (host := self.host.to_json()) else {}),
+            **({} if self.source is None else {"source": dict(self.source)}),
         }
         return seal(data)
 
@@ -234,6 +244,7 @@ class CommitRecord:
             lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
             host=Host.from_json(data.get("host", {})),
+            source=_source(data.get("source")),
         )
 
     def belongs_to(self, head: RunHead) -> bool:
@@ -249,9 +260,20 @@ class CommitRecord:
         files = {path for spec in layout.kept for path in layout.shard_files(spec, self.shard)}
         return (
             known
-            and len(self.examples) == len(layout.shard_range(self.shard))
+            and self._has_all_examples(layout)
             and set(self.files) == files | {token_path(self.shard)}
         )
+
+    def _has_all_examples(self, layout: RunLayout) -> bool:
+        """Whether there are as many as the shard holds; where nobody knows how many will come, the last holds fewer."""
+        most = len(layout.shard_range(self.shard))
+        return 0 < len(self.examples) <= most if layout.is_open else len(self.examples) == most
+
+
+def _source(stated: Any) -> Mapping[str, Any] | None:
+    if stated is not None and not isinstance(stated, dict):
+        raise TypeError("where its texts came from is no object")
+    return stated
 
 
 def _what_is_wrong(error: Exception) -> str:
@@ -269,6 +291,14 @@ def token_path(shard: int) -> str:
 def committed_shards(folder: AnyPath) -> list[int]:
     """Returns the numbers of the shards that have a record, in order."""
     return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+
+
+def committed_examples(folder: AnyPath, head: RunHead) -> int:
+    """Returns how many examples the committed shards hold; of a stream the last may hold fewer than the others."""
+    shards = committed_shards(folder)
+    if not shards or not head.layout.is_open:
+        return sum(len(head.layout.shard_range(shard)) for shard in shards)
+    return (len(shards) - 1) * head.layout.shard_examples + len(CommitRecord.read(folder, shards[-1]).examples)
 
 
 def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:

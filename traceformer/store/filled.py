@@ -19,7 +19,8 @@ def example_ids(shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> list[str
     Raises:
         UsageError: buffer or table hold another number of examples than the shard has, or an id occurs twice.
     """
-    expected = len(buffer.layout.shard_range(shard))
+    layout = buffer.layout
+    expected = buffer.n_examples if layout.is_open else len(layout.shard_range(shard))
     if not expected == buffer.n_examples == tokens.num_rows:
         raise UsageError(
             f"shard {shard} has {expected} examples",

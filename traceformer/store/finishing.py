@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from traceformer.errors import RunExists
+from traceformer.errors import CorruptRun, RunExists
 from traceformer.shapes import Int32
 from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord, RunHead, manifest_of, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
+from traceformer.store.ending import closed_head
 from traceformer.store.files import TEMPORARY
 from traceformer.store.layout import EXAMPLES, LEASES, TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
@@ -45,6 +46,7 @@ def _complete(folder: Path, head: RunHead) -> None:
     for pattern in (f"*{TEMPORARY}", "*.__lock"):
         for path in folder.rglob(pattern):
             path.unlink(missing_ok=True)
+    head = _closed(folder, head)
     with WriteGroup() as group:
         _write_whole(group, folder, head)
     shutil.rmtree(folder / LEASES, ignore_errors=True)
@@ -76,6 +78,23 @@ def _write_whole(group: Group, folder: AnyPath, head: RunHead) -> None:
     schema = _join_tokens(group, folder, records)
     if layout.n_shards > FEW_SHARDS:
         group.write(folder / EXAMPLES, lookup_bytes(head, records, schema))
+
+
+def _closed(folder: Path, head: RunHead) -> RunHead:
+    """Returns the head of a stream's run, written once more with the number of its examples; any other as it is.
+
+    Raises:
+        CorruptRun: a shard in between has lost its record.
+    """
+    if not head.layout.is_open:
+        return head
+    records = list(read_commits(folder, head))
+    if [record.shard for record in records] != list(range(len(records))):
+        raise CorruptRun(f"{folder} has lost commit records", hint="traceformer verify lists the damage")
+    tables = (pq.read_table(folder / token_path(record.shard), columns=["truncated"]) for record in records)
+    head = closed_head(head, records, tables)
+    head.write(folder)
+    return head
 
 
 def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:

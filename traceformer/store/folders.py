@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, UsageError
-from traceformer.store.commits import RunHead, committed_shards, has_lost_manifest
+from traceformer.store.commits import RunHead, committed_examples, has_lost_manifest
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import TRACES
@@ -179,7 +179,7 @@ def _listed(run: AnyPath) -> ListedRun:
     }
     try:
         head = RunHead.read(run)
+        n_examples = committed_examples(run, head)
     except ValueError:  # CorruptRun and Unreadable: it is listed all the same
         return ListedRun(model=None, dataset=None, n_examples=0, **told)
-    n_examples = sum(len(head.layout.shard_range(shard)) for shard in committed_shards(run))
     return ListedRun(model=head.about.model, dataset=head.about.dataset, n_examples=n_examples, **told)

@@ -67,6 +67,8 @@ class RunIndex:
         self._numbers = np.asarray(self.shards, np.int64)
         in_shard = layout.shard_examples
         self._counts = np.minimum(in_shard, layout.n_examples - self._numbers * in_shard)
+        if layout.is_open and shards:  # of a stream the last may hold fewer than the others
+            self._counts[-1] = len(record(shards[-1]).examples)
         self._first = [0, *np.cumsum(self._counts).tolist()]
         self.n = self._first[-1]
         self._token_spans: dict[Stack, Spans] = {}

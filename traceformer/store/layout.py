@@ -35,6 +35,7 @@ __all__ = [
     "LEASES",
     "MANIFEST",
     "META",
+    "OPEN_ENDED",
     "TOKENS",
     "TOKEN_SHARDS",
     "UNFINISHED",
@@ -59,6 +60,7 @@ TOKEN_CHUNK_SLOTS = 512
 FEWEST_CHUNK_SLOTS = 16
 CHUNKS_PER_SHARD = 10
 MOST_EXAMPLES = 256
+OPEN_ENDED = 1_000_000_000  # examples that are declared where nobody knows how many will come
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
 _WORDS: Mapping[str, Any] = {
     **{"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec},
@@ -175,6 +177,11 @@ class RunLayout:
     def stacks(self) -> tuple[Stack, ...]:
         """The stacks whose tokens the run holds."""
         return tuple(stack for stack in _STACKS if stack in self.max_tokens)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody knows yet how many examples there will be: those of a stream."""
+        return self.n_examples == OPEN_ENDED
 
     @property
     def n_shards(self) -> int:

@@ -251,7 +251,14 @@ class LeasedWriter:
         """Returns a buffer to fill; waits for a commit when both are in use."""
         return self._buffers.take()
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table, host: Host = UNKNOWN) -> None:
+    def commit(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: pa.Table,
+        host: Host = UNKNOWN,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes a shard, unless another writer has, and takes the buffer back, also when it fails.
 
         Args:
@@ -273,7 +280,7 @@ class LeasedWriter:
             try:
                 if shard not in self._claimed and not self._take(shard, by_force=self._writer[1] == 0):
                     raise _Lost
-                record = self._write(shard, buffer, tokens, ids, host)
+                record = self._write(shard, buffer, tokens, ids, host, source)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
                 self.on_commit(record)
             except _Lost:
@@ -291,7 +298,15 @@ class LeasedWriter:
             raise UsageError(f"shard {shard} is not pending", why="it is another writer's, or out of range")
         return example_ids(shard, buffer, tokens)
 
-    def _write(self, shard: int, buffer: ShardBuffer, tokens: pa.Table, ids: list[str], host: Host) -> CommitRecord:
+    def _write(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: pa.Table,
+        ids: list[str],
+        host: Host,
+        source: Mapping[str, Any] | None,
+    ) -> CommitRecord:
         check_mine = partial(self._check_mine, str(shard), lambda: not self._is_pending(shard))
         check_mine()
         try:
@@ -306,7 +321,7 @@ class LeasedWriter:
                 )
                 path = token_path(shard)
                 files[path] = group.write(self.folder / path, token_file(self.layout, shard, buffer, tokens))
-            record = record_of(self._head, shard, (0, 1), buffer, ids, files, host)
+            record = record_of(self._head, shard, (0, 1), buffer, ids, files, host, source)
             if not self._leases.conclude(str(shard), record.to_bytes()):
                 raise _Lost
             with suppress(FileExistsError):  # another writer has written it in this one's place

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,10 @@ def begun_head(unfinished: AnyPath, head: RunHead) -> RunHead:
         ConfigurationChanged: it does not; the message names what differs.
     """
     begun = RunHead.read(unfinished)
-    stated = [(begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())]
+    laid_out = begun.layout
+    if head.layout.is_open and begun.is_of_stream:  # it may have been interrupted while it was being finished
+        laid_out = replace(laid_out, n_examples=head.layout.n_examples)
+    stated = [(begun.configuration, head.configuration), (laid_out.to_json(), head.layout.to_json())]
     for before, now in ((deciding(as_of(begun.version, each)) for each in pair) for pair in stated):
         names = [*before, *(name for name in now if name not in before)]
         both = {name: [each.get(name, _UNLESS_STATED.get(name)) for each in (before, now)] for name in names}

@@ -19,6 +19,7 @@ from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Lead
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
+from traceformer.store.ending import closed_head
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.hosts import UNKNOWN, Host
@@ -155,8 +156,10 @@ class MemoryWriter:
         self._free.clear()
 
     @property
-    def pending(self) -> list[int]:
-        """The shards that are not written yet, in order."""
+    def pending(self) -> Sequence[int]:
+        """The shards that are not written yet, in order; of a stream those that may come."""
+        if self.layout.is_open:
+            return range(len(self._records), self.layout.n_shards)
         return [shard for shard in range(self.layout.n_shards) if shard not in self._records]
 
     def claims(self) -> Iterator[int]:
@@ -172,7 +175,14 @@ class MemoryWriter:
         """Returns a buffer to fill."""
         return self._free.pop() if self._free else ShardBuffer(self.layout, compresses=False)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: "pa.Table", host: Host = UNKNOWN) -> None:
+    def commit(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: "pa.Table",
+        host: Host = UNKNOWN,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keeps a shard and takes the buffer back, also when it fails; the arguments are `RunWriter.commit`'s.
 
         Raises:
@@ -197,6 +207,7 @@ class MemoryWriter:
                 lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
                 files={},
                 host=host,
+                source=source,
             )
         finally:
             self._free = [*self._free, buffer][-_BUFFERS:]
@@ -227,13 +238,14 @@ class MemoryWriter:
 
         from traceformer.store.tables import joined
 
-        if self.pending:
+        if self.pending and not self.layout.is_open:
             raise UsageError(f"{len(self.pending)} of {self.layout.n_shards} shards are not written yet")
         shards = sorted(self._records)
-        index = RunIndex.build(self.layout, [self._records[shard] for shard in shards], gapless=True)
+        head = closed_head(self._head, self._records.values(), self._tables.values())
+        index = RunIndex.build(head.layout, [self._records[shard] for shard in shards], gapless=True)
         return Run(
             MemorySource(
-                head=self._head,
+                head=head,
                 index=index,
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
                 rows={
@@ -260,7 +272,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
     if free is not None and needed > free:
         raise OutOfSpace(
             f"the run takes up to {_amount(needed)} of memory, {_amount(free)} are free",
-            why=f"{layout.n_examples} examples, {len(layout.arrays)} arrays",
+            why=f"{len(next(iter(lengths.values())))} examples, {len(layout.arrays)} arrays",
             hint="with `out` it goes to disk; or record fewer sites, layers or examples",
         )
 

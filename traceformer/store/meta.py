@@ -146,6 +146,7 @@ class RunMeta:
         max_seq_len: The most tokens of an example, or that per stack.
         batch_size, batch_tokens: How many texts shared a pass, or how many tokens, padding included: one of them.
         generation: How responses were sampled.
+        stream: Of texts that were read as they came: how they were shuffled.
         tokens: How many there were, and how many texts were cut.
         edits: What was done to the model's passes meanwhile, in its order: each as `Edit.to_json` has it.
         imported: The format that the run was imported from, and what it did not say.
@@ -191,6 +192,7 @@ class RunMeta:
     has_targets: bool | None = None
     generation: Mapping[str, Any] | None = None
     category: str | None = None
+    stream: Mapping[str, Any] | None = None
     tokens: Mapping[str, Any] | None = None
     padding: str | None = None
     decoder_inputs: str | None = None
@@ -382,6 +384,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "has_targets": _flag,
     "generation": _mapping,
     "category": _text,
+    "stream": _mapping,
     "tokens": _mapping,
     **dict.fromkeys(("padding", "decoder_inputs"), _text),
     **dict.fromkeys(("batch_size", "batch_tokens"), _whole),

@@ -160,7 +160,8 @@ class Place:
 
     def _complete(self, run_id: str, meta: RunMeta, layout: RunLayout) -> dict[str, Any]:
         """What `meta.json` says, with what is known of the place and its layout."""
-        place = {"n_examples": layout.n_examples, "dtype": layout.dtype, "command_line": self.command_line}
+        n_examples = None if layout.is_open else layout.n_examples
+        place = {"n_examples": n_examples, "dtype": layout.dtype, "command_line": self.command_line}
         return replace(meta, run_id=run_id, **place).to_json()
 
     def finish(self, writer: Writer, progress: OnStep = quiet) -> Run:

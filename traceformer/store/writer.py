@@ -212,11 +212,18 @@ class RunWriter:
         self._lock.release()
 
     @property
-    def pending(self) -> list[int]:
-        """The shards this writer still has to write, in order; all that are missing where they are handed out."""
+    def pending(self) -> Sequence[int]:
+        """The shards this writer still has to write, in order; all that are missing where they are handed out.
+
+        Of a stream those that may come.
+        """
         w, of = self._writer
-        own = range(w, self.layout.n_shards, of) if of else range(self.layout.n_shards)
-        return sorted(set(own) - set(committed_shards(self.folder)))
+        committed = committed_shards(self.folder)
+        if not self.layout.is_open:
+            own = range(w, self.layout.n_shards, of) if of else range(self.layout.n_shards)
+            return sorted(set(own) - set(committed))
+        ended = committed and len(CommitRecord.read(self.folder, committed[-1]).examples) < self.layout.shard_examples
+        return range(0) if ended else range(len(committed), self.layout.n_shards)
 
     def record_of(self, shard: int) -> CommitRecord | None:
         """Returns the record of a shard, whoever committed it; None where nobody has."""
@@ -239,7 +246,14 @@ class RunWriter:
         """Returns a buffer to fill; waits for a commit when both are in use."""
         return self._buffers.take()
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table, host: Host = UNKNOWN) -> None:
+    def commit(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: pa.Table,
+        host: Host = UNKNOWN,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes a shard durably and takes the buffer back, also when it fails.
 
         Args:
@@ -247,6 +261,7 @@ class RunWriter:
             buffer: Filled for the shard's examples.
             tokens: One row per example in the data set's order, with at least `example_id`.
             host: What computed it, where that is known.
+            source: Where a stream stood before the shard's first text, and what was read; JSON values only.
 
         Raises:
             NumericError: a value is inf or NaN.
@@ -266,7 +281,7 @@ class RunWriter:
                     )
                     table = token_file(self.layout, shard, buffer, tokens)
                     files[path] = group.write(self.folder / path, table)
-                record = record_of(self._head, shard, self._writer, buffer, ids, files, host)
+                record = record_of(self._head, shard, self._writer, buffer, ids, files, host, source)
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
                 self.on_commit(record)
@@ -274,9 +289,12 @@ class RunWriter:
             self._buffers.give_back(buffer)
 
     def finish(self) -> Path:
-        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
+        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing.
+
+        A stream ends with what is committed.
+        """
         final = final_folder(self.folder)
-        if len(committed_shards(self.folder)) == self.layout.n_shards:
+        if self.layout.is_open or len(committed_shards(self.folder)) == self.layout.n_shards:
             self._lock.make_way()
             with self._space():
                 finish_run(self.folder, final, self._head, overwrite=self._overwrite)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +163,7 @@ def record_of(
     ids: Sequence[str],
     files: Mapping[str, Checksum],
     host: Host,
+    source: Mapping[str, Any] | None = None,
 ) -> CommitRecord:
     """Returns the record that makes a shard of what was written."""
     return CommitRecord(
@@ -173,6 +174,7 @@ def record_of(
         lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
         files=files,
         host=host,
+        source=source,
     )
 
 
