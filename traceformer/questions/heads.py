@@ -4,7 +4,7 @@ A run's patterns are read once, in parts of bounded size. A model's are reduced 
 in memory is one batch's forward pass and a few blocks. Both give the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -189,16 +189,20 @@ def _of_run(
         ) as measurement:
             for row in rows:
                 queries, keys = (store.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
-                own = None if tokens is None else tokens[row]
-                geometries = {sight: Geometry(queries, keys, sight, aligned, own) for sight in sights.values()}
+                ids = None if tokens is None else tokens[row]
+                geometries = {sight: Geometry(queries, keys, sight, aligned, ids) for sight in sights.values()}
                 size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
                 for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
-                    measurement.add(
-                        partial(store.get, row, spec.key, layer, head, dtype="stored"),
-                        geometries[sights[spec.layers[0] if layer is None else layer]],
-                        layer=layer,
-                        head=head,
-                    )
+                    geometry = geometries[sights[spec.layers[0] if layer is None else layer]]
+                    for own in _rows_at_once(size, spec, layer, head, queries):
+                        measurement.add(
+                            partial(store.get, row, spec.key, layer, head, dtype="stored", queries=own),
+                            geometry,
+                            layer=layer,
+                            head=head,
+                            first=own.start,
+                            stop=own.stop,
+                        )
                 done += 1
                 progress(done, total)
             measured.append(measurement.metrics())
@@ -229,6 +233,15 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     if size // len(spec.layers) <= _AT_ONCE:
         return [(layer, None) for layer in spec.layers]
     return [(layer, head) for layer in spec.layers for head in spec.heads]
+
+
+def _rows_at_once(
+    size: int, spec: ArraySpec, layer: int | None, head: int | None, queries: int
+) -> Iterator[slice]:
+    """The queries to read at a time: all of them, or of a head that is larger than a bounded part some."""
+    own = size // ((1 if layer is None else len(spec.layers)) * (1 if head is None else len(spec.heads)))
+    step = max(1, queries * _AT_ONCE // own) if own > _AT_ONCE else max(1, queries)
+    return (slice(first, min(first + step, queries)) for first in range(0, max(1, queries), step))
 
 
 def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:

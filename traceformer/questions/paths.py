@@ -26,6 +26,7 @@ from traceformer.questions.vocabulary import shown_tokens
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.meta import Dims
+from traceformer.store.room import check_matrices
 from traceformer.store.run import Run
 
 __all__ = ["OutputWeights", "StoredEdges", "paths", "stored_edges", "trace_stored"]
@@ -208,6 +209,10 @@ def stored_edges(
     lengths: dict[Attention, int] = {"self": len(tokens)}
     if source is not None:
         lengths["cross"] = len(source)
+    n_ways = len(spec.heads) if options.agg_heads == "none" else 1
+    for kind, keys in lengths.items():
+        count = n_ways * len(numbers) + (len(spec.heads) if options.agg_heads != "none" else 0)
+        check_matrices(f"paths through {stack}.{kind}", count, len(tokens), keys, np.dtype(np.float32))
     combiner = HeadCombiner(
         options,
         spec.heads if not isinstance(options.agg_heads, int) else (options.agg_heads,),

@@ -34,6 +34,9 @@ from traceformer.store.run import Run
 
 __all__ = ["statistics", "targets_of"]
 
+_AT_ONCE = 64 << 20  # cells of a layer of patterns that are read together
+_ROWS_AT_ONCE = 8 << 20
+
 
 def statistics(
     of: Run | LoadedModel,
@@ -102,8 +105,15 @@ def statistics(
                 heads: list[HeadStatistics] = []
                 for layer, sight in sights_of(store, spec).items():
                     tally = AttentionTally(len(spec.heads), rules, sight)
-                    for _, pattern in part(spec, layer):
-                        tally.add(pattern)
+                    if _is_long(store, spec):
+                        for example in store.ids if example_ids is None else example_ids:
+                            queries = store.length(example, spec.key.stack)
+                            tally.add_rows(_rows(store, spec, layer, example), queries)
+                            done += 1
+                            told(done, total)
+                    else:
+                        for _, pattern in part(spec, layer):
+                            tally.add(pattern)
                     heads.append(tally.result())
                 attention.append(AttentionStatistics(spec.key, spec.layers, spec.heads, tuple(heads)))
             elif spec.key.site == "logits":
@@ -128,6 +138,21 @@ def _read(
     if example_ids is None:
         return store.head(spec.key, layer)
     return ((example_id, store.get(example_id, spec.key, layer)) for example_id in example_ids)
+
+
+def _is_long(store: Run, spec: ArraySpec) -> bool:
+    """Whether one layer of an example's patterns may be too much to be read at once."""
+    tokens = store.layout.max_tokens
+    return len(spec.heads) * tokens[spec.key.stack] * tokens[spec.key.key_stack] > _AT_ONCE
+
+
+def _rows(store: Run, spec: ArraySpec, layer: int, example: str) -> Iterator[Float[np.ndarray, "head _ key"]]:
+    """Yields an example's patterns, some queries after the other."""
+    queries, keys = (store.length(example, stack) for stack in (spec.key.stack, spec.key.key_stack))
+    step = max(1, _ROWS_AT_ONCE // max(1, len(spec.heads) * keys)) if keys else 0
+    for first in range(0, queries, step or 1):
+        if keys:
+            yield store.get(example, spec.key, layer, queries=slice(first, first + step))
 
 
 def _summary(

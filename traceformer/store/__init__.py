@@ -18,6 +18,7 @@ tables        token tables of several shards, joined though their columns differ
 xarrays       a run as xarray sees it, lazy and without gaps
 aliases       each row once: which layers are another array's, and where they are read
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
+room          the memory that there is, and what is refused because it would take more
 sizes         how much a run takes: what examples fill, and an estimate of what is stored
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
@@ -28,6 +29,7 @@ writer        shard by shard, killed at any moment and resumed to the same bytes
 buffer        the memory of one open shard, allocated once and used again
 pages         memory of a recording's own, taken from the system once and used again
 matrices      the matrices of an open shard, packed and compressed as they come
+appended      files of matrices that are written while they are recorded, where no memory holds a text's
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk

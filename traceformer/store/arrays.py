@@ -1,5 +1,6 @@
 """The arrays of a run: which one a site means, which of its layers and heads, and reading what these need."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
+from traceformer.store.room import check_matrices
 from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 
@@ -129,15 +131,23 @@ class RunArrays:
         self._about = about
 
     def example(
-        self, spec: ArraySpec, row: int, layer: int | None, head: int | None, dtype: ReadDtype
+        self,
+        spec: ArraySpec,
+        row: int,
+        layer: int | None,
+        head: int | None,
+        dtype: ReadDtype,
+        queries: slice | None = None,
     ) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d).
 
-        Of an array with one row per example it is ([layer,] [head,] d).
+        Of an array with one row per example it is ([layer,] [head,] d). `queries` are the rows of a matrix to read.
         """
         stored, lead = self._layout.stored(spec), self._lead(spec, layer, head)
         if spec.site.is_matrix:
-            return numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+            return self._matrix(spec, row, lead, dtype, queries)
+        if queries is not None:
+            raise SelectionError(f"queries of {spec.key}", why="it is no (query, key) matrix", hint="attn_pattern is one")
         view = as_read(self._source.part(spec, range(row, row + 1), lead), stored, dtype)
         with self._reading(spec):
             values = decode(view.read().result(), stored)
@@ -179,7 +189,7 @@ class RunArrays:
         lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
         if spec.site.is_matrix:
             for row in (row for rows in self._source.steps(spec) for row in rows):
-                yield row, numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+                yield row, self._matrix(spec, row, lead, dtype)
             return
         ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
         for rows in self._source.steps(spec):
@@ -188,6 +198,27 @@ class RunArrays:
                 yield from self._rows_of(spec, *ahead.popleft())
         while ahead:
             yield from self._rows_of(spec, *ahead.popleft())
+
+    def _matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, dtype: ReadDtype, queries: slice | None = None
+    ) -> Num[np.ndarray, "..."]:
+        """Returns an example's matrices, or some rows of them.
+
+        Raises:
+            OutOfSpace: there is not as much memory as they take.
+            SelectionError: the rows are not one behind the other.
+        """
+        lengths, stored = self._index.lengths, self._layout.stored(spec)
+        rows = range(int(lengths[spec.key.stack][row]))[slice(None) if queries is None else queries]
+        if rows.step != 1:
+            raise SelectionError(f"every {rows.step}th query", hint="queries that follow each other")
+        count = math.prod(
+            len(range(size)[part])
+            for size, part in zip((len(spec.layers), len(spec.heads)), lead, strict=True)
+            if isinstance(part, slice)
+        )
+        check_matrices(str(spec.key), count, len(rows), int(lengths[spec.key.key_stack][row]), dtype_read(stored, dtype))
+        return numbers_of(self._source.matrix(spec, row, lead, rows), stored, dtype)
 
     def _rows_of(
         self, spec: ArraySpec, rows: range, block: np.ndarray, read: "ts.WriteFutures"

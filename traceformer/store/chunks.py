@@ -1,7 +1,8 @@
 """Reads the matrices of a run's files, chunk by chunk.
 
 1. The index that ends a file says where each chunk lies; it is read once, and again when the file is another.
-2. The chunks of one layer that are asked for lie together, and are read together. Each is held against its crc32c.
+2. Chunks that are asked for and lie behind each other are read together, up to 8 MiB of them. Each is held against
+   its crc32c.
 3. They are decompressed into one array, and packed triangles unfolded into squares.
 
 tensorstore reads the same files, at less than half the speed, and a process that reads nothing else need not load it.
@@ -9,7 +10,7 @@ tensorstore reads the same files, at less than half the speed, and a process tha
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -28,10 +29,11 @@ from traceformer.store.source import Lead
 from traceformer.store.system import open_to_read, read_at
 from traceformer.store.triangles import n_cells, unfold
 
-__all__ = ["MatrixFiles"]
+__all__ = ["MatrixFiles", "stretches"]
 
 _INDEXES = 16  # that are kept, of files read last
 _CRC_BYTES = 4
+_AT_ONCE = 8 << 20  # bytes that one call reads
 
 
 class _Cut(NamedTuple):
@@ -115,14 +117,15 @@ class MatrixFiles:
         """Decompresses the chunks at these places of a file."""
         if not places:
             return
-        start, stop = places[0][0], sum(places[-1])
-        together = sum(size for _, size in places) == stop - start
         file = open_to_read(f"{self._root}/{name}")
         try:
-            data = read_at(file, stop - start, start) if together else b""
-            for (at, size), own in zip(places, cells, strict=True):
-                part = data[at - start : at - start + size] if together else read_at(file, size, at)
-                decompress(cut.codec, _intact(np.frombuffer(part, np.uint8, size)), own)
+            for several in stretches(places):
+                start, stop = places[several.start][0], sum(places[several.stop - 1])
+                data = read_at(file, stop - start, start)
+                for number in several:
+                    at, size = places[number]
+                    part = np.frombuffer(data[at - start : at - start + size], np.uint8, size)
+                    decompress(cut.codec, _intact(part), cells[number])
         finally:
             os.close(file)
 
@@ -145,6 +148,22 @@ class MatrixFiles:
                     del self._indexes[next(iter(self._indexes))]
                 self._indexes[name] = now, index
         return index
+
+
+def stretches(places: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Yields which of these chunks are read together: consecutive ones that lie behind each other, some MiB of them.
+
+    For each chunk `places` has its first byte and how many there are.
+    """
+    first, size = 0, 0
+    for number, (at, length) in enumerate(places):
+        behind = number > 0 and at == sum(places[number - 1])
+        if number > first and (not behind or size + length > _AT_ONCE):
+            yield range(first, number)
+            first, size = number, 0
+        size += length
+    if places:
+        yield range(first, len(places))
 
 
 def _intact(data: Chunk) -> Chunk:

@@ -266,17 +266,20 @@ class Run:
         side: str | None = None,
         kind: str | None = None,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
         Of a site with one row per example it is (d) or (layer, head, d), and NaN for an example without tokens. A
-        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
+        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`. Of matrices `queries`
+        are the rows to read, `slice(-1, None)` the last one: no more is in memory.
 
         Raises:
             ExampleNotFound, NotRecorded: it is not in this run.
             SelectionError: nor is that layer or head; the message names the stored ones.
+            OutOfSpace: matrices that are larger than the memory.
         """
-        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype)
+        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype, queries)
 
     # The padded store's names for it
 
@@ -289,12 +292,14 @@ class Run:
         kind: str | None = None,
         *,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Float[np.ndarray, "..."]:
         """Returns attention patterns `([layer,] [head,] query, key)`: rows are where each query looks.
 
-        With two stacks that have them, `side` is `enc`.
+        With two stacks that have them, `side` is `enc`. `queries` are the rows to read, all by default.
         """
-        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head, dtype=dtype)
+        key = self.spec("attn_pattern", side, kind, prefer="enc").key
+        return self.get(example, key, layer, head, dtype=dtype, queries=queries)
 
     def qkv(
         self,

@@ -22,14 +22,26 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from traceformer.shapes import Shaped
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import Checksum
 from traceformer.store.names import Codec, MatrixCodec
 
-__all__ = ["chunks_of", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
+__all__ = [
+    "ABSENT",
+    "chunks_of",
+    "compress",
+    "crc32c",
+    "framed",
+    "index_of",
+    "is_written_directly",
+    "write_chunk",
+    "write_shard",
+]
 
-_ABSENT = (2**64 - 1, 2**64 - 1)
+ABSENT = (2**64 - 1, 2**64 - 1)
+"""Offset and size of a chunk that is left out."""
 _MOST_CORES = 8
 _AT_ONCE = 256 << 10  # bytes that are framed, hashed and copied while they are in the processor's cache
 
@@ -80,7 +92,7 @@ def write_chunk(group: WriteGroup, paths: Iterable[Path], chunk: Chunk) -> None:
 
 def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
     """Returns a chunk as it is stored: its bytes, and their crc32c."""
-    return chunk.data, memoryview(_crc32c(chunk))
+    return chunk.data, memoryview(crc32c(chunk))
 
 
 def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memoryview]:
@@ -90,9 +102,9 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
     offset = gathered = 0
     for chunk in chunks:
         if chunk is None:
-            index.append(_ABSENT)
+            index.append(ABSENT)
             continue
-        crcs.append(_crc32c(chunk))
+        crcs.append(crc32c(chunk))
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
         if chunk.nbytes < _AT_ONCE:
@@ -106,12 +118,19 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
         if gathered >= _AT_ONCE:
             yield memoryview(b"".join(together))
             together, gathered = [], 0
-    table = np.array(index, "<u8").reshape(-1).view(np.uint8)
-    crcs.append(_crc32c(table))
-    yield memoryview(b"".join((*together, table.data, crcs[-1])))
+    table = index_of(np.array(index, "<u8"))
+    crcs.append(table[-4:])
+    yield memoryview(b"".join((*together, table)))
 
 
-def _crc32c(data: Chunk) -> bytes:
+def index_of(places: Shaped[np.ndarray, "*chunks 2"]) -> bytes:
+    """Returns the index that ends a file: offset and size of each of its chunks, and the crc32c of these."""
+    table = places.reshape(-1).view(np.uint8)
+    return table.tobytes() + crc32c(table)
+
+
+def crc32c(data: Chunk) -> bytes:
+    """Returns the crc32c of some bytes, as it stands behind them."""
     if data.flags.writeable:  # the library takes nothing that could change under it
         data = data.view()
         data.flags.writeable = False

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from traceformer.errors import NotFound, OutOfSpace, UsageError
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.appended import Scratch
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
     CommitRecord,
@@ -110,7 +111,7 @@ class RunWriter:
         self._nan_is_unknown = head.about.unknown_rows == "NaN"
         self._arrays: dict[str, Array] = {}
         self._free: list[ShardBuffer] = []
-        self._made = 0
+        self._made: list[ShardBuffer] = []
         self.bytes_written = 0
         self._returned = threading.Condition()
         if self.pending:
@@ -217,6 +218,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Gives the lock back. What was committed stays, and the run can be resumed."""
+        for buffer in self._made:
+            buffer.close()
         self._lock.release()
 
     @property
@@ -228,12 +231,13 @@ class RunWriter:
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
         with self._returned:
-            while not self._free and self._made == _BUFFERS:
+            while not self._free and len(self._made) == _BUFFERS:
                 self._returned.wait()
             if self._free:
                 return self._free.pop()
-            self._made += 1
-        return ShardBuffer(self.layout)
+            scratch = Scratch(self.folder, f"{self._writer[0]}.{len(self._made)}", self._space)
+            self._made.append(ShardBuffer(self.layout, scratch=scratch))
+            return self._made[-1]
 
     def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
         """Writes a shard durably and takes the buffer back, also when it fails.
@@ -309,7 +313,8 @@ class RunWriter:
 
     def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
         lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
-        needed = filled_bytes(self.layout, lengths) + tokens.nbytes + _SPARE_BYTES
+        pending = [spec for spec in self.layout.kept if buffer.appending(spec) is None]
+        needed = filled_bytes(self.layout, lengths, pending) + tokens.nbytes + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OutOfSpace(
@@ -334,6 +339,11 @@ class RunWriter:
         check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
         layout = self.layout
         files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
+        appending = buffer.appending(spec)
+        if appending is not None:
+            appended = appending.name(group, [self.folder / file for file in files])
+            if appended is not None:
+                return list(zip(files, appended, strict=True))
         if is_written_directly(layout.codec_of(spec)):
             chunks = zip(files, buffer.chunks(spec), strict=True)
             return [(file, write_shard(group, self.folder / file, part)) for file, part in chunks]
