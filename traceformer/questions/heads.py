@@ -7,7 +7,6 @@ in memory is one batch's forward pass and a few blocks. Both give the same numbe
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,16 +14,16 @@ import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
-from traceformer.analysis.head_tally import Measurement
+from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.errors import NotRecorded, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import check_asked
+from traceformer.questions.recorded_heads import digest_of, heads_as_recorded, tokens_of, without_attention
 from traceformer.questions.sights import sights_of
 from traceformer.questions.training_texts import TrainingTexts
-from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
@@ -45,11 +44,6 @@ __all__ = ["Reading", "attention_name", "batching_of", "heads", "measured_live",
 _AT_ONCE = 32 << 20  # bytes that are read together
 _SEQ_LENGTH = 1024  # the thesis's, where the model can read as much
 _LIMIT = 10
-
-
-def attention_name(key: ArrayKey) -> str:
-    """Returns what an attention is called: `dec.self`, `dec.cross`."""
-    return f"{key.stack}.{key.attention}"
 
 
 def heads(
@@ -176,13 +170,15 @@ def _of_run(
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs and store.about.why_no_patterns is not None:
         raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
+    if not specs and any(spec.key.site == "head_metrics" for spec in store.layout.arrays):
+        return heads_as_recorded(store, convention, window, rows, progress)
     if not specs:
-        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
+        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"` or "heads"')
     done, total = 0, len(rows) * len(specs)
     measured: list[HeadMetrics] = []
     for spec in specs:
         aligned = spec.key.attention == "self"
-        tokens = _tokens(store, spec.key) if aligned else None
+        tokens = tokens_of(store, spec.key) if aligned else None
         sights = sights_of(store, spec)
         with Measurement(
             attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
@@ -209,21 +205,8 @@ def _of_run(
     table = store.table
     texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
-    without = _without(specs, store.about)
-    return join_heads(measured, source=source, model=model, texts=_digest(texts), without=without)
-
-
-def _without(specs: Sequence[ArraySpec], about: "RunMeta") -> dict[str, tuple[int, ...]]:
-    """The layers of each attention's stack that have none, where there are such."""
-    gaps = {attention_name(spec.key): about.dims_of(spec.key.stack).without_attention for spec in specs}
-    return {name: layers for name, layers in gaps.items() if layers}
-
-
-def _digest(texts: Sequence[str | bytes | None]) -> str | None:
-    """Returns how many texts there are and a digest of them all; None where one is not known."""
-    parts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
-    hashes = [sha256(part).digest() for part in parts if part is not None]
-    return None if len(hashes) < len(parts) else f"{len(parts)} texts {sha256(b''.join(hashes)).hexdigest()[:12]}"
+    without = without_attention(specs, store.about)
+    return join_heads(measured, source=source, model=model, texts=digest_of(texts), without=without)
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -242,14 +225,6 @@ def _rows_at_once(
     own = size // ((1 if layer is None else len(spec.layers)) * (1 if head is None else len(spec.heads)))
     step = max(1, queries * _AT_ONCE // own) if own > _AT_ONCE else max(1, queries)
     return (slice(first, min(first + step, queries)) for first in range(0, max(1, queries), step))
-
-
-def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
-    """The token ids of every example, where the run has them."""
-    column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
-    if column not in store.tokens:
-        return None
-    return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
 
 
 class Reading(NamedTuple):
@@ -329,7 +304,7 @@ def measured_live(
             )
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    without, model = _without(reading.plan.arrays, reading.meta), loaded.source_and_adapter
+    without, model = without_attention(reading.plan.arrays, reading.meta), loaded.source_and_adapter
     return join_heads(tables, source=reading.source, model=model, texts=reading.texts, without=without)
 
 
@@ -348,7 +323,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> Reading:
     tokenized = tokenize(loaded, texts)
     _, rows = tokenized.part(range(len(tokenized.texts.source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
-    return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
+    return _reading(loaded, rows, stacks, name, digest_of([example.text for example in source.examples]))
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> Reading:
@@ -368,7 +343,7 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         tokens = loaded.reader().convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
     parts = [np.asarray(row.ids[stack], np.int64).tobytes() for row in rows]
-    return _reading(loaded, rows, (stack,), str(texts), _digest(parts))
+    return _reading(loaded, rows, (stack,), str(texts), digest_of(parts))
 
 
 def _reading(

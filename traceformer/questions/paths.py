@@ -212,7 +212,8 @@ def stored_edges(
     n_ways = len(spec.heads) if options.agg_heads == "none" else 1
     for kind, keys in lengths.items():
         count = n_ways * len(numbers) + (len(spec.heads) if options.agg_heads != "none" else 0)
-        check_matrices(f"paths through {stack}.{kind}", count, len(tokens), keys, np.dtype(np.float32))
+        wide, hint = np.dtype(np.float32), "a shorter text, or one `layer`"
+        check_matrices(f"{stack}.{kind}, which paths are searched in,", count, len(tokens), keys, wide, hint)
     combiner = HeadCombiner(
         options,
         spec.heads if not isinstance(options.agg_heads, int) else (options.agg_heads,),

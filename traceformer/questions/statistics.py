@@ -23,7 +23,7 @@ from traceformer.analysis.statistics import (
     ValueTally,
     logit_statistics,
 )
-from traceformer.errors import Unsupported, check_choice
+from traceformer.errors import NotRecorded, Unsupported, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
@@ -69,13 +69,17 @@ def statistics(
 
     Raises:
         ExampleNotFound: an example is not in the run.
+        NotRecorded: the run holds ids, or what was made of patterns, and nothing else.
         Unsupported: the convention says nothing about all that the run holds.
         NumericError: a query's attention adds up to nothing.
     """
     check_choice("convention", convention, CONVENTIONS)
     store, rules = recorded(of, texts, capture), CONVENTIONS[convention]
     example_ids = None if examples is None else tuple(store.example_id(example) for example in examples)
-    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
+    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids and not spec.site.is_of_patterns]
+    if not specs:
+        names = " ".join(str(spec.key) for spec in store.layout.arrays)
+        raise NotRecorded("there is nothing to take statistics of", why=f"this run holds {names}")
     left_out: tuple[str, ...] = ()
     if rules.sparse_value is None:
         left_out = tuple(str(spec.key) for spec in specs if spec.key.site != "attn_pattern")

@@ -15,6 +15,7 @@ arrays        which array a site means, and which parts of it a layer, a head an
 columns       one layer over all examples, in batches, or shuffled without reading twice
 index         which examples a run holds and where their tokens lie
 tables        token tables of several shards, joined though their columns differ
+topk          the largest keys of each query, where they were stored in place of patterns
 xarrays       a run as xarray sees it, lazy and without gaps
 aliases       each row once: which layers are another array's, and where they are read
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here

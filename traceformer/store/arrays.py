@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
 
 Shape: TypeAlias = Literal["any", "rows", "matrix"]
+
+_INSTEAD: Mapping[str, str] = {
+    "attn_topk": "run.attn_topk(example) has each query's largest keys",
+    "head_metrics": "tf.heads(run) has the metrics of its heads",
+}
+"""What a run may hold in place of patterns."""
 
 
 def find_array(
@@ -63,7 +69,9 @@ def find_array(
     if not found:
         what = " ".join(filter(None, (side, kind, site)))
         names = " ".join(str(spec.key) for spec in layout.arrays)
-        raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}")
+        instead = [hint for name, hint in _INSTEAD.items() if any(spec.key.site == name for spec in layout.arrays)]
+        hint = " or ".join(instead) if site == "attn_pattern" else ""
+        raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}", hint=hint)
     preferred = found if len(found) == 1 else [spec for spec in found if spec.key.stack == prefer]
     if not preferred:
         keys = " or ".join(str(spec.key) for spec in layout.arrays if spec.key.site == site)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,14 @@ def amount(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"
 
 
-def check_matrices(name: str, count: int, queries: int, keys: int, dtype: np.dtype) -> None:
+def check_matrices(
+    name: str,
+    count: int,
+    queries: int,
+    keys: int,
+    dtype: np.dtype[Any],
+    hint: str = "some rows at a time: run.attn(example, layer, head, queries=slice(0, 1000))",
+) -> None:
     """Makes sure that so many matrices of (query, key) fit into memory.
 
     Raises:
@@ -41,5 +49,5 @@ def check_matrices(name: str, count: int, queries: int, keys: int, dtype: np.dty
         of = f"{count} matrices" if count > 1 else "a matrix"
         raise OutOfSpace(
             f"{of} of {name} of {queries} queries and {keys} keys take {amount(size)}, {amount(free)} are free",
-            hint="some rows at a time: run.attn(example, layer, head, queries=slice(0, 1000))",
+            hint=hint,
         )

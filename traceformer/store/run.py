@@ -26,6 +26,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.source import Source
+from traceformer.store.topk import TopKeys
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
 
@@ -300,6 +301,25 @@ class Run:
         """
         key = self.spec("attn_pattern", side, kind, prefer="enc").key
         return self.get(example, key, layer, head, dtype=dtype, queries=queries)
+
+    def attn_topk(
+        self,
+        example: int | str,
+        layer: int | None = None,
+        head: int | None = None,
+        side: str | None = None,
+        kind: str | None = None,
+    ) -> TopKeys:
+        """Returns the largest keys of each query `([layer,] [head,] query, rank)`, their weights, and what others have.
+
+        Of a run that was recorded with `store_topk`; see `attn` for `side`.
+        """
+        key = self.spec("attn_topk", side, kind, prefer="enc").key
+        keys, weights, rest = (
+            self.get(example, key._replace(site=site), layer, head)
+            for site in ("attn_topk", "attn_topk_weight", "attn_topk_rest")
+        )
+        return TopKeys(keys, weights, rest[..., 0])
 
     def qkv(
         self,
