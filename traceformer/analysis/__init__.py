@@ -6,6 +6,7 @@ visibility      which keys a query can see, by kind of attention and window; pad
 conventions     the three conventions in which activity becomes numbers, and their thresholds
 methods         the words for how clusters and directions are found
 rows            rows of attention in numbers: one formula for all verbs
+repeats         how many queries of a text can see a repeat, without looking at every pair of tokens
 heads           head metrics: one pass over a pattern, tile by tile, and never a second square
 head_tally      the same added up over examples, in an order that threads cannot change
 head_metrics    all metrics of all heads as one table

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, SPARSITY, Convention
+from traceformer.analysis.repeats import count_repeats
 from traceformer.analysis.rows import NOTHING, TINY, namespace, no_attention, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
 from traceformer.core import kernels
@@ -35,6 +36,8 @@ __all__ = [
     "block_sums",
     "effective_span",
     "example_means",
+    "example_metrics",
+    "example_weights",
 ]
 
 METRICS: Mapping[str, str] = {
@@ -363,6 +366,38 @@ def example_means(
         }
     columns = [found.get(name, (0 * every, 0 * every)) for name in _MEANS]
     return Means(np.stack([own for own, _ in columns], axis=1), np.stack([count for _, count in columns], axis=1))
+
+
+def example_metrics(
+    sums: BlockSums, geometry: Geometry, *, convention: Convention = CONVENTIONS["exact"], window: int = 8
+) -> Float64[np.ndarray, "head metric"]:
+    """Returns an example's metrics, in the order of `METRICS`, from the sums over all its queries.
+
+    NaN where one has no meaning.
+    """
+    means = example_means(sums, geometry, convention=convention, window=window)
+    found = np.divide(means.sums, means.counts, out=np.full_like(means.sums, np.nan), where=means.counts > 0)
+    span = np.full(len(found), np.nan)
+    if sums.profile.any():
+        span = effective_span(sums.profile, geometry.queries - 1)
+    return np.column_stack([found, span])
+
+
+def example_weights(geometry: Geometry) -> Float64[np.ndarray, "metric"]:
+    """Returns what an example's metrics count where examples are averaged, but the span, which has no mean.
+
+    In the exact convention, where a row is a distribution: what `example_means` divides by.
+    """
+    queries = geometry.queries
+    weights = dict.fromkeys(("entropy", "max_weight", "first_token"), queries)
+    weights[SPARSITY] = queries * geometry.keys - geometry.hidden()
+    if geometry.aligned:
+        weights |= dict.fromkeys(("distance", "self", "local_mass"), queries)
+        weights["previous_token"] = queries - 1
+        if geometry.tokens is not None:
+            repeats = count_repeats(geometry.tokens, geometry.sight)
+            weights |= dict(zip(("duplicate_token", "induction", "retrieval"), repeats.tolist(), strict=True))
+    return np.array([weights.get(name, 0) for name in _MEANS], np.float64)
 
 
 def effective_span(profile: Float64[np.ndarray, "head offset"], centre: int) -> Float64[np.ndarray, "head"]:

@@ -21,9 +21,18 @@ from traceformer.core.kernels import PatternCall, Strided, Strided3
 from traceformer.core.library import core
 from traceformer.shapes import Int64
 from traceformer.sites import ArraySpec
+from traceformer.store.appended import is_appended
 from traceformer.store.layout import RunLayout
 
-__all__ = ["CompiledPatterns", "ExamplePatterns", "PatternSink", "cast", "compiled_patterns", "is_made", "kernel_stated"]
+__all__ = [
+    "CompiledPatterns",
+    "ExamplePatterns",
+    "PatternSink",
+    "cast",
+    "compiled_patterns",
+    "is_made",
+    "kernel_stated",
+]
 
 
 class ExamplePatterns(NamedTuple):
@@ -115,7 +124,7 @@ def kernel_stated(layout: RunLayout, model: nn.Module) -> Mapping[str, Any]:
 
 def is_made(layout: RunLayout, spec: ArraySpec) -> bool:
     """Returns whether the compiled core may make an array of a run."""
-    return spec.key.site == "attn_pattern" and layout.stored(spec) == "float16"
+    return spec.key.site == "attn_pattern" and layout.stored(spec) == "float16" and not is_appended(layout, spec)
 
 
 _CASTS = {torch.float16: False, torch.bfloat16: True}

@@ -29,6 +29,7 @@ from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.shards import tokens_of
 from traceformer.capture.streaming import StreamedTexts, extract_stream, read_stream
 from traceformer.capture.tokenizing import Rows, Texts
+from traceformer.capture.topk import AttentionTopK
 from traceformer.capture.workers.driving import record_on
 from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
 from traceformer.errors import UsageError
@@ -59,6 +60,7 @@ def record(
     hidden_layers: Numbers = None,
     project: Traits | None = None,
     lens_top_k: int | None = None,
+    store_topk: int | None = None,
     targets: str | Path | Sequence[str] | None = None,
     split: str | None = None,
     text_column: TextColumn | None = None,
@@ -99,12 +101,14 @@ def record(
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
             pass of its own, and each of its rows is an example, whose tokens' `kind` is text, image, audio or video.
-        capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
+        capture: Groups (attn qkv hidden resid mlp norms internals logits heads all) and sites, in one string or
+            several. `heads` are head metrics, a row for each text and head.
         layers: The model's own numbers, for both stacks or by stack; all for None.
         heads: Likewise.
         hidden_layers: Which entries of `hidden`.
         project: Trait vectors; what rows come to along them is recorded, too.
         lens_top_k: The k likeliest next tokens after each layer are recorded, too.
+        store_topk: In place of patterns the k largest keys of each query are stored, and what all others have together.
         targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
         split: Which part of a data set.
         text_column: The column that holds the text, its words, or the messages of a chat, where a data set does not
@@ -151,7 +155,7 @@ def record(
         layers=layers,
         heads=heads,
         hidden_layers=hidden_layers,
-        derived=derived,
+        derived=(*derived, *([] if store_topk is None else [AttentionTopK(store_topk)])),
     )
     place = Place(
         folder=None if out is None else as_path(out),

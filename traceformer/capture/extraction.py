@@ -13,7 +13,6 @@ from typing import Any, Literal
 from traceformer.capture.batches import run_batches
 from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.edits.session import check_for_texts, edits_of, unedited
-from traceformer.capture.encoding import Encoded
 from traceformer.capture.given import ProcessorBatch
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.pipeline import Pipeline
@@ -32,15 +31,12 @@ from traceformer.capture.provenance import (
 )
 from traceformer.capture.shards import counted, refuse_endless
 from traceformer.capture.tokenizing import Rows, Texts
-from traceformer.errors import Unsupported
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet
 from traceformer.sites import Selection
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage, Writer
-from traceformer.texts.examples import Example
 
 __all__ = ["Extraction", "extraction_of", "prepare_extraction"]
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from traceformer.capture.hosts import host_here, warn_of_another_host
 from traceformer.capture.compiled import ExamplePatterns, cast, is_made
+from traceformer.capture.hosts import host_here, warn_of_another_host
 from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
 from traceformer.core.library import core

@@ -12,6 +12,7 @@ from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.processed import rows_in_shard, rows_of, text_alone
 from traceformer.capture.proofs.fit import fitted, is_strange
+from traceformer.capture.reduced import LONG, settled
 from traceformer.capture.sight import nearest_to_few, triangles_of
 from traceformer.capture.tokenizing import Rows, Texts, tokenize
 from traceformer.models.loaded import LoadedModel
@@ -60,6 +61,7 @@ def prepare(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
     rows = rows or tokenize(model, asked)
+    plan = settled(plan, model, rows, storage.dtype)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,
@@ -103,8 +105,10 @@ def first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]
 
 def fitting(batching: Batching, prepared: Prepared) -> Batching:
     """Returns which texts share a pass: they lie within one shard, and the model's output must bear company."""
-    model, plan, _, layout = prepared
+    model, plan, rows, layout = prepared
     of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
     if of_classes and runs_alone(model.model):
+        return Batching(rows=1)
+    if any(spec.site.is_of_patterns for spec in plan.arrays) and rows.lengths.longest_of_all > LONG:
         return Batching(rows=1)
     return batching if batching.rows is None else Batching(rows=min(batching.rows, layout.shard_examples))

@@ -14,6 +14,7 @@ import torch
 
 from traceformer.capture.edits.session import edits_of
 from traceformer.capture.encoding import Encoded, tokenizer_digest
+from traceformer.capture.measured import stated_metrics
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Rows
@@ -130,6 +131,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         left_out=tuple(plan.left_out),
         labels=_labels(model, plan),
         projection=plan.settings["projection"],
+        head_metrics=stated_metrics(plan.derived),
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
         dims={stack: _stated_dims(sizes) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),

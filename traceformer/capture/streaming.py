@@ -35,7 +35,6 @@ from traceformer.capture.provenance import (
 )
 from traceformer.capture.shards import counted, refuse_endless
 from traceformer.capture.streamed import Source
-from traceformer.capture.tokenizing import Rows
 from traceformer.errors import CorruptRun, Unreadable, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet

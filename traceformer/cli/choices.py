@@ -4,7 +4,7 @@ The string under a field is its line in the help, as it stands. Nothing below th
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -246,7 +246,7 @@ class SelectionChoice:
     """Which sites, layers and heads are recorded."""
 
     capture: Annotated[tuple[str, ...], Parameter(metavar="SITE...", show_default="attn qkv"), SEVERAL] = ()
-    """Groups attn qkv hidden resid mlp norms internals logits all, or names of sites."""
+    """Groups attn qkv hidden resid mlp norms internals logits heads all, or names of sites."""
     layers: Indices = None
     """Which layers, in both stacks; all of them by default."""
     heads: Indices = None
@@ -261,6 +261,8 @@ class SelectionChoice:
     """Which heads of the decoder."""
     hidden_layers: Indices = None
     """Which entries of hidden; all layers and the embedding by default."""
+    store_topk: Annotated[int | None, count("K")] = None
+    """Store the K largest keys of each query in place of patterns, and what all others have together."""
 
     def selection(self, derived: tuple[Any, ...]) -> Selection:
         sites = sites_in(self.capture) or (() if derived else ("attn", "qkv"))
@@ -269,7 +271,12 @@ class SelectionChoice:
             "dec": self.layers_dec or self.layers,
         }
         heads: dict[Stack, str | None] = {"enc": self.heads_enc or self.heads, "dec": self.heads_dec or self.heads}
-        return Selection.of(sites, layers=layers, heads=heads, hidden_layers=self.hidden_layers, derived=derived)
+        selection = Selection.of(sites, layers=layers, heads=heads, hidden_layers=self.hidden_layers, derived=derived)
+        if self.store_topk is None:
+            return selection
+        from traceformer.capture.topk import AttentionTopK
+
+        return replace(selection, derived=(*derived, AttentionTopK(self.store_topk)))
 
 
 @Parameter(name="*", group=WHERE)

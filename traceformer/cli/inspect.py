@@ -226,7 +226,9 @@ def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, he
 def _entries(store: "Run", spec: ArraySpec) -> list[str]:
     """What the entries of a row are called: labels by their names, others by their numbers."""
     labels = store.about.labels or ()
-    is_named = spec.site.axes[-1] == "label" and len(labels) == spec.width
+    if spec.site.axes[-1] == "metric" and store.about.head_metrics is not None:
+        labels = tuple(store.about.head_metrics["names"])
+    is_named = spec.site.axes[-1] in ("label", "metric") and len(labels) == spec.width
     return list(labels) if is_named else [str(number) for number in range(spec.width)]
 
 
@@ -253,7 +255,8 @@ def _draw(found: _Slice) -> str:
             (str(position), visible(token), " ".join(map(str, row)))
             for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
         ]
-        ids = "experts" if found.spec.site.of_experts else "token ids"
+        site = found.spec.site
+        ids = "experts" if site.of_experts else "keys" if site.is_of_patterns else "token ids"
         return table(("position", "token", ids), rows, numeric=(0,))
     rows = [
         (str(position), visible(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")

@@ -15,15 +15,16 @@ import numpy as np
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.head_curves import HeadCurves, along_steps
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
-from traceformer.analysis.head_tally import Measurement
+from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.capture.workers.engine import Engine, as_engine
 from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
-from traceformer.questions.heads_of_run import attention_name, digest_of, gaps_of, measured_of, measured_on
+from traceformer.questions.heads_of_run import measured_of, measured_on
 from traceformer.questions.recorded import check_asked
+from traceformer.questions.recorded_heads import digest_of, without_attention
 from traceformer.questions.training_texts import TrainingTexts
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.layout import META
@@ -281,7 +282,7 @@ def measured_live(
             )
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    without, model = gaps_of(reading.plan.arrays, reading.meta), loaded.source_and_adapter
+    without, model = without_attention(reading.plan.arrays, reading.meta), loaded.source_and_adapter
     return join_heads(tables, source=reading.source, model=model, texts=reading.texts, without=without)
 
 

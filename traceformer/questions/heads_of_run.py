@@ -1,34 +1,25 @@
 """The heads of a run: its patterns are read once, in parts of bounded size, by this process or by several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
-
-import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
-from traceformer.analysis.head_tally import Measurement
+from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.capture.workers.engine import Ray
 from traceformer.errors import NotRecorded
 from traceformer.progress import OnStep
+from traceformer.questions.recorded_heads import digest_of, heads_as_recorded, tokens_of, without_attention
 from traceformer.questions.sights import sights_of
-from traceformer.shapes import Int32
-from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.meta import RunMeta
+from traceformer.sites import ArraySpec
 from traceformer.store.run import Run
 
-__all__ = ["attention_name", "digest_of", "gaps_of", "measured_of", "measured_on"]
+__all__ = ["measured_of", "measured_on"]
 
 _AT_ONCE = 32 << 20  # bytes that are read together
-
-
-def attention_name(key: ArrayKey) -> str:
-    """Returns what an attention is called: `dec.self`, `dec.cross`."""
-    return f"{key.stack}.{key.attention}"
 
 
 def measured_of(
@@ -44,6 +35,8 @@ def measured_of(
         NotRecorded: it holds no patterns.
     """
     specs = _patterns(store)
+    if not specs:
+        return heads_as_recorded(store, convention, window, rows, progress)
     done, total = 0, len(rows) * len(specs)
 
     def step() -> None:
@@ -59,6 +52,8 @@ def measured_on(
 ) -> HeadMetrics:
     """Returns the same metrics: each layer of each attention is measured by one worker, from the first row to the last."""
     specs = _patterns(store)
+    if not specs:  # which is read in no time
+        return heads_as_recorded(store, CONVENTIONS[convention], window, rows, progress)
     parts = [(str(spec.key), layer) for spec in specs for layer in spec.layers]
     measure = partial(
         _measured_layer,
@@ -85,11 +80,12 @@ def _measured_layer(
 
 
 def _patterns(store: Run) -> list[ArraySpec]:
+    """The patterns of a run; none where it holds the metrics of its heads in their place."""
     specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
     if not specs and store.about.why_no_patterns is not None:
         raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
-    if not specs:
-        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
+    if not specs and not any(spec.key.site == "head_metrics" for spec in store.layout.arrays):
+        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"` or "heads"')
     return specs
 
 
@@ -104,7 +100,7 @@ def _measured(
 ) -> HeadMetrics:
     """The heads of some layers of one attention, over some rows of a run."""
     aligned = spec.key.attention == "self"
-    tokens = _tokens(spec.key, store, rows) if aligned else None
+    tokens = tokens_of(store, spec.key, rows) if aligned else None
     sights = sights_of(store, spec)
     with Measurement(
         attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window, threads=threads
@@ -116,12 +112,16 @@ def _measured(
             size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
             for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
                 layer = spec.layers[0] if len(spec.layers) == 1 else layer
-                measurement.add(
-                    partial(store.get, row, spec.key, layer, head, dtype="stored"),
-                    geometries[sights[spec.layers[0] if layer is None else layer]],
-                    layer=layer,
-                    head=head,
-                )
+                geometry = geometries[sights[spec.layers[0] if layer is None else layer]]
+                for part in _rows_at_once(size, spec, layer, head, queries):
+                    measurement.add(
+                        partial(store.get, row, spec.key, layer, head, dtype="stored", queries=part),
+                        geometry,
+                        layer=layer,
+                        head=head,
+                        first=part.start,
+                        stop=part.stop,
+                    )
             step()
         return measurement.metrics()
 
@@ -132,21 +132,8 @@ def _joined(
     table = store.table_of(rows)
     texts = table["text"].to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)
-    without = gaps_of(specs, store.about)
+    without = without_attention(specs, store.about)
     return join_heads(measured, source=source, model=model, texts=digest_of(texts), without=without)
-
-
-def gaps_of(specs: Sequence[ArraySpec], about: RunMeta) -> dict[str, tuple[int, ...]]:
-    """The layers of each attention's stack that have none, where there are such."""
-    gaps = {attention_name(spec.key): about.dims_of(spec.key.stack).without_attention for spec in specs}
-    return {name: layers for name, layers in gaps.items() if layers}
-
-
-def digest_of(texts: Sequence[str | bytes | None]) -> str | None:
-    """Returns how many texts there are and a digest of them all; None where one is not known."""
-    parts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
-    hashes = [sha256(part).digest() for part in parts if part is not None]
-    return None if len(hashes) < len(parts) else f"{len(parts)} texts {sha256(b''.join(hashes)).hexdigest()[:12]}"
 
 
 def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
@@ -158,10 +145,8 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     return [(layer, head) for layer in spec.layers for head in spec.heads]
 
 
-def _tokens(key: ArrayKey, store: Run, rows: Sequence[int]) -> list[Int32[np.ndarray, "position"]] | None:
-    """The token ids of each of these rows, where the run has them."""
-    column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
-    table = store.table_of(rows)
-    if column not in table.column_names:
-        return None
-    return [np.asarray(ids, np.int32) for ids in table.column(column).to_pylist()]
+def _rows_at_once(size: int, spec: ArraySpec, layer: int | None, head: int | None, queries: int) -> Iterator[slice]:
+    """The queries to read at a time: all of them, or of a head that is larger than a bounded part some."""
+    own = size // ((1 if layer is None else len(spec.layers)) * (1 if head is None else len(spec.heads)))
+    step = max(1, queries * _AT_ONCE // own) if own > _AT_ONCE else max(1, queries)
+    return (slice(first, min(first + step, queries)) for first in range(0, max(1, queries), step))

@@ -28,7 +28,7 @@ from traceformer.analysis.statistics import (
     logit_statistics,
 )
 from traceformer.capture.workers.engine import Engine, Ray, as_engine
-from traceformer.errors import Unsupported, UsageError, check_choice
+from traceformer.errors import NotRecorded, Unsupported, UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.recorded import Texts, recorded
@@ -38,6 +38,9 @@ from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
 __all__ = ["statistics", "targets_of"]
+
+_AT_ONCE = 64 << 20  # cells of a layer of patterns that are read together
+_ROWS_AT_ONCE = 8 << 20
 
 
 def statistics(
@@ -73,6 +76,7 @@ def statistics(
 
     Raises:
         ExampleNotFound: an example is not in the run.
+        NotRecorded: the run holds ids, or what was made of patterns, and nothing else.
         Unsupported: the convention says nothing about all that the run holds.
         NumericError: a query's attention adds up to nothing.
     """
@@ -82,7 +86,10 @@ def statistics(
         raise UsageError("`engine` of a model", why="workers read runs", hint="record it first, with `engine`")
     store, rules = recorded(of, texts, capture), CONVENTIONS[convention]
     example_ids = None if examples is None else tuple(store.example_id(example) for example in examples)
-    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids]
+    specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids and not spec.site.is_of_patterns]
+    if not specs:
+        names = " ".join(str(spec.key) for spec in store.layout.arrays)
+        raise NotRecorded("there is nothing to take statistics of", why=f"this run holds {names}")
     left_out: tuple[str, ...] = ()
     if rules.sparse_value is None:
         left_out = tuple(str(spec.key) for spec in specs if spec.key.site != "attn_pattern")
@@ -153,6 +160,11 @@ def _measured(
         assert layer is not None, "patterns are of layers"
         [sight] = sights_of(store, replace(spec, layers=(layer,))).values()
         tally: AttentionTally | ValueTally = AttentionTally(len(spec.heads), rules, sight)
+        if _is_long(store, spec):
+            for example in store.ids if example_ids is None else example_ids:
+                tally.add_rows(_rows(store, spec, layer, example), store.length(example, spec.key.stack))
+                step()
+            return tally.result()
     else:
         tally = ValueTally(rules)
     for _, values in examples():
@@ -195,6 +207,21 @@ def _read(
     if example_ids is None:
         return store.head(spec.key, layer)
     return ((example_id, store.get(example_id, spec.key, layer)) for example_id in example_ids)
+
+
+def _is_long(store: Run, spec: ArraySpec) -> bool:
+    """Whether one layer of an example's patterns may be too much to be read at once."""
+    tokens = store.layout.max_tokens
+    return len(spec.heads) * tokens[spec.key.stack] * tokens[spec.key.key_stack] > _AT_ONCE
+
+
+def _rows(store: Run, spec: ArraySpec, layer: int, example: str) -> Iterator[Float[np.ndarray, "head _ key"]]:
+    """Yields an example's patterns, some queries after the other."""
+    queries, keys = (store.length(example, stack) for stack in (spec.key.stack, spec.key.key_stack))
+    step = max(1, _ROWS_AT_ONCE // max(1, len(spec.heads) * keys)) if keys else 0
+    for first in range(0, queries, step or 1):
+        if keys:
+            yield store.get(example, spec.key, layer, queries=slice(first, first + step))
 
 
 def _summary(

@@ -18,9 +18,11 @@ columns       one layer over all examples, in batches, or shuffled without readi
 index         which examples a run holds and where their tokens lie
 lookup        where the example of an id is, and all lengths, in one file of a finished run of many shards
 tables        token tables of several shards, joined though their columns differ
+topk          the largest keys of each query, where they were stored in place of patterns
 xarrays       a run as xarray sees it, lazy and without gaps
 aliases       each row once: which layers are another array's, and where they are read
 layout        names, shapes, chunks and sizes of a run: writer and reader both ask here
+room          the memory that there is, and what is refused because it would take more
 sizes         how much a run takes: what examples fill, and an estimate of what is stored
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
@@ -32,6 +34,7 @@ buffer        the memory of one open shard, allocated once and used again
 pages         memory of a recording's own, taken from the system once and used again
 made          patterns that the compiled core makes, in the form in which they are stored
 matrices      the matrices of an open shard, packed and compressed as they come
+appended      files of matrices that are written while they are recorded, where no memory holds a text's
 filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk

@@ -7,6 +7,7 @@ import numpy as np
 from traceformer.errors import UsageError
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.appended import Appending, Scratch
 from traceformer.store.codecs import Chunk
 from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
@@ -32,8 +33,11 @@ class ShardBuffer:
         compressed: What `compress` made: for each file of an array its chunks.
     """
 
-    def __init__(self, layout: RunLayout, *, compresses: bool = True) -> None:
-        """Takes the memory; a buffer that does not compress is for runs that stay in memory."""
+    def __init__(self, layout: RunLayout, *, compresses: bool = True, scratch: Scratch | None = None) -> None:
+        """Takes the memory; a buffer that does not compress is for runs that stay in memory.
+
+        `scratch` is where matrices go that no memory holds.
+        """
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
@@ -41,9 +45,10 @@ class ShardBuffer:
             for spec in layout.kept
             if not spec.site.is_matrix
         }
-        kind = CompressedMatrices if compresses else WholeMatrices
         self.matrices: dict[ArrayKey, Matrices] = {
-            spec.key: kind(layout, spec) for spec in layout.kept if spec.site.is_matrix
+            spec.key: CompressedMatrices(layout, spec, scratch) if compresses else WholeMatrices(layout, spec)
+            for spec in layout.kept
+            if spec.site.is_matrix
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
@@ -135,6 +140,18 @@ class ShardBuffer:
         if isinstance(matrices, CompressedMatrices):
             return matrices.files()
         return self.compressed.get(spec.key) or self._raw_chunks(spec)
+
+    def appending(self, spec: ArraySpec) -> Appending | None:
+        """Returns the files that an array's matrices went to while they were recorded; None where they are kept."""
+        matrices = self.matrices.get(spec.key)
+        return matrices.appending if isinstance(matrices, CompressedMatrices) else None
+
+    def close(self) -> None:
+        """Removes what went to files and was never committed."""
+        for spec in self.layout.kept:
+            appending = self.appending(spec)
+            if appending is not None:
+                appending.close()
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         if spec.site.is_per_example:  # chunks are whole, also the last

@@ -1,7 +1,8 @@
 """Reads the matrices of a run's files, chunk by chunk.
 
 1. The index that ends a file says where each chunk lies; it is read once, and again when the file is another.
-2. The chunks of one layer that are asked for lie together, and are read together. Each is held against its crc32c.
+2. Chunks that are asked for and lie behind each other are read together, up to 8 MiB of them. Each is held against
+   its crc32c.
 3. They are decompressed into one array, and packed triangles unfolded into squares.
 
 tensorstore reads the same files, at less than half the speed, and a process that reads nothing else need not load it.
@@ -9,7 +10,7 @@ tensorstore reads the same files, at less than half the speed, and a process tha
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -32,10 +33,11 @@ from traceformer.store.triangles import n_cells, unfold
 if TYPE_CHECKING:
     from traceformer.store.fetching import BucketChunks
 
-__all__ = ["MatrixFiles", "Wanted", "intact"]
+__all__ = ["MatrixFiles", "Wanted", "intact", "stretches"]
 
 _INDEXES = 16  # that are kept, of files read last
 _CRC_BYTES = 4
+_AT_ONCE = 8 << 20  # bytes that one call reads
 
 
 class Wanted(NamedTuple):
@@ -141,14 +143,15 @@ class MatrixFiles:
         """Decompresses the chunks at these places of a file."""
         if not places:
             return
-        start, stop = places[0][0], sum(places[-1])
-        together = sum(size for _, size in places) == stop - start
         file = open_to_read(f"{self._root}/{name}")
         try:
-            data = read_at(file, stop - start, start) if together else b""
-            for (at, size), own in zip(places, cells, strict=True):
-                part = data[at - start : at - start + size] if together else read_at(file, size, at)
-                decompress(cut.codec, intact(np.frombuffer(part, np.uint8, size)), own)
+            for several in stretches(places):
+                start, stop = places[several.start][0], sum(places[several.stop - 1])
+                data = read_at(file, stop - start, start)
+                for number in several:
+                    at, size = places[number]
+                    part = np.frombuffer(data[at - start : at - start + size], np.uint8, size)
+                    decompress(cut.codec, intact(part), cells[number])
         finally:
             os.close(file)
 
@@ -175,6 +178,22 @@ class MatrixFiles:
 
 def _decompress(codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk) -> None:
     decompress(codec, data, cells[number])
+
+
+def stretches(places: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Yields which of these chunks are read together: consecutive ones that lie behind each other, some MiB of them.
+
+    For each chunk `places` has its first byte and how many there are.
+    """
+    first, size = 0, 0
+    for number, (at, length) in enumerate(places):
+        behind = number > 0 and at == sum(places[number - 1])
+        if number > first and (not behind or size + length > _AT_ONCE):
+            yield range(first, number)
+            first, size = number, 0
+        size += length
+    if places:
+        yield range(first, len(places))
 
 
 def intact(data: Chunk) -> Chunk:

@@ -80,6 +80,11 @@ class WriteGroup:
             if len(self._open) >= _MOST_OPEN:
                 self._sync()
 
+    def adopt(self, path: Path, begun: Path) -> None:
+        """Takes a file of the same folder, durable already, which will be at `path`."""
+        self._paths.append(path)
+        replace(begun, temporary_of(path))
+
     def write(self, path: Path, data: bytes) -> Checksum:
         """Writes a small file, and returns its checksum."""
         with self.open(path) as file:

@@ -85,7 +85,7 @@ class RunLayout:
 
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
-    the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype. `triangles` are the patterns
+    the most token slots of one chunk, per stack. Ids are int32 and head metrics float32 whatever the dtype. `triangles` are the patterns
     of which only what lies on and below the diagonal is stored, `matrix_codec` how all matrices are compressed; what
     they are without being stated is what formats 1 and 2 have.
 
@@ -199,6 +199,8 @@ class RunLayout:
         """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
         if spec.site.holds_ids:
             return "int32"
+        if spec.site.is_in_float32:
+            return "float32"
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
     def codec_of(self, spec: ArraySpec) -> Codec | MatrixCodec:

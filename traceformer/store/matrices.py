@@ -5,7 +5,8 @@
 3. What goes to disk is looked through for inf and NaN, and compressed as soon as there is enough of it for a chunk:
    it is still in the processor's cache, and no square is kept. Chunks behind an example's last row are left out, which
    reads as zeros, but for the first of each.
-4. What stays in memory is kept at its true size.
+4. Where one text's chunks would fill the memory, they go to files meanwhile: see `appended`.
+5. What stays in memory is kept at its true size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from traceformer.errors import Unsupported
 from traceformer.shapes import Shaped
 from traceformer.sites import ArraySpec
+from traceformer.store.appended import Appending, Scratch, is_appended
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
@@ -58,9 +60,15 @@ class Matrices(Protocol):
 
 
 class CompressedMatrices:
-    """Matrices on their way to disk: of each chunk, what it is compressed to."""
+    """Matrices on their way to disk: of each chunk, what it is compressed to.
 
-    def __init__(self, layout: RunLayout, spec: ArraySpec) -> None:
+    Attributes:
+        appending: The files that they go to meanwhile; None where what they are compressed to is kept here.
+    """
+
+    def __init__(self, layout: RunLayout, spec: ArraySpec, scratch: Scratch | None = None) -> None:
+        is_long = scratch is not None and is_appended(layout, spec)
+        self.appending = Appending(layout, spec, scratch) if is_long and scratch is not None else None
         self._layout, self._spec = layout, spec
         self._stored: Stored = layout.stored(spec)
         self._dtype = ON_DISK[self._stored]
@@ -83,6 +91,8 @@ class CompressedMatrices:
         self._made.clear()
         self._kept.clear()
         self._unfit.clear()
+        if self.appending is not None:
+            self.appending.begin()
 
     def take(self, slot: int, layer: int, first: int, block: Rows) -> None:
         heads, rows, keys = block.shape
@@ -93,9 +103,12 @@ class CompressedMatrices:
         for start in range(0, rows, at_once):
             self._append(slot, layer, self._as_cells(layer, first + start, block[:, start : start + at_once]))
         self._next = (slot, layer, first + rows)
-        if first + rows == self._queries[slot] and self._used:
-            self._chunk[:, self._used :] = 0
-            self._flush(slot, layer)
+        if first + rows == self._queries[slot]:
+            if self._used:
+                self._chunk[:, self._used :] = 0
+                self._flush(slot, layer)
+            if self.appending is not None:
+                self.appending.end(layer)
 
     def make(self, layer: int, batch: Batch) -> None:
         made = [[list[Chunk]() for _ in batch.heads] for _ in batch.slots]
@@ -140,8 +153,12 @@ class CompressedMatrices:
                 self._flush(slot, layer)
 
     def _flush(self, slot: int, layer: int) -> None:
-        for made, cells in zip(self._made[slot, layer], self._chunk, strict=True):
-            made.append(self._kept.keep(self._compress(cells)))
+        for head, cells in enumerate(self._chunk):
+            chunk = self._compress(cells)
+            if self.appending is None:
+                self._made[slot, layer][head].append(self._kept.keep(chunk))
+            else:
+                self.appending.keep(layer, head, chunk)
         self._used = 0
 
     def nonfinite(self, slot: int) -> NonFinite | None:

@@ -4,10 +4,8 @@ Each example's matrices are kept at their true size, each shard's token rows bac
 them, so that the same code reads them and `Run.save` writes the same bytes.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +25,7 @@ from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
+from traceformer.store.room import amount, available_memory
 from traceformer.store.run import Run
 from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import n_cells, unfold
@@ -35,10 +34,9 @@ from traceformer.store.zarr3 import Array, along_layers
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MemorySource", "MemoryWriter", "available_memory", "check_memory"]
+__all__ = ["MemorySource", "MemoryWriter", "check_memory"]
 
 _BUFFERS = 2
-_MEMINFO = Path("/proc/meminfo")
 
 Values = Shaped[np.ndarray, "..."]
 
@@ -91,7 +89,7 @@ class MemorySource:
     ) -> Shaped[np.ndarray, "*lead query key"]:
         kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
         keys = self.index.length(row, spec.key.key_stack)
-        queries = queries or range(self.index.length(row, spec.key.stack))
+        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
         if not triangle:
             return kept[..., queries.start : queries.stop, :].copy()
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
@@ -271,22 +269,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
     free = available_memory()
     if free is not None and needed > free:
         raise OutOfSpace(
-            f"the run takes up to {_amount(needed)} of memory, {_amount(free)} are free",
+            f"the run takes up to {amount(needed)} of memory, {amount(free)} are free",
             why=f"{len(next(iter(lengths.values())))} examples, {len(layout.arrays)} arrays",
             hint="with `out` it goes to disk; or record fewer sites, layers or examples",
         )
-
-
-def available_memory() -> int | None:
-    """Returns the bytes of memory that can be had now, or else all that the machine has; None if nobody says."""
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def _amount(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"

@@ -139,6 +139,8 @@ class RunMeta:
         left_out: Sites of a group that the model does not have.
         labels: What a classifier's labels are called, in the order of its logits.
         projection: The directions that were projected onto while recording: their `names`, and the `site`.
+        head_metrics: How head metrics were worked out while recording: their `names`, the `convention`, the `window` of
+            `local_mass`, what patterns were `rounded_to`, and of each attention the layers that look `ahead`.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
         quantised: How its weights were quantised, if they were.
@@ -176,6 +178,7 @@ class RunMeta:
     step: int | None = None
     labels: tuple[str, ...] | None = None
     projection: Mapping[str, Any] | None = None
+    head_metrics: Mapping[str, Any] | None = None
     time: str | None = None
     dims: Mapping[Stack, Dims] = field(default_factory=dict[Stack, Dims])
     attention: AttentionFacts = AttentionFacts()
@@ -285,6 +288,14 @@ def _projection(value: Any) -> Mapping[str, Any] | None:
     return value if stated else None
 
 
+def _head_metrics(value: Any) -> Mapping[str, Any] | None:
+    if not isinstance(value, Mapping) or not _texts(value.get("names")) or not _is_int(value.get("window")):
+        return None
+    ahead = value.get("ahead")
+    stated = isinstance(ahead, Mapping) and all(_whole_numbers(layers) is not None for layers in ahead.values())
+    return value if stated and _text(value.get("convention")) is not None else None
+
+
 def _texts(value: Any) -> tuple[str, ...] | None:
     listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
     return tuple(value) if listed else None
@@ -368,6 +379,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "left_out": _texts,
     "labels": _texts,
     "projection": _projection,
+    "head_metrics": _head_metrics,
     "time": _text,
     "dims": _dims,
     "attention": _attention,

@@ -28,6 +28,7 @@ from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.source import Source
+from traceformer.store.topk import TopKeys
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
 
@@ -278,17 +279,20 @@ class Run:
         side: str | None = None,
         kind: str | None = None,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
         Of a site with one row per example it is (d) or (layer, head, d), and NaN for an example without tokens. A
-        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
+        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`. Of matrices `queries`
+        are the rows to read, `slice(-1, None)` the last one: no more is in memory.
 
         Raises:
             ExampleNotFound, NotRecorded: it is not in this run.
             SelectionError: nor is that layer or head; the message names the stored ones.
+            OutOfSpace: matrices that are larger than the memory.
         """
-        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype)
+        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype, queries)
 
     # The padded store's names for it
 
@@ -301,12 +305,33 @@ class Run:
         kind: str | None = None,
         *,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Float[np.ndarray, "..."]:
         """Returns attention patterns `([layer,] [head,] query, key)`: rows are where each query looks.
 
-        With two stacks that have them, `side` is `enc`.
+        With two stacks that have them, `side` is `enc`. `queries` are the rows to read, all by default.
         """
-        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head, dtype=dtype)
+        key = self.spec("attn_pattern", side, kind, prefer="enc").key
+        return self.get(example, key, layer, head, dtype=dtype, queries=queries)
+
+    def attn_topk(
+        self,
+        example: int | str,
+        layer: int | None = None,
+        head: int | None = None,
+        side: str | None = None,
+        kind: str | None = None,
+    ) -> TopKeys:
+        """Returns the largest keys of each query `([layer,] [head,] query, rank)`, their weights, and what others have.
+
+        Of a run that was recorded with `store_topk`; see `attn` for `side`.
+        """
+        key = self.spec("attn_topk", side, kind, prefer="enc").key
+        keys, weights, rest = (
+            self.get(example, key._replace(site=site), layer, head)
+            for site in ("attn_topk", "attn_topk_weight", "attn_topk_rest")
+        )
+        return TopKeys(keys, weights, rest[..., 0])
 
     def qkv(
         self,

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from traceformer.core.kernels import Gathered, crc32c
+from traceformer.core.kernels import Gathered
+from traceformer.core.kernels import crc32c as crc32c_of
 from traceformer.core.library import Core, core
-from traceformer.shapes import Bool, Int64
+from traceformer.shapes import Bool, Int64, Shaped
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import Checksum
@@ -32,9 +33,20 @@ from traceformer.store.names import Codec, MatrixCodec
 from traceformer.store.objects.path import AnyPath
 from traceformer.store.placing import Group
 
-__all__ = ["CutChunks", "compress", "framed", "is_written_directly", "write_chunk", "write_shard"]
+__all__ = [
+    "ABSENT",
+    "CutChunks",
+    "compress",
+    "crc32c",
+    "framed",
+    "index_of",
+    "is_written_directly",
+    "write_chunk",
+    "write_shard",
+]
 
-_ABSENT = (2**64 - 1, 2**64 - 1)
+ABSENT = (2**64 - 1, 2**64 - 1)
+"""Offset and size of a chunk that is left out."""
 _MOST_CORES = 8
 _AT_ONCE = 256 << 10  # bytes that are framed, hashed and copied while they are in the processor's cache
 
@@ -113,12 +125,12 @@ def _write_gathered(group: WriteGroup, path: AnyPath, chunks: Iterable[Chunk | N
     places = kept.places() if isinstance(kept, CutChunks) else _Places.of(kept)
     gathered = Gathered(there, places.addresses, places.sizes)
     table = np.empty((len(places.present), 2), "<u8")
-    table[:] = _ABSENT
+    table[:] = ABSENT
     framed_sizes = places.sizes + 4
     table[places.present, 0] = np.cumsum(framed_sizes) - framed_sizes
     table[places.present, 1] = framed_sizes
     index = table.reshape(-1).view(np.uint8)
-    crc = crc32c(there, index).to_bytes(4, "little")
+    crc = crc32c_of(there, index).to_bytes(4, "little")
     written = group.write_filled(path, gathered.write, index.tobytes() + crc)
     return written._replace(mark=(gathered.crcs[-1:].astype("<u4").tobytes() + crc).hex())
 
@@ -132,7 +144,7 @@ def write_chunk(group: Group, paths: Iterable[AnyPath], chunk: Chunk) -> None:
 
 def framed(chunk: Chunk) -> tuple[memoryview, memoryview]:
     """Returns a chunk as it is stored: its bytes, and their crc32c."""
-    return chunk.data, memoryview(_crc32c(chunk))
+    return chunk.data, memoryview(crc32c(chunk))
 
 
 def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memoryview]:
@@ -142,9 +154,9 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
     offset = gathered = 0
     for chunk in chunks:
         if chunk is None:
-            index.append(_ABSENT)
+            index.append(ABSENT)
             continue
-        crcs.append(_crc32c(chunk))
+        crcs.append(crc32c(chunk))
         index.append((offset, chunk.nbytes + 4))
         offset += chunk.nbytes + 4
         if chunk.nbytes < _AT_ONCE:
@@ -158,12 +170,19 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
         if gathered >= _AT_ONCE:
             yield memoryview(b"".join(together))
             together, gathered = [], 0
-    table = np.array(index, "<u8").reshape(-1).view(np.uint8)
-    crcs.append(_crc32c(table))
-    yield memoryview(b"".join((*together, table.data, crcs[-1])))
+    table = index_of(np.array(index, "<u8"))
+    crcs.append(table[-4:])
+    yield memoryview(b"".join((*together, table)))
 
 
-def _crc32c(data: Chunk) -> bytes:
+def index_of(places: Shaped[np.ndarray, "*chunks 2"]) -> bytes:
+    """Returns the index that ends a file: offset and size of each of its chunks, and the crc32c of these."""
+    table = places.reshape(-1).view(np.uint8)
+    return table.tobytes() + crc32c(table)
+
+
+def crc32c(data: Chunk) -> bytes:
+    """Returns the crc32c of some bytes, as it stands behind them."""
     if data.flags.writeable:  # the library takes nothing that could change under it
         data = data.view()
         data.flags.writeable = False

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.progress import quiet
+from traceformer.store.appended import Scratch
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
     CommitRecord,
@@ -102,7 +103,7 @@ class RunWriter:
         self._hint = f"free some space, then {'`resume=True`' if resumable else 'the same again'}"
         self._space = partial(free_space, folder, kept=self._kept, hint=self._hint)
         self._nan_is_unknown = head.about.unknown_rows == "NaN"
-        self._buffers = Buffers(head.layout)
+        self._buffers = Buffers(head.layout, self._scratch)
         self.bytes_written = 0
         self.on_commit: Callable[[CommitRecord], object] = quiet
         if self.pending:
@@ -209,6 +210,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Gives the lock back. What was committed stays, and the run can be resumed."""
+        self._buffers.close()
         self._lock.release()
 
     @property
@@ -245,6 +247,9 @@ class RunWriter:
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
         return self._buffers.take()
+
+    def _scratch(self, number: int) -> Scratch:
+        return Scratch(self.folder, f"{self._writer[0]}.{number}", self._space)
 
     def commit(
         self,

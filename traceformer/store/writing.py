@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.appended import Scratch
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.durable import WriteGroup
@@ -42,29 +43,37 @@ _SPARE_BYTES = 4 << 20
 
 
 class Buffers:
-    """The memory of the shards of one writer: one is filled while another is written."""
+    """The memory of the shards of one writer: one is filled while another is written.
 
-    def __init__(self, layout: RunLayout) -> None:
-        self._layout = layout
+    `scratch` says of each buffer, by number, where matrices go that no memory holds.
+    """
+
+    def __init__(self, layout: RunLayout, scratch: Callable[[int], Scratch | None] = lambda _: None) -> None:
+        self._layout, self._scratch = layout, scratch
         self._free: list[ShardBuffer] = []
-        self._made = 0
+        self._made: list[ShardBuffer] = []
         self._returned = threading.Condition()
 
     def take(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for one to be given back when both are in use."""
         with self._returned:
-            while not self._free and self._made == _BUFFERS:
+            while not self._free and len(self._made) == _BUFFERS:
                 self._returned.wait()
             if self._free:
                 return self._free.pop()
-            self._made += 1
-        return ShardBuffer(self._layout)
+            self._made.append(ShardBuffer(self._layout, scratch=self._scratch(len(self._made))))
+            return self._made[-1]
 
     def give_back(self, buffer: ShardBuffer) -> None:
         buffer.compressed.clear()
         with self._returned:
             self._free.append(buffer)
             self._returned.notify()
+
+    def close(self) -> None:
+        """Removes what went to files and was never committed."""
+        for buffer in self._made:
+            buffer.close()
 
 
 def shard_files(layout: RunLayout, shard: int) -> list[str]:
@@ -97,8 +106,14 @@ def write_arrays(
 
     def write(spec: ArraySpec) -> Sequence[tuple[str, Checksum]]:
         check_finite(shard, spec, buffer, nan_is_unknown=nan_is_unknown)
+        files, appending = buffer.layout.shard_files(spec, shard), buffer.appending(spec)
+        if appending is not None:
+            assert isinstance(group, WriteGroup), "only what is written to a disk is begun there"
+            appended = appending.name(group, [Path(folder / file) for file in files])
+            if appended is not None:
+                return list(zip(files, appended, strict=True))
         if is_written_directly(buffer.layout.codec_of(spec)):
-            chunks = zip(buffer.layout.shard_files(spec, shard), buffer.chunks(spec), strict=True)
+            chunks = zip(files, buffer.chunks(spec), strict=True)
             return [(file, write_shard(group, folder / file, part)) for file, part in chunks]
         if in_place and isinstance(folder, Path):
             return _through_tensorstore(folder, shard, spec, buffer)
@@ -185,7 +200,8 @@ def check_space(folder: Path, buffer: ShardBuffer, tokens: pa.Table, *, kept: st
         OutOfSpace: it has not; `kept` and `hint` say what is there, and what would work.
     """
     lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
-    needed = filled_bytes(buffer.layout, lengths) + tokens.nbytes + _SPARE_BYTES
+    pending = [spec for spec in buffer.layout.kept if buffer.appending(spec) is None]
+    needed = filled_bytes(buffer.layout, lengths, pending) + tokens.nbytes + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutOfSpace(

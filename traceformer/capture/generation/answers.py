@@ -34,6 +34,7 @@ from traceformer.capture.proofs.first import prove_first
 from traceformer.capture.proofs.fit import fitted
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.provenance import model_configuration, model_meta
+from traceformer.capture.reduced import refuse_growing
 from traceformer.capture.sharing import Sharing
 from traceformer.capture.sight import triangles_of
 from traceformer.errors import Unsupported, UsageError
@@ -181,6 +182,7 @@ def prepare_answers(
     with unedited(model.model):
         model = fitted(model, [each.row for each in read[:batch_size]], progress)
     plan = plan_arrays(selection, model.model, architecture=model.architecture)
+    refuse_growing(plan)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
     tokens = sum(prompt.row.length(stack) + sampling.max_tokens for prompt in read for stack in prompt.row.ids)

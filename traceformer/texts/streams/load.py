@@ -4,7 +4,6 @@ import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

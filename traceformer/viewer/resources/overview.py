@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.head_tally import attention_name
 from traceformer.analysis.statistics import logit_statistics
 from traceformer.analysis.thumbnails import part_starts
-from traceformer.questions.heads_of_run import attention_name
 from traceformer.questions.lens import recorded_lens
 from traceformer.questions.statistics import targets_of
 from traceformer.questions.thumbnails import pattern_arrays, thumbnail_groups

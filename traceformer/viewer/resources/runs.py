@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+from traceformer.analysis.head_tally import attention_name
 from traceformer.analysis.heads import METRICS
-from traceformer.questions.heads_of_run import attention_name
 from traceformer.store.commits import RunHead, committed_examples, has_lost_manifest
 from traceformer.store.folders import folder_bytes
 from traceformer.store.layout import MANIFEST, META
