@@ -4,6 +4,7 @@ Ray is started on this machine alone, unless there is an address of a cluster, o
 already. It is an extra, imported where it is used.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -103,10 +104,11 @@ class Ray:
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
+                logging_level=logging.ERROR,
             )
             return
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise NotFound(
                 f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="ray start --head begins one"
