@@ -23,7 +23,15 @@ from traceformer.shapes import Int64
 from traceformer.sites import ArraySpec
 from traceformer.store.layout import RunLayout
 
-__all__ = ["CompiledPatterns", "ExamplePatterns", "PatternSink", "cast", "compiled_patterns", "is_made", "kernel_stated"]
+__all__ = [
+    "CompiledPatterns",
+    "ExamplePatterns",
+    "PatternSink",
+    "cast",
+    "compiled_patterns",
+    "is_made",
+    "kernel_stated",
+]
 
 
 class ExamplePatterns(NamedTuple):

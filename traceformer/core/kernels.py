@@ -259,9 +259,7 @@ class Gathered:
         crcs: Those of the chunks that have been written.
     """
 
-    def __init__(
-        self, core: Core, addresses: Shaped[np.ndarray, "chunk"], sizes: Int64[np.ndarray, "chunk"]
-    ) -> None:
+    def __init__(self, core: Core, addresses: Shaped[np.ndarray, "chunk"], sizes: Int64[np.ndarray, "chunk"]) -> None:
         self._gather = core.function("gather")
         self._gather.restype = _I64
         self._addresses = np.ascontiguousarray(addresses, np.uint64)

@@ -88,9 +88,7 @@ class Making:
         self._floats: dict[int, Float32[np.ndarray, "_"]] = {}
         self._halves: dict[int, Shaped[np.ndarray, "_"]] = {}
 
-    def make(
-        self, batch: Batch, made: Sequence[list[list[Chunk]]], layer: int
-    ) -> dict[int, NonFinite]:
+    def make(self, batch: Batch, made: Sequence[list[list[Chunk]]], layer: int) -> dict[int, NonFinite]:
         """Appends the chunks of each example's heads to its lists; returns which examples' hold inf or NaN."""
         unfit: dict[int, NonFinite] = {}
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from traceformer.capture.batches import run_batches
-from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.compiled import kernel_stated
+from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import (
     check_for_texts,
     check_resumed,
