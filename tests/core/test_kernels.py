@@ -115,7 +115,11 @@ def test_patterns_are_the_softmax_to_one_step_of_float16(
     drawn: tuple[AttentionCall, range, Span, Span, bool], variant: str, data: st.DataObject
 ) -> None:
     call, heads, rows, keys, ahead = drawn
-    cuts = tuple(sorted(data.draw(st.sets(st.integers(1, max(1, rows.length - 1)), max_size=2)))) if rows.length > 1 else ()
+    cuts = (
+        tuple(sorted(data.draw(st.sets(st.integers(1, max(1, rows.length - 1)), max_size=2))))
+        if rows.length > 1
+        else ()
+    )
     found, fine = made(variant, call, heads, rows, keys, ahead=ahead, cuts=cuts)
     expected = exact(call, heads, rows, keys)
     assert fine
@@ -178,7 +182,7 @@ def test_a_query_that_may_look_nowhere_is_nan_as_torch_has_it(variant: str) -> N
 def test_casts_give_torch_s_bytes_and_tell_what_is_not_finite(
     data: st.DataObject, variant: str, dtype: torch.dtype
 ) -> None:
-    shape = data.draw(st.lists(st.integers(1, 5), min_size=0, max_size=3)) + [data.draw(st.integers(1, 40))]
+    shape = [*data.draw(st.lists(st.integers(1, 5), min_size=0, max_size=3)), data.draw(st.integers(1, 40))]
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
     bits = random.integers(0, 1 << 32, shape, dtype=np.uint32)
     source = torch.from_numpy(bits.view(np.float32))
@@ -268,7 +272,10 @@ def test_gathered_chunks_are_each_followed_by_its_crc32c(data: st.DataObject, va
     chunks = [random.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     addresses = np.array([chunk.ctypes.data for chunk in chunks], np.int64)
     gathered = kernels.Gathered(cored(variant), addresses, np.array(sizes, np.int64))
-    room, found = bytearray(data.draw(st.sampled_from((1, 3, 64, 30_000)) if sum(sizes) < 5000 else st.just(30_000))), b""
+    room, found = (
+        bytearray(data.draw(st.sampled_from((1, 3, 64, 30_000)) if sum(sizes) < 5000 else st.just(30_000))),
+        b"",
+    )
     while written := gathered.write(memoryview(room)):
         found += room[:written]
     crcs = [google_crc32c.value(chunk.tobytes()) for chunk in chunks]

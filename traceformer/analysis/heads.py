@@ -107,7 +107,7 @@ class Geometry:
         return self.queries * self.keys - int(self.sight.count(self.queries, self.keys).sum())
 
     def places(self) -> tuple[Int[np.ndarray, "position"], Int[np.ndarray, "position"]] | None:
-        """Returns for each token where the same one is before it and behind it, worked out once; None without tokens."""
+        """Returns for each token where the same one is before it and behind it, worked out once; None without any."""
         if self.tokens is None:
             return None
         if not self._places:

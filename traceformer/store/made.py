@@ -156,7 +156,7 @@ class Making:
         return self._halves[thread][:size]
 
 
-def make_whole(batch: Batch, targets: Sequence[Shaped[np.ndarray, "head *cells"]], *, triangle: bool) -> None:
+def make_whole(batch: Batch, targets: Sequence[Shaped[np.ndarray, "head ..."]], *, triangle: bool) -> None:
     """Makes each example's patterns where they stay: (head, query, key), or (head, cell) of a triangle."""
 
     def work(_: int, example: int, heads: slice) -> None:

@@ -1,10 +1,12 @@
 """The lower triangle of a square, row after row: all that a causal pattern has.
 
 Cell q(q + 1)/2 + k is query q's weight on key k, so n tokens fill the first n(n + 1)/2 cells, whatever there is
-room for. The compiled core copies row after row, both ways. Without it: into triangles rows are copied one by one, of all heads together (12 heads of 128 tokens take 0.08 ms, of 1024
-3 ms): of boolean masks, `take`, and torch's `copy_`, `index_select` and `masked_select` none is faster from there on.
-Out of triangles a boolean mask is, since numpy copies stretches of it (one head of 154 tokens takes 0.01 ms, of 1024
-0.3).
+room for. The compiled core copies row after row, both ways.
+
+Without it: into triangles rows are copied one by one, of all heads together (12 heads of 128 tokens take 0.08 ms, of
+1024 3 ms): of boolean masks, `take`, and torch's `copy_`, `index_select` and `masked_select` none is faster from there
+on. Out of triangles a boolean mask is, since numpy copies stretches of it (one head of 154 tokens takes 0.01 ms, of
+1024 0.3).
 """
 
 import numpy as np
