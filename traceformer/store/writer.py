@@ -10,7 +10,7 @@ Writer w of W writes the shards k with k mod W = w under its own lock; no two wr
 else hands the shards out, each to one writer at a time (`capture.workers`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
