@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server
-from tests.store.bucket_server import Fault, Request, Bucket
+from tests.store.bucket_server import Bucket, Fault, Request
 from traceformer.errors import NotFound, Unreachable, UsageError
 from traceformer.store.objects import client
 from traceformer.store.objects.path import ObjectPath, as_path, is_bucket
@@ -130,7 +130,9 @@ class TestBucketOfS3:
     def test_a_conditional_write_whose_answer_is_lost_is_understood(self, bucket: Bucket, fault: Fault) -> None:
         path = bucket.place("run/commits/0.json")
 
-        def only_writes(request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))) -> Any:
+        def only_writes(
+            request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))
+        ) -> Any:
             return next(failing) if request.method == "PUT" else None
 
         bucket.proxy.fault = only_writes

@@ -163,7 +163,9 @@ class ObjectStore:
         starts, lengths = [start for start, _ in filled], [length for _, length in filled]
 
         def read() -> list[bytes]:
-            return [bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)]
+            return [
+                bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)
+            ]
 
         parts = iter(self._tried(key, read))
         return [next(parts) if length else b"" for _, length in ranges]
@@ -177,7 +179,7 @@ class ObjectStore:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, State]]:
+    def listing(self, prefix: str) -> Iterator[tuple[str, State]]:
         """Yields the keys that begin with `prefix/`, in order, and their states."""
         import obstore
 
@@ -326,7 +328,9 @@ class ObjectStore:
             raise Unsupported(f"{self.name} has no writes on a condition", why=_told(error)) from error
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or (status is not None and 400 <= status < 500 and status not in _AGAIN):
-            raise Unreachable(f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials") from error
+            raise Unreachable(
+                f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials"
+            ) from error
 
     def _no_bucket(self) -> NotFound:
         return NotFound(f"no bucket {self.name}", hint="make it first, or look at the endpoint")
