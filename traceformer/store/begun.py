@@ -95,7 +95,9 @@ def begin(folder: AnyPath, head: RunHead, *, joins: bool, overwrite: bool) -> Ru
         except FileExistsError:  # somebody was quicker
             if joins:
                 return begun_head(built, head)
-            raise RunExists(f"another process is writing {built}", hint="wait for it, or choose another `out`") from None
+            raise RunExists(
+                f"another process is writing {built}", hint="wait for it, or choose another `out`"
+            ) from None
         if isinstance(built, ObjectPath):
             _check_conditions(built)
         return head
