@@ -160,7 +160,9 @@ def record(
     workers = as_engine(engine)
     if workers is not None:
         if isinstance(model, LoadedModel):
-            raise UsageError("a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder")
+            raise UsageError(
+                "a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder"
+            )
         load = partial(load_model, model, with_head=selection.needs_head)
         read = partial(read_texts, cast(AskedTexts, texts), **reading)
         with watched(progress) as shown:

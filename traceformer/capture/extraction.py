@@ -74,9 +74,7 @@ class Extraction:
     def n_examples(self, shards: Iterable[int]) -> int:
         return sum(len(self.layout.shard_range(shard)) for shard in shards)
 
-    def record(
-        self, writer: Writer, shards: Iterable[int | None], counting: Counting
-    ) -> None:
+    def record(self, writer: Writer, shards: Iterable[int | None], counting: Counting) -> None:
         """Records shards and commits them.
 
         Args:
@@ -166,5 +164,3 @@ def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[
 
 def tokens_of(rows: Sequence[Encoded], batch: Sequence[int]) -> int:
     return sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
-
-

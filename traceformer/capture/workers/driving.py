@@ -52,7 +52,9 @@ def record_on(engine: Ray, prepare: Callable[[], Ready], place: Place, progress:
     with engine.session() as ray, _Driving(ray, engine, prepare, place, progress).workers_ended() as driving:
         run = Run(driving.run())
     if place.thumbnails and run.finished:
-        present(run, "thumbnails", lambda done, of: progress(replace(driving.progress(), message=f"drawing {done} of {of}")))
+        present(
+            run, "thumbnails", lambda done, of: progress(replace(driving.progress(), message=f"drawing {done} of {of}"))
+        )
     return run
 
 
@@ -74,12 +76,12 @@ class _Worker:
 class _Driving:
     """The state of a recording by workers."""
 
-    def __init__(
-        self, ray: Any, engine: Ray, prepare: Callable[[], Ready], place: Place, progress: OnProgress
-    ) -> None:
+    def __init__(self, ray: Any, engine: Ray, prepare: Callable[[], Ready], place: Place, progress: OnProgress) -> None:
         self._ray, self._engine, self._place, self._report = ray, engine, place, progress
         self._prepare = ray.put(prepare)
-        self._actor = ray.remote(**engine.resources, max_restarts=0, max_concurrency=_METHODS_AT_A_TIME)(RecordingWorker)
+        self._actor = ray.remote(**engine.resources, max_restarts=0, max_concurrency=_METHODS_AT_A_TIME)(
+            RecordingWorker
+        )
         self._workers: list[_Worker] = []
         self._started = 0
         self._ledger: Ledger | None = None

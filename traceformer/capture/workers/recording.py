@@ -36,9 +36,7 @@ class Ready(Protocol):
 
     def open(self, place: "Place") -> "RunWriter | MemoryWriter": ...
 
-    def record(
-        self, writer: "RunWriter | MemoryWriter", shards: Iterable[int | None], counting: Counting
-    ) -> None: ...
+    def record(self, writer: "RunWriter | MemoryWriter", shards: Iterable[int | None], counting: Counting) -> None: ...
 
 
 class Opened(NamedTuple):
