@@ -11,7 +11,8 @@ import pytest
 
 import traceformer as tf
 from tests.store import runs, streams
-from tests.store.buckets import SECRET, BucketServer, bucket_server
+from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY
+from tests.store.buckets import BucketServer, shared_bucket
 from traceformer import TraceStore
 from traceformer.errors import CorruptRun, NotFound, Unreachable, UsageError
 from traceformer.store.folders import find_runs, list_runs
@@ -20,7 +21,7 @@ from traceformer.store.run import Run
 
 @pytest.fixture(scope="module")
 def server() -> Generator[BucketServer]:
-    with bucket_server() as made:
+    with shared_bucket() as made:
         yield made
 
 
@@ -135,15 +136,12 @@ def test_a_chunk_that_was_just_read_is_not_asked_for_again(server: BucketServer,
 
 
 def test_a_bucket_that_fails_for_a_while_loses_nothing(server: BucketServer, local: Run, remote: Run) -> None:
-    faults = itertools.cycle(["500", None, "slow", None, "broken", None, "503", None, "short", None])
-    server.fails = lambda asked: next(faults)
-    try:
+    faults = itertools.cycle(["500", None, None, "broken", None, None, "503", None, None, "short", None, None])
+    with server.failing(lambda asked: next(faults)):
         run = Run(str(remote.folder))
         assert np.array_equal(run.activations("resid_mid", 4), local.activations("resid_mid", 4))
         assert all(np.array_equal(run.attn(i), local.attn(i)) for i in range(3))
         assert run.table.equals(local.table)
-    finally:
-        server.fails = lambda asked: None
 
 
 def test_verify_says_what_is_missing_foreign_or_changed(server: BucketServer, local: Run) -> None:
@@ -222,12 +220,8 @@ def test_what_is_not_there_is_said(server: BucketServer, remote: Run) -> None:
 
 
 def test_a_refusal_tells_no_credentials(server: BucketServer, remote: Run) -> None:
-    server.fails = lambda asked: "denied"
-    try:
-        with pytest.raises(Unreachable) as refused:
-            Run(str(remote.folder))
-    finally:
-        server.fails = lambda asked: None
-    assert SECRET not in str(refused.value)
-    assert "AKIA" not in str(refused.value)
+    with server.failing(lambda asked: "denied"), pytest.raises(Unreachable) as refused:
+        Run(str(remote.folder))
+    assert SECRET_KEY not in str(refused.value)
+    assert ACCESS_KEY not in str(refused.value)
     assert refused.value.exit_code == 3

@@ -179,7 +179,7 @@ class ObjectStore:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, State]]:
+    def listing(self, prefix: str) -> Iterator[tuple[str, State]]:
         """Yields the keys that begin with `prefix/`, in order, and their states."""
         import obstore
 

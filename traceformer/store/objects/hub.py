@@ -100,7 +100,7 @@ class HubBucket:
         found = self._asked(key, lambda: [*self._api.get_bucket_paths_info(self._bucket, [key])])
         return next((_state(each) for each in found if each.path == key), None)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, State]]:
+    def listing(self, prefix: str) -> Iterator[tuple[str, State]]:
         """Yields the keys that begin with `prefix/`, in order, and their states."""
         yield from sorted((each.path, _state(each)) for each in self._tree(prefix, deep=True) if each.type == "file")
 
