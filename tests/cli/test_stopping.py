@@ -40,9 +40,7 @@ def test_a_generation_that_is_to_end_keeps_what_it_has_and_says_how_it_goes_on(
     (tmp_path / "prompts.txt").write_text("".join(f"The function number {i} returns\n" for i in range(40)))
     out = tmp_path / "run"
     asked = f"generate --model byte --prompts {tmp_path}/prompts.txt --max-tokens 40 --batch-size 2 --out-dir {out}"
-    code, told = stopped(
-        asked.split(), number, lambda: (tmp_path / "_tmp_run/commits/0.json").exists()
-    )
+    code, told = stopped(asked.split(), number, lambda: (tmp_path / "_tmp_run/commits/0.json").exists())
     assert code == 75
     again = f"traceformer {asked} --resume"
     assert told == [f"error: stopped by {number.name}; what was finished is kept", f"try:   {again}"]

@@ -101,7 +101,9 @@ class Proxy:
             self.requests.append(request)
             return request, self.fault(request)
 
-    def forward(self, request: Request, target: str, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(
+        self, request: Request, target: str, headers: dict[str, str]
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(*self._to, timeout=60)
         try:
             connection.request(request.method, target, request.body, headers)

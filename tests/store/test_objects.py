@@ -130,7 +130,9 @@ class TestBucketOfS3:
     def test_a_conditional_write_whose_answer_is_lost_is_understood(self, bucket: Bucket, fault: Fault) -> None:
         path = bucket.place("run/commits/0.json")
 
-        def only_writes(request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))) -> Any:
+        def only_writes(
+            request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))
+        ) -> Any:
             return next(failing) if request.method == "PUT" else None
 
         bucket.proxy.fault = only_writes

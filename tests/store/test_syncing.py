@@ -31,7 +31,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Generator[HubServer]:
         made.buckets["me/runs"] = {}
         opening.open_bucket.cache_clear()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it is on this machine
-        monkeypatch.setattr("traceformer.store.objects.hub.open_hub_bucket", lambda name: HubBucket(name, FakeApi(made)))
+        monkeypatch.setattr(
+            "traceformer.store.objects.hub.open_hub_bucket", lambda name: HubBucket(name, FakeApi(made))
+        )
         yield made
     opening.open_bucket.cache_clear()
 

@@ -83,7 +83,10 @@ class RunSummary:
             (self._source()[0], f"{self._source()[1]}, {', '.join(stacks)}"),
             *([("labels", ", ".join(map(printable, self.labels)))] if self.labels else ()),
             ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
-            *(("computed", "by " + (str(each) if len(self.computed) > 1 else str(each.host))) for each in self.computed),
+            *(
+                ("computed", "by " + (str(each) if len(self.computed) > 1 else str(each.host)))
+                for each in self.computed
+            ),
         )
         rows = [
             (

@@ -60,7 +60,14 @@ def measured_on(
     """Returns the same metrics: each layer of each attention is measured by one worker, from the first row to the last."""
     specs = _patterns(store)
     parts = [(str(spec.key), layer) for spec in specs for layer in spec.layers]
-    measure = partial(_measured_layer, str(store.on_disk().folder.absolute()), convention, window, tuple(rows), engine.threads_per_worker)
+    measure = partial(
+        _measured_layer,
+        str(store.on_disk().folder.absolute()),
+        convention,
+        window,
+        tuple(rows),
+        engine.threads_per_worker,
+    )
     measured: list[HeadMetrics] = []
     for metrics in engine.map(measure, parts):
         measured.append(metrics)
@@ -119,7 +126,9 @@ def _measured(
         return measurement.metrics()
 
 
-def _joined(store: Run, rows: Sequence[int], specs: Sequence[ArraySpec], measured: Sequence[HeadMetrics]) -> HeadMetrics:
+def _joined(
+    store: Run, rows: Sequence[int], specs: Sequence[ArraySpec], measured: Sequence[HeadMetrics]
+) -> HeadMetrics:
     table = store.table
     texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
     model, source = store.about.model_and_adapter, str(store.folder or store.name)

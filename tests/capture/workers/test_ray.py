@@ -29,9 +29,7 @@ def one_session() -> Iterator[None]:
         import ray
     except ImportError:
         skip("ray")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False
-    )
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     yield
     ray.shutdown()
 

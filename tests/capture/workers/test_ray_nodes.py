@@ -39,9 +39,7 @@ def test_a_cluster_that_loses_a_node_finishes(tiny_folder: Callable[..., Path], 
                 lost = True
                 cluster.remove_node(other, allow_graceful=False)
 
-        run = tf.record(
-            model, "demo", "attn resid", shard_examples=2, out=out, engine=Ray(workers=2), progress=lose
-        )
+        run = tf.record(model, "demo", "attn resid", shard_examples=2, out=out, engine=Ray(workers=2), progress=lose)
     finally:
         ray.shutdown()
         cluster.shutdown()

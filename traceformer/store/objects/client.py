@@ -163,7 +163,9 @@ class ObjectStore:
         starts, lengths = [start for start, _ in filled], [length for _, length in filled]
 
         def read() -> list[bytes]:
-            return [bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)]
+            return [
+                bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)
+            ]
 
         parts = iter(self._tried(key, read))
         return [next(parts) if length else b"" for _, length in ranges]
@@ -321,12 +323,16 @@ class ObjectStore:
                 why="neither the environment nor this machine has any",
                 hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if it is public",
             ) from error
+        if "NoSuchBucket" in text:
+            raise self._no_bucket() from error
         status = status_of(text)
         if isinstance(error, exceptions.NotSupportedError) or status == 501:
             raise Unsupported(f"{self.name} has no writes on a condition", why=_told(error)) from error
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or (status is not None and 400 <= status < 500 and status not in _AGAIN):
-            raise Unreachable(f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials") from error
+            raise Unreachable(
+                f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials"
+            ) from error
 
     def _no_bucket(self) -> NotFound:
         return NotFound(f"no bucket {self.name}", hint="make it first, or look at the endpoint")

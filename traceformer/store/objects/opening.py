@@ -15,8 +15,9 @@ from traceformer.errors import NotFound
 from traceformer.store.objects.client import ObjectStore, Stores
 
 if TYPE_CHECKING:
-    from traceformer.store.objects.hub import HubBucket
     from obstore.store import ObjectStore as AnyStore
+
+    from traceformer.store.objects.hub import HubBucket
 
 __all__ = ["SCHEMES", "open_bucket"]
 
