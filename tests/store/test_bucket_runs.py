@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server, runs, steps
-from tests.store.bucket_server import Fault, Request, Bucket
+from tests.store.bucket_server import Bucket, Fault, Request
 from tests.store.contract import worlds
 from traceformer.errors import RunExists, Unsupported, UsageError
 from traceformer.store.commits import committed_shards, verify_run

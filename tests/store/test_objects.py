@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server
-from tests.store.bucket_server import Fault, Request, Bucket
+from tests.store.bucket_server import Bucket, Fault, Request
 from traceformer.errors import NotFound, Unreachable, UsageError
 from traceformer.store.objects import client
 from traceformer.store.objects.path import ObjectPath, as_path, is_bucket

@@ -61,8 +61,8 @@ def _open_s3(bucket: str, waiting: dict[str, Any]) -> "AnyStore":
     stated: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     profile = _profile()
     if profile is not None:
-        region = profile.session.region_name
-        stated |= {"credential_provider": profile, **({"region": region} if region else {})}
+        provider, region = profile
+        stated |= {"credential_provider": provider, **({"region": region} if region else {})}
     return S3Store(bucket, client_options=options, retry_config=_once(), **stated)
 
 
@@ -80,8 +80,8 @@ def _once() -> Any:
     return {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 
-def _profile() -> Any:
-    """Returns what reads a profile of `~/.aws`, or None where credentials come from elsewhere."""
+def _profile() -> tuple[Any, str | None] | None:
+    """Returns what reads a profile of `~/.aws`, and its region; None where credentials come from elsewhere."""
     if any(name in os.environ for name in (*_OWN_KEYS, *_OWN_KEYS_TOO)):
         return None
     files = [
@@ -91,8 +91,12 @@ def _profile() -> Any:
     if "AWS_PROFILE" not in os.environ and not any(Path(file).expanduser().exists() for file in files):
         return None
     try:
+        import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ModuleNotFoundError as error:
         why = f"credentials are in a profile ({' or '.join(files)}), which boto3 reads"
         raise NotFound("no credentials for a bucket", why=why, hint="pip install boto3") from error
-    return Boto3CredentialProvider()
+    session = boto3.Session()
+    if session.get_credentials() is None:  # a file that says where, and not who
+        return None
+    return Boto3CredentialProvider(session), session.region_name
