@@ -36,14 +36,14 @@ def remote(local: Run, server: BucketServer) -> Run:
     return Run(str(server.put_folder(local.folder, "runs/run")))
 
 
-def same(one: Run, other: Run) -> None:
-    """Every array, example by example, layer by layer, and all examples together."""
+def same(one: Run, other: Run, *, every: bool = False) -> None:
+    """Every array, example by example, and all examples together; `every` layer and head, as read and as stored."""
     assert (one.ids, one.finished, one.arrays()) == (other.ids, other.finished, other.arrays())
     assert one.table.equals(other.table)
-    for spec, dtype in itertools.product(one.layout.arrays, ("float32", "stored")):
-        for example in range(one.n):
+    for spec, dtype in itertools.product(one.layout.arrays, ("float32", "stored") if every else ("float32",)):
+        for example in range(0, one.n, 1 if every else 4):
             assert np.array_equal(one.get(example, spec.key, dtype=dtype), other.get(example, spec.key, dtype=dtype))
-        layers = [None, *spec.layers[-1:]] if spec.layers else [None]
+        layers = [None, *spec.layers[-1:]] if spec.layers and every else [*spec.layers[-1:]] or [None]
         heads = [None, *spec.heads[-1:]] if spec.heads and "kv_head" not in spec.site.axes else [None]
         for layer, head in itertools.product(layers, heads):
             here, there = (run.head(spec.key, layer, head, dtype=dtype) for run in (one, other))
@@ -56,7 +56,7 @@ def same(one: Run, other: Run) -> None:
             assert np.array_equal(
                 one.activations(spec.key, layer, dtype=dtype), other.activations(spec.key, layer, dtype=dtype)
             )
-            for shuffle in (False, True):
+            for shuffle in (False, True) if every else (True,):
                 batches = zip(
                     one.stream(spec.key, layer, 100, shuffle, dtype=dtype),
                     other.stream(spec.key, layer, 100, shuffle, dtype=dtype),
@@ -81,7 +81,7 @@ def test_a_run_in_a_bucket_gives_what_it_gives_on_disk(local: Run, remote: Run) 
 )
 def test_every_kind_of_array_is_the_same(options: dict[str, str], server: BucketServer, tmp_path: Path) -> None:
     folder = runs.write(tmp_path / "run", runs.plan(**options))
-    same(Run(folder), Run(server.put_folder(folder, f"every/{'-'.join(options.values()) or 'dec'}")))
+    same(Run(folder), Run(server.put_folder(folder, f"every/{'-'.join(options.values()) or 'dec'}")), every=True)
 
 
 def test_layers_that_are_another_arrays_are_read_there(

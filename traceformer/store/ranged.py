@@ -106,7 +106,7 @@ class RangedArray:
     def transpose(self, order: Sequence[int]) -> "RangedArray":
         return replace(self, shown=tuple(self.shown[axis] for axis in order))
 
-    def astype(self, dtype: np.dtype[Any]) -> "RangedArray":
+    def astype(self, dtype: Any) -> "RangedArray":
         """Returns the same, read as another type that holds its numbers exactly."""
         return replace(self, numpy_dtype=np.dtype(dtype))
 

@@ -323,6 +323,8 @@ class ObjectStore:
                 why="neither the environment nor this machine has any",
                 hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if it is public",
             ) from error
+        if "NoSuchBucket" in text:
+            raise self._no_bucket() from error
         status = status_of(text)
         if isinstance(error, exceptions.NotSupportedError) or status == 501:
             raise Unsupported(f"{self.name} has no writes on a condition", why=_told(error)) from error
