@@ -100,7 +100,11 @@ def _write(writer: RunWriter, lengths: list[int], shards: list[int]) -> None:
         _fill(buffer, own)
         table = _table(own) if table is None or table.num_rows != len(own) else table
         ids = pa.array([f"example-{number}" for number in numbers])
-        told = {"example_id": ids, "index": pa.array(list(numbers)), "text": pa.array([f"{_TEXT} {n}" for n in numbers])}
+        told = {
+            "example_id": ids,
+            "index": pa.array(list(numbers)),
+            "text": pa.array([f"{_TEXT} {n}" for n in numbers]),
+        }
         writer.commit(shard, buffer, pa.table({**told, **{name: table[name] for name in table.column_names}}))
 
 
@@ -129,7 +133,12 @@ def _table(lengths: list[int]) -> pa.Table:
 def _layout(n_examples: int) -> RunLayout:
     arrays = (ArraySpec(PATTERN, (0,), (0,)), ArraySpec(RESIDUAL, (0,), width=WIDTH))
     return RunLayout.plan(
-        arch="dec", arrays=arrays, n_examples=n_examples, longest={"dec": LONGEST}, mean={"dec": LONGEST / 2}, triangles=[PATTERN]
+        arch="dec",
+        arrays=arrays,
+        n_examples=n_examples,
+        longest={"dec": LONGEST},
+        mean={"dec": LONGEST / 2},
+        triangles=[PATTERN],
     )
 
 
@@ -211,7 +220,11 @@ def measure(folder: Path, turns: int, quick: bool, figures: Path | None) -> Iter
                 if what not in ("open", "resume"):
                     values = [probed(run, what) for _ in range(turns)]
                     yield row(f"{n_examples:,} examples: {what}, s", values, TARGETS.get(what))
-            yield row("  memory that the export of two takes, MB", [grown(run, "export of two") / _MB for _ in range(turns)], None)
+            yield row(
+                "  memory that the export of two takes, MB",
+                [grown(run, "export of two") / _MB for _ in range(turns)],
+                None,
+            )
     if figures:
         from traceformer.figures.style import styled
 

@@ -36,7 +36,9 @@ def test_curves_are_the_tables_of_all_steps(curves: HeadCurves) -> None:
     assert np.array_equal(curves.curve("induction", layer=3, head=1), curves.values["induction"][:, 4])
     told = curves.to_json()
     assert told["steps"] == [0, 1, 4, 100]
-    assert np.array_equal(told["attention"]["dec.self"]["metrics"]["induction"], curves.values["induction"].reshape(4, 2, 3))
+    assert np.array_equal(
+        told["attention"]["dec.self"]["metrics"]["induction"], curves.values["induction"].reshape(4, 2, 3)
+    )
     assert told["attention"]["dec.self"]["metrics"]["retrieval"][0] == [[None] * 3] * 2
 
 
@@ -44,7 +46,9 @@ def test_the_first_step_is_the_first_at_which_the_metric_is_reached(curves: Head
     for least in (0.0, 0.5, 0.9, 2.0):
         found = curves.first_step("induction", least)
         for row in range(6):
-            reached = [step for step, value in zip(STEPS, curves.values["induction"][:, row], strict=True) if value >= least]
+            reached = [
+                step for step, value in zip(STEPS, curves.values["induction"][:, row], strict=True) if value >= least
+            ]
             assert found[row] == reached[0] if reached else np.isnan(found[row])
     assert np.isnan(curves.first_step("retrieval", 0.1)).all()
 

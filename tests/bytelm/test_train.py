@@ -398,7 +398,13 @@ def test_models_of_chosen_steps_are_kept_and_load_by_themselves(quick: TrainSett
 
 @pytest.mark.parametrize(
     ("asked", "last", "kept"),
-    [("log", 1, (0, 1)), ("log", 9, (0, 1, 2, 4, 8, 9)), ("log", 8, (0, 1, 2, 4, 8)), ((3, 0, 3), 4, (0, 3)), ((), 4, ())],
+    [
+        ("log", 1, (0, 1)),
+        ("log", 9, (0, 1, 2, 4, 8, 9)),
+        ("log", 8, (0, 1, 2, 4, 8)),
+        ((3, 0, 3), 4, (0, 3)),
+        ((), 4, ()),
+    ],
 )
 def test_steps_to_keep(asked: tuple[int, ...] | Literal["log"], last: int, kept: tuple[int, ...]) -> None:
     assert steps_to_keep(asked, last) == kept

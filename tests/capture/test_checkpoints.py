@@ -85,7 +85,11 @@ def test_a_recording_that_was_interrupted_goes_on_to_the_same_runs(
 def test_what_is_gone_on_with_reads_the_same(training: Path, tmp_path: Path) -> None:
     out = tmp_path / "steps"
     tf.record_checkpoints([training / "checkpoint-2"], TEXTS, out=out)
-    for changed, of in (({"texts": TEXTS[:2]}, "texts and n_texts"), ({"capture": "resid"}, "capture"), ({"layers": [0]}, "layers")):
+    for changed, of in (
+        ({"texts": TEXTS[:2]}, "texts and n_texts"),
+        ({"capture": "resid"}, "capture"),
+        ({"layers": [0]}, "layers"),
+    ):
         with pytest.raises(ConfigurationChanged, match=f"begun with another {of}"):
             tf.record_checkpoints(training, changed.pop("texts", TEXTS), out=out, resume=True, **changed)
     with pytest.raises(ConfigurationChanged, match="another checkpoint of step 2"):
@@ -104,7 +108,9 @@ def test_runs_that_are_replaced_are_none_to_go_on_with(training: Path, tmp_path:
 
 def test_texts_are_encoded_once(training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, own = list[int](), Encoder.encode
-    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *rest: calls.append(len(texts)) or own(self, texts, *rest))
+    monkeypatch.setattr(
+        Encoder, "encode", lambda self, texts, *rest: calls.append(len(texts)) or own(self, texts, *rest)
+    )
     tf.record_checkpoints([training / "checkpoint-0"], TEXTS, out=tmp_path / "one")
     alone = len(calls)
     tf.record_checkpoints(training, TEXTS, out=tmp_path / "three")
@@ -167,7 +173,9 @@ def test_the_tokenizer_of_a_training_is_that_of_its_folder(tmp_path: Path) -> No
     assert found.load(device="cpu").tokenizer("ab")["input_ids"] == [97, 98]
 
 
-def test_checkpoints_of_nanochat_are_found_by_name_and_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_of_nanochat_are_found_by_name_and_by_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "base_checkpoints/d2"
     folder.mkdir(parents=True)
     for step in (100, 20):
@@ -183,7 +191,9 @@ def test_checkpoints_of_nanochat_are_found_by_name_and_by_folder(tmp_path: Path,
         find_checkpoints(folder)
 
 
-def test_runs_of_other_texts_are_not_put_along_one_axis(recorded: tf.TrainingRuns, training: Path, tmp_path: Path) -> None:
+def test_runs_of_other_texts_are_not_put_along_one_axis(
+    recorded: tf.TrainingRuns, training: Path, tmp_path: Path
+) -> None:
     shutil.copytree(recorded.folder, tmp_path / "steps")
     shutil.rmtree(tmp_path / "steps/step2")
     other = tf.record_checkpoints([training / "checkpoint-2"], TEXTS[:2], out=tmp_path / "other")

@@ -49,7 +49,11 @@ def test_heads_of_the_folder_are_curves(typed: Typed, place: Path, capsys: pytes
     assert f"{curves.names[best]}" in lines[lines.index(["induction"]) + 1]
     with (place / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["step"], row["layer"], row["head"]) for row in rows[:3]] == [("0", "0", "0"), ("0", "0", "1"), ("3", "0", "0")]
+    assert [(row["step"], row["layer"], row["head"]) for row in rows[:3]] == [
+        ("0", "0", "0"),
+        ("0", "0", "1"),
+        ("3", "0", "0"),
+    ]
     assert float(rows[3]["entropy"]) == pytest.approx(curves.at(3).values["entropy"][1])
     assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "wrote curves.csv and curves.png in" in err
@@ -77,13 +81,17 @@ def test_what_does_not_go_together_is_refused(
     assert said in err
 
 
-def test_checkpoints_need_a_folder(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_need_a_folder(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(place)
     assert main(RECORD.replace("--out_dir steps", "").split()) == 2
     assert "try:   --out_dir DIR" in capsys.readouterr().err
 
 
-def test_steps_to_keep_are_a_word_or_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_to_keep_are_a_word_or_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--keep-steps", "often"]) == 2
     assert "error: cannot read the steps 'often'" in capsys.readouterr().err

@@ -114,7 +114,13 @@ class HeadCurves:
         """Returns the metrics of each attention as (step, layer, head) lists, with None for NaN."""
         first, *_ = tables = [self.at(step).to_json() for step in self.steps]
         attention = {
-            name: {**own, "metrics": {metric: [table["attention"][name]["metrics"][metric] for table in tables] for metric in own["metrics"]}}
+            name: {
+                **own,
+                "metrics": {
+                    metric: [table["attention"][name]["metrics"][metric] for table in tables]
+                    for metric in own["metrics"]
+                },
+            }
             for name, own in first["attention"].items()
         }
         return {**first, "steps": list(self.steps), "attention": attention}

@@ -240,7 +240,9 @@ def extract(
     if not edits:  # which may change one of two arrays that are equal without them
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
     name = f"{model.name}_{rows.texts.source.name}_{rows.texts.source.split}_n{layout.n_examples}"
-    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), step=step, **batching.stated)
+    meta = replace(
+        with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), step=step, **batching.stated
+    )
     configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
     with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
         total = sum(len(layout.shard_range(shard)) for shard in writer.pending)

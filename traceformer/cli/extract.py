@@ -10,7 +10,17 @@ from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
 from traceformer.cli.checkpoints import record_checkpoints
-from traceformer.cli.choices import HOW, MODEL, SEVERAL, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
+from traceformer.cli.choices import (
+    HOW,
+    MODEL,
+    SEVERAL,
+    WHERE,
+    DerivedChoice,
+    Loading,
+    PlaceChoice,
+    SelectionChoice,
+    TextChoice,
+)
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 from traceformer.units import amount_of_bytes, duration
@@ -72,7 +82,12 @@ def extract(
 
     name = str(model_path or model or "roberta-base")
     if checkpoints:
-        refused = {"--model_path": model_path, "--revision": loading.revision, "--dry-run": dry_run, "--num-shards": num_shards > 1}
+        refused = {
+            "--model_path": model_path,
+            "--revision": loading.revision,
+            "--dry-run": dry_run,
+            "--num-shards": num_shards > 1,
+        }
         record_checkpoints(
             checkpoints,
             model,

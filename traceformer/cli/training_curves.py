@@ -81,5 +81,7 @@ def _of_metric(curves: "HeadCurves", metric: str) -> Iterator[str]:
     yield metric
     yield table(("step", *names), cells, numeric=range(len(names) + 1))
     first = curves.first_step(metric, _REACHED)
-    told = [f"{name} at step {first[row]:.0f}" for name, row in zip(names, rows, strict=True) if np.isfinite(first[row])]
+    told = [
+        f"{name} at step {first[row]:.0f}" for name, row in zip(names, rows, strict=True) if np.isfinite(first[row])
+    ]
     yield f"first at {_REACHED} or more: {', '.join(told) or 'none'}"

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.role_card import roles_figure as roles
     from traceformer.figures.style import theme
-    from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.training_curves import training_figure as training
+    from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
 __all__ = [

@@ -7,6 +7,7 @@
 4. Whatever else, told step by step.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ def _checkpoint(step: int, name: str | Path, model: str | None) -> Checkpoint:
         return Checkpoint(step, str(name))
     folder = Path(name)
     if not folder.is_dir():
-        raise NotFound(f"no checkpoint {name}", why="there is no such folder", hint="revisions need `model`, whose they are")
+        raise NotFound(
+            f"no checkpoint {name}", why="there is no such folder", hint="revisions need `model`, whose they are"
+        )
     return Checkpoint(step, str(folder), tokenizer=_tokenizer_of(folder))
 
 
@@ -108,9 +111,13 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
     for place in (folder / inside for inside in _INSIDE):
         named = [path for path in (place.iterdir() if place.is_dir() else ()) if _is_checkpoint(path)]
         if named:
-            return _in_order([Checkpoint(_step_of(path.name), str(path), tokenizer=_tokenizer_of(path)) for path in named])
+            return _in_order(
+                [Checkpoint(_step_of(path.name), str(path), tokenizer=_tokenizer_of(path)) for path in named]
+            )
     wanted = "folders such as checkpoint-500 or step500, each with a config.json"
-    raise NotFound(f"no checkpoints in {folder}", why=f"it should hold {wanted}", hint="traceformer train --keep-steps log")
+    raise NotFound(
+        f"no checkpoints in {folder}", why=f"it should hold {wanted}", hint="traceformer train --keep-steps log"
+    )
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -142,7 +149,7 @@ def _in_order(found: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
     if not found:
         raise UsageError("no checkpoints", hint="a folder of them, or names of revisions")
     ordered = sorted(found, key=lambda checkpoint: checkpoint.step)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in itertools.pairwise(ordered):
         if one.step == other.step:
             raise UsageError(f"two checkpoints of step {one.step}", why=f"{one} and {other}", hint="one of them")
     return tuple(ordered)

@@ -115,7 +115,9 @@ def checkpoints_of(model: str) -> list[Checkpoint]:
             )
     newest = find_checkpoint(source, tag)
     if not name and newest.folder.resolve() != Path(model).resolve():
-        raise UsageError(f"{model} is not in nanochat's folder", hint=f"NANOCHAT_BASE_DIR={Path(model).absolute().parents[1]}")
+        raise UsageError(
+            f"{model} is not in nanochat's folder", hint=f"NANOCHAT_BASE_DIR={Path(model).absolute().parents[1]}"
+        )
     return [replace(newest, step=step) for step in _steps_in(newest.folder)]
 
 

@@ -125,9 +125,7 @@ def heads(
         if texts is not None:
             raise UsageError("runs and texts", why="runs have their texts", hint="one of them")
         with steps_watched("measuring", progress) as told:
-            return _along_steps(
-                runs, told, convention=convention, window=window, examples=examples, limit=limit
-            )
+            return _along_steps(runs, told, convention=convention, window=window, examples=examples, limit=limit)
     if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")

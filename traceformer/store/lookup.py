@@ -1,4 +1,4 @@
-"""`examples.index`: where the example of an id is, and how long all of them are, without a record of a shard being read.
+"""`examples.index`: where the example of an id is, and how long all of them are, without reading a record of a shard.
 
 A finished run of more than `FEW_SHARDS` shards has one; of fewer, all records are read when it is opened. What it
 says of an id is held against the shard's record, and a run that has none, of an earlier version, is read without it.
@@ -155,7 +155,9 @@ def _pages(path: Path) -> Iterator[Callable[[int], bytes]]:
     def page(number: int) -> bytes:
         data = read_at(file, _PAGE, number * _PAGE)
         body, seal = data[:-8], data[-8:]
-        if len(data) < _PAGE or body[_CONTENT:] + seal != number.to_bytes(8, "little") + _xxh3(body).to_bytes(8, "little"):
+        if len(data) < _PAGE or body[_CONTENT:] + seal != number.to_bytes(8, "little") + _xxh3(body).to_bytes(
+            8, "little"
+        ):
             raise CorruptRun(
                 f"{path} was changed after it was written",
                 why=f"page {number} is not what was written there",

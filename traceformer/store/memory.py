@@ -104,7 +104,9 @@ class MemorySource:
         return along_layers([self.rows[kept.key][(*own, *slots)] for kept, own in pieces])
 
     def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
-        return self.table if columns is None else self.table.select([c for c in columns if c in self.table.column_names])
+        return (
+            self.table if columns is None else self.table.select([c for c in columns if c in self.table.column_names])
+        )
 
     def token_rows(self, rows: Sequence[int]) -> "pa.Table":
         from traceformer.store.tables import taken

@@ -1,5 +1,6 @@
 """Runs of the checkpoints of one training over the same texts: a folder of runs with an axis of steps."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,9 @@ class StepRun:
 class TrainingRuns:
     """The runs in a folder that say of which step of a training their model is, by step.
 
-        runs = tf.open_checkpoints("traces/byte_steps")
-        runs.run(512).attn(0, layer=2, head=3)
-        for run in runs: ...
+    runs = tf.open_checkpoints("traces/byte_steps")
+    runs.run(512).attn(0, layer=2, head=3)
+    for run in runs: ...
     """
 
     folder: Path
@@ -81,7 +82,13 @@ class TrainingRuns:
 
     def to_json(self) -> dict[str, Any]:
         runs = [
-            {"step": each.step, "run": str(each.folder), "model": each.model, "revision": each.revision, "finished": each.finished}
+            {
+                "step": each.step,
+                "run": str(each.folder),
+                "model": each.model,
+                "revision": each.revision,
+                "finished": each.finished,
+            }
             for each in self.all
         ]
         return {"folder": str(self.folder), "steps": list(self.steps), "runs": runs}
@@ -107,7 +114,9 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
         raise NotFound(f"no folder {folder}", hint="`record_checkpoints` makes a folder of runs")
     found: list[StepRun] = []
     for path in runs_in(place):
-        if path != unfinished_folder(path) or not final_folder(path).exists():  # what is to replace a run is not yet one
+        if (
+            path != unfinished_folder(path) or not final_folder(path).exists()
+        ):  # what is to replace a run is not yet one
             about = RunHead.read(path).about
             if about.step is not None:
                 found.append(StepRun(about.step, path, about.model, about.revision, (path / MANIFEST).exists()))
@@ -115,7 +124,9 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
         why = "no run there says of which step of a training its model is"
         raise NotFound(f"no checkpoints in {folder}", why=why, hint="`record_checkpoints` records them")
     found.sort(key=lambda each: each.step)
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         if one.step == other.step:
-            raise UsageError(f"two runs of step {one.step} in {folder}", why=f"{one.folder.name} and {other.folder.name}")
+            raise UsageError(
+                f"two runs of step {one.step} in {folder}", why=f"{one.folder.name} and {other.folder.name}"
+            )
     return TrainingRuns(place, tuple(found))

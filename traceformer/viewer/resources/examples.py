@@ -27,7 +27,9 @@ def examples(library: Library, query: Query) -> Json:
     found: Sequence[int] = range(run.n)
     if wanted:
         ids, texts = library.once(("texts", name, library.state(name)), lambda: (run.ids, _texts(run, None)))
-        found = [row for row, told in enumerate(zip(ids, texts, strict=True)) if any(wanted in t.casefold() for t in told)]
+        found = [
+            row for row, told in enumerate(zip(ids, texts, strict=True)) if any(wanted in t.casefold() for t in told)
+        ]
     shown = found[first : first + _MOST]
     return {
         "total": len(found),
