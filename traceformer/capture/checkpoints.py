@@ -140,11 +140,13 @@ def extract_checkpoints(
             continue
         loaded = checkpoint.load(with_head=selection.needs_head, **(loading or {}))
         if rows is None or first is None:
-            first, rows = _Reader.of(loaded), tokenize(loaded, texts).keeping()
+            first = _Reader.of(loaded)
+            rows = tokenize(loaded, texts).keeping()
             staying = [each for each in _there(folder) if each.step in done or each.step not in steps]
-            _check_staying(staying, first, rows)
-        first.check(loaded, checkpoint)
-        rows = rows.read_by(loaded)  # and by none of those before, which are let go
+            _check_staying(staying, rows)
+        else:
+            loaded = first.reading(loaded, checkpoint)
+            rows = rows.read_by(loaded)  # and by none of those before, which are let go
         resumes = place.resume and (unfinished_folder(own) / META).exists()
         extract(
             loaded,
@@ -233,22 +235,32 @@ def _read_plan(path: Path) -> Mapping[str, Any]:
 
 
 class _Reader(NamedTuple):
-    """What all checkpoints must have in common to read the same tokens."""
+    """What all checkpoints must have in common to read the same tokens.
 
-    tokenizer: str
+    A tokenizer that has been used has another digest than one that has not, so all of them have the first one's.
+    """
+
+    tokenizer: Any
+    digest: str
     dims: ModelDims
     source: str
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "_Reader":
-        return cls(tokenizer_digest(loaded.tokenizer), loaded.dims, loaded.source)
+        return cls(loaded.tokenizer, tokenizer_digest(loaded.tokenizer), loaded.dims, loaded.source)
 
-    def check(self, loaded: LoadedModel, checkpoint: Checkpoint) -> None:
+    def reading(self, loaded: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+        """Returns another model with this tokenizer.
+
+        Raises:
+            Unsupported: it differs.
+        """
         other = self.of(loaded)
-        what = "tokenizer" if other.tokenizer != self.tokenizer else "sizes" if other.dims != self.dims else ""
+        what = "tokenizer" if other.digest != self.digest else "sizes" if other.dims != self.dims else ""
         if what:
             why = f"{checkpoint} differs from {self.source}"
             raise Unsupported(f"the checkpoints have not the same {what}", why=why, hint="record them apart")
+        return replace(loaded, tokenizer=self.tokenizer)
 
 
 def _there(folder: Path) -> Sequence[StepRun]:
@@ -258,9 +270,9 @@ def _there(folder: Path) -> Sequence[StepRun]:
         return ()
 
 
-def _check_staying(staying: Sequence[StepRun], reader: _Reader, rows: Rows) -> None:
+def _check_staying(staying: Sequence[StepRun], rows: Rows) -> None:
     """Makes sure that the runs that stay read what is read now."""
-    wanted = {**text_configuration(rows), "tokenizer": reader.tokenizer}
+    wanted = {**text_configuration(rows), "tokenizer": tokenizer_digest(rows.encoder.tokenizer)}
     for each in staying:
         begun = RunHead.read(each.folder).configuration
         changed = [name for name in wanted if canonical(begun.get(name)) != canonical(wanted[name])]

@@ -59,8 +59,8 @@ class Texts:
 class Rows:
     """The tokens of texts for one model: all lengths, and any part of the tokens when it is asked for.
 
-    `given` are the rows of a processor's batches, whose tokens are there already. `kept` are the parts that were made, of
-    rows that several models read.
+    `given` are the rows of a processor's batches, whose tokens are there already. `kept` are the parts that were made,
+    of rows that several models read.
     """
 
     texts: Texts

@@ -30,7 +30,7 @@ def record_checkpoints(
     json: bool,
     refused: dict[str, Any],
 ) -> None:
-    """Records them, and tells of the folder. `refused` are flags that do not go with several models, if they are given."""
+    """Records them, and tells of the folder. `refused` are flags that do not go with several models, if given."""
     given = [flag for flag, value in refused.items() if value]
     if given:
         raise UsageError(f"--checkpoints with {given[0]}", why="the checkpoints are several models", hint="without it")

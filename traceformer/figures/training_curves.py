@@ -24,7 +24,7 @@ _UNITS = {"entropy": "entropy, nats"}
 def training_figure(
     value: HeadCurves,
     *,
-    metrics: Sequence[str] = _METRICS,
+    metrics: Sequence[str] | None = None,
     heads: Sequence[str] | None = None,
     title: str | None = None,
     figure: Figure | SubFigure | None = None,
@@ -35,8 +35,8 @@ def training_figure(
 
     Args:
         value: What `tf.heads` gave of a folder of checkpoints.
-        metrics: What is drawn; an entropy's heads are chosen by the others.
-        heads: Which have a colour, by their names (`L3H1`): by default those whose scores rise highest.
+        metrics: What is drawn: previous_token, induction and entropy by default, as far as they were measured.
+        heads: Which have a colour, by their names (`L3H1`): by default those whose scores rise highest, but for entropy.
         title: In place of the model and what it read.
         figure: Where to draw.
 
@@ -46,8 +46,9 @@ def training_figure(
         UsageError: no metrics, or more than eight heads.
     """
     check_is(value, HeadCurves, "what heads gave of a folder of checkpoints")
+    metrics = [metric for metric in _METRICS if metric in value.values] if metrics is None else metrics
     if not metrics:
-        raise UsageError("a figure of no metrics", hint=", ".join(_METRICS))
+        raise UsageError("a figure of no metrics", hint=", ".join(value.values))
     columns = [value.column(metric) for metric in metrics]
     chosen = _strongest(value, columns) if heads is None else _named(value, heads)
     whole, place = sheet(figure, 7.2, 1.0 + 2.1 * len(columns))

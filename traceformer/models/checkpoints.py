@@ -7,6 +7,7 @@
 4. Whatever else, told step by step.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _in_order(found: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
     if not found:
         raise UsageError("no checkpoints", hint="a folder of them, or names of revisions")
     ordered = sorted(found, key=lambda checkpoint: checkpoint.step)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in itertools.pairwise(ordered):
         if one.step == other.step:
             raise UsageError(f"two checkpoints of step {one.step}", why=f"{one} and {other}", hint="one of them")
     return tuple(ordered)

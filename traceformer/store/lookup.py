@@ -1,4 +1,4 @@
-"""`examples.index`: where the example of an id is, and how long all of them are, without a record of a shard being read.
+"""`examples.index`: where the example of an id is, and how long all of them are, without reading a record of a shard.
 
 A finished run of more than `FEW_SHARDS` shards has one; of fewer, all records are read when it is opened. What it
 says of an id is held against the shard's record, and a run that has none, of an earlier version, is read without it.

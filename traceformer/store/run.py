@@ -215,11 +215,7 @@ class Run:
 
     def has(self, example: int | str) -> bool:
         """Whether there is an example of this number or id."""
-        try:
-            self.row(example)
-        except ExampleNotFound:
-            return False
-        return True
+        return self._found(example) is not None
 
     def row(self, example: int | str) -> int:
         """Returns the example's row in `tokens`, which is its number.
@@ -228,16 +224,9 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id, or it is no number and no id.
         """
-        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
-        if isinstance(example, str) and (named := self._index.rows_with(example)):
-            if len(named) > 1:
-                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
-            return named[0]
-        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
-        number = int(example) if is_number else None
-        if number is not None and -self.n <= number < self.n:
-            return number % self.n
+        row = self._found(example)
+        if row is not None:
+            return row
         import difflib
 
         near = difflib.get_close_matches(str(example), self._index.first_ids(10_000), n=1)
@@ -247,6 +236,18 @@ class Run:
             why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
             hint=f"did you mean {near[0]!r}?" if near else known,
         )
+
+    def _found(self, example: int | str) -> int | None:
+        """The example's row; None if there is no such example."""
+        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
+        if isinstance(example, str) and (named := self._index.rows_with(example)):
+            if len(named) > 1:
+                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
+            return named[0]
+        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
+        number = int(example) if is_number else None
+        return number % self.n if number is not None and -self.n <= number < self.n else None
 
     def is_id(self, name: str) -> bool:
         """Whether an example has this id."""

@@ -118,9 +118,11 @@ def taken(table: pa.Table, rows: Sequence[int]) -> pa.Table:
 
     Rows that follow each other are one slice, which copies nothing.
     """
+    if not rows:
+        return table.slice(0, 0)
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
-    runs = [(rows[start], stop - start) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
-    return pa.concat_tables([table.slice(first, count) for first, count in runs]) if runs else table.slice(0, 0)
+    counts = [stop - start for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return pa.concat_tables([table.slice(rows[start], count) for start, count in zip(starts, counts, strict=True)])
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -1,5 +1,6 @@
 """Runs of the checkpoints of one training over the same texts: a folder of runs with an axis of steps."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
         why = "no run there says of which step of a training its model is"
         raise NotFound(f"no checkpoints in {folder}", why=why, hint="`record_checkpoints` records them")
     found.sort(key=lambda each: each.step)
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         if one.step == other.step:
             raise UsageError(
                 f"two runs of step {one.step} in {folder}", why=f"{one.folder.name} and {other.folder.name}"
