@@ -13,7 +13,7 @@ shard size, so that a run that was interrupted anywhere resumes to the same byte
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,9 @@ import torch
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
-from traceformer.capture.encoding import Encoded
 from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
 from traceformer.capture.pipeline import Pipeline
-from traceformer.capture.plan import Plan
 from traceformer.capture.prepared import first_batch, fitting, prepare
 from traceformer.capture.processed import passes_of
 from traceformer.capture.proofs.first import prove_first
@@ -40,12 +38,12 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
+from traceformer.capture.shards import counted, refuse_endless, tokens_of
 from traceformer.capture.streaming import StreamedTexts, extract_stream, read_stream
 from traceformer.capture.tokenizing import Texts
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import UsageError
 from traceformer.models.load import as_loaded
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
@@ -53,7 +51,6 @@ from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
-from traceformer.texts.examples import Example
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
 from traceformer.texts.streams.load import is_stream
@@ -103,8 +100,8 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
-            conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
+        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings),
+            or of conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
             pass of its own, and each of its rows is an example, whose tokens' `kind` is text, image, audio or video.
@@ -132,11 +129,11 @@ def record(
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
-        streaming: Read texts as they come, in bounded memory: from files of any number and size, data sets of the Hub that are
-            not downloaded, or an iterable; then `texts` may be a pattern such as `shards/*.tar`. What is longer than
-            `max_seq_len` is cut; the run ends with the stream, with `limit`, or with `finish`, and is gone on with at the
-            text where it stopped. None streams what has no length, such as a generator.
-        shuffle: A seed: of a stream, so many texts at a time come in an order by it.
+        streaming: Read texts as they come, in bounded memory: from files of any number and size (`texts` may be a
+            pattern such as `shards/*.tar`), from the Hub without a download, or from an iterable. What is longer than
+            `max_seq_len` is cut. The run ends with the stream, with `limit`, or with `finish`, and goes on at the text
+            where it stopped. None streams what has no length, such as a generator.
+        shuffle: A seed: so many texts of a stream at a time come in an order by it.
         shuffle_buffer: How many.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is

@@ -239,11 +239,7 @@ class CommitRecord:
             for stack, most in layout.max_tokens.items()
         )
         files = {path for spec in layout.kept for path in layout.shard_files(spec, self.shard)}
-        return (
-            known
-            and self._has_all_examples(layout)
-            and set(self.files) == files | {token_path(self.shard)}
-        )
+        return known and self._has_all_examples(layout) and set(self.files) == files | {token_path(self.shard)}
 
     def _has_all_examples(self, layout: RunLayout) -> bool:
         """Whether there are as many as the shard holds; where nobody knows how many will come, the last holds fewer."""

@@ -159,7 +159,9 @@ def make_id(name: str, split: str, index: int, text: str) -> str:
     return hashlib.sha1(f"{name}::{split}::{index}::{text}".encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def example_maker(rows: Described, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool) -> MakeExample:
+def example_maker(
+    rows: Described, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool
+) -> MakeExample:
     """Returns the function that makes examples of rows whose cell is in one column, or that are pairs of two.
 
     Without `text_column` the cell is in `text`, or in the only column there is, or in `messages`, beside which `tools`
