@@ -214,5 +214,8 @@ def test_a_stream_is_recorded_gone_on_with_and_finished(tmp_path: Path, capsys: 
 )
 def test_what_a_stream_cannot_be_is_refused(flags: str, words: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a.txt").write_text("a text\nanother\n")
-    assert main(["extract", "--model", "byte", "--device", "cpu", "--dataset", "a.txt", "--streaming", *flags.split()]) == 2
+    assert (
+        main(["extract", "--model", "byte", "--device", "cpu", "--dataset", "a.txt", "--streaming", *flags.split()])
+        == 2
+    )
     assert words in capsys.readouterr().err

@@ -96,8 +96,8 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
-            conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
+        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings),
+            or of conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
             pass of its own, and each of its rows is an example, whose tokens' `kind` is text, image, audio or video.
@@ -127,11 +127,11 @@ def record(
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
-        streaming: Read texts as they come, in bounded memory: from files of any number and size, data sets of the Hub that are
-            not downloaded, or an iterable; then `texts` may be a pattern such as `shards/*.tar`. What is longer than
-            `max_seq_len` is cut; the run ends with the stream, with `limit`, or with `finish`, and is gone on with at the
-            text where it stopped. None streams what has no length, such as a generator.
-        shuffle: A seed: of a stream, so many texts at a time come in an order by it.
+        streaming: Read texts as they come, in bounded memory: from files of any number and size (`texts` may be a
+            pattern such as `shards/*.tar`), from the Hub without a download, or from an iterable. What is longer than
+            `max_seq_len` is cut. The run ends with the stream, with `limit`, or with `finish`, and goes on at the text
+            where it stopped. None streams what has no length, such as a generator.
+        shuffle: A seed: so many texts of a stream at a time come in an order by it.
         shuffle_buffer: How many.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is

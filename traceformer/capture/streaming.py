@@ -3,7 +3,7 @@
 1. T is `max_seq_len` and B what the store makes of it, or `shard_examples`: nothing depends on texts to come. The first
    shard's texts are read, the model is proved on them, and what is measured (causal patterns, equal rows) is measured
    on them.
-2. Each shard takes the next B examples that have tokens. What runs together is a function of the shard's texts alone, so
+2. Each shard takes the next B examples that have tokens. What runs together is a function of its texts alone, so
    that they are recorded as they are from a list.
 3. A shard's record says where the stream stood before it, and has a digest of its examples. A run that is gone on with
    reads its first shard's examples and its last one's again, compares their digests, and reads on from there.
@@ -268,6 +268,6 @@ def _gone_on(source: Source, texts: StreamedTexts, writer: RunWriter) -> int:
     source.compare(source.fill(len(last.examples))[: len(last.examples)], last, writer.folder)
     source.take(len(last.examples))
     source.forget()
-    if not writer.pending and (texts.limit is None or done < texts.limit):
+    if not writer.pending and texts.limit is not None and done < texts.limit:
         warnings.warn(f"the stream had ended after {done} examples: the run ends there", stacklevel=4)
     return done

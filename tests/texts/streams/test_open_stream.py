@@ -21,7 +21,8 @@ def examples(stream: TextStream) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "split"), [("ud_ewt", None), ("ud_ewt", "train"), ("go_emotions", None), ("csqa", "test"), ("demo", None)]
+    ("dataset", "split"),
+    [("ud_ewt", None), ("ud_ewt", "train"), ("go_emotions", None), ("csqa", "test"), ("demo", None)],
 )
 def test_a_named_set_is_streamed_as_it_is_listed(hub: Path, dataset: str, split: str | None) -> None:
     listed, stream = load_texts(dataset, split=split), open_stream(dataset, split=split)
@@ -106,7 +107,8 @@ def test_rows_of_an_iterable_keep_their_columns() -> None:
 
 
 def test_only_what_has_no_length_is_a_stream_by_itself() -> None:
-    assert is_stream(iter(["a"])) and is_stream(text for text in "ab")
+    assert is_stream(iter(["a"]))
+    assert is_stream(text for text in "ab")
     assert not any(map(is_stream, (["a"], ("a",), "a", Path("a"), {"a": 1}, 3)))
 
 

@@ -88,7 +88,8 @@ def test_a_packed_file_that_breaks_in_the_middle_gives_what_comes_before_and_say
     with pytest.raises(Unreadable, match=rf"a\.jsonl{end}, after line \d+: the rest cannot be read") as refused:
         found.extend(taking(file_part(path, ".jsonl").read(0), found))
     assert f"after line {len(found)}" in refused.value.message
-    assert 50 < len(found) < 200 and [json.dumps(dict(each.row)) for each in found] == lines[: len(found)]
+    assert 50 < len(found) < 200
+    assert [json.dumps(dict(each.row)) for each in found] == lines[: len(found)]
 
 
 def taking(records: Iterator[Found], into: list[Found]) -> Iterator[Found]:
@@ -117,7 +118,9 @@ def texts_of(path: Path, **options: Any) -> list[Any]:
     return [came.example for came in open_stream(path, **options).read()]
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")]
+)
 def test_a_tar_of_texts_and_objects_is_read_record_by_record(tmp_path: Path, name: str, mode: str) -> None:
     path = tar(
         tmp_path / name,

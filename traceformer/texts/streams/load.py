@@ -125,7 +125,7 @@ class ExampleReading:
 
 @dataclass(slots=True)
 class _Described:
-    """The rows of a stream as far as they came: the first one, whose columns they have, and where the one at hand is."""
+    """The rows of a stream as far as they came: the first one, whose columns all have, and where the one at hand is."""
 
     label: str
     classes: Callable[[str], list[str] | None] = lambda column: None
@@ -225,7 +225,8 @@ def _of_pattern(
     if len(kinds) > 1:
         raise Unreadable(f"{dataset} means {' and '.join(kinds)} files", hint="files of one kind are one stream")
     _, name = choose_or_name_split(split, ["all"], dataset)
-    base = Path(*[part for part in path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]])
+    fixed = next(at for at, part in enumerate(path.parts) if glob.has_magic(part))
+    base = Path(*path.parts[:fixed])
     named_files = {each: each.relative_to(base).as_posix() for each in found}
     return _of_files(dataset, base.resolve().name or "texts", named_files, name, text_column, shuffle, own_ids=True)
 

@@ -9,8 +9,9 @@
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from traceformer.errors import Unreadable
 from traceformer.plain_json import parse_json
@@ -107,7 +108,7 @@ def _row(record: _Record, where: str) -> Row:
 class _Ending:
     """What tarfile reads, of which the last bytes are remembered."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
         self._last = b""
 
