@@ -115,4 +115,3 @@ def _in_order(block: Float[Tensor, "head query key"]) -> Int64[Tensor, "head que
     bits = block.view({2: torch.int16, 4: torch.int32}[block.itemsize]).long()
     keys = torch.arange(block.shape[-1], device=block.device)
     return (bits << _LOW) | ((1 << _LOW) - 1 - keys)
-

@@ -218,9 +218,7 @@ def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | N
     return [(layer, head) for layer in spec.layers for head in spec.heads]
 
 
-def _rows_at_once(
-    size: int, spec: ArraySpec, layer: int | None, head: int | None, queries: int
-) -> Iterator[slice]:
+def _rows_at_once(size: int, spec: ArraySpec, layer: int | None, head: int | None, queries: int) -> Iterator[slice]:
     """The queries to read at a time: all of them, or of a head that is larger than a bounded part some."""
     own = size // ((1 if layer is None else len(spec.layers)) * (1 if head is None else len(spec.heads)))
     step = max(1, queries * _AT_ONCE // own) if own > _AT_ONCE else max(1, queries)

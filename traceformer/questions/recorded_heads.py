@@ -41,7 +41,7 @@ def heads_as_recorded(
             raise NotRecorded(
                 f"head metrics with {name} {asked}",
                 why=f"this run holds those with {name} {there}, and no patterns",
-                hint=f"`{name}={there!r}`, or a run recorded with `capture=\"attn\"`",
+                hint=f'`{name}={there!r}`, or a run recorded with `capture="attn"`',
             )
     specs = [spec for spec in store.layout.arrays if spec.key.site == "head_metrics"]
     done, total = 0, len(rows) * len(specs)
@@ -49,7 +49,8 @@ def heads_as_recorded(
     for spec in specs:
         key, aligned = spec.key, spec.key.attention == "self"
         ahead: Sequence[int] = stated["ahead"].get(attention_name(key), ())
-        sights = {layer: visibility_of(store.about.attention, key, layer, ahead=layer in ahead) for layer in spec.layers}
+        facts = store.about.attention
+        sights = {layer: visibility_of(facts, key, layer, ahead=layer in ahead) for layer in spec.layers}
         tokens = tokens_of(store, key) if aligned else None
         averaging = Averaging(attention_name(key), spec.layers, spec.heads, window=window)
         for row, values in _of_rows(store, key, rows):

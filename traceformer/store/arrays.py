@@ -155,7 +155,7 @@ class RunArrays:
         if spec.site.is_matrix:
             return self._matrix(spec, row, lead, dtype, queries)
         if queries is not None:
-            raise SelectionError(f"queries of {spec.key}", why="it is no (query, key) matrix", hint="attn_pattern is one")
+            _check_shape(spec, "matrix")
         view = as_read(self._source.part(spec, range(row, row + 1), lead), stored, dtype)
         with self._reading(spec):
             values = decode(view.read().result(), stored)
@@ -225,7 +225,9 @@ class RunArrays:
             for size, part in zip((len(spec.layers), len(spec.heads)), lead, strict=True)
             if isinstance(part, slice)
         )
-        check_matrices(str(spec.key), count, len(rows), int(lengths[spec.key.key_stack][row]), dtype_read(stored, dtype))
+        check_matrices(
+            str(spec.key), count, len(rows), int(lengths[spec.key.key_stack][row]), dtype_read(stored, dtype)
+        )
         return numbers_of(self._source.matrix(spec, row, lead, rows), stored, dtype)
 
     def _rows_of(

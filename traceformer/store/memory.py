@@ -242,5 +242,3 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
             why=f"{layout.n_examples} examples, {len(layout.arrays)} arrays",
             hint="with `out` it goes to disk; or record fewer sites, layers or examples",
         )
-
-

@@ -58,7 +58,9 @@ class _Head(NamedTuple):
         Raises:
             Unsupported: it is larger than what a viewer keeps.
         """
-        queries, keys = (self.run.length(self.example, stack) for stack in (self.spec.key.stack, self.spec.key.key_stack))
+        queries, keys = (
+            self.run.length(self.example, stack) for stack in (self.spec.key.stack, self.spec.key.key_stack)
+        )
         if queries * keys > _MOST_CELLS:
             raise Unsupported(
                 f"a picture of {queries} x {keys} cells",
