@@ -203,8 +203,9 @@ def test_head_metrics_are_a_group(asked: list[Asked]) -> None:
     assert asked[0].selection.sites == ("head_metrics",)
 
 
+@pytest.mark.slow
 def test_what_is_kept_in_place_of_patterns_is_inspected(capsys: Capture, tmp_path: Path) -> None:
-    flags = "--model byte --dataset demo --limit 2 --max_seq_len 16 --device cpu --out_dir"
+    flags = "--model byte --dataset demo --limit 2 --max_seq_len auto --device cpu --out_dir"
     assert main(["extract", *flags.split(), "top", "--capture", "attn", "--store-topk", "3"]) == 0
     assert main(["extract", *flags.split(), "heads", "--capture", "heads"]) == 0
     capsys.readouterr()
