@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.families import mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer import Run, record
 from traceformer.capture.topk import largest
@@ -17,6 +18,7 @@ from traceformer.questions.heads import heads
 from traceformer.questions.statistics import statistics
 
 Load = Callable[..., LoadedModel]
+FAMILIES = ("gpt2", "llama", "bert", "gpt_oss", "gemma2")
 K = 5
 
 
@@ -42,7 +44,7 @@ def assert_those_of(found: Run, whole: Run, **where: Any) -> None:
             assert rest[place] == pytest.approx(expected[2], abs=2e-7 * patterns.shape[-1])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "gpt_oss", "gemma2"])
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ("gpt_oss", "bert")))
 def test_they_are_those_of_the_stored_patterns(family: str, load: Load, tmp_path: Path) -> None:
     model = load(family)
     whole = record(model, TEXTS, "attn")
@@ -52,6 +54,7 @@ def test_they_are_those_of_the_stored_patterns(family: str, load: Load, tmp_path
     assert found.verify().ok
 
 
+@pytest.mark.slow
 def test_every_attention_of_an_encoder_decoder_has_them(load: Load) -> None:
     targets = ["two words", "one", *["a few more"] * (len(TEXTS) - 2)]
     whole, found = (record(load("t5"), TEXTS, "attn", targets=targets, **more) for more in ({}, {"store_topk": K}))
@@ -59,7 +62,7 @@ def test_every_attention_of_an_encoder_decoder_has_them(load: Load) -> None:
         assert_those_of(found, whole, side=side, kind=kind)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_they_are_rounded_as_patterns_are(dtype: Any, load: Load) -> None:
     whole, found = (record(load("llama"), TEXTS, "attn", dtype=dtype, **more) for more in ({}, {"store_topk": K}))
     assert_those_of(found, whole)
@@ -101,9 +104,10 @@ def test_what_cannot_be_is_refused(load: Load) -> None:
         record(load("gpt2"), TEXTS, "attn_topk")
     assert "store_topk" in (refused.value.why or "")
     with pytest.raises(Unsupported, match="has no attn_pattern"):
-        record(load("bloom"), TEXTS, "resid", store_topk=3)
+        record(load("mamba"), TEXTS, "resid", store_topk=3)
 
 
+@pytest.mark.slow
 def test_a_run_with_another_k_is_another_run(load: Load, tmp_path: Path) -> None:
     from traceformer.store.folder import RunFolder
 

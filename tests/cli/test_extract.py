@@ -219,3 +219,39 @@ def test_what_a_stream_cannot_be_is_refused(flags: str, words: str, tmp_path: Pa
         == 2
     )
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--store-topk", "--store_topk"])
+def test_the_largest_keys_are_wished_for_beside_the_sites(flag: str, asked: list[Asked]) -> None:
+    from traceformer.capture.topk import AttentionTopK
+
+    assert main(["extract", "--capture", "attn", "resid", flag, "7"]) == 0
+    assert asked[0].selection.capture == ("attn", "resid")
+    assert asked[0].selection.derived == (AttentionTopK(7),)
+
+
+def test_no_largest_keys_are_none_that_can_be_asked_for(capsys: Capture) -> None:
+    assert main(["extract", "--store-topk", "0"]) == 2
+    assert "--store-topk" in capsys.readouterr().err
+
+
+def test_head_metrics_are_a_group(asked: list[Asked]) -> None:
+    assert main(["extract", "--capture", "heads"]) == 0
+    assert asked[0].selection.sites == ("head_metrics",)
+
+
+@pytest.mark.slow
+def test_what_is_kept_in_place_of_patterns_is_inspected(capsys: Capture, tmp_path: Path) -> None:
+    flags = "--model byte --dataset demo --limit 2 --max_seq_len auto --device cpu --out_dir"
+    assert main(["extract", *flags.split(), "top", "--capture", "attn", "--store-topk", "3"]) == 0
+    assert main(["extract", *flags.split(), "heads", "--capture", "heads"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "top", "--example", "0", "--site", "attn_topk", "--head", "L1H2"]) == 0
+    assert "keys" in capsys.readouterr().out
+    assert main(["inspect", "heads", "--example", "0", "--site", "head_metrics", "--head", "L1H2"]) == 0
+    assert "effective_span" in capsys.readouterr().out
+    assert main(["heads", "heads"]) == 0
+    assert "entropy" in capsys.readouterr().out
+    assert main(["verify", "top"]) == main(["verify", "heads"]) == 0
+    assert main(["heads", "top"]) != 0
+    assert "no attention patterns" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Matrices that go to their files while they are recorded are the same matrices, and what a crash leaves is removed."""
 
 import errno
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch, long_ones: None) -> None:
     monkeypatch.setattr(appended, "_HELD_BYTES", 3000)
 
 
-def test_a_layer_that_is_held_whole_lies_as_if_memory_had_held_all(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_layer_that_is_held_whole_lies_as_if_memory_had_held_all(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     expected = runs.contents(runs.write(tmp_path / "one" / "run", plan()))
     request.getfixturevalue("long_ones")
     assert runs.contents(runs.write(tmp_path / "two" / "run", plan())) == expected
@@ -142,7 +145,7 @@ def test_stretches_are_all_chunks_in_order_and_each_lies_together(gaps: list[tup
         assert all(sum(places[number]) == places[number + 1][0] for number in part[:-1])
         size = sum(places[number][1] for number in part)
         assert len(part) == 1 or size <= 8 << 20
-    for one, other in zip(found, found[1:], strict=False):  # and no two of them could have been read together
+    for one, other in pairwise(found):  # and no two of them could have been read together
         lies_behind = sum(places[one[-1]]) == places[other[0]][0]
         together = sum(places[number][1] for number in one) + places[other[0]][1]
         assert not lies_behind or together > 8 << 20

@@ -1,30 +1,40 @@
 """Some rows of a matrix are read without the others, and what memory does not hold is refused."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from tests.store import runs
 from traceformer.errors import OutOfSpace, SelectionError
+from traceformer.sites import ArraySpec
 from traceformer.store import room
 from traceformer.store.chunks import MatrixFiles
+from traceformer.store.layout import RunLayout
+from traceformer.store.memory import MemoryWriter
 from traceformer.store.run import Run
 
 ARRAYS = (runs.spec("dec.self.attn_pattern"), runs.spec("dec.self.attn_scores"), runs.spec("dec.resid_mid"))
 
 
 @pytest.fixture(scope="module", params=["squares", "triangles"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def layout(request: pytest.FixtureRequest) -> Iterator[RunLayout]:
+    """A layout; while it is used, patterns that are triangles hold nothing above the diagonal."""
     triangles = [ARRAYS[0].key] if request.param == "triangles" else []
-    layout = runs.plan(arrays=ARRAYS, triangles=triangles)
-    folder = tmp_path_factory.mktemp("runs") / "run"
     truth = runs.truth
+
+    def seen(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:
+        numbers = truth(layout, array, example)
+        return np.tril(numbers) if array.key in triangles else numbers
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            runs, "truth", lambda *of: np.tril(truth(*of)) if triangles and of[1].site.is_matrix else truth(*of)
-        )
-        return Run(runs.write(folder, layout))
+        patch.setattr(runs, "truth", seen)
+        yield runs.plan(arrays=ARRAYS, triangles=triangles)
+
+
+@pytest.fixture(scope="module")
+def run(layout: RunLayout, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(runs.write(tmp_path_factory.mktemp("runs") / "run", layout))
 
 
 @pytest.mark.parametrize("queries", [slice(0, 1), slice(2, 9), slice(-1, None), slice(5, 5), slice(3, 999)])
@@ -38,19 +48,11 @@ def test_rows_are_those_of_the_whole(run: Run, queries: slice) -> None:
     assert found.dtype == np.float16
 
 
-def test_rows_of_a_run_in_memory_are_the_same(run: Run, tmp_path: Path) -> None:
-    from traceformer.store.memory import MemoryWriter
-
-    layout = run.layout
+def test_rows_of_a_run_in_memory_are_the_same(run: Run, layout: RunLayout) -> None:
     with MemoryWriter(layout, runs.META, digest=runs.DIGEST) as writer:
         for shard in writer.pending:
             buffer = writer.buffer()
-            table = runs.fill(layout, shard, buffer)
-            for spec in layout.arrays[:1]:
-                buffer.begin({stack: own.tolist() for stack, own in buffer.lengths.items()})
-                for b, row in enumerate(layout.shard_range(shard)):
-                    buffer.put(spec, b, run.get(row, spec.key, dtype="stored"))
-            writer.commit(shard, buffer, table)
+            writer.commit(shard, buffer, runs.fill(layout, shard, buffer))
         kept = writer.finish()
     for queries in (slice(0, 2), slice(-1, None), slice(1, 1)):
         np.testing.assert_array_equal(kept.attn(1, queries=queries), run.attn(1, queries=queries))
@@ -59,7 +61,7 @@ def test_rows_of_a_run_in_memory_are_the_same(run: Run, tmp_path: Path) -> None:
 def test_only_rows_that_follow_each_other_and_only_of_matrices(run: Run) -> None:
     with pytest.raises(SelectionError, match="every 2th query"):
         run.attn(0, queries=slice(0, 8, 2))
-    with pytest.raises(SelectionError, match=r"queries of dec\.resid_mid"):
+    with pytest.raises(SelectionError, match=r"dec\.resid_mid is no \(query, key\) matrix"):
         run.get(0, "resid_mid", queries=slice(0, 2))
 
 

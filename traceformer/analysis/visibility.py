@@ -35,7 +35,7 @@ class Visibility:
 
 
 def looks_ahead(pattern: Num[np.ndarray, "head query key"], first: int = 0) -> bool:
-    """Returns whether some query, from number `first` on, has weight on a later key: what a causal pattern never has."""
+    """Returns whether some query has weight on a later key; the first row is that of query `first`."""
     return any(bool((np.triu(head, k=first + 1) > 0).any()) for head in pattern)
 
 

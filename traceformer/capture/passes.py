@@ -156,7 +156,7 @@ class ReducedRows(NamedTuple):
     queries: Sequence[Span]
     keys: Sequence[Span]
     columns: int
-    tokens: Sequence[Int64[np.ndarray, "query"]] | None
+    tokens: Sequence[Int64[np.ndarray, "_"]] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # found by identity: hashing an ArraySpec anew costs microseconds
@@ -216,7 +216,7 @@ class ForwardPass:
     spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
     batch: int = 0
     columns: Mapping[Stack, int] = field(default_factory=dict[Stack, int])
-    tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "query"]]] = field(default_factory=dict[Stack, Any])
+    tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] = field(default_factory=dict[Stack, Any])
     finished: set[Stack] = field(default_factory=set[Stack])
     thread: int = 0
     mask: Tensor | OwnMask | None = None
@@ -227,7 +227,7 @@ class ForwardPass:
         wanted: frozenset[Wanted],
         spans: Spans,
         columns: Mapping[Stack, int],
-        tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "query"]]] | None = None,
+        tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] | None = None,
     ) -> None:
         """Begins a pass; `tokens` are those of its rows, for what is made of patterns and asks for them."""
         self._begin(wanted, len(next(iter(spans.values()))))

@@ -389,9 +389,9 @@ class Recorder:
             yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted, self._derived))
 
 
-def _tokens(spans: Spans, inputs: Mapping[str, Any]) -> dict[Stack, list[Int64[np.ndarray, "query"]]]:
+def _tokens(spans: Spans, inputs: Mapping[str, Any]) -> dict[Stack, list[Int64[np.ndarray, "_"]]]:
     """The token ids of each row of each stack, as far as the model is given ids."""
-    found: dict[Stack, list[Int64[np.ndarray, "query"]]] = {}
+    found: dict[Stack, list[Int64[np.ndarray, "_"]]] = {}
     for stack, own in spans.items():
         ids = inputs.get("decoder_input_ids" if stack == "dec" and len(spans) > 1 else "input_ids")
         if ids is not None:

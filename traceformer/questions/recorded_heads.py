@@ -49,9 +49,8 @@ def heads_as_recorded(
     for spec in specs:
         key, aligned = spec.key, spec.key.attention == "self"
         ahead: Sequence[int] = stated["ahead"].get(attention_name(key), ())
-        sights = {
-            layer: visibility_of(store.about.attention, key, layer, ahead=layer in ahead) for layer in spec.layers
-        }
+        facts = store.about.attention
+        sights = {layer: visibility_of(facts, key, layer, ahead=layer in ahead) for layer in spec.layers}
         tokens = tokens_of(store, key, rows) if aligned else None
         averaging = Averaging(attention_name(key), spec.layers, spec.heads, window=window)
         for number, (row, values) in enumerate(_of_rows(store, key, rows)):

@@ -57,12 +57,7 @@ def is_appended(layout: RunLayout, spec: ArraySpec) -> bool:
 
 
 class Appending:
-    """The files of one array's shard of one example.
-
-    appending.keep(layer, head, chunk)    # in order within each head
-    appending.end(layer)
-    appending.name(group, paths)          # None where nothing was kept: the example has no tokens
-    """
+    """The files of one array's shard, which is one example: chunks are kept, layers end, and files are named."""
 
     def __init__(self, layout: RunLayout, spec: ArraySpec, scratch: Scratch) -> None:
         self._layout, self._spec, self._scratch = layout, spec, scratch

@@ -159,9 +159,7 @@ class RunArrays:
         if spec.site.is_matrix:
             return self._matrix(spec, row, lead, dtype, queries)
         if queries is not None:
-            raise SelectionError(
-                f"queries of {spec.key}", why="it is no (query, key) matrix", hint="attn_pattern is one"
-            )
+            _check_shape(spec, "matrix")
         view = as_read(self._source.part(spec, range(row, row + 1), lead), stored, dtype)
         with self._reading(spec):
             values = decode(view.read().result(), stored)
