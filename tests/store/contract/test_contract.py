@@ -48,6 +48,7 @@ def test_a_run_has_the_same_bytes_everywhere(world: World, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_after_any_change_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
