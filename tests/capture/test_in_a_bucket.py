@@ -22,7 +22,7 @@ HOW: dict[str, Any] = {"capture": "attn resid", "layers": [0, 1], "shard_example
 
 
 def same(found: dict[str, bytes], whole: dict[str, bytes]) -> bool:
-    """Whether two recordings have the same files with the same bytes, but for the head, which says when it was begun."""
+    """Whether two recordings have the same files and bytes, but for the head, which says when it was begun."""
     stated = {"meta.json", "manifest.json"}
     return found.keys() == whole.keys() and {name for name in whole if found[name] != whole[name]} <= stated
 

@@ -126,7 +126,7 @@ def _refuse_locked(built: AnyPath) -> None:
 
 @contextmanager
 def _alone(folder: AnyPath) -> Iterator[None]:
-    """Keeps other processes of this machine from beginning the same run meanwhile; in a bucket the head's writing does."""
+    """Keeps others of this machine from beginning the same run meanwhile; in a bucket the writing of its head does."""
     if isinstance(folder, ObjectPath):
         yield
         return
