@@ -320,7 +320,7 @@ class ObjectStore:
             raise Unreachable(
                 f"no credentials for {self.name}",
                 why="neither the environment nor this machine has any",
-                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; for what is public AWS_SKIP_SIGNATURE=true",
+                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if public",
             ) from error
         if "NoSuchBucket" in text:
             raise self._no_bucket() from error
