@@ -190,11 +190,11 @@ class ObjectStore:
 
         yield from sorted(self._tried(prefix, read))
 
-    def list_folder(self, prefix: str) -> tuple[list[str], dict[str, State]]:
+    def list_folder(self, prefix: str) -> "tuple[list[str], dict[str, State]]":
         """Returns what lies directly under `prefix/`: prefixes of further keys, and the keys of objects."""
         import obstore
 
-        def read() -> tuple[list[str], dict[str, State]]:
+        def read() -> "tuple[list[str], dict[str, State]]":
             found = obstore.list_with_delimiter(self._stores.quick, prefix or None)
             return sorted(found["common_prefixes"]), {each["path"]: _state(each) for each in found["objects"]}
 
