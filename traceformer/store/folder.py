@@ -1,7 +1,6 @@
 """A run in a folder, opened: its committed shards, and views of the arrays in them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
