@@ -3,6 +3,8 @@
 What a fault does to a request:
 500, 503   it is answered with that, and not carried out
 broken     the connection ends, and it is not carried out
+short      it is carried out, and the connection ends in the middle of the answer
+denied     it is answered with 403 and what S3 tells then, and not carried out
 lost       it is carried out, and the connection ends before the answer
 slow       it is carried out after a second
 """
@@ -16,27 +18,32 @@ import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from traceformer.store.objects.opening import open_bucket
-from traceformer.store.objects.path import ObjectPath
+if TYPE_CHECKING:
+    from traceformer.store.objects.path import ObjectPath
 
-Fault = Literal["500", "503", "broken", "lost", "slow"]
+Fault = Literal["500", "503", "broken", "lost", "slow", "short", "denied"]
 
 ACCESS_KEY, SECRET_KEY = "AKIATRACEFORMERTEST0", "secret-of-traceformer-tests-0000000000"
 _SLOW_SECONDS = 1.0
+_DENIED = (
+    "<?xml version='1.0'?><Error><Code>SignatureDoesNotMatch</Code><Message>The signature does not match</Message>"
+    f"<AWSAccessKeyId>{ACCESS_KEY}</AWSAccessKeyId><StringToSign>AWS4 {SECRET_KEY}</StringToSign></Error>"
+)
 _OWN_HEADERS = ("connection", "transfer-encoding", "content-length", "date", "server", "keep-alive")
 
 
 class Request(NamedTuple):
-    """What was asked: `number` counts from 1."""
+    """What was asked: `number` counts from 1; `range` as it was sent."""
 
     number: int
     method: str
     path: str
     query: str
     body: bytes
+    range: str = ""
 
     @property
     def writes(self) -> bool:
@@ -87,14 +94,16 @@ class Proxy:
         self.fault, self.done = no_fault, ignored
         self.requests.clear()
 
-    def came(self, method: str, target: str, body: bytes) -> tuple[Request, Fault | None]:
+    def came(self, method: str, target: str, body: bytes, range: str = "") -> tuple[Request, Fault | None]:
         split = urlsplit(target)
         with self._lock:
-            request = Request(len(self.requests) + 1, method, unquote(split.path), split.query, body)
+            request = Request(len(self.requests) + 1, method, unquote(split.path), split.query, body, range)
             self.requests.append(request)
             return request, self.fault(request)
 
-    def forward(self, request: Request, target: str, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(
+        self, request: Request, target: str, headers: dict[str, str]
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(*self._to, timeout=60)
         try:
             connection.request(request.method, target, request.body, headers)
@@ -125,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request, fault = self.proxy.came(self.command, self.path, body)
+        request, fault = self.proxy.came(self.command, self.path, body, self.headers.get("Range", ""))
         if fault == "slow":
             time.sleep(_SLOW_SECONDS)
         if fault == "broken":
@@ -135,13 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
             told = b"<Error><Code>InternalError</Code><Message>a fault of the test</Message></Error>"
             self._send(int(fault), [], told)
             return
+        if fault == "denied":
+            self._send(403, [("Content-Type", "application/xml")], _DENIED.encode())
+            return
         status, headers, answer = self.proxy.forward(request, self.path, dict(self.headers))
         if fault == "lost":
             self._hang_up()
             return
-        self._send(status, headers, answer)
+        self._send(status, headers, answer, short=fault == "short")
 
-    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes, *, short: bool = False) -> None:
         self.send_response_only(status)
         length = len(body)
         for name, value in headers:
@@ -152,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if short else body)
+        if short:
+            self._hang_up()
 
     def _hang_up(self) -> None:
         self.close_connection = True
@@ -170,10 +184,12 @@ class Bucket(NamedTuple):
     name: str
     proxy: Proxy
 
-    def place(self, name: str) -> ObjectPath:
+    def place(self, name: str) -> "ObjectPath":
+        from traceformer.store.objects.path import ObjectPath
+
         return ObjectPath.parse(f"s3://{self.name}/{name}")
 
-    def contents(self, place: ObjectPath) -> dict[str, bytes]:
+    def contents(self, place: "ObjectPath") -> dict[str, bytes]:
         """Returns every object under a place by its name there, by what went through the proxy."""
         start = f"{place.bucket}/{place.key}/"
         return {key[len(start) :]: body for key, body in self.proxy.objects.items() if key.startswith(start)}
@@ -196,6 +212,8 @@ def served() -> Generator[Proxy]:
 
 def make_bucket(proxy: Proxy, name: str) -> Bucket:
     """Returns a new bucket."""
+    from traceformer.store.objects.opening import open_bucket
+
     with urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/{name}", method="PUT")) as answer:
         assert answer.status == 200
     proxy.reset()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.store import bucket_server, runs, steps
-from tests.store.bucket_server import Fault, Request, Bucket
+from tests.store.bucket_server import Bucket, Fault, Request
 from tests.store.contract import worlds
 from traceformer.errors import RunExists, Unsupported, UsageError
 from traceformer.store.commits import committed_shards, verify_run
@@ -122,7 +122,9 @@ def test_a_bucket_that_overwrites_what_must_be_absent_is_refused(
     forward = bucket_server.Proxy.forward
 
     def deaf(self: Any, request: Any, target: str, headers: dict[str, str]) -> Any:
-        return forward(self, request, target, {name: of for name, of in headers.items() if name.lower() != "if-none-match"})
+        return forward(
+            self, request, target, {name: of for name, of in headers.items() if name.lower() != "if-none-match"}
+        )
 
     monkeypatch.setattr(bucket_server.Proxy, "forward", deaf)
     with pytest.raises(Unsupported, match="overwrites what is to be written only if it is not there"):
@@ -133,9 +135,7 @@ def test_a_bucket_that_overwrites_what_must_be_absent_is_refused(
 def test_a_writer_that_takes_part_only_writes_its_part(bucket: Bucket, tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW[:2], n_examples=8, shard_examples=2)
     for w in range(2):
-        with LeasedWriter.create(
-            bucket.place("run"), layout, runs.META, digest=runs.DIGEST, writer=(w, 2)
-        ) as writer:
+        with LeasedWriter.create(bucket.place("run"), layout, runs.META, digest=runs.DIGEST, writer=(w, 2)) as writer:
             assert writer.pending == [w, w + 2]
             worlds.write_shards(writer)
             assert writer.finish() == bucket.place("run")

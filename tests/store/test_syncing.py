@@ -8,7 +8,7 @@ import pytest
 
 import traceformer as tf
 from tests.store import runs
-from tests.store.buckets import BucketServer, bucket_server
+from tests.store.buckets import BucketServer, shared_bucket
 from tests.store.hub_server import FakeApi, HubServer, hub_server
 from traceformer.errors import CorruptRun, NotFound, RunExists, Unreachable, Unsupported, UsageError
 from traceformer.store import syncing
@@ -20,7 +20,7 @@ from traceformer.store.run import Run
 
 @pytest.fixture(scope="module")
 def server() -> Generator[BucketServer]:
-    with bucket_server("synced") as made:
+    with shared_bucket("synced") as made:
         yield made
 
 
@@ -31,7 +31,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Generator[HubServer]:
         made.buckets["me/runs"] = {}
         opening.open_bucket.cache_clear()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it is on this machine
-        monkeypatch.setattr("traceformer.store.objects.hub.open_hub_bucket", lambda name: HubBucket(name, FakeApi(made)))
+        monkeypatch.setattr(
+            "traceformer.store.objects.hub.open_hub_bucket", lambda name: HubBucket(name, FakeApi(made))
+        )
         yield made
     opening.open_bucket.cache_clear()
 
@@ -101,12 +103,9 @@ def test_a_file_that_was_changed_meanwhile_is_copied_anew(server: BucketServer, 
 
 
 def test_a_bucket_that_fails_for_a_while_gets_all(server: BucketServer, folder: Path) -> None:
-    answers = iter(["500", "broken", "503", None, "slow"] * 4)
-    server.fails = lambda asked: next(answers, None)  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    answers = iter(["500", "broken", "503", None, "short"] * 2)
+    with server.failing(lambda asked: next(answers, None)):
         tf.sync(folder, "s3://synced/failing")
-    finally:
-        server.fails = lambda asked: None
     assert objects(server.place("failing")) == runs.contents(folder)
 
 

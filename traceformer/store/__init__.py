@@ -26,6 +26,11 @@ triangles     the lower triangle of a square, row after row: all that a causal p
 codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
 writer        shard by shard, killed at any moment and resumed to the same bytes
+leased        the same for any number of writers, by leases: to a folder, or to a bucket
+writing       what all writers do with one shard: its arrays, its token table, its memory
+begun         how a run begins that several may write: created once, joined, or refused
+leases        who works on what, by files that run out
+placing       files of a run that several may write: who comes second replaces nothing
 buffer        the memory of one open shard, allocated once and used again
 pages         memory of a recording's own, taken from the system once and used again
 matrices      the matrices of an open shard, packed and compressed as they come

@@ -4,7 +4,7 @@ In a bucket a run lies at its final prefix from the start. It is finished when i
 begins by removing it, since nothing can be moved aside there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,7 +95,9 @@ def begin(folder: AnyPath, head: RunHead, *, joins: bool, overwrite: bool) -> Ru
         except FileExistsError:  # somebody was quicker
             if joins:
                 return begun_head(built, head)
-            raise RunExists(f"another process is writing {built}", hint="wait for it, or choose another `out`") from None
+            raise RunExists(
+                f"another process is writing {built}", hint="wait for it, or choose another `out`"
+            ) from None
         if isinstance(built, ObjectPath):
             _check_conditions(built)
         return head
@@ -123,8 +125,8 @@ def _refuse_locked(built: AnyPath) -> None:
 
 
 @contextmanager
-def _alone(folder: AnyPath) -> Iterator[None]:
-    """Keeps other processes of this machine from beginning the same run meanwhile; in a bucket the head's writing does."""
+def _alone(folder: AnyPath) -> Generator[None]:
+    """Keeps others of this machine from beginning the same run meanwhile; in a bucket the writing of its head does."""
     if isinstance(folder, ObjectPath):
         yield
         return

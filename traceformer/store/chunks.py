@@ -173,9 +173,7 @@ class MatrixFiles:
         return index
 
 
-def _decompress(
-    codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk
-) -> None:
+def _decompress(codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk) -> None:
     decompress(codec, data, cells[number])
 
 

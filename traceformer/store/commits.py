@@ -348,7 +348,9 @@ def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda 
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
     shards = committed_shards(folder)
-    for shard, record in zip(shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True):
+    for shard, record in zip(
+        shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True
+    ):
         path = f"{COMMITS}/{shard}.json"
         if isinstance(record, CorruptRun):
             found[path] = record.why

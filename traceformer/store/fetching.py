@@ -155,4 +155,3 @@ class BucketChunks:
 
 def _damage(path: ObjectPath, what: str) -> CorruptRun:
     return CorruptRun(f"{path} {what}", hint="traceformer verify lists the damage")
-

@@ -71,8 +71,8 @@ def find_runs(name: str, traces: AnyPath = TRACES) -> list[AnyPath]:
         return runs[:1]
     place = as_path(name)
     for folder in (place,) if is_bucket(name) else (place, traces / name):
-        places = (folder, unfinished_folder(folder)) if folder.name else (folder,)
-        for each in places:
+        begun = (unfinished_folder(folder),) if isinstance(folder, Path) and folder.name else ()
+        for each in (folder, *begun):
             if (each / META).is_file():
                 return [each]
     if inner := runs_in(place):
@@ -98,7 +98,6 @@ def runs_in(folder: AnyPath) -> list[AnyPath]:
 def folder_bytes(folder: AnyPath) -> int:
     """Returns the size of all files in a folder."""
     return sum(sizes_in(folder).values())
-
 
 
 def _nearest(name: str, runs: list[AnyPath]) -> str:

@@ -30,8 +30,8 @@ from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
-    "LEASES",
     "FORMAT_VERSION",
+    "LEASES",
     "MANIFEST",
     "META",
     "TOKENS",

@@ -64,7 +64,7 @@ _KEPT, _HINT = "what was committed is kept", "free some space, then `resume=True
 _LONGEST_WAIT = 1.0
 
 
-class _Lost(Exception):  # noqa: N818 - nothing is wrong
+class _Lost(Exception):
     """What is to be written is another writer's by now."""
 
 
@@ -291,9 +291,7 @@ class LeasedWriter:
             raise UsageError(f"shard {shard} is not pending", why="it is another writer's, or out of range")
         return example_ids(shard, buffer, tokens)
 
-    def _write(
-        self, shard: int, buffer: ShardBuffer, tokens: pa.Table, ids: list[str], host: Host
-    ) -> CommitRecord:
+    def _write(self, shard: int, buffer: ShardBuffer, tokens: pa.Table, ids: list[str], host: Host) -> CommitRecord:
         check_mine = partial(self._check_mine, str(shard), lambda: not self._is_pending(shard))
         check_mine()
         try:

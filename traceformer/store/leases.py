@@ -91,9 +91,7 @@ class Leases:
         owner: A name that no other owner has.
     """
 
-    def __init__(
-        self, run: AnyPath, *, seconds: float = LEASE_SECONDS, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, run: AnyPath, *, seconds: float = LEASE_SECONDS, clock: Callable[[], float] = time.time) -> None:
         self.owner = uuid.uuid4().hex
         self._folder = run / LEASES
         self._seconds = seconds
@@ -143,8 +141,7 @@ class Leases:
 
     def look(self, things: Iterable[str]) -> tuple[list[str], dict[str, bytes]]:
         """Returns those of several things, in order, that nobody is at work on, and the records of those concluded."""
-        newest = self._newest()
-        things = [*things]
+        newest, things = self._newest(), [*things]
         wanted = {thing: self._path(thing, newest[thing]) for thing in things if thing in newest}
         texts = dict(zip(wanted, each_of(self._folder, _read, wanted.values()), strict=True))
         leases = {thing: Lease.parse(text) for thing, text in texts.items() if text is not None}

@@ -106,7 +106,7 @@ class RangedArray:
     def transpose(self, order: Sequence[int]) -> "RangedArray":
         return replace(self, shown=tuple(self.shown[axis] for axis in order))
 
-    def astype(self, dtype: np.dtype[Any]) -> "RangedArray":
+    def astype(self, dtype: Any) -> "RangedArray":
         """Returns the same, read as another type that holds its numbers exactly."""
         return replace(self, numpy_dtype=np.dtype(dtype))
 
@@ -137,9 +137,7 @@ class RangedArray:
         few = sum(math.prod(stored.chunk) for _ in wanted) * stored.dtype.itemsize <= _FEW_BYTES
         stored.chunks.fetch(wanted, keep=few)
 
-    def _take(
-        self, target: Shaped[np.ndarray, "..."], parts: tuple[_Stretch, ...], number: int, data: Chunk
-    ) -> None:
+    def _take(self, target: Shaped[np.ndarray, "..."], parts: tuple[_Stretch, ...], number: int, data: Chunk) -> None:
         del number  # there is one
         stored = self._stored
         if stored.codec == "none":

@@ -70,7 +70,9 @@ def upgrade(
     folder = source.folder if replace else beside if out is None else Path(out)
     if is_bucket(folder):
         hint = "give `out` on a disk; tf.sync(run, place) copies it to a bucket"
-        raise Unsupported(f"a run in the newest format cannot be written to {folder}", why="that is a bucket", hint=hint)
+        raise Unsupported(
+            f"a run in the newest format cannot be written to {folder}", why="that is a bucket", hint=hint
+        )
     with steps_watched("upgrading", progress) as step:
         count = len(source.index.shards)
         aliases = _equal_rows(source, lambda done: step(done, 2 * count))

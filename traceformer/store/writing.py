@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +123,7 @@ def _through_tensorstore(
 ) -> Sequence[tuple[str, Checksum]]:
     layout = buffer.layout
     files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
-    array = open_array(folder, layout, spec, _nothing_kept())
+    array: Any = open_array(folder, layout, spec, _nothing_kept())
     used = int(buffer.offsets[spec.key.token_stack][-1]) if spec.site.is_per_token else 0
     region = array[shard_region(layout, spec, shard, used)]
     # The buffer is not touched before the write is done, so tensorstore need not copy it first.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.store import runs, steps
-from tests.store.bucket_server import Request, Bucket
+from tests.store.bucket_server import Bucket, Request
 from traceformer.errors import NotFound
 from traceformer.store import leases
 from traceformer.store.commits import verify_run

@@ -17,9 +17,7 @@ _REQUESTS = 16
 _NAME = "bucket-request"
 
 
-def at_once(
-    ask: Callable[[Item], Answer], items: Iterable[Item], *, most: int = 2 * _REQUESTS
-) -> Iterator[Answer]:
+def at_once(ask: Callable[[Item], Answer], items: Iterable[Item], *, most: int = 2 * _REQUESTS) -> Iterator[Answer]:
     """Yields what `ask` gives of each item, in order; it is asked for those that come next meanwhile, `most` at most.
 
     What it raises is raised here, and what was not begun by then is left. An `ask` that calls this itself does so one

@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -163,7 +164,9 @@ class ObjectStore:
         starts, lengths = [start for start, _ in filled], [length for _, length in filled]
 
         def read() -> list[bytes]:
-            return [bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)]
+            return [
+                bytes(part) for part in obstore.get_ranges(self._stores.reading, key, starts=starts, lengths=lengths)
+            ]
 
         parts = iter(self._tried(key, read))
         return [next(parts) if length else b"" for _, length in ranges]
@@ -177,7 +180,7 @@ class ObjectStore:
         except NotFound:
             return None
 
-    def list(self, prefix: str) -> Iterator[tuple[str, State]]:
+    def listing(self, prefix: str) -> Iterator[tuple[str, State]]:
         """Yields the keys that begin with `prefix/`, in order, and their states."""
         import obstore
 
@@ -267,10 +270,8 @@ class ObjectStore:
                 self._tried(several[0], lambda several=several: obstore.delete(self._stores.quick, several))
             except NotFound:
                 for key in several:  # some stores stop at the first that is not there
-                    try:
+                    with suppress(NotFound):
                         self._tried(key, lambda key=key: obstore.delete(self._stores.quick, key))
-                    except NotFound:
-                        pass
 
     def _to_send(self, data: bytes) -> "AnyStore":
         return self._stores.quick if len(data) <= _QUICK_BYTES else self._stores.sending
@@ -319,14 +320,18 @@ class ObjectStore:
             raise Unreachable(
                 f"no credentials for {self.name}",
                 why="neither the environment nor this machine has any",
-                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if it is public",
+                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if public",
             ) from error
+        if "NoSuchBucket" in text:
+            raise self._no_bucket() from error
         status = status_of(text)
         if isinstance(error, exceptions.NotSupportedError) or status == 501:
             raise Unsupported(f"{self.name} has no writes on a condition", why=_told(error)) from error
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or (status is not None and 400 <= status < 500 and status not in _AGAIN):
-            raise Unreachable(f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials") from error
+            raise Unreachable(
+                f"{self.name}/{key} is refused", why=_told(error), hint="look at the credentials"
+            ) from error
 
     def _no_bucket(self) -> NotFound:
         return NotFound(f"no bucket {self.name}", hint="make it first, or look at the endpoint")

@@ -100,7 +100,7 @@ class HubBucket:
         found = self._asked(key, lambda: [*self._api.get_bucket_paths_info(self._bucket, [key])])
         return next((_state(each) for each in found if each.path == key), None)
 
-    def list(self, prefix: str) -> Iterator[tuple[str, State]]:
+    def listing(self, prefix: str) -> Iterator[tuple[str, State]]:
         """Yields the keys that begin with `prefix/`, in order, and their states."""
         yield from sorted((each.path, _state(each)) for each in self._tree(prefix, deep=True) if each.type == "file")
 
@@ -185,14 +185,18 @@ class HubBucket:
 
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.BucketNotFoundError):
-            raise NotFound(f"no bucket {self.name}", hint="make it first; a private one is seen with its token") from None
+            raise NotFound(
+                f"no bucket {self.name}", hint="make it first; a private one is seen with its token"
+            ) from None
         if isinstance(error, errors.EntryNotFoundError) or status == 404:
             raise NotFound(f"no object {self.name}/{key}") from None
         why = _QUERY.sub("", str(error).strip().split("\n")[0])
         if status in _REFUSED or isinstance(error, errors.LocalTokenNotFoundError):
             hint = "hf auth login, or HF_TOKEN"
             raise Unreachable(f"{self.name}/{key} is refused", why=why, hint=hint) from None
-        if isinstance(error, OSError | errors.HTTPError) or type(error).__module__.partition(".")[0].startswith("httpx"):
+        if isinstance(error, OSError | errors.HTTPError) or type(error).__module__.partition(".")[0].startswith(
+            "httpx"
+        ):
             raise Unreachable(f"{self.name}/{key} cannot be reached", why=why) from None
         raise error
 

@@ -1,7 +1,8 @@
 """A bucket by its address: endpoint and credentials by the standard chain, as every other tool finds them.
 
-1. `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`,
-   a web identity, a container's or a machine's role: the client's own chain. `AWS_SKIP_SIGNATURE=true` for what is public.
+1. `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
+   `AWS_REGION`, a web identity, a container's or a machine's role: the client's own chain. With
+   `AWS_SKIP_SIGNATURE=true`, what is public.
 2. Profiles in `~/.aws`, where the environment has no keys: boto3 reads them, if it is installed.
 3. Google's: `GOOGLE_APPLICATION_CREDENTIALS`, what `gcloud` left, or the machine's role.
 """
@@ -15,8 +16,9 @@ from traceformer.errors import NotFound
 from traceformer.store.objects.client import ObjectStore, Stores
 
 if TYPE_CHECKING:
-    from traceformer.store.objects.hub import HubBucket
     from obstore.store import ObjectStore as AnyStore
+
+    from traceformer.store.objects.hub import HubBucket
 
 __all__ = ["SCHEMES", "open_bucket"]
 
@@ -60,8 +62,8 @@ def _open_s3(bucket: str, waiting: dict[str, Any]) -> "AnyStore":
     stated: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     profile = _profile()
     if profile is not None:
-        region = profile.session.region_name
-        stated |= {"credential_provider": profile, **({"region": region} if region else {})}
+        provider, region = profile
+        stated |= {"credential_provider": provider, **({"region": region} if region else {})}
     return S3Store(bucket, client_options=options, retry_config=_once(), **stated)
 
 
@@ -79,8 +81,8 @@ def _once() -> Any:
     return {"max_retries": 0, "retry_timeout": timedelta(0)}
 
 
-def _profile() -> Any:
-    """Returns what reads a profile of `~/.aws`, or None where credentials come from elsewhere."""
+def _profile() -> tuple[Any, str | None] | None:
+    """Returns what reads a profile of `~/.aws`, and its region; None where credentials come from elsewhere."""
     if any(name in os.environ for name in (*_OWN_KEYS, *_OWN_KEYS_TOO)):
         return None
     files = [
@@ -90,8 +92,12 @@ def _profile() -> Any:
     if "AWS_PROFILE" not in os.environ and not any(Path(file).expanduser().exists() for file in files):
         return None
     try:
+        import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ModuleNotFoundError as error:
         why = f"credentials are in a profile ({' or '.join(files)}), which boto3 reads"
         raise NotFound("no credentials for a bucket", why=why, hint="pip install boto3") from error
-    return Boto3CredentialProvider()
+    session = boto3.Session()
+    if session.get_credentials() is None:  # a file that says where, and not who
+        return None
+    return Boto3CredentialProvider(session), session.region_name

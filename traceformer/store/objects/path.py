@@ -174,7 +174,7 @@ class ObjectPath:
     def objects(self) -> dict[str, State]:
         """Returns all objects under it, by their names from here on, and their states."""
         start = len(self.key) + 1 if self.key else 0
-        return {key[start:]: state for key, state in self.store.list(self.key)}
+        return {key[start:]: state for key, state in self.store.listing(self.key)}
 
     def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
         """Yields the objects under it whose names match."""
