@@ -159,15 +159,7 @@ def record(
         _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine})
     workers = as_engine(engine)
     if workers is not None:
-<<<<<<< HEAD
         load = partial(load_model, check_apart(model), with_head=selection.needs_head)
-=======
-        if isinstance(model, LoadedModel):
-            raise UsageError(
-                "a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder"
-            )
-        load = partial(load_model, model, with_head=selection.needs_head)
->>>>>>> f031bc5fd597bb9fffe3e68ce9d314861457276d
         read = partial(read_texts, cast(AskedTexts, texts), **reading)
         with watched(progress) as shown:
             return extract_on(

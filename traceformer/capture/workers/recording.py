@@ -38,11 +38,7 @@ class Ready(Protocol):
 
     def open(self, place: "Place") -> "Writer": ...
 
-<<<<<<< HEAD
     def record(self, writer: "Writer", shards: Iterable[int | None], counting: Counting) -> None: ...
-=======
-    def record(self, writer: "RunWriter | MemoryWriter", shards: Iterable[int | None], counting: Counting) -> None: ...
->>>>>>> f031bc5fd597bb9fffe3e68ce9d314861457276d
 
 
 class Opened(NamedTuple):
