@@ -19,7 +19,7 @@ from traceformer.store.run import Run
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(500),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:texts are cut"),  # the tiny model reads 64 tokens
 ]
 
