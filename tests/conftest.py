@@ -33,7 +33,7 @@ settings.register_profile("tests", deadline=None)  # a busy machine is no error
 settings.load_profile("tests")
 
 # Fixtures that tests of several rooms ask for.
-pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy"]
+pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy", "tests.store.served_bucket"]
 
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",

@@ -18,11 +18,11 @@ import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from traceformer.store.objects.opening import open_bucket
-from traceformer.store.objects.path import ObjectPath
+if TYPE_CHECKING:
+    from traceformer.store.objects.path import ObjectPath
 
 Fault = Literal["500", "503", "broken", "lost", "slow", "short", "denied"]
 
@@ -184,10 +184,12 @@ class Bucket(NamedTuple):
     name: str
     proxy: Proxy
 
-    def place(self, name: str) -> ObjectPath:
+    def place(self, name: str) -> "ObjectPath":
+        from traceformer.store.objects.path import ObjectPath
+
         return ObjectPath.parse(f"s3://{self.name}/{name}")
 
-    def contents(self, place: ObjectPath) -> dict[str, bytes]:
+    def contents(self, place: "ObjectPath") -> dict[str, bytes]:
         """Returns every object under a place by its name there, by what went through the proxy."""
         start = f"{place.bucket}/{place.key}/"
         return {key[len(start) :]: body for key, body in self.proxy.objects.items() if key.startswith(start)}
@@ -210,6 +212,8 @@ def served() -> Generator[Proxy]:
 
 def make_bucket(proxy: Proxy, name: str) -> Bucket:
     """Returns a new bucket."""
+    from traceformer.store.objects.opening import open_bucket
+
     with urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/{name}", method="PUT")) as answer:
         assert answer.status == 200
     proxy.reset()

@@ -111,7 +111,7 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise NotFound(
-                f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="ray start --head begins one"
+                f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="`ray start` begins one"
             ) from error
 
     def _check_fits(self, ray: Any) -> None:
