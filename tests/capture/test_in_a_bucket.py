@@ -21,19 +21,25 @@ TEXTS = ["returns the name of the file", "an error", "raises ValueError if the n
 HOW: dict[str, Any] = {"capture": "attn resid", "layers": [0, 1], "shard_examples": 2, "batch_size": 2}
 
 
+def same(found: dict[str, bytes], whole: dict[str, bytes]) -> bool:
+    """Whether two recordings have the same files and bytes, but for the head, which says when it was begun."""
+    stated = {"meta.json", "manifest.json"}
+    return found.keys() == whole.keys() and {name for name in whole if found[name] != whole[name]} <= stated
+
+
 def test_a_recording_in_a_bucket_has_the_bytes_of_one_on_disk(bucket: Bucket, tmp_path: Path) -> None:
     run = tf.record("byte", TEXTS, out=f"s3://{bucket.name}/traces/run", **HOW)
     assert run.finished
     assert str(run.folder) == f"s3://{bucket.name}/traces/run"
     tf.record("byte", TEXTS, out=tmp_path / "run", **HOW)
-    assert bucket.contents(bucket.place("traces/run")) == runs.contents(tmp_path / "run")
+    assert same(bucket.contents(bucket.place("traces/run")), runs.contents(tmp_path / "run"))
 
 
 def test_a_recording_that_is_interrupted_is_resumed_and_nothing_else_is(bucket: Bucket, tmp_path: Path) -> None:
     out = f"s3://{bucket.name}/run"
 
     def stop_in_the_second_shard(done: Any) -> None:
-        if done.examples > 2:
+        if done.examples_done > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -45,7 +51,7 @@ def test_a_recording_that_is_interrupted_is_resumed_and_nothing_else_is(bucket: 
         tf.record("byte", TEXTS[1:], out=out, resume=True, **HOW)
     assert tf.record("byte", TEXTS, out=out, resume=True, **HOW).finished
     tf.record("byte", TEXTS, out=tmp_path / "run", **HOW)
-    assert bucket.contents(bucket.place("run")) == runs.contents(tmp_path / "run")
+    assert same(bucket.contents(bucket.place("run")), runs.contents(tmp_path / "run"))
     with pytest.raises(RunExists, match="run exists"):
         tf.record("byte", TEXTS, out=out, **HOW)
 
@@ -85,8 +91,7 @@ def test_two_machines_share_a_run_in_a_bucket(bucket: Bucket, tmp_path: Path) ->
     assert not first.finished
     assert tf.record("byte", TEXTS, out=out, num_shards=2, shard_index=1, **HOW).finished
     tf.record("byte", TEXTS, out=tmp_path / "run", **HOW)
-    found, whole = bucket.contents(bucket.place("run")), runs.contents(tmp_path / "run")
-    assert found == whole
+    assert same(bucket.contents(bucket.place("run")), runs.contents(tmp_path / "run"))
 
 
 def test_a_place_is_shared_by_leases_on_a_disk_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Objects in a bucket, through faults: what was written is there, what was not is said, and nobody overwrites by chance."""
+"""Objects in a bucket, through faults: what was written is there, and nobody overwrites by chance."""
 
 import itertools
 import threading
@@ -68,7 +68,7 @@ class TestBucketOfS3:
         )
         store.delete(["folder/a", "folder/not there", "folder/b/c"])
         assert sorted(place.objects()) == ["b/d", "e f+ü"]
-        with pytest.raises(NotFound, match="no object s3://.*/folder/a"):
+        with pytest.raises(NotFound, match=r"no object s3://.*/folder/a"):
             (place / "a").read_bytes()
 
     def test_more_objects_than_one_answer_lists_are_listed(self, bucket: Bucket) -> None:
@@ -130,10 +130,10 @@ class TestBucketOfS3:
     def test_a_conditional_write_whose_answer_is_lost_is_understood(self, bucket: Bucket, fault: Fault) -> None:
         path = bucket.place("run/commits/0.json")
 
-        def only_writes(
-            request: Request, failing: Any = itertools.chain([fault, fault], itertools.repeat(None))
-        ) -> Any:
-            return next(failing) if request.method == "PUT" else None
+        twice = itertools.chain([fault, fault], itertools.repeat(None))
+
+        def only_writes(request: Request) -> Any:
+            return next(twice) if request.method == "PUT" else None
 
         bucket.proxy.fault = only_writes
         assert path.store.put_if_absent(path.key, b"mine")
@@ -173,7 +173,8 @@ class TestBucketOfS3:
         self, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "credentials").write_text(
-            f"[work]\naws_access_key_id = {bucket_server.ACCESS_KEY}\naws_secret_access_key = {bucket_server.SECRET_KEY}\n"
+            f"[work]\naws_access_key_id = {bucket_server.ACCESS_KEY}\n"
+            f"aws_secret_access_key = {bucket_server.SECRET_KEY}\n"
         )
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)

@@ -29,6 +29,7 @@ windows     consecutive windows of one long file
 rereading   how likely a model finds responses, and where they lie
 edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
+workers     one recording by many processes, which Ray starts
 pipeline    from the device to the store: bounded, asynchronous, in order
 hosts       what computes a shard here, and what to say where another host went before
 provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from

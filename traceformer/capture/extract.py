@@ -28,7 +28,7 @@ from traceformer.capture.prepared import fitting, prepare
 from traceformer.capture.proofs.handed_on import HandedOn
 from traceformer.capture.tokenizing import Texts
 from traceformer.capture.workers.driving import record_on
-from traceformer.capture.workers.engine import Engine, Ray, as_engine
+from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
 from traceformer.errors import UsageError
 from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
@@ -159,11 +159,7 @@ def record(
         _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine})
     workers = as_engine(engine)
     if workers is not None:
-        if isinstance(model, LoadedModel):
-            raise UsageError(
-                "a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder"
-            )
-        load = partial(load_model, model, with_head=selection.needs_head)
+        load = partial(load_model, check_apart(model), with_head=selection.needs_head)
         read = partial(read_texts, cast(AskedTexts, texts), **reading)
         with watched(progress) as shown:
             return extract_on(
@@ -270,10 +266,6 @@ def extract_on(
         SelectionError, Unsupported, RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `extract` does.
         TraceformerError: workers die again and again.
     """
-    if place.folder is None and place.parent is None:
-        raise UsageError("workers, and a run in memory", why="they do not share it", hint="give `out`")
-    if place.writer != (0, 1):
-        raise UsageError("`engine` and `num_shards`", why="the engine hands out shards", hint="one of them")
     prepare = partial(
         extraction_of,
         load,
@@ -283,7 +275,7 @@ def extract_on(
         batch_size=batch_size,
         batch_tokens=batch_tokens,
     )
-    return record_on(engine, prepare, place.made_absolute(), progress)
+    return record_on(engine, prepare, place, progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class EngineChoice:
             given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
             if given:
                 flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-                raise UsageError(f"{flags} without workers", hint="--engine ray")
+                raise UsageError(f"{flags} without --engine", hint="--engine ray")
             return None
         from traceformer.capture.workers.engine import Ray
 

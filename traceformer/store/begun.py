@@ -4,7 +4,7 @@ In a bucket a run lies at its final prefix from the start. It is finished when i
 begins by removing it, since nothing can be moved aside there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,8 +125,8 @@ def _refuse_locked(built: AnyPath) -> None:
 
 
 @contextmanager
-def _alone(folder: AnyPath) -> Iterator[None]:
-    """Keeps other processes of this machine from beginning the same run meanwhile; in a bucket the head's writing does."""
+def _alone(folder: AnyPath) -> Generator[None]:
+    """Keeps others of this machine from beginning the same run meanwhile; in a bucket the writing of its head does."""
     if isinstance(folder, ObjectPath):
         yield
         return

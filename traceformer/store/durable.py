@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from traceformer.store.direct import BlockWriter
 from traceformer.store.files import TEMPORARY, Checksum, sha256
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.system import replace, sync, sync_folder
 
 __all__ = ["WriteGroup", "temporary_of"]
@@ -59,14 +60,16 @@ class WriteGroup:
             for path in self._paths:
                 self._temporary(path).unlink(missing_ok=True)
 
-    def make_folder(self, folder: Path) -> None:
+    def make_folder(self, folder: AnyPath) -> None:
         """Makes a folder, if it is not there; that it is there will survive a crash, too."""
+        assert isinstance(folder, Path)
         folder.mkdir(parents=True, exist_ok=True)
         self._folders.add(folder.parent)
 
     @contextmanager
-    def open(self, path: Path) -> Generator[IO[bytes]]:
+    def open(self, path: AnyPath) -> Generator[IO[bytes]]:
         """Yields a file to write, which will be at `path`."""
+        assert isinstance(path, Path)
         self._paths.append(path)
         file = self._temporary(path).open("wb")
         try:
@@ -80,13 +83,13 @@ class WriteGroup:
             if len(self._open) >= _MOST_OPEN:
                 self._sync()
 
-    def write(self, path: Path, data: bytes) -> Checksum:
+    def write(self, path: AnyPath, data: bytes) -> Checksum:
         """Writes a small file, and returns its checksum."""
         with self.open(path) as file:
             file.write(data)
         return Checksum(len(data), "sha256", sha256(data))
 
-    def write_parts(self, path: Path, parts: Iterable[memoryview]) -> Checksum:
+    def write_parts(self, path: AnyPath, parts: Iterable[memoryview]) -> Checksum:
         """Writes a large file from parts that lie anywhere in memory, and returns its checksum."""
         import xxhash
 

@@ -184,9 +184,9 @@ def remove_aside(final: Path) -> None:
 
 
 def remove_run(folder: AnyPath) -> None:
-    """Removes a folder that `check_replaceable` passed: of a bucket what says that it is finished first, and the head last.
+    """Removes a folder that `check_replaceable` passed, its head last; in a bucket what says that it is whole, first.
 
-    So what a kill leaves of it is known for what it is, and for not whole.
+    So what a kill leaves of it is known for what it is, and for no more.
     """
     if isinstance(folder, ObjectPath):
         names = [*folder.objects()]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +123,7 @@ def _through_tensorstore(
 ) -> Sequence[tuple[str, Checksum]]:
     layout = buffer.layout
     files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
-    array = open_array(folder, layout, spec, _nothing_kept())
+    array: Any = open_array(folder, layout, spec, _nothing_kept())
     used = int(buffer.offsets[spec.key.token_stack][-1]) if spec.site.is_per_token else 0
     region = array[shard_region(layout, spec, shard, used)]
     # The buffer is not touched before the write is done, so tensorstore need not copy it first.
@@ -191,11 +191,12 @@ def check_space(folder: Path, buffer: ShardBuffer, tokens: pa.Table, *, kept: st
         )
 
 
-def check_writer(writer: tuple[int, int]) -> None:
-    """Makes sure that writer w of W can be meant; W is 0 where somebody hands out the shards.
+def check_writer(writer: tuple[int, int], *, handed_out: bool = False) -> None:
+    """Makes sure that writer w of W can be meant; with `handed_out`, W is 0 where somebody hands out the shards.
 
     Raises:
         UsageError: it cannot.
     """
-    if not 0 <= writer[0] < (writer[1] or writer[0] + 1):
+    of = writer[0] + 1 if handed_out and writer[1] == 0 else writer[1]
+    if not 0 <= writer[0] < of:
         raise UsageError(f"writer {writer[0]} of {writer[1]}", hint=f"number them 0 to {max(0, writer[1] - 1)}")

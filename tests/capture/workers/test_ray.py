@@ -17,7 +17,11 @@ from traceformer.progress import Progress
 from traceformer.store.commits import verify_run
 from traceformer.store.run import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:texts are cut"),  # the tiny model reads 64 tokens
+]
 
 TWO = Ray(workers=2)
 
@@ -137,3 +141,13 @@ def test_heads_and_statistics_of_a_run_are_the_same_numbers(tiny_folder: Callabl
     run = recorded(tiny_folder("gpt2"), tmp_path / "run", shard_examples=16)
     assert tf.heads(run, engine=TWO).to_json() == tf.heads(run).to_json()
     assert tf.statistics(run, engine=TWO).to_json() == tf.statistics(run).to_json()
+
+
+def test_workers_give_the_answers_of_one_process(tmp_path: Path) -> None:
+    prompts = [f"The function number {number} returns" for number in range(12)]
+    asked: dict[str, Any] = {"max_tokens": 12, "batch_size": 2, "temperature": 1.0}
+    one = tf.generate("byte", prompts, "attn resid logits", out=tmp_path / "one", **asked)
+    two = tf.generate("byte", prompts, "attn resid logits", out=tmp_path / "two", engine=TWO, **asked)
+    assert list(two.tokens.response) == list(one.tokens.response)
+    assert array_files(two) == array_files(one)
+    assert verify_run(tmp_path / "two") == []

@@ -48,6 +48,7 @@ def test_a_run_has_the_same_bytes_everywhere(world: World, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_after_any_change_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +77,7 @@ def test_another_configuration_is_refused_and_named(world: World) -> None:
     with world.begin(world.place(), LONGER) as writer:
         worlds.write_shards(writer, 1)
     before = worlds.without_leases(world.contents(writer.folder))
-    with pytest.raises(ConfigurationChanged, match='another model.*"tiny", is "huge"'):
+    with pytest.raises(ConfigurationChanged, match=r'another model.*"tiny", is "huge"'):
         world.resume(world.place(), LONGER, digest={**runs.DIGEST, "model": "huge"})
     with pytest.raises(ConfigurationChanged, match="another n_examples"):
         world.resume(world.place(), runs.plan(arrays=runs.FEW[:2], n_examples=13, shard_examples=2))
@@ -127,7 +128,7 @@ def test_what_is_no_run_is_never_written_over(world: World) -> None:
 def test_a_run_that_holds_a_foreign_file_is_not_replaced(world: World) -> None:
     world.write_or_resume(world.place(), LAYOUT)
     (world.place() / "notes.txt").write_bytes(b"precious")
-    with pytest.raises(RunExists, match="what is not its own: notes.txt"):
+    with pytest.raises(RunExists, match=r"what is not its own: notes\.txt"):
         world.begin(world.place(), LAYOUT, overwrite=True)
     assert (world.place() / "notes.txt").read_bytes() == b"precious"
     assert world.problems(world.place()) == ["notes.txt does not belong to the run"]

@@ -19,10 +19,11 @@ from typing import Any
 from traceformer.capture.workers.engine import Ray, result_of
 from traceformer.capture.workers.ledger import Ledger
 from traceformer.capture.workers.recording import Opened, Ready, RecordingWorker, Report
-from traceformer.errors import TraceformerError
+from traceformer.errors import TraceformerError, UsageError
 from traceformer.presentation import present
 from traceformer.progress import OnProgress, Progress
 from traceformer.store.locks import clear_unfinished, unfinished_folder
+from traceformer.store.objects.path import AnyPath, as_path
 from traceformer.store.place import Place
 from traceformer.store.run import Run
 
@@ -43,11 +44,17 @@ def record_on(engine: Ray, prepare: Callable[[], Ready], place: Place, progress:
         progress: Told how far all are together, and of workers that died.
 
     Raises:
-        RunExists, UsageError: as `Place.check` does.
+        RunExists: as `Place.check` raises it.
+        UsageError: the run goes to memory, or is shared in another way, too.
         TraceformerError: what a worker raised; or workers die again and again, and nothing is committed.
     """
+    if place.folder is None and place.parent is None:
+        raise UsageError("workers, and a run in memory", why="they do not share it", hint="give `out`")
+    if place.is_shared:
+        raise UsageError("`engine` and `num_shards`", why="the engine hands out shards", hint="one of them")
     place.check()
-    if place.folder is not None and place.overwrite and not place.resume:
+    place = place.made_absolute()
+    if isinstance(place.folder, Path) and place.overwrite and not place.resume:
         clear_unfinished(unfinished_folder(place.folder))
     with engine.session() as ray, _Driving(ray, engine, prepare, place, progress).workers_ended() as driving:
         run = Run(driving.run())
@@ -90,7 +97,7 @@ class _Driving:
         self._began = time.perf_counter()
         self._deaths = 0
         self._said: set[str] = set()
-        self._folder: Path | None = None
+        self._folder: AnyPath | None = None
 
     @contextmanager
     def workers_ended(self) -> Generator["_Driving"]:
@@ -101,7 +108,7 @@ class _Driving:
             for worker in self._workers:
                 self._ray.kill(worker.actor)
 
-    def run(self) -> Path:
+    def run(self) -> AnyPath:
         """Returns the folder of the run."""
         while self._folder is None:
             self._start_missing()
@@ -146,7 +153,7 @@ class _Driving:
                 self._miss(worker, error)
                 continue
             if reference == worker.result:
-                self._folder = Path(found)
+                self._folder = as_path(found)
             elif reference == worker.opened:
                 worker.opened, worker.is_open = None, True
                 self._open(found)
@@ -177,7 +184,7 @@ class _Driving:
             if worker.is_sent or (self._joining is None and any(each.is_sent for each in self._workers)):
                 continue
             worker.is_sent = True
-            place = replace(self._joining or self._place, writer=(worker.number, 0), thumbnails=False)
+            place = replace(self._joining or self._place, writer=(worker.number, 0), claims="lease", thumbnails=False)
             worker.actor.goes_to.remote(place)
 
     def _hand_out(self) -> None:

@@ -4,6 +4,7 @@ Ray is started on this machine alone, unless there is an address of a cluster, o
 already. It is an extra, imported where it is used.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -11,11 +12,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from traceformer.errors import NotFound, Unsupported, UsageError, check_number, check_whole
 
-__all__ = ["Engine", "Ray", "as_engine", "result_of", "use_threads"]
+if TYPE_CHECKING:
+    from traceformer.models.loaded import LoadedModel
+
+__all__ = ["Engine", "Ray", "as_engine", "check_apart", "result_of", "use_threads"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -99,13 +104,14 @@ class Ray:
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
+                logging_level=logging.ERROR,
             )
             return
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise NotFound(
-                f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="ray start --head begins one"
+                f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="`ray start` begins one"
             ) from error
 
     def _check_fits(self, ray: Any) -> None:
@@ -155,6 +161,17 @@ def as_engine(engine: Engine) -> Ray | None:
     if engine != "ray":
         raise UsageError(f"no engine {engine!r}", hint='`engine="ray"`')
     return Ray()
+
+
+def check_apart(model: "str | Path | LoadedModel") -> str | Path:
+    """Returns a model as workers can load it: by its name, or from its folder.
+
+    Raises:
+        UsageError: it is loaded already.
+    """
+    if not isinstance(model, str | Path):
+        raise UsageError("a loaded model, and `engine`", why="each worker loads its own", hint="its name, or folder")
+    return model
 
 
 def use_threads(threads: int) -> None:

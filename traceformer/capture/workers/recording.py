@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from traceformer.capture.workers.engine import use_threads
 from traceformer.progress import Counting, quiet
@@ -19,9 +19,11 @@ from traceformer.progress import Counting, quiet
 if TYPE_CHECKING:
     from traceformer.store.commits import CommitRecord
     from traceformer.store.layout import RunLayout
-    from traceformer.store.memory import MemoryWriter
-    from traceformer.store.place import Place
+    from traceformer.store.leased import LeasedWriter
+    from traceformer.store.place import Place, Writer
     from traceformer.store.writer import RunWriter
+
+    Shared: TypeAlias = RunWriter | LeasedWriter
 
 __all__ = ["Committed", "Opened", "Ready", "RecordingWorker", "Report"]
 
@@ -34,9 +36,9 @@ class Ready(Protocol):
     @property
     def layout(self) -> "RunLayout": ...
 
-    def open(self, place: "Place") -> "RunWriter | MemoryWriter": ...
+    def open(self, place: "Place") -> "Writer": ...
 
-    def record(self, writer: "RunWriter | MemoryWriter", shards: Iterable[int | None], counting: Counting) -> None: ...
+    def record(self, writer: "Writer", shards: Iterable[int | None], counting: Counting) -> None: ...
 
 
 class Opened(NamedTuple):
@@ -101,6 +103,7 @@ class RecordingWorker:
         self._committed: list[Committed] = []
         self._total = Committed(0, 0, 0, 0)
         self._notices: list[str] = []
+        self._begun: set[int] = set()
         self._is_idle = True
 
     def goes_to(self, place: "Place") -> None:
@@ -138,6 +141,8 @@ class RecordingWorker:
         """Returns the folder of the run, when there are no more shards."""
         import torch
 
+        from traceformer.store.memory import MemoryWriter
+
         torch.set_num_threads(self._threads)
         with warnings.catch_warnings():
             warnings.simplefilter("default")
@@ -145,6 +150,7 @@ class RecordingWorker:
             ready = self._prepare()
             place = self._place.get()
             with ready.open(place) as writer:
+                assert not isinstance(writer, MemoryWriter), "workers share a folder"
                 pending = writer.pending
                 examples = sum(len(ready.layout.shard_range(shard)) for shard in pending)
                 self._opened = Opened(_joined(place, writer), pending, examples)
@@ -153,23 +159,30 @@ class RecordingWorker:
                 ready.record(writer, self._told(writer), self._counting)
                 return str(place.finish(writer).folder)
 
-    def _told(self, writer: "RunWriter") -> Iterator[int | None]:
+    def _told(self, writer: "Shared") -> Iterator[int | None]:
         """Yields the shards that it is told, and None while it waits for one; passes over what is there already."""
         while True:
             try:
                 shard = self._shards.get(timeout=_PAUSE)
             except queue.Empty:
+                yield None  # all that was begun is settled then
+                for left in [*self._begun]:  # what another writer has committed before
+                    self._is_there(writer, left, counted=True)
                 self._is_idle = True
-                yield None
                 continue
             self._is_idle = False
             if shard is None:
                 return
-            record = writer.record_of(shard)
-            if record is None:
+            with self._lock:
+                self._begun.add(shard)
+            if not self._is_there(writer, shard, counted=False):  # a worker may have died behind its commit
                 yield shard
-            else:  # of a worker that died behind its commit
-                self._add(record, counted=False)
+
+    def _is_there(self, writer: "Shared", shard: int, *, counted: bool) -> bool:
+        record = writer.record_of(shard)
+        if record is not None:
+            self._add(record, counted=counted)
+        return record is not None
 
     def _on_commit(self, record: "CommitRecord") -> None:
         self._add(record, counted=True)
@@ -182,6 +195,9 @@ class RecordingWorker:
             sum(file.bytes for file in record.files.values()),
         )
         with self._lock:
+            if record.shard not in self._begun:
+                return
+            self._begun.remove(record.shard)
             self._committed.append(made)
             if counted:
                 self._total = Committed(0, *(a + b for a, b in zip(self._total[1:], made[1:], strict=True)))
@@ -192,8 +208,11 @@ class RecordingWorker:
                 self._notices.append(str(message))
 
 
-def _joined(place: "Place", writer: "RunWriter") -> "Place":
+def _joined(place: "Place", writer: "Shared") -> "Place":
     """Where others join the run that a writer has begun."""
+    from pathlib import Path
+
     from traceformer.store.locks import final_folder
 
-    return replace(place, folder=final_folder(writer.folder), parent=None, resume=True)
+    folder = final_folder(writer.folder) if isinstance(writer.folder, Path) else writer.folder
+    return replace(place, folder=folder, parent=None, resume=True)

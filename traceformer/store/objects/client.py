@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -189,11 +190,11 @@ class ObjectStore:
 
         yield from sorted(self._tried(prefix, read))
 
-    def list_folder(self, prefix: str) -> tuple[list[str], dict[str, State]]:
+    def list_folder(self, prefix: str) -> "tuple[list[str], dict[str, State]]":
         """Returns what lies directly under `prefix/`: prefixes of further keys, and the keys of objects."""
         import obstore
 
-        def read() -> tuple[list[str], dict[str, State]]:
+        def read() -> "tuple[list[str], dict[str, State]]":
             found = obstore.list_with_delimiter(self._stores.quick, prefix or None)
             return sorted(found["common_prefixes"]), {each["path"]: _state(each) for each in found["objects"]}
 
@@ -269,10 +270,8 @@ class ObjectStore:
                 self._tried(several[0], lambda several=several: obstore.delete(self._stores.quick, several))
             except NotFound:
                 for key in several:  # some stores stop at the first that is not there
-                    try:
+                    with suppress(NotFound):
                         self._tried(key, lambda key=key: obstore.delete(self._stores.quick, key))
-                    except NotFound:
-                        pass
 
     def _to_send(self, data: bytes) -> "AnyStore":
         return self._stores.quick if len(data) <= _QUICK_BYTES else self._stores.sending
@@ -321,7 +320,7 @@ class ObjectStore:
             raise Unreachable(
                 f"no credentials for {self.name}",
                 why="neither the environment nor this machine has any",
-                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if it is public",
+                hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; AWS_SKIP_SIGNATURE=true if public",
             ) from error
         if "NoSuchBucket" in text:
             raise self._no_bucket() from error

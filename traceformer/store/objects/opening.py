@@ -1,7 +1,8 @@
 """A bucket by its address: endpoint and credentials by the standard chain, as every other tool finds them.
 
-1. `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`,
-   a web identity, a container's or a machine's role: the client's own chain. `AWS_SKIP_SIGNATURE=true` for what is public.
+1. `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
+   `AWS_REGION`, a web identity, a container's or a machine's role: the client's own chain. With
+   `AWS_SKIP_SIGNATURE=true`, what is public.
 2. Profiles in `~/.aws`, where the environment has no keys: boto3 reads them, if it is installed.
 3. Google's: `GOOGLE_APPLICATION_CREDENTIALS`, what `gcloud` left, or the machine's role.
 """
