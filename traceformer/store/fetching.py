@@ -51,6 +51,7 @@ class BucketChunks:
     def __init__(self, folder: ObjectPath, files: Mapping[str, Checksum]) -> None:
         self._folder, self._files = folder, files
         self._keeping = threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
         self._indexes: OrderedDict[str, tuple[Int64[np.ndarray, "*grid 2"], State]] = OrderedDict()
         self._recent: OrderedDict[tuple[str, int], Chunk] = OrderedDict()
         self._index_bytes = self._recent_bytes = 0
@@ -128,9 +129,21 @@ class BucketChunks:
     def _index(self, name: str, grid: tuple[int, ...]) -> tuple[Int64[np.ndarray, "*grid 2"], State]:
         """Returns where the chunks of a file lie, first byte and size of each, and the state of the file."""
         with self._keeping:
-            if name in self._indexes:
-                self._indexes.move_to_end(name)
-                return self._indexes[name]
+            asking = self._asking.setdefault(name, threading.Lock())
+        with asking:  # of several who want it one asks
+            with self._keeping:
+                if name in self._indexes:
+                    self._indexes.move_to_end(name)
+                    return self._indexes[name]
+            found = self._asked_index(name, grid)
+            with self._keeping:
+                self._indexes[name] = found
+                self._index_bytes += found[0].nbytes
+                while self._index_bytes > _INDEX_BYTES and len(self._indexes) > 1:
+                    self._index_bytes -= self._indexes.popitem(last=False)[1][0].nbytes
+            return found
+
+    def _asked_index(self, name: str, grid: tuple[int, ...]) -> tuple[Int64[np.ndarray, "*grid 2"], State]:
         expected, path = self._files[name], self._folder / name
         n_bytes = 16 * int(np.prod(grid)) + _CRC_BYTES
         try:
@@ -143,14 +156,7 @@ class BucketChunks:
         if expected.mark and mark != expected.mark:
             raise _damage(path, "is another file than the one that was written there")
         table = intact(np.frombuffer(end[-n_bytes:], np.uint8)).view("<u8").astype(np.int64)
-        found = table.reshape(*grid, 2), state
-        with self._keeping:
-            if name not in self._indexes:
-                self._indexes[name] = found
-                self._index_bytes += table.nbytes
-            while self._index_bytes > _INDEX_BYTES and len(self._indexes) > 1:
-                self._index_bytes -= self._indexes.popitem(last=False)[1][0].nbytes
-        return found
+        return table.reshape(*grid, 2), state
 
 
 def _damage(path: ObjectPath, what: str) -> CorruptRun:
