@@ -41,12 +41,10 @@ def test_a_run_of_one_thread_goes_on_with_two_and_says_so(tiny_folder: Callable[
         one = host_here()
         with pytest.raises(Stopped):
             extracted(asked, stop_after(6))
-    with (
-        threads(2),
-        pytest.warns(UserWarning, match=r"going on with 2 threads .* after shards of 1 thread .*last bits"),
-    ):
-        extracted(replace(asked, resume=True))
+    with threads(2):
         two = host_here()
+        with pytest.warns(UserWarning, match=r"going on with 2 threads .* after shards of 1 thread .*last bits"):
+            extracted(replace(asked, resume=True))
     assert verify_run(tmp_path / "run") == []
     hosts = [CommitRecord.read(tmp_path / "run", shard).host for shard in range(4)]
     assert (hosts[0], hosts[-1], two) == (one, two, replace(one, threads=2))

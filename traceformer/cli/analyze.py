@@ -18,8 +18,8 @@ from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
-    from traceformer.store.objects.path import AnyPath
     from traceformer.capture.workers.engine import Ray
+    from traceformer.store.objects.path import AnyPath
     from traceformer.store.run import Run
 
 __all__ = ["analyze"]

@@ -57,7 +57,7 @@ def measured_of(
 def measured_on(
     engine: Ray, store: Run, convention: ConventionName, window: int, rows: Sequence[int], progress: OnStep
 ) -> HeadMetrics:
-    """Returns the same metrics: each layer of each attention is measured by one worker, from the first row to the last."""
+    """Returns the same metrics: each layer of each attention is measured by one worker, from first row to last."""
     specs = _patterns(store)
     parts = [(str(spec.key), layer) for spec in specs for layer in spec.layers]
     measure = partial(
