@@ -230,6 +230,8 @@ def extract(
     extraction = prepare_extraction(
         model, texts, selection, place.storage, batch_size=batch_size, batch_tokens=batch_tokens, progress=progress
     )
+    if place.is_done_by_others:
+        return place.finished(extraction.layout, extraction.configuration)
     with extraction.open(place) as writer:
         pending = writer.pending
         counting = Counting(progress, extraction.n_examples(pending), lambda: writer.bytes_written)
