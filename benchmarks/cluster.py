@@ -2,8 +2,8 @@
 
     python benchmarks/cluster.py [--json FILE] [--folder FOLDER] [--turns 3] [--quick]
 
-Workers are Ray's, on this machine. A pace is that of the recording, from the moment the run is open until its last shard
-is committed: no start of a process, no loading. One and two workers take turns.
+Workers are Ray's, on this machine. A pace is that of the recording, from the moment the run is open until its last
+shard is committed: no start of a process, no loading. One and two workers take turns.
 """
 
 import os

@@ -61,7 +61,7 @@ def test_responses_of_workers_are_told_from_their_run(
     prompts = ["The function", "An error"]
     run = generation.generate("byte", prompts, "resid", max_tokens=3, out="run")
     monkeypatch.setattr(generation, "answer_on", lambda *_, **__: run)
-    assert main("generate --model byte --prompt x --engine ray --json".split()) == 0
+    assert main(["generate", "--model", "byte", "--prompt", "x", "--engine", "ray", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["responses"]
     assert [each["prompt"] for each in told] == prompts
     assert [each["response"] for each in told] == list(run.tokens.response)

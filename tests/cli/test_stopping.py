@@ -85,14 +85,22 @@ def test_work_that_keeps_nothing_leaves_signals_as_they_are() -> None:
 
 def test_a_second_signal_does_not_disturb_what_is_being_written() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    written = False
+    written: list[str] = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            written.append("all of it")
+
+    def keep() -> None:
+        with keeping("all"):
+            work()
+
     try:
-        with pytest.raises(Announced) as stop, keeping("all"):
-            try:
-                signal.raise_signal(signal.SIGUSR1)
-            finally:
-                signal.raise_signal(signal.SIGTERM)
-                written = True
+        with pytest.raises(Announced) as stop:
+            keep()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The recipes for clusters in `examples/cluster`, run here as far as can be: their schedulers are a few lines of shell."""
+"""The recipes in `examples/cluster`, run here as far as can be: their schedulers are a few lines of shell."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder of stand-ins: `traceformer` is this one, `srun` runs what it is told, `scontrol` notes what it is told."""
+    """A folder of stand-ins: `traceformer` is this one, `srun` runs what it is told, `scontrol` notes it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     python = shlex.quote(sys.executable)
@@ -35,7 +35,7 @@ def programs(tmp_path: Path) -> Path:
         "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
         "scontrol": f'[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> {shlex.quote(str(tmp_path))}/asked',
         "pip": "true",
-        "hf": 'until [ "$1" = python:3.12 ]; do if [ "$1" = --env ]; then export "$2"; fi; shift; done; shift; exec "$@"',
+        "hf": 'until [ "$1" = python:3.12 ]; do [ "$1" = --env ] && export "$2"; shift; done; shift; exec "$@"',
     }
     for name, body in scripts.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")

@@ -291,6 +291,8 @@ def extract(
         step=step,
         progress=progress,
     )
+    if place.is_done_by_others:
+        return place.finished(extraction.layout, extraction.configuration)
     with extraction.open(place) as writer:
         pending = writer.pending
         counting = Counting(progress, extraction.n_examples(pending), lambda: writer.bytes_written)

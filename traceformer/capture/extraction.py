@@ -1,4 +1,4 @@
-"""An extraction that is ready: which arrays of which tokens, in which batches, how they are laid out and what is stated.
+"""An extraction that is ready: which arrays of which tokens, in which batches, how they lie and what is stated.
 
 1. `prepare_extraction` plans it, and has the model proved on what it will read first. Nothing is written.
 2. `Extraction.open` begins or resumes its run, or joins one that others write, too.
@@ -135,5 +135,5 @@ def prepare_extraction(
 
 
 def extraction_of(load: Callable[[], LoadedModel], read: Callable[[], Texts], **asked: Any) -> Extraction:
-    """Returns an extraction of a model and texts that are loaded here: a worker's part of it; else as `prepare_extraction`."""
+    """Returns an extraction of a model and texts that are loaded here, by a worker; else as `prepare_extraction`."""
     return prepare_extraction(load(), read(), **asked)

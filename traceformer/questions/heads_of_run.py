@@ -50,7 +50,7 @@ def measured_of(
 def measured_on(
     engine: Ray, store: Run, convention: ConventionName, window: int, rows: Sequence[int], progress: OnStep
 ) -> HeadMetrics:
-    """Returns the same metrics: each layer of each attention is measured by one worker, from the first row to the last."""
+    """Returns the same metrics: each layer of each attention is measured by one worker, from first row to last."""
     specs = _patterns(store)
     if not specs:  # which is read in no time
         return heads_as_recorded(store, CONVENTIONS[convention], window, rows, progress)

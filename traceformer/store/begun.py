@@ -23,7 +23,7 @@ from traceformer.store.locks import (
 from traceformer.store.objects.path import AnyPath, ObjectPath
 from traceformer.store.replacing import check_place, check_replaceable, check_unfinished, remove_run
 
-__all__ = ["begin", "check_free", "go_on", "is_begun", "where_built"]
+__all__ = ["begin", "check_free", "go_on", "has_head", "is_begun", "where_built"]
 
 
 def where_built(folder: AnyPath) -> AnyPath:
@@ -36,6 +36,11 @@ def is_begun(folder: AnyPath) -> bool:
     if isinstance(folder, ObjectPath):
         return (folder / META).is_file() and not (folder / MANIFEST).is_file()
     return unfinished_folder(folder).exists()
+
+
+def has_head(folder: AnyPath) -> bool:
+    """Returns whether the run that will be `folder` has been begun: one of several writers may come a moment early."""
+    return (where_built(folder) / META).is_file()
 
 
 def check_free(folder: AnyPath, *, overwrite: bool, resume: bool = False, joins: bool = False) -> None:

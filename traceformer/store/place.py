@@ -12,10 +12,11 @@ from traceformer.presentation import present
 from traceformer.progress import OnStep, quiet
 from traceformer.sites import Stack
 from traceformer.store.aliases import Aliases
-from traceformer.store.begun import check_free, is_begun
-from traceformer.store.layout import RunLayout
+from traceformer.store.begun import check_free, has_head, is_begun
+from traceformer.store.commits import RunHead
+from traceformer.store.layout import MANIFEST, RunLayout
 from traceformer.store.leased import LeasedWriter
-from traceformer.store.locks import find_unfinished, timestamped_folder
+from traceformer.store.locks import begun_head, find_unfinished, timestamped_folder
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import AttnCodec, Dtype
@@ -103,7 +104,25 @@ class Place:
         if self.folder is not None:
             if isinstance(self.folder, Path):
                 check_place(self.folder)
+            if self.is_done_by_others:
+                return
             check_free(self.folder, overwrite=self.overwrite, resume=self.resume, joins=self.is_shared)
+
+    @property
+    def is_done_by_others(self) -> bool:
+        """Whether one of several writers comes to go on with a run that the others have finished."""
+        goes_on = self.resume and self.is_shared and not self.overwrite
+        return goes_on and self.folder is not None and (self.folder / MANIFEST).is_file()
+
+    def finished(self, layout: RunLayout, configuration: Mapping[str, Any]) -> Run:
+        """Returns the run that others have finished.
+
+        Raises:
+            ConfigurationChanged: it is another one.
+        """
+        assert self.folder is not None
+        begun_head(self.folder, RunHead.of({}, layout, _stated(layout, configuration)))
+        return Run(self.folder)
 
     @property
     def is_shared(self) -> bool:
@@ -140,7 +159,7 @@ class Place:
         """
         if self.thumbnails and all(spec.key.site != "attn_pattern" for spec in layout.arrays):
             raise NotRecorded("thumbnails without attention patterns", hint='`capture="attn"` records these')
-        configuration = {**configuration, **{key: of for key, of in layout.to_json().items() if key != "arrays"}}
+        configuration = _stated(layout, configuration)
         if self.folder is None and self.parent is None:
             check_memory(layout, lengths)
             return MemoryWriter(layout, self._complete(name, meta, layout), digest=configuration)
@@ -152,7 +171,7 @@ class Place:
             begin = partial(LeasedWriter.create, overwrite=self.overwrite, joins=True)
         if self.resume:
             unfinished = self.folder or find_unfinished(parent, configuration)
-            if unfinished is not None and is_begun(unfinished):
+            if unfinished is not None and is_begun(unfinished) and (not self.is_shared or has_head(unfinished)):
                 folder, begin = unfinished, partial(kind.resume, overwrite=self.overwrite)
             else:
                 warnings.warn("nothing to resume: starting anew", stacklevel=2)
@@ -175,3 +194,8 @@ class Place:
         if self.thumbnails and run.finished:
             present(run, "thumbnails", progress)
         return run
+
+
+def _stated(layout: RunLayout, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for a run to be gone on with: a configuration, and how the run is laid out."""
+    return {**configuration, **{key: of for key, of in layout.to_json().items() if key != "arrays"}}

@@ -64,7 +64,7 @@ def test_two_workers_write_what_one_process_writes(tiny_folder: Callable[..., Pa
     assert verify_run(tmp_path / "two") == []
     assert array_files(two) == array_files(one)
     assert two.tokens.drop(columns=["shard"]).equals(one.tokens.drop(columns=["shard"]))
-    assert len({record for record in two.ids}) == 64
+    assert len({*two.ids}) == 64
     done = [each.examples_done for each in told if not each.is_notice]
     assert (told[-1].examples_total, done[-1], told[-1].tokens_done) == (64, 64, sum(one.tokens.n_tokens))
     assert done == sorted(done)

@@ -42,7 +42,7 @@ class Ready(Protocol):
 
 
 class Opened(NamedTuple):
-    """The run that a worker has opened: where others join it, which shards it lacked, how many examples are in these."""
+    """The run that a worker has opened: where others join it, which shards it lacked, how many examples these have."""
 
     place: "Place"
     pending: list[int]
