@@ -8,7 +8,7 @@ figure is of a new process, that has imported what it needs but has not seen the
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -144,12 +144,20 @@ def _layout(n_examples: int) -> RunLayout:
 
 def _meta(n_examples: int) -> RunMeta:
     dims = Dims(n_layers=1, n_heads=1, n_kv_heads=1, d_model=WIDTH)
-    about = {"model": "made up", "arch": "dec", "dims": {"dec": dims}, "dataset": "made up", "split": "made up"}
-    return RunMeta(run_id=str(n_examples), n_examples=n_examples, dtype="float16", **about)
+    return RunMeta(
+        run_id=str(n_examples),
+        model="made up",
+        arch="dec",
+        n_examples=n_examples,
+        dtype="float16",
+        dims={"dec": dims},
+        dataset="made up",
+        split="made up",
+    )
 
 
 @contextmanager
-def _not_waiting() -> Iterator[None]:
+def _not_waiting() -> Generator[None]:
     """Files that need not survive a crash: what is measured is no writing."""
     sync, os.fsync = os.fsync, lambda _: None
     try:

@@ -36,7 +36,7 @@ def training_figure(
     Args:
         value: What `tf.heads` gave of a folder of checkpoints.
         metrics: What is drawn: previous_token, induction and entropy by default, as far as they were measured.
-        heads: Which have a colour, by their names (`L3H1`): by default those whose scores rise highest, but for entropy.
+        heads: Which have a colour, by name (`L3H1`): by default those whose scores rise highest, but for entropy.
         title: In place of the model and what it read.
         figure: Where to draw.
 

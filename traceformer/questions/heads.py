@@ -50,11 +50,37 @@ _LIMIT = 10
 
 
 @overload
-def heads(of: Run | LoadedModel, texts: Any = None, **options: Any) -> HeadMetrics: ...
+def heads(
+    of: Run | LoadedModel,
+    texts: str | Path | TextList | FileWindows | TrainingTexts | None = ...,
+    *,
+    convention: ConventionName = ...,
+    window: int = ...,
+    examples: Sequence[int | str] | None = ...,
+    limit: int | None = ...,
+    split: str | None = ...,
+    text_column: TextColumn | None = ...,
+    ids_column: str | None = ...,
+    targets: str | Path | Sequence[str] | None = ...,
+    seq_length: int | None = ...,
+    batch_size: int | None = ...,
+    batch_tokens: int | Literal["auto"] | None = ...,
+    dtype: Literal["float16", "float32"] = ...,
+    progress: OnStep | None = ...,
+) -> HeadMetrics: ...
 
 
 @overload
-def heads(of: TrainingRuns | str | Path, texts: None = None, **options: Any) -> HeadCurves: ...
+def heads(
+    of: TrainingRuns | str | Path,
+    texts: None = ...,
+    *,
+    convention: ConventionName = ...,
+    window: int = ...,
+    examples: Sequence[int | str] | None = ...,
+    limit: int | None = ...,
+    progress: OnStep | None = ...,
+) -> HeadCurves: ...
 
 
 def heads(
@@ -138,6 +164,7 @@ def heads(
         raise UsageError("examples of a model", why="a run has examples", hint="texts")
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
+    assert isinstance(of, LoadedModel)  # as was asked above
     reading = reading_of(
         of,
         texts,

@@ -12,7 +12,7 @@ says of an id is held against the shard's record, and a run that has none, of an
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +145,7 @@ def _sealed(number: int, content: bytes) -> bytes:
 
 
 @contextmanager
-def _pages(path: Path) -> Iterator[Callable[[int], bytes]]:
+def _pages(path: Path) -> Generator[Callable[[int], bytes]]:
     """Gives what returns the content of a page, once it is checked."""
     try:
         file = open_to_read(path)
