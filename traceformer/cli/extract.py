@@ -65,10 +65,6 @@ def extract(
 
     from traceformer.capture import extract as extraction
 
-    if dry_run and texts.streaming:
-        raise UsageError(
-            "--dry-run of a stream", why="how many texts will come is not known", hint="leave --streaming out"
-        )
     if dry_run:
         loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
         expected = extraction.estimate(
