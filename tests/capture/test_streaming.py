@@ -56,9 +56,14 @@ def array_files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("c.*")}
 
 
+def asked(**changes: Any) -> dict[str, Any]:
+    """How a test records, in shards of four."""
+    return {**OPTIONS, "shard_examples": 4, **changes}
+
+
 def stopped(model: LoadedModel, texts: Any, out: Path, after: int, **options: Any) -> None:
     with pytest.raises(Stopped):
-        tf.record(model, texts, out=out, progress=stop_after(after), **{**OPTIONS, "shard_examples": 4, **options})
+        tf.record(model, texts, out=out, progress=stop_after(after), **asked(**options))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ def test_another_stream_is_refused_and_what_was_committed_is_kept(model: LoadedM
     with pytest.raises(ConfigurationChanged, match="another shuffle"):
         tf.record(model, texts_of(), shuffle=3, shuffle_buffer=5, **options)
     with pytest.raises(ConfigurationChanged, match="max_seq_len was 64, is 60"):
-        tf.record(model, texts_of(), **{**options, "max_seq_len": 60})
+        tf.record(model, texts_of(), **asked(**{**options, "max_seq_len": 60}))
     assert committed_shards(tmp_path / "_tmp_run") == before
     assert tf.record(model, texts_of(), **options).n == 37
 
@@ -206,7 +211,7 @@ def test_a_limit_may_be_another_when_a_stream_is_gone_on_with(model: LoadedModel
         tf.record(model, texts_of(), limit=3, **options)
     run = tf.record(model, texts_of(), limit=18, **options)
     assert (run.n, run.finished) == (18, True)
-    assert_equal(run, tf.record(model, TEXTS[:18], **{**OPTIONS, "shard_examples": 4}))
+    assert_equal(run, tf.record(model, TEXTS[:18], **asked()))
 
 
 def test_finish_ends_a_stream_with_what_was_committed(model: LoadedModel, tmp_path: Path) -> None:
@@ -224,7 +229,7 @@ def test_finish_ends_a_stream_with_what_was_committed(model: LoadedModel, tmp_pa
     assert run.about.tokens is not None
     assert run.about.tokens["total"] == {"dec": int(run.lengths().sum())}
     assert not verify_run(tmp_path / "run")
-    assert_equal(run, tf.record(model, TEXTS[:16], **{**OPTIONS, "shard_examples": 4}))
+    assert_equal(run, tf.record(model, TEXTS[:16], **asked()))
     assert tf.finish(run) is run
     with pytest.raises(RunExists, match="is finished"):
         tf.record(model, endless(), out=tmp_path / "run", resume=True, **OPTIONS)
