@@ -56,9 +56,14 @@ def array_files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("c.*")}
 
 
+def asked(**changes: Any) -> dict[str, Any]:
+    """How a test records, in shards of four."""
+    return {**OPTIONS, "shard_examples": 4, **changes}
+
+
 def stopped(model: LoadedModel, texts: Any, out: Path, after: int, **options: Any) -> None:
     with pytest.raises(Stopped):
-        tf.record(model, texts, out=out, progress=stop_after(after), **{**OPTIONS, "shard_examples": 4, **options})
+        tf.record(model, texts, out=out, progress=stop_after(after), **asked(**options))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def stopped(model: LoadedModel, texts: Any, out: Path, after: int, **options: An
 def test_a_stream_gives_the_arrays_of_a_list_bit_for_bit(
     model: LoadedModel, tmp_path: Path, batches: dict[str, Any]
 ) -> None:
-    options = {**OPTIONS, **batches, "shard_examples": 8}
+    options: dict[str, Any] = {**OPTIONS, **batches, "shard_examples": 8}
     listed = tf.record(model, TEXTS, out=tmp_path / "listed", **options)
     streamed = tf.record(model, texts_of(), out=tmp_path / "streamed", **options)
     assert listed.T == streamed.T == 64
@@ -94,7 +99,7 @@ def test_without_a_shard_size_b_is_the_stores_choice(model: LoadedModel, tmp_pat
 def test_encoders_and_encoder_decoders_are_streamed(
     load: Callable[..., LoadedModel], tmp_path: Path, family: str
 ) -> None:
-    options = {"capture": "attn hidden", "max_seq_len": 64, "shard_examples": 8}
+    options: dict[str, Any] = {"capture": "attn hidden", "max_seq_len": 64, "shard_examples": 8}
     listed = tf.record(load(family), TEXTS[:20], out=tmp_path / "listed", **options)
     streamed = tf.record(load(family), texts_of(20), out=tmp_path / "streamed", **options)
     assert_equal(listed, streamed)
@@ -132,7 +137,9 @@ def files_of(kind: str, folder: Path, rows: list[dict[str, Any]]) -> str:
     return f"{folder}/*.{kind}"
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", *(pytest.param(kind, marks=SLOW) for kind in ("jsonl.zst", "parquet", "tar"))])
+@pytest.mark.parametrize(
+    "kind", ["jsonl.gz", *(pytest.param(kind, marks=SLOW) for kind in ("jsonl.zst", "parquet", "tar"))]
+)
 @pytest.mark.parametrize(
     ("shuffled", "stops"),
     [
@@ -145,7 +152,7 @@ def test_files_of_each_kind_are_gone_on_with_at_the_record_where_they_stopped(
 ) -> None:
     rows = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
     named = files_of(kind, tmp_path / "texts", rows)
-    options = {**OPTIONS, **shuffled, "shard_examples": 4, "streaming": True}
+    options: dict[str, Any] = {**OPTIONS, **shuffled, "shard_examples": 4, "streaming": True}
     whole = tf.record(model, named, out=tmp_path / "whole", **options)
     assert sorted(whole.tokens.n) == list(range(37))
     assert len(set(whole.ids)) == 37
@@ -165,7 +172,7 @@ def test_files_of_each_kind_are_gone_on_with_at_the_record_where_they_stopped(
 def test_an_iterable_from_its_beginning_is_gone_on_with(
     model: LoadedModel, tmp_path: Path, shuffled: dict[str, int]
 ) -> None:
-    options = {**OPTIONS, **shuffled, "shard_examples": 4}
+    options: dict[str, Any] = {**OPTIONS, **shuffled, "shard_examples": 4}
     whole = tf.record(model, texts_of(), out=tmp_path / "whole", **options)
     for after in (2, 14):
         out = tmp_path / f"stopped-{after}"
@@ -179,7 +186,7 @@ def test_another_stream_is_refused_and_what_was_committed_is_kept(model: LoadedM
     out = tmp_path / "run"
     stopped(model, texts_of(), out, 20)
     before = committed_shards(tmp_path / "_tmp_run")
-    options = {**OPTIONS, "shard_examples": 4, "out": out, "resume": True}
+    options: dict[str, Any] = {**OPTIONS, "shard_examples": 4, "out": out, "resume": True}
     for wrong, shard in (
         (["another", *TEXTS[1:]], 0),
         (TEXTS[:13] + ["other"] * 24, before[-1]),
@@ -189,8 +196,8 @@ def test_another_stream_is_refused_and_what_was_committed_is_kept(model: LoadedM
             tf.record(model, iter(wrong), **options)
     with pytest.raises(ConfigurationChanged, match="another shuffle"):
         tf.record(model, texts_of(), shuffle=3, shuffle_buffer=5, **options)
-    with pytest.raises(ConfigurationChanged, match="another max_seq_len"):
-        tf.record(model, texts_of(), **{**options, "max_seq_len": 60})
+    with pytest.raises(ConfigurationChanged, match="max_seq_len was 64, is 60"):
+        tf.record(model, texts_of(), **asked(**{**options, "max_seq_len": 60}))
     assert committed_shards(tmp_path / "_tmp_run") == before
     assert tf.record(model, texts_of(), **options).n == 37
 
@@ -199,12 +206,12 @@ def test_another_stream_is_refused_and_what_was_committed_is_kept(model: LoadedM
 def test_a_limit_may_be_another_when_a_stream_is_gone_on_with(model: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "run"
     stopped(model, texts_of(), out, 10)
-    options = {**OPTIONS, "shard_examples": 4, "out": out, "resume": True}
+    options: dict[str, Any] = {**OPTIONS, "shard_examples": 4, "out": out, "resume": True}
     with pytest.raises(UsageError, match=r"`limit=3`, and \d+ examples are committed"):
         tf.record(model, texts_of(), limit=3, **options)
     run = tf.record(model, texts_of(), limit=18, **options)
     assert (run.n, run.finished) == (18, True)
-    assert_equal(run, tf.record(model, TEXTS[:18], **{**OPTIONS, "shard_examples": 4}))
+    assert_equal(run, tf.record(model, TEXTS[:18], **asked()))
 
 
 def test_finish_ends_a_stream_with_what_was_committed(model: LoadedModel, tmp_path: Path) -> None:
@@ -222,7 +229,7 @@ def test_finish_ends_a_stream_with_what_was_committed(model: LoadedModel, tmp_pa
     assert run.about.tokens is not None
     assert run.about.tokens["total"] == {"dec": int(run.lengths().sum())}
     assert not verify_run(tmp_path / "run")
-    assert_equal(run, tf.record(model, TEXTS[:16], **{**OPTIONS, "shard_examples": 4}))
+    assert_equal(run, tf.record(model, TEXTS[:16], **asked()))
     assert tf.finish(run) is run
     with pytest.raises(RunExists, match="is finished"):
         tf.record(model, endless(), out=tmp_path / "run", resume=True, **OPTIONS)
@@ -244,7 +251,7 @@ def test_a_run_that_was_killed_while_it_was_finished_is_finished(
 ) -> None:
     from traceformer.store import finishing
 
-    options = {**OPTIONS, "shard_examples": 4, "out": tmp_path / "run"}
+    options: dict[str, Any] = {**OPTIONS, "shard_examples": 4, "out": tmp_path / "run"}
     for step in ("write_metadata", "_join_tokens", "write_manifest"):
         with monkeypatch.context() as patch:
             patch.setattr(finishing, step, lambda *_: raise_stopped())
@@ -265,7 +272,7 @@ def test_a_damaged_record_stops_the_run_and_what_came_before_is_kept(model: Load
     path = tmp_path / "texts.jsonl"
     good = [json.dumps({"text": text}) for text in TEXTS]
     path.write_text("\n".join([*good[:21], '{"label": 3}', *good[21:]]))
-    options = {**OPTIONS, "shard_examples": 4, "out": tmp_path / "run", "streaming": True}
+    options: dict[str, Any] = {**OPTIONS, "shard_examples": 4, "out": tmp_path / "run", "streaming": True}
     with pytest.raises(Unreadable, match=r"texts\.jsonl, line 22: nothing where the text") as refused:
         tf.record(model, path, **options)
     assert "`resume=True` once it is mended, or traceformer finish" in refused.value.hint
@@ -327,7 +334,7 @@ def test_each_shard_says_where_the_stream_stood(model: LoadedModel, tmp_path: Pa
 
 
 def test_what_a_stream_cannot_be_is_refused(model: LoadedModel, tmp_path: Path) -> None:
-    out = {"out": tmp_path / "run"}
+    out: dict[str, Any] = {"out": tmp_path / "run"}
     with pytest.raises(UsageError, match="`targets` does not apply to a stream"):
         tf.record(model, texts_of(), targets=["a"], **out)
     with pytest.raises(UsageError, match="`shuffle` is of streams"):

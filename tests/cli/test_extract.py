@@ -207,7 +207,7 @@ def test_a_stream_is_recorded_gone_on_with_and_finished(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--dry-run", "--dry-run of a stream"),
+        ("--dry-run", "an estimate of a stream"),
         ("--targets_file t.txt", "--targets_file does not apply to a stream"),
         ("--num-shards 2 --shard-index 0 --out_dir x", "several writers of one stream"),
     ],

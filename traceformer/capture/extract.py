@@ -277,8 +277,8 @@ def extract(
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
     if isinstance(texts, StreamedTexts):
-        batches = {"batch_size": batch_size, "batch_tokens": batch_tokens}
-        return extract_stream(model, texts, selection, place, progress=progress, **batches)
+        bounds: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+        return extract_stream(model, texts, selection, place, progress=progress, **bounds)
     if place.resume:
         check_resumed(edits_of(model.model))
     extraction = prepare_extraction(
@@ -355,14 +355,20 @@ class Estimate:
 
 def estimate(
     model: LoadedModel,
-    texts: Texts,
+    texts: Texts | StreamedTexts,
     selection: Selection,
     place: Place,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
 ) -> Estimate:
-    """Returns what the run would take; records one batch, writes nothing."""
+    """Returns what the run would take; records one batch, writes nothing.
+
+    Raises:
+        UsageError: the texts are a stream.
+    """
+    if isinstance(texts, StreamedTexts):
+        raise UsageError("an estimate of a stream", why="how many texts will come is not known")
     prepared = prepare(model, texts, selection, place.storage)
     model, plan, rows, layout = prepared
     batching = fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)

@@ -15,6 +15,7 @@ from traceformer.capture.encoding import Encoded, Encoder, Lengths
 from traceformer.capture.tokenizing import Rows, Texts
 from traceformer.errors import ConfigurationChanged, Unreadable
 from traceformer.models.loaded import LoadedModel
+from traceformer.sites import Stack
 from traceformer.store.commits import CommitRecord
 from traceformer.texts.chats import Chat
 from traceformer.texts.examples import Example, TextSource
@@ -46,7 +47,8 @@ class Source:
     """The examples of a stream that have tokens, as many as are asked for, and where it stood before them."""
 
     def __init__(self, model: LoadedModel, stream: TextStream, max_tokens: int | Literal["auto"]) -> None:
-        self._stream, self._max_tokens = stream, max_tokens
+        self._stream = stream
+        self._max_tokens: int | Literal["auto"] = max_tokens
         self._reading = stream.read()
         self._begins = self._reading.point
         self._waiting: deque[Read] = deque()
@@ -111,7 +113,9 @@ class Source:
             raise Unreadable(f"no text of {stream.described.label} has a token")
         examples = [each.example for each in first]
         listed = TextSource(stream.name, stream.split, examples, "", dataset=stream.dataset, kind=self._kind)
-        lengths = {self.encoder.input_stack: array("I", [each.row.length(self.encoder.input_stack) for each in first])}
+        lengths: dict[Stack, array[int]] = {
+            self.encoder.input_stack: array("I", [each.row.length(self.encoder.input_stack) for each in first])
+        }
         return Rows(Texts(listed, None, self._max_tokens), self.encoder, Lengths(lengths))
 
     def go_to(self, point: Point) -> None:

@@ -155,7 +155,7 @@ class TextChoice:
     dec_max_len: Annotated[int, count("N")] = 64
     """Cut targets after N tokens."""
     streaming: bool = False
-    """Read texts as they come, in bounded memory; D may be a pattern such as 'shards/*.tar', and no list is made."""
+    """Read texts as they come, in bounded memory; --dataset may be a pattern such as 'shards/*.tar'."""
     shuffle: Annotated[int | None, count("SEED", least=0)] = None
     """Of a stream, put texts in an order by this seed, --shuffle-buffer at a time."""
     shuffle_buffer: Annotated[int, count("N", least=2)] = 10_000

@@ -86,10 +86,6 @@ def extract(
 
     from traceformer.capture import extract as extraction
 
-    if dry_run and texts.streaming:
-        raise UsageError(
-            "--dry-run of a stream", why="how many texts will come is not known", hint="leave --streaming out"
-        )
     name = str(model_path or model or "roberta-base")
     load = partial(loading.load, name, with_head=selection.needs_head)
     batching: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}

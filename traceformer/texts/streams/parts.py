@@ -60,10 +60,18 @@ class Part(Protocol):
     """
 
     name: str
-    label: str
-    size: int | None
-    has_every_field: bool
-    restarts: bool
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
+
+    @property
+    def has_every_field(self) -> bool: ...
+
+    @property
+    def restarts(self) -> bool: ...
 
     def read(self, start: int) -> Iterator[Found]:
         """Yields the records from number `start` on.

@@ -67,7 +67,7 @@ class Point:
         """
         point = cls(data["records"], data["file"], data["record"], data["before"])
         whole = all(type(number) is int and number >= 0 for number in (point.records, point.record))
-        if not whole or not isinstance(point.file, str) or not isinstance(point.before, str):
+        if not whole or not all(isinstance(data[name], str) for name in ("file", "before")):
             raise TypeError("a point in a stream")
         return point
 

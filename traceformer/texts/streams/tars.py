@@ -48,7 +48,7 @@ class TarFile:
         try:
             with forward(self._path) as stream:
                 ending = _Ending(stream)
-                with tarfile.open(fileobj=ending, mode="r|") as archive:  # pyright: ignore[reportArgumentType]
+                with tarfile.open(fileobj=ending, mode="r|") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
                     for record in self._records(archive, start):
                         if number >= start:
                             where = f"record {number} ({record.key})"
@@ -64,7 +64,7 @@ class TarFile:
         """Yields all records; the members of those before `start` are not looked into."""
         key, members, number = "", dict[str, bytes](), 0
         for member in archive:
-            archive.members = []  # which would come to be all of them
+            archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - all of them would come to be there
             folder, _, base = member.name.rpartition("/")
             if not member.isfile() or base.startswith("."):
                 continue
@@ -87,7 +87,7 @@ class TarFile:
 
 def _row(record: _Record, where: str) -> Row:
     text, told = record.members.get(".txt"), record.members.get(".json")
-    row: dict[str, Any] = {}
+    row: Any = {}
     if told is not None:
         try:
             row = parse_json(told)
