@@ -80,11 +80,8 @@ def project_units(
 ) -> ProjectedRows:
     """Returns the projection of each row onto each direction, which `unit` made of norm 1."""
     there = core()
-    if (
-        there is not None
-        and activations.dtype in (np.float16, np.float32)
-        and activations.strides[1] == activations.itemsize
-    ):
+    is_read = activations.itemsize <= 4 and activations.strides[1] == activations.itemsize
+    if there is not None and is_read:
         return ProjectedRows(*kernels.project(there, activations, units))
     n_tokens, width = activations.shape
     values = np.empty((n_tokens, len(units)), np.float32)

@@ -57,7 +57,7 @@ class PatternSink(Protocol):
 
 
 class CompiledPatterns:
-    """One attention call's patterns, as the compiled core makes them.
+    """One attention call's patterns, as the compiled core makes them. It must be there until they are made.
 
     Args:
         call: The call, which it takes.
@@ -70,8 +70,9 @@ class CompiledPatterns:
         self._heads = np.array(heads, np.int64)
         self._query, self._key = _readable(call.query), _readable(call.key)
         self._allowed = self._added = None
-        if isinstance(call.mask, Tensor):
-            mask = call.mask if call.mask.stride(-1) == 1 else call.mask.contiguous()
+        mask = call.mask
+        if isinstance(mask, Tensor):
+            mask = mask if mask.stride(-1) == 1 else mask.contiguous()
             if mask.dtype == torch.bool:
                 self._allowed = mask
             else:
@@ -94,11 +95,6 @@ class CompiledPatterns:
             added=None if self._added is None else _corner(self._added, example, queries, keys),
         )
         return ExamplePatterns(example, made, self._heads)
-
-    @property
-    def memory(self) -> Sequence[Tensor | None]:
-        """What must be there as long as the patterns are not made."""
-        return self._query, self._key, self._allowed, self._added
 
 
 def compiled_patterns(call: AttentionCall, heads: Sequence[int], *, ahead: bool) -> CompiledPatterns | None:

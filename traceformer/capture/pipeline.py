@@ -32,7 +32,7 @@ from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
-from traceformer.store.made import Batch, Together
+from traceformer.store.made import Batch, Together, one_by_one
 from traceformer.store.names import Stored
 from traceformer.store.place import Writer
 
@@ -78,7 +78,11 @@ class ShardSink:
     """
 
     def __init__(
-        self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None], together: Together
+        self,
+        buffer: ShardBuffer,
+        layout: RunLayout,
+        end: Callable[["ShardSink"], None],
+        together: Together = one_by_one,
     ) -> None:
         self.buffer = buffer
         self._layout, self._end, self._together = layout, end, together

@@ -19,13 +19,19 @@ from traceformer.store.dtypes import NonFinite, first_nonfinite
 from traceformer.store.pages import Kept
 from traceformer.store.triangles import n_cells
 
-__all__ = ["Batch", "Making", "Together", "make_whole"]
+__all__ = ["Batch", "Making", "Together", "make_whole", "one_by_one"]
 
 _CELLS = 1 << 20  # that are made before they are compressed: 2 MB
 _WORTH_A_THREAD = 1 << 17  # cells
 
 Together: TypeAlias = Callable[[Sequence[Callable[[], None]]], None]
 """Does several things, on as many threads as it has."""
+
+
+def one_by_one(works: Sequence[Callable[[], None]]) -> None:
+    """Does several things on the caller's thread."""
+    for work in works:
+        work()
 
 
 class Batch(NamedTuple):

@@ -347,24 +347,20 @@ static inline float on_token(const float *row, int64_t query, int64_t from, int6
     return sum;
 }
 
-// The sums of `block_sums` in `analysis/heads.py`: of one head's rows of float16, `stride` numbers apart, or packed if
-// `stride` is 0. `sums` gets seven, `profile` (null unless aligned) the mass at each offset, both added to what is
-// there; `repeating`, if it is not null, three counts. `before` and `after` (null without tokens) are the places of the
+// The sums of `block_sums` in `analysis/heads.py`: of one head's rows of float16, `stride` numbers apart. `sums` gets
+// seven, `profile` (null unless aligned) the mass at each offset, both added to what is there; `repeating`, if it is not null, three counts. `before` and `after` (null without tokens) are the places of the
 // same token, -1 where there is none. `memory` has room for seen + keys + rows + 3 vectors floats. Returns 0, 1 if a
 // row adds up to nothing, 2 if a causal query looks ahead.
 int TF_NAME(head_sums)(const uint16_t *block, int64_t stride, const Geometry *g, const int32_t *before,
                        const int32_t *after, double *sums, double *profile, int64_t *repeating, float *memory) {
     float *row = memory, *part = memory + whole(g->seen, LANES) + LANES;
     int64_t part_rows = 0, part_width = g->seen + PROFILE_ROWS;
-    const uint16_t *cells = block;
     for (int64_t r = 0; r < g->rows; r++) {
         int64_t q = g->first + r, n = g->causal ? smaller(g->seen, q + 1) : g->seen, end = whole(n, LANES);
-        if (stride) {
-            cells = block + r * stride;
-            uint16_t beyond = 0;
-            for (int64_t j = n; j < g->seen; j++) beyond |= cells[j];
-            if (beyond & 0x7fff) return 2;
-        }
+        const uint16_t *cells = block + r * stride;
+        uint16_t beyond = 0;
+        for (int64_t j = n; j < g->seen; j++) beyond |= cells[j];
+        if (beyond & 0x7fff) return 2;
         V sum = v_all(0), largest = v_all(0), logs = v_all(0), tiny = v_all(TINY);
         int64_t j = 0;
         for (; j < end; j += LANES) {
@@ -426,7 +422,6 @@ int TF_NAME(head_sums)(const uint16_t *block, int64_t stride, const Geometry *g,
                 part_rows = 0;
             }
         }
-        if (!stride) cells += q + 1;
     }
     return 0;
 }

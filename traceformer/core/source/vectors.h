@@ -52,7 +52,6 @@ static inline void v_store_half(uint16_t *p, V x) {
 typedef struct {
     __m256 a, b;
 } V;
-#define EACH(one) ((V){one(a), one(b)})
 static inline V v_load(const float *p) { return (V){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline void v_store(float *p, V x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
 static inline V v_all(float x) { return (V){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
