@@ -30,8 +30,8 @@ _NAMED_ALIKE = (
     "k keep_duplicates layers layers_dec layers_enc layout learning_rate lens_top_k like limit lossless "
     "max_tokens method metric model model_dtype num_beams num_epochs num_return_sequences output over overwrite "
     "pairs patience port position positions preset project project_site prompt prompt_set prompts repeats "
-    "replace replay resume scales search site split steps stop temperature text_column to together top_k top_p "
-    "warmup weight_decay window wrong"
+    "replace replay resume scales search site split steps stop store_topk temperature text_column to together top_k "
+    "top_p warmup weight_decay window wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",
