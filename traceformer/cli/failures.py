@@ -32,8 +32,8 @@ _NAMED_ALIKE = (
     "lens_top_k like limit lossless max_tokens method metric model model_dtype num_beams num_epochs "
     "num_return_sequences num_shards output over overwrite pairs patience port position positions preset "
     "project project_site prompt prompt_set prompts repeats replace replay resume scales search shard_index "
-    "shuffle shuffle_buffer site split steps stop streaming temperature text_column threads_per_worker to "
-    "together top_k top_p warmup weight_decay window workers wrong"
+    "shuffle shuffle_buffer site split steps stop store_topk streaming temperature text_column "
+    "threads_per_worker to together top_k top_p warmup weight_decay window workers wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",

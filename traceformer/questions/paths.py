@@ -212,7 +212,7 @@ def stored_edges(
     n_ways = len(spec.heads) if options.agg_heads == "none" else 1
     for kind, keys in lengths.items():
         count = n_ways * len(numbers) + (len(spec.heads) if options.agg_heads != "none" else 0)
-        wide, hint = np.dtype(np.float32), "a shorter text, or one `layer`"
+        wide, hint = np.dtype(np.float32), "a shorter text, or one layer"
         check_matrices(f"{stack}.{kind}, which paths are searched in,", count, len(tokens), keys, wide, hint)
     combiner = HeadCombiner(
         options,
