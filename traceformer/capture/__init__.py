@@ -29,5 +29,6 @@ rereading   how likely a model finds responses, and where they lie
 edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 pipeline    from the device to the store: bounded, asynchronous, in order
+crossing    tensors from a device to the host: gathered, sent in lots, taken in order
 provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from
 """

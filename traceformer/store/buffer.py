@@ -16,6 +16,8 @@ from traceformer.store.shards import chunks_of, compress
 
 __all__ = ["ShardBuffer"]
 
+_ARRAYS_AT_A_TIME = 2  # beside a model that needs the cores itself
+
 
 class ShardBuffer:
     """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
@@ -30,6 +32,8 @@ class ShardBuffer:
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
+        known_finite: Arrays of which it is known that all numbers are finite: nobody need look for others.
+        cores: How many arrays are written at a time.
     """
 
     def __init__(self, layout: RunLayout, *, compresses: bool = True) -> None:
@@ -48,6 +52,8 @@ class ShardBuffer:
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
+        self.known_finite: frozenset[ArrayKey] = frozenset()
+        self.cores = _ARRAYS_AT_A_TIME
 
     @property
     def n_examples(self) -> int:
@@ -72,6 +78,7 @@ class ShardBuffer:
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
         self.compressed.clear()
+        self.known_finite, self.cores = frozenset(), _ARRAYS_AT_A_TIME
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
         for spec in layout.kept:

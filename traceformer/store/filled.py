@@ -40,6 +40,8 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
     Raises:
         NumericError: a value is inf or NaN.
     """
+    if spec.key in buffer.known_finite:
+        return
     stored = buffer.layout.stored(spec)
     matrices = buffer.matrices.get(spec.key)
     if matrices is None and first_nonfinite(buffer.filled(spec), stored) is None:

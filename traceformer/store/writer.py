@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
 
 _BUFFERS = 2
-_ARRAYS_AT_A_TIME = 2
 _SPARE_BYTES = 4 << 20
 
 
@@ -320,7 +319,7 @@ class RunWriter:
 
     def _write_arrays(self, group: WriteGroup, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
         """Writes all arrays, a few at a time, those first that take longest."""
-        pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
+        pool = ThreadPoolExecutor(buffer.cores)
         specs = sorted(self.layout.kept, key=lambda spec: not spec.site.is_matrix)
         try:
             written = pool.map(lambda spec: self._write_array(group, shard, spec, buffer), specs)
