@@ -26,7 +26,8 @@ TEXTS = [[5, 6, 7, 8, 9, 10, 11], [7, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20], 
 
 
 def test_what_is_put_in_is_taken_in_order_as_it_was_cast() -> None:
-    crossing, taken = Crossing(lot_bytes=4096, lots=2), []
+    copies, taken = Late(), []
+    crossing = Crossing(4096, 2, copies)
     torch.manual_seed(0)
     tensors = [torch.randn(3, 5 + number).T for number in range(40)]
     for tensor in tensors:
@@ -34,6 +35,7 @@ def test_what_is_put_in_is_taken_in_order_as_it_was_cast() -> None:
     crossing.send()
     crossing.close()
     assert len(taken) == 40
+    assert 1 < copies.waited < 20  # once a lot, not once a tensor
     for tensor, (host, finite) in zip(tensors, taken, strict=True):
         assert finite
         np.testing.assert_array_equal(host.numpy(), tensor.numpy().astype(np.float16))
@@ -146,13 +148,29 @@ def deep(**changes: Any) -> Any:
     return load_model(tiny_model("gpt2", n_layer=3, **changes))
 
 
+class Late:
+    """Copies that are made when they are waited for, no sooner: whoever reads or writes before that is found out."""
+
+    def __init__(self) -> None:
+        self.waited = 0
+
+    def start(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], object]:
+        target.fill_(0x7F)
+
+        def wait() -> None:
+            self.waited += 1
+            target.copy_(source)
+
+        return wait
+
+
 @pytest.fixture
 def crossed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Has everything cross from here on, in lots of 64 KiB of which there are two."""
+    """Has everything cross from here on, in lots of 64 KiB of which there are two, and late."""
 
     def begin() -> None:
         monkeypatch.setattr(pipeline, "_is_here", lambda _: False)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
-        monkeypatch.setattr(pipeline, "Crossing", partial(Crossing, 64 << 10, 2))
+        monkeypatch.setattr(pipeline, "Crossing", partial(Crossing, 64 << 10, 2, Late()))
 
     return begin
 

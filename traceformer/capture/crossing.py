@@ -1,15 +1,15 @@
 """The way of tensors from a device to the host: gathered there, sent in lots, and taken in order.
 
-1. `put` casts a tensor into the lot that is open, a piece of the device's memory; `ask` puts a question beside it, whose
-   answer is not known yet. Neither waits for the device.
+1. `put` casts a tensor into the lot that is open, a piece of the device's memory; `ask` puts a question beside it,
+   whose answer is not known yet. Neither waits for the device.
 2. A full lot, or the last one of a batch, is sent: one copy into pinned memory, on a stream of its own, beside what the
    device goes on to compute. With it goes whether all numbers in it are finite, which is worked out on the device.
 3. A thread waits for each lot, and does what is to be done with what is in it, in the order in which that was put
    there. Then the lot is used again.
 
 There is a fixed number of lots: who is faster than the bus, or than what takes the numbers there, waits for one to come
-back. Of a device that knows no streams, such as Apple's, a lot is waited for when it is sent; so it is of the processor,
-on which all of this does the same.
+back. Of a device that knows no streams, such as Apple's, a lot is waited for when it is sent; so it is of the
+processor, on which all of this does the same.
 """
 
 import functools
@@ -17,14 +17,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from traceformer.shapes import Bool, Int, Shaped
 
-__all__ = ["Crossing", "in_parts", "looks_ahead", "packed"]
+__all__ = ["Copies", "Crossing", "in_parts", "looks_ahead", "packed"]
 
 _LOT_BYTES = 32 << 20
 _LOTS = 8
@@ -44,7 +44,7 @@ class _Lot:
     def __init__(self, device: torch.device, size: int) -> None:
         with torch.inference_mode(False):  # it is used inside of it, and outside
             self.here = torch.zeros(size, dtype=torch.uint8, device=device)
-            self.there = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            self.there = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
         self.device = device
         self.begin()
 
@@ -92,21 +92,51 @@ class _Lot:
             future.result()
 
 
+class Copies(Protocol):
+    """How the memory of a device is copied to the host's."""
+
+    def start(self, source: Tensor, target: Tensor) -> Callable[[], object]:
+        """Starts a copy of what was computed so far, and returns what waits for its end."""
+        ...
+
+
+class OnStreams:
+    """Copies beside what a device computes, where it knows streams."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def start(self, source: Tensor, target: Tensor) -> Callable[[], object]:
+        device = source.device
+        if device.type != "cuda":
+            target.copy_(source)
+            return lambda: None
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream, copied = self._streams[device], torch.cuda.Event(blocking=True)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+            copied.record(stream)
+        return copied.synchronize
+
+
 class Crossing:
     """Takes tensors from devices to the host, in order. `close` waits for what is underway.
 
     Args:
         lot_bytes: The size of a lot.
         lots: How many there are, of each device.
+        copies: What copies them; streams of the devices by default.
     """
 
-    def __init__(self, lot_bytes: int = _LOT_BYTES, lots: int = _LOTS) -> None:
+    def __init__(self, lot_bytes: int = _LOT_BYTES, lots: int = _LOTS, copies: Copies | None = None) -> None:
+        self._copies = OnStreams() if copies is None else copies
         self._size, self._lots = _HEAD + lot_bytes, lots
         self.capacity = lot_bytes - _ALIGNED
         self._open: _Lot | None = None
         self._free: dict[torch.device, SimpleQueue[_Lot]] = {}
         self._made: Counter[torch.device] = Counter()
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._underway: deque[Future[None]] = deque()
         self._failed: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="arrive")
@@ -128,7 +158,7 @@ class Crossing:
         if lot is None:
             return
         lot.seal()
-        there = self._start(lot)
+        there = self._copies.start(lot.here[: lot.used], lot.there[: lot.used])
         self._underway.append(self._thread.submit(self._take, lot, there))
 
     def underway(self) -> list[Future[None]]:
@@ -159,20 +189,6 @@ class Crossing:
             self._made[device] += 1
             return _Lot(device, self._size)
         return free.get()
-
-    def _start(self, lot: _Lot) -> Callable[[], object]:
-        """Starts the copy of a lot, and returns what waits for its end."""
-        source, target = lot.here[: lot.used], lot.there[: lot.used]
-        if lot.device.type != "cuda":
-            target.copy_(source)
-            return lambda: None
-        stream = self._streams.get(lot.device) or self._streams.setdefault(lot.device, torch.cuda.Stream(lot.device))
-        stream.wait_stream(torch.cuda.current_stream(lot.device))
-        copied = torch.cuda.Event(blocking=True)
-        with torch.cuda.stream(stream):
-            target.copy_(source, non_blocking=True)
-            copied.record()
-        return copied.synchronize
 
     def _take(self, lot: _Lot, there: Callable[[], object]) -> None:
         try:
