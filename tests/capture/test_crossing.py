@@ -107,10 +107,10 @@ def test_an_error_in_taking_is_raised_and_ends_the_rest() -> None:
     for _ in range(9):
         crossing.put(torch.ones(3), torch.float32, lambda host, finite: taken.append(host))
         crossing.send()
-    with pytest.raises(Unsupported, match="nothing like that"):
-        for future in crossing.underway():
-            future.result()
+    failed = [future.exception() for future in crossing.underway()]
     crossing.close()
+    assert len(failed) == 10
+    assert all(isinstance(error, Unsupported) for error in failed)  # what comes after is not taken for whole
     assert not taken
 
 

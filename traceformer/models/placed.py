@@ -115,7 +115,7 @@ def _hook_of(module: nn.Module) -> Any:
 
 
 def _kept(model: nn.Module, name: str) -> tuple[Any, str] | None:
-    """What keeps a weight, and its name there; accelerate's keepers are mappings that list other names than they take."""
+    """What keeps a weight, and its name there; accelerate's keepers list other names than they take."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, -1, -1):
         hook = _hook_of(model.get_submodule(".".join(parts[:cut])))
