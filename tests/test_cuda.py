@@ -19,7 +19,7 @@ import torch
 
 import traceformer as tf
 from tests.test_mps import ASKED
-from traceformer.capture import pipeline
+from traceformer.capture import crossing
 from traceformer.capture.batches import BatchInputs, run_batches
 from traceformer.capture.crossing import Crossing
 from traceformer.capture.encoding import Encoded
@@ -162,7 +162,7 @@ def test_many_batches_in_flight_give_the_bytes_of_one_at_a_time(
     texts = [[1 + (7 * row + number) % 90 for number in range(20 + 9 * row)] for row in range(24)]
     record = partial(tf.record, model, texts, EVERYTHING, batch_size=4, shard_examples=8, **how)
     record(out=tmp_path / "many")
-    monkeypatch.setattr(pipeline, "Crossing", partial(Crossing, 128 << 10, 1))
+    monkeypatch.setattr(crossing, "Crossing", partial(Crossing, 128 << 10, 1))
     record(out=tmp_path / "one")
     many, one = files_of(tmp_path / "many"), files_of(tmp_path / "one")
     assert many.keys() == one.keys()

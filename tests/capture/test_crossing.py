@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import traceformer as tf
+from traceformer.capture import crossing as crossing_module
 from traceformer.capture import pipeline
 from traceformer.capture.crossing import Crossing, in_parts, looks_ahead, packed
 from traceformer.errors import NumericError, Unsupported
@@ -164,13 +165,19 @@ class Late:
         return wait
 
 
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns are torch's on both sides, as they are on a device."""
+    monkeypatch.setenv("TRACEFORMER_CORE", "off")
+
+
 @pytest.fixture
 def crossed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Has everything cross from here on, in lots of 64 KiB of which there are two, and late."""
 
     def begin() -> None:
         monkeypatch.setattr(pipeline, "_is_here", lambda _: False)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
-        monkeypatch.setattr(pipeline, "Crossing", partial(Crossing, 64 << 10, 2, Late()))
+        monkeypatch.setattr(crossing_module, "Crossing", partial(Crossing, 64 << 10, 2, Late()))
 
     return begin
 

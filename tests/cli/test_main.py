@@ -15,6 +15,7 @@ import pytest
 
 from traceformer import cli
 from traceformer.cli import VERBS, application, main
+from traceformer.core.library import described
 from traceformer.errors import NotFound, NumericError, OutOfSpace, TraceformerError, Unsupported, UsageError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -162,7 +163,7 @@ def test_warnings_are_one_line_on_stderr(verb: ModuleType, capsys: pytest.Captur
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"traceformer {cli.__version__}\n"
+    assert capsys.readouterr().out == f"traceformer {cli.__version__} ({described()})\n"
 
 
 def run_main(code: str, **options: object) -> subprocess.Popen[str]:

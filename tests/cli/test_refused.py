@@ -31,7 +31,9 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),
     "import": ("import texts.txt", INPUT, "texts.txt is of no known format", "safetensors"),
     "verify": ("verify nowhere", INPUT, "no run 'nowhere'", ""),
+    "finish": ("finish nowhere", INPUT, "no run 'nowhere'", ""),
     "upgrade": ("upgrade nowhere", INPUT, "no run 'nowhere'", ""),
+    "sync": ("sync run s3://", USAGE, "no place in a bucket: 's3://'", "s3://bucket"),
     "train": ("train --data nothing.txt --preset tiny", INPUT, "nothing.txt", ""),
 }
 """For each verb a line, the exit code, and what `error:` and `try:` name."""

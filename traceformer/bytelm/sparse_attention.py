@@ -6,8 +6,9 @@
 3. Far: pieces of the queries meet the keys at the columns that lie before the piece's end, in one dense product each.
    A column within a query's window was met there, so it is masked here.
 4. One softmax over near and far together; then both are mixed with their values.
-5. Backward takes the same steps with the weights that were kept. It is written out, since autograd would fill a
-   gradient of full size with zeros for every slice, and copy every block where blocks overlap.
+5. Backward takes the same steps with the weights that were kept; rows are cut out again, since a group's, laid out,
+   are a copy of them. It is written out, since autograd would fill a gradient of full size with zeros for every slice,
+   and copy every block where blocks overlap.
 
 Time and memory are O(position * (window + columns)) in both directions; nothing of size position * position is made.
 What costs most at short lengths is memory that is touched for the first time, hence the operations in place.
@@ -69,9 +70,7 @@ class _SparseAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: SparseMask, scaling: float) -> Tensor:
         output, kept = torch.empty_like(query), list[Tensor]()
         for group in mask.groups:
-            q = _rows(query, group, -group.lead)
-            k, v = (_rows(x, group, mask.offset - group.lead, group.reach) for x in (key, value))
-            far_k, far_v = _far(key, group), _far(value, group)
+            q, k, v, far_k, far_v = _cut_out(query, key, value, group, mask)
             near = torch.bmm(_blocks(q, group), _near(k, group).mT).view(*q.shape[:2], -1)
             near = _masked(near, scaling, group.bias)
             far = [_masked(q[:, p.rows] @ far_k[:, : p.n_columns].mT, scaling, p.bias) for p in group.pieces]
@@ -81,24 +80,25 @@ class _SparseAttention(torch.autograd.Function):
             for piece, weights in zip(group.pieces, far, strict=True):
                 mixed[:, piece.rows].baddbmm_(weights, far_v[:, : piece.n_columns])
             output[:, group.heads] = _queries(mixed, group, mask)
-            kept += (q, k, v, far_k, far_v, near, *far)
-        ctx.save_for_backward(output, *kept)
-        ctx.mask, ctx.scaling, ctx.key_shape = mask, scaling, key.shape
+            kept += (near, *far)
+        ctx.save_for_backward(query, key, value, output, *kept)
+        ctx.mask, ctx.scaling = mask, scaling
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         mask: SparseMask = ctx.mask
-        output, *kept = ctx.saved_tensors
+        query, key, value, output, *kept = ctx.saved_tensors
         saved = iter(kept)
         d_query = torch.empty_like(output)
         # Keys from a cache may be beyond the reach of any window.
-        d_key, d_value = (grad.new_zeros(ctx.key_shape) if mask.offset else grad.new_empty(ctx.key_shape) for _ in "kv")
+        d_key, d_value = (grad.new_zeros(key.shape) if mask.offset else grad.new_empty(key.shape) for _ in "kv")
         # The softmax's own gradient takes from each row what its weights have in common.
         all_common = (grad * output).sum(-1, keepdim=True)
         for group in mask.groups:
-            q, k, v, far_k, far_v, near = (next(saved) for _ in range(6))
+            q, k, v, far_k, far_v = _cut_out(query, key, value, group, mask)
+            near = next(saved)
             g, common = _rows(grad, group, -group.lead), _rows(all_common, group, -group.lead)
             g_blocks = _blocks(g, group)
             d_near = torch.bmm(g_blocks, _near(v, group).mT).view(near.shape).sub_(common).mul_(near)
@@ -116,6 +116,13 @@ class _SparseAttention(torch.autograd.Function):
             _add_far(d_key, d_far_k, group)
             _add_far(d_value, d_far_v, group)
         return d_query.mul_(ctx.scaling), d_key.mul_(ctx.scaling), d_value, None, None
+
+
+def _cut_out(query: Tensor, key: Tensor, value: Tensor, group: Group, mask: SparseMask) -> tuple[Tensor, ...]:
+    """A group's queries, near keys and values, and far keys and values."""
+    q = _rows(query, group, -group.lead)
+    k, v = (_rows(x, group, mask.offset - group.lead, group.reach) for x in (key, value))
+    return q, k, v, _far(key, group), _far(value, group)
 
 
 def _rows(x: Tensor, group: Group, first: int, reach: int | None = None) -> Tensor:

@@ -13,6 +13,7 @@ processor, on which all of this does the same.
 """
 
 import functools
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from traceformer.shapes import Bool, Int, Shaped
 
-__all__ = ["Copies", "Crossing", "in_parts", "looks_ahead", "packed"]
+__all__ = ["Copies", "Crossing", "Way", "cores", "in_parts", "looks_ahead", "packed"]
 
 _LOT_BYTES = 32 << 20
 _LOTS = 8
+_MOST_CORES = 12
 _HEAD = 4096  # bytes: whether all is finite, and the answers
 _ALIGNED = 16  # bytes
 _FEW_CELLS = 1 << 20
@@ -203,6 +205,25 @@ class Crossing:
             lot.begin()
             if len(lot.here) == self._size:
                 self._free[lot.device].put(lot)
+
+
+def cores() -> int:
+    """How many threads are at work for what a device has made: those that its processor has, but two."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_CORES, max(2, there - 2))
+
+
+class Way:
+    """How what a device has made comes into a shard's memory: over, and into the hands of several threads."""
+
+    def __init__(self) -> None:
+        self.crossing = Crossing()
+        self.pool = ThreadPoolExecutor(cores(), thread_name_prefix="compress")
+
+    def close(self) -> None:
+        """Waits for all that was sent."""
+        self.crossing.close()
+        self.pool.shutdown()
 
 
 def _aligned(place: int) -> int:

@@ -7,15 +7,19 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from traceformer.capture.compiled import PatternSink, compiled_patterns
 from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
+from traceformer.shapes import Int64
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = [
@@ -25,6 +29,9 @@ __all__ = [
     "ForwardPass",
     "GrowingSink",
     "Growth",
+    "Reduced",
+    "ReducedRows",
+    "Reduction",
     "Sink",
     "Spans",
     "TakesSquares",
@@ -108,6 +115,64 @@ class Derived(Protocol):
         ...
 
 
+class Reduction(Protocol):
+    """One layer's patterns on their way to what is made of them, in one pass."""
+
+    def take(self, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        """Takes some query rows of a row's patterns, float32 (head, query, key), in order, as `Sink.square` does.
+
+        The block may be changed after that.
+        """
+        ...
+
+    def arrays(self) -> Mapping[ArrayKey, Tensor]:
+        """Returns all that is made of them, as `Sink.rows` takes it, once every block has been taken."""
+        ...
+
+
+class Reduced(Protocol):
+    """What is made of patterns while the model runs, in place of these."""
+
+    @property
+    def source(self) -> ArrayKey:
+        """The patterns that it is made of."""
+        ...
+
+    @property
+    def specs(self) -> Sequence[ArraySpec]:
+        """The arrays that it gives."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """As of `Derived`."""
+        ...
+
+    def at_work(self) -> AbstractContextManager[object]:
+        """Returns the block in which patterns come."""
+        ...
+
+    def begin(self, layer: int, rows: "ReducedRows") -> Reduction:
+        """Begins a layer of a pass."""
+        ...
+
+
+class ReducedRows(NamedTuple):
+    """The rows of a pass whose patterns are reduced.
+
+    Attributes:
+        queries: Where each row's queries are.
+        keys: Where its keys are.
+        columns: How many positions the queries' stack has, padding included.
+        tokens: The token ids of each row's queries, where they are known; the same object for all layers of a pass.
+    """
+
+    queries: Sequence[Span]
+    keys: Sequence[Span]
+    columns: int
+    tokens: Sequence[Int64[np.ndarray, "_"]] | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # found by identity: hashing an ArraySpec anew costs microseconds
 class Wanted:
     """One layer of one array, made once per recorder."""
@@ -173,14 +238,22 @@ class ForwardPass:
     spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
     batch: int = 0
     columns: Mapping[Stack, int] = field(default_factory=dict[Stack, int])
+    tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] = field(default_factory=dict[Stack, Any])
     finished: set[Stack] = field(default_factory=set[Stack])
     thread: int = 0
     mask: Tensor | OwnMask | None = None
     mask_looks_ahead: bool = True
 
-    def begin(self, wanted: frozenset[Wanted], spans: Spans, columns: Mapping[Stack, int]) -> None:
+    def begin(
+        self,
+        wanted: frozenset[Wanted],
+        spans: Spans,
+        columns: Mapping[Stack, int],
+        tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] | None = None,
+    ) -> None:
+        """Begins a pass; `tokens` are those of its rows, for what is made of patterns and asks for them."""
         self._begin(wanted, len(next(iter(spans.values()))))
-        self.spans, self.columns = spans, columns
+        self.spans, self.columns, self.tokens = spans, columns, tokens or {}
         self.finished.clear()
 
     def begin_growing(self, wanted: frozenset[Wanted], growth: Growth, stack: Stack, columns: int, batch: int) -> None:
@@ -242,9 +315,15 @@ _TENSORS = {"q": "query", "k": "key", "v": "value"}
 class AttentionListener:
     """Hands what one attention module's calls show to the sink of the pass."""
 
-    def __init__(self, observed: ForwardPass, wanted: Sequence[Wanted]) -> None:
+    def __init__(
+        self, observed: ForwardPass, wanted: Sequence[Wanted], derived: Mapping[ArrayKey, Any] | None = None
+    ) -> None:
+        """Hears calls for `wanted`; `derived` gives what those of it are made by that are made of patterns."""
         here = {each.spec.key.site: each for each in wanted}
         self._pass = observed
+        made_by = {} if derived is None else derived
+        self._reduced = {made_by[each.spec.key]: each for each in wanted if each.spec.key in made_by}
+        self._made = [each for each in wanted if each.spec.key in made_by]
         self._tensors = [here[site] for site in ("q", "k", "v") if site in here]
         self._matrices = [here[site] for site in ("attn_scores", "attn_pattern") if site in here]
         self._outputs = [here[site] for site in ("z",) if site in here]
@@ -259,10 +338,16 @@ class AttentionListener:
             if growth is not None and not wanted.of_other_stack:
                 tensor = growth.newest(tensor, wanted.spec.key.stack)
             self._pass.take(wanted, tensor)
-        squares = self._pending(self._matrices)
-        if squares:
+        squares, made = self._pending(self._matrices), self._pending(self._made)
+        if made and growth is not None:
+            raise Unsupported(
+                f"{made[0].spec.key} of a text that is being generated",
+                why="it is made of a whole text's patterns",
+                hint="record the finished texts with tf.record",
+            )
+        if squares or made:
             if growth is None:
-                self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
+                self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, (*squares, *made))
             else:
                 self._grow(call, squares[0], growth)
         for wanted in squares:
@@ -273,17 +358,26 @@ class AttentionListener:
         for wanted in self._pending(self._outputs):
             self._pass.take(wanted, output.transpose(1, 2))
 
-    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], wanted: Wanted) -> None:
+    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], all_wanted: Sequence[Wanted]) -> None:
+        wanted = all_wanted[0]
         (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
         assert layer is not None
         assert sink is not None
         chosen = wanted.heads_on(call.query.device)
-        spans = list(zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True))
+        spans = (self._pass.spans[key.stack], self._pass.spans[key.key_stack])
+        each_span = list(zip(*spans, strict=True))
         triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
-        takes_more = isinstance(sink, TakesSquares) and not isinstance(call.mask, OwnMask)
+        of_pass = ReducedRows(*spans, self._pass.columns[key.stack], self._pass.tokens.get(key.stack))
+        reductions = [
+            reduced.begin(layer, of_pass) for reduced, each in self._reduced.items() if each in self._pass.pending
+        ]
+        alone = [*specs] == ["attn_pattern"] and not reductions
+        if alone and self._compiled(call, wanted.spec, layer, each_span, triangle=triangle):
+            return
+        takes_more = isinstance(sink, TakesSquares) and not reductions and not isinstance(call.mask, OwnMask)
         most = sink.squares_at_once(call.query) // (4 * len(heads)) if takes_more else 0
-        for examples in _alike(spans, most):
-            rows, columns = spans[examples.start]
+        for examples in _alike(each_span, most):
+            rows, columns = each_span[examples.start]
             for queries in blocks_of_queries(rows, len(heads) * len(examples), columns.length, chosen.device):
                 visible = Span(columns.start, queries.stop) if triangle else columns
                 here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
@@ -291,9 +385,32 @@ class AttentionListener:
                 block = call.scores(which, chosen, queries, visible)
                 if "attn_scores" in specs:
                     _hand_over(sink, specs["attn_scores"], layer, examples, here, there, block)
-                if "attn_pattern" in specs:
+                if "attn_pattern" in specs or reductions:
                     block = call.pattern(block, which, chosen, queries, visible)
+                if "attn_pattern" in specs:
                     _hand_over(sink, specs["attn_pattern"], layer, examples, here, there, block)
+                for reduction in reductions:
+                    reduction.take(examples.start, here, there, block)
+        made = {key: array for reduction in reductions for key, array in reduction.arrays().items()}
+        for each in all_wanted:
+            if each.spec.key in made:
+                self._pass.take(each, made[each.spec.key])
+
+    def _compiled(
+        self, call: AttentionCall, spec: ArraySpec, layer: int, spans: Sequence[tuple[Span, Span]], *, triangle: bool
+    ) -> bool:
+        """Has the compiled core make the patterns, and returns True, if it and the sink take them."""
+        sink = self._pass.sink
+        if not isinstance(sink, PatternSink) or not sink.makes_patterns(spec, ahead=not triangle):
+            return False
+        if triangle and any(rows != columns for rows, columns in spans):
+            return False
+        made = compiled_patterns(call, spec.heads, ahead=not triangle)
+        if made is None:
+            return False
+        there = [(example, *own) for example, own in enumerate(spans) if all(span.length for span in own)]
+        sink.patterns(spec, layer, [made.of(*each) for each in there])
+        return True
 
     def _grow(self, call: AttentionCall, wanted: Wanted, growth: Growth) -> None:
         """Hands over the patterns of the pass's own queries, all rows at once, with their keys in their true places.

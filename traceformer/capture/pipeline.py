@@ -12,10 +12,9 @@
    error in any thread is raised by the next call, with its cause.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -24,22 +23,24 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from traceformer.capture.crossing import Crossing, in_parts, looks_ahead, packed
+from traceformer.capture.compiled import ExamplePatterns, cast, is_made
+from traceformer.capture.crossing import Crossing, Way, cores, in_parts, looks_ahead, packed
+from traceformer.capture.hosts import host_here, warn_of_another_host
 from traceformer.capture.scores import Span
 from traceformer.capture.spots import seen_twice
+from traceformer.core.library import core
 from traceformer.errors import NumericError, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Rows
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.made import Batch, Together
 from traceformer.store.matrices import refuse_ahead
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.names import Stored
-from traceformer.store.writer import RunWriter
+from traceformer.store.place import Writer
 
 __all__ = ["Pipeline", "ShardSink"]
 
-_MOST_CORES = 12
 _DTYPES: Mapping[Stored, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
@@ -70,6 +71,11 @@ class _Stretch(NamedTuple):
         return apart.movedim(-3, 0)
 
 
+def _in_turn(works: Sequence[Callable[[], None]]) -> None:
+    for work in works:
+        work()
+
+
 class ShardSink:
     """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds, `end` ends it.
 
@@ -79,11 +85,15 @@ class ShardSink:
     """
 
     def __init__(
-        self, buffer: ShardBuffer, layout: RunLayout, end: Callable[["ShardSink"], None], way: "Way | None" = None
+        self,
+        buffer: ShardBuffer,
+        layout: RunLayout,
+        end: Callable[["ShardSink"], None],
+        together: Together = _in_turn,
+        way: Way | None = None,
     ) -> None:
         self.buffer = buffer
-        self._end = end
-        self._way = way
+        self._layout, self._end, self._together, self._way = layout, end, together, way
         self._triangles = {spec.key for spec in layout.kept if layout.is_triangle(spec)}
         self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
         self._layers = {
@@ -101,8 +111,6 @@ class ShardSink:
         self._slots: Sequence[int] = ()
         self._stretches: Mapping[Stack, Sequence[_Stretch]] = {}
         self._filled: set[int] = set()
-        self._placed_here: set[ArrayKey] = set()
-        self._unfit: set[ArrayKey] = set()
         self.from_device = False
 
     def begin(self, slots: Sequence[int], spans: Mapping[Stack, Sequence[Span]]) -> None:
@@ -182,6 +190,17 @@ class ShardSink:
             crossing.put(own, dtype, partial(take, first=first, n_rows=n_rows))
             first += n_rows
 
+    def makes_patterns(self, spec: ArraySpec, *, ahead: bool) -> bool:
+        return not self.from_device and is_made(self._layout, spec) and not (ahead and self._layout.is_triangle(spec))
+
+    def patterns(self, spec: ArraySpec, layer: int, made: Sequence[ExamplePatterns]) -> None:
+        there = core()
+        assert there is not None
+        if made:
+            slots, calls = [self._slots[own.example] for own in made], [own.call for own in made]
+            batch = Batch(there, made[0].heads, slots, calls, torch.get_num_threads(), self._together)
+            self.buffer.matrices[spec.key].make(spec.layers.index(layer), batch)
+
     def _cast(self, block: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns a block of a matrix in the dtype that is stored, in memory that is used again."""
         if self._block.dtype != dtype or self._block.numel() < block.numel():
@@ -191,13 +210,15 @@ class ShardSink:
     def _place(self, key: ArrayKey, target: Tensor, source: Tensor, is_seen_again: bool) -> Tensor:
         """Has the numbers stored; returns them as they are, if they are seen again: in the shard's memory, or there."""
         if not self._crosses(source):
-            self._placed_here.add(key)
+            if cast(target, source):
+                self.buffer.found_finite(key, source.numel())
+                return target
             return target.copy_(source)
 
         def place(target: Tensor, host: Tensor, is_finite: bool) -> None:
             target.copy_(host)
-            if not is_finite:
-                self._unfit.add(key)
+            if is_finite:
+                self.buffer.found_finite(key, host.numel())
 
         source = source.to(target.dtype, copy=True) if is_seen_again else source
         for into, part in in_parts((target, source), self._crossing.capacity // target.itemsize):
@@ -220,7 +241,7 @@ class ShardSink:
         return self.from_device
 
     @property
-    def _way_over(self) -> "Way":
+    def _way_over(self) -> Way:
         if self._way is None:
             self._way = Way()
         return self._way
@@ -228,13 +249,6 @@ class ShardSink:
     @property
     def _crossing(self) -> Crossing:
         return self._way_over.crossing
-
-    def settle(self) -> None:
-        """Says what is known of the numbers, once all of them are in the shard's memory."""
-        if self.from_device:
-            kept = self.buffer.arrays.keys()
-            self.buffer.known_finite = frozenset(kept - self._placed_here - self._unfit)
-            self.buffer.cores = _cores()
 
     def check_filled(self) -> None:
         """Makes sure that every example with tokens was in a batch: memory is used again, and would show another's."""
@@ -287,40 +301,25 @@ def _refuse(kept: Rows, alias: Rows) -> NoReturn:
     )
 
 
-def _cores() -> int:
-    """How many threads are at work for what a device has made: those that its processor has, but two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_CORES, max(2, cores - 2))
-
-
-class Way:
-    """How what a device has made comes into a shard's memory: over, and into the hands of several threads."""
-
-    def __init__(self) -> None:
-        self.crossing = Crossing()
-        self.pool = ThreadPoolExecutor(_cores(), thread_name_prefix="compress")
-
-    def close(self) -> None:
-        """Waits for all that was sent."""
-        self.crossing.close()
-        self.pool.shutdown()
-
-
 class Pipeline:
     """Joins a recorder to a run's writer. Leaving the `with` block waits for what was handed over, also on an error."""
 
-    def __init__(self, writer: RunWriter | MemoryWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._way = Way()
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._makers = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="patterns")
         self._committing: deque[Future[None]] = deque()
+        self._host = host_here()
 
     def __enter__(self) -> Self:
+        warn_of_another_host(self._writer.last_host, self._host)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._way.close()
         self._committer.shutdown()
+        self._makers.shutdown()
         if kind is None:
             self._raise_errors()
 
@@ -331,15 +330,27 @@ class Pipeline:
         self._raise_errors()
         buffer = self._writer.buffer()
         buffer.begin(lengths)
-        return ShardSink(buffer, self._writer.layout, self._end_batch, self._way)
+        return ShardSink(buffer, self._writer.layout, self._end_batch, self._all_at_once, self._way)
+
+    def _all_at_once(self, works: Sequence[Callable[[], None]]) -> None:
+        """Does several things while the model waits, one of them on its own thread."""
+        others = [self._makers.submit(work) for work in works[1:]]
+        try:
+            works[0]()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
 
     def _end_batch(self, sink: ShardSink) -> None:
         """Lets what a device has made of a batch cross over beside the next batch."""
         self._way.crossing.send()
         self._raise_errors()
 
-    def close_shard(self, shard: int, sink: ShardSink, tokens: pa.Table) -> None:
-        """Hands a full shard over to be written and committed."""
+    def close_shard(
+        self, shard: int, sink: ShardSink, tokens: pa.Table, source: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hands a full shard over to be written and committed; of a stream with where its texts came from."""
         sink.check_filled()
         if not sink.from_device:
             sink.buffer.compress()
@@ -349,10 +360,20 @@ class Pipeline:
         def commit() -> None:
             for future in underway:
                 future.result()
-            sink.settle()
-            self._writer.commit(shard, sink.buffer, tokens)
+            if sink.from_device:
+                sink.buffer.cores = cores()
+            self._writer.commit(shard, sink.buffer, tokens, self._host, source)
 
         self._committing.append(self._committer.submit(commit))
+
+    def settle(self) -> None:
+        """Waits until all shards that were handed over are committed.
+
+        Raises:
+            NumericError, OutOfSpace: as `RunWriter.commit` does.
+        """
+        while self._committing:
+            self._committing.popleft().result()
 
     def _raise_errors(self) -> None:
         self._way.crossing.raise_errors()

@@ -71,7 +71,7 @@ def open_example(name: str, example: str | None) -> "tuple[Run, str]":
     if len(folders) == 1:
         run = Run(folders[0])
         return run, find_example(run, example)
-    holding = [run for run in map(Run, folders) if example in run.ids]
+    holding = [run for run in map(Run, folders) if example is not None and run.is_id(example)]
     if example is None or len(holding) != 1:
         why = "" if example is None else f"{len(holding) or 'none'} of them hold an example {example!r}"
         raise UsageError(f"{name} holds {len(folders)} runs", why=why, hint=f"one of them, such as {folders[0]}")

@@ -29,6 +29,7 @@ tiny                tiny random models of real classes, of families with a row a
 mechanisms          what a config says that its model has and no row can describe, in words
 shrunk              a tiny config of any text model type of transformers
 corrections         what such a config needs that the names of its fields do not tell
+checkpoints         the checkpoints of one training, and the step that each is of
 nanochat            nanochat's checkpoints in transformers' class, to the last rounding
 nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle
 """

@@ -5,8 +5,9 @@
 3. What goes to disk is looked through for inf and NaN, and compressed as soon as there is enough of it for a chunk:
    it is still in the processor's cache, and no square is kept. Chunks behind an example's last row are left out, which
    reads as zeros, but for the first of each.
-4. What comes as the cells of a triangle, from a device that has packed them, is compressed by several threads.
-5. What stays in memory is kept at its true size.
+4. Where one text's chunks would fill the memory, they go to files meanwhile: see `appended`.
+5. What comes as the cells of a triangle, from a device that has packed them, is compressed by several threads.
+6. What stays in memory is kept at its true size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,11 @@ import numpy as np
 from traceformer.errors import Unsupported
 from traceformer.shapes import Shaped
 from traceformer.sites import ArraySpec
+from traceformer.store.appended import Appending, Scratch, is_appended
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
+from traceformer.store.made import Batch, Making, make_whole
 from traceformer.store.names import Stored
 from traceformer.store.pages import Kept
 from traceformer.store.triangles import fold, n_cells
@@ -59,15 +62,25 @@ class Matrices(Protocol):
         """
         ...
 
+    def make(self, layer: int, batch: Batch) -> None:
+        """Has all matrices of some examples' layer made by the compiled core, in place of taking them."""
+        ...
+
     def nonfinite(self, slot: int) -> NonFinite | None:
         """Returns where an example's matrices first hold inf or NaN, by layer."""
         ...
 
 
 class CompressedMatrices:
-    """Matrices on their way to disk: of each chunk, what it is compressed to."""
+    """Matrices on their way to disk: of each chunk, what it is compressed to.
 
-    def __init__(self, layout: RunLayout, spec: ArraySpec) -> None:
+    Attributes:
+        appending: The files that they go to meanwhile; None where what they are compressed to is kept here.
+    """
+
+    def __init__(self, layout: RunLayout, spec: ArraySpec, scratch: Scratch | None = None) -> None:
+        is_long = scratch is not None and is_appended(layout, spec)
+        self.appending = Appending(layout, spec, scratch) if is_long and scratch is not None else None
         self._layout, self._spec = layout, spec
         self._stored: Stored = layout.stored(spec)
         self._dtype = ON_DISK[self._stored]
@@ -84,6 +97,7 @@ class CompressedMatrices:
         self._pool: Executor | None = None
         self._underway: list[Future[Chunk]] = []
         self._unfit: dict[int, NonFinite] = {}
+        self._making = Making(self._cells, self._width, self._compress, self._kept)
 
     def begin(self, queries: Sequence[int], keys: Sequence[int]) -> None:
         self._queries = [n if m else 0 for n, m in zip(queries, keys, strict=True)]
@@ -91,6 +105,8 @@ class CompressedMatrices:
         self._made.clear()
         self._kept.clear()
         self._unfit.clear()
+        if self.appending is not None:
+            self.appending.begin()
 
     def take(self, slot: int, layer: int, first: int, block: Rows) -> None:
         heads, rows, keys = block.shape
@@ -118,9 +134,20 @@ class CompressedMatrices:
 
     def _end(self, slot: int, layer: int, queries: int) -> None:
         self._next = (slot, layer, queries)
-        if queries == self._queries[slot] and self._used:
-            self._chunk[:, self._used :] = 0
-            self._flush(slot, layer, self._chunk)
+        if queries == self._queries[slot]:
+            if self._used:
+                self._chunk[:, self._used :] = 0
+                self._flush(slot, layer, self._chunk)
+            if self.appending is not None:
+                self.appending.end(layer)
+
+    def make(self, layer: int, batch: Batch) -> None:
+        made = [[list[Chunk]() for _ in batch.heads] for _ in batch.slots]
+        unfit = self._making.make(batch, made, layer)
+        for number, slot in enumerate(batch.slots):
+            self._made[slot, layer] = [[*own] for own in made[number]]
+            if number in unfit:
+                self._unfit.setdefault(slot, unfit[number])
 
     def _begin(self, slot: int, layer: int, heads: int) -> None:
         if len(self._chunk) != heads:
@@ -161,12 +188,15 @@ class CompressedMatrices:
                 self._flush(slot, layer, self._chunk)
 
     def _flush(self, slot: int, layer: int, chunk: Cells) -> None:
-        for made, cells in zip(self._made[slot, layer], chunk, strict=True):
-            if self._pool is None:
-                made.append(self._compressed(cells))
+        for head, cells in enumerate(chunk):
+            if self.appending is not None:
+                self.appending.keep(layer, head, self._compress(cells))
+            elif self._pool is None:
+                self._made[slot, layer][head].append(self._compressed(cells))
             else:
-                made.append(self._pool.submit(self._compressed, cells))
-                self._underway.append(made[-1])
+                future = self._pool.submit(self._compressed, cells)
+                self._made[slot, layer][head].append(future)
+                self._underway.append(future)
         if self._pool is not None and chunk is self._chunk:  # which is being read
             self._chunk = np.empty_like(self._chunk)
         self._used = 0
@@ -225,6 +255,10 @@ class WholeMatrices:
     ) -> Sequence[Future[Chunk]]:
         self.kept[slot][layer][:, n_cells(first) : n_cells(first + rows)] = cells
         return ()
+
+    def make(self, layer: int, batch: Batch) -> None:
+        targets = [self.kept[slot][layer] for slot in batch.slots]
+        make_whole(batch, targets, triangle=self._layout.is_triangle(self._spec))
 
     def nonfinite(self, slot: int) -> NonFinite | None:
         return first_nonfinite(self.kept[slot], self._layout.stored(self._spec))

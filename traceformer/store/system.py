@@ -26,6 +26,7 @@ __all__ = [
     "HAS_DIRECT_WRITES",
     "KEEPS_OPEN_FILES",
     "is_direct",
+    "is_running",
     "link",
     "lock",
     "open_to_read",
@@ -94,6 +95,19 @@ def unlock(file: int) -> None:
     if _fcntl is None:
         os.lseek(file, 0, os.SEEK_SET)
         _msvcrt.locking(file, _msvcrt.LK_UNLCK, 1)
+
+
+def is_running(process: int) -> bool:
+    """Returns whether a process of this number may be there; where that cannot be asked, as on Windows, it may."""
+    if _fcntl is None:
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def sync(file: int) -> None:
