@@ -39,6 +39,7 @@ measured    the same: head metrics, a row per head and text
 reduced     both made ready for the texts and the store of one run
 workers     one recording by many processes, which Ray starts
 pipeline    from the device to the store: bounded, asynchronous, in order
+crossing    tensors from a device to the host: gathered, sent in lots, taken in order
 hosts       what computes a shard here, and what to say where another host went before
 provenance  what must be equal to resume a run, and what fills in `store.meta`: where it came from
 """

@@ -6,10 +6,10 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "Reduction",
     "Sink",
     "Spans",
+    "TakesSquares",
     "Wanted",
 ]
 
@@ -59,6 +60,19 @@ class Sink(Protocol):
         `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
         queries of the block may be left out where the model is causal: those cells are zero.
         """
+        ...
+
+
+@runtime_checkable
+class TakesSquares(Protocol):
+    """A sink that may take the squares of several examples at once, since each launch on a device takes its time."""
+
+    def squares_at_once(self, like: Tensor) -> int:
+        """Returns how many bytes of float32 it takes at once of what lies where this tensor does; 0 for one by one."""
+        ...
+
+    def squares(self, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, blocks: Tensor) -> None:
+        """Takes what `Sink.square` takes of several examples, all rows of each: float32 (example, head, query, key)."""
         ...
 
 
@@ -165,6 +179,14 @@ class Wanted:
 
     spec: ArraySpec
     layer: int | None
+    _heads: dict[torch.device, Tensor] = field(default_factory=dict[torch.device, Tensor], repr=False)
+
+    def heads_on(self, device: torch.device) -> Tensor:
+        """Returns the numbers of the heads on a device; kept, since making them anew would wait for it."""
+        if device not in self._heads:
+            with torch.inference_mode(False):
+                self._heads[device] = torch.tensor(self.spec.heads, device=device)
+        return self._heads[device]
 
     @property
     def of_other_stack(self) -> bool:
@@ -269,7 +291,7 @@ class ForwardPass:
         """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
         spec, layer = wanted.spec, wanted.layer
         if spec.heads and max(spec.heads) < rows.shape[1] and spec.heads != tuple(range(rows.shape[1])):
-            rows = rows[:, list(spec.heads)]
+            rows = rows.index_select(1, wanted.heads_on(rows.device))
         if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
             raise Unsupported(
                 f"what should be {spec.key} has shape {tuple(rows.shape)}",
@@ -305,7 +327,6 @@ class AttentionListener:
         self._tensors = [here[site] for site in ("q", "k", "v") if site in here]
         self._matrices = [here[site] for site in ("attn_scores", "attn_pattern") if site in here]
         self._outputs = [here[site] for site in ("z",) if site in here]
-        self._heads: Tensor | None = None
 
     def _pending(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         return [each for each in wanted if each in self._pass.pending]
@@ -337,40 +358,39 @@ class AttentionListener:
         for wanted in self._pending(self._outputs):
             self._pass.take(wanted, output.transpose(1, 2))
 
-    def _chosen(self, spec: ArraySpec, call: AttentionCall) -> Tensor:
-        # Kept, since making it anew would wait for the device.
-        if self._heads is None or self._heads.device != call.query.device:
-            self._heads = torch.tensor(spec.heads, device=call.query.device)
-        return self._heads
-
     def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], all_wanted: Sequence[Wanted]) -> None:
         wanted = all_wanted[0]
         (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
         assert layer is not None
         assert sink is not None
-        chosen = self._chosen(wanted.spec, call)
+        chosen = wanted.heads_on(call.query.device)
         spans = (self._pass.spans[key.stack], self._pass.spans[key.key_stack])
+        each_span = list(zip(*spans, strict=True))
         triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
         of_pass = ReducedRows(*spans, self._pass.columns[key.stack], self._pass.tokens.get(key.stack))
         reductions = [
             reduced.begin(layer, of_pass) for reduced, each in self._reduced.items() if each in self._pass.pending
         ]
-        if [*specs] == ["attn_pattern"] and not reductions:
-            if self._compiled(call, wanted.spec, layer, list(zip(*spans, strict=True)), triangle=triangle):
-                return
-        for example, (rows, columns) in enumerate(zip(*spans, strict=True)):
-            for queries in blocks_of_queries(rows, len(heads), columns.length):
+        alone = [*specs] == ["attn_pattern"] and not reductions
+        if alone and self._compiled(call, wanted.spec, layer, each_span, triangle=triangle):
+            return
+        takes_more = isinstance(sink, TakesSquares) and not reductions and not isinstance(call.mask, OwnMask)
+        most = sink.squares_at_once(call.query) // (4 * len(heads)) if takes_more else 0
+        for examples in _alike(each_span, most):
+            rows, columns = each_span[examples.start]
+            for queries in blocks_of_queries(rows, len(heads) * len(examples), columns.length, chosen.device):
                 visible = Span(columns.start, queries.stop) if triangle else columns
                 here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
-                block = call.scores(example, chosen, queries, visible)
+                which = examples.start if len(examples) == 1 else slice(examples.start, examples.stop)
+                block = call.scores(which, chosen, queries, visible)
                 if "attn_scores" in specs:
-                    sink.square(specs["attn_scores"], layer, example, here, there, block)
+                    _hand_over(sink, specs["attn_scores"], layer, examples, here, there, block)
                 if "attn_pattern" in specs or reductions:
-                    block = call.pattern(block, example, chosen, queries, visible)
+                    block = call.pattern(block, which, chosen, queries, visible)
                 if "attn_pattern" in specs:
-                    sink.square(specs["attn_pattern"], layer, example, here, there, block)
+                    _hand_over(sink, specs["attn_pattern"], layer, examples, here, there, block)
                 for reduction in reductions:
-                    reduction.take(example, here, there, block)
+                    reduction.take(examples.start, here, there, block)
         made = {key: array for reduction in reductions for key, array in reduction.arrays().items()}
         for each in all_wanted:
             if each.spec.key in made:
@@ -404,11 +424,32 @@ class AttentionListener:
         if call.mask is None and call.key.shape[2] > seen and not call.is_causal:
             raise Unsupported("a padded cache without an attention mask", hint="leave cache_implementation alone")
         evicted = seen - held
-        chosen = self._chosen(spec, call)
+        chosen = wanted.heads_on(call.query.device)
         triangle = spec.key.stack == spec.key.key_stack and columns.start == 0 and not self._pass.looks_ahead(call)
         rows = Span(0, columns.length)
-        for queries in blocks_of_queries(rows, len(spec.heads) * call.query.shape[0], held):
+        for queries in blocks_of_queries(rows, len(spec.heads) * call.query.shape[0], held, chosen.device):
             keys = Span(0, min(held, queries.stop) if triangle else held)
             block = call.pattern(call.scores(None, chosen, queries, keys), None, chosen, queries, keys)
             here = queries.counted_from(-columns.start)
             growth.sink.squares(spec, layer, here, keys.counted_from(-evicted), block)
+
+
+def _alike(spans: Sequence[tuple[Span, Span]], most: int) -> Iterator[range]:
+    """Yields examples that follow each other, have the same spans, and at most so many cells together, or one alone."""
+    start = 0
+    for stop in range(1, len(spans) + 1):
+        queries, keys = spans[start]
+        fits = (stop + 1 - start) * queries.length * keys.length <= most
+        if stop == len(spans) or spans[stop] != spans[start] or not fits:
+            yield range(start, stop)
+            start = stop
+
+
+def _hand_over(
+    sink: Sink, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, block: Tensor
+) -> None:
+    if len(examples) == 1:
+        sink.square(spec, layer, examples.start, queries, keys, block)
+    else:
+        assert isinstance(sink, TakesSquares)
+        sink.squares(spec, layer, examples, queries, keys, block)

@@ -23,6 +23,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.mechanisms import configs_of_layers
 from traceformer.models.outputs import label_names
 from traceformer.models.part import stack_config
+from traceformer.models.placed import devices_of
 from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -93,8 +94,12 @@ def _sha256(text: str) -> str:
 
 
 def _device(loaded: LoadedModel) -> str:
-    device = next(loaded.model.parameters()).device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+    """Returns the names of the devices that a model runs on, each kind once."""
+    names = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+        for device in devices_of(loaded.model)
+    )
+    return ", ".join(dict.fromkeys(names))
 
 
 def _attention_implementation(loaded: LoadedModel) -> str:

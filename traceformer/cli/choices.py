@@ -74,6 +74,10 @@ class Loading:
     """Load weights from pickle files, which can run code of whoever made them."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the fastest there is by default."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """In place of a device: spread a model that none has room for over all of them, memory and disk."""
+    offload_folder: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
+    """Where what neither a GPU nor memory has room for is kept until it is used."""
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """What the model computes in; what its weights are stored in by default."""
 
@@ -87,6 +91,8 @@ class Loading:
         return {
             "adapter": self.adapter,
             "device": self.device,
+            "device_map": self.device_map,
+            "offload_folder": self.offload_folder,
             "dtype": self.model_dtype,
             "allow_pickle": self.allow_pickle,
             "like": self.like,

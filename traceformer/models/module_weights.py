@@ -17,6 +17,7 @@ from traceformer.errors import Unreadable
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture
 from traceformer.models.part import is_composite, text_config, text_prefix
+from traceformer.models.placed import onloaded
 from traceformer.models.readout import HeldRows, Rows
 from traceformer.models.weights import StoredTensor, open_folder
 from traceformer.shapes import Float32
@@ -128,10 +129,14 @@ class HeldModules:
     def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
         module, _, name = path.rpartition(".")
         try:
-            tensor = getattr(self.base.get_submodule(module), name, None)
+            own = self.base.get_submodule(module)
         except AttributeError:  # torch's, of a path at which no module is
             return None
-        return None if tensor is None else tensor.detach().float().cpu().numpy()
+        with onloaded(own):
+            tensor = getattr(own, name, None)
+            return None if tensor is None else tensor.detach().float().cpu().numpy()
 
     def rows(self, path: str) -> Rows:
-        return HeldRows(self.base.get_submodule(path).weight)
+        own = self.base.get_submodule(path)
+        with onloaded(own):
+            return HeldRows(own.weight)

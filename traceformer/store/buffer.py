@@ -17,6 +17,8 @@ from traceformer.store.shards import CutChunks, compress
 
 __all__ = ["ShardBuffer"]
 
+_ARRAYS_AT_A_TIME = 2  # beside a model that needs the cores itself
+
 
 class ShardBuffer:
     """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
@@ -31,6 +33,7 @@ class ShardBuffer:
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
+        cores: How many arrays are written at a time.
     """
 
     def __init__(self, layout: RunLayout, *, compresses: bool = True, scratch: Scratch | None = None) -> None:
@@ -53,6 +56,7 @@ class ShardBuffer:
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
+        self.cores = _ARRAYS_AT_A_TIME
         self._finite: dict[ArrayKey, int] = {}
 
     @property
@@ -78,6 +82,7 @@ class ShardBuffer:
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
         self.compressed.clear()
+        self.cores = _ARRAYS_AT_A_TIME
         self._finite.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}

@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable
 from typing import Self
 
+import numpy as np
+
 from traceformer.store.system import is_direct, set_direct
 
 __all__ = ["BlockWriter"]
@@ -31,6 +33,7 @@ class BlockWriter:
     def __init__(self, file: int) -> None:
         self._file = file
         self._block = _blocks.pop() if _blocks else mmap.mmap(-1, _BLOCK_BYTES)
+        self._bytes = np.frombuffer(self._block, np.uint8)  # numpy lets other threads run while it copies
         self._used = 0
         self._size = 0
 
@@ -51,7 +54,7 @@ class BlockWriter:
         """Appends bytes; nothing of `data` is kept."""
         while data:
             part = data[: _BLOCK_BYTES - self._used]
-            self._block[self._used : self._used + len(part)] = part
+            self._bytes[self._used : self._used + len(part)] = np.frombuffer(part, np.uint8)
             self._used += len(part)
             self._size += len(part)
             data = data[len(part) :]

@@ -87,7 +87,7 @@ class Place:
         """
         check_choice("dtype", self.storage.dtype, get_args(Dtype))
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
-        check_choice("attn_codec", self.storage.attn_codec, ("exact", "sqrt8"))
+        check_choice("attn_codec", self.storage.attn_codec, get_args(AttnCodec))
         if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
             raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
         check_choice("claims", self.claims, ("own", "lease"))

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Buffers", "check_space", "check_writer", "record_of", "shard_files", "token_file", "write_arrays"]
 
 _BUFFERS = 2
-_ARRAYS_AT_A_TIME = 2
 _SPARE_BYTES = 4 << 20
 
 
@@ -125,7 +124,7 @@ def write_arrays(
                 group.write_parts(folder / file, [memoryview((Path(place) / file).read_bytes())])
         return written
 
-    pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
+    pool = ThreadPoolExecutor(buffer.cores)
     specs = sorted(buffer.layout.kept, key=lambda spec: not spec.site.is_matrix)
     try:
         return {path: found for files in pool.map(write, specs) for path, found in files}
