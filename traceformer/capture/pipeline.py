@@ -71,11 +71,6 @@ class _Stretch(NamedTuple):
         return apart.movedim(-3, 0)
 
 
-def _in_turn(works: Sequence[Callable[[], None]]) -> None:
-    for work in works:
-        work()
-
-
 class ShardSink:
     """A recorder's sink that fills one shard's memory; `begin` says which examples the next batch holds, `end` ends it.
 
