@@ -56,6 +56,7 @@ def hook(root: Path, target: str, told: Told) -> Any:
 def test_without_a_compiler_the_wheel_is_one_of_any_platform_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
 ) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setenv("CC", compiler)
     told, data = Told(), {"artifacts": []}
     hook(tmp_path, "wheel", told).initialize("standard", data)
@@ -75,7 +76,10 @@ def test_an_sdist_compiles_nothing(tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.skipif(which("cc") is None, reason=SKIPS["compiler"])
-def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(tmp_path: Path) -> None:
+def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
     built = []
     for name in ("one", "other"):
         told, data = Told(), {"artifacts": []}
