@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import SKIPS
 from tests.core.switched import needs_core, switched
-from tests.marks import slow
 from traceformer.core import building
 from traceformer.core.library import SWITCH, core, described, variants
 from traceformer.errors import UsageError
@@ -74,7 +73,7 @@ def test_an_sdist_compiles_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(which("cc") is None, reason=SKIPS["compiler"])
 def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,7 +92,7 @@ def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(
     assert built[0] == built[1], "equal sources give equal bytes"
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(which("cc") is None, reason=SKIPS["compiler"])
 def test_a_wheel_carries_the_library_or_not_as_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left_out = ignore_patterns("node_modules", "static", "__pycache__", "*.so", "weights", ".git", ".venv*")
