@@ -92,12 +92,9 @@ class Package(WebBundle):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         super().initialize(version, build_data)
-        if self.target_name != "wheel":
+        if self.target_name != "wheel" or os.environ.get("TRACEFORMER_CORE") == "off":
             return
         building = self._building()
-        if os.environ.get("TRACEFORMER_CORE") == "off":
-            building.LIBRARY.unlink(missing_ok=True)
-            return
         problem = building.build()
         if problem is not None:
             self.app.display_warning(f"the compiled core was not built: {problem}; numpy and torch do its work")

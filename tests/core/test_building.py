@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import SKIPS
 from tests.core.switched import needs_core, switched
-from tests.marks import slow
 from traceformer.core import building
 from traceformer.core.library import SWITCH, core, described, variants
 from traceformer.errors import UsageError
@@ -56,6 +55,7 @@ def hook(root: Path, target: str, told: Told) -> Any:
 def test_without_a_compiler_the_wheel_is_one_of_any_platform_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
 ) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setenv("CC", compiler)
     told, data = Told(), {"artifacts": []}
     hook(tmp_path, "wheel", told).initialize("standard", data)
@@ -73,9 +73,12 @@ def test_an_sdist_compiles_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(which("cc") is None, reason=SKIPS["compiler"])
-def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(tmp_path: Path) -> None:
+def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
     built = []
     for name in ("one", "other"):
         told, data = Told(), {"artifacts": []}
@@ -89,7 +92,7 @@ def test_with_a_compiler_the_wheel_is_one_of_this_platform_and_any_python(tmp_pa
     assert built[0] == built[1], "equal sources give equal bytes"
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.skipif(which("cc") is None, reason=SKIPS["compiler"])
 def test_a_wheel_carries_the_library_or_not_as_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left_out = ignore_patterns("node_modules", "static", "__pycache__", "*.so", "weights", ".git", ".venv*")

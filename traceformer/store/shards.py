@@ -22,8 +22,7 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from traceformer.core.kernels import Gathered
-from traceformer.core.kernels import crc32c as crc32c_of
+from traceformer.core import kernels
 from traceformer.core.library import Core, core
 from traceformer.shapes import Bool, Int64, Shaped
 from traceformer.store.codecs import Chunk, compressor
@@ -123,14 +122,14 @@ def _write_gathered(group: WriteGroup, path: AnyPath, chunks: Iterable[Chunk | N
     """Does the same without the interpreter's lock: chunks are copied, and summed up while they are in the cache."""
     kept = chunks if isinstance(chunks, CutChunks) else list(chunks)
     places = kept.places() if isinstance(kept, CutChunks) else _Places.of(kept)
-    gathered = Gathered(there, places.addresses, places.sizes)
+    gathered = kernels.Gathered(there, places.addresses, places.sizes)
     table = np.empty((len(places.present), 2), "<u8")
     table[:] = ABSENT
     framed_sizes = places.sizes + 4
     table[places.present, 0] = np.cumsum(framed_sizes) - framed_sizes
     table[places.present, 1] = framed_sizes
     index = table.reshape(-1).view(np.uint8)
-    crc = crc32c_of(there, index).to_bytes(4, "little")
+    crc = kernels.crc32c(there, index).to_bytes(4, "little")
     written = group.write_filled(path, gathered.write, index.tobytes() + crc)
     return written._replace(mark=(gathered.crcs[-1:].astype("<u4").tobytes() + crc).hex())
 
