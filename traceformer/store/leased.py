@@ -314,7 +314,7 @@ class LeasedWriter:
             if record_path(self.folder, shard).read_bytes() != record.to_bytes():
                 raise _Lost
         except FileNotFoundError:
-            if self._is_finished():  # by others, while this one slept, and its folder has another name
+            if not self._is_pending(shard):  # who finished the run meanwhile has cleared up, or renamed its folder
                 raise _Lost from None
             raise
         return record
