@@ -171,7 +171,7 @@ class Leases:
         return generation is not None and self._newest().get(thing) == generation
 
     def release(self, thing: str, *, done: bool) -> None:
-        """Gives a lease back; `done` says that nobody need take it again."""
+        """Gives a lease back; `done` says that its record is there, and never before: all generations are removed."""
         with self._lock:
             generation = self._held.pop(thing, None)
             concluded = thing in self._concluded
