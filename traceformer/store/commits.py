@@ -267,7 +267,12 @@ def token_path(shard: int) -> str:
 
 def committed_shards(folder: AnyPath) -> list[int]:
     """Returns the numbers of the shards that have a record, in order."""
-    return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+    try:
+        return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+    except FileNotFoundError:
+        if isinstance(folder, ObjectPath):
+            raise
+        return []  # the folder got another name while it was looked at
 
 
 def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -204,7 +205,7 @@ def durable_write(path: AnyPath, data: bytes, *, exclusive: bool = False) -> Non
         elif not path.store.put_if_absent(path.key, data):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_OWN}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_OWN}-{threading.get_ident()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

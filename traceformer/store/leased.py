@@ -59,6 +59,7 @@ from traceformer.store.zarr3 import write_metadata
 
 __all__ = ["LeasedWriter"]
 
+_REPLACING = ".replacing"  # the lock of who replaces what a writer left
 _FINISHING = "finish"  # what is claimed by who finishes the run
 _KEPT, _HINT = "what was committed is kept", "free some space, then `resume=True`"
 _LONGEST_WAIT = 1.0
@@ -276,9 +277,10 @@ class LeasedWriter:
                 record = self._write(shard, buffer, tokens, ids, host)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
                 self.on_commit(record)
+                done = True
             except _Lost:
                 self.lost += 1
-            done = True
+                done = not self._is_pending(shard)  # or an older owner might conclude in place of who has it now
         finally:
             self._buffers.give_back(buffer)
             with nullcontext() if done else suppress(Unreachable):  # or it would hide what went wrong
@@ -314,7 +316,7 @@ class LeasedWriter:
             if record_path(self.folder, shard).read_bytes() != record.to_bytes():
                 raise _Lost
         except FileNotFoundError:
-            if self._is_finished():  # by others, while this one slept, and its folder has another name
+            if not self._is_pending(shard):  # who finished the run meanwhile has cleared up, or renamed its folder
                 raise _Lost from None
             raise
         return record
@@ -378,7 +380,7 @@ class LeasedWriter:
     def _group(self, check_mine: CheckMine) -> Group:
         if isinstance(self.folder, ObjectPath):
             return ObjectGroup(check_mine)
-        return WriteGroup(attempt=self._leases.owner, place=place_once(check_mine))
+        return WriteGroup(attempt=self._leases.owner, place=place_once(self.folder / LEASES / _REPLACING, check_mine))
 
     def _space(self, buffer: ShardBuffer, tokens: pa.Table) -> AbstractContextManager[None]:
         if isinstance(self.folder, ObjectPath):
@@ -392,7 +394,7 @@ class LeasedWriter:
             with ObjectGroup() as group:
                 write_metadata(group, self.folder, self.layout)
             return
-        with WriteGroup(attempt=self._leases.owner, place=place_once(None)) as group:
+        with WriteGroup(attempt=self._leases.owner, place=place_once(self.folder / LEASES / _REPLACING, None)) as group:
             for folder in (self.folder, *(self.folder / name for name in (COMMITS, TOKEN_SHARDS, LEASES))):
                 group.make_folder(folder)
             write_metadata(group, self.folder, self.layout)

@@ -171,7 +171,7 @@ class Leases:
         return generation is not None and self._newest().get(thing) == generation
 
     def release(self, thing: str, *, done: bool) -> None:
-        """Gives a lease back; `done` says that nobody need take it again."""
+        """Gives a lease back; `done` says that its record is there, and never before: all generations are removed."""
         with self._lock:
             generation = self._held.pop(thing, None)
             concluded = thing in self._concluded
@@ -209,7 +209,7 @@ class Leases:
     def _newest(self) -> dict[str, int]:
         """Returns the newest generation of each thing on which there is a lease."""
         newest: dict[str, int] = {}
-        for path in self._folder.glob("*.json"):
+        for path in _files_in(self._folder):
             if found := _NAME.fullmatch(path.name):
                 newest[found[1]] = max(newest.get(found[1], 0), int(found[2]))
         return newest
@@ -229,7 +229,7 @@ def refuse_at_work(run: AnyPath) -> None:
         RunExists: a lease on it has not run out.
     """
     now = time.time()
-    for text in each_of(run, _read, (run / LEASES).glob("*.json")):
+    for text in each_of(run, _read, _files_in(run / LEASES)):
         lease = None if text is None else Lease.parse(text)
         if lease is not None and lease.is_alive(now):
             host = lease.machine.partition(" ")[0]
@@ -249,6 +249,15 @@ def this_machine() -> str:
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
+
+
+def _files_in(folder: AnyPath) -> "list[AnyPath]":
+    try:
+        return [*folder.glob("*.json")]
+    except FileNotFoundError:
+        if isinstance(folder, ObjectPath):
+            raise
+        return []  # it was there when it was looked for, and the run was finished since
 
 
 def _create(path: AnyPath, text: bytes, owner: str) -> bool:

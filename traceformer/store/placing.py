@@ -8,7 +8,7 @@ must stay there.
 2. If one is there with the same bytes, it is as good: most often somebody was killed after he had put it.
 3. If its bytes differ, who puts asks whether the shard is still his: nobody has committed it, and his lease is the
    newest. If not, he has lost, and touches nothing. If so, what is there was left by somebody whose lease has run out,
-   and it is replaced: in a bucket only if it still is what was looked at (`If-Match`).
+   and it is replaced: in a bucket only if it still is what was looked at (`If-Match`), on disk while a lock is held.
 
 So somebody who wakes up after his lease ran out finds the file of who took over, asks, and stops. What he had sent
 before is refused, since it was to go where nothing was, or in place of what is no longer there. It would be taken only
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Self, TypeAlias
 
 from traceformer.store.durable import WriteGroup
-from traceformer.store.files import Checksum, checksum_of
+from traceformer.store.files import Checksum, FileLock, checksum_of
 from traceformer.store.objects.path import AnyPath, ObjectPath
 from traceformer.store.system import link, replace
 
@@ -113,16 +113,25 @@ def keep_object(path: ObjectPath, data: bytes, check_mine: CheckMine | None) -> 
             return
 
 
-def place_once(check_mine: CheckMine | None) -> Callable[[Path, Path], None]:
-    """Returns what gives a file that was written whole its name on disk, as `keep_object` puts objects."""
+def place_once(lock: Path, check_mine: CheckMine | None) -> Callable[[Path, Path], None]:
+    """Returns what gives a file that was written whole its name on disk, as `keep_object` puts objects.
+
+    A disk has no `If-Match`: between looking and replacing nobody else does either, while `lock` is held.
+    """
 
     def place(temporary: Path, path: Path) -> None:
         try:
             link(temporary, path)
         except FileExistsError:
-            if check_mine is None or filecmp.cmp(temporary, path, shallow=False):
+            if check_mine is None:
                 return
-            check_mine()
-            replace(temporary, path)
+            held = FileLock(lock)
+            held.acquire(wait=True)
+            try:
+                if not filecmp.cmp(temporary, path, shallow=False):
+                    check_mine()
+                    replace(temporary, path)
+            finally:
+                held.release()
 
     return place

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _OF_ANY_RUN = re.compile(
-    rf"{META}|{MANIFEST}|{TOKENS}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json|{LEASES}(/\w+\.\d+\.json)?"
+    rf"{META}|{MANIFEST}|{TOKENS}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json|{LEASES}(/[^/]+)?"
     rf"|(.*/)?\.[^/]+\.part|(.*/)?[^/]+\.__lock|\.lock-\d+-of-\d+"
 )
 _OF_A_GROUP = re.compile(r"zarr\.json|\w+/(zarr\.json|c(\.\d+)*)")
