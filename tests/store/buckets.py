@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.store.bucket_server import Fault, Proxy, Request, environment, make_bucket, no_fault, served
+from tests.store.bucket_server import Fault, Proxy, Request, environment, make_bucket, no_fault
 from traceformer.store.objects.opening import open_bucket
 from traceformer.store.objects.path import ObjectPath
 
@@ -46,16 +46,15 @@ class BucketServer(NamedTuple):
 
 
 @contextmanager
-def shared_bucket(bucket: str = "bucket") -> Generator[BucketServer]:
-    """Serves a bucket, and has the environment lead to it."""
-    with served() as proxy:
-        found = environment(proxy)
-        before = {name: os.environ.get(name) for name in found}
-        os.environ.update(found)
-        try:
-            make_bucket(proxy, bucket)
-            yield BucketServer(bucket, proxy)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-            open_bucket.cache_clear()
+def shared_bucket(proxy: Proxy, bucket: str) -> Generator[BucketServer]:
+    """Makes a bucket, and has the environment lead to it."""
+    found = environment(proxy)
+    before = {name: os.environ.get(name) for name in found}
+    os.environ.update(found)
+    try:
+        make_bucket(proxy, bucket)
+        yield BucketServer(bucket, proxy)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        open_bucket.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 
 import traceformer as tf
 from tests.store import runs, streams
-from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY
+from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY, Proxy
 from tests.store.buckets import BucketServer, shared_bucket
 from traceformer import TraceStore
 from traceformer.errors import CorruptRun, NotFound, Unreachable, UsageError
@@ -20,14 +20,14 @@ from traceformer.store.run import Run
 
 
 @pytest.fixture(scope="module")
-def server() -> Generator[BucketServer]:
-    with shared_bucket() as made:
+def server(s3_server: Proxy) -> Generator[BucketServer]:
+    with shared_bucket(s3_server, "bucket") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(runs.write(tmp_path_factory.mktemp("runs") / "run", runs.plan(arrays=runs.FEW)))
+    return Run(runs.write(tmp_path_factory.mktemp("runs") / "run", runs.plan(arrays=(runs.FEW[0], *runs.FEW[3:]))))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_every_kind_of_array_is_the_same(options: dict[str, str], server: Bucket
     same(Run(folder), Run(server.put_folder(folder, f"every/{'-'.join(options.values()) or 'dec'}")), every=True)
 
 
+@pytest.mark.slow
 def test_layers_that_are_another_arrays_are_read_there(
     server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_layers_that_are_another_arrays_are_read_there(
     same(Run(folder), Run(server.put_folder(folder, "aliases")))
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_read_as_far_as_it_is_committed(server: BucketServer, tmp_path: Path) -> None:
     folder = runs.begin(tmp_path / "run", 2)
     remote = Run(server.put_folder(folder, "unfinished"))
@@ -115,7 +117,7 @@ def test_one_matrix_is_three_requests_at_most(server: BucketServer, remote: Run)
 
 def test_what_lies_together_is_one_request(server: BucketServer, remote: Run) -> None:
     run = Run(str(remote.folder))
-    run.attn(0), run.get(0, "q")  # what is asked for once
+    run.attn(0)  # what is asked for once
     with server.counted() as heads:
         run.attn(1, layer=1)
     with server.counted() as layer:
@@ -135,6 +137,7 @@ def test_a_chunk_that_was_just_read_is_not_asked_for_again(server: BucketServer,
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_bucket_that_fails_for_a_while_loses_nothing(server: BucketServer, local: Run, remote: Run) -> None:
     faults = itertools.cycle(["500", None, None, "broken", None, None, "503", None, None, "short", None, None])
     with server.failing(lambda asked: next(faults)):
@@ -144,6 +147,7 @@ def test_a_bucket_that_fails_for_a_while_loses_nothing(server: BucketServer, loc
         assert run.table.equals(local.table)
 
 
+@pytest.mark.slow
 def test_verify_says_what_is_missing_foreign_or_changed(server: BucketServer, local: Run) -> None:
     place = server.put_folder(local.folder, "damaged")  # pyright: ignore[reportArgumentType]
     assert tf.open_run(str(place)).verify().ok
@@ -183,6 +187,7 @@ def test_damage_that_is_read_is_told(server: BucketServer, local: Run) -> None:
         Run(place).attn(0)
 
 
+@pytest.mark.slow
 def test_runs_of_a_prefix_are_found_and_listed(server: BucketServer, remote: Run, tmp_path: Path) -> None:
     server.put_folder(runs.begin(tmp_path / "begun", 1), "listed/begun")
     server.put_folder(Path(shutil.copytree(*_copied(remote, tmp_path))), "listed/whole")

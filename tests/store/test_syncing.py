@@ -8,6 +8,7 @@ import pytest
 
 import traceformer as tf
 from tests.store import runs
+from tests.store.bucket_server import Proxy
 from tests.store.buckets import BucketServer, shared_bucket
 from tests.store.hub_server import FakeApi, HubServer, hub_server
 from traceformer.errors import CorruptRun, NotFound, RunExists, Unreachable, Unsupported, UsageError
@@ -19,8 +20,8 @@ from traceformer.store.run import Run
 
 
 @pytest.fixture(scope="module")
-def server() -> Generator[BucketServer]:
-    with shared_bucket("synced") as made:
+def server(s3_server: Proxy) -> Generator[BucketServer]:
+    with shared_bucket(s3_server, "synced") as made:
         yield made
 
 
@@ -47,6 +48,7 @@ def objects(place: ObjectPath) -> dict[str, bytes]:
     return {name: (place / name).read_bytes() for name in place.objects()}
 
 
+@pytest.mark.slow
 def test_there_and_back_is_the_same_run(server: BucketServer, folder: Path, tmp_path: Path) -> None:
     there = tf.sync(folder, "s3://synced/there")
     assert isinstance(there.folder, ObjectPath)
@@ -58,6 +60,7 @@ def test_there_and_back_is_the_same_run(server: BucketServer, folder: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["back"]
 
 
+@pytest.mark.slow
 def test_the_manifest_comes_last_and_shards_before_their_records(server: BucketServer, folder: Path) -> None:
     with server.counted() as asked:
         tf.sync(folder, "s3://synced/ordered")
@@ -68,6 +71,7 @@ def test_the_manifest_comes_last_and_shards_before_their_records(server: BucketS
     assert last_array < min(i for i, name in enumerate(written) if name.startswith("commits/"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_copy_goes_on_where_it_stopped(
     server: BucketServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +99,16 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(
     assert not [each for each in asked if each.method == "PUT"]
 
 
+def test_a_small_run_goes_to_a_bucket_and_back(server: BucketServer, tmp_path: Path) -> None:
+    one = runs.write(tmp_path / "one", runs.plan(arrays=runs.FEW[3:4], n_examples=4))
+    back = tf.sync(tf.sync(one, "s3://synced/small"), tmp_path / "back")
+    assert isinstance(back.folder, Path)
+    assert runs.contents(back.folder) == runs.contents(one)
+    with pytest.raises(RunExists, match="another run is in s3://synced/small"):
+        tf.sync(runs.write(tmp_path / "two", runs.plan(arrays=runs.FEW[3:4], n_examples=3)), "s3://synced/small")
+
+
+@pytest.mark.slow
 def test_a_file_that_was_changed_meanwhile_is_copied_anew(server: BucketServer, folder: Path) -> None:
     place = server.put_folder(folder, "changed")
     place.store.delete([(place / "manifest.json").key])
@@ -102,6 +116,7 @@ def test_a_file_that_was_changed_meanwhile_is_copied_anew(server: BucketServer, 
     assert tf.sync(folder, place).verify().ok
 
 
+@pytest.mark.slow
 def test_a_bucket_that_fails_for_a_while_gets_all(server: BucketServer, folder: Path) -> None:
     answers = iter(["500", "broken", "503", None, "short"] * 2)
     with server.failing(lambda asked: next(answers, None)):
@@ -109,6 +124,7 @@ def test_a_bucket_that_fails_for_a_while_gets_all(server: BucketServer, folder: 
     assert objects(server.place("failing")) == runs.contents(folder)
 
 
+@pytest.mark.slow
 def test_what_is_not_finished_or_not_whole_is_not_copied(server: BucketServer, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not finished"):
         tf.sync(runs.begin(tmp_path / "begun", 1), "s3://synced/begun")
@@ -120,6 +136,7 @@ def test_what_is_not_finished_or_not_whole_is_not_copied(server: BucketServer, f
     assert not (server.place("damaged") / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_another_run_or_files_of_somebody_are_left_alone(server: BucketServer, folder: Path, tmp_path: Path) -> None:
     other = runs.write(tmp_path / "other", runs.plan(arrays=runs.FEW, n_examples=5))
     tf.sync(other, "s3://synced/other")
@@ -137,6 +154,7 @@ def test_another_run_or_files_of_somebody_are_left_alone(server: BucketServer, f
         tf.sync(folder, tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_in_a_bucket_of_the_hub_and_read_there(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     there = tf.sync(folder, "hf://buckets/me/runs/first")
     held = hub.buckets["me/runs"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY
+from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY, Proxy
 from tests.store.buckets import BucketServer, shared_bucket
 from tests.viewer.pages import Live
 from tests.viewer.small_runs import write_run
@@ -20,8 +20,8 @@ UNLIKE = ("folder", "begun", "version")
 
 
 @pytest.fixture(scope="module")
-def server() -> Generator[BucketServer]:
-    with shared_bucket("shown") as made:
+def server(s3_server: Proxy) -> Generator[BucketServer]:
+    with shared_bucket(s3_server, "shown") as made:
         yield made
 
 
@@ -36,6 +36,7 @@ def shown(library: Library, resource: str, **values: str) -> Any:
     return data
 
 
+@pytest.mark.slow
 def test_runs_of_a_prefix_are_shown_as_those_of_a_folder(server: BucketServer, tmp_path: Path) -> None:
     write_run(tmp_path / "one")
     write_run(tmp_path / "sweep/first")

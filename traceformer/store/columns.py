@@ -60,7 +60,7 @@ class Column:
         ahead: deque[ts.Future[np.ndarray] | Future[np.ndarray]] = deque()
         for first, last in pieces:
             ahead.append(self.view[..., first:last, :].read())
-            if len(ahead) > _AHEAD:
+            if len(ahead) > max(_AHEAD, _PIECE_TOKENS // (last - first)):
                 yield self._rows(ahead.popleft().result())
         while ahead:
             yield self._rows(ahead.popleft().result())

@@ -27,7 +27,7 @@ __all__ = ["RangedArray", "example_array", "token_array"]
 
 Places: TypeAlias = "range | Int64[np.ndarray, 'place']"
 
-_READS = 4  # at a time; each asks for all of its chunks at once
+_READS = 16  # at a time; each asks for all of its chunks at once
 _FEW_BYTES = 4 << 20  # of chunks that are read together; of more, none is kept for who comes next
 
 
