@@ -1,7 +1,7 @@
 """The routes of the Hugging Face Hub's buckets that are used here, on this machine, out of a dict.
 
-`tree`, `paths-info` and `resolve` are answered to huggingface_hub's own client. What it sends when files are added goes by
-a protocol of its own (Xet), so `FakeApi` takes that one call instead.
+`tree`, `paths-info` and `resolve` are answered to huggingface_hub's own client. What it sends when files are added
+goes by a protocol of its own (Xet), so `FakeApi` takes that one call instead.
 """
 
 import json

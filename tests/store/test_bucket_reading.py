@@ -160,7 +160,7 @@ def test_verify_says_what_is_missing_foreign_or_changed(server: BucketServer, lo
     assert found[table] == "is missing"
     assert found["notes.txt"] == "does not belong to the run"
     assert "content was changed" in found[array]
-    with pytest.raises(CorruptRun, match="is missing|cannot read"):
+    with pytest.raises(CorruptRun, match=r"is missing|cannot read"):
         Run(place).text(5)
 
 
@@ -193,7 +193,7 @@ def test_runs_of_a_prefix_are_found_and_listed(server: BucketServer, remote: Run
     assert tf.open_run("s3://bucket/listed/latest").name in states
     assert tf.open_run("latest", traces="s3://bucket/listed").name in states
     assert tf.open_run("whole", traces="s3://bucket/listed").n == 11
-    with pytest.raises(NotFound, match="holds 2 runs|folder of 2 runs"):
+    with pytest.raises(NotFound, match="folder of 2 runs"):
         TraceStore("s3://bucket/listed")
 
 
@@ -211,7 +211,7 @@ def test_a_pickled_run_opens_where_it_lies(remote: Run) -> None:
 def test_what_is_not_there_is_said(server: BucketServer, remote: Run) -> None:
     with pytest.raises(NotFound, match="no run in s3://bucket/nothing"):
         Run("s3://bucket/nothing")
-    with pytest.raises(NotFound, match="no run 's3://bucket/runs/rum'.*run"):
+    with pytest.raises(NotFound, match="no run 's3://bucket/runs/rum'"):
         tf.open_run("s3://bucket/runs/rum")
     with pytest.raises(NotFound, match="no bucket s3://no-such-bucket"):
         Run("s3://no-such-bucket/run")

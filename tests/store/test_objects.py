@@ -1,6 +1,7 @@
 """Objects in a bucket, through faults: what was written is there, and nobody overwrites by chance."""
 
 import itertools
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def test_a_path_that_has_lost_a_slash_is_still_one() -> None:
 def test_what_is_no_place_in_a_bucket_is_said(address: str) -> None:
     with pytest.raises(UsageError, match="no place in a bucket"):
         ObjectPath.parse(address)
+
+
+def test_without_the_extra_a_bucket_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(NotFound, match=r"buckets need obstore.*traceformer\[buckets\]"):
+        ObjectPath("s3", "never-opened", "run").read_bytes()
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_another_run_or_files_of_somebody_are_left_alone(server: BucketServer, f
     with pytest.raises(RunExists, match="another run was begun"):
         tf.sync(folder, "s3://synced/begun")
     server.place("mine/notes.txt").write_bytes(b"mine")
-    with pytest.raises(RunExists, match="not this run's: notes.txt"):
+    with pytest.raises(RunExists, match="not this run's: notes"):
         tf.sync(folder, "s3://synced/mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
@@ -164,5 +164,5 @@ def test_the_hubs_refusals_are_told_without_its_token(hub: HubServer) -> None:
     with pytest.raises(Unreachable, match="refused") as refused:
         Run("hf://buckets/me/runs/first")
     assert "hf_secret" not in str(refused.value)
-    with pytest.raises(Unsupported, match="no writes on a condition|cannot be written"):
+    with pytest.raises(Unsupported, match="cannot be written"):
         HubBucket("me/runs", FakeApi(hub)).put_if_absent("key", b"")

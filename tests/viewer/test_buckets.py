@@ -10,11 +10,11 @@ import pytest
 from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY
 from tests.store.buckets import BucketServer, shared_bucket
 from tests.viewer.pages import Live
-from tests.viewer.small_runs import PATTERNS, write_run
+from tests.viewer.small_runs import write_run
 from traceformer.viewer.library import Library
 from traceformer.viewer.query import Query
 from traceformer.viewer.resources import answer
-from traceformer.viewer.viewing import view
+from traceformer.viewer.viewing import _library
 
 UNLIKE = ("folder", "begun", "version")
 
@@ -43,9 +43,9 @@ def test_runs_of_a_prefix_are_shown_as_those_of_a_folder(server: BucketServer, t
     assert sorted(there.names()) == sorted(here.names()) == ["one", "sweep/first"]
     mine, theirs = (sorted(shown(library, "runs")["runs"], key=lambda run: run["name"]) for library in (here, there))
     assert mine == theirs
-    for resource, values in {"run": {}, "examples": {}, "example": {"example": "0"}}.items():
+    for resource, values in {"run": {}, "examples": {}, "example": {"ex": "0"}}.items():
         assert shown(there, resource, run="one", **values) == shown(here, resource, run="one", **values)
-    where = {"run": "one", "array": str(PATTERNS.key), "example": "0", "layer": "1", "head": "0"}
+    where = {"run": "one", "attn": "dec.self", "ex": "0", "layer": "1", "head": "0"}
     assert shown(there, "matrix", **where) == shown(here, "matrix", **where)
     assert Library.at(server.place("prefix/one")).names() == ["one"]
 
@@ -61,16 +61,11 @@ def test_a_page_that_asks_again_at_once_costs_the_bucket_nothing(server: BucketS
 
 
 def test_a_prefix_is_served_and_its_pages_tell_no_credentials(server: BucketServer, tmp_path: Path) -> None:
-    from urllib.request import urlopen
-
     write_run(tmp_path / "one")
     server.put_folder(tmp_path, "served")
-    served = view("s3://shown/served", browser=False)
-    try:
-        text = urlopen(f"{served.address}api/runs").read().decode()
-    finally:
-        served.close()
-    assert json.loads(text)["folder"] == "s3://shown/served"
+    library = _library("s3://shown/served")
+    text = "".join(answer(library, resource, Query({"run": "one"})).body.decode() for resource in ("runs", "run"))
+    assert '"s3://shown/served"' in text
     assert SECRET_KEY not in text
     assert ACCESS_KEY not in text
 

@@ -68,8 +68,8 @@ def inspect(
     Example: `traceformer inspect latest --head L2H3`
 
     Args:
-        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; or a folder of
-            runs, which is listed.
+        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; or a folder
+            of runs, which is listed.
         example: An example's id, or its row number; the first one by default.
         layer: A layer's number in the model.
         head: A head's number in the model, or such as L5H3.

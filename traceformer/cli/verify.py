@@ -22,8 +22,8 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
     Example: `traceformer verify latest`
 
     Args:
-        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; of a folder of
-            runs (an experiment) all are checked.
+        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; of a folder
+            of runs (an experiment) all are checked.
         json: Print a JSON object.
     """
     from traceformer.store.folders import find_runs

@@ -1,8 +1,9 @@
 """What was worked out of a run and would take long again, kept beside its folder and never in it.
 
-1. It lies in `.traceformer/CONTENT/NAME` of the folder that holds the run, or, where nothing can be written there
-   and where it is a bucket, in the user's cache. CONTENT is a digest of the run's manifest, which names the checksum of every file: a run that
-   replaces another one never meets what was kept of that. `FORM`, which is in it, too, changes with the arithmetic.
+1. It lies in `.traceformer/CONTENT/NAME` of the folder that holds the run, or, where nothing can be written there, and
+   where it lies in a bucket, in the user's cache. CONTENT is a digest of the run's manifest, which names the checksum
+   of every file: a run that replaces another one never meets what was kept of that. `FORM`, which is in it, too,
+   changes with the arithmetic.
 2. A file begins with the SHA-256 of the rest of it. One that is damaged is made again.
 3. What was used longest ago goes when all of it takes more than 1 GiB. It can be removed at any time.
 

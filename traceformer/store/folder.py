@@ -50,8 +50,11 @@ class RunFolder:
         self._context: ts.Context | None = None
         self._open: dict[ArrayKey, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
-        self._bucket = _chunks_in(folder, files) if isinstance(folder, ObjectPath) else None
-        self._matrices = MatrixFiles(self._bucket or folder.absolute(), head.layout)
+        if isinstance(folder, ObjectPath):
+            self._bucket = _chunks_in(folder, files)
+            self._matrices = MatrixFiles(self._bucket, head.layout)
+        else:
+            self._bucket, self._matrices = None, MatrixFiles(folder.absolute(), head.layout)
         self._checked = set[ArrayKey]()
         self._names: dict[tuple[ArrayKey, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
@@ -152,6 +155,7 @@ class RunFolder:
         """
         use_tensorstore()
         self._check_files(spec, shards)
+        assert isinstance(self._root, Path)  # what is in a bucket is read by ranges
         if self._context is None:
             import tensorstore as ts
 
@@ -171,8 +175,8 @@ class RunFolder:
             self._checked.add(spec.key)
 
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
-        if self._bucket is not None:
-            return  # which looks itself, when it asks where the chunks of a file lie
+        if not isinstance(self._root, Path):
+            return  # a bucket looks itself, when it asks where the chunks of a file lie
         for shard in shards:
             for path in self._files_of(spec, shard):
                 # Each time: a run may be moved, removed or replaced while it is open.

@@ -90,9 +90,9 @@ def runs_in(folder: AnyPath) -> list[AnyPath]:
     """Returns the runs that lie in a folder, the newest first."""
     if isinstance(folder, Path):
         begun = {path.parent: path.stat().st_mtime_ns for path in folder.glob(f"*/{META}")}
-        return sorted(begun, key=lambda run: (-begun[run], run.name))
+        return [run for run, _ in sorted(begun.items(), key=lambda each: (-each[1], each[0].name))]
     heads = states_of(path / META for path in folder.folders())
-    return sorted((path.parent for path in heads), key=lambda run: (-heads[run / META].modified, run.name))
+    return [path.parent for path, _ in sorted(heads.items(), key=lambda each: (-each[1].modified, each[0]))]
 
 
 def folder_bytes(folder: AnyPath) -> int:

@@ -141,7 +141,7 @@ class LeasedWriter:
             ConfigurationChanged: the run that would be joined was begun differently.
             Unreachable: the bucket does not answer, or refuses.
         """
-        check_writer(writer)
+        check_writer(writer, handed_out=True)
         stated = RunHead.of(meta, layout, digest)
         head = begin(folder, stated, joins=joins or writer[1] != 1, overwrite=overwrite)
         return cls(
@@ -172,7 +172,7 @@ class LeasedWriter:
             ConfigurationChanged: it was begun with another digest or layout; the message names what differs.
             RunExists: a finished run is there.
         """
-        check_writer(writer)
+        check_writer(writer, handed_out=True)
         head = go_on(folder, RunHead.of(meta, layout, digest), overwrite=overwrite)
         return cls(where_built(folder), head, writer=writer, overwrite=overwrite, lease_seconds=lease_seconds)
 

@@ -58,7 +58,8 @@ class Place:
         parent: A folder of runs.
         resume: Go on with an unfinished run of the same configuration.
         overwrite: Replace a finished run that is in the way.
-        writer: (w, W) when W processes share one run, each with its part; W is 0 where somebody hands out the shards.
+        writer: (w, W) when W processes share one run, each with its part; with leases W is 0 where
+            somebody hands out the shards.
         claims: `lease` when any number of processes share one run, each taking the next shard that nobody has; an
             unfinished run of the same configuration is joined. `own` when a shard is its writer's from the start.
         storage: How values are stored.

@@ -183,6 +183,7 @@ def token_array(
     for spec, lead in pieces:
         first, *others = lead or (slice(None),)
         if spec.layers:
+            assert first is not None  # that makes the axis of an array without one
             wanted = range(len(spec.layers))[first]
             planes += [(spec, layer) for layer in ([wanted] if isinstance(wanted, int) else wanted)]
             shows_layers, rest = not isinstance(wanted, int), tuple(others)

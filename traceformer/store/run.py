@@ -46,7 +46,7 @@ _ENCODINGS = (
 
 
 class Run:
-    """A run, opened for reading, on disk, in a bucket or in memory. Of an unfinished one its committed shards can be read.
+    """A run, opened for reading, on disk, in a bucket or in memory. Of an unfinished one what is committed can be read.
 
         run = Run("traces/20250101-120000_gpt2_demo_train_n64")
         run.attn(0, layer=5, head=3)    # (query, key)
@@ -69,7 +69,7 @@ class Run:
     """
 
     def __init__(self, run_dir: str | AnyPath | Source) -> None:
-        """Opens the run in a folder, in a bucket (`s3://bucket/run`, `gs://`, `hf://buckets/`), or in what a `MemoryWriter` kept.
+        """Opens the run in a folder, in a bucket (`s3://bucket/run`), or in what a `MemoryWriter` kept.
 
         Raises:
             NotFound: there is no run; the hint names an unfinished one.

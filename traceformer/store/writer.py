@@ -6,8 +6,7 @@
 3. `finish`, once all shards of all writers have records, trims the token axes, adds their coordinates, joins the
    token tables, writes the manifest, and renames the folder.
 
-Writer w of W writes the shards k with k mod W = w under its own lock; no two write the same file. Where W is 0 somebody
-else hands the shards out, each to one writer at a time (`capture.workers`).
+Writer w of W writes the shards k with k mod W = w under its own lock; no two write the same file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -127,7 +126,7 @@ class RunWriter:
             layout: What goes into the run.
             meta: What `meta.json` says beside the layout; JSON values only.
             digest: What must be equal to resume, name by name; JSON values only.
-            writer: (w, W): this one is the w-th of W; W is 0 where shards are handed out, and w is its own number.
+            writer: (w, W): this one is the w-th of W.
             overwrite: Replace a finished run at `folder`, when this one is finished, and an unfinished one now
                 (unless there are several writers).
             resumable: Whether what an error leaves can be gone on with. If not, it is removed, and messages do not
@@ -144,14 +143,14 @@ class RunWriter:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with claiming(unfinished):
             refuse_existing(final, overwrite)
-            check_unfinished(unfinished, overwrite=overwrite or writer[1] != 1, resumable=resumable)
+            check_unfinished(unfinished, overwrite=overwrite or writer[1] > 1, resumable=resumable)
             unfinished.mkdir(exist_ok=True)
             lock = lock_writer(unfinished, writer)
             try:
                 head = RunHead.of(meta, layout, digest)
                 if not (unfinished / META).exists():
                     head.write(unfinished)
-                elif writer[1] != 1:  # never started anew: it may hold what another writer has committed
+                elif writer[1] > 1:  # never started anew: it may hold what another writer has committed
                     head = begun_head(unfinished, head)
                 else:
                     refuse_other_writers(unfinished, writer, of_any_number=True)
@@ -213,10 +212,9 @@ class RunWriter:
 
     @property
     def pending(self) -> list[int]:
-        """The shards this writer still has to write, in order; all that are missing where they are handed out."""
+        """The shards this writer still has to write, in order."""
         w, of = self._writer
-        own = range(w, self.layout.n_shards, of) if of else range(self.layout.n_shards)
-        return sorted(set(own) - set(committed_shards(self.folder)))
+        return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
 
     def record_of(self, shard: int) -> CommitRecord | None:
         """Returns the record of a shard, whoever committed it; None where nobody has."""
@@ -294,7 +292,7 @@ class RunWriter:
 
     def _check_rows(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> list[str]:
         w, of = self._writer
-        mine = (of == 0 or shard % of == w) and 0 <= shard < self.layout.n_shards
+        mine = shard % of == w and 0 <= shard < self.layout.n_shards
         if not mine or record_path(self.folder, shard).exists():
             raise UsageError(f"shard {shard} is not pending", why="it is committed, another writer's, or out of range")
         return example_ids(shard, buffer, tokens)

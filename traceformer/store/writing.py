@@ -191,11 +191,12 @@ def check_space(folder: Path, buffer: ShardBuffer, tokens: pa.Table, *, kept: st
         )
 
 
-def check_writer(writer: tuple[int, int]) -> None:
-    """Makes sure that writer w of W can be meant; W is 0 where somebody hands out the shards.
+def check_writer(writer: tuple[int, int], *, handed_out: bool = False) -> None:
+    """Makes sure that writer w of W can be meant; with `handed_out`, W is 0 where somebody hands out the shards.
 
     Raises:
         UsageError: it cannot.
     """
-    if not 0 <= writer[0] < (writer[1] or writer[0] + 1):
+    of = writer[0] + 1 if handed_out and writer[1] == 0 else writer[1]
+    if not 0 <= writer[0] < of:
         raise UsageError(f"writer {writer[0]} of {writer[1]}", hint=f"number them 0 to {max(0, writer[1] - 1)}")

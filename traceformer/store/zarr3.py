@@ -275,7 +275,7 @@ def along_layers(views: Sequence[Array]) -> Array:
     import tensorstore as ts
 
     layers = ts.d[0].label[""].translate_to[0]  # arrays have names of their own for it, and slices keep their origins
-    return ts.concat([view[layers] for view in views], axis=0)
+    return ts.concat([view[layers] for view in views], axis=0)  # pyright: ignore[reportArgumentType]
 
 
 def check_metadata(folder: AnyPath, layout: RunLayout, spec: ArraySpec) -> None:

@@ -130,7 +130,7 @@ class Library:
         """
         folder = self._place(name, EFFECTS, "effects")
         key = ("effects", folder, (folder / EFFECTS).stat().st_mtime_ns)
-        return self._values.get(key, lambda: open_effects(folder))
+        return self._values.get(key, lambda: open_effects(str(folder)))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns what was made under a key before, or makes it now. What is of a run has its `state` in the key."""

@@ -194,9 +194,7 @@ class HubBucket:
         if status in _REFUSED or isinstance(error, errors.LocalTokenNotFoundError):
             hint = "hf auth login, or HF_TOKEN"
             raise Unreachable(f"{self.name}/{key} is refused", why=why, hint=hint) from None
-        if isinstance(error, OSError | errors.HTTPError) or type(error).__module__.partition(".")[0].startswith(
-            "httpx"
-        ):
+        if isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
             raise Unreachable(f"{self.name}/{key} cannot be reached", why=why) from None
         raise error
 
