@@ -13,6 +13,7 @@ from traceformer import TraceStore
 from traceformer.errors import ConfigurationChanged
 from traceformer.store.commits import CommitRecord, verify_run
 from traceformer.store.hosts import UNKNOWN, Host, computed_by
+from traceformer.store.leased import LeasedWriter
 from traceformer.store.locks import find_unfinished
 from traceformer.store.memory import MemoryWriter
 from traceformer.store.verification import verify_folder
@@ -122,8 +123,8 @@ def test_a_host_of_another_version_is_what_is_known_of_it(told: dict[str, object
 def test_writers_that_are_handed_shards_commit_any_of_them_once(tmp_path: Path) -> None:
     layout = runs.plan(arrays=runs.FEW, n_examples=24)
     with (
-        RunWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST, writer=(3, 0)) as one,
-        RunWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST, writer=(7, 0)) as other,
+        LeasedWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST, writer=(3, 0)) as one,
+        LeasedWriter.create(tmp_path / "run", layout, runs.META, digest=runs.DIGEST, writer=(7, 0)) as other,
     ):
         assert one.pending == other.pending == [0, 1, 2, 3, 4, 5]
         for shard, writer in zip((4, 0, 5, 2, 1, 3), (one, one, other, one, other, other), strict=True):
