@@ -115,5 +115,5 @@ def test_memory_does_not_grow_with_a_stream(
     assert told["n"] == count
     settled, *rest = told["rss"][9:]  # after 20,000 texts
     assert len(rest) > 40
-    # Half a percent is 2 MB of 400: sixteen bytes for each text that came since would show.
-    assert max(rest) <= 1.005 * settled + (4 << 20)
+    # One percent is 5 MB of 500: a hundred bytes for each text that came since would show.
+    assert max(rest) <= 1.01 * settled + (4 << 20)
