@@ -389,14 +389,14 @@ def example_weights(geometry: Geometry) -> Float64[np.ndarray, "metric"]:
     In the exact convention, where a row is a distribution: what `example_means` divides by.
     """
     queries = geometry.queries
-    weights = dict.fromkeys(("entropy", "max_weight", "first_token"), queries)
+    weights = {"entropy": queries, "max_weight": queries, "first_token": queries}
     weights[SPARSITY] = queries * geometry.keys - geometry.hidden()
     if geometry.aligned:
-        weights |= dict.fromkeys(("distance", "self", "local_mass"), queries)
+        weights |= {"distance": queries, "self": queries, "local_mass": queries}
         weights["previous_token"] = queries - 1
         if geometry.tokens is not None:
             repeats = count_repeats(geometry.tokens, geometry.sight)
-            weights |= dict(zip(("duplicate_token", "induction", "retrieval"), repeats.tolist(), strict=True))
+            weights.update(zip(("duplicate_token", "induction", "retrieval"), repeats.tolist(), strict=True))
     return np.array([weights.get(name, 0) for name in _MEANS], np.float64)
 
 

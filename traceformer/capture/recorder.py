@@ -103,8 +103,8 @@ class Recorder:
         config = self._model.config
         self._row = architecture or architecture_of(config)
         self.arrays = tuple(arrays)
-        self._derived = {spec.key: each for each in derived for spec in each.specs}
-        self._reduced = [each for each in derived if each.source.site == "attn_pattern"]
+        self._derived: dict[ArrayKey, Any] = {spec.key: each for each in derived for spec in each.specs}
+        self._reduced: list[Any] = [each for each in derived if each.source.site == "attn_pattern"]
         self._dims = ModelDims.of(self._model)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
