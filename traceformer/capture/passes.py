@@ -374,8 +374,10 @@ class AttentionListener:
         alone = [*specs] == ["attn_pattern"] and not reductions
         if alone and self._compiled(call, wanted.spec, layer, each_span, triangle=triangle):
             return
-        takes_more = isinstance(sink, TakesSquares) and not reductions and not isinstance(call.mask, OwnMask)
-        most = sink.squares_at_once(call.query) // (4 * len(heads)) if takes_more else 0
+        one_by_one = bool(reductions) or isinstance(call.mask, OwnMask)
+        most = 0
+        if isinstance(sink, TakesSquares) and not one_by_one:
+            most = sink.squares_at_once(call.query) // (4 * len(heads))
         for examples in _alike(each_span, most):
             rows, columns = each_span[examples.start]
             for queries in blocks_of_queries(rows, len(heads) * len(examples), columns.length, chosen.device):

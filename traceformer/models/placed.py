@@ -4,7 +4,7 @@ A weight that is kept elsewhere is on no device between passes (`meta`). acceler
 around it, knows where it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +87,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 @contextmanager
-def onloaded(module: nn.Module) -> Iterator[None]:
+def onloaded(module: nn.Module) -> Generator[None]:
     """Has a module's own weights on its device in the block."""
     hook = _hook_of(module)
     if hook is None or not hook.offload:
