@@ -46,7 +46,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.place import Place, Storage, Writer
 
-__all__ = ["Answers", "answers_of", "prepare_answers"]
+__all__ = ["Answers", "answers_of", "prepare_answers", "sampling_by"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +232,11 @@ def answers_of(
     """Returns answers of a model that is loaded here, a worker's part of them; else as `prepare_answers`."""
     model = load()
     return prepare_answers(model, prompts, sampling=choose(model), **asked)
+
+
+def sampling_by(given: Mapping[str, Any], model: LoadedModel) -> Sampling:
+    """Returns how a model chooses tokens by what is given; a function of a module's own, which can be pickled."""
+    return Sampling.of(model, **given)
 
 
 def _lengths(prompts: Sequence[ReadPrompt], sampling: Sampling) -> dict[Stack, list[int]]:

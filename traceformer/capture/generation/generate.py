@@ -17,7 +17,7 @@ from typing import Any
 
 from traceformer.capture.derived import LensTopK, Traits
 from traceformer.capture.edits.session import check_resumed, edits_of, warn_of_untouched
-from traceformer.capture.generation.answers import answers_of, prepare_answers
+from traceformer.capture.generation.answers import answers_of, prepare_answers, sampling_by
 from traceformer.capture.generation.described import Generated
 from traceformer.capture.generation.prompts import Prompts
 from traceformer.capture.generation.sampling import Sampling
@@ -149,7 +149,7 @@ def generate(
     with watched(progress) as shown:
         if workers is not None:
             load = partial(load_model, check_apart(model), with_head=True)
-            choose = partial(Sampling.of, **given)
+            choose = partial(sampling_by, given)
             return answer_on(
                 workers, load, choose, asked, selection, place, batch_size=batch_size, replay=replay, progress=shown
             )
