@@ -308,8 +308,7 @@ def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for record in each_of(folder, lambda shard: read_commit(folder, head, shard), committed_shards(folder)):
-        yield record
+    yield from each_of(folder, lambda shard: read_commit(folder, head, shard), committed_shards(folder))
 
 
 def read_commit(folder: AnyPath, head: RunHead, shard: int) -> CommitRecord:
