@@ -7,6 +7,7 @@ shard is asked for, and some are kept: opening and memory grow with the shards, 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
