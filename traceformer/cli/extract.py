@@ -83,6 +83,12 @@ def extract(
     place = made(codec=codec, attn_codec=attn_codec, writer=(shard_index, num_shards))
 
     workers = engine.chosen()
+    if texts.streaming and (workers is not None or checkpoints):
+        raise UsageError(
+            f"--streaming with {'--engine' if workers is not None else '--checkpoints'}",
+            why="a stream is read once, by one process",
+            hint="without it",
+        )
 
     from traceformer.capture import extract as extraction
 
@@ -96,7 +102,6 @@ def extract(
             "--dry-run": dry_run,
             "--num-shards": num_shards > 1,
             "--engine": workers,
-            "--streaming": texts.streaming,
         }
         record_checkpoints(checkpoints, model, loading, texts, selection, place, **batching, json=json, refused=refused)
         return

@@ -131,9 +131,10 @@ def heads(
     measured: dict[Path, HeadMetrics] = {}
     if run is not None:
         folders = find_runs(run)
-        if not roles and len(folders) > 1 and are_checkpoints(folders):
+        local = [folder for folder in folders if isinstance(folder, Path)]
+        if not roles and len(local) > 1 and are_checkpoints(local):
             told_curves(
-                folders[0].parent,
+                local[0].parent,
                 output,
                 plot=plot,
                 json=json,

@@ -66,6 +66,7 @@ def heads(
     batch_size: int | None = ...,
     batch_tokens: int | Literal["auto"] | None = ...,
     dtype: Literal["float16", "float32"] = ...,
+    engine: Engine = ...,
     progress: OnStep | None = ...,
 ) -> HeadMetrics: ...
 

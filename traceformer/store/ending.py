@@ -71,7 +71,7 @@ def finish(run: "Run | str | Path") -> "Run":
     if opened.finished:
         return opened
     folder = opened.on_disk().folder
-    if not RunHead.read(folder).is_of_stream:
+    if not isinstance(folder, Path) or not RunHead.read(folder).is_of_stream:
         raise UsageError(
             f"{folder} is not over a stream", why="shards of its data set are missing", hint="`resume=True` goes on"
         )

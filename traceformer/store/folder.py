@@ -251,7 +251,7 @@ class RunFolder:
 
     def _kept_table(self, shard: int) -> "pa.Table":
         """A shard's table, of which the last that was asked for is kept: its rows are often asked for one by one."""
-        found, kept = identity(self._root / token_path(shard)), self._last_table
+        found, kept = identity(f"{self._root}/{token_path(shard)}"), self._last_table
         if kept is None or found is None or kept[:2] != (shard, found):
             kept = self._last_table = (shard, found, self._shard_table(shard))
         return kept[2]

@@ -113,10 +113,9 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
     if not place.is_dir():
         raise NotFound(f"no folder {folder}", hint="`record_checkpoints` makes a folder of runs")
     found: list[StepRun] = []
-    for path in runs_in(place):
-        if (
-            path != unfinished_folder(path) or not final_folder(path).exists()
-        ):  # what is to replace a run is not yet one
+    for path in map(Path, map(str, runs_in(place))):
+        is_begun = path == unfinished_folder(path)
+        if not (is_begun and final_folder(path).exists()):  # what is to replace a run is not yet one
             about = RunHead.read(path).about
             if about.step is not None:
                 found.append(StepRun(about.step, path, about.model, about.revision, (path / MANIFEST).exists()))

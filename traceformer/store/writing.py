@@ -108,7 +108,8 @@ def write_arrays(
         files, appending = buffer.layout.shard_files(spec, shard), buffer.appending(spec)
         if appending is not None:
             assert isinstance(group, WriteGroup), "only what is written to a disk is begun there"
-            appended = appending.name(group, [Path(folder / file) for file in files])
+            assert isinstance(folder, Path)
+            appended = appending.name(group, [folder / file for file in files])
             if appended is not None:
                 return list(zip(files, appended, strict=True))
         if is_written_directly(buffer.layout.codec_of(spec)):

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -45,7 +45,7 @@ class Opened(NamedTuple):
     """The run that a worker has opened: where others join it, which shards it lacked, how many examples these have."""
 
     place: "Place"
-    pending: list[int]
+    pending: Sequence[int]
     n_examples: int
 
 
