@@ -45,7 +45,8 @@ def write_texts(folder: Path, parts: int, each: int) -> str:
     return f"{folder}/*.jsonl.gz"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 30])
 def test_a_shuffled_stream_that_is_killed_gives_each_text_once_and_in_the_same_order(
     kills: int, processes: ForkServerContext, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -268,6 +268,7 @@ def raise_stopped() -> None:
     raise Stopped
 
 
+@SLOW
 def test_a_damaged_record_stops_the_run_and_what_came_before_is_kept(model: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     good = [json.dumps({"text": text}) for text in TEXTS]

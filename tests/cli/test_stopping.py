@@ -13,7 +13,7 @@ from traceformer import TraceStore
 from traceformer.cli.stopping import Announced, keeping
 from traceformer.store.commits import verify_run
 
-KINDS = [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1]
+KINDS = [signal.SIGTERM, signal.SIGUSR1]
 
 
 def stopped(arguments: list[str], number: signal.Signals, when: Callable[[], bool]) -> tuple[int, list[str]]:
@@ -33,6 +33,7 @@ def stopped(arguments: list[str], number: signal.Signals, when: Callable[[], boo
     return process.returncode, told.splitlines()[-2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", KINDS)
 def test_a_generation_that_is_to_end_keeps_what_it_has_and_says_how_it_goes_on(
     tmp_path: Path, number: signal.Signals

@@ -78,6 +78,7 @@ def test_edits_work_layer_by_layer(on_disk: LoadedModel, tiny_folder: Folder) ->
     assert not runs[0].get(0, "z", 1)[2].any()
 
 
+@pytest.mark.slow
 def test_every_fact_is_proved_of_it(on_disk: LoadedModel) -> None:
     assert tf.check(on_disk).ok
 

@@ -141,7 +141,7 @@ def along_steps(tables: Mapping[int, HeadMetrics], source: str) -> HeadCurves:
     """
     steps = sorted(tables)
     if not steps:
-        raise UsageError("the heads of no step", hint="a folder that `record_checkpoints` made")
+        raise UsageError("the heads of no step", hint="a folder that tf.record_checkpoints made")
     first = tables[steps[0]]
     for step in steps[1:]:
         other = tables[step]
@@ -157,7 +157,7 @@ def along_steps(tables: Mapping[int, HeadMetrics], source: str) -> HeadCurves:
             raise UsageError(
                 f"steps {steps[0]} and {step} cannot be compared",
                 why=f"they have other {' and '.join(changed)}",
-                hint="record the checkpoints over the same texts, with `record_checkpoints`",
+                hint="record the checkpoints over the same texts, with tf.record_checkpoints",
             )
     values = {name: np.stack([tables[step].values[name] for step in steps]) for name in first.values}
     return HeadCurves(tuple(steps), first.rows, values, replace(first.about, source=source))

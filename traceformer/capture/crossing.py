@@ -13,7 +13,6 @@ processor, on which all of this does the same.
 """
 
 import functools
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from traceformer.shapes import Bool, Int, Shaped
+from traceformer.store.system import processors
 
 __all__ = ["Copies", "Crossing", "Way", "cores", "in_parts", "looks_ahead", "packed"]
 
@@ -209,8 +209,7 @@ class Crossing:
 
 def cores() -> int:
     """How many threads are at work for what a device has made: those that its processor has, but two."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_CORES, max(2, there - 2))
+    return min(_MOST_CORES, max(2, processors() - 2))
 
 
 class Way:

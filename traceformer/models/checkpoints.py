@@ -107,7 +107,7 @@ def _step_of(name: str) -> int:
 def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
     if not folder.is_dir():
         hint = "revisions of a model on the Hub need `model`, whose they are"
-        raise NotFound(f"no folder {folder}", why="`checkpoints` is a folder, or names of revisions", hint=hint)
+        raise NotFound(f"no folder {folder}", why="checkpoints lie in a folder, or are names of revisions", hint=hint)
     for place in (folder / inside for inside in _INSIDE):
         named = [path for path in (place.iterdir() if place.is_dir() else ()) if _is_checkpoint(path)]
         if named:
@@ -116,7 +116,7 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
             )
     wanted = "folders such as checkpoint-500 or step500, each with a config.json"
     raise NotFound(
-        f"no checkpoints in {folder}", why=f"it should hold {wanted}", hint="traceformer train --keep-steps log"
+        f"no checkpoints in {folder}", why=f"it should hold {wanted}", hint="a training that keeps the models of some steps: `keep_steps=\"log\"`"
     )
 
 

@@ -17,7 +17,6 @@ from traceformer.errors import Unreadable
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.family import Architecture
 from traceformer.models.part import is_composite, text_config, text_prefix
-from traceformer.models.placed import onloaded
 from traceformer.models.readout import HeldRows, Rows
 from traceformer.models.weights import StoredTensor, open_folder
 from traceformer.shapes import Float32
@@ -127,6 +126,8 @@ class HeldModules:
         return Projection(weights_of(self.base.get_submodule(path)).cpu().numpy(), self.vector(f"{path}.bias"))
 
     def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
+        from traceformer.models.placed import onloaded
+
         module, _, name = path.rpartition(".")
         try:
             own = self.base.get_submodule(module)
@@ -137,6 +138,8 @@ class HeldModules:
             return None if tensor is None else tensor.detach().float().cpu().numpy()
 
     def rows(self, path: str) -> Rows:
+        from traceformer.models.placed import onloaded
+
         own = self.base.get_submodule(path)
         with onloaded(own):
             return HeldRows(own.weight)

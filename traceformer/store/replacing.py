@@ -48,7 +48,7 @@ def check_place(folder: Path) -> None:
         UsageError: it is `.`, `..` or `/`, or holds the working folder; a symbolic link; or a mount point.
     """
     if is_bucket(folder):
-        why = "`record` and `generate` write runs there, and nothing else does yet"
+        why = "tf.record and tf.generate write runs there, and nothing else does yet"
         raise UsageError(f"{as_path(folder)} is a place in a bucket", why=why, hint="a folder on disk")
     inside = f"a folder in it, such as {folder / 'run'}"
     if folder.name in ("", "..") or Path.cwd().is_relative_to(folder.absolute()):

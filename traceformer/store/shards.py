@@ -12,7 +12,6 @@ does not have.
 
 import itertools
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from traceformer.store.files import Checksum
 from traceformer.store.names import Codec, MatrixCodec
 from traceformer.store.objects.path import AnyPath
 from traceformer.store.placing import Group
+from traceformer.store.system import processors
 
 __all__ = [
     "ABSENT",
@@ -102,9 +102,8 @@ class _Places(NamedTuple):
 
 def compress(chunks: Iterable[Chunk | None]) -> list[Chunk | None]:
     """Returns the chunks compressed with zstd, by all cores that the process may use (eight at most)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     zstd = compressor("zstd")
-    with ThreadPoolExecutor(min(cores, _MOST_CORES), thread_name_prefix="compress") as pool:
+    with ThreadPoolExecutor(min(processors(), _MOST_CORES), thread_name_prefix="compress") as pool:
         return list(pool.map(lambda chunk: None if chunk is None else zstd(chunk), chunks))
 
 

@@ -5,7 +5,8 @@
    memory. Windows has no such call for folders: names are its file system's journal's.
 3. Writes past the page cache: `O_DIRECT`, which Linux has.
 4. Reading at a place of a file: `pread`, or on Windows seeking and then reading.
-5. Names: Windows neither renames nor removes what somebody has open, were it a search index for a moment; and some
+5. How many processors there are for this process, which not all systems tell.
+6. Names: Windows neither renames nor removes what somebody has open, were it a search index for a moment; and some
    file systems have no hard links.
 
 What is there is asked, not what the system is called, so that Linux without it goes the other ways as well.
@@ -31,6 +32,7 @@ __all__ = [
     "lock",
     "open_to_read",
     "patiently",
+    "processors",
     "read_at",
     "rename",
     "replace",
@@ -171,6 +173,11 @@ def _read_after_seeking(file: int, size: int, start: int, /) -> bytes:
 
 read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _read_after_seeking)
 """Returns so many bytes of an open file from a place on; no other thread may read by the same descriptor meanwhile."""
+
+
+def processors() -> int:
+    """Returns how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def patiently(call: Callable[[], T]) -> T:

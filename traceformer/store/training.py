@@ -111,7 +111,7 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise NotFound(f"no folder {folder}", hint="`record_checkpoints` makes a folder of runs")
+        raise NotFound(f"no folder {folder}", hint="tf.record_checkpoints makes a folder of runs")
     found: list[StepRun] = []
     for path in map(Path, map(str, runs_in(place))):
         is_begun = path == unfinished_folder(path)
@@ -121,7 +121,7 @@ def open_checkpoints(folder: str | Path) -> TrainingRuns:
                 found.append(StepRun(about.step, path, about.model, about.revision, (path / MANIFEST).exists()))
     if not found:
         why = "no run there says of which step of a training its model is"
-        raise NotFound(f"no checkpoints in {folder}", why=why, hint="`record_checkpoints` records them")
+        raise NotFound(f"no checkpoints in {folder}", why=why, hint="tf.record_checkpoints records them")
     found.sort(key=lambda each: each.step)
     for one, other in itertools.pairwise(found):
         if one.step == other.step:

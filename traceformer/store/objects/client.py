@@ -352,8 +352,8 @@ def _told(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _state(meta: Any) -> State:
-    return State(meta["size"], meta.get("e_tag"), meta.get("version"), meta["last_modified"].timestamp())
+def _state(told: Any) -> State:
+    return State(told["size"], told.get("e_tag"), told.get("version"), told["last_modified"].timestamp())
 
 
 def _in_groups(keys: Sequence[str], most: int) -> Iterator[list[str]]:

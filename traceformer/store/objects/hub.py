@@ -139,7 +139,7 @@ class HubBucket:
     def _no_conditions(self) -> Unsupported:
         why = "it has no writes on a condition, which tell two writers apart"
         return Unsupported(
-            f"a run cannot be written to {self.name}", why=why, hint="write it elsewhere, and `sync` it there"
+            f"a run cannot be written to {self.name}", why=why, hint="write it elsewhere; tf.sync copies it there"
         )
 
     def _tree(self, prefix: str, *, deep: bool) -> list[Any]:
