@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import traceformer as tf
 from tests.capture.asked import Extraction, Stopped, extracted, stop_after
 from tests.core.switched import VARIANTS, needs_core, switched
 from traceformer.capture.compiled import compiled_patterns
@@ -111,6 +113,15 @@ def test_what_holds_no_pattern_of_float16_states_no_kernel(tiny_folder: Callable
         with switched(VARIANTS[0]):
             head = RunHead.read(extracted(how))
         assert "pattern kernel" not in head.configuration
+
+
+def test_a_run_over_a_stream_states_its_kernel_too(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model = load_model(str(tiny_folder("gpt2")), device="cpu")
+    how: dict[str, Any] = {"capture": "attn", "out": tmp_path / "run", "max_seq_len": 32, "shard_examples": 2, "batch_size": 2}
+    with switched(VARIANTS[0]), pytest.raises(Stopped):
+        tf.record(model, iter(TEXTS), progress=stop_after(4), **how)
+    with switched("off"), pytest.raises(ConfigurationChanged, match='pattern kernel was "compiled 1", is "torch"'):
+        tf.record(model, iter(TEXTS), resume=True, **how)
 
 
 @pytest.mark.parametrize("place", ["disk", "memory"])

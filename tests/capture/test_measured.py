@@ -76,6 +76,13 @@ def test_chosen_layers_and_heads_in_batches_by_tokens(load: Load) -> None:
     assert found.get(0, "head_metrics").shape == (2, 2, len(METRICS))
 
 
+@pytest.mark.filterwarnings("ignore:dropping")
+@pytest.mark.parametrize("options", [{"capture": "heads"}, {"capture": "attn", "store_topk": 2}])
+def test_numbers_out_of_range_are_dropped_as_they_are_of_patterns(options: dict[str, Any], load: Load) -> None:
+    run = record(load("llama"), TEXTS[:1], layers=[1, 99], heads=[0, 99], **options)
+    assert [(spec.layers, spec.heads) for spec in run.layout.arrays] == [((1,), (0,))] * len(run.layout.arrays)
+
+
 def test_a_pattern_in_blocks_is_the_same(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = record(load("llama"), TEXTS, "attn")
     monkeypatch.setattr("traceformer.capture.scores._BLOCK_BYTES", 500)

@@ -129,8 +129,11 @@ def plan_arrays(
     )
     makers = ([Measuring.of] if "head_metrics" in selection.sites else []) + ([top_k.of] if top_k is not None else [])
     if makers:
-        chosen = {s: heads[s] for s in stacks if selection.heads.get(s)}
-        patterns = replace(told, capture=("attn_pattern",), heads={**selection.heads, **chosen}, derived=())
+        asked_layers, chosen = (
+            {s: there[s] for s in stacks if asked.get(s)}
+            for there, asked in ((layers, selection.layers), (heads, selection.heads))
+        )
+        patterns = replace(told, capture=("attn_pattern",), layers=asked_layers, heads=chosen, derived=())
         specs = plan_arrays(patterns, model, stacks=stacks, architecture=architecture).arrays
         derived += tuple(make(spec) for spec in specs for make in makers)
     arrays += [spec for each in derived for spec in each.specs]

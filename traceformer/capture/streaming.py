@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from traceformer.capture.batches import run_batches
+from traceformer.capture.compiled import kernel_stated
 from traceformer.capture.edits.session import edits_of
 from traceformer.capture.encoding import Encoder
 from traceformer.capture.packing import Batching, batches_by_length
@@ -137,6 +138,7 @@ def extract_stream(
         **batching.stated,
     )
     configuration = model_configuration(model, plan) | text_configuration(rows) | stream.stated | batching.stated
+    configuration |= kernel_stated(layout, model.model)
     name = f"{model.name}_{stream.name}_{stream.split}_stream"
     lengths: dict[Stack, list[int]] = {stack: [most] * (texts.limit or 0) for stack, most in layout.max_tokens.items()}
     with place.open(name, layout, meta, configuration, lengths) as writer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
+from traceformer.cli.arguments import FOLDER_ON_DISK, NAMED_FOLDER, Indices, count
 from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
@@ -334,7 +334,7 @@ class PlaceChoice:
 class SweepPlace:
     """Where effects go."""
 
-    out_dir: Annotated[Path | None, NAMED_FOLDER] = None
+    out_dir: Annotated[Path | None, FOLDER_ON_DISK] = None
     """A folder to write effects to, text by text or pair by pair."""
     resume: bool = False
     """Go on with an interrupted sweep of the same settings there."""

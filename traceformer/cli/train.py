@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, count
+from traceformer.cli.arguments import FOLDER_ON_DISK, count
 from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.units import amount_of_bytes, duration
@@ -52,7 +52,7 @@ def train(
     patience: Annotated[int | None, Parameter(group=_STEPS), count("N")] = None,
     seed: Annotated[int, Parameter(group=_STEPS)] = 42,
     out_dir: Annotated[
-        Path | None, NAMED_FOLDER, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")
+        Path | None, FOLDER_ON_DISK, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")
     ] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(group=_WHERE)] = "float32",
     keep_steps: Annotated[str | None, Parameter(group=_WHERE, metavar="log|N,N")] = None,

@@ -133,6 +133,7 @@ def load_model(
     if name.startswith("nanochat:"):
         if adapter is not None:
             raise UsageError("`adapter` of a nanochat checkpoint", why="PEFT makes adapters for folders and Hub names")
+        _refuse_revision(name, revision)
         from traceformer.models.nanochat import load_nanochat
 
         loaded = load_nanochat(
@@ -140,6 +141,8 @@ def load_model(
         )
         return loaded if own is None else replace(loaded, tokenizer=own)
     source = name
+    if name in BUILT_IN or Path(name).is_dir():
+        _refuse_revision(name, revision)
     if name in BUILT_IN:
         name, dtype = str(built_in_folder(name)), dtype or "float32"
     folder = Path(name)
@@ -269,6 +272,11 @@ def _find_named_adapter(name: str) -> Path:
     return folder
 
 
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(f"`revision={revision!r}` of {name}", why="it is read as it is: revisions are the Hub's")
+
+
 def _load_base_of(folder: Path, adapter: str, tokenizer: Any, **settings: Any) -> LoadedModel:
     """Returns the model that an adapter was made for, with it."""
     from traceformer.models.adapters import base_of
@@ -278,6 +286,7 @@ def _load_base_of(folder: Path, adapter: str, tokenizer: Any, **settings: Any) -
     if base is None:
         raise Unreadable(f"{adapter} holds an adapter alone", why="it does not say of which model", hint=hint)
     try:
+        revision = None if Path(base).is_dir() else revision  # PEFT writes down one of a folder, too
         return load_model(base, tokenizer, adapter=adapter, revision=revision, **settings)
     except NotFound as error:
         why = f"{error.message}; {error.why}" if error.why else error.message
