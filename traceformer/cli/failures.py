@@ -1,6 +1,7 @@
 """What is printed, and returned to the shell, when a command fails."""
 
 import ast
+import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = ["FLAGS", "INTERRUPTED", "Failure", "explain", "in_flags"]
 
 INTERRUPTED = 130
 _NOT_READABLE = 3
+_SMALLER = "a smaller --batch_size, or fewer --layers"
 
 _NAMED_ALIKE = (
     "accumulation adapter against align all_prompt_sets allow_pickle answer answer_token attention batch_size "
@@ -74,9 +76,11 @@ def explain(error: BaseException) -> Failure | None:
         return Failure(TO_BE_RESUMED if isinstance(error, Announced) else INTERRUPTED, message, hint=hint)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         why = str(error).split("\n")[0]
-        return Failure(OutOfSpace.exit_code, "out of memory", why, "a smaller --batch_size, or fewer --layers")
+        return Failure(OutOfSpace.exit_code, "out of memory", why, _SMALLER)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno == errno.ENOMEM:  # of a mapping, in place of a MemoryError
+            return Failure(OutOfSpace.exit_code, "out of memory", str(error), _SMALLER)
         if is_full(error):
             hint = "free some space, then the same command again"
             return Failure(OutOfSpace.exit_code, f"{where}the disk is full", hint=hint)
