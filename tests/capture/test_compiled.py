@@ -117,7 +117,13 @@ def test_what_holds_no_pattern_of_float16_states_no_kernel(tiny_folder: Callable
 
 def test_a_run_over_a_stream_states_its_kernel_too(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
     model = load_model(str(tiny_folder("gpt2")), device="cpu")
-    how: dict[str, Any] = {"capture": "attn", "out": tmp_path / "run", "max_seq_len": 32, "shard_examples": 2, "batch_size": 2}
+    how: dict[str, Any] = {
+        "capture": "attn",
+        "out": tmp_path / "run",
+        "max_seq_len": 32,
+        "shard_examples": 2,
+        "batch_size": 2,
+    }
     with switched(VARIANTS[0]), pytest.raises(Stopped):
         tf.record(model, iter(TEXTS), progress=stop_after(4), **how)
     with switched("off"), pytest.raises(ConfigurationChanged, match='pattern kernel was "compiled 1", is "torch"'):

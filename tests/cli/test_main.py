@@ -109,6 +109,15 @@ def test_an_error_is_three_lines_and_an_exit_code(name: str, capsys: pytest.Capt
             5,
             ["error: traces/x: the disk is full", "try:   free some space, then the same command again"],
         ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            5,
+            [
+                "error: out of memory",
+                f"why:   [Errno {errno.ENOMEM}] Cannot allocate memory",
+                "try:   a smaller --batch_size, or fewer --layers",
+            ],
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "traces"), 3, ["error: traces: Permission denied"]),
     ],
     ids=lambda value: type(value).__name__,

@@ -68,7 +68,10 @@ def test_a_vector_of_another_width_is_refused_before_a_folder_is_begun(terminal:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("train --preset tiny --data texts.txt --out_dir s3://bucket/model", "on disk, and this is a place in a bucket"),
+        (
+            "train --preset tiny --data texts.txt --out_dir s3://bucket/model",
+            "on disk, and this is a place in a bucket",
+        ),
         ("export run --output gs://bucket/files", "on disk, and this is a place in a bucket"),
         ("ablate byte demo --out_dir s3://bucket/effects", "on disk, and this is a place in a bucket"),
         ("extract --model byte --dataset demo --out_dir s3://", "no place in a bucket: 's3://'"),
