@@ -11,7 +11,19 @@ from tests.test_architecture import MODULES, source_of
 SYSTEM = "store.system"
 """The one module that knows what systems do differently with files."""
 _MODULES = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios", "pty", "posix", "_posixsubprocess", "winreg"}
-_OF_OS = {"sched_getaffinity", "pread", "preadv", "pwrite", "link", "fsync", "fdatasync", "fork", "posix_fadvise", "O_DIRECT", "O_RDONLY"}
+_OF_OS = {
+    "sched_getaffinity",
+    "pread",
+    "preadv",
+    "pwrite",
+    "link",
+    "fsync",
+    "fdatasync",
+    "fork",
+    "posix_fadvise",
+    "O_DIRECT",
+    "O_RDONLY",
+}
 _ASKED_FIRST = {
     "heap": {"confstr_names"},
     "store.room": {"sysconf", "sysconf_names"},

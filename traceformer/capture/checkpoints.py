@@ -130,7 +130,9 @@ def extract_checkpoints(
         raise UsageError("where do the runs of the checkpoints go?", hint="`out` is the folder of all of them")
     folder = place.folder
     if not isinstance(folder, Path):
-        raise UsageError(f"checkpoints to {folder}", why="their runs lie in a folder", hint="`out` on a disk, then tf.sync")
+        raise UsageError(
+            f"checkpoints to {folder}", why="their runs lie in a folder", hint="`out` on a disk, then tf.sync"
+        )
     since = _begin(folder, checkpoints, _stated(texts, selection, place.storage), place)
     rows: Rows | None = None
     first: _Reader | None = None

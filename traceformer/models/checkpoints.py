@@ -116,7 +116,9 @@ def _in_folder(folder: Path) -> tuple[Checkpoint, ...]:
             )
     wanted = "folders such as checkpoint-500 or step500, each with a config.json"
     raise NotFound(
-        f"no checkpoints in {folder}", why=f"it should hold {wanted}", hint="a training that keeps the models of some steps: `keep_steps=\"log\"`"
+        f"no checkpoints in {folder}",
+        why=f"it should hold {wanted}",
+        hint='a training that keeps the models of some steps: `keep_steps="log"`',
     )
 
 
