@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -117,17 +116,3 @@ def test_a_job_of_hugging_face_keeps_its_run_in_the_bucket(programs: Path, tmp_p
     dry = run(programs, command, **places, FLAGS="--dry-run", HF_TOKEN="none")
     assert dry.returncode == 0, dry.stderr
     assert f"hf://buckets/me/traces:{mount}" in dry.stdout + dry.stderr
-
-
-def test_a_cluster_of_ray_in_a_job_makes_a_run(programs: Path, tmp_path: Path) -> None:
-    job = {"SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "9"}
-    command = ["bash", str(RECIPES / "ray.sbatch"), *WHAT]
-    try:
-        done = run(programs, command, **job, OUT=str(tmp_path / "run"), PORT="6399", SETTLE="15")
-    finally:  # SLURM ends what a job has left
-        for process in psutil.process_iter(["cmdline"]):
-            if {"start", "--port=6399", "--block"} <= {*(process.info["cmdline"] or ())}:
-                process.terminate()
-                process.wait(60)
-    assert done.returncode == 0, done.stderr
-    assert verify_run(tmp_path / "run") == []
