@@ -68,7 +68,7 @@ def bundle_of(wheel: Path) -> dict[str, bytes]:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Returns the files of a wheel, but for the compiled core, which a compiler makes, and what lists and tags these."""
+    """Returns the files of a wheel, but for the compiled core, which a compiler makes, and what lists and tags them."""
     with zipfile.ZipFile(wheel) as packed:
         names = [name for name in packed.namelist() if not name.endswith(("/libcore.so", "/RECORD", "/WHEEL"))]
         return {name: packed.read(name) for name in names}
