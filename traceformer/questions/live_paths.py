@@ -21,7 +21,6 @@ from traceformer.analysis.paths.trace import EdgeWeights, PathOptions, TokenRow,
 from traceformer.errors import Unsupported, UsageError
 from traceformer.formats.results.path_traces import model_name
 from traceformer.models.part import start_token_of, takes_positions, text_part
-from traceformer.models.placed import input_device
 from traceformer.shapes import Bool, Float, Int
 from traceformer.sites import SITES, ArraySpec, Attention, Selection, Stack
 from traceformer.texts.shown import pieces_decoded, unnamed
@@ -239,6 +238,8 @@ def _span(text: Text) -> "Span":
 def _inputs(model: "PreTrainedModel", dims: "ModelDims", text: Text, source: Text | None) -> dict[str, Any]:
     """What the model's forward takes: the true tokens, their mask (which may have holes), explicit positions."""
     import torch
+
+    from traceformer.models.placed import input_device
 
     accepted, device = inspect.signature(model.forward).parameters, input_device(model)
     inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}

@@ -130,7 +130,7 @@ def test_a_run_that_was_interrupted_is_gone_on_with(tiny_folder: Callable[..., P
 
 
 def test_what_a_worker_raises_is_raised_here(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(tf.TraceformerError, match="layer 99 requested"):
+    with pytest.raises(tf.TraceformerError, match="layers 99 requested"):
         recorded(tiny_folder("gpt2"), tmp_path / "run", engine=TWO, layers=[99])
     with pytest.raises(UsageError, match="a worker of 3 CPUs"):
         recorded(tiny_folder("gpt2"), tmp_path / "run", engine=Ray(threads_per_worker=3))
