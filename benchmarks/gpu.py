@@ -4,12 +4,14 @@
 
 GPT-2 small's shape with random weights, in bfloat16. Whole extractions, committed to `--folder`, are timed against as
 many plain passes (SDPA, nothing recorded), turn by turn; so is what the bus and the folder's file system take of the
-same bytes. Give a folder in memory, such as /dev/shm, to leave the disk out of it. Without a GPU the same paths run on
-the processor, in sizes that only show that they do.
+same bytes. Give a folder in memory, such as /dev/shm, to leave the disk out of it. A part that fails says so, and the
+others go on. Without a GPU the same paths run on the processor, in sizes that only show that they do.
 """
 
 import os
 import statistics
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_CTX = 16_384
 LENGTHS = (512, 2048, 8192, N_CTX)
-"""What heads are recorded at, a batch of 16,384 tokens each."""
+"""What heads are recorded at, batches of 16,384 tokens."""
+SECONDS = 60  # after which a part begins no further turn
 
 
 def waited(work: Callable[[], object]) -> Callable[[], None]:
@@ -38,9 +41,15 @@ def waited(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def timed(works: dict[str, Callable[[], object]], turns: int, between: Callable[[], object]) -> dict[str, list[float]]:
-    """Returns the seconds of each way, turn by turn; the first turn warms up, and `between` is not timed."""
+    """Returns the seconds of each way, turn by turn; the first turn warms up, and `between` is not timed.
+
+    There are fewer turns where these take too long.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
+    start = time.perf_counter()
     for turn in range(turns + 1):
+        if turn > 1 and time.perf_counter() - start > SECONDS:
+            break
         for name, work in works.items():
             between()
             took = seconds(waited(work))
@@ -139,52 +148,62 @@ def raw_bytes(batch: int, length: int) -> int:
     return 2 * batch * (length * rows + length**2 * layers * heads)
 
 
-def measure_heads(bench: Bench, turns: int, quick: bool) -> Iterator[Row]:
-    """Patterns of 3 layers x 3 heads beside a pass whose attention is a flash kernel, as the text grows."""
-    for length in LENGTHS[:1] if quick else LENGTHS:
-        batch = 1 if quick else N_CTX // length
-        works: dict[str, Callable[[], object]] = {
-            "plain": bench.plain(batch, length, 1),
-            "heads": bench.recording(("attn",), batch, length, 1, **HEADS_3X3),
-        }
-        times = timed(works, turns, bench.delete)
-        megabytes, plain = batch * 9 * length**2 * 2 / 1e6, 1e3 * statistics.median(times["plain"])
-        note = f"{megabytes:.0f} MB of patterns; plain {plain:.0f} ms"
-        heads = over(times, "heads", "plain")
-        yield row(f"{batch} x {length}: attn of 3 layers x 3 heads / plain", heads, None, note=note)
+def measure_heads(bench: Bench, length: int, turns: int, quick: bool) -> Iterator[Row]:
+    """Patterns of 3 layers x 3 heads beside a pass whose attention is a flash kernel."""
+    batch, n_batches = (1, 1) if quick else (N_CTX // length, 4)
+    works: dict[str, Callable[[], object]] = {
+        "plain": bench.plain(batch, length, n_batches),
+        "heads": bench.recording(("attn",), batch, length, n_batches, **HEADS_3X3),
+    }
+    times = timed(works, turns, bench.delete)
+    bench.delete()
+    megabytes, plain = batch * 9 * length**2 / 1e6, 1e3 * statistics.median(times["plain"]) / n_batches
+    note = f"{megabytes:.0f} MB of triangles and {plain:.0f} ms of plain pass a batch"
+    heads = over(times, "heads", "plain")
+    yield row(f"{batch} x {length}: attn of 3 layers x 3 heads / plain", heads, None, note=note)
 
 
 def ten(work: Callable[[], Tensor]) -> Callable[[], object]:
     return lambda: [work() for _ in range(10)]
 
 
-def measure_sparse(turns: int, quick: bool) -> Iterator[Row]:
+def measure_sparse(length: int, turns: int) -> Iterator[Row]:
     """The thesis's sparse heads by FlexAttention over dense causal attention, forward."""
     from traceformer.bytelm.flex import flex_sparse_attention
     from traceformer.bytelm.patterns import thesis_patterns
     from traceformer.bytelm.sparse_mask import sparse_mask
 
-    for length in (256,) if quick else (4096, N_CTX):
-        q, k, v = torch.randn(3, 1, 8, length, 64, device=DEVICE, dtype=torch.bfloat16 if DEVICE == "cuda" else None)
-        mask = sparse_mask(thesis_patterns(8, length), length, length)
+    q, k, v = torch.randn(3, 1, 8, length, 64, device=DEVICE, dtype=torch.bfloat16 if DEVICE == "cuda" else None)
+    mask = sparse_mask(thesis_patterns(8, length), length, length)
 
-        works: dict[str, Callable[[], object]] = {
-            "sparse": ten(partial(flex_sparse_attention, q, k, v, mask, 64**-0.5)),
-            "dense": ten(partial(scaled_dot_product_attention, q, k, v, is_causal=True)),
-        }
-        times = timed(works, turns, lambda: None)
-        note = f"dense {1e2 * statistics.median(times['dense']):.2f} ms"
-        yield row(
-            f"T = {length}: sparse heads by FlexAttention / dense", over(times, "sparse", "dense"), None, note=note
-        )
+    works: dict[str, Callable[[], object]] = {
+        "sparse": ten(partial(flex_sparse_attention, q, k, v, mask, 64**-0.5)),
+        "dense": ten(partial(scaled_dot_product_attention, q, k, v, is_causal=True)),
+    }
+    times = timed(works, turns, lambda: None)
+    note = f"dense {1e2 * statistics.median(times['dense']):.2f} ms"
+    yield row(f"T = {length}: sparse heads by FlexAttention / dense", over(times, "sparse", "dense"), None, note=note)
+
+
+def going_on(part: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """Yields the rows of a part, up to where it fails."""
+    try:
+        yield from part()
+    except Exception as error:  # whatever it is, the other parts are still to be measured
+        print(f"failed: {type(error).__name__}: {error}", flush=True)
+        traceback.print_exc()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
 
 
 def measure(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     quick = quick or DEVICE == "cpu"
     bench = Bench(folder)
-    yield from measure_everything(bench, turns, quick)
-    yield from measure_heads(bench, turns, quick)
-    yield from measure_sparse(turns, quick)
+    yield from going_on(partial(measure_everything, bench, turns, quick))
+    for length in LENGTHS[:1] if quick else LENGTHS:
+        yield from going_on(partial(measure_heads, bench, length, turns, quick))
+    for length in (256,) if quick else (4096, N_CTX):
+        yield from going_on(partial(measure_sparse, length, turns))
 
 
 if __name__ == "__main__":

@@ -77,9 +77,10 @@ def draw(
         line = {layers: value for (layers, own), value in selections.items() if own == heads}
         right.plot(list(line), list(line.values()), marker="o", label=f"{heads} heads" if heads > 1 else "1 head")
     right.set(xlabel="layers", ylabel="over the plain pass", title="patterns of 8 x 128 tokens")
+    right.set_xticks(sorted({layers for layers, _ in selections}))
     right.legend()
     for each in (left, middle, right):
-        each.set_ylim(0)
+        each.set_ylim(0, 1.1 * each.get_ylim()[1])
     return figure
 
 

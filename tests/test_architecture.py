@@ -21,7 +21,10 @@ from traceformer import shapes
 ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
-    1: ("sites", "errors", "filenames", "heap", "network", "plain_json", "presentation", "progress", "shapes", "units"),
+    1: (
+        *("core", "sites", "errors", "filenames", "heap", "network"),
+        *("plain_json", "presentation", "progress", "shapes", "units"),
+    ),
     2: ("store", "models", "texts", "analysis"),
     3: ("capture", "formats", "figures", "bytelm"),
     4: ("questions", "compat"),

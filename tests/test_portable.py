@@ -11,11 +11,22 @@ from tests.test_architecture import MODULES, source_of
 SYSTEM = "store.system"
 """The one module that knows what systems do differently with files."""
 _MODULES = {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios", "pty", "posix", "_posixsubprocess", "winreg"}
-_OF_OS = {"pread", "preadv", "pwrite", "link", "fsync", "fdatasync", "fork", "posix_fadvise", "O_DIRECT", "O_RDONLY"}
+_OF_OS = {
+    "sched_getaffinity",
+    "pread",
+    "preadv",
+    "pwrite",
+    "link",
+    "fsync",
+    "fdatasync",
+    "fork",
+    "posix_fadvise",
+    "O_DIRECT",
+    "O_RDONLY",
+}
 _ASKED_FIRST = {
     "heap": {"confstr_names"},
-    "store.shards": {"sched_getaffinity"},
-    "store.memory": {"sysconf", "sysconf_names"},
+    "store.room": {"sysconf", "sysconf_names"},
     "store.pages": {"MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"},
 }
 """Modules that ask first whether the system has what makes them faster, or say more."""

@@ -32,13 +32,16 @@ if TYPE_CHECKING:
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
     from traceformer.analysis.effects import Effects
+    from traceformer.analysis.head_curves import HeadCurves
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.roles import Roles
+    from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
     from traceformer.capture.generation.generate import generate
+    from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.models.load import load_model
@@ -59,8 +62,11 @@ if TYPE_CHECKING:
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
     from traceformer.sites import Selection
+    from traceformer.store.ending import finish
     from traceformer.store.folders import open_run
     from traceformer.store.run import Run, TraceStore
+    from traceformer.store.syncing import sync
+    from traceformer.store.training import TrainingRuns, open_checkpoints
     from traceformer.store.upgrading import upgrade
     from traceformer.viewer.export import export_html
     from traceformer.viewer.viewing import view
@@ -74,14 +80,17 @@ __all__ = [
     "Dose",
     "EdgeEffects",
     "Effects",
+    "HeadCurves",
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Ray",
     "Roles",
     "Run",
     "Selection",
     "TraceStore",
     "TraceformerError",
+    "TrainingRuns",
     "__version__",
     "ablate",
     "attribute",
@@ -96,20 +105,24 @@ __all__ = [
     "export",
     "export_html",
     "figures",
+    "finish",
     "fit_direction",
     "generate",
     "heads",
     "import_run",
     "lens",
     "load_model",
+    "open_checkpoints",
     "open_effects",
     "open_run",
     "patch",
     "paths",
     "project",
     "record",
+    "record_checkpoints",
     "roles",
     "statistics",
+    "sync",
     "upgrade",
     "view",
 ]
@@ -121,14 +134,17 @@ _HOMES = {
     "Dose": "traceformer.analysis.dose",
     "EdgeEffects": "traceformer.analysis.edges",
     "Effects": "traceformer.analysis.effects",
+    "HeadCurves": "traceformer.analysis.head_curves",
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Ray": "traceformer.capture.workers.engine",
     "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
     "Selection": "traceformer.sites",
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
+    "TrainingRuns": "traceformer.store.training",
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
@@ -139,20 +155,24 @@ _HOMES = {
     "edit": "traceformer.capture.edits.session",
     "export": "traceformer.formats.registry",
     "export_html": "traceformer.viewer.export",
+    "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
     "import_run": "traceformer.formats.registry",
     "lens": "traceformer.questions.lens",
     "load_model": "traceformer.models.load",
+    "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
     "project": "traceformer.questions.traits",
     "record": "traceformer.capture.extract",
+    "record_checkpoints": "traceformer.capture.checkpoints",
     "roles": "traceformer.questions.roles",
     "statistics": "traceformer.questions.statistics",
+    "sync": "traceformer.store.syncing",
     "upgrade": "traceformer.store.upgrading",
     "view": "traceformer.viewer.viewing",
 }
@@ -173,6 +193,7 @@ bind("EdgeEffects", "html", "traceformer.figures.edge_map", "edges_html")
 bind("Effects", "html", "traceformer.figures.effect_maps", "effects_html")
 bind("HeadClusters", "csv", "traceformer.formats.results.head_tables", "write_clusters")
 bind("HeadClusters", "html", "traceformer.figures.cluster_charts", "clusters_html")
+bind("HeadCurves", "html", "traceformer.figures.training_curves", "training_html")
 bind("HeadMetrics", "csv", "traceformer.formats.results.head_tables", "write_heads")
 bind("HeadMetrics", "html", "traceformer.figures.cards.head_table", "head_table")
 bind("Lens", "html", "traceformer.figures.cards.lens_table", "lens_table")

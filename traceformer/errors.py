@@ -12,6 +12,7 @@
     ├── NotRecorded (RuntimeError, KeyError)    the run does not hold what was asked for     exit 3
     ├── Unsupported (NotImplementedError)       this model has no such place                 exit 4
     ├── NumericError (ArithmeticError)          a value that the run cannot hold             exit 4
+    ├── Unreachable (ConnectionError)           a bucket does not answer, or refuses         exit 3
     └── OutOfSpace (OSError)                    the disk or the memory is full               exit 5
 
 Each class is also the builtin that a caller would expect, so `except KeyError` works without
@@ -35,6 +36,7 @@ __all__ = [
     "RunExists",
     "SelectionError",
     "TraceformerError",
+    "Unreachable",
     "Unreadable",
     "Unsupported",
     "UsageError",
@@ -118,6 +120,12 @@ class NumericError(TraceformerError, ArithmeticError):
     """A value that is no finite number, or that the run cannot hold."""
 
     exit_code = 4
+
+
+class Unreachable(TraceformerError, ConnectionError):
+    """A bucket does not answer, or refuses."""
+
+    exit_code = 3
 
 
 class OutOfSpace(TraceformerError, OSError):

@@ -139,7 +139,8 @@ def _lines() -> Generator[OnProgress]:
         due = progress.seconds - shown_at >= _SECONDS_BETWEEN_LINES
         if due or finished or progress.message != shown_message:
             shown_at, shown_message = progress.seconds, progress.message
-            counts = f"{progress.examples_done}/{progress.examples_total} examples" if progress.examples_total else ""
+            total = f"/{progress.examples_total}" * bool(progress.examples_total)
+            counts = f"{progress.examples_done}{total} examples" if total or progress.examples_done else ""
             parts = (progress.message, counts, _speed(progress))
             print(*(part for part in parts if part), sep="  ", file=sys.stderr, flush=True)
 

@@ -65,21 +65,36 @@ class Site:
 
     @property
     def is_derived(self) -> bool:
-        """True for what is computed from another site's rows while the model runs, and has a parameter of its own.
+        """True for what is computed from another site while the model runs.
 
-        No group has it.
+        It has a parameter of its own and no group, or (head metrics) a group of its own.
         """
         return self.name in _DERIVED
 
     @property
+    def is_of_patterns(self) -> bool:
+        """True for what is made of patterns while the model runs, in place of these."""
+        return self.name in _OF_PATTERNS
+
+    @property
+    def may_be_nan(self) -> bool:
+        """True where NaN is an answer: a metric that has no meaning in some text."""
+        return self.name == "head_metrics"
+
+    @property
+    def is_in_float32(self) -> bool:
+        """True for the few numbers that are stored in float32 whatever the others are."""
+        return self.name in ("head_metrics", "attn_topk_rest")
+
+    @property
     def holds_ids(self) -> bool:
-        """True where values are ids of tokens or experts, whole numbers of which statistics mean nothing."""
-        return self.name in ("lens_topk", "expert_topk")
+        """True where values are ids of tokens, keys or experts, whole numbers of which statistics mean nothing."""
+        return self.name in ("lens_topk", "expert_topk", "attn_topk")
 
     @property
     def is_ranked(self) -> bool:
         """True where a row is a choice, the first before the second: its ids, or what goes with them."""
-        return self.axes[-1] == "rank"
+        return self.axes[-1] in ("rank", "rest")
 
     @property
     def of_experts(self) -> bool:
@@ -118,6 +133,7 @@ _SQUARE = ("layer", "head", "query", "key")
 _TOP = ("layer", "position", "rank")
 _SHARED = ("layer", "position", "d_shared")
 _EXPERT = ("layer", "position", "expert")
+_TOP_KEYS = ("layer", "head", "position", "rank")
 
 SITES: Mapping[str, Site] = {
     name: Site(name, axes, meaning)
@@ -160,13 +176,23 @@ SITES: Mapping[str, Site] = {
         ("projection", ("layer", "position", "direction"), "rows a along trait vectors v (`project`): (a @ v) / |v|"),
         ("lens_topk", _TOP, "ids of the k likeliest next tokens after the layer, the likeliest first (`lens_top_k`)"),
         ("lens_topk_prob", _TOP, "their probabilities: the softmax over the vocabulary"),
+        ("attn_topk", _TOP_KEYS, "the keys that a query looks at most, the largest first; -1 is none (`store_topk`)"),
+        ("attn_topk_weight", _TOP_KEYS, "their weights in attn_pattern"),
+        ("attn_topk_rest", ("layer", "head", "position", "rest"), "what all other keys of the query have together"),
+        (
+            "head_metrics",
+            ("layer", "head", "metric"),
+            "of one text: entropy, sparsity, distance, max_weight, previous_token, first_token, self, duplicate_token, "
+            "induction, retrieval, local_mass, effective_span",
+        ),
     )
 }  # fmt: skip
 
 OUTPUTS = ("logits", "class_logits", "token_class_logits")
 """The sites that are a model's own output, of which its class gives one, or none."""
 
-_DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob"))
+_OF_PATTERNS = frozenset(("attn_topk", "attn_topk_weight", "attn_topk_rest", "head_metrics"))
+_DERIVED = frozenset(("projection", "lens_topk", "lens_topk_prob", *_OF_PATTERNS))
 _ROUTING = ("router_logits", "expert_topk", "expert_weight")
 _OF_EXPERTS = frozenset((*_ROUTING, "shared_up", "shared_act", "shared_mid", "shared_out"))
 _OF_FEW = frozenset(("class_logits", "token_class_logits", "kv_latent", *_OF_EXPERTS))
@@ -174,6 +200,7 @@ _OF_ATTENTION = frozenset(
     (
         *("attn_norm", "q_proj", "k_proj", "v_proj", "kv_latent", "q", "k", "v"),
         *("attn_scores", "attn_pattern", "z", "attn_out"),
+        *_OF_PATTERNS,
     )
 )
 
@@ -190,6 +217,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("mlp_up", "mlp_act", "mlp_down"),
     ),
     "logits": ("logits",),
+    "heads": ("head_metrics",),
     "all": tuple(name for name, site in SITES.items() if not site.is_derived),
 }
 

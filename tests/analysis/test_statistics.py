@@ -253,3 +253,14 @@ def test_an_example_that_is_not_there_is_refused(tiny_folder: Callable[..., Path
     store = record(tiny_folder("gpt2"), texts, tmp_path / "run", limit=1)
     with pytest.raises(ExampleNotFound):
         statistics(store, examples=["nobody"])
+
+
+def test_some_rows_after_the_other_are_the_whole_pattern() -> None:
+    weights = np.tril(np.random.default_rng(3).random((2, 9, 9)))
+    pattern = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    whole, rows = (AttentionTally(2, CONVENTIONS["exact"], Visibility(causal=True, window=4)) for _ in range(2))
+    whole.add(pattern)
+    rows.add_rows((pattern[:, first : first + 2] for first in range(0, 9, 2)), 9)
+    for name in ("mean", "max", "entropy", "sparsity"):
+        np.testing.assert_allclose(getattr(rows.result(), name), getattr(whole.result(), name), rtol=1e-6)
+    assert rows.result().queries == whole.result().queries == 9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.plain_heads import causal, everything, random_patterns
-from traceformer.analysis.thumbnails import SIDE, part_starts, thumbnail
+from traceformer.analysis.thumbnails import SIDE, long_thumbnail, part_starts, thumbnail
 
 
 def plain(pattern: np.ndarray) -> np.ndarray:
@@ -63,3 +63,11 @@ def test_many_patterns_are_drawn_as_each_of_them() -> None:
 
 def test_a_pattern_without_tokens_has_no_pixels() -> None:
     assert thumbnail(np.zeros((4, 0, 0), np.float32)).shape == (4, 0, 0)
+
+
+@pytest.mark.parametrize("most", [1, 700, 1 << 20])
+def test_a_long_pattern_is_drawn_some_rows_at_a_time(most: int) -> None:
+    weights = np.random.default_rng(5).random((150, 90)) ** 8
+    pattern = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float16)
+    found = long_thumbnail(lambda rows: pattern[rows], 150, 90, most)
+    assert np.abs(found - plain(pattern)).max() <= 0.5001

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 import traceformer.bytelm  # noqa: F401  registers the sparse model
 from traceformer.bytelm.checkpoints import prepare_folder
 from traceformer.bytelm.corpus import Span, open_corpus
+from traceformer.bytelm.kept_steps import steps_to_keep
 from traceformer.bytelm.outcome import Outcome, curves_figure
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.settings import TrainSettings
@@ -375,3 +377,34 @@ def test_what_lies_beside_checkpoints_stays(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/settings.json").write_text("[" * 100_000)
     with pytest.raises(Unreadable, match=r"settings\.json is not JSON"):
         prepare_folder(tmp_path, {"seed": 2}, resume=True, overwrite=False)
+
+
+def test_models_of_chosen_steps_are_kept_and_load_by_themselves(quick: TrainSettings, tmp_path: Path) -> None:
+    outcome = train(quick, tmp_path / "m", device="cpu", keep_steps=(0, 3, 5))
+    plain = train(quick, tmp_path / "plain", device="cpu")
+    assert outcome.train_curve == plain.train_curve
+    kept = sorted((tmp_path / "m/steps").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert [path.name for path in kept] == ["checkpoint-0", "checkpoint-3", "checkpoint-5"]
+    set_seed(quick.seed)
+    random_model = AutoModelForCausalLM.from_config(build_config("tiny", "dense"))
+    first, third = (AutoModelForCausalLM.from_pretrained(path) for path in kept[:2])
+    for name, weight in random_model.state_dict().items():
+        assert torch.equal(first.state_dict()[name], weight)
+    assert not torch.equal(third.state_dict()["model.norm.weight"], random_model.state_dict()["model.norm.weight"])
+    assert AutoTokenizer.from_pretrained(kept[2])("ab")["input_ids"] == [97, 98]
+    with pytest.raises(UsageError, match="step 1000 cannot be kept"):
+        train(quick, tmp_path / "other", device="cpu", keep_steps=(1000,))
+
+
+@pytest.mark.parametrize(
+    ("asked", "last", "kept"),
+    [
+        ("log", 1, (0, 1)),
+        ("log", 9, (0, 1, 2, 4, 8, 9)),
+        ("log", 8, (0, 1, 2, 4, 8)),
+        ((3, 0, 3), 4, (0, 3)),
+        ((), 4, ()),
+    ],
+)
+def test_steps_to_keep(asked: tuple[int, ...] | Literal["log"], last: int, kept: tuple[int, ...]) -> None:
+    assert steps_to_keep(asked, last) == kept

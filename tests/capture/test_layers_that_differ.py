@@ -134,4 +134,4 @@ def test_what_is_seen_while_generating_is_what_a_replay_sees(load: Callable[...,
     for spec in live.layout.arrays:
         for layer in spec.layers:
             rows, again = (run.get(0, spec.key, layer) for run in (live, replay))
-            np.testing.assert_allclose(rows, again, rtol=1e-5, atol=1e-5, err_msg=f"{spec.key} {layer}")
+            np.testing.assert_allclose(rows, again, rtol=1e-5, atol=5e-5, err_msg=f"{spec.key} {layer}")

@@ -15,6 +15,7 @@ from traceformer.capture.scores import Span
 from traceformer.errors import NumericError, OutOfSpace, Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.writer import RunWriter
@@ -136,7 +137,11 @@ class FullDisk(RunWriter):
     def buffer(self) -> ShardBuffer:
         return ShardBuffer(self.layout)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+    @property
+    def last_host(self) -> Host:
+        return UNKNOWN
+
+    def commit(self, *_: Any) -> None:
         self.go.wait(30)
         raise OutOfSpace("the disk is full")
 

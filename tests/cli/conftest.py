@@ -156,7 +156,9 @@ COMMANDS = {
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",
     "verify": "verify run",
+    "finish": "finish run",
     "upgrade": "upgrade run",
+    "sync": "sync run copied",
     "train": "train --preset tiny --num_epochs 0.1 --batch-size 4 --evaluations 1 --device cpu --data words.txt"
     " --out_dir trained --overwrite",
 }

@@ -182,3 +182,76 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on(
         "error: interrupted; what was committed is kept",
         "try:   the same command with --resume",
     ]
+
+
+def test_a_stream_is_asked_for_with_its_order(asked: list[Asked]) -> None:
+    line = "extract --dataset shards/*.tar --streaming --limit all --shuffle 7 --shuffle_buffer 500"
+    assert main(line.split()) == 0
+    texts = asked[0].texts
+    assert (texts.dataset, texts.streaming, texts.limit) == ("shards/*.tar", True, "all")
+    assert (texts.shuffle, texts.shuffle_buffer) == (7, 500)
+
+
+def test_a_stream_is_recorded_gone_on_with_and_finished(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(9)))
+    line = "extract --model byte --device cpu --dataset *.jsonl --streaming --capture resid_post --layers 0 --out_dir x"
+    assert main([*line.split(), "--limit", "5"]) == 0
+    assert capsys.readouterr().out.strip() == "x"
+    assert main(["finish", "x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "x", "n_examples": 5}
+    (tmp_path / "a.jsonl").write_text('{"text": "text"}\n{"label": 1}\n')
+    assert main([*line.split(), "--overwrite"]) == 3
+    assert "a.jsonl, line 2: nothing where the text 'text' should be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dry-run", "an estimate of a stream"),
+        ("--targets_file t.txt", "--targets_file does not apply to a stream"),
+        ("--num-shards 2 --shard-index 0 --out_dir x", "several writers of one stream"),
+    ],
+)
+def test_what_a_stream_cannot_be_is_refused(flags: str, words: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "a.txt").write_text("a text\nanother\n")
+    assert (
+        main(["extract", "--model", "byte", "--device", "cpu", "--dataset", "a.txt", "--streaming", *flags.split()])
+        == 2
+    )
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--store-topk", "--store_topk"])
+def test_the_largest_keys_are_wished_for_beside_the_sites(flag: str, asked: list[Asked]) -> None:
+    from traceformer.capture.topk import AttentionTopK
+
+    assert main(["extract", "--capture", "attn", "resid", flag, "7"]) == 0
+    assert asked[0].selection.capture == ("attn", "resid")
+    assert asked[0].selection.derived == (AttentionTopK(7),)
+
+
+def test_no_largest_keys_are_none_that_can_be_asked_for(capsys: Capture) -> None:
+    assert main(["extract", "--store-topk", "0"]) == 2
+    assert "--store-topk" in capsys.readouterr().err
+
+
+def test_head_metrics_are_a_group(asked: list[Asked]) -> None:
+    assert main(["extract", "--capture", "heads"]) == 0
+    assert asked[0].selection.sites == ("head_metrics",)
+
+
+@pytest.mark.slow
+def test_what_is_kept_in_place_of_patterns_is_inspected(capsys: Capture, tmp_path: Path) -> None:
+    flags = "--model byte --dataset demo --limit 2 --max_seq_len auto --device cpu --out_dir"
+    assert main(["extract", *flags.split(), "top", "--capture", "attn", "--store-topk", "3"]) == 0
+    assert main(["extract", *flags.split(), "heads", "--capture", "heads"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "top", "--example", "0", "--site", "attn_topk", "--head", "L1H2"]) == 0
+    assert "keys" in capsys.readouterr().out
+    assert main(["inspect", "heads", "--example", "0", "--site", "head_metrics", "--head", "L1H2"]) == 0
+    assert "effective_span" in capsys.readouterr().out
+    assert main(["heads", "heads"]) == 0
+    assert "entropy" in capsys.readouterr().out
+    assert main(["verify", "top"]) == main(["verify", "heads"]) == 0
+    assert main(["heads", "top"]) != 0
+    assert "no attention patterns" in capsys.readouterr().err

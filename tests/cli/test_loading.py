@@ -84,3 +84,24 @@ def test_token_ids_on_the_command_line_need_no_tokenizer(
     Path("ids.jsonl").write_text('{"ids": [5, 400]}\n')
     assert main(["extract", *data, "--ids-column", "ids", "--out_dir", "other"]) == 2
     assert "token id 400 requested, but mute has ids 0-98" in capsys.readouterr().err
+
+
+def test_a_model_is_spread_over_the_devices_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    record = [
+        "extract",
+        "--model",
+        "byte",
+        "--dataset",
+        "demo",
+        "--limit",
+        "1",
+        "--capture",
+        "resid",
+        "--out_dir",
+        "run",
+    ]
+    assert main([*record, "--device-map", "auto", "--offload-folder", "elsewhere"]) == 0
+    assert main([*record, "--device-map", "auto", "--device", "cpu", "--overwrite"]) == 2
+    assert "--device and --device-map" in capsys.readouterr().err
+    assert main([*record, "--offload-folder", "elsewhere", "--overwrite"]) == 2
+    assert "--offload-folder without --device-map" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 
 from traceformer import cli
 from traceformer.cli import VERBS, application, main
+from traceformer.core.library import described
 from traceformer.errors import NotFound, NumericError, OutOfSpace, TraceformerError, Unsupported, UsageError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -108,6 +109,15 @@ def test_an_error_is_three_lines_and_an_exit_code(name: str, capsys: pytest.Capt
             5,
             ["error: traces/x: the disk is full", "try:   free some space, then the same command again"],
         ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            5,
+            [
+                "error: out of memory",
+                f"why:   [Errno {errno.ENOMEM}] Cannot allocate memory",
+                "try:   a smaller --batch_size, or fewer --layers",
+            ],
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "traces"), 3, ["error: traces: Permission denied"]),
     ],
     ids=lambda value: type(value).__name__,
@@ -162,7 +172,7 @@ def test_warnings_are_one_line_on_stderr(verb: ModuleType, capsys: pytest.Captur
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"traceformer {cli.__version__}\n"
+    assert capsys.readouterr().out == f"traceformer {cli.__version__} ({described()})\n"
 
 
 def run_main(code: str, **options: object) -> subprocess.Popen[str]:

@@ -31,7 +31,9 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "export": ("export run --format npz", USAGE, "no format 'npz'", "safetensors"),
     "import": ("import texts.txt", INPUT, "texts.txt is of no known format", "safetensors"),
     "verify": ("verify nowhere", INPUT, "no run 'nowhere'", ""),
+    "finish": ("finish nowhere", INPUT, "no run 'nowhere'", ""),
     "upgrade": ("upgrade nowhere", INPUT, "no run 'nowhere'", ""),
+    "sync": ("sync run s3://", USAGE, "no place in a bucket: 's3://'", "s3://bucket"),
     "train": ("train --data nothing.txt --preset tiny", INPUT, "nothing.txt", ""),
 }
 """For each verb a line, the exit code, and what `error:` and `try:` name."""
@@ -60,4 +62,24 @@ def test_a_vector_of_another_width_is_refused_before_a_folder_is_begun(terminal:
     typed = terminal.type("generate --model byte --prompt The --steer short.npy:2@1 --max-tokens 2 --device cpu")
     assert (typed.code, typed.out) == (USAGE, "")
     assert "error: a direction of width 3\nwhy:   dec.resid_post has rows of width 256" in typed.err
+    assert sorted(terminal.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (
+            "train --preset tiny --data texts.txt --out_dir s3://bucket/model",
+            "on disk, and this is a place in a bucket",
+        ),
+        ("export run --output gs://bucket/files", "on disk, and this is a place in a bucket"),
+        ("ablate byte demo --out_dir s3://bucket/effects", "on disk, and this is a place in a bucket"),
+        ("extract --model byte --dataset demo --out_dir s3://", "no place in a bucket: 's3://'"),
+    ],
+)
+def test_no_folder_is_made_of_what_means_a_bucket(line: str, why: str, terminal: Terminal) -> None:
+    before = sorted(terminal.folder.rglob("*"))
+    typed = terminal.type(line)
+    assert (typed.code, typed.out) == (USAGE, "")
+    assert why in typed.err
     assert sorted(terminal.folder.rglob("*")) == before

@@ -14,7 +14,7 @@ def test_an_intact_run_passes(capsys: pytest.CaptureFixture[str], decoder_run: P
     told = capsys.readouterr().out
     assert told.startswith(f"traces/dec: all {len(files)} files (")
     assert main(["verify", "dec", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"run": "traces/dec", "ok": True, "problems": []}
+    assert json.loads(capsys.readouterr().out) == {"run": "traces/dec", "ok": True, "problems": [], "computed": []}
 
 
 def test_an_unfinished_run_is_verified_and_called_unfinished(

@@ -138,3 +138,10 @@ def test_a_dtype_of_a_config_that_is_none_is_refused(tiny_folder: Callable[..., 
     (folder / "config.json").write_text(json.dumps({**config, "dtype": 1.5}))
     with pytest.raises(Unreadable, match=r"config\.json says dtype 1\.5"):
         load_model(str(folder), device="cpu")
+
+
+def test_a_revision_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    for name in ("byte", str(tmp_path), "nanochat:base:d12"):
+        with pytest.raises(UsageError, match=r"`revision='step0'` of .*revisions are the Hub's"):
+            load_model(name, revision="step0", device="cpu")

@@ -13,7 +13,7 @@ from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.capture.extract import record
 from traceformer.errors import ExampleNotFound, NotFound, NotRecorded, UsageError
 from traceformer.models.loaded import LoadedModel
-from traceformer.questions import heads as module
+from traceformer.questions import heads_of_run as module
 from traceformer.questions.heads import heads
 from traceformer.questions.statistics import statistics
 from traceformer.questions.training_texts import training_texts

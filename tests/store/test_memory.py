@@ -9,9 +9,10 @@ import pytest
 
 from tests.store import runs
 from traceformer.errors import NotRecorded, NumericError, OutOfSpace, RunExists, Unsupported, UsageError
-from traceformer.store import memory
+from traceformer.store import memory, room
 from traceformer.store.layout import RunLayout
-from traceformer.store.memory import MemoryWriter, available_memory, check_memory
+from traceformer.store.memory import MemoryWriter, check_memory
+from traceformer.store.room import available_memory
 from traceformer.store.run import Run
 from traceformer.store.sizes import filled_bytes
 
@@ -173,7 +174,7 @@ def test_what_does_not_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPa
 
 def test_memory_is_what_the_system_says_is_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:     512 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "meminfo")
     assert available_memory() == 512 << 10
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
     assert (available_memory() or 0) > 1 << 28

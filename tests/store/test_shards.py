@@ -10,7 +10,7 @@ import pytest
 
 from traceformer.store import shards
 from traceformer.store.durable import WriteGroup
-from traceformer.store.shards import chunks_of, write_shard
+from traceformer.store.shards import CutChunks, write_shard
 
 
 def crc32c(data: bytes) -> bytes:
@@ -67,7 +67,7 @@ def test_chunks_are_parts_of_the_array_in_order(shape: tuple[int, ...], axis: in
         for lead in itertools.product(*map(range, shape[:axis]))
         for start in range(0, in_shard, chunk)
     ]
-    found = [None if each is None else each.tobytes() for each in chunks_of(array, axis, chunk, in_shard)]
+    found = [None if each is None else each.tobytes() for each in CutChunks(array, axis, chunk, in_shard)]
     assert found == expected
     assert array.flags.writeable
-    assert all(np.shares_memory(each, whole) for each in chunks_of(array, axis, chunk, in_shard) if each is not None)
+    assert all(np.shares_memory(each, whole) for each in CutChunks(array, axis, chunk, in_shard) if each is not None)

@@ -67,6 +67,13 @@ def bundle_of(wheel: Path) -> dict[str, bytes]:
         return {name.removeprefix(STATIC): packed.read(name) for name in packed.namelist() if name.startswith(STATIC)}
 
 
+def contents(wheel: Path) -> dict[str, bytes]:
+    """Returns the files of a wheel, but for the compiled core, which a compiler makes, and what lists and tags them."""
+    with zipfile.ZipFile(wheel) as packed:
+        names = [name for name in packed.namelist() if not name.endswith(("/libcore.so", "/RECORD", "/WHEEL"))]
+        return {name: packed.read(name) for name in names}
+
+
 def without_node(root: Path) -> dict[str, str]:
     """Returns an environment in which `root/bin` is all that can be run."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -110,7 +117,8 @@ def test_the_sdist_becomes_the_same_wheel_without_node(wheel: Path, tmp_path: Pa
     (root,) = tmp_path.iterdir()
     line = [sys.executable, "-c", WITHOUT_NODE, str(tmp_path)]
     subprocess.run(line, cwd=root, env=without_node(tmp_path), check=True, capture_output=True)
-    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
+    (again,) = tmp_path.glob("*.whl")
+    assert contents(again) == contents(wheel)
 
 
 def test_the_viewer_works_from_the_wheel_without_node(wheel: Path, tmp_path: Path, browser: "Browser") -> None:
@@ -161,7 +169,7 @@ def names_in(wheel: Path) -> dict[str, int]:
 def test_the_wheel_carries_what_runs_and_its_licence_and_nothing_else(packed: Path) -> None:
     (wheel,) = packed.glob("*.whl")
     files = names_in(wheel)
-    about = f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info"
+    about = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     assert {"traceformer/py.typed", "traceformer/texts/demo.jsonl", f"{about}/licenses/LICENSE"} <= files.keys()
     for model in BUILT_IN:
         of_model = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}

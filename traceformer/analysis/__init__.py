@@ -6,9 +6,11 @@ visibility      which keys a query can see, by kind of attention and window; pad
 conventions     the three conventions in which activity becomes numbers, and their thresholds
 methods         the words for how clusters and directions are found
 rows            rows of attention in numbers: one formula for all verbs
+repeats         how many queries of a text can see a repeat, without looking at every pair of tokens
 heads           head metrics: one pass over a pattern, tile by tile, and never a second square
 head_tally      the same added up over examples, in an order that threads cannot change
 head_metrics    all metrics of all heads as one table
+head_curves     the same along the steps of a training
 statistics      attention, activations and logits in numbers, without holding them all
 run_statistics  those of a run as values, rows and JSON
 clusters        heads in clusters: Ward, k-means, mixtures; how many, and what each is like

@@ -28,9 +28,15 @@ from traceformer.analysis.heads import (
     example_means,
 )
 from traceformer.errors import UsageError
-from traceformer.shapes import Float
+from traceformer.shapes import Float, Float64
+from traceformer.sites import ArrayKey
 
-__all__ = ["Measurement"]
+__all__ = ["Averaging", "Measurement", "attention_name"]
+
+
+def attention_name(key: ArrayKey) -> str:
+    """Returns what an attention is called: `dec.self`, `dec.cross`."""
+    return f"{key.stack}.{key.attention}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +177,75 @@ class Measurement:
         span = np.full(len(means), np.nan)
         if self._profile.any():
             span = effective_span(self._profile, self._centre)
-        columns = dict(zip((name for name in METRICS if name != "effective_span"), means.T, strict=True))
-        columns["effective_span"] = span
-        return HeadMetrics(
-            tuple(HeadName(self._attention, layer, head) for layer in self._layers for head in self._heads),
-            {self._convention.column(name): columns[name].copy() for name in METRICS},
-            Measured(
-                convention=self._convention.name,
-                sparse_below=self._convention.sparse_weight,
-                window=self._window,
-                examples={self._attention: int(self._examples.max())},
-                queries={self._attention: int(self._queries.max())},
-            ),
+        names = tuple(HeadName(self._attention, layer, head) for layer in self._layers for head in self._heads)
+        about = Measured(
+            convention=self._convention.name,
+            sparse_below=self._convention.sparse_weight,
+            window=self._window,
+            examples={self._attention: int(self._examples.max())},
+            queries={self._attention: int(self._queries.max())},
         )
+        return HeadMetrics(names, _columns(means, span, self._convention), about)
+
+
+class Averaging:
+    """Averages the metrics of single examples of one attention, as `Measurement` would have found them together.
+
+    What is averaged is the exact convention's. The effective span of several examples is not known from theirs: NaN.
+
+    Args:
+        attention: Which one.
+        layers: The model's numbers of its layers.
+        heads: The model's numbers of its heads.
+        window: How far `local_mass` reaches on either side.
+    """
+
+    def __init__(self, attention: str, layers: Sequence[int], heads: Sequence[int], *, window: int) -> None:
+        self._names = tuple(HeadName(attention, layer, head) for layer in layers for head in heads)
+        self._attention, self._window = attention, window
+        self._totals, self._counts = np.zeros((2, len(layers), len(heads), len(METRICS) - 1))
+        self._span = np.full((len(layers), len(heads)), np.nan)
+        self._examples = self._queries = 0
+
+    def add(
+        self,
+        values: Float[np.ndarray, "layer head metric"],
+        weights: Float64[np.ndarray, "layer _"],
+        queries: int,
+    ) -> None:
+        """Takes the metrics of one example, and what they count in each layer: see `example_weights`."""
+        shares = np.broadcast_to(weights[:, None], self._counts.shape)
+        self._totals += np.where(shares > 0, values[..., :-1] * shares, 0)
+        self._counts += shares
+        self._examples += 1
+        self._queries += queries
+        self._span[:] = values[..., -1] if self._examples == 1 else np.nan
+
+    def metrics(self) -> HeadMetrics:
+        """Returns the metrics of all that was added.
+
+        Raises:
+            UsageError: that was nothing.
+        """
+        if not self._examples:
+            raise UsageError("no attention to measure", why="there is no example with a token")
+        convention = CONVENTIONS["exact"]
+        means = np.divide(self._totals, self._counts, out=np.full_like(self._totals, np.nan), where=self._counts > 0)
+        about = Measured(
+            convention=convention.name,
+            sparse_below=convention.sparse_weight,
+            window=self._window,
+            examples={self._attention: self._examples},
+            queries={self._attention: self._queries},
+        )
+        columns = _columns(means.reshape(len(self._names), -1), self._span.reshape(-1), convention)
+        return HeadMetrics(self._names, columns, about)
+
+
+def _columns(
+    means: Float64[np.ndarray, "row _"], span: Float64[np.ndarray, "row"], convention: Convention
+) -> dict[str, Float64[np.ndarray, "row"]]:
+    """The columns of a table, by their names in it."""
+    found = dict(zip((name for name in METRICS if name != "effective_span"), means.T, strict=True))
+    found["effective_span"] = span
+    return {convention.column(name): found[name].copy() for name in METRICS}

@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, SPARSITY, Convention
-from traceformer.analysis.rows import NOTHING, TINY, namespace, row_divisors, row_entropies, sparse_cells
+from traceformer.analysis.repeats import count_repeats
+from traceformer.analysis.rows import NOTHING, TINY, namespace, no_attention, row_divisors, row_entropies, sparse_cells
 from traceformer.analysis.visibility import Visibility
+from traceformer.core import kernels
+from traceformer.core.library import Core, core
 from traceformer.errors import Unsupported
 from traceformer.shapes import Bool, Float, Float32, Float64, Int, Int64
 
@@ -33,6 +36,8 @@ __all__ = [
     "block_sums",
     "effective_span",
     "example_means",
+    "example_metrics",
+    "example_weights",
 ]
 
 METRICS: Mapping[str, str] = {
@@ -90,6 +95,7 @@ class Geometry:
     aligned: bool = True
     tokens: Int[np.ndarray, "position"] | None = None
     _masks: dict[tuple[int, int], _Masks] = field(default_factory=dict[tuple[int, int], _Masks], repr=False)
+    _places: list[Any] = field(default_factory=list[Any], repr=False)
 
     @property
     def offsets(self) -> int:
@@ -99,6 +105,14 @@ class Geometry:
     def hidden(self) -> int:
         """Returns how many cells no query can see."""
         return self.queries * self.keys - int(self.sight.count(self.queries, self.keys).sum())
+
+    def places(self) -> tuple[Int[np.ndarray, "position"], Int[np.ndarray, "position"]] | None:
+        """Returns for each token where the same one is before it and behind it, worked out once; None without any."""
+        if self.tokens is None:
+            return None
+        if not self._places:
+            self._places.append(kernels.same_tokens_beside(self.tokens))
+        return self._places[0]
 
     def masks(self, start: int, stop: int, seen: int, pitch: int) -> _Masks:
         """Returns the masks of the queries start .. stop-1 and the first `seen` keys, made once."""
@@ -166,6 +180,9 @@ def block_sums(
         NumericError: a query's attention adds up to nothing, or is no number.
         Unsupported: a query looks at a later token though it cannot see it.
     """
+    there = core()
+    if there is not None and isinstance(block, np.ndarray) and block.dtype == np.float16 and block.strides[2] == 2:
+        return _compiled_sums(there, block, geometry, first, convention)
     n_heads, n_queries, n_keys = block.shape
     in_cache = isinstance(block, np.ndarray)  # an accelerator takes the block in one piece
     direct = np.zeros((n_heads, len(_DIRECT)))
@@ -187,8 +204,39 @@ def block_sums(
                 profile[heads, longest : longest + mass.shape[1]] += mass[:, : profile.shape[1] - longest]
     direct[np.abs(direct) < NOTHING] = profile[profile < NOTHING] = 0
     if geometry.sight.causal and profile[:, geometry.queries :].any():
-        raise Unsupported("a decoder's query looks at a later token", why="which cells it can see is then not known")
+        raise _looks_ahead()
     return BlockSums(direct, repeating, profile)
+
+
+def _compiled_sums(
+    there: Core, block: Float[np.ndarray, "head query key"], geometry: Geometry, first: int, convention: Convention
+) -> BlockSums:
+    """The same by the compiled core, which reads every cell once."""
+    sight, keys = geometry.sight, block.shape[2]
+    seen = min(keys, first + block.shape[1]) if sight.causal else keys
+    sums = kernels.head_sums(
+        there,
+        block[:, :, :seen],
+        queries=geometry.queries,
+        keys=geometry.keys,
+        first=first,
+        causal=sight.causal,
+        reach=None if sight.window is None else sight.window - sight.causal,
+        offsets=geometry.offsets,
+        places=geometry.places(),
+        rules=(convention.beside_sum, convention.in_logarithm, convention.sparse_weight),
+        divides=convention.divides_rows,
+    )
+    if sums.problem == kernels.NO_NUMBER:
+        raise no_attention()
+    if sums.problem:
+        raise _looks_ahead()
+    sums.direct[np.abs(sums.direct) < NOTHING] = sums.profile[sums.profile < NOTHING] = 0
+    return BlockSums(sums.direct, sums.repeating, sums.profile)
+
+
+def _looks_ahead() -> Unsupported:
+    return Unsupported("a decoder's query looks at a later token", why="which cells it can see is then not known")
 
 
 def _parts(length: int, step: int) -> Iterator[slice]:
@@ -318,6 +366,38 @@ def example_means(
         }
     columns = [found.get(name, (0 * every, 0 * every)) for name in _MEANS]
     return Means(np.stack([own for own, _ in columns], axis=1), np.stack([count for _, count in columns], axis=1))
+
+
+def example_metrics(
+    sums: BlockSums, geometry: Geometry, *, convention: Convention = CONVENTIONS["exact"], window: int = 8
+) -> Float64[np.ndarray, "head metric"]:
+    """Returns an example's metrics, in the order of `METRICS`, from the sums over all its queries.
+
+    NaN where one has no meaning.
+    """
+    means = example_means(sums, geometry, convention=convention, window=window)
+    found = np.divide(means.sums, means.counts, out=np.full_like(means.sums, np.nan), where=means.counts > 0)
+    span = np.full(len(found), np.nan)
+    if sums.profile.any():
+        span = effective_span(sums.profile, geometry.queries - 1)
+    return np.column_stack([found, span])
+
+
+def example_weights(geometry: Geometry) -> Float64[np.ndarray, "metric"]:
+    """Returns what an example's metrics count where examples are averaged, but the span, which has no mean.
+
+    In the exact convention, where a row is a distribution: what `example_means` divides by.
+    """
+    queries = geometry.queries
+    weights = {"entropy": queries, "max_weight": queries, "first_token": queries}
+    weights[SPARSITY] = queries * geometry.keys - geometry.hidden()
+    if geometry.aligned:
+        weights |= {"distance": queries, "self": queries, "local_mass": queries}
+        weights["previous_token"] = queries - 1
+        if geometry.tokens is not None:
+            repeats = count_repeats(geometry.tokens, geometry.sight)
+            weights.update(zip(("duplicate_token", "induction", "retrieval"), repeats.tolist(), strict=True))
+    return np.array([weights.get(name, 0) for name in _MEANS], np.float64)
 
 
 def effective_span(profile: Float64[np.ndarray, "head offset"], centre: int) -> Float64[np.ndarray, "head"]:

@@ -2,7 +2,8 @@
 
 1. Directions are divided by their norms once, in float64.
 2. Rows are widened to float32 in blocks that stay in the processor's cache, and each block is multiplied by all
-   directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine.
+   directions in one product: (a @ v) / |v|. Divided by |a| as well, that is the cosine. The compiled core does all of
+   it while a row is in registers.
 3. `dynamics` puts a curve over tokens into a few numbers, as the Gemma capture's analysis defines them.
 """
 
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from traceformer.core import kernels
+from traceformer.core.library import core
 from traceformer.errors import UsageError
 from traceformer.presentation import in_notebook, plain
 from traceformer.shapes import Float, Float32
@@ -76,6 +79,10 @@ def project_units(
     activations: Float[np.ndarray, "token d"], units: Float32[np.ndarray, "direction d"]
 ) -> ProjectedRows:
     """Returns the projection of each row onto each direction, which `unit` made of norm 1."""
+    there = core()
+    is_read = activations.itemsize <= 4 and activations.strides[1] == activations.itemsize
+    if there is not None and is_read:
+        return ProjectedRows(*kernels.project(there, activations, units))
     n_tokens, width = activations.shape
     values = np.empty((n_tokens, len(units)), np.float32)
     norms = np.empty(n_tokens, np.float32)

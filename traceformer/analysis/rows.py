@@ -13,7 +13,7 @@ from traceformer.analysis.conventions import Convention
 from traceformer.errors import NumericError
 from traceformer.shapes import Bool, Float
 
-__all__ = ["NOTHING", "TINY", "namespace", "row_divisors", "row_entropies", "sparse_cells"]
+__all__ = ["NOTHING", "TINY", "namespace", "no_attention", "row_divisors", "row_entropies", "sparse_cells"]
 
 TINY = 1e-37
 NOTHING = 1e-20  # a sum below this is one of such zeros
@@ -24,6 +24,11 @@ def namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
 
 
+def no_attention() -> NumericError:
+    """Returns what is said of a row that adds up to nothing."""
+    return NumericError("a query's attention adds up to nothing", why="its row of the pattern is zero, or NaN")
+
+
 def row_divisors(totals: Float[Any, "*row"], convention: Convention) -> Float[Any, "*row"]:
     """Returns what rows that add up to `totals` are divided by.
 
@@ -31,7 +36,7 @@ def row_divisors(totals: Float[Any, "*row"], convention: Convention) -> Float[An
         NumericError: a row adds up to nothing, or is no number.
     """
     if not bool((totals > NOTHING).all()):
-        raise NumericError("a query's attention adds up to nothing", why="its row of the pattern is zero, or NaN")
+        raise no_attention()
     if not convention.divides_rows:
         return namespace(totals).ones_like(totals)
     return totals + convention.beside_sum

@@ -7,7 +7,7 @@ over; everything else counts.
 What entropy, sparsity and std mean, `conventions.py` says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,20 +65,31 @@ class AttentionTally:
         Raises:
             NumericError: a row of it adds up to nothing, or is NaN in part.
         """
-        heads, queries, keys = pattern.shape
-        seen = self._sight.count(queries, keys)
-        at_once = max(1, _AT_ONCE // max(1, heads * keys))
-        sums, n_queries, n_cells = np.zeros((3, heads)), 0, 0
-        for start in range(0, queries, at_once):
-            rows = slice(start, start + at_once)
-            known = ~np.isnan(pattern[:, rows]).all(axis=(0, 2))
-            if not known.any():
-                continue
-            block = pattern[:, rows][:, known].astype(np.float32, copy=False)
-            hidden = 0 if self._convention.hidden_cells else int((keys - seen[rows][known]).sum())
-            sums += self._sums(block, hidden)
-            n_queries += block.shape[1]
-            n_cells += block.shape[1] * keys - hidden
+        self.add_rows([pattern], pattern.shape[1])
+
+    def add_rows(self, parts: Iterable[Float[np.ndarray, "head _ key"]], queries: int) -> None:
+        """Takes the patterns of one example of so many queries, some rows after the other.
+
+        Raises:
+            NumericError: as of `add`.
+        """
+        sums, n_queries, n_cells = np.zeros((3, len(self._largest))), 0, 0
+        first = 0
+        for pattern in parts:
+            heads, length, keys = pattern.shape
+            seen = self._sight.count(queries, keys)[first : first + length]
+            at_once = max(1, _AT_ONCE // max(1, heads * keys))
+            for start in range(0, length, at_once):
+                rows = slice(start, start + at_once)
+                known = ~np.isnan(pattern[:, rows]).all(axis=(0, 2))
+                if not known.any():
+                    continue
+                block = pattern[:, rows][:, known].astype(np.float32, copy=False)
+                hidden = 0 if self._convention.hidden_cells else int((keys - seen[rows][known]).sum())
+                sums += self._sums(block, hidden)
+                n_queries += block.shape[1]
+                n_cells += block.shape[1] * keys - hidden
+            first += length
         if not n_queries:
             return
         self._queries += n_queries

@@ -34,9 +34,9 @@ class Visibility:
         return last - first + 1
 
 
-def looks_ahead(pattern: Num[np.ndarray, "head query key"]) -> bool:
-    """Returns whether some query has weight on a later key: what a causal pattern never has."""
-    return any(bool((np.triu(head, k=1) > 0).any()) for head in pattern)
+def looks_ahead(pattern: Num[np.ndarray, "head query key"], first: int = 0) -> bool:
+    """Returns whether some query has weight on a later key; the first row is that of query `first`."""
+    return any(bool((np.triu(head, k=first + 1) > 0).any()) for head in pattern)
 
 
 def visibility_of(attention: AttentionFacts, key: ArrayKey, layer: int, *, ahead: bool) -> Visibility:

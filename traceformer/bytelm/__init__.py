@@ -16,6 +16,7 @@ enwik8            downloaded once, resumed, checked
 windows           the windows in which a text is read; bits per byte
 train             Hugging Face's Trainer around them
 checkpoints       which one to go on from, and which not
+kept_steps        models on the way, kept for good
 outcome           figures, model card and curve of a training
 baselines         xz and n-grams on the same text
 """

@@ -55,7 +55,7 @@ def prepare_folder(folder: Path, state: Mapping[str, Any], *, resume: bool, over
                 why="nothing in it is replaced",
                 hint="choose another `out`",
             )
-        for path in checkpoints.glob("checkpoint-*"):
+        for path in (*checkpoints.glob("checkpoint-*"), *(folder / "steps").glob("*checkpoint-*")):
             shutil.rmtree(path)
     checkpoints.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8", newline="\n")

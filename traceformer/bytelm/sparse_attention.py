@@ -6,8 +6,9 @@
 3. Far: pieces of the queries meet the keys at the columns that lie before the piece's end, in one dense product each.
    A column within a query's window was met there, so it is masked here.
 4. One softmax over near and far together; then both are mixed with their values.
-5. Backward takes the same steps with the weights that were kept. It is written out, since autograd would fill a
-   gradient of full size with zeros for every slice, and copy every block where blocks overlap.
+5. Backward takes the same steps with the weights that were kept; rows are cut out again, since a group's, laid out,
+   are a copy of them. It is written out, since autograd would fill a gradient of full size with zeros for every slice,
+   and copy every block where blocks overlap.
 
 Time and memory are O(position * (window + columns)) in both directions; nothing of size position * position is made.
 What costs most at short lengths is memory that is touched for the first time, hence the operations in place.
@@ -69,53 +70,89 @@ class _SparseAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: SparseMask, scaling: float) -> Tensor:
         output, kept = torch.empty_like(query), list[Tensor]()
         for group in mask.groups:
-            q = _rows(query, group, -group.lead)
-            k, v = (_rows(x, group, mask.offset - group.lead, group.reach) for x in (key, value))
-            far_k, far_v = _far(key, group), _far(value, group)
-            near = torch.bmm(_blocks(q, group), _near(k, group).mT).view(*q.shape[:2], -1)
-            near = _masked(near, scaling, group.bias)
-            far = [_masked(q[:, p.rows] @ far_k[:, : p.n_columns].mT, scaling, p.bias) for p in group.pieces]
-            _softmax(near, far, group)
-            near, far = near.to(q.dtype), [weights.to(q.dtype) for weights in far]
-            mixed = torch.bmm(_blocks(near, group), _near(v, group)).view(q.shape)
-            for piece, weights in zip(group.pieces, far, strict=True):
-                mixed[:, piece.rows].baddbmm_(weights, far_v[:, : piece.n_columns])
-            output[:, group.heads] = _queries(mixed, group, mask)
-            kept += (q, k, v, far_k, far_v, near, *far)
-        ctx.save_for_backward(output, *kept)
-        ctx.mask, ctx.scaling, ctx.key_shape = mask, scaling, key.shape
+            kept += _mix(output, query, key, value, group, mask, scaling)
+        ctx.save_for_backward(query, key, value, output, *kept)
+        ctx.mask, ctx.scaling = mask, scaling
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         mask: SparseMask = ctx.mask
-        output, *kept = ctx.saved_tensors
+        query, key, value, output, *kept = ctx.saved_tensors
         saved = iter(kept)
-        d_query = torch.empty_like(output)
-        # Keys from a cache may be beyond the reach of any window.
-        d_key, d_value = (grad.new_zeros(ctx.key_shape) if mask.offset else grad.new_empty(ctx.key_shape) for _ in "kv")
+        weights = [(group, next(saved), [next(saved) for _ in group.pieces]) for group in mask.groups]
         # The softmax's own gradient takes from each row what its weights have in common.
         all_common = (grad * output).sum(-1, keepdim=True)
-        for group in mask.groups:
-            q, k, v, far_k, far_v, near = (next(saved) for _ in range(6))
-            g, common = _rows(grad, group, -group.lead), _rows(all_common, group, -group.lead)
-            g_blocks = _blocks(g, group)
-            d_near = torch.bmm(g_blocks, _near(v, group).mT).view(near.shape).sub_(common).mul_(near)
-            d_q = torch.bmm(_blocks(d_near, group), _near(k, group)).view(q.shape)
-            _put_rows(d_key, _near_gradient(d_near, _blocks(q, group), group), group, mask)
-            _put_rows(d_value, _near_gradient(near, g_blocks, group), group, mask)
-            d_far_k, d_far_v = torch.zeros_like(far_k), torch.zeros_like(far_v)
-            for piece in group.pieces:
-                far, rows, columns = next(saved), piece.rows, slice(0, piece.n_columns)
-                d_far = (g[:, rows] @ far_v[:, columns].mT).sub_(common[:, rows]).mul_(far)
-                d_q[:, rows].baddbmm_(d_far, far_k[:, columns])
-                d_far_k[:, columns].baddbmm_(d_far.mT, q[:, rows])
-                d_far_v[:, columns].baddbmm_(far.mT, g[:, rows])
-            d_query[:, group.heads] = _queries(d_q, group, mask)
-            _add_far(d_key, d_far_k, group)
-            _add_far(d_value, d_far_v, group)
+        d_query = torch.empty_like(output)
+        # Keys from a cache may be beyond the reach of any window.
+        d_key, d_value = (grad.new_zeros(key.shape) if mask.offset else grad.new_empty(key.shape) for _ in "kv")
+        # The largest group first: what it needs beside is used again, and the others' gradients are not there yet.
+        for group, near, far in sorted(weights, key=lambda each: -each[0].n_heads):
+            _add_gradients(
+                (d_query, d_key, d_value),
+                _rows(grad, group, -group.lead),
+                _rows(all_common, group, -group.lead),
+                _cut_out(query, key, value, group, mask),
+                near,
+                far,
+                group,
+                mask,
+            )
         return d_query.mul_(ctx.scaling), d_key.mul_(ctx.scaling), d_value, None, None
+
+
+def _mix(
+    output: Tensor, query: Tensor, key: Tensor, value: Tensor, group: Group, mask: SparseMask, scaling: float
+) -> list[Tensor]:
+    """Writes the output of a group's heads, and returns their weights: near ones, and those of each piece."""
+    q, k, v, far_k, far_v = _cut_out(query, key, value, group, mask)
+    near = torch.bmm(_blocks(q, group), _near(k, group).mT).view(*q.shape[:2], -1)
+    near = _masked(near, scaling, group.bias)
+    far = [_masked(q[:, p.rows] @ far_k[:, : p.n_columns].mT, scaling, p.bias) for p in group.pieces]
+    _softmax(near, far, group)
+    near, far = near.to(q.dtype), [weights.to(q.dtype) for weights in far]
+    mixed = torch.bmm(_blocks(near, group), _near(v, group)).view(q.shape)
+    for piece, weights in zip(group.pieces, far, strict=True):
+        mixed[:, piece.rows].baddbmm_(weights, far_v[:, : piece.n_columns])
+    output[:, group.heads] = _queries(mixed, group, mask)
+    return [near, *far]
+
+
+def _add_gradients(
+    gradients: tuple[Tensor, Tensor, Tensor],
+    g: Tensor,
+    common: Tensor,
+    cut: tuple[Tensor, ...],
+    near: Tensor,
+    fars: Sequence[Tensor],
+    group: Group,
+    mask: SparseMask,
+) -> None:
+    """Writes the gradients of a group's queries, keys and values, before scaling; `g` is that of its output."""
+    (q, k, v, far_k, far_v), (d_query, d_key, d_value) = cut, gradients
+    g_blocks = _blocks(g, group)
+    d_near = torch.bmm(g_blocks, _near(v, group).mT).view(near.shape).sub_(common).mul_(near)
+    d_q = torch.bmm(_blocks(d_near, group), _near(k, group)).view(q.shape)
+    _put_rows(d_key, _near_gradient(d_near, _blocks(q, group), group), group, mask)
+    _put_rows(d_value, _near_gradient(near, g_blocks, group), group, mask)
+    d_far_k, d_far_v = torch.zeros_like(far_k), torch.zeros_like(far_v)
+    for piece, far in zip(group.pieces, fars, strict=True):
+        rows, columns = piece.rows, slice(0, piece.n_columns)
+        d_far = (g[:, rows] @ far_v[:, columns].mT).sub_(common[:, rows]).mul_(far)
+        d_q[:, rows].baddbmm_(d_far, far_k[:, columns])
+        d_far_k[:, columns].baddbmm_(d_far.mT, q[:, rows])
+        d_far_v[:, columns].baddbmm_(far.mT, g[:, rows])
+    d_query[:, group.heads] = _queries(d_q, group, mask)
+    _add_far(d_key, d_far_k, group)
+    _add_far(d_value, d_far_v, group)
+
+
+def _cut_out(query: Tensor, key: Tensor, value: Tensor, group: Group, mask: SparseMask) -> tuple[Tensor, ...]:
+    """A group's queries, near keys and values, and far keys and values."""
+    q = _rows(query, group, -group.lead)
+    k, v = (_rows(x, group, mask.offset - group.lead, group.reach) for x in (key, value))
+    return q, k, v, _far(key, group), _far(value, group)
 
 
 def _rows(x: Tensor, group: Group, first: int, reach: int | None = None) -> Tensor:

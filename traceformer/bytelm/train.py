@@ -9,11 +9,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from transformers.utils import logging
 from traceformer.bytelm.baselines import ngram_bits_per_byte, xz_bits_per_byte
 from traceformer.bytelm.checkpoints import load_weights, newest_checkpoint, prepare_folder, refuse_other_weights
 from traceformer.bytelm.corpus import Corpus, Span, open_corpus
+from traceformer.bytelm.kept_steps import StepKeeper, steps_to_keep
 from traceformer.bytelm.outcome import Figures, Outcome, draw_curves, model_card
 from traceformer.bytelm.presets import build_config
 from traceformer.bytelm.settings import Precision, ReportTo, TrainSettings
@@ -78,6 +79,7 @@ def train(
     report_to: ReportTo = "none",
     run_name: str | None = None,
     device: str | None = None,
+    keep_steps: Sequence[int] | Literal["log"] = (),
     command: str = "traceformer.bytelm.train.train",
     show: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
@@ -87,8 +89,12 @@ def train(
     (loss.png). Checkpoints lie in `folder`/checkpoints; `resume` goes on from the newest that is complete. Started by
     torchrun or accelerate launch, all processes train one model.
 
+    `keep_steps` are steps whose model is kept for good, in float32 and without what training needs to go on, in
+    `folder`/steps: 0 is the random one. "log" are 0, 1, 2, 4, 8 and so on, and the last.
+
     Raises:
-        UsageError: a context longer than the model's, too little text, a reporter that is not installed.
+        UsageError: a context longer than the model's, too little text, a reporter that is not installed, or steps to
+            keep that there are not.
         NotFound, Unreadable: what `open_corpus` raises of the data.
         RunExists: the folder is not empty, and neither `resume` nor `overwrite` is meant.
         ConfigurationChanged: what is to be resumed was begun with other settings, data or weights.
@@ -113,6 +119,7 @@ def train(
             prepare_folder(folder, state, resume=resume, overwrite=overwrite)
     windows = Windows(corpus.train, length, repeats=settings.repeats, seed=settings.seed)
     _plan_steps(arguments, settings, len(windows))
+    kept = steps_to_keep(keep_steps, arguments.max_steps)
 
     set_seed(settings.seed)
     model = AutoModelForCausalLM.from_config(config)
@@ -125,6 +132,7 @@ def train(
     trainer.measured, trainer.length = corpus.validation, length
     reporter = _Reporter(show, settings.batch_size * settings.accumulation * arguments.world_size * (length - 1))
     trainer.add_callback(reporter)
+    trainer.add_callback(StepKeeper(folder, kept, ByteTokenizer(model_max_length=config.max_position_embeddings)))
     with free_space(folder, kept="the checkpoints before are kept", hint="free some space, then `resume=True`"):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

@@ -19,6 +19,7 @@ from traceformer.capture.scores import Span
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import padding_sought
 from traceformer.models.part import takes_positions
+from traceformer.models.placed import input_device
 from traceformer.sites import ArraySpec, Stack
 
 __all__ = ["BatchInputs", "BatchSink", "SquareSink", "TakeSquare", "pad", "run_batches"]
@@ -109,7 +110,7 @@ class BatchInputs:
     def __init__(self, loaded: LoadedModel) -> None:
         sought = padding_sought(loaded.model)
         self._pad_id = loaded.pad_id if sought is None else sought
-        self.device = str(next(loaded.model.parameters()).device)
+        self.device = str(input_device(loaded.model))
         self.accepted = frozenset(inspect.signature(loaded.model.forward).parameters)
         self._with_positions = loaded.dims.arch == "dec" and takes_positions(loaded.model)
 

@@ -26,6 +26,7 @@ from traceformer.capture.gaps import layers_having
 from traceformer.errors import SelectionError, Unsupported, UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.family import Architecture
+from traceformer.models.placed import Weights
 from traceformer.models.quantised import refuse_codes
 from traceformer.models.readout import ReadoutParts, find_readout
 from traceformer.shapes import Float, Float32, Int64
@@ -114,7 +115,7 @@ class LensTopK:
             raise Unsupported("the logit lens of an encoder alone", why="the decoder runs only with `targets`")
         if model.get_output_embeddings() is None:
             raise Unsupported("the logit lens of a model without an unembedding", why="it has no language-model head")
-        tensors = model.state_dict()
+        tensors = Weights(model)
         where, row = type(model).__name__, place.architecture
         readout = find_readout(tensors, model.config.to_dict(), where=where, architecture=row)
         used = (readout.norm_weight, readout.norm_bias, readout.project_out, readout.unembedding, readout.bias)
@@ -206,7 +207,11 @@ class Lensing:
         return {"lens top k": self.top_k}
 
     def of(self, layer: int, rows: Float[Tensor, "batch position d_model"]) -> Mapping[ArrayKey, Tensor]:
-        """Returns ids and probabilities of the likeliest next tokens, (batch, position, k), the likeliest first."""
+        """Returns ids and probabilities of the likeliest next tokens, (batch, position, k), the likeliest first.
+
+        They are worked out where the unembedding is.
+        """
+        rows = rows.to(self.tensors[self.readout.unembedding].device)
         parts = [self._likeliest(self._normed(part)) for part in rows.flatten(0, 1).split(_ROWS)]
         found = (torch.cat(each).unflatten(0, rows.shape[:2]) for each in zip(*parts, strict=True))
         return {spec.key: values for spec, values in zip(self.specs, found, strict=True)}

@@ -2,10 +2,7 @@
 
 1. `record` takes what a person writes (names, lists, files) and makes values of it: a model, texts, a selection, a
    place.
-2. `extract` plans the arrays and the run's layout, has the model proved on what it will read first, and goes shard by
-   shard: the shard's texts are tokenised, batched by
-   length, and run under a recorder whose sink is the shard's memory, which is handed over to be written while the next
-   one is filled.
+2. `extract` has it prepared (`extraction`), and goes shard by shard.
 3. When every shard is committed the run is finished: compacted, sealed by a manifest and renamed.
 
 The store keeps the data set's order, and batches are a pure function of the texts, how large a batch may be and the
@@ -14,54 +11,48 @@ shard size, so that a run that was interrupted anywhere resumes to the same byte
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import LensTopK, Traits
-from traceformer.capture.edits.session import check_for_texts, check_resumed, edits_of, unedited, warn_of_untouched
-from traceformer.capture.encoding import Encoded
+from traceformer.capture.edits.session import check_resumed, edits_of, unedited, warn_of_untouched
+from traceformer.capture.extraction import extraction_of, prepare_extraction
 from traceformer.capture.given import Batches, ProcessorBatch, batches_in
 from traceformer.capture.packing import Batching, batches_by_length
-from traceformer.capture.pipeline import Pipeline
-from traceformer.capture.plan import Plan
-from traceformer.capture.prepared import first_batch, fitting, prepare
-from traceformer.capture.processed import passes_of
-from traceformer.capture.proofs.first import prove_first
-from traceformer.capture.proofs.given import prove_given
+from traceformer.capture.prepared import fitting, prepare
 from traceformer.capture.proofs.handed_on import HandedOn
-from traceformer.capture.provenance import (
-    model_configuration,
-    model_meta,
-    text_configuration,
-    token_table,
-    with_texts,
-)
-from traceformer.capture.tokenizing import Texts
-from traceformer.errors import Unsupported, UsageError
-from traceformer.models.load import as_loaded
+from traceformer.capture.shards import tokens_of
+from traceformer.capture.streaming import StreamedTexts, extract_stream, read_stream
+from traceformer.capture.tokenizing import Rows, Texts
+from traceformer.capture.topk import AttentionTopK
+from traceformer.capture.workers.driving import record_on
+from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
+from traceformer.errors import UsageError
+from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
-from traceformer.models.outputs import reads_itself
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
 from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
-from traceformer.texts.examples import Example
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
+from traceformer.texts.streams.load import is_stream
 
-__all__ = ["Estimate", "estimate", "extract", "read_texts", "record"]
+__all__ = ["Estimate", "asked_texts", "estimate", "extract", "extract_on", "read_texts", "record"]
 
 
 def record(
     model: str | Path | LoadedModel,
-    texts: AskedTexts | Batches,
+    texts: AskedTexts | Batches | Iterable[Any],
     capture: str | Iterable[str] | Selection = "attn resid",
     *,
     layers: Numbers | Mapping[Stack, Numbers] = None,
@@ -69,6 +60,7 @@ def record(
     hidden_layers: Numbers = None,
     project: Traits | None = None,
     lens_top_k: int | None = None,
+    store_topk: int | None = None,
     targets: str | Path | Sequence[str] | None = None,
     split: str | None = None,
     text_column: TextColumn | None = None,
@@ -85,8 +77,14 @@ def record(
     resume: bool = False,
     overwrite: bool = False,
     thumbnails: bool = False,
+    streaming: bool | None = None,
+    shuffle: int | None = None,
+    shuffle_buffer: int = 10_000,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    num_shards: int = 1,
+    shard_index: int = 0,
+    engine: Engine = None,
     progress: OnProgress | None = None,
 ) -> Run:
     """Returns a run of a model over texts: everything selected, exactly as the unmodified forward pass computed it.
@@ -98,17 +96,19 @@ def record(
 
     Args:
         model: A model that `load_model` gave, or what it takes: a name or a folder.
-        texts: A list of strings, of pairs of strings (tuples), of texts in words (lists of strings), or of
-            conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
+        texts: A list, or any iterable, of strings, of pairs of strings (tuples), of texts in words (lists of strings),
+            or of conversations (lists of messages, read in the model's chat template); the name of a data set (`demo`,
             `ud_ewt`, `hf:NAME`); or a file or folder of texts. Of a model that also sees or hears, what its processor
             returns (`input_ids`, `pixel_values`, ...), or a list of that: each batch goes to the model as it is, in a
             pass of its own, and each of its rows is an example, whose tokens' `kind` is text, image, audio or video.
-        capture: Groups (attn qkv hidden resid mlp norms internals logits all) and sites, in one string or several.
+        capture: Groups (attn qkv hidden resid mlp norms internals logits heads all) and sites, in one string or
+            several. `heads` are head metrics, a row for each text and head.
         layers: The model's own numbers, for both stacks or by stack; all for None.
         heads: Likewise.
         hidden_layers: Which entries of `hidden`.
         project: Trait vectors; what rows come to along them is recorded, too.
         lens_top_k: The k likeliest next tokens after each layer are recorded, too.
+        store_topk: In place of patterns the k largest keys of each query are stored, and what all others have together.
         targets: One target per text, for the decoder of an encoder-decoder; without them only its encoder runs.
         split: Which part of a data set.
         text_column: The column that holds the text, its words, or the messages of a chat, where a data set does not
@@ -117,7 +117,7 @@ def record(
         limit: The first texts only.
         max_seq_len: Where texts are cut; "auto" is what the model can take.
         dec_max_len: Where targets are cut.
-        out: The run's folder.
+        out: The run's folder, or its place in a bucket, `s3://bucket/name`.
         dtype: How values are stored.
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
@@ -127,9 +127,19 @@ def record(
         resume: Go on with an interrupted run of the same configuration.
         overwrite: Replace a finished run that is in the way.
         thumbnails: Draw all heads in small once the run is finished, and keep that beside it: the viewer need not.
+        streaming: Read texts as they come, in bounded memory: from files of any number and size (`texts` may be a
+            pattern such as `shards/*.tar`), from the Hub without a download, or from an iterable. What is longer than
+            `max_seq_len` is cut. The run ends with the stream, with `limit`, or with `finish`, and goes on at the text
+            where it stopped. None streams what has no length, such as a generator.
+        shuffle: A seed: so many texts of a stream at a time come in an order by it.
+        shuffle_buffer: How many.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens of a forward pass, padding included, which is at most 5 % of what is
             computed: texts of similar length are packed, within a shard. "auto" goes by the model and its device.
+        num_shards: How many processes share the work: each makes the same call, but for `shard_index`, with one `out`.
+            Whoever ends last finishes the run.
+        shard_index: Which of them this is, from 0.
+        engine: "ray" or `Ray(...)` has workers record it, each of which loads the model and reads the texts.
         progress: Told how far it is; a bar is shown in a terminal or notebook for None.
 
     Raises:
@@ -145,12 +155,13 @@ def record(
         layers=layers,
         heads=heads,
         hidden_layers=hidden_layers,
-        derived=derived,
+        derived=(*derived, *([] if store_topk is None else [AttentionTopK(store_topk)])),
     )
     place = Place(
-        folder=None if out is None else Path(out),
+        folder=None if out is None else as_path(out),
         resume=resume,
         overwrite=overwrite,
+        writer=(shard_index, num_shards),
         storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
         thumbnails=thumbnails,
     )
@@ -159,15 +170,56 @@ def record(
         **{"targets": targets, "split": split, "text_column": text_column, "ids_column": ids_column, "limit": limit},
         **{"max_seq_len": max_seq_len, "dec_max_len": dec_max_len},
     }
+    streamed: dict[str, Any] = {"streaming": streaming, "shuffle": shuffle}
     batches = batches_in(texts)
     if batches is not None:
-        _refuse_of_batches({**reading, "batch_size": batch_size, "batch_tokens": batch_tokens})
-    asked: Any = read_texts(cast(AskedTexts, texts), **reading) if batches is None else batches
+        _refuse_of_batches(
+            {**reading, **streamed, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine}
+        )
+    streamed["shuffle_buffer"] = shuffle_buffer
+    workers = as_engine(engine)
+    if workers is not None:
+        load = partial(load_model, check_apart(model), with_head=selection.needs_head)
+        read = partial(listed_texts, texts, **reading, **streamed)
+        with watched(progress) as shown:
+            return extract_on(
+                workers, load, read, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
+            )
+    asked: Any = asked_texts(texts, **reading, **streamed) if batches is None else batches
     with watched(progress) as shown:
         loaded = as_loaded(model, with_head=selection.needs_head)
         return extract(
             loaded, asked, selection, place, batch_size=batch_size, batch_tokens=batch_tokens, progress=shown
         )
+
+
+def asked_texts(
+    texts: Any, *, streaming: bool | None, shuffle: int | None, shuffle_buffer: int, **reading: Any
+) -> Texts | StreamedTexts:
+    """Returns the texts that are meant, listed or as a stream; arguments as of `record`.
+
+    Raises:
+        NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
+    """
+    if is_stream(texts) if streaming is None else streaming:
+        return read_stream(texts, **reading, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
+    if shuffle is not None:
+        raise UsageError("`shuffle` is of streams", hint="`streaming=True`")
+    return read_texts(texts, **reading)
+
+
+def listed_texts(texts: Any, **reading: Any) -> Texts:
+    """Returns the texts that are meant, for workers, who must know which of them each shard holds.
+
+    Raises:
+        UsageError: they are a stream; and as `asked_texts` raises them.
+    """
+    asked = asked_texts(texts, **reading)
+    if isinstance(asked, StreamedTexts):
+        raise UsageError(
+            "several workers of one stream", why="which texts a shard holds is known once all before it were read"
+        )
+    return asked
 
 
 def _refuse_of_batches(given: Mapping[str, Any]) -> None:
@@ -205,16 +257,18 @@ def read_texts(
 
 def extract(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | StreamedTexts | Sequence[ProcessorBatch],
     selection: Selection,
     place: Place,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
+    step: int | None = None,
     progress: OnProgress = quiet,
 ) -> Run:
-    """Returns the run of a model over texts, or over batches of its processor.
+    """Returns the run of a model over texts, over their tokens, or over batches of its processor.
 
+    `step` is how many steps of its training the model has behind it, where that is told.
     While other writers are still at work it is unfinished.
 
     Raises:
@@ -222,45 +276,69 @@ def extract(
             them; nothing is written.
         RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `record` does.
     """
-    edits = edits_of(model.model)
+    if isinstance(texts, StreamedTexts):
+        bounds: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+        return extract_stream(model, texts, selection, place, progress=progress, **bounds)
     if place.resume:
-        check_resumed(edits)
-    prepared = prepare(model, texts, selection, place.storage, progress)
-    model, plan, rows, layout = prepared
-    check_for_texts(model.model, rows.lengths.tokens, lambda number: rows.part(range(number, number + 1))[1][0].ids)
-    batching = fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
-    with unedited(model.model), HandedOn(model) as handed_on:
-        first = first_batch(rows, layout.shard_range(0), batching)
-        prove_first(model, plan, first, sum(rows.lengths.total.values()))
-        if rows.given is not None:
-            prove_given(model, rows.given[0])
-            handed_on.forget()  # an image may be added between two blocks of one batch, and of none before
-    if not edits:  # which may change one of two arrays that are equal without them
-        layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
-    name = f"{model.name}_{rows.texts.source.name}_{rows.texts.source.split}_n{layout.n_examples}"
-    meta = replace(with_texts(model_meta(model, plan), rows), capture=tuple(selection.capture), **batching.stated)
-    configuration = model_configuration(model, plan) | text_configuration(rows) | batching.stated
-    with place.open(name, layout, meta, configuration, rows.lengths.tokens) as writer:
-        total = sum(len(layout.shard_range(shard)) for shard in writer.pending)
-        reads_all = total == layout.n_examples
-        counting = Counting(progress, total, lambda: writer.bytes_written)
-        with Pipeline(writer) as pipeline:
-            for shard in writer.pending:
-                examples, part = rows.part(layout.shard_range(shard))
-                _refuse_endless(model, plan, examples, part)
-                sink = pipeline.open_shard({stack: [row.length(stack) for row in part] for stack in part[0].ids})
-                batches = (
-                    batches_by_length([row.lengths for row in part], batching)
-                    if rows.given is None
-                    else passes_of(part)
-                )
-                numbers = layout.shard_range(shard)
-                run_batches(model, plan, part, batches, sink, _counted(counting, part), numbers=numbers)
-                pipeline.close_shard(shard, sink, token_table(rows, examples, part))
-        if reads_all:
+        check_resumed(edits_of(model.model))
+    extraction = prepare_extraction(
+        model,
+        texts,
+        selection,
+        place.storage,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        step=step,
+        progress=progress,
+    )
+    if place.is_done_by_others:
+        return place.finished(extraction.layout, extraction.configuration)
+    with extraction.open(place) as writer:
+        pending = writer.pending
+        counting = Counting(progress, extraction.n_examples(pending), lambda: writer.bytes_written)
+        extraction.record(writer, writer.claims(), counting)
+        if len(pending) == extraction.layout.n_shards:
             warn_of_untouched(model.model)
         counting.tell("finishing")
         return place.finish(writer, lambda done, of: counting.tell(f"drawing {done} of {of}"))
+
+
+def extract_on(
+    engine: Ray,
+    load: Callable[[], LoadedModel],
+    read: Callable[[], Texts],
+    selection: Selection,
+    place: Place,
+    *,
+    batch_size: int | None = None,
+    batch_tokens: int | Literal["auto"] | None = None,
+    progress: OnProgress = quiet,
+) -> Run:
+    """Returns the run that the workers of an engine have recorded together: byte for byte that of one process.
+
+    Args:
+        engine: Which workers.
+        load: Loads the model; called by each worker, so that it can be pickled.
+        read: Reads the texts, likewise.
+        selection: What is recorded.
+        place: Where the run goes: to a folder that all workers share.
+        batch_size, batch_tokens, progress: As of `extract`.
+
+    Raises:
+        UsageError: the run goes to memory, or is shared in another way, too; and as `extract` raises it.
+        SelectionError, Unsupported, RunExists, ConfigurationChanged, NumericError, OutOfSpace: as `extract` does.
+        TraceformerError: workers die again and again.
+    """
+    prepare = partial(
+        extraction_of,
+        load,
+        read,
+        selection=selection,
+        storage=place.storage,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+    )
+    return record_on(engine, prepare, place, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,14 +355,20 @@ class Estimate:
 
 def estimate(
     model: LoadedModel,
-    texts: Texts,
+    texts: Texts | StreamedTexts,
     selection: Selection,
     place: Place,
     *,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
 ) -> Estimate:
-    """Returns what the run would take; records one batch, writes nothing."""
+    """Returns what the run would take; records one batch, writes nothing.
+
+    Raises:
+        UsageError: the texts are a stream.
+    """
+    if isinstance(texts, StreamedTexts):
+        raise UsageError("an estimate of a stream", why="how many texts will come is not known")
     prepared = prepare(model, texts, selection, place.storage)
     model, plan, rows, layout = prepared
     batching = fitting(Batching.of(batch_size, batch_tokens, model, rows.lengths.longest_of_all), prepared)
@@ -298,7 +382,7 @@ def estimate(
         layout = place.storage.once(layout, handed_on.aliases(layout.arrays))
         started = time.perf_counter()  # the first pass was slower: memory and kernels were being set up
         run_batches(model, plan, part, [batch], _Nowhere(layout.dtype))
-        seconds = (time.perf_counter() - started) * tokens / _tokens_of(part, batch)
+        seconds = (time.perf_counter() - started) * tokens / tokens_of(part, batch)
     return Estimate(
         layout.n_examples,
         tokens,
@@ -307,35 +391,6 @@ def estimate(
         seconds,
         plan.left_out,
     )
-
-
-def _refuse_endless(model: LoadedModel, plan: Plan, examples: Sequence[Example], part: Sequence[Encoded]) -> None:
-    """Refuses texts that a classifier cannot be asked about, since it pools their end token and they have none."""
-    if not any(spec.key.site == "class_logits" for spec in plan.arrays) or not reads_itself(model.model):
-        return
-    for example, row in zip(examples, part, strict=True):
-        end: int = model.config.eos_token_id
-        if row.ids["enc"] and end not in row.ids["enc"]:
-            raise Unsupported(
-                f"the class logits of example {example.example_id}",
-                why=f"{type(model.model).__name__} takes them at the end token, {end}, and it has none",
-                hint="a tokenizer that ends texts with it; or leave class_logits out",
-            )
-
-
-def _counted(counting: Counting, rows: Sequence[Encoded]) -> Callable[[Sequence[int]], None]:
-    """Returns what is called after each batch of these rows."""
-
-    def done(batch: Sequence[int]) -> None:
-        counting.examples += len(batch)
-        counting.tokens += _tokens_of(rows, batch)
-        counting.tell("recording")
-
-    return done
-
-
-def _tokens_of(rows: Sequence[Encoded], batch: Sequence[int]) -> int:
-    return sum(rows[index].length(stack) for index in batch for stack in rows[index].ids)
 
 
 class _Nowhere:

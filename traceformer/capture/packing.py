@@ -16,6 +16,7 @@ from typing import Literal
 from traceformer.capture.sharing import Lengths
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.models.placed import input_device
 from traceformer.sites import Stack
 
 __all__ = ["MOST_PADDING", "Batching", "auto_tokens", "batches_by_length", "first_rows"]
@@ -66,7 +67,7 @@ class Batching:
             return cls(rows=size)
         if batch_tokens == "auto":
             width = max(dims.d_model for dims in model.dims.stacks.values())
-            return cls(tokens=max(auto_tokens(next(model.model.parameters()).device.type, width), longest))
+            return cls(tokens=max(auto_tokens(input_device(model.model).type, width), longest))
         if batch_tokens < longest:
             raise UsageError(
                 f"`batch_tokens={batch_tokens}`, and the longest text has {longest} tokens",

@@ -6,16 +6,20 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from traceformer.capture.compiled import PatternSink, compiled_patterns
 from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
+from traceformer.shapes import Int64
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
 __all__ = [
@@ -25,8 +29,12 @@ __all__ = [
     "ForwardPass",
     "GrowingSink",
     "Growth",
+    "Reduced",
+    "ReducedRows",
+    "Reduction",
     "Sink",
     "Spans",
+    "TakesSquares",
     "Wanted",
 ]
 
@@ -52,6 +60,19 @@ class Sink(Protocol):
         `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
         queries of the block may be left out where the model is causal: those cells are zero.
         """
+        ...
+
+
+@runtime_checkable
+class TakesSquares(Protocol):
+    """A sink that may take the squares of several examples at once, since each launch on a device takes its time."""
+
+    def squares_at_once(self, like: Tensor) -> int:
+        """Returns how many bytes of float32 it takes at once of what lies where this tensor does; 0 for one by one."""
+        ...
+
+    def squares(self, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, blocks: Tensor) -> None:
+        """Takes what `Sink.square` takes of several examples, all rows of each: float32 (example, head, query, key)."""
         ...
 
 
@@ -94,12 +115,78 @@ class Derived(Protocol):
         ...
 
 
+class Reduction(Protocol):
+    """One layer's patterns on their way to what is made of them, in one pass."""
+
+    def take(self, example: int, queries: Span, keys: Span, block: Tensor) -> None:
+        """Takes some query rows of a row's patterns, float32 (head, query, key), in order, as `Sink.square` does.
+
+        The block may be changed after that.
+        """
+        ...
+
+    def arrays(self) -> Mapping[ArrayKey, Tensor]:
+        """Returns all that is made of them, as `Sink.rows` takes it, once every block has been taken."""
+        ...
+
+
+class Reduced(Protocol):
+    """What is made of patterns while the model runs, in place of these."""
+
+    @property
+    def source(self) -> ArrayKey:
+        """The patterns that it is made of."""
+        ...
+
+    @property
+    def specs(self) -> Sequence[ArraySpec]:
+        """The arrays that it gives."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """As of `Derived`."""
+        ...
+
+    def at_work(self) -> AbstractContextManager[object]:
+        """Returns the block in which patterns come."""
+        ...
+
+    def begin(self, layer: int, rows: "ReducedRows") -> Reduction:
+        """Begins a layer of a pass."""
+        ...
+
+
+class ReducedRows(NamedTuple):
+    """The rows of a pass whose patterns are reduced.
+
+    Attributes:
+        queries: Where each row's queries are.
+        keys: Where its keys are.
+        columns: How many positions the queries' stack has, padding included.
+        tokens: The token ids of each row's queries, where they are known; the same object for all layers of a pass.
+    """
+
+    queries: Sequence[Span]
+    keys: Sequence[Span]
+    columns: int
+    tokens: Sequence[Int64[np.ndarray, "_"]] | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # found by identity: hashing an ArraySpec anew costs microseconds
 class Wanted:
     """One layer of one array, made once per recorder."""
 
     spec: ArraySpec
     layer: int | None
+    _heads: dict[torch.device, Tensor] = field(default_factory=dict[torch.device, Tensor], repr=False)
+
+    def heads_on(self, device: torch.device) -> Tensor:
+        """Returns the numbers of the heads on a device; kept, since making them anew would wait for it."""
+        if device not in self._heads:
+            with torch.inference_mode(False):
+                self._heads[device] = torch.tensor(self.spec.heads, device=device)
+        return self._heads[device]
 
     @property
     def of_other_stack(self) -> bool:
@@ -151,14 +238,22 @@ class ForwardPass:
     spans: Spans = field(default_factory=dict[Stack, Sequence[Span]])
     batch: int = 0
     columns: Mapping[Stack, int] = field(default_factory=dict[Stack, int])
+    tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] = field(default_factory=dict[Stack, Any])
     finished: set[Stack] = field(default_factory=set[Stack])
     thread: int = 0
     mask: Tensor | OwnMask | None = None
     mask_looks_ahead: bool = True
 
-    def begin(self, wanted: frozenset[Wanted], spans: Spans, columns: Mapping[Stack, int]) -> None:
+    def begin(
+        self,
+        wanted: frozenset[Wanted],
+        spans: Spans,
+        columns: Mapping[Stack, int],
+        tokens: Mapping[Stack, Sequence[Int64[np.ndarray, "_"]]] | None = None,
+    ) -> None:
+        """Begins a pass; `tokens` are those of its rows, for what is made of patterns and asks for them."""
         self._begin(wanted, len(next(iter(spans.values()))))
-        self.spans, self.columns = spans, columns
+        self.spans, self.columns, self.tokens = spans, columns, tokens or {}
         self.finished.clear()
 
     def begin_growing(self, wanted: frozenset[Wanted], growth: Growth, stack: Stack, columns: int, batch: int) -> None:
@@ -196,7 +291,7 @@ class ForwardPass:
         """Hands (batch, position, width) or (batch, head, position, width) over, the selected heads of it."""
         spec, layer = wanted.spec, wanted.layer
         if spec.heads and max(spec.heads) < rows.shape[1] and spec.heads != tuple(range(rows.shape[1])):
-            rows = rows[:, list(spec.heads)]
+            rows = rows.index_select(1, wanted.heads_on(rows.device))
         if rows.shape[-1] != spec.width or (spec.heads and rows.shape[1] != len(spec.heads)):
             raise Unsupported(
                 f"what should be {spec.key} has shape {tuple(rows.shape)}",
@@ -220,13 +315,18 @@ _TENSORS = {"q": "query", "k": "key", "v": "value"}
 class AttentionListener:
     """Hands what one attention module's calls show to the sink of the pass."""
 
-    def __init__(self, observed: ForwardPass, wanted: Sequence[Wanted]) -> None:
+    def __init__(
+        self, observed: ForwardPass, wanted: Sequence[Wanted], derived: Mapping[ArrayKey, Any] | None = None
+    ) -> None:
+        """Hears calls for `wanted`; `derived` gives what those of it are made by that are made of patterns."""
         here = {each.spec.key.site: each for each in wanted}
         self._pass = observed
+        made_by = {} if derived is None else derived
+        self._reduced = {made_by[each.spec.key]: each for each in wanted if each.spec.key in made_by}
+        self._made = [each for each in wanted if each.spec.key in made_by]
         self._tensors = [here[site] for site in ("q", "k", "v") if site in here]
         self._matrices = [here[site] for site in ("attn_scores", "attn_pattern") if site in here]
         self._outputs = [here[site] for site in ("z",) if site in here]
-        self._heads: Tensor | None = None
 
     def _pending(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         return [each for each in wanted if each in self._pass.pending]
@@ -238,10 +338,16 @@ class AttentionListener:
             if growth is not None and not wanted.of_other_stack:
                 tensor = growth.newest(tensor, wanted.spec.key.stack)
             self._pass.take(wanted, tensor)
-        squares = self._pending(self._matrices)
-        if squares:
+        squares, made = self._pending(self._matrices), self._pending(self._made)
+        if made and growth is not None:
+            raise Unsupported(
+                f"{made[0].spec.key} of a text that is being generated",
+                why="it is made of a whole text's patterns",
+                hint="record the finished texts with tf.record",
+            )
+        if squares or made:
             if growth is None:
-                self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, squares[0])
+                self._squares(call, {wanted.spec.key.site: wanted.spec for wanted in squares}, (*squares, *made))
             else:
                 self._grow(call, squares[0], growth)
         for wanted in squares:
@@ -252,29 +358,61 @@ class AttentionListener:
         for wanted in self._pending(self._outputs):
             self._pass.take(wanted, output.transpose(1, 2))
 
-    def _chosen(self, spec: ArraySpec, call: AttentionCall) -> Tensor:
-        # Kept, since making it anew would wait for the device.
-        if self._heads is None or self._heads.device != call.query.device:
-            self._heads = torch.tensor(spec.heads, device=call.query.device)
-        return self._heads
-
-    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], wanted: Wanted) -> None:
+    def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], all_wanted: Sequence[Wanted]) -> None:
+        wanted = all_wanted[0]
         (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
         assert layer is not None
         assert sink is not None
-        chosen = self._chosen(wanted.spec, call)
-        spans = zip(self._pass.spans[key.stack], self._pass.spans[key.key_stack], strict=True)
+        chosen = wanted.heads_on(call.query.device)
+        spans = (self._pass.spans[key.stack], self._pass.spans[key.key_stack])
+        each_span = list(zip(*spans, strict=True))
         triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
-        for example, (rows, columns) in enumerate(spans):
-            for queries in blocks_of_queries(rows, len(heads), columns.length):
+        of_pass = ReducedRows(*spans, self._pass.columns[key.stack], self._pass.tokens.get(key.stack))
+        reductions = [
+            reduced.begin(layer, of_pass) for reduced, each in self._reduced.items() if each in self._pass.pending
+        ]
+        alone = [*specs] == ["attn_pattern"] and not reductions
+        if alone and self._compiled(call, wanted.spec, layer, each_span, triangle=triangle):
+            return
+        one_by_one = bool(reductions) or isinstance(call.mask, OwnMask)
+        most = 0
+        if isinstance(sink, TakesSquares) and not one_by_one:
+            most = sink.squares_at_once(call.query) // (4 * len(heads))
+        for examples in _alike(each_span, most):
+            rows, columns = each_span[examples.start]
+            for queries in blocks_of_queries(rows, len(heads) * len(examples), columns.length, chosen.device):
                 visible = Span(columns.start, queries.stop) if triangle else columns
                 here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
-                block = call.scores(example, chosen, queries, visible)
+                which = examples.start if len(examples) == 1 else slice(examples.start, examples.stop)
+                block = call.scores(which, chosen, queries, visible)
                 if "attn_scores" in specs:
-                    sink.square(specs["attn_scores"], layer, example, here, there, block)
+                    _hand_over(sink, specs["attn_scores"], layer, examples, here, there, block)
+                if "attn_pattern" in specs or reductions:
+                    block = call.pattern(block, which, chosen, queries, visible)
                 if "attn_pattern" in specs:
-                    block = call.pattern(block, example, chosen, queries, visible)
-                    sink.square(specs["attn_pattern"], layer, example, here, there, block)
+                    _hand_over(sink, specs["attn_pattern"], layer, examples, here, there, block)
+                for reduction in reductions:
+                    reduction.take(examples.start, here, there, block)
+        made = {key: array for reduction in reductions for key, array in reduction.arrays().items()}
+        for each in all_wanted:
+            if each.spec.key in made:
+                self._pass.take(each, made[each.spec.key])
+
+    def _compiled(
+        self, call: AttentionCall, spec: ArraySpec, layer: int, spans: Sequence[tuple[Span, Span]], *, triangle: bool
+    ) -> bool:
+        """Has the compiled core make the patterns, and returns True, if it and the sink take them."""
+        sink = self._pass.sink
+        if not isinstance(sink, PatternSink) or not sink.makes_patterns(spec, ahead=not triangle):
+            return False
+        if triangle and any(rows != columns for rows, columns in spans):
+            return False
+        made = compiled_patterns(call, spec.heads, ahead=not triangle)
+        if made is None:
+            return False
+        there = [(example, *own) for example, own in enumerate(spans) if all(span.length for span in own)]
+        sink.patterns(spec, layer, [made.of(*each) for each in there])
+        return True
 
     def _grow(self, call: AttentionCall, wanted: Wanted, growth: Growth) -> None:
         """Hands over the patterns of the pass's own queries, all rows at once, with their keys in their true places.
@@ -288,11 +426,32 @@ class AttentionListener:
         if call.mask is None and call.key.shape[2] > seen and not call.is_causal:
             raise Unsupported("a padded cache without an attention mask", hint="leave cache_implementation alone")
         evicted = seen - held
-        chosen = self._chosen(spec, call)
+        chosen = wanted.heads_on(call.query.device)
         triangle = spec.key.stack == spec.key.key_stack and columns.start == 0 and not self._pass.looks_ahead(call)
         rows = Span(0, columns.length)
-        for queries in blocks_of_queries(rows, len(spec.heads) * call.query.shape[0], held):
+        for queries in blocks_of_queries(rows, len(spec.heads) * call.query.shape[0], held, chosen.device):
             keys = Span(0, min(held, queries.stop) if triangle else held)
             block = call.pattern(call.scores(None, chosen, queries, keys), None, chosen, queries, keys)
             here = queries.counted_from(-columns.start)
             growth.sink.squares(spec, layer, here, keys.counted_from(-evicted), block)
+
+
+def _alike(spans: Sequence[tuple[Span, Span]], most: int) -> Iterator[range]:
+    """Yields examples that follow each other, have the same spans, and at most so many cells together, or one alone."""
+    start = 0
+    for stop in range(1, len(spans) + 1):
+        queries, keys = spans[start]
+        fits = (stop + 1 - start) * queries.length * keys.length <= most
+        if stop == len(spans) or spans[stop] != spans[start] or not fits:
+            yield range(start, stop)
+            start = stop
+
+
+def _hand_over(
+    sink: Sink, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, block: Tensor
+) -> None:
+    if len(examples) == 1:
+        sink.square(spec, layer, examples.start, queries, keys, block)
+    else:
+        assert isinstance(sink, TakesSquares)
+        sink.squares(spec, layer, examples, queries, keys, block)

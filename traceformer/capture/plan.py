@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.derived import ModelPlace
 from traceformer.capture.gaps import layers_having, shared_width
-from traceformer.capture.passes import Derived
+from traceformer.capture.measured import Measuring
+from traceformer.capture.passes import Derived, Reduced
+from traceformer.capture.topk import AttentionTopK
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims
 from traceformer.models.families import architecture_of
@@ -31,7 +33,7 @@ class Plan:
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
-    derived: tuple[Derived, ...] = ()
+    derived: tuple[Derived | Reduced, ...] = ()
     architecture: Architecture | None = None
 
     @property
@@ -76,7 +78,10 @@ def plan_arrays(
     arrays: list[ArraySpec] = []
     left_out: list[str] = []
     gaps: list[SelectionError] = []
+    top_k = next((each for each in selection.derived if isinstance(each, AttentionTopK)), None)
     for site in selection.sites:
+        if site == "head_metrics" or (site == "attn_pattern" and top_k is not None):
+            continue
         keys = [key for key in row.keys(site) if key.stack in stacks]
         if site in OUTPUTS and site != output:
             keys = []
@@ -119,7 +124,18 @@ def plan_arrays(
             left_out.append(site)
     # Numbers that were dropped are told once.
     told = replace(selection, layers={**selection.layers, **{s: layers[s] for s in stacks if selection.layers.get(s)}})
-    derived = tuple(each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived)
+    derived: tuple[Derived | Reduced, ...] = tuple(
+        each.plan(told, stacks, ModelPlace(model, row, dims)) for each in selection.derived if each is not top_k
+    )
+    makers = ([Measuring.of] if "head_metrics" in selection.sites else []) + ([top_k.of] if top_k is not None else [])
+    if makers:
+        asked_layers, chosen = (
+            {s: there[s] for s in stacks if asked.get(s)}
+            for there, asked in ((layers, selection.layers), (heads, selection.heads))
+        )
+        patterns = replace(told, capture=("attn_pattern",), layers=asked_layers, heads=chosen, derived=())
+        specs = plan_arrays(patterns, model, stacks=stacks, architecture=architecture).arrays
+        derived += tuple(make(spec) for spec in specs for make in makers)
     arrays += [spec for each in derived for spec in each.specs]
     if not arrays and gaps:
         raise gaps[0]
@@ -205,6 +221,8 @@ def _why_not(site: str, architecture: Architecture, model: PreTrainedModel, stac
         return "one projection makes keys and values of a latent row: see kv_latent, k and v"
     if site == "projection":
         return "projections are recorded with `project`"
+    if site in ("attn_topk", "attn_topk_weight", "attn_topk_rest"):
+        return "the largest keys of each query are recorded with `store_topk`"
     if site in ("lens_topk", "lens_topk_prob"):
         return "the likeliest tokens of each layer are recorded with `lens_top_k`"
     rows = architecture.stacks.values()

@@ -12,6 +12,7 @@ from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.processed import rows_in_shard, rows_of, text_alone
 from traceformer.capture.proofs.fit import fitted, is_strange
+from traceformer.capture.reduced import LONG, settled
 from traceformer.capture.sight import nearest_to_few, triangles_of
 from traceformer.capture.tokenizing import Rows, Texts, tokenize
 from traceformer.models.loaded import LoadedModel
@@ -21,7 +22,7 @@ from traceformer.sites import ArrayKey, Selection
 from traceformer.store.layout import RunLayout
 from traceformer.store.place import Storage
 
-__all__ = ["Prepared", "first_batch", "fitting", "prepare"]
+__all__ = ["Prepared", "causal_patterns", "first_batch", "fitting", "prepare"]
 
 _FIRST = 8  # texts, of which some prove the row of a model whose family has none
 
@@ -40,25 +41,27 @@ class Prepared(NamedTuple):
 
 def prepare(
     model: LoadedModel,
-    texts: Texts | Sequence[ProcessorBatch],
+    texts: Texts | Rows | Sequence[ProcessorBatch],
     selection: Selection,
     storage: Storage,
     progress: OnProgress = quiet,
 ) -> Prepared:
     """Returns all that is known before the first byte is written: arrays, tokens, and how both lie on disk."""
-    rows: Rows | None = None
-    if not isinstance(texts, Texts):
-        rows = rows_of(model, texts)
-        texts = rows.texts
+    if isinstance(texts, Texts):
+        rows, asked = None, texts
+    else:
+        rows = texts if isinstance(texts, Rows) else rows_of(model, texts)
+        asked = rows.texts
     if is_strange(model):
-        rows = rows or tokenize(model, texts)
+        rows = rows or tokenize(model, asked)
         _, first = rows.part(range(min(_FIRST, len(rows.texts.source.examples))))
         with unedited(model.model):
             model = fitted(model, first if rows.given is None else text_alone(first), progress)
-    plan = plan_arrays(selection, model.model, stacks=texts.stacks(model), architecture=model.architecture)
+    plan = plan_arrays(selection, model.model, stacks=asked.stacks(model), architecture=model.architecture)
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
-    rows = rows or tokenize(model, texts)
+    rows = rows or tokenize(model, asked)
+    plan = settled(plan, model, rows, storage.dtype)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,
@@ -69,14 +72,14 @@ def prepare(
         attn_codec=storage.attn_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
-        triangles=_triangles(model, plan, rows),
+        triangles=causal_patterns(model, plan, rows),
     )
     if rows.given is not None:
         layout = replace(layout, shard_examples=rows_in_shard(rows.given, layout.shard_examples))
     return Prepared(model, plan, rows, layout)
 
 
-def _triangles(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
+def causal_patterns(model: LoadedModel, plan: Plan, rows: Rows) -> frozenset[ArrayKey]:
     """Returns the patterns in which no query of a text of a few tokens looks at a later one."""
     if rows.given is not None:  # an image may look at all of itself
         return frozenset()
@@ -102,8 +105,10 @@ def first_batch(rows: Rows, numbers: range, batching: Batching) -> list[Encoded]
 
 def fitting(batching: Batching, prepared: Prepared) -> Batching:
     """Returns which texts share a pass: they lie within one shard, and the model's output must bear company."""
-    model, plan, _, layout = prepared
+    model, plan, rows, layout = prepared
     of_classes = any(spec.key.site == "class_logits" for spec in plan.arrays)
     if of_classes and runs_alone(model.model):
+        return Batching(rows=1)
+    if any(spec.site.is_of_patterns for spec in plan.arrays) and rows.lengths.longest_of_all > LONG:
         return Batching(rows=1)
     return batching if batching.rows is None else Batching(rows=min(batching.rows, layout.shard_examples))

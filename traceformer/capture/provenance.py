@@ -14,6 +14,7 @@ import torch
 
 from traceformer.capture.edits.session import edits_of
 from traceformer.capture.encoding import Encoded, tokenizer_digest
+from traceformer.capture.measured import stated_metrics
 from traceformer.capture.plan import Plan
 from traceformer.capture.sharing import is_kept_apart
 from traceformer.capture.tokenizing import Rows
@@ -22,6 +23,7 @@ from traceformer.models.loaded import LoadedModel
 from traceformer.models.mechanisms import configs_of_layers
 from traceformer.models.outputs import label_names
 from traceformer.models.part import stack_config
+from traceformer.models.placed import devices_of
 from traceformer.models.quantised import quantisation_of
 from traceformer.models.weights import digest_of_model
 from traceformer.sites import ArraySpec, Stack
@@ -47,7 +49,11 @@ def _version(package: str) -> str:
 
 
 def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
-    """Returns what decides a run's bytes on the model's side, by name: it must be equal for a run to be resumed."""
+    """Returns what decides a run's bytes on the model's side, by name: it must be equal for a run to be resumed.
+
+    Threads and the processor's instructions are not in it, though sums may differ by them in their last bits: each
+    shard's record states those (`host_here`), so that a run can be gone on with on another machine.
+    """
     return {
         "model weights": model.digest,
         **({} if model.adapter is None else {"adapter": model.adapter.files or model.adapter.source}),
@@ -58,7 +64,6 @@ def model_configuration(model: LoadedModel, plan: Plan) -> dict[str, Any]:
         **plan.settings,
         "attention implementation": _attention_implementation(model),
         "device": _device(model),
-        "threads": torch.get_num_threads(),
         "versions": {name: _version(name) for name in ("traceformer", "torch", "transformers")},
         **({"padding": "none"} if is_kept_apart(model.model) else {}),
         **({"edits": edits} if (edits := [each.to_json() for each in edits_of(model.model)]) else {}),
@@ -89,8 +94,12 @@ def _sha256(text: str) -> str:
 
 
 def _device(loaded: LoadedModel) -> str:
-    device = next(loaded.model.parameters()).device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+    """Returns the names of the devices that a model runs on, each kind once."""
+    names = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+        for device in devices_of(loaded.model)
+    )
+    return ", ".join(dict.fromkeys(names))
 
 
 def _attention_implementation(loaded: LoadedModel) -> str:
@@ -127,6 +136,7 @@ def model_meta(model: LoadedModel, plan: Plan) -> RunMeta:
         left_out=tuple(plan.left_out),
         labels=_labels(model, plan),
         projection=plan.settings["projection"],
+        head_metrics=stated_metrics(plan.derived),
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
         dims={stack: _stated_dims(sizes) for stack, sizes in dims.stacks.items()},
         attention=_attention_facts(model),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, NoReturn, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from traceformer.capture.passes import (
     ForwardPass,
     GrowingSink,
     Growth,
+    Reduced,
     Sink,
     Spans,
     Wanted,
@@ -47,6 +49,7 @@ from traceformer.models.family import Architecture, Tap
 from traceformer.models.held import underneath
 from traceformer.models.own_attention import OWN_ATTENTION
 from traceformer.models.part import check_token_types, text_part
+from traceformer.shapes import Int64
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Stack
 
 __all__ = ["GrowingSink", "Growth", "Recorder", "Sink", "Span", "Spans"]
@@ -94,13 +97,14 @@ class Recorder:
         arrays: Sequence[ArraySpec],
         sink: Sink | None = None,
         architecture: Architecture | None = None,
-        derived: Sequence[Derived] = (),
+        derived: Sequence[Derived | Reduced] = (),
     ) -> None:
         self._model = underneath(model)
         config = self._model.config
         self._row = architecture or architecture_of(config)
         self.arrays = tuple(arrays)
-        self._derived: dict[ArrayKey, Derived] = {spec.key: each for each in derived for spec in each.specs}
+        self._derived: dict[ArrayKey, Any] = {spec.key: each for each in derived for spec in each.specs}
+        self._reduced: list[Any] = [each for each in derived if each.source.site == "attn_pattern"]
         self._dims = ModelDims.of(self._model)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
@@ -118,6 +122,8 @@ class Recorder:
             self._evaluate(undo)
             self._hook_modules(undo)
             self._observe_attention(undo)
+            for reduced in self._reduced:
+                undo.enter_context(reduced.at_work())
             self._undo = undo.pop_all()
         return self
 
@@ -142,7 +148,8 @@ class Recorder:
         check_positions(self._model, {stack: max(_lengths(own)) for stack, own in spans.items()})
         check_token_types(self._model, inputs)
         self.sharing.settle()
-        self._pass.begin(self._wanted, spans, self._columns(spans, inputs))
+        tokens = _tokens(spans, inputs) if self._reduced else None
+        self._pass.begin(self._wanted, spans, self._columns(spans, inputs), tokens)
         try:
             with torch.inference_mode():
                 self._model(**inputs)
@@ -277,7 +284,7 @@ class Recorder:
     def _deliver(self, module: nn.Module, deliveries: Sequence[_Delivery], tensor: Tensor) -> None:
         if not self._pass.is_observed:
             return
-        made: dict[Derived, Mapping[ArrayKey, Tensor]] = {}
+        made: dict[Any, Mapping[ArrayKey, Tensor]] = {}
         for wanted, tap, after, scale in deliveries:
             if wanted in self._pass.pending and (after is None or after in self._pass.finished):
                 rows = self._rows(module, wanted, tensor)
@@ -364,7 +371,8 @@ class Recorder:
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
         listeners: dict[nn.Module, Listener] = {
-            self._module(path): AttentionListener(self._pass, wanted) for path, wanted in wanted_at.items()
+            self._module(path): AttentionListener(self._pass, wanted, self._derived)
+            for path, wanted in wanted_at.items()
         }
         undo.enter_context(Listening(listeners))
         undo.enter_context(observing(self._model))
@@ -378,7 +386,18 @@ class Recorder:
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
             width = self._dims.stacks[key.stack].width_of(SITES["z"])
-            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted))
+            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted, self._derived))
+
+
+def _tokens(spans: Spans, inputs: Mapping[str, Any]) -> dict[Stack, list[Int64[np.ndarray, "_"]]]:
+    """The token ids of each row of each stack, as far as the model is given ids."""
+    found: dict[Stack, list[Int64[np.ndarray, "_"]]] = {}
+    for stack, own in spans.items():
+        ids = inputs.get("decoder_input_ids" if stack == "dec" and len(spans) > 1 else "input_ids")
+        if ids is not None:
+            rows = ids.cpu().numpy()
+            found[stack] = [row[span.start : span.stop] for row, span in zip(rows, own, strict=True)]
+    return found
 
 
 def _lengths(spans: Sequence[Span]) -> list[int]:

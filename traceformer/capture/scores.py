@@ -13,7 +13,9 @@ from torch import Tensor
 
 __all__ = ["AttentionCall", "OwnMask", "Span", "blocks_of_queries"]
 
-_BLOCK_BYTES = 8 << 20  # of float32 scores in flight
+_BLOCK_BYTES = 8 << 20  # of float32 scores in flight: what a processor's cache may hold
+_BLOCK_BYTES_OF_DEVICE = 64 << 20  # where each block is a few launches
+_PROCESSOR = torch.device("cpu")
 
 
 class Span(NamedTuple):
@@ -78,11 +80,11 @@ class AttentionCall:
         allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
         return bool(allowed.triu(1).any())
 
-    def scores(self, example: int | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+    def scores(self, example: int | slice | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
         """Returns the scores before the mask, float32 (head, query, key): scaled, softcapped, with position bias.
 
-        For `example` None all rows of the batch: (batch, head, query, key). `queries` and `keys` are indices of this
-        call's tensors.
+        For `example` None all rows of the batch, for a slice some: (batch, head, query, key). `queries` and `keys` are
+        indices of this call's tensors.
         """
         if self.edited_scores is not None:
             return _cut(self.edited_scores, example, heads, queries, keys).clone()
@@ -104,7 +106,7 @@ class AttentionCall:
             scores += _cut(self.bias, example, heads, queries, keys)
         return scores
 
-    def pattern(self, scores: Tensor, example: int | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+    def pattern(self, scores: Tensor, example: int | slice | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
         """Returns softmax(scores after the mask), float32 and of the shape of `scores`. Overwrites `scores`.
 
         With attention sinks a row sums to less than one: the sink's share is left out, not redistributed.
@@ -127,9 +129,10 @@ class AttentionCall:
         return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
 
 
-def _cut_mask(mask: Tensor | OwnMask, example: int | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+def _cut_mask(mask: Tensor | OwnMask, example: int | slice | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
     if isinstance(mask, Tensor):
         return _cut(mask, example, heads, queries, keys)
+    assert not isinstance(example, slice), "an implementation's own mask is asked for one example, or all"
     rows, columns = (torch.arange(*span, device=heads.device) for span in (queries, keys))
     return mask.allowed(example, heads, rows, columns)
 
@@ -144,21 +147,22 @@ def _narrow(tensor: Tensor, span: Span) -> Tensor:
     return tensor if span.length == tensor.shape[-2] else tensor.narrow(-2, span.start, span.length)
 
 
-def _cut(tensor: Tensor, example: int | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
+def _cut(tensor: Tensor, example: int | slice | None, heads: Tensor, queries: Span, keys: Span) -> Tensor:
     """The (head or 1, query, key) corner of a mask or bias whose batch and head axes may have size one.
 
-    That of one example, or of all rows for None.
+    That of one example, of some, or of all rows for None.
     """
     part = tensor if example is None else tensor[example if tensor.shape[0] > 1 else 0]
     part = _choose(part, heads) if part.shape[-3] > 1 else part
     return part[..., queries.start : queries.stop, keys.start : keys.stop]
 
 
-def blocks_of_queries(span: Span, n_heads: int, n_keys: int) -> Iterator[Span]:
-    """Yields consecutive parts of `span` whose float32 scores over all keys stay within a fixed memory."""
+def blocks_of_queries(span: Span, n_heads: int, n_keys: int, device: torch.device = _PROCESSOR) -> Iterator[Span]:
+    """Yields consecutive parts of `span` whose float32 scores over all keys stay within a fixed memory of a device."""
     if span.length == 1:
         yield span
         return
-    rows = max(1, _BLOCK_BYTES // (4 * n_heads * max(1, n_keys)))
+    most = _BLOCK_BYTES if device.type == "cpu" else _BLOCK_BYTES_OF_DEVICE
+    rows = max(1, most // (4 * n_heads * max(1, n_keys)))
     for start in range(span.start, span.stop, rows):
         yield Span(start, min(start + rows, span.stop))

@@ -25,6 +25,7 @@ from traceformer.errors import UsageError
 from traceformer.models.dims import ModelDims
 from traceformer.models.mechanisms import attends
 from traceformer.models.part import text_part
+from traceformer.models.placed import input_device
 from traceformer.models.quantised import quantisation_of
 from traceformer.sites import Stack
 
@@ -154,7 +155,7 @@ class Sharing:
     @torch.no_grad()
     def _tables(self, rope: nn.Module, positions: Sequence[int]) -> tuple[bytes, ...]:
         """What a rotary module makes of the first of these positions, bit by bit."""
-        device = next(self._model.parameters()).device
+        device = input_device(self._model)
         like = torch.empty(1, len(positions), 1, device=device, dtype=self._model.dtype)
         given = torch.tensor([[*positions]], device=device)
         try:

@@ -8,10 +8,11 @@ from traceformer.capture.batches import SquareSink, run_batches
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.scores import Span
+from traceformer.capture.tokenizing import Rows
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 
-__all__ = ["looking_ahead", "nearest_to_few", "triangles_of"]
+__all__ = ["few_tokens_of", "looking_ahead", "nearest_to_few", "triangles_of"]
 
 _ENOUGH = 8  # tokens: with fewer, all that lies ahead may have rounded to nothing
 
@@ -48,6 +49,15 @@ def nearest_to_few(lengths: Mapping[Stack, Sequence[int]]) -> int | None:
     several = [number for number, length in enumerate(shortest) if length]
     long = [number for number in several if shortest[number] >= _ENOUGH] or several
     return min(long, key=lambda number: abs(shortest[number] - _ENOUGH), default=None)
+
+
+def few_tokens_of(rows: Rows) -> list[Encoded]:
+    """Returns some tokens of one text, enough to see which keys are looked at; none where there are no tokens."""
+    number = nearest_to_few(rows.lengths.tokens)
+    if number is None:
+        return []
+    [row] = rows.part(range(number, number + 1))[1]
+    return [row.cut(dict.fromkeys(row.ids, _ENOUGH))]
 
 
 def triangles_of(model: LoadedModel, plan: Plan, rows: Sequence[Encoded]) -> frozenset[ArrayKey]:

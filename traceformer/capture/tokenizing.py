@@ -8,7 +8,7 @@ import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from traceformer.capture.chats import reading_chats
 from traceformer.capture.encoding import Encoded, Encoder, Lengths
@@ -21,7 +21,10 @@ from traceformer.texts.chats import Chat
 from traceformer.texts.examples import Example, TextSource
 from traceformer.texts.lazily import Lazily
 
-__all__ = ["Rows", "Texts", "tokenize"]
+__all__ = ["Part", "Rows", "Texts", "tokenize"]
+
+Part: TypeAlias = tuple[list[Example], list[Encoded]]
+"""Some examples, and their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,36 @@ class Texts:
 class Rows:
     """The tokens of texts for one model: all lengths, and any part of the tokens when it is asked for.
 
-    `given` are the rows of a processor's batches, whose tokens are there already.
+    `given` are the rows of a processor's batches, whose tokens are there already. `kept` are the parts that were made,
+    of rows that several models read.
     """
 
     texts: Texts
     encoder: Encoder
     lengths: Lengths
     given: Sequence[Encoded] | None = None
+    kept: dict[range, Part] | None = None
 
-    def part(self, numbers: range) -> tuple[list[Example], list[Encoded]]:
+    def keeping(self) -> "Rows":
+        """Returns the same rows, of which each part is made once."""
+        return replace(self, kept={})
+
+    def read_by(self, model: LoadedModel) -> "Rows":
+        """Returns the same rows for another model, which has the same tokenizer and reads as much."""
+        texts = self.texts
+        add_special = texts.source.kind is not Chat
+        encoder = Encoder(model, texts.max_tokens, texts.max_target_tokens, add_special=add_special)
+        return replace(self, encoder=encoder)
+
+    def part(self, numbers: range) -> Part:
         """Returns the examples of these numbers, and their tokens."""
+        if self.kept is None:
+            return self._made(numbers)
+        if numbers not in self.kept:
+            self.kept[numbers] = self._made(numbers)
+        return self.kept[numbers]
+
+    def _made(self, numbers: range) -> Part:
         examples = list(self.texts.source.examples[numbers.start : numbers.stop])
         if self.given is not None:
             return examples, list(self.given[numbers.start : numbers.stop])

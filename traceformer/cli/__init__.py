@@ -5,21 +5,26 @@ failure is told in up to three lines (`error:`, `why:`, `try:`) and an exit code
 the traceback.
 
 failures      errors to three lines and an exit code; parameters' names to flags
+stopping      work that keeps what it has done, and signals that announce its end
 arguments     what RUN, --example, --head and counts may be; layers and heads are in `choices`
 choices       flags that several verbs share, said once
 demo          the whole way from a model to pictures, each step a command
 check         what is proved of a model's sites
 extract       texts to a run
+checkpoints   the checkpoints of a training, a run each
 generate      prompts to a run, the text shown as it is made
 list_         the runs in a folder
 inspect       what a run holds, an example, a head
 summary       what a run holds, as text and JSON
+finish        an unfinished run over a stream ends with what was committed
 verify        is everything as it was written?
 upgrade       a run of an older format in the newest one
+sync          a finished run to a bucket, or back
 analyze       statistics of a run
 statistics    these as text
 heads         the metrics of every head
 role_card     these with weights and ablation, as text and in files
+training_curves  the same along the steps of a training
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text
@@ -59,6 +64,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from traceformer import __version__
 from traceformer.cli.failures import INTERRUPTED, explain, in_flags
+from traceformer.cli.stopping import TO_BE_RESUMED
 from traceformer.errors import TraceformerError
 from traceformer.heap import keep_freed_memory
 
@@ -88,7 +94,9 @@ VERBS = {
     "export": "Write a run in another format.",
     "import": "Make a run of files in another format.",
     "verify": "Check every file of a run against its records.",
+    "finish": "End a run over a stream with what was committed.",
     "upgrade": "Write a run of an older format in the newest one.",
+    "sync": "Copy a finished run to a bucket, or from one to a disk.",
     "train": "Train a byte-level transformer, dense or sparse.",
 }
 """Every verb and its line in the help; its function lives in the module of that name, or of `import_`, `list_`."""
@@ -120,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = explain(error)
             if failure is None:
                 raise
-            if debug and failure.code != INTERRUPTED:
+            if debug and failure.code not in (INTERRUPTED, TO_BE_RESUMED):
                 import traceback
 
                 traceback.print_exc()
@@ -142,7 +150,7 @@ def application(arguments: Sequence[str]) -> App:
         # A reader of Markdown takes as long to load as a verb and its flags.
         help_format="plaintext",
         help_epilogue="--debug anywhere on the line shows the traceback of an error.",
-        version=f"traceformer {__version__}",
+        version=_version,
         default_parameter=Parameter(negative=(), show_default=_default_in_help),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
@@ -156,6 +164,12 @@ def application(arguments: Sequence[str]) -> App:
         else:
             app.command(f"traceformer.cli.{name}:{name}", name=verb, help=help_line)
     return app
+
+
+def _version() -> str:
+    from traceformer.core.library import described
+
+    return f"traceformer {__version__} ({described()})"
 
 
 def _told_plainly(verb: Any) -> Any:

@@ -59,7 +59,7 @@ def ablate(
 
     where.check()
     loaded = loading.load(model, with_head=True)
-    with steps_shown("ablating") as progress:
+    with where.keeping(), steps_shown("ablating") as progress:
         found = ablated(
             loaded,
             texts,

@@ -11,12 +11,15 @@ from cyclopts import Parameter
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.cli.arguments import count, find_example
+from traceformer.cli.choices import EngineChoice
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
 from traceformer.texts.shown import printable
 
 if TYPE_CHECKING:
     from traceformer.analysis.run_statistics import ExampleLogits, RunStatistics
+    from traceformer.capture.workers.engine import Ray
+    from traceformer.store.objects.path import AnyPath
     from traceformer.store.run import Run
 
 __all__ = ["analyze"]
@@ -35,6 +38,7 @@ def analyze(
     png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     json: bool = False,
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
 ) -> None:
     """Statistics of attention, activations and logits.
 
@@ -60,6 +64,7 @@ def analyze(
     from traceformer.questions.vocabulary import token_texts
     from traceformer.store.run import Run
 
+    workers = engine.chosen()
     if png is not None:
         from traceformer.figures.style import check_format
 
@@ -74,7 +79,7 @@ def analyze(
         following = ""
         for number, folder in enumerate(folders):
             store = Run(folder)
-            found, positions = _analyze(store, example, layer, convention, top, parquet)
+            found, positions = _analyze(store, example, layer, convention, top, parquet, workers)
             if png is not None:
                 _save_entropy(found, png)
             name = run if run.endswith(_TRACE) else str(folder)
@@ -99,7 +104,7 @@ def _tokens(store: "Run", of: "ExampleLogits") -> list[str]:
     return [piece.text for piece in shown_tokens(store, of.example_id, of.key.stack)]
 
 
-def _find(run: str, stack: ExitStack) -> list[Path]:
+def _find(run: str, stack: ExitStack) -> "list[AnyPath]":
     """Returns the folders that are meant; a trace is imported into one that goes when the stack is left."""
     from traceformer.store.folders import find_runs
 
@@ -119,6 +124,7 @@ def _analyze(
     convention: ConventionName,
     top: int,
     parquet: Path | None,
+    workers: "Ray | None",
 ) -> "tuple[RunStatistics, list[ExampleLogits]]":
     """Returns the statistics of a run, and of one example those of every position; saves the table if asked to."""
     from traceformer.questions.statistics import statistics
@@ -144,7 +150,9 @@ def _analyze(
                 positions.append(found)
 
         progress = stack.enter_context(steps_shown("analyzing"))
-        found = statistics(store, examples=ids, convention=convention, top=top, each=each, progress=progress)
+        found = statistics(
+            store, examples=ids, convention=convention, top=top, each=each, engine=workers, progress=progress
+        )
         if file is not None:
             file.add(found.rows())
     return found, positions

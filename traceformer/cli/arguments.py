@@ -12,7 +12,7 @@ from traceformer.errors import SelectionError, UsageError
 if TYPE_CHECKING:
     from traceformer.store.run import Run
 
-__all__ = ["NAMED_FOLDER", "Indices", "count", "find_example", "open_example", "parse_head"]
+__all__ = ["FOLDER_ON_DISK", "NAMED_FOLDER", "Indices", "count", "find_example", "open_example", "parse_head"]
 
 
 # A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
@@ -24,11 +24,28 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
     # Of a name that is empty, as an unset variable of a shell is, a path would make the working folder.
     if not tokens[0].value:
         raise ValueError("it takes the name of a folder, and this is empty")
+    if ":/" in tokens[0].value:
+        from traceformer.store.objects.path import as_path
+
+        as_path(tokens[0].value)  # refuses what is no place in a bucket: a path would make a folder `s3:` of `s3://`
     return Path(tokens[0].value)
+
+
+def _folder_on_disk(_: object, tokens: Sequence[Token]) -> Path:
+    folder = _folder(_, tokens)
+    if ":/" in tokens[0].value:
+        from traceformer.store.objects.path import is_bucket
+
+        if is_bucket(tokens[0].value):
+            raise ValueError("it takes a folder on disk, and this is a place in a bucket")
+    return folder
 
 
 NAMED_FOLDER = Parameter(metavar="DIR", converter=_folder, n_tokens=1)
 """A folder to write into; `.` is meant by who writes it, and an empty name is not."""
+
+FOLDER_ON_DISK = Parameter(metavar="DIR", converter=_folder_on_disk, n_tokens=1)
+"""The same, of what is written to a disk alone."""
 
 
 def count(metavar: str, *, least: int = 1) -> Parameter:
@@ -71,7 +88,7 @@ def open_example(name: str, example: str | None) -> "tuple[Run, str]":
     if len(folders) == 1:
         run = Run(folders[0])
         return run, find_example(run, example)
-    holding = [run for run in map(Run, folders) if example in run.ids]
+    holding = [run for run in map(Run, folders) if example is not None and run.is_id(example)]
     if example is None or len(holding) != 1:
         why = "" if example is None else f"{len(holding) or 'none'} of them hold an example {example!r}"
         raise UsageError(f"{name} holds {len(folders)} runs", why=why, hint=f"one of them, such as {folders[0]}")

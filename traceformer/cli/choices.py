@@ -3,24 +3,30 @@
 The string under a field is its line in the help, as it stands. Nothing below the command line sees one of these.
 """
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
+from traceformer.cli.arguments import FOLDER_ON_DISK, NAMED_FOLDER, Indices, count
+from traceformer.cli.stopping import keeping
+from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
 from traceformer.store.names import TRACES
 
 if TYPE_CHECKING:
     from traceformer.capture.derived import LensTopK, Traits
+    from traceformer.capture.streaming import StreamedTexts
     from traceformer.capture.tokenizing import Texts
+    from traceformer.capture.workers.engine import Ray
     from traceformer.models.loaded import LoadedModel
     from traceformer.store.place import Place
 
 __all__ = [
     "DerivedChoice",
+    "EngineChoice",
     "Loading",
     "PairChoice",
     "PlaceChoice",
@@ -39,6 +45,7 @@ CHOOSE = Group.create_ordered("How tokens are chosen")
 RECORD = Group.create_ordered("What to record")
 WHERE = Group.create_ordered("Where it goes")
 HOW = Group.create_ordered("How it runs")
+WORKERS = Group.create_ordered("Who does it")
 
 SEVERAL = Parameter(consume_multiple=(1, None))
 
@@ -67,22 +74,69 @@ class Loading:
     """Load weights from pickle files, which can run code of whoever made them."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the fastest there is by default."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """In place of a device: spread a model that none has room for over all of them, memory and disk."""
+    offload_folder: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
+    """Where what neither a GPU nor memory has room for is kept until it is used."""
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """What the model computes in; what its weights are stored in by default."""
 
     def load(self, name: str, *, with_head: bool) -> "LoadedModel":
         from traceformer.models.load import load_model
 
-        return load_model(
-            name,
-            adapter=self.adapter,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.model_dtype,
-            with_head=with_head,
-            allow_pickle=self.allow_pickle,
-            like=self.like,
+        return load_model(name, revision=self.revision, with_head=with_head, **self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what `load_model` is told of any model."""
+        return {
+            "adapter": self.adapter,
+            "device": self.device,
+            "device_map": self.device_map,
+            "offload_folder": self.offload_folder,
+            "dtype": self.model_dtype,
+            "allow_pickle": self.allow_pickle,
+            "like": self.like,
+        }
+
+
+@Parameter(name="*", group=WORKERS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which processes do the work."""
+
+    engine: Literal["ray"] | None = None
+    """ray has workers share the work, on this machine or a cluster; needs the extra traceformer[ray]."""
+    ray_address: Annotated[str | None, Parameter(metavar="auto|ADDRESS")] = None
+    """The cluster; this machine alone by default."""
+    workers: Annotated[int, count("N")] = 2
+    """How many workers."""
+    gpus_per_worker: Annotated[float, Parameter(metavar="N")] = 0
+    """How many GPUs each has."""
+    threads_per_worker: Annotated[int, count("N")] = 1
+    """How many threads each computes with."""
+
+    def chosen(self) -> "Ray | None":
+        """Returns the engine; None for this process.
+
+        Raises:
+            UsageError: it is told how workers are, and not that there are any; or that makes no sense.
+        """
+        if self.engine is None:
+            given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+            if given:
+                flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise UsageError(f"{flags} without --engine", hint="--engine ray")
+            return None
+        from traceformer.capture.workers.engine import Ray
+
+        ray = Ray(
+            workers=self.workers,
+            address=self.ray_address,
+            gpus_per_worker=self.gpus_per_worker,
+            threads_per_worker=self.threads_per_worker,
         )
+        ray.check()
+        return ray
 
 
 @Parameter(name="*", group=TEXTS)
@@ -106,19 +160,28 @@ class TextChoice:
     """Cut texts after N tokens; auto is the longest text, up to what the model can take."""
     dec_max_len: Annotated[int, count("N")] = 64
     """Cut targets after N tokens."""
+    streaming: bool = False
+    """Read texts as they come, in bounded memory; --dataset may be a pattern such as 'shards/*.tar'."""
+    shuffle: Annotated[int | None, count("SEED", least=0)] = None
+    """Of a stream, put texts in an order by this seed, --shuffle-buffer at a time."""
+    shuffle_buffer: Annotated[int, count("N", least=2)] = 10_000
+    """How many texts are held for that."""
 
-    def read(self) -> "Texts":
-        from traceformer.capture.extract import read_texts
+    def read(self) -> "Texts | StreamedTexts":
+        from traceformer.capture.extract import asked_texts
 
-        return read_texts(
+        return asked_texts(
             self.dataset,
-            self.targets_file,
+            targets=self.targets_file,
             split=self.split,
             text_column=self.text_column,
             ids_column=self.ids_column,
             limit=None if self.limit == "all" else self.limit,
             max_seq_len=self.max_seq_len,
             dec_max_len=self.dec_max_len,
+            streaming=self.streaming,
+            shuffle=self.shuffle,
+            shuffle_buffer=self.shuffle_buffer,
         )
 
 
@@ -189,7 +252,7 @@ class SelectionChoice:
     """Which sites, layers and heads are recorded."""
 
     capture: Annotated[tuple[str, ...], Parameter(metavar="SITE...", show_default="attn qkv"), SEVERAL] = ()
-    """Groups attn qkv hidden resid mlp norms internals logits all, or names of sites."""
+    """Groups attn qkv hidden resid mlp norms internals logits heads all, or names of sites."""
     layers: Indices = None
     """Which layers, in both stacks; all of them by default."""
     heads: Indices = None
@@ -204,6 +267,8 @@ class SelectionChoice:
     """Which heads of the decoder."""
     hidden_layers: Indices = None
     """Which entries of hidden; all layers and the embedding by default."""
+    store_topk: Annotated[int | None, count("K")] = None
+    """Store the K largest keys of each query in place of patterns, and what all others have together."""
 
     def selection(self, derived: tuple[Any, ...]) -> Selection:
         sites = sites_in(self.capture) or (() if derived else ("attn", "qkv"))
@@ -212,7 +277,12 @@ class SelectionChoice:
             "dec": self.layers_dec or self.layers,
         }
         heads: dict[Stack, str | None] = {"enc": self.heads_enc or self.heads, "dec": self.heads_dec or self.heads}
-        return Selection.of(sites, layers=layers, heads=heads, hidden_layers=self.hidden_layers, derived=derived)
+        selection = Selection.of(sites, layers=layers, heads=heads, hidden_layers=self.hidden_layers, derived=derived)
+        if self.store_topk is None:
+            return selection
+        from traceformer.capture.topk import AttentionTopK
+
+        return replace(selection, derived=(*derived, AttentionTopK(self.store_topk)))
 
 
 @Parameter(name="*", group=WHERE)
@@ -221,7 +291,7 @@ class PlaceChoice:
     """Where a run goes."""
 
     out_dir: Annotated[Path | None, NAMED_FOLDER] = None
-    """The run's folder, in place of one in ./traces that is named after time, model and texts."""
+    """The run's folder, in place of one in ./traces that is named after time, model and texts; or s3://BUCKET/NAME."""
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""
     resume: bool = False
@@ -235,13 +305,20 @@ class PlaceChoice:
 
     def place(self, parent: Path = TRACES, **storage: Any) -> "Place":
         """Returns the place, after finding out what cannot work there; `parent` is for runs without a folder."""
+        place = self.unchecked(parent, **storage)
+        place.check()
+        return place
+
+    def unchecked(self, parent: Path = TRACES, **storage: Any) -> "Place":
+        """Returns the place as it is asked for."""
         import shlex
         import sys
 
+        from traceformer.store.objects.path import as_path
         from traceformer.store.place import Place, Storage
 
-        place = Place(
-            folder=self.out_dir,
+        return Place(
+            folder=None if self.out_dir is None else as_path(self.out_dir),
             parent=None if self.out_dir is not None else parent,
             resume=self.resume,
             overwrite=self.overwrite,
@@ -250,8 +327,6 @@ class PlaceChoice:
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
             thumbnails=self.thumbnails,
         )
-        place.check()
-        return place
 
 
 @Parameter(name="*", group=WHERE)
@@ -259,7 +334,7 @@ class PlaceChoice:
 class SweepPlace:
     """Where effects go."""
 
-    out_dir: Annotated[Path | None, NAMED_FOLDER] = None
+    out_dir: Annotated[Path | None, FOLDER_ON_DISK] = None
     """A folder to write effects to, text by text or pair by pair."""
     resume: bool = False
     """Go on with an interrupted sweep of the same settings there."""
@@ -267,6 +342,10 @@ class SweepPlace:
     """Save a map, in the format that the ending names."""
     json: bool = False
     """Print a JSON object."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Returns the context in which a sweep may be interrupted: with a folder, what is there is kept."""
+        return keeping("what was measured is kept", resumes=self.out_dir is not None)
 
     def check(self) -> None:
         """Makes sure that a picture of this name can be written, before anything is computed."""

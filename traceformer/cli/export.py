@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, Indices, find_example
+from traceformer.cli.arguments import FOLDER_ON_DISK, Indices, find_example
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
@@ -21,7 +21,7 @@ def export(
     /,
     *,
     format: Annotated[str, Parameter(metavar="NAME")] = "json",
-    output: Annotated[Path, NAMED_FOLDER] = Path("exports"),
+    output: Annotated[Path, FOLDER_ON_DISK] = Path("exports"),
     example: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="ID...")] = (),
     layout: Annotated[str | None, Parameter(metavar="residual|internals")] = None,
     layers: Indices = None,

@@ -3,13 +3,27 @@
 import json as json_text
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from traceformer.cli.arguments import count
-from traceformer.cli.choices import HOW, MODEL, WHERE, DerivedChoice, Loading, PlaceChoice, SelectionChoice, TextChoice
+from traceformer.cli.checkpoints import record_checkpoints
+from traceformer.cli.choices import (
+    HOW,
+    MODEL,
+    SEVERAL,
+    WHERE,
+    DerivedChoice,
+    EngineChoice,
+    Loading,
+    PlaceChoice,
+    SelectionChoice,
+    TextChoice,
+)
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 from traceformer.units import amount_of_bytes, duration
@@ -22,8 +36,9 @@ __all__ = ["extract"]
 
 def extract(
     *,
-    model: Annotated[str, Parameter(group=MODEL)] = "roberta-base",
+    model: Annotated[str | None, Parameter(group=MODEL, show_default="roberta-base")] = None,
     model_path: Annotated[Path | None, Parameter(group=MODEL)] = None,
+    checkpoints: Annotated[tuple[str, ...], Parameter(group=MODEL, metavar="FOLDER|REVISION..."), SEVERAL] = (),
     loading: Loading = Loading(),  # noqa: B008
     texts: TextChoice = TextChoice(),  # noqa: B008
     what: SelectionChoice = SelectionChoice(),  # noqa: B008
@@ -35,6 +50,7 @@ def extract(
     batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=HOW), count("N|auto")] = None,
     num_shards: Annotated[int, Parameter(group=HOW), count("W")] = 1,
     shard_index: Annotated[int, Parameter(group=HOW), count("w", least=0)] = 0,
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
     dry_run: Annotated[bool, Parameter(group=HOW)] = False,
     json: Annotated[bool, Parameter(group=HOW)] = False,
 ) -> None:
@@ -48,6 +64,8 @@ def extract(
     Args:
         model: A Hugging Face model name, or a folder that holds a model.
         model_path: A folder that holds a model; goes before --model.
+        checkpoints: In place of one model those of a training, a run each, in the folder --out_dir: a folder that holds
+            them (checkpoint-500, ...), or revisions of --model (step0 step512).
         codec: Compression of token arrays; patterns are always compressed.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
@@ -61,34 +79,44 @@ def extract(
     if not 0 <= shard_index < num_shards:
         raise UsageError(f"--shard-index {shard_index} of --num-shards {num_shards}", hint="count from 0")
     selection = what.selection(computed.derived())  # a misspelt site fails here, before torch is imported
-    place = where.place(codec=codec, attn_codec=attn_codec, writer=(shard_index, num_shards))
+    made = where.unchecked if checkpoints else where.place  # a folder of runs may be there, to be gone on with
+    place = made(codec=codec, attn_codec=attn_codec, writer=(shard_index, num_shards))
+
+    workers = engine.chosen()
+    if texts.streaming and (workers is not None or checkpoints):
+        raise UsageError(
+            f"--streaming with {'--engine' if workers is not None else '--checkpoints'}",
+            why="a stream is read once, by one process",
+            hint="without it",
+        )
 
     from traceformer.capture import extract as extraction
 
+    name = str(model_path or model or "roberta-base")
+    load = partial(loading.load, name, with_head=selection.needs_head)
+    batching: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+    if checkpoints:
+        refused = {
+            "--model_path": model_path,
+            "--revision": loading.revision,
+            "--dry-run": dry_run,
+            "--num-shards": num_shards > 1,
+            "--engine": workers,
+        }
+        record_checkpoints(checkpoints, model, loading, texts, selection, place, **batching, json=json, refused=refused)
+        return
     if dry_run:
-        loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-        expected = extraction.estimate(
-            loaded, texts.read(), selection, place, batch_size=batch_size, batch_tokens=batch_tokens
-        )
-        _print_estimate(expected, json)
+        loaded = load()
+        _print_estimate(extraction.estimate(loaded, texts.read(), selection, place, **batching), json)
         return
     totals = Totals()
-    try:
-        with progress_shown(totals) as progress:
-            progress(LOADING)
+    with keeping("what was committed is kept"), progress_shown(totals) as progress:
+        progress(LOADING)
+        if workers is not None:
+            run = extraction.extract_on(workers, load, texts.read, selection, place, **batching, progress=progress)
+        else:
             asked = texts.read()
-            loaded = loading.load(str(model_path or model), with_head=selection.needs_head)
-            run = extraction.extract(
-                loaded,
-                asked,
-                selection,
-                place,
-                batch_size=batch_size,
-                batch_tokens=batch_tokens,
-                progress=progress,
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was committed is kept", "the same command with --resume") from stop
+            run = extraction.extract(load(), asked, selection, place, **batching, progress=progress)
     if json:
         print(json_text.dumps({"run": str(run.folder), **asdict(totals)}, indent=2))
         return

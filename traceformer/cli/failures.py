@@ -1,6 +1,7 @@
 """What is printed, and returned to the shell, when a command fails."""
 
 import ast
+import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
+from traceformer.cli.stopping import TO_BE_RESUMED, Announced
 from traceformer.errors import OutOfSpace, TraceformerError, UsageError
 from traceformer.store.files import is_full
 
@@ -22,16 +24,19 @@ __all__ = ["FLAGS", "INTERRUPTED", "Failure", "explain", "in_flags"]
 
 INTERRUPTED = 130
 _NOT_READABLE = 3
+_SMALLER = "a smaller --batch_size, or fewer --layers"
 
 _NAMED_ALIKE = (
     "accumulation adapter against align all_prompt_sets allow_pickle answer answer_token attention batch_size "
-    "batch_tokens by_source capture chat clean convention corrupt data dataset device draws dtype estimate "
-    "evaluations exact_top example features floor format grad_clip heads heads_dec heads_enc how ids_column init "
-    "k keep_duplicates layers layers_dec layers_enc layout learning_rate lens_top_k like limit lossless "
-    "max_tokens method metric model model_dtype num_beams num_epochs num_return_sequences output over overwrite "
+    "batch_tokens by_source capture chat checkpoints clean convention corrupt data dataset device device_map "
+    "draws dtype engine estimate evaluations exact_top example features floor format gpus_per_worker "
+    "grad_clip heads heads_dec heads_enc how ids_column init k keep_duplicates keep_steps layers layers_dec "
+    "layers_enc layout learning_rate lens_top_k like limit lossless max_tokens method metric model "
+    "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder output over overwrite "
     "pairs patience port position positions preset project project_site prompt prompt_set prompts repeats "
-    "replace replay resume scales search site split steps stop temperature text_column to together top_k top_p "
-    "warmup weight_decay window wrong"
+    "replace replay resume revision scales search shard_index shuffle shuffle_buffer site split steps stop "
+    "store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
+    "weight_decay window workers wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",
@@ -69,12 +74,14 @@ def explain(error: BaseException) -> Failure | None:
         return _unreadable_command(error)
     if isinstance(error, KeyboardInterrupt):
         message, hint = error.args if len(error.args) == 2 else ("interrupted", "")
-        return Failure(INTERRUPTED, message, hint=hint)
+        return Failure(TO_BE_RESUMED if isinstance(error, Announced) else INTERRUPTED, message, hint=hint)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         why = str(error).split("\n")[0]
-        return Failure(OutOfSpace.exit_code, "out of memory", why, "a smaller --batch_size, or fewer --layers")
+        return Failure(OutOfSpace.exit_code, "out of memory", why, _SMALLER)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno == errno.ENOMEM:  # of a mapping, in place of a MemoryError
+            return Failure(OutOfSpace.exit_code, "out of memory", str(error), _SMALLER)
         if is_full(error):
             hint = "free some space, then the same command again"
             return Failure(OutOfSpace.exit_code, f"{where}the disk is full", hint=hint)

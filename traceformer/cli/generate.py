@@ -5,6 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,10 +21,12 @@ from traceformer.cli.choices import (
     SEVERAL,
     WHERE,
     DerivedChoice,
+    EngineChoice,
     Loading,
     PlaceChoice,
     sites_in,
 )
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, OnProgress, Progress, Totals, progress_shown
 from traceformer.sites import Selection
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from traceformer.capture.generation.prompts import Prompts
     from traceformer.capture.generation.sampling import Sampling
     from traceformer.models.loaded import LoadedModel
+    from traceformer.store.run import Run
 
 __all__ = ["generate"]
 
@@ -139,6 +143,7 @@ def generate(
     experiment: Annotated[Path | None, NAMED_FOLDER, Parameter(group=WHERE)] = None,
     where: PlaceChoice = PlaceChoice(),  # noqa: B008
     batch_size: Annotated[int, Parameter(group=HOW), count("N")] = 8,
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
     json: Annotated[bool, Parameter(group=HOW)] = False,
 ) -> None:
     """Let a model answer prompts, and record what happens inside it, token by token.
@@ -187,26 +192,40 @@ def generate(
     from traceformer.capture.generation import generate as generation
     from traceformer.questions.edits import as_steering
 
+    workers = engine.chosen()
+    if workers is not None and steer:
+        raise UsageError("--steer with --engine", why="workers load models as they are", hint="leave one of them")
     choosing.sampling()  # what makes no sense is said before the model is loaded
     totals, shown = Totals(), list[str]()
     responses: list[Generated] = []
-    streams = asked.prompt is not None and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
-    try:
-        with (_text_shown if streams else progress_shown)(totals) as progress:
+    streams = (
+        workers is None
+        and asked.prompt is not None
+        and (choosing.num_beams or 1) == (choosing.num_return_sequences or 1) == 1
+    )
+    shown_as = _text_shown if streams else progress_shown
+    with keeping("what was finished is kept"), shown_as(totals) as progress:
 
-            def stream(text: str) -> None:
-                shown.append(text)
-                _stream(text)
+        def stream(text: str) -> None:
+            shown.append(text)
+            _stream(text)
 
-            def keep(response: "Generated") -> None:
-                responses.append(response)
-                if not shown:
-                    print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
+        def keep(response: "Generated") -> None:
+            responses.append(response)
+            if not shown:
+                print(f"{response.example_id}: {_shortened(response.text)}", file=sys.stderr)
 
-            progress(LOADING)
-            prompts = asked.read()
-            edits = [as_steering(each) for each in steer]
-            loaded = loading.load(model or _checkpoint(source, model_tag, step), with_head=True)
+        progress(LOADING)
+        prompts = asked.read()
+        edits = [as_steering(each) for each in steer]
+        load = partial(loading.load, model or _checkpoint(source, model_tag, step), with_head=True)
+        how: dict[str, Any] = {"batch_size": batch_size, "replay": replay, "capture_steps": capture_steps}
+        if workers is not None:
+            run = generation.answer_on(
+                workers, load, choosing.sampling, prompts, selection, place, **how, progress=progress
+            )
+        else:
+            loaded = load()
             with edit(loaded, *edits) if edits else nullcontext():
                 run = generation.answer(
                     loaded,
@@ -214,17 +233,13 @@ def generate(
                     selection,
                     place,
                     sampling=choosing.sampling(loaded),
-                    batch_size=batch_size,
-                    replay=replay,
-                    capture_steps=capture_steps,
+                    **how,
                     progress=progress,
                     on_text=stream if streams else None,
                     on_response=keep,
                 )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was finished is kept", "the same command with --resume") from stop
     if json:
-        told = [_told(response) for response in responses]
+        told = [_told(response) for response in responses] if workers is None else _told_of_run(run)
         print(json_text.dumps({"run": str(run.folder), **asdict(totals), "responses": told}, indent=2))
         return
     responses_made = f"{totals.examples} response{'' if totals.examples == 1 else 's'}"
@@ -266,6 +281,21 @@ def _stream(text: str) -> None:
 def _shortened(text: str) -> str:
     line = printable(text.strip())
     return line if len(line) <= 100 else line[:99] + "…"
+
+
+def _told_of_run(run: "Run") -> list[dict[str, Any]]:
+    """The same of all responses of a run, where others have made them."""
+    length = "n_tokens" if run.arch == "dec" else "dec_n_tokens"
+    return [
+        {
+            "example_id": row["example_id"],
+            "prompt": row["prompt"],
+            "response": row["response"],
+            "tokens": row[length] - row["n_prompt"],
+            "seed": row["seed"],
+        }
+        for row in run.table.select(["example_id", "prompt", "response", length, "n_prompt", "seed"]).to_pylist()
+    ]
 
 
 def _told(response: "Generated") -> dict[str, Any]:

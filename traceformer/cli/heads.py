@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 
 from traceformer.analysis.conventions import SPARSITY, ConventionName
 from traceformer.cli.arguments import count
+from traceformer.cli.choices import EngineChoice
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.progress import steps_shown
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.roles import Roles
     from traceformer.questions.training_texts import TrainingTexts
+    from traceformer.store.objects.path import AnyPath
     from traceformer.texts.windows import FileWindows, Part
 
 __all__ = ["heads"]
@@ -64,6 +66,7 @@ def heads(
     plot: Annotated[bool, Parameter(group=_WHERE)] = False,
     figure: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
     json: Annotated[bool, Parameter(group=_WHERE)] = False,
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
 ) -> None:
     """Measure every attention head: entropy, sparsity, distance, and what it looks for.
 
@@ -74,7 +77,8 @@ def heads(
     Example: `traceformer heads latest --plot`
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`.
+        run: A folder, the name of a run in ./traces, or `latest`. Of a folder of checkpoints (extract --checkpoints)
+            every head is measured at every step, and --plot draws its curves.
         convention: What entropy and sparsity mean: exact counts what a query can see; thesis counts masked cells as
             sparse, adds 1e-9 in logarithms, and weighs examples, not queries; nanochat counts cells below 0.01, adds
             1e-8, and leaves rows as they are.
@@ -108,6 +112,7 @@ def heads(
         json: Print a JSON object.
     """
     from traceformer.cli.role_card import told_roles
+    from traceformer.cli.training_curves import are_checkpoints, told_curves
     from traceformer.questions import heads as questions
     from traceformer.questions.roles import roles as roles_of
     from traceformer.store.folders import find_runs
@@ -115,10 +120,29 @@ def heads(
 
     _check_source(run, model, model_path, dataset, data_path)
     _check_card(roles, figure, ablation, run is not None, plot=plot)
+    workers = engine.chosen()
+    if workers is not None and (run is None or roles):
+        raise UsageError(
+            f"--engine {engine.engine} with {'--roles' if roles else 'a model'}",
+            why="workers measure the heads of a run",
+            hint="record it with --engine first" if run is None else "leave --roles or --engine",
+        )
     started = time.perf_counter()
     measured: dict[Path, HeadMetrics] = {}
     if run is not None:
         folders = find_runs(run)
+        local = [folder for folder in folders if isinstance(folder, Path)]
+        if not roles and len(local) > 1 and are_checkpoints(local):
+            told_curves(
+                local[0].parent,
+                output,
+                plot=plot,
+                json=json,
+                convention=convention,
+                window=window,
+                limit=num_seqs,
+            )
+            return
         if roles:
             told_roles(_roles_of_run(folders, num_seqs), figure, json=json)
             return
@@ -126,7 +150,12 @@ def heads(
             place = output if len(folders) == 1 else output.with_suffix("") / f"{folder.name}{output.suffix}"
             with steps_shown("measuring") as progress:
                 measured[place] = questions.heads(
-                    Run(folder), convention=convention, window=window, limit=num_seqs, progress=progress
+                    Run(folder),
+                    convention=convention,
+                    window=window,
+                    limit=num_seqs,
+                    engine=workers,
+                    progress=progress,
                 )
     else:
         from traceformer.models.load import load_model
@@ -225,7 +254,7 @@ def _check_card(roles: bool, figure: Path | None, ablation: str | None, is_run: 
         check_card(figure)
 
 
-def _roles_of_run(folders: "Sequence[Path]", limit: int | None) -> "Roles":
+def _roles_of_run(folders: "Sequence[AnyPath]", limit: int | None) -> "Roles":
     from traceformer.questions.roles import roles
     from traceformer.store.run import Run
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from traceformer.shapes import Num
+    from traceformer.store.objects.path import AnyPath
     from traceformer.store.run import Run
 
 __all__ = ["inspect"]
@@ -67,7 +68,8 @@ def inspect(
     Example: `traceformer inspect latest --head L2H3`
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`; or a folder of runs, which is listed.
+        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; or a folder
+            of runs, which is listed.
         example: An example's id, or its row number; the first one by default.
         layer: A layer's number in the model.
         head: A head's number in the model, or such as L5H3.
@@ -79,14 +81,16 @@ def inspect(
     from traceformer.formats.whole import leftovers
     from traceformer.store.folders import find_run, runs_in
     from traceformer.store.layout import META
+    from traceformer.store.objects.path import as_path
     from traceformer.store.run import Run
 
     layer, head_number = parse_head(layer, head)
-    left = [str(path) for path in leftovers(Path(run))]
+    place = as_path(run)
+    left = [str(path) for path in leftovers(place)] if isinstance(place, Path) else []
     told = f"left by an export that was killed: {', '.join(left)}; the next one there removes it" if left else ""
     at_a_place = not (layer is None and head_number is None and site is None)
-    if example is None and png is None and not at_a_place and not (Path(run) / META).is_file():
-        several = runs_in(Path(run))
+    if example is None and png is None and not at_a_place and not (place / META).is_file():
+        several = runs_in(place)
         if len(several) > 1:
             experiment = summarise_experiment(several)
             print(json_text.dumps(experiment.to_json(), indent=2) if json else experiment)
@@ -222,7 +226,9 @@ def _slice(store: "Run", example_id: str, spec: ArraySpec, layer: int | None, he
 def _entries(store: "Run", spec: ArraySpec) -> list[str]:
     """What the entries of a row are called: labels by their names, others by their numbers."""
     labels = store.about.labels or ()
-    is_named = spec.site.axes[-1] == "label" and len(labels) == spec.width
+    if spec.site.axes[-1] == "metric" and store.about.head_metrics is not None:
+        labels = tuple(store.about.head_metrics["names"])
+    is_named = spec.site.axes[-1] in ("label", "metric") and len(labels) == spec.width
     return list(labels) if is_named else [str(number) for number in range(spec.width)]
 
 
@@ -249,7 +255,8 @@ def _draw(found: _Slice) -> str:
             (str(position), visible(token), " ".join(map(str, row)))
             for position, (token, row) in enumerate(zip(found.row_tokens, found.values, strict=True))
         ]
-        ids = "experts" if found.spec.site.of_experts else "token ids"
+        site = found.spec.site
+        ids = "experts" if site.of_experts else "keys" if site.is_of_patterns else "token ids"
         return table(("position", "token", ids), rows, numeric=(0,))
     rows = [
         (str(position), visible(token), f"{np.linalg.norm(row):.4g}", f"{row.min():.4g}", f"{row.max():.4g}")
@@ -258,7 +265,7 @@ def _draw(found: _Slice) -> str:
     return table(("position", "token", "norm", "min", "max"), rows, numeric=(0, 2, 3, 4))
 
 
-def _slice_to_json(found: _Slice, folder: Path | None, png: Path | None) -> dict[str, Any]:
+def _slice_to_json(found: _Slice, folder: "AnyPath | None", png: Path | None) -> dict[str, Any]:
     return {
         "run": str(folder),
         "example_id": found.example_id,

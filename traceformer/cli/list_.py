@@ -2,7 +2,6 @@
 
 import json as json_text
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -14,13 +13,13 @@ from traceformer.units import amount_of_bytes
 __all__ = ["list_"]
 
 
-def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json: bool = False) -> None:
+def list_(folder: Annotated[str, Parameter(name="FOLDER")] = str(TRACES), /, *, json: bool = False) -> None:
     """List the runs of a folder, the newest first: model, data set, examples, size.
 
     Example: `traceformer list`
 
     Args:
-        folder: Where they lie; ./traces by default.
+        folder: Where they lie; ./traces by default. In a bucket, s3://bucket/prefix, too.
         json: Print a JSON object.
     """
     from traceformer.store.folders import list_runs
@@ -44,4 +43,4 @@ def list_(folder: Annotated[Path, Parameter(name="FOLDER")] = TRACES, /, *, json
         for run in found.runs
     ]
     print(table(("run", "model", "data set", "examples", "on disk", ""), rows, numeric=(3, 4)))
-    print(f"next: traceformer inspect {folder / found.runs[0].run}", file=sys.stderr)
+    print(f"next: traceformer inspect {found.folder / found.runs[0].run}", file=sys.stderr)

@@ -66,7 +66,7 @@ def patch(
 
     where.check()
     loaded = loading.load(model, with_head=True)
-    with steps_shown("patching") as progress:
+    with where.keeping(), steps_shown("patching") as progress:
         found = patched(
             loaded,
             **texts.given(),

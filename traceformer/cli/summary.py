@@ -7,8 +7,10 @@ from typing import Any
 
 from traceformer.cli.terminal import table
 from traceformer.sites import ArraySpec
+from traceformer.store.hosts import Computed
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
+from traceformer.store.objects.path import AnyPath, sizes_in
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes
@@ -58,9 +60,10 @@ class RunSummary:
     arrays: tuple[ArraySummary, ...]
     parts: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    computed: tuple[Computed, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "computed": [each.to_json() for each in self.computed]}
 
     def _stored(self) -> str:
         compressed = "" if self.codec == "none" else f" compressed with {self.codec}"
@@ -80,6 +83,10 @@ class RunSummary:
             (self._source()[0], f"{self._source()[1]}, {', '.join(stacks)}"),
             *([("labels", ", ".join(map(printable, self.labels)))] if self.labels else ()),
             ("stored as", f"{self._stored()}, {amount_of_bytes(self.bytes)} on disk, begun {self.time}"),
+            *(
+                ("computed", "by " + (str(each) if len(self.computed) > 1 else str(each.host)))
+                for each in self.computed
+            ),
         )
         rows = [
             (
@@ -106,7 +113,7 @@ class ExperimentSummary:
     runs: tuple[RunSummary, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"experiment": self.experiment, "runs": [run.to_json() for run in self.runs]}
 
     def __str__(self) -> str:
         rows = [
@@ -116,7 +123,7 @@ class ExperimentSummary:
         return table(("run", "model", "of", "examples", "on disk"), rows, numeric=(3, 4))
 
 
-def summarise_experiment(runs: Sequence[Path]) -> ExperimentSummary:
+def summarise_experiment(runs: Sequence[AnyPath]) -> ExperimentSummary:
     """Returns what each of the runs in one folder holds."""
     return ExperimentSummary(str(runs[0].parent), tuple(summarise(Run(run), run) for run in runs))
 
@@ -124,15 +131,15 @@ def summarise_experiment(runs: Sequence[Path]) -> ExperimentSummary:
 _ARCHITECTURES = {"enc": "encoder", "dec": "decoder", "encdec": "encoder-decoder"}
 
 
-def summarise(store: Run, folder: Path) -> RunSummary:
+def summarise(store: Run, folder: AnyPath) -> RunSummary:
     """Returns what the run in `folder` holds."""
     about, layout = store.about, store.layout
-    lengths = {stack: [store.length(example_id, stack) for example_id in store.ids] for stack in layout.stacks}
-    totals = {stack: sum(of_stack) for stack, of_stack in lengths.items()}
-    arrays: list[ArraySummary] = []
+    lengths = {stack: store.lengths(stack) for stack in layout.stacks}
+    totals = {stack: int(of_stack.sum()) for stack, of_stack in lengths.items()}
+    sizes, arrays = sizes_in(folder), list[ArraySummary]()
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
-        size = _size(folder / path)
+        size = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
         per_token = None if spec.site.is_per_example else size / max(totals[spec.key.token_stack], 1)
         arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
     parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
@@ -150,11 +157,12 @@ def summarise(store: Run, folder: Path) -> RunSummary:
         time=about.time or "unknown",
         n_examples=store.n,
         n_tokens=dict[str, int](totals),
-        longest={stack: max(of_stack, default=0) for stack, of_stack in lengths.items()},
-        bytes=_size(folder),
+        longest={stack: int(of_stack.max(initial=0)) for stack, of_stack in lengths.items()},
+        bytes=sum(sizes.values()),
         arrays=tuple(arrays),
         parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),
         labels=about.labels or (),
+        computed=store.computed,
     )
 
 
@@ -199,7 +207,3 @@ def _row(about: RunMeta) -> Iterator[str]:
         row, facts = about.row.get("how"), about.row.get("n_facts")
         proved = f"{facts} facts proved on {about.row.get('tokens')} tokens of its texts"
         yield f"no row for {about.model_type}: {row}, {proved}"
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -3,17 +3,20 @@
 import json as json_text
 import math
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, count
+from traceformer.cli.arguments import FOLDER_ON_DISK, count
+from traceformer.cli.stopping import keeping
+from traceformer.errors import UsageError
 from traceformer.units import amount_of_bytes, duration
 
 if TYPE_CHECKING:
@@ -49,9 +52,10 @@ def train(
     patience: Annotated[int | None, Parameter(group=_STEPS), count("N")] = None,
     seed: Annotated[int, Parameter(group=_STEPS)] = 42,
     out_dir: Annotated[
-        Path | None, NAMED_FOLDER, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")
+        Path | None, FOLDER_ON_DISK, Parameter(group=_WHERE, show_default="models/PRESET-ATTENTION-DATA")
     ] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(group=_WHERE)] = "float32",
+    keep_steps: Annotated[str | None, Parameter(group=_WHERE, metavar="log|N,N")] = None,
     resume: Annotated[bool, Parameter(group=_WHERE)] = False,
     overwrite: Annotated[bool, Parameter(group=_WHERE)] = False,
     precision: Annotated[Literal["float32", "bfloat16", "float16"], Parameter(group=_HOW)] = "float32",
@@ -90,6 +94,7 @@ def train(
         seed: Of the first weights and of the order of the data.
         out_dir: The folder of the model.
         dtype: How the weights are saved.
+        keep_steps: Keep the models of these steps in OUT_DIR/steps; log is 0, 1, 2, 4, 8 and so on, and the last.
         resume: Go on from the newest checkpoint in --out_dir.
         overwrite: Begin again in a folder that is not empty.
         precision: What the forward pass computes in; weights and AdamW stay in float32.
@@ -127,22 +132,20 @@ def train(
     )
     source = Path(data).resolve().name if Path(data).exists() else data
     folder = out_dir or Path("models") / f"{preset}-{attention}-{source}"
-    try:
-        with _progress_shown() as show:
-            outcome = run_training(
-                settings,
-                folder,
-                resume=resume,
-                overwrite=overwrite,
-                dtype=dtype,
-                report_to=report_to,
-                run_name=run_name,
-                device=device,
-                show=show,
-                command=shlex.join(["traceformer", *sys.argv[1:]]),
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; checkpoints are kept", "the same command with --resume") from stop
+    with keeping("checkpoints are kept"), _progress_shown() as show:
+        outcome = run_training(
+            settings,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            dtype=dtype,
+            report_to=report_to,
+            run_name=run_name,
+            device=device,
+            keep_steps=_steps(keep_steps),
+            show=show,
+            command=shlex.join(["traceformer", *sys.argv[1:]]),
+        )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     if json:
@@ -158,6 +161,14 @@ def train(
         file=sys.stderr,
     )
     print(folder)
+
+
+def _steps(asked: str | None) -> Sequence[int] | Literal["log"]:
+    if asked is None or asked == "log":
+        return "log" if asked else ()
+    if not re.fullmatch(r"\d+(,\d+)*", asked):
+        raise UsageError(f"cannot read the steps {asked!r}", hint="log, or steps such as 0,10,100")
+    return [int(step) for step in asked.split(",")]
 
 
 @contextmanager

@@ -22,7 +22,8 @@ def verify(run: Annotated[str, Parameter(name="RUN")], /, *, json: bool = False)
     Example: `traceformer verify latest`
 
     Args:
-        run: A folder, the name of a run in ./traces, or `latest`; of a folder of runs (an experiment) all are checked.
+        run: A folder, on disk or in a bucket (s3://bucket/run), the name of a run in ./traces, or `latest`; of a folder
+            of runs (an experiment) all are checked.
         json: Print a JSON object.
     """
     from traceformer.store.folders import find_runs
@@ -45,5 +46,6 @@ def _in_words(found: "Verification") -> str:
         lines = [f"{problem.path}: {problem.what}" for problem in found.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         return "\n".join([*lines, f"{found.folder}: {count} in {files}"])
+    hosts = [f"computed by {each}" for each in found.computed] if len(found.computed) > 1 else []
     so_far = "" if found.finished else "; the run is not finished, this is what was committed so far"
-    return f"{found.folder}: all {files} are as they were written{so_far}"
+    return "\n".join([f"{found.folder}: all {files} are as they were written{so_far}", *hosts])

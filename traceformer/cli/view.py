@@ -25,7 +25,8 @@ def view(
     Example: `traceformer view latest`
 
     Args:
-        run: A folder of runs, ./traces by default; or a run: its folder, its name in ./traces, or `latest`.
+        run: A folder of runs, ./traces by default, or in a bucket (s3://bucket/prefix); or a run: its folder, its name
+            in ./traces, or `latest`.
         port: Where to serve; 0 is a free port.
         browser: Open the page.
     """

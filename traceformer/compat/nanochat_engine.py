@@ -121,7 +121,7 @@ class InterpretabilityEngine:
             sampling=Sampling.of(self._loaded, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed),
             capture_steps=capture_intermediate_steps,
         )
-        trace = trace_of(store, store.ids[0], trace_id=trace_id, steps=capture_intermediate_steps)
+        trace = trace_of(store, store.example_id(0), trace_id=trace_id, steps=capture_intermediate_steps)
         head = replace(trace.head, timestamp=timestamp, metadata={**trace.head.metadata, **(metadata or {})})
         trace = replace(trace, head=head)
         write_trace(self.storage.path(trace_id), trace)

@@ -25,6 +25,7 @@ trait_curves    curves of a trait over tokens, and the quality of vectors by lay
 trait_text      a trait on the text itself
 dose_curves     a trait and fluency against the scale of steering
 edge_map        effects of edges: senders, receivers, and what was measured
+training_curves  metrics of heads along a training
 """
 
 from importlib import import_module
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.role_card import roles_figure as roles
     from traceformer.figures.style import theme
+    from traceformer.figures.training_curves import training_figure as training
     from traceformer.figures.trait_curves import direction_figure as direction
     from traceformer.figures.trait_curves import traits_figure as traits
 
@@ -60,6 +62,7 @@ __all__ = [
     "paths",
     "roles",
     "theme",
+    "training",
     "traits",
 ]
 
@@ -78,6 +81,7 @@ _HOMES = {
     "roles": ("traceformer.figures.role_card", "roles_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
     "theme": ("traceformer.figures.style", "theme"),
+    "training": ("traceformer.figures.training_curves", "training_figure"),
 }
 
 

@@ -1,7 +1,7 @@
 """What an export tells of its run and of each example, so that an import can give them back."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from traceformer.texts.shown import unnamed
 __all__ = ["Passage", "described_run", "key_of", "lossless_arrays", "plain_row", "row_types", "written_dtype"]
 
 _OF_A_RUN = (
-    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "adapter", "arch", "dataset", "split"),
+    *("run_id", "model", "model_name", "model_type", "model_dtype", "revision", "step", "adapter", "arch", "dataset"),
+    "split",
     *("dims", "attention", "capture", "category", "generation", "labels", "projection", "time", "versions"),
     *("unknown_rows", "row"),
 )
@@ -51,16 +52,17 @@ def plain_row(store: Run, example_id: str) -> dict[str, Any]:
     Raises:
         Unsupported: a column is of a type that no export can hold.
     """
-    return row_values(_told(store), store.row(example_id))
+    return row_values(_told(store, [example_id]), 0)
 
 
 def row_types(store: Run) -> str:
     """Returns the types of the columns that `plain_row` tells, as text."""
-    return types_text(_told(store).schema)
+    return types_text(_told(store, []).schema)
 
 
-def _told(store: Run) -> pa.Table:
-    return store.table.drop_columns([name for name in _PLACES if name in store.table.column_names])
+def _told(store: Run, examples: Sequence[str]) -> pa.Table:
+    table = store.table_of(examples)
+    return table.drop_columns([name for name in _PLACES if name in table.column_names])
 
 
 def key_of(site: str, stack: Stack) -> ArrayKey:

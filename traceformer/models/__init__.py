@@ -14,6 +14,7 @@ load                from a name or a folder to a model and its tokenizer, withou
 loaded              a model at hand: its tokenizer, its sizes, and where both came from
 part                which part of a model is recorded: of several models in one, the text model
 held                a model that the user holds already: what lies under its wrappers
+placed              where a model's weights are: on one device, on several, or elsewhere until they are used
 quantised           models whose weights are codes, and the weights that they multiply by
 adapters            adapters of PEFT: loaded as layers around a model's own, and proved to run as PEFT's model does
 tokenizer           a model's own tokenizer, or that it has none
@@ -28,6 +29,7 @@ tiny                tiny random models of real classes, of families with a row a
 mechanisms          what a config says that its model has and no row can describe, in words
 shrunk              a tiny config of any text model type of transformers
 corrections         what such a config needs that the names of its fields do not tell
+checkpoints         the checkpoints of one training, and the step that each is of
 nanochat            nanochat's checkpoints in transformers' class, to the last rounding
 nanochat_tokenizer  its tokenizer as a Hugging Face one, without running its pickle
 """

@@ -17,6 +17,7 @@ from traceformer.errors import Unsupported, UsageError
 from traceformer.models.adapters import adapter_of, check_adapters, is_of_peft, underneath_peft
 from traceformer.models.dims import ModelDims, arch_of
 from traceformer.models.loaded import LoadedModel, short_name, weights_digest, with_padding
+from traceformer.models.placed import elsewhere
 
 __all__ = ["hold", "own_tokenizer", "underneath"]
 
@@ -94,13 +95,12 @@ def _check(model: PreTrainedModel) -> None:
     if arch_of(model.config) == "enc" and getattr(model.config, "is_decoder", False):
         raise Unsupported(f"{name} is no encoder any more", why="its config says is_decoder, so that it runs causally")
     tensors = chain(model.named_parameters(), model.named_buffers())
-    elsewhere = [path for path, tensor in tensors if tensor.is_meta]
-    if elsewhere:
-        is_offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    missing = sorted({path for path, tensor in tensors if tensor.is_meta}.difference(elsewhere(model)))
+    if missing:
         raise Unsupported(
-            f"{len(elsewhere)} weights of {name} are on no device, {elsewhere[0]} among them",
-            why="accelerate has them elsewhere until they are used" if is_offloaded else "they were never loaded",
-            hint="load it without offloading: no device_map, or one that has room for all of it",
+            f"{len(missing)} weights of {name} are on no device, {missing[0]} among them",
+            why="they were never loaded",
+            hint="load it with its weights",
         )
     if any(map(is_of_peft, model.modules())):
         check_adapters(model)

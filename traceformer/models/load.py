@@ -51,6 +51,8 @@ def load_model(
     adapter: str | Path | None = None,
     revision: str | None = None,
     device: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
     dtype: str | None = None,
     with_head: bool = False,
     attn_implementation: str | None = None,
@@ -77,6 +79,10 @@ def load_model(
             model's, as PEFT has them. A tokenizer in its folder goes before the model's.
         revision: The commit, tag or branch of a model on the Hub.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; the fastest there is by default.
+        device_map: In its place, for models that no device has room for: which device each of its modules is on, as
+            accelerate takes it, or `auto`, `balanced`, `balanced_low_0`, `sequential`, which fill those that there are.
+            What no GPU has room for stays in memory until it is used, and on disk what that has no room for.
+        offload_folder: Where on disk that is.
         dtype: What the model computes in; by default what its weights are stored in, float32 of the built-in models.
         with_head: Load an encoder with its language-model head, where the checkpoint has one.
         attn_implementation: Which of transformers' implementations of attention; by default the model's own choice.
@@ -105,11 +111,13 @@ def load_model(
     from traceformer.models.weights import check_index
 
     settings: dict[str, Any] = {
-        **{"device": device, "dtype": dtype, "with_head": with_head, "attn_implementation": attn_implementation},
+        **{"device": device, "device_map": device_map, "offload_folder": offload_folder},
+        **{"dtype": dtype, "with_head": with_head, "attn_implementation": attn_implementation},
         **{"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code},
     }
     if dtype is not None:
         check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "float64"))
+    _check_map(device_map, device, offload_folder, adapter, model)
     if like is not None:
         architecture_of({}, like)  # a misspelt family fails before anything is loaded
         loaded = load_model(model, tokenizer, adapter=adapter, revision=revision, **settings)
@@ -125,6 +133,7 @@ def load_model(
     if name.startswith("nanochat:"):
         if adapter is not None:
             raise UsageError("`adapter` of a nanochat checkpoint", why="PEFT makes adapters for folders and Hub names")
+        _refuse_revision(name, revision)
         from traceformer.models.nanochat import load_nanochat
 
         loaded = load_nanochat(
@@ -132,6 +141,8 @@ def load_model(
         )
         return loaded if own is None else replace(loaded, tokenizer=own)
     source = name
+    if name in BUILT_IN or Path(name).is_dir():
+        _refuse_revision(name, revision)
     if name in BUILT_IN:
         name, dtype = str(built_in_folder(name)), dtype or "float32"
     folder = Path(name)
@@ -188,14 +199,18 @@ def load_model(
             use_safetensors=None if allow_pickle else True,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            device_map=device_map,
+            offload_folder=offload_folder,
             adapter_kwargs={"subfolder": "none"},  # or transformers would put an adapter in by itself, with peft only
             **place,
         )
     _check_keys(source, info, is_bare=made.base_model is made)
     with torch.no_grad():
         for key in info["missing_keys"]:  # a pooler, which would be random, and so would the digest of the weights
+            if made.get_parameter(key).is_meta:
+                raise Unsupported(f"{name} without its {key}", why="the rest of it would be kept elsewhere")
             made.get_parameter(key).zero_()
-    made, adapted = made.to(pick_device(device, made.dtype)).eval(), None
+    made, adapted = (made if device_map is not None else made.to(pick_device(device, made.dtype))).eval(), None
     short = short_name(source)
     if adapter_folder is not None:
         with quiet(transformers):
@@ -211,6 +226,31 @@ def load_model(
         weights_digest(made),
         adapter=adapted,
     )
+
+
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def _check_map(
+    device_map: str | Mapping[str, int | str] | None,
+    device: str | None,
+    offload_folder: str | Path | None,
+    adapter: str | Path | None,
+    model: Any,
+) -> None:
+    """Refuses what a map of devices cannot be given with."""
+    if device_map is None:
+        if offload_folder is not None:
+            raise UsageError("`offload_folder` without `device_map`", why="nothing is kept on disk then")
+        return
+    if isinstance(device_map, str):
+        check_choice("device_map", device_map, _MAPS)
+    if device is not None:
+        raise UsageError("`device` and `device_map`", why="a model is on one device, or on those of the map")
+    if adapter is not None:
+        raise UsageError("`adapter` and `device_map`", why="PEFT would have to place its own layers, too")
+    if isinstance(model, str) and model.startswith("nanochat:"):
+        raise UsageError("`device_map` of a nanochat checkpoint", why="it is read whole")
 
 
 def _refuse_missing_path(name: str, what: str) -> None:
@@ -232,6 +272,11 @@ def _find_named_adapter(name: str) -> Path:
     return folder
 
 
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(f"`revision={revision!r}` of {name}", why="it is read as it is: revisions are the Hub's")
+
+
 def _load_base_of(folder: Path, adapter: str, tokenizer: Any, **settings: Any) -> LoadedModel:
     """Returns the model that an adapter was made for, with it."""
     from traceformer.models.adapters import base_of
@@ -241,6 +286,7 @@ def _load_base_of(folder: Path, adapter: str, tokenizer: Any, **settings: Any) -
     if base is None:
         raise Unreadable(f"{adapter} holds an adapter alone", why="it does not say of which model", hint=hint)
     try:
+        revision = None if Path(base).is_dir() else revision  # PEFT writes down one of a folder, too
         return load_model(base, tokenizer, adapter=adapter, revision=revision, **settings)
     except NotFound as error:
         why = f"{error.message}; {error.why}" if error.why else error.message
@@ -344,6 +390,12 @@ def _explained(name: str, local: bool, what: str = "model") -> Generator[None]:
         first = text.splitlines()[0] if text else type(error).__name__
         if "trust_remote_code" in text:
             raise Unsupported(f"{name} needs code of its own", why="such code is not run") from error
+        if "offload_folder" in text:
+            raise UsageError(
+                f"{name} has no room on these devices, and in memory",
+                why="the rest of it would be kept on disk until it is used",
+                hint='`offload_folder="FOLDER"`',
+            ) from error
         if "safetensors" in text or "pytorch_model.bin" in text:
             raise Unreadable(
                 f"{name} has no safetensors weights",

@@ -114,6 +114,13 @@ class LoadedModel:
         return self.family is not None and self.family.sinks
 
     @property
+    def _where(self) -> str:
+        from traceformer.models.placed import devices_of, elsewhere
+
+        more = " and kept elsewhere until used" if elsewhere(self.model) else ""
+        return f"{', '.join(map(str, devices_of(self.model)))}{more}"
+
+    @property
     def source_and_adapter(self) -> str:
         """The name it was loaded under, and that of its adapter: `gpt2 + my-adapter`."""
         beside = self.adapter and self.adapter.source
@@ -149,7 +156,7 @@ class LoadedModel:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return (
             f"Model({self.name!r}: {self.config.model_type}, {kind}, {layers} layers of {stacks[-1].n_heads} heads, "
-            f"d_model {stacks[-1].d_model}, {dtype} on {self.model.device}"
+            f"d_model {stacks[-1].d_model}, {dtype} on {self._where}"
             f"{'' if self.adapter is None else f', adapter {self.adapter.source}'})"
         )
 
@@ -202,10 +209,14 @@ def weights_digest(model: "nn.Module") -> str:
     import torch
     import xxhash
 
+    from traceformer.models.placed import Weights
+
     digest = xxhash.xxh3_128()
     views = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     with torch.inference_mode():
-        for name, tensor in sorted(model.state_dict().items()):
+        weights = Weights(model)
+        for name in sorted(weights):
+            tensor = weights[name]
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
             bits = tensor.detach().reshape(-1).view(views[tensor.element_size()])
             for part in bits.split(_DIGEST_SLICE):

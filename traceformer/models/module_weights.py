@@ -126,12 +126,20 @@ class HeldModules:
         return Projection(weights_of(self.base.get_submodule(path)).cpu().numpy(), self.vector(f"{path}.bias"))
 
     def vector(self, path: str) -> Float32[np.ndarray, "..."] | None:
+        from traceformer.models.placed import onloaded
+
         module, _, name = path.rpartition(".")
         try:
-            tensor = getattr(self.base.get_submodule(module), name, None)
+            own = self.base.get_submodule(module)
         except AttributeError:  # torch's, of a path at which no module is
             return None
-        return None if tensor is None else tensor.detach().float().cpu().numpy()
+        with onloaded(own):
+            tensor = getattr(own, name, None)
+            return None if tensor is None else tensor.detach().float().cpu().numpy()
 
     def rows(self, path: str) -> Rows:
-        return HeldRows(self.base.get_submodule(path).weight)
+        from traceformer.models.placed import onloaded
+
+        own = self.base.get_submodule(path)
+        with onloaded(own):
+            return HeldRows(own.weight)

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["Checkpoint", "Source", "find_checkpoint", "load_model", "load_nanochat"]
+__all__ = ["Checkpoint", "Source", "checkpoints_of", "find_checkpoint", "load_model", "load_nanochat"]
 
 Source: TypeAlias = Literal["base", "mid", "sft", "rl"]
 
@@ -85,13 +85,45 @@ def find_checkpoint(source: str, model_tag: str | None = None, step: int | None 
             f"no {source} checkpoints in {models}", hint="set NANOCHAT_BASE_DIR to where nanochat keeps its files"
         )
     tag = model_tag or tags[-1]
-    found = (re.fullmatch(r"model_(\d+)\.pt", path.name) for path in (models / tag).glob("model_*.pt"))
-    steps = sorted(int(match[1]) for match in found if match)
+    steps = _steps_in(models / tag)
     if not steps:
         raise NotFound(f"no checkpoint in {models / tag}", hint=f"there are models {', '.join(tags)}" if tags else "")
     if step is not None and step not in steps:
         raise NotFound(f"no step {step} in {models / tag}", hint=f"there are steps {', '.join(map(str, steps))}")
     return Checkpoint(base_dir, source, tag, steps[-1] if step is None else step)
+
+
+def checkpoints_of(model: str) -> list[Checkpoint]:
+    """Returns all checkpoints of a model: of its name, `nanochat:base:d12`, or of its folder.
+
+    Raises:
+        UsageError: the folder is not where nanochat keeps such.
+        NotFound: there are none.
+    """
+    name = re.fullmatch(r"nanochat:([^:]+)(?::([^:]+))?", model)
+    if name:
+        source, tag = name[1], name[2]
+    else:
+        folder = Path(model).absolute()
+        source = next((each for each, kept in _FOLDERS.items() if kept == folder.parent.name), None)
+        tag = folder.name
+        if source is None:
+            raise UsageError(
+                f"{model} holds model_STEP.pt, but is not where nanochat keeps them",
+                why=f"that is NANOCHAT_BASE_DIR/{_FOLDERS['base']}/TAG",
+                hint="set NANOCHAT_BASE_DIR, and name the model: nanochat:base:TAG",
+            )
+    newest = find_checkpoint(source, tag)
+    if not name and newest.folder.resolve() != Path(model).resolve():
+        raise UsageError(
+            f"{model} is not in nanochat's folder", hint=f"NANOCHAT_BASE_DIR={Path(model).absolute().parents[1]}"
+        )
+    return [replace(newest, step=step) for step in _steps_in(newest.folder)]
+
+
+def _steps_in(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"model_(\d+)\.pt", path.name) for path in folder.glob("model_*.pt"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def _size(folder: Path) -> tuple[int, float, str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from traceformer.errors import Unsupported
+from traceformer.models.placed import onloaded
 from traceformer.shapes import Float
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ def weights_of(module: Any) -> Float[Tensor, "d_in d_out"]:
     Of any but a plain one (quantised, or with an adapter around it) they are what it makes of the unit vectors, less
     what it makes of zero: whatever it holds, and whatever it does with it.
     """
+    with onloaded(module):
+        return _weights_of(module)
+
+
+def _weights_of(module: Any) -> Float[Tensor, "d_in d_out"]:
     from transformers.pytorch_utils import Conv1D
 
     weight: Tensor = module.weight

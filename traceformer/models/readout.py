@@ -120,12 +120,13 @@ def readout_of(model: "LoadedModel") -> Readout:
     Raises:
         Unsupported: it predicts no next token, its family's readout is not known, or its weights are quantised.
     """
+    from traceformer.models.placed import Weights
     from traceformer.models.quantised import refuse_codes
 
     if model.model.get_output_embeddings() is None:
         why = "it has no language-model head: it predicts no next token"
         raise Unsupported(f"the readout of {type(model.model).__name__}", why=why)
-    config, tensors = model.config.to_dict(), model.model.state_dict()
+    config, tensors = model.config.to_dict(), Weights(model.model)
     parts = find_readout(tensors, config, where=model.name, architecture=model.architecture)
     names = (parts.norm_weight, parts.norm_bias, parts.project_out, parts.unembedding, parts.bias)
     refuse_codes({name: tensors[name] for name in names if name is not None}, "the readout")

@@ -4,6 +4,8 @@ The arithmetic is in `analysis`, recording in `capture`, pictures in `figures`.
 
 check           does every site of a model mean what it says?
 heads           what does each head look for? Every pattern is read once
+heads_of_run    these of a run, by this process or by workers
+recorded_heads  the same of a run whose head metrics were worked out while it was recorded
 statistics      what does a run look like in numbers, in bounded memory?
 thumbnails      what do all heads look like in small? Kept beside the run
 clusters        which heads are alike, in one table or in several?

@@ -6,28 +6,31 @@ in memory is one batch's forward pass and a few blocks. Both give the same numbe
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import lru_cache, partial
-from hashlib import sha256
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS, Convention, ConventionName
+from traceformer.analysis.head_curves import HeadCurves, along_steps
 from traceformer.analysis.head_metrics import HeadMetrics, join_heads
-from traceformer.analysis.head_tally import Measurement
+from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
-from traceformer.errors import NotRecorded, UsageError, check_choice
+from traceformer.capture.workers.engine import Engine, as_engine
+from traceformer.errors import UsageError, check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
+from traceformer.questions.heads_of_run import measured_of, measured_on
 from traceformer.questions.recorded import check_asked
-from traceformer.questions.sights import sights_of
+from traceformer.questions.recorded_heads import digest_of, without_attention
 from traceformer.questions.training_texts import TrainingTexts
-from traceformer.shapes import Int32
 from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
+from traceformer.store.layout import META
 from traceformer.store.meta import RunMeta
 from traceformer.store.run import Run
+from traceformer.store.training import TrainingRuns, open_checkpoints
 from traceformer.texts.cells import TextColumn, TextList
 from traceformer.texts.windows import FileWindows
 
@@ -40,20 +43,49 @@ if TYPE_CHECKING:
     from traceformer.capture.scores import Span
     from traceformer.capture.tokenizing import Texts
 
-__all__ = ["Reading", "attention_name", "batching_of", "heads", "measured_live", "reading_of"]
+__all__ = ["Reading", "batching_of", "heads", "measured_live", "reading_of"]
 
-_AT_ONCE = 32 << 20  # bytes that are read together
 _SEQ_LENGTH = 1024  # the thesis's, where the model can read as much
 _LIMIT = 10
 
 
-def attention_name(key: ArrayKey) -> str:
-    """Returns what an attention is called: `dec.self`, `dec.cross`."""
-    return f"{key.stack}.{key.attention}"
+@overload
+def heads(
+    of: Run | LoadedModel,
+    texts: str | Path | TextList | FileWindows | TrainingTexts | None = ...,
+    *,
+    convention: ConventionName = ...,
+    window: int = ...,
+    examples: Sequence[int | str] | None = ...,
+    limit: int | None = ...,
+    split: str | None = ...,
+    text_column: TextColumn | None = ...,
+    ids_column: str | None = ...,
+    targets: str | Path | Sequence[str] | None = ...,
+    seq_length: int | None = ...,
+    batch_size: int | None = ...,
+    batch_tokens: int | Literal["auto"] | None = ...,
+    dtype: Literal["float16", "float32"] = ...,
+    engine: Engine = ...,
+    progress: OnStep | None = ...,
+) -> HeadMetrics: ...
+
+
+@overload
+def heads(
+    of: TrainingRuns | str | Path,
+    texts: None = ...,
+    *,
+    convention: ConventionName = ...,
+    window: int = ...,
+    examples: Sequence[int | str] | None = ...,
+    limit: int | None = ...,
+    progress: OnStep | None = ...,
+) -> HeadCurves: ...
 
 
 def heads(
-    of: Run | LoadedModel,
+    of: Run | LoadedModel | TrainingRuns | str | Path,
     texts: str | Path | TextList | FileWindows | TrainingTexts | None = None,
     *,
     convention: ConventionName = "exact",
@@ -68,15 +100,18 @@ def heads(
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
     dtype: Literal["float16", "float32"] = "float16",
+    engine: Engine = None,
     progress: OnStep | None = None,
-) -> HeadMetrics:
+) -> HeadMetrics | HeadCurves:
     """Returns the metrics of every head of every attention of a run, or of a model that reads texts.
 
         heads(run).to_frame()
         heads(load_model("byte"), ["The Eiffel Tower is in Paris.", "Rome is in Italy."])
+        heads("traces/steps")    # of each checkpoint that record_checkpoints put there: HeadCurves
 
     Args:
-        of: A run that holds patterns, or a model.
+        of: A run that holds patterns, or a model. Or the runs of a training's checkpoints, or their folder: then every
+            metric has a number per step, and what is said of a run holds for each of them.
         texts: What a model reads: texts, the name of a data set, or a file in windows.
         convention: What entropy and sparsity mean, as in `analysis/conventions.py`.
         window: How many tokens on either side `local_mass` counts.
@@ -91,6 +126,7 @@ def heads(
         batch_size: Examples per forward pass; 4 by default.
         batch_tokens: In its place, the most tokens of a forward pass, as `record` takes them.
         dtype: What a model's patterns are rounded to first; float16 gives the numbers of a run as it is by default.
+        engine: "ray" or `Ray(...)` has workers measure a run, each some of its layers: the same numbers.
         progress: Told how many of how many steps are done, after every example of every attention of a run, or after
             every batch of a model; None for a bar in a terminal or a notebook.
 
@@ -101,22 +137,35 @@ def heads(
         NumericError: a pattern is not what it should be.
         NotFound, Unreadable, Unsupported: as extraction raises them.
     """
-    check_asked(of)
+    runs = _checkpoints(of)
+    if runs is None:
+        check_asked(of)
     check_choice("convention", convention, CONVENTIONS)
     check_choice("dtype", dtype, ("float16", "float32"))
     rules = CONVENTIONS[convention]
+    if runs is not None:
+        if texts is not None:
+            raise UsageError("runs and texts", why="runs have their texts", hint="one of them")
+        with steps_watched("measuring", progress) as told:
+            return _along_steps(runs, told, convention=convention, window=window, examples=examples, limit=limit)
     if isinstance(of, Run):
         if texts is not None:
             raise UsageError("a run and texts", why="a run has its texts", hint="one of them")
         if examples is not None and limit is not None:
             raise UsageError("the first examples, and some by name", hint="one of them")
         rows = range(of.n)[:limit] if examples is None else [of.row(example) for example in examples]
+        workers = as_engine(engine)
         with steps_watched("measuring", progress) as told:
-            return _of_run(of, rules, window, rows, told)
+            if workers is not None:
+                return measured_on(workers, of, convention, window, rows, told)
+            return measured_of(of, rules, window, rows, told)
+    if engine is not None:
+        raise UsageError("`engine` of a model", why="workers measure runs", hint="record it first, with `engine`")
     if examples is not None:
         raise UsageError("examples of a model", why="a run has examples", hint="texts")
     if texts is None:
         raise UsageError("what shall the model read?", hint='a list of texts, or a data set such as "demo"')
+    assert isinstance(of, LoadedModel)  # as was asked above
     reading = reading_of(
         of,
         texts,
@@ -129,6 +178,24 @@ def heads(
     )
     with steps_watched("measuring", progress) as told:
         return measured_live(reading, rules, window, batching_of(reading, batch_size, batch_tokens), dtype, told)
+
+
+def _checkpoints(of: Any) -> TrainingRuns | None:
+    """The runs of a training's checkpoints that are meant; None where something else is."""
+    is_folder = isinstance(of, str | Path) and Path(of).is_dir() and not (Path(of) / META).is_file()
+    return open_checkpoints(of) if is_folder else of if isinstance(of, TrainingRuns) else None
+
+
+def _along_steps(runs: TrainingRuns, progress: OnStep, **options: Any) -> HeadCurves:
+    tables: dict[int, HeadMetrics] = {}
+    for number, step in enumerate(runs.steps):
+        shown = _of_all(progress, number, len(runs))
+        tables[step] = heads(runs.run(step), progress=shown, **options)
+    return along_steps(tables, str(runs.folder))
+
+
+def _of_all(progress: OnStep, number: int, count: int) -> OnStep:
+    return lambda done, of: progress(number * of + done, count * of)
 
 
 def reading_of(
@@ -164,79 +231,6 @@ def reading_of(
         dec_max_len=length,
     )
     return _texts(model, asked, is_list)
-
-
-def _of_run(
-    store: Run,
-    convention: Convention,
-    window: int,
-    rows: Sequence[int],
-    progress: OnStep,
-) -> HeadMetrics:
-    specs = [spec for spec in store.layout.arrays if spec.key.site == "attn_pattern"]
-    if not specs and store.about.why_no_patterns is not None:
-        raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
-    if not specs:
-        raise NotRecorded("this run holds no attention patterns", hint='record it with `capture="attn"`')
-    done, total = 0, len(rows) * len(specs)
-    measured: list[HeadMetrics] = []
-    for spec in specs:
-        aligned = spec.key.attention == "self"
-        tokens = _tokens(store, spec.key) if aligned else None
-        sights = sights_of(store, spec)
-        with Measurement(
-            attention_name(spec.key), spec.layers, spec.heads, convention=convention, window=window
-        ) as measurement:
-            for row in rows:
-                queries, keys = (store.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
-                own = None if tokens is None else tokens[row]
-                geometries = {sight: Geometry(queries, keys, sight, aligned, own) for sight in sights.values()}
-                size = len(spec.layers) * len(spec.heads) * queries * keys * store.layout.itemsize(spec)
-                for layer, head in _parts(spec, size, one_sight=len(geometries) == 1):
-                    measurement.add(
-                        partial(store.get, row, spec.key, layer, head, dtype="stored"),
-                        geometries[sights[spec.layers[0] if layer is None else layer]],
-                        layer=layer,
-                        head=head,
-                    )
-                done += 1
-                progress(done, total)
-            measured.append(measurement.metrics())
-    table = store.table
-    texts = table["text"].take(list(rows)).to_pylist() if "text" in table.column_names else [None]
-    model, source = store.about.model_and_adapter, str(store.folder or store.name)
-    without = _without(specs, store.about)
-    return join_heads(measured, source=source, model=model, texts=_digest(texts), without=without)
-
-
-def _without(specs: Sequence[ArraySpec], about: "RunMeta") -> dict[str, tuple[int, ...]]:
-    """The layers of each attention's stack that have none, where there are such."""
-    gaps = {attention_name(spec.key): about.dims_of(spec.key.stack).without_attention for spec in specs}
-    return {name: layers for name, layers in gaps.items() if layers}
-
-
-def _digest(texts: Sequence[str | bytes | None]) -> str | None:
-    """Returns how many texts there are and a digest of them all; None where one is not known."""
-    parts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]
-    hashes = [sha256(part).digest() for part in parts if part is not None]
-    return None if len(hashes) < len(parts) else f"{len(parts)} texts {sha256(b''.join(hashes)).hexdigest()[:12]}"
-
-
-def _parts(spec: ArraySpec, size: int, *, one_sight: bool) -> list[tuple[int | None, int | None]]:
-    """The (layer, head) to read at a time: all of them, or one layer, or one head, as much as a bounded part holds."""
-    if size <= _AT_ONCE and one_sight:
-        return [(None, None)]
-    if size // len(spec.layers) <= _AT_ONCE:
-        return [(layer, None) for layer in spec.layers]
-    return [(layer, head) for layer in spec.layers for head in spec.heads]
-
-
-def _tokens(store: Run, key: ArrayKey) -> list[Int32[np.ndarray, "position"]] | None:
-    """The token ids of every example, where the run has them."""
-    column = "dec_input_ids" if key.stack == "dec" and store.arch == "encdec" else "input_ids"
-    if column not in store.tokens:
-        return None
-    return [np.asarray(ids, np.int32) for ids in store.tokens[column]]
 
 
 class Reading(NamedTuple):
@@ -316,7 +310,7 @@ def measured_live(
             )
         run_batches(loaded, reading.plan, reading.rows, batches, SquareSink(take), told)
         tables = [measurement.metrics() for measurement in measurements.values()]
-    without, model = _without(reading.plan.arrays, reading.meta), loaded.source_and_adapter
+    without, model = without_attention(reading.plan.arrays, reading.meta), loaded.source_and_adapter
     return join_heads(tables, source=reading.source, model=model, texts=reading.texts, without=without)
 
 
@@ -335,7 +329,7 @@ def _texts(loaded: LoadedModel, texts: "Texts", is_list: bool) -> Reading:
     tokenized = tokenize(loaded, texts)
     _, rows = tokenized.part(range(len(tokenized.texts.source.examples)))
     name = f"{len(rows)} texts" if is_list else f"{source.dataset} {source.split}"
-    return _reading(loaded, rows, stacks, name, _digest([example.text for example in source.examples]))
+    return _reading(loaded, rows, stacks, name, digest_of([example.text for example in source.examples]))
 
 
 def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: int | None, count: int) -> Reading:
@@ -355,7 +349,7 @@ def _windows(loaded: LoadedModel, texts: FileWindows | TrainingTexts, length: in
         tokens = loaded.reader().convert_ids_to_tokens
         rows = [Encoded({stack: ids}, {stack: tokens(ids)}, offsets=None) for ids in windows]
     parts = [np.asarray(row.ids[stack], np.int64).tobytes() for row in rows]
-    return _reading(loaded, rows, (stack,), str(texts), _digest(parts))
+    return _reading(loaded, rows, (stack,), str(texts), digest_of(parts))
 
 
 def _reading(

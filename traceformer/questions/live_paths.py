@@ -239,14 +239,16 @@ def _inputs(model: "PreTrainedModel", dims: "ModelDims", text: Text, source: Tex
     """What the model's forward takes: the true tokens, their mask (which may have holes), explicit positions."""
     import torch
 
-    accepted = inspect.signature(model.forward).parameters
+    from traceformer.models.placed import input_device
+
+    accepted, device = inspect.signature(model.forward).parameters, input_device(model)
     inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     named = {"": text} if source is None else {"": source, "decoder_": text}
     for prefix, each in named.items():
-        inputs[f"{prefix}input_ids"] = torch.from_numpy(each.ids[each.part])[None].to(model.device)
-        inputs[f"{prefix}attention_mask"] = torch.from_numpy(each.allowed[each.part])[None].long().to(model.device)
+        inputs[f"{prefix}input_ids"] = torch.from_numpy(each.ids[each.part])[None].to(device)
+        inputs[f"{prefix}attention_mask"] = torch.from_numpy(each.allowed[each.part])[None].long().to(device)
     if dims.arch == "dec" and takes_positions(model):
-        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=model.device)[None]
+        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1], device=device)[None]
     return inputs
 
 

@@ -26,6 +26,7 @@ from traceformer.questions.vocabulary import shown_tokens
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec, Attention, Stack
 from traceformer.store.meta import Dims
+from traceformer.store.room import check_matrices
 from traceformer.store.run import Run
 
 __all__ = ["OutputWeights", "StoredEdges", "paths", "stored_edges", "trace_stored"]
@@ -208,6 +209,11 @@ def stored_edges(
     lengths: dict[Attention, int] = {"self": len(tokens)}
     if source is not None:
         lengths["cross"] = len(source)
+    n_ways = len(spec.heads) if options.agg_heads == "none" else 1
+    for kind, keys in lengths.items():
+        count = n_ways * len(numbers) + (len(spec.heads) if options.agg_heads != "none" else 0)
+        wide, hint = np.dtype(np.float32), "a shorter text, or one layer"
+        check_matrices(f"{stack}.{kind}, which paths are searched in,", count, len(tokens), keys, wide, hint)
     combiner = HeadCombiner(
         options,
         spec.heads if not isinstance(options.agg_heads, int) else (options.agg_heads,),

@@ -1,10 +1,11 @@
 """What do all heads look like in small? Thumbnails of an example's patterns, made once and kept beside the run."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from traceformer.analysis.thumbnails import part_starts, thumbnail
+from traceformer.analysis.thumbnails import long_thumbnail, part_starts, thumbnail
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import OnStep, steps_watched
 from traceformer.shapes import UInt8
@@ -56,8 +57,11 @@ def thumbnails(
 
 def _one(run: Run, row: int, spec: ArraySpec, head: int) -> bytes:
     layer, number = divmod(head, len(spec.heads))
-    pattern = run.get(row, spec.key, spec.layers[layer], spec.heads[number], dtype="stored")
-    return thumbnail(pattern).tobytes()
+    read = partial(run.get, row, spec.key, spec.layers[layer], spec.heads[number], dtype="stored")
+    queries, keys = (run.length(row, stack) for stack in (spec.key.stack, spec.key.key_stack))
+    if queries * keys <= _CELLS:
+        return thumbnail(read()).tobytes()
+    return long_thumbnail(lambda rows: read(queries=rows), queries, keys, _CELLS).tobytes()
 
 
 def keep_thumbnails(run: Run, progress: OnStep | None = None) -> None:

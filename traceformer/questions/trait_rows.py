@@ -17,8 +17,6 @@ from traceformer.store.run import Run
 
 __all__ = ["example_rows", "project_run"]
 
-_TASK_TOKENS = 8192
-
 
 def project_run(
     run: Run,
@@ -49,7 +47,7 @@ def project_run(
     total = len(run.token_examples(spec.key.token_stack))
     values, norms = np.empty((total, len(units)), np.float32), np.empty(total, np.float32)
     done = 0
-    for part in _in_order(run.stream(spec.key, layer, _TASK_TOKENS), lambda block: project_units(block, units)):
+    for part in _in_order(run.pieces(spec.key, layer, dtype="stored"), lambda block: project_units(block, units)):
         here = slice(done, done + len(part.norms))
         values[here], norms[here] = part.values, part.norms
         done = here.stop

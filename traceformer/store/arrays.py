@@ -1,7 +1,8 @@
 """The arrays of a run: which one a site means, which of its layers and heads, and reading what these need."""
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -15,15 +16,26 @@ from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
+from traceformer.store.objects.path import ObjectPath
+from traceformer.store.room import check_matrices
 from traceformer.store.source import Source
 from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 
 if TYPE_CHECKING:
-    import tensorstore as ts
+    from traceformer.store.zarr3 import Reading
 
 __all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
 
+_AHEAD, _FEWEST_AHEAD = 32, 4  # matrices that are asked for together, of a bucket
+_AHEAD_BYTES = 64 << 20  # that these take at most, if one does not take more
+
 Shape: TypeAlias = Literal["any", "rows", "matrix"]
+
+_INSTEAD: Mapping[str, str] = {
+    "attn_topk": "run.attn_topk(example) has each query's largest keys",
+    "head_metrics": "tf.heads(run) has the metrics of its heads",
+}
+"""What a run may hold in place of patterns."""
 
 
 def find_array(
@@ -61,7 +73,9 @@ def find_array(
     if not found:
         what = " ".join(filter(None, (side, kind, site)))
         names = " ".join(str(spec.key) for spec in layout.arrays)
-        raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}")
+        instead = [hint for name, hint in _INSTEAD.items() if any(spec.key.site == name for spec in layout.arrays)]
+        hint = " or ".join(instead) if site == "attn_pattern" else ""
+        raise NotRecorded(f"{what} was not recorded", why=f"this run holds {names}", hint=hint)
     preferred = found if len(found) == 1 else [spec for spec in found if spec.key.stack == prefer]
     if not preferred:
         keys = " or ".join(str(spec.key) for spec in layout.arrays if spec.key.site == site)
@@ -129,15 +143,23 @@ class RunArrays:
         self._about = about
 
     def example(
-        self, spec: ArraySpec, row: int, layer: int | None, head: int | None, dtype: ReadDtype
+        self,
+        spec: ArraySpec,
+        row: int,
+        layer: int | None,
+        head: int | None,
+        dtype: ReadDtype,
+        queries: slice | None = None,
     ) -> Num[np.ndarray, "..."]:
         """Returns one example's part: ([layer,] [head,] query, key) or ([layer,] [head,] token, d).
 
-        Of an array with one row per example it is ([layer,] [head,] d).
+        Of an array with one row per example it is ([layer,] [head,] d). `queries` are the rows of a matrix to read.
         """
         stored, lead = self._layout.stored(spec), self._lead(spec, layer, head)
         if spec.site.is_matrix:
-            return numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+            return self._matrix(spec, row, lead, dtype, queries)
+        if queries is not None:
+            _check_shape(spec, "matrix")
         view = as_read(self._source.part(spec, range(row, row + 1), lead), stored, dtype)
         with self._reading(spec):
             values = decode(view.read().result(), stored)
@@ -178,10 +200,10 @@ class RunArrays:
         """Yields each row and its part: matrices one by one, others as views of a step's block, read a step ahead."""
         lead, stored = self._lead(spec, layer, head), self._layout.stored(spec)
         if spec.site.is_matrix:
-            for row in (row for rows in self._source.steps(spec) for row in rows):
-                yield row, numbers_of(self._source.matrix(spec, row, lead), stored, dtype)
+            rows = [row for step in self._source.steps(spec) for row in step]
+            yield from zip(rows, self._matrices(spec, rows, lead, dtype), strict=True)
             return
-        ahead: deque[tuple[range, np.ndarray, ts.WriteFutures]] = deque()
+        ahead: deque[tuple[range, np.ndarray, Reading]] = deque()
         for rows in self._source.steps(spec):
             ahead.append((rows, *read_ahead(as_read(self._source.part(spec, rows, lead), stored, dtype))))
             if len(ahead) > 1:
@@ -189,20 +211,59 @@ class RunArrays:
         while ahead:
             yield from self._rows_of(spec, *ahead.popleft())
 
+    def _matrices(
+        self, spec: ArraySpec, rows: Sequence[int], lead: Lead, dtype: ReadDtype
+    ) -> Iterator[Num[np.ndarray, "*lead query key"]]:
+        """Yields the matrices of several examples; of a bucket some are asked for ahead."""
+
+        def read(row: int) -> Num[np.ndarray, "*lead query key"]:
+            return self._matrix(spec, row, lead, dtype)
+
+        most = _AHEAD_BYTES // (4 * self._count(spec, lead) * math.prod(self._layout.buffer_shape(spec)[-2:]))
+        if not isinstance(self._source.folder, ObjectPath) or most < _FEWEST_AHEAD:  # which is many requests by itself
+            yield from map(read, rows)
+            return
+        from traceformer.store.objects.at_once import at_once
+
+        yield from at_once(read, rows, most=min(most, _AHEAD))
+
+    def _count(self, spec: ArraySpec, lead: Lead) -> int:
+        """How many matrices of an example are meant."""
+        axes = (len(spec.layers), len(spec.heads))
+        return math.prod(
+            len(range(size)[part]) for size, part in zip(axes, lead, strict=True) if isinstance(part, slice)
+        )
+
+    def _matrix(
+        self, spec: ArraySpec, row: int, lead: Lead, dtype: ReadDtype, queries: slice | None = None
+    ) -> Num[np.ndarray, "*lead query key"]:
+        """Returns an example's matrices, or some rows of them.
+
+        Raises:
+            OutOfSpace: there is not as much memory as they take.
+            SelectionError: the rows are not one behind the other.
+        """
+        index, stored = self._index, self._layout.stored(spec)
+        rows = range(index.length(row, spec.key.stack))[slice(None) if queries is None else queries]
+        if rows.step != 1:
+            raise SelectionError(f"every {rows.step}th query", hint="queries that follow each other")
+        keys = index.length(row, spec.key.key_stack)
+        check_matrices(str(spec.key), self._count(spec, lead), len(rows), keys, dtype_read(stored, dtype))
+        return numbers_of(self._source.matrix(spec, row, lead, rows), stored, dtype)
+
     def _rows_of(
-        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "ts.WriteFutures"
+        self, spec: ArraySpec, rows: range, block: np.ndarray, read: "Reading"
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:
-        index = self._index
         with self._reading(spec):
             read.result()
-        values = decode(block, self._layout.stored(spec))
+        values, first = decode(block, self._layout.stored(spec)), 0
         for row in rows:
             if spec.site.is_per_example:
                 yield row, values[row - rows.start]
             else:
-                stack = spec.key.token_stack
-                first = index.slots[stack][row] - index.slots[stack][rows.start]
-                yield row, values[..., first : first + index.lengths[stack][row], :]
+                length = self._index.length(row, spec.key.token_stack)
+                yield row, values[..., first : first + length, :]
+                first += length
 
     def _reading(self, spec: ArraySpec) -> AbstractContextManager[None]:
         return reading(f"{self._source.name}/{self._layout.array_path(spec.key)}")

@@ -1,8 +1,9 @@
 """What was worked out of a run and would take long again, kept beside its folder and never in it.
 
-1. It lies in `.traceformer/CONTENT/NAME` of the folder that holds the run, or, where nothing can be written there, in
-   the user's cache. CONTENT is a digest of the run's manifest, which names the checksum of every file: a run that
-   replaces another one never meets what was kept of that. `FORM`, which is in it, too, changes with the arithmetic.
+1. It lies in `.traceformer/CONTENT/NAME` of the folder that holds the run, or, where nothing can be written there, and
+   where it lies in a bucket, in the user's cache. CONTENT is a digest of the run's manifest, which names the checksum
+   of every file: a run that replaces another one never meets what was kept of that. `FORM`, which is in it, too,
+   changes with the arithmetic.
 2. A file begins with the SHA-256 of the rest of it. One that is damaged is made again.
 3. What was used longest ago goes when all of it takes more than 1 GiB. It can be removed at any time.
 
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from traceformer.store.layout import MANIFEST
 from traceformer.store.run import Run
@@ -28,6 +30,7 @@ MOST_BYTES = 1 << 30
 _LEFT = 3 / 4  # of them, once some was removed
 _DIGEST_BYTES = 32
 _sizes: dict[Path, int] = {}  # of all that is kept in a folder, as far as this process knows
+_contents: WeakKeyDictionary[Run, str] = WeakKeyDictionary()  # of runs in buckets
 
 
 def cache_folder() -> Path:
@@ -39,7 +42,15 @@ def content_of(run: Run) -> str | None:
     """Returns a digest of all that a run holds; None of one that is not finished, or in memory."""
     if run.folder is None or not run.finished:
         return None
-    return sha256(b"%d\n" % FORM + (run.folder / MANIFEST).read_bytes()).hexdigest()[:32]
+    if isinstance(run.folder, Path):
+        return _digest((run.folder / MANIFEST).read_bytes())
+    if run not in _contents:  # asked for once: what is read of a run in a bucket that was replaced is an error
+        _contents[run] = _digest((run.folder / MANIFEST).read_bytes())
+    return _contents[run]
+
+
+def _digest(manifest: bytes) -> str:
+    return sha256(b"%d\n" % FORM + manifest).hexdigest()[:32]
 
 
 def kept(run: Run, name: str, make: Callable[[], bytes]) -> bytes:
@@ -53,7 +64,8 @@ def kept(run: Run, name: str, make: Callable[[], bytes]) -> bytes:
     content = content_of(run)
     if run.folder is None or content is None:
         return make()
-    roots = (run.folder.absolute().parent / KEPT, cache_folder() / "runs")
+    beside = (run.folder.absolute().parent / KEPT,) if isinstance(run.folder, Path) else ()
+    roots = (*beside, cache_folder() / "runs")
     for root in roots:
         found = _read(root / content / name)
         if found is not None:

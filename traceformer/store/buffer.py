@@ -7,14 +7,17 @@ import numpy as np
 from traceformer.errors import UsageError
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.appended import Appending, Scratch
 from traceformer.store.codecs import Chunk
 from traceformer.store.dtypes import ON_DISK, nan_of
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import CompressedMatrices, Matrices, WholeMatrices
 from traceformer.store.pages import zeros
-from traceformer.store.shards import chunks_of, compress
+from traceformer.store.shards import CutChunks, compress
 
 __all__ = ["ShardBuffer"]
+
+_ARRAYS_AT_A_TIME = 2  # beside a model that needs the cores itself
 
 
 class ShardBuffer:
@@ -30,10 +33,14 @@ class ShardBuffer:
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
         compressed: What `compress` made: for each file of an array its chunks.
+        cores: How many arrays are written at a time.
     """
 
-    def __init__(self, layout: RunLayout, *, compresses: bool = True) -> None:
-        """Takes the memory; a buffer that does not compress is for runs that stay in memory."""
+    def __init__(self, layout: RunLayout, *, compresses: bool = True, scratch: Scratch | None = None) -> None:
+        """Takes the memory; a buffer that does not compress is for runs that stay in memory.
+
+        `scratch` is where matrices go that no memory holds.
+        """
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
@@ -41,13 +48,16 @@ class ShardBuffer:
             for spec in layout.kept
             if not spec.site.is_matrix
         }
-        kind = CompressedMatrices if compresses else WholeMatrices
         self.matrices: dict[ArrayKey, Matrices] = {
-            spec.key: kind(layout, spec) for spec in layout.kept if spec.site.is_matrix
+            spec.key: CompressedMatrices(layout, spec, scratch) if compresses else WholeMatrices(layout, spec)
+            for spec in layout.kept
+            if spec.site.is_matrix
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
         self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
+        self.cores = _ARRAYS_AT_A_TIME
+        self._finite: dict[ArrayKey, int] = {}
 
     @property
     def n_examples(self) -> int:
@@ -72,6 +82,8 @@ class ShardBuffer:
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
         self.compressed.clear()
+        self.cores = _ARRAYS_AT_A_TIME
+        self._finite.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
         self.offsets = {stack: np.concatenate(([0], np.cumsum(own))) for stack, own in self.lengths.items()}
         for spec in layout.kept:
@@ -96,6 +108,17 @@ class ShardBuffer:
     def is_empty(self, b: int) -> bool:
         """Returns whether nothing can be run on the example in slot b, since it lacks tokens."""
         return not all(own[b] for own in self.lengths.values())
+
+    def found_finite(self, key: ArrayKey, numbers: int) -> None:
+        """Says that so many numbers which were put into an array, each once, are finite as they are stored."""
+        self._finite[key] = self._finite.get(key, 0) + numbers
+
+    def is_finite(self, spec: ArraySpec) -> bool:
+        """Returns whether that was said of all that the examples fill of a token array."""
+        if not spec.site.is_per_token:
+            return False
+        array, used = self.arrays[spec.key], int(self.offsets[spec.key.token_stack][-1])
+        return self._finite.get(spec.key) == array.size // array.shape[-2] * used
 
     def filled(self, spec: ArraySpec) -> Shaped[np.ndarray, "..."]:
         """Returns the part of an array that goes to disk, as a view: no empty examples, whole chunks of token slots."""
@@ -123,13 +146,25 @@ class ShardBuffer:
             return matrices.files()
         return self.compressed.get(spec.key) or self._raw_chunks(spec)
 
+    def appending(self, spec: ArraySpec) -> Appending | None:
+        """Returns the files that an array's matrices went to while they were recorded; None where they are kept."""
+        matrices = self.matrices.get(spec.key)
+        return matrices.appending if isinstance(matrices, CompressedMatrices) else None
+
+    def close(self) -> None:
+        """Removes what went to files and was never committed."""
+        for spec in self.layout.kept:
+            appending = self.appending(spec)
+            if appending is not None:
+                appending.close()
+
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
         if spec.site.is_per_example:  # chunks are whole, also the last
             filled, axis = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)], 0
         else:
             filled = self.filled(spec)
             axis = filled.ndim - 2
-        return [chunks_of(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
+        return [CutChunks(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
 
     def put(self, spec: ArraySpec, b: int, values: Shaped[np.ndarray, "..."]) -> None:
         """Fills an array for the example in slot b with values as they are stored, of the shape of `shape`."""

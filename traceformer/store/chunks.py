@@ -1,7 +1,8 @@
 """Reads the matrices of a run's files, chunk by chunk.
 
 1. The index that ends a file says where each chunk lies; it is read once, and again when the file is another.
-2. The chunks of one layer that are asked for lie together, and are read together. Each is held against its crc32c.
+2. Chunks that are asked for and lie behind each other are read together, up to 8 MiB of them. Each is held against
+   its crc32c.
 3. They are decompressed into one array, and packed triangles unfolded into squares.
 
 tensorstore reads the same files, at less than half the speed, and a process that reads nothing else need not load it.
@@ -9,10 +10,11 @@ tensorstore reads the same files, at less than half the speed, and a process tha
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -28,10 +30,27 @@ from traceformer.store.source import Lead
 from traceformer.store.system import open_to_read, read_at
 from traceformer.store.triangles import n_cells, unfold
 
-__all__ = ["MatrixFiles"]
+if TYPE_CHECKING:
+    from traceformer.store.fetching import BucketChunks
+
+__all__ = ["MatrixFiles", "Wanted", "intact", "stretches"]
 
 _INDEXES = 16  # that are kept, of files read last
 _CRC_BYTES = 4
+_AT_ONCE = 8 << 20  # bytes that one call reads
+
+
+class Wanted(NamedTuple):
+    """Chunks of one file in a bucket: `grid` is how many it has along each axis, `at` an index of that.
+
+    `take` is given the number of each in the order of `at`, and its bytes without the crc32c; in any thread, in any
+    order.
+    """
+
+    name: str
+    grid: tuple[int, ...]
+    at: tuple[int | slice, ...]
+    take: Callable[[int, Chunk], None]
 
 
 class _Cut(NamedTuple):
@@ -50,10 +69,14 @@ class _Cut(NamedTuple):
 
 
 class MatrixFiles:
-    """The files of a run's matrices. Whoever reads has looked whether they are those that were written."""
+    """The files of a run's matrices, in a folder or in a bucket.
 
-    def __init__(self, root: Path, layout: RunLayout) -> None:
-        self._root, self._layout = str(root), layout
+    Whoever reads from a folder has looked whether they are those that were written; `BucketChunks` looks itself.
+    """
+
+    def __init__(self, files: "Path | BucketChunks", layout: RunLayout) -> None:
+        self._root, self._bucket = (str(files), None) if isinstance(files, Path) else ("", files)
+        self._layout = layout
         self._keeping = Lock()  # threads may read one run together
         self._cuts: dict[ArrayKey, _Cut] = {}
         self._indexes: dict[str, tuple[Identity | None, Integer[np.ndarray, "slot layer head chunk 2"]]] = {}
@@ -82,10 +105,15 @@ class MatrixFiles:
         parts = range(first // chunk, -(-stop // chunk))
         cells = np.empty((*shape, len(parts) * chunk), cut.dtype)
         several = [layers] if isinstance(layers, int) else layers
+        wanted: list[Wanted] = []
         for layer, own in zip(several, cells.reshape(len(several), -1, chunk), strict=True):
-            index = self._index(cut, files[layer // in_file])
-            places = index[slot, layer % in_file, of_heads, parts.start : parts.stop].reshape(-1, 2)
-            self._fill(cut, files[layer // in_file], places.tolist(), own)
+            name, at = files[layer // in_file], (slot, layer % in_file, of_heads, slice(parts.start, parts.stop))
+            if self._bucket is None:
+                self._fill(cut, name, self._index(cut, name)[at].reshape(-1, 2).tolist(), own)
+            else:
+                wanted.append(Wanted(name, cut.shape, at, partial(_decompress, cut.codec, own)))
+        if self._bucket is not None:
+            self._bucket.fetch(wanted)
         cells = cells[..., first - parts.start * chunk : stop - parts.start * chunk]
         if width:
             return cells.reshape(*cells.shape[:-1], len(queries), width)[..., :keys]
@@ -115,14 +143,15 @@ class MatrixFiles:
         """Decompresses the chunks at these places of a file."""
         if not places:
             return
-        start, stop = places[0][0], sum(places[-1])
-        together = sum(size for _, size in places) == stop - start
         file = open_to_read(f"{self._root}/{name}")
         try:
-            data = read_at(file, stop - start, start) if together else b""
-            for (at, size), own in zip(places, cells, strict=True):
-                part = data[at - start : at - start + size] if together else read_at(file, size, at)
-                decompress(cut.codec, _intact(np.frombuffer(part, np.uint8, size)), own)
+            for several in stretches(places):
+                start, stop = places[several.start][0], sum(places[several.stop - 1])
+                data = read_at(file, stop - start, start)
+                for number in several:
+                    at, size = places[number]
+                    part = np.frombuffer(data[at - start : at - start + size], np.uint8, size)
+                    decompress(cut.codec, intact(part), cells[number])
         finally:
             os.close(file)
 
@@ -138,7 +167,7 @@ class MatrixFiles:
         if index is None or known != now:
             with open(path, "rb") as file:
                 file.seek(-cut.index_bytes, os.SEEK_END)
-                table = _intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
+                table = intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
             index = table.reshape(*cut.shape, 2)
             with self._keeping:
                 while len(self._indexes) >= _INDEXES:
@@ -147,7 +176,27 @@ class MatrixFiles:
         return index
 
 
-def _intact(data: Chunk) -> Chunk:
+def _decompress(codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk) -> None:
+    decompress(codec, data, cells[number])
+
+
+def stretches(places: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Yields which of these chunks are read together: consecutive ones that lie behind each other, some MiB of them.
+
+    For each chunk `places` has its first byte and how many there are.
+    """
+    first, size = 0, 0
+    for number, (at, length) in enumerate(places):
+        behind = number > 0 and at == sum(places[number - 1])
+        if number > first and (not behind or size + length > _AT_ONCE):
+            yield range(first, number)
+            first, size = number, 0
+        size += length
+    if places:
+        yield range(first, len(places))
+
+
+def intact(data: Chunk) -> Chunk:
     """Returns stored bytes without the crc32c that ends them.
 
     Raises:

@@ -15,12 +15,14 @@ from traceformer.shapes import Num
 from traceformer.store.dtypes import decode
 from traceformer.store.index import Spans
 from traceformer.store.names import Stored
-from traceformer.store.zarr3 import Array
+from traceformer.store.zarr3 import Array, read_into
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import tensorstore as ts
 
-__all__ = ["Column", "batches", "gather", "shuffled_batches"]
+__all__ = ["Column", "batches", "gather", "in_pieces", "shuffled_batches"]
 
 _AHEAD = 4
 _PIECE_TOKENS = 8192
@@ -55,10 +57,10 @@ class Column:
 
     def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Num[np.ndarray, "token d"]]:
         """Yields the rows of each piece, in order, reading a few ahead."""
-        ahead: deque[ts.Future[np.ndarray]] = deque()
+        ahead: deque[ts.Future[np.ndarray] | Future[np.ndarray]] = deque()
         for first, last in pieces:
             ahead.append(self.view[..., first:last, :].read())
-            if len(ahead) > _AHEAD:
+            if len(ahead) > max(_AHEAD, _PIECE_TOKENS // (last - first)):
                 yield self._rows(ahead.popleft().result())
         while ahead:
             yield self._rows(ahead.popleft().result())
@@ -70,13 +72,11 @@ class Column:
 
 def gather(column: Column) -> Num[np.ndarray, "token d"]:
     """Returns all tokens' rows, in the data set's order."""
-    import tensorstore as ts
-
     rows = np.empty((len(column.spans), column.width), column.dtype)
     if column.view.rank == 2 and column.view.dtype.numpy_dtype == rows.dtype:
-        target, start, writing = ts.array(rows, write=True, copy=False), 0, []
+        start, writing = 0, []
         for first, last in column.pieces(len(rows)):
-            writing.append(target[start : start + last - first].write(column.view[first:last]))
+            writing.append(read_into(column.view[first:last], rows[start : start + last - first]))
             start += last - first
         for future in writing:
             future.result()
@@ -91,6 +91,11 @@ def gather(column: Column) -> Num[np.ndarray, "token d"]:
 def batches(column: Column, batch_tokens: int) -> Iterator[Num[np.ndarray, "token d"]]:
     """Yields all tokens' rows in the data set's order, `batch_tokens` at a time; the last batch may be shorter."""
     return _rebatch(column.read(column.pieces(_PIECE_TOKENS)), batch_tokens, column)
+
+
+def in_pieces(column: Column) -> Iterator[Num[np.ndarray, "token d"]]:
+    """Yields all tokens' rows in the data set's order, as they are read."""
+    return (piece.astype(column.dtype, copy=False) for piece in column.read(column.pieces(_PIECE_TOKENS)))
 
 
 def _rebatch(

@@ -8,7 +8,7 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,34 @@ from traceformer.store.files import (
     sha256,
     unseal,
 )
-from traceformer.store.layout import COMMITS, FORMAT_VERSION, MANIFEST, META, TOKEN_SHARDS, UNFINISHED, RunLayout, as_of
+from traceformer.store.hosts import UNKNOWN, Host
+from traceformer.store.layout import (
+    COMMITS,
+    FORMAT_VERSION,
+    LEASES,
+    MANIFEST,
+    META,
+    OPEN_ENDED,
+    TOKEN_SHARDS,
+    UNFINISHED,
+    RunLayout,
+    as_of,
+)
 from traceformer.store.meta import RunMeta
+from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
 
 __all__ = [
     "CommitRecord",
     "Problem",
     "RunHead",
+    "committed_examples",
     "committed_shards",
     "configuration_digest",
+    "differing_files",
+    "files_of",
     "has_lost_manifest",
+    "manifest_of",
+    "read_commit",
     "read_commits",
     "read_manifest",
     "verify_run",
@@ -74,11 +92,16 @@ class RunHead:
         return cls.from_json(json.loads(json.dumps(cls(stated, layout, configuration).to_json())))
 
     @property
+    def is_of_stream(self) -> bool:
+        """Whether the run is over texts that were read as they came: also once their number is known."""
+        return self.configuration.get("n_examples") == OPEN_ENDED
+
+    @property
     def about(self) -> RunMeta:
         return RunMeta.from_json(self.to_json())
 
     @classmethod
-    def read(cls, folder: Path) -> "RunHead":
+    def read(cls, folder: AnyPath) -> "RunHead":
         """Returns the head of the run in `folder`.
 
         Raises:
@@ -130,9 +153,13 @@ class RunHead:
         layout = as_of(self.version, self.layout.to_json())
         return {**head, "layout": layout, "configuration": dict(self.configuration)}
 
-    def write(self, folder: Path) -> None:
-        """Writes `meta.json`."""
-        durable_write(folder / META, seal(self.to_json()))
+    def write(self, folder: AnyPath, *, exclusive: bool = False) -> None:
+        """Writes `meta.json`.
+
+        Raises:
+            FileExistsError: `exclusive`, and there is one.
+        """
+        durable_write(folder / META, seal(self.to_json()), exclusive=exclusive)
 
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:
@@ -142,7 +169,11 @@ def configuration_digest(configuration: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """One committed shard: its examples in the data set's order, their lengths per stack, and its files' checksums."""
+    """One committed shard: its examples in the data set's order, their lengths per stack, its files' checksums.
+
+    `host` is what computed it, where that is known; `source` is where a stream stood when the shard was begun, and what
+    was read; see `capture.streaming`.
+    """
 
     shard: int
     writer: tuple[int, int]
@@ -150,13 +181,11 @@ class CommitRecord:
     examples: tuple[str, ...]
     lengths: Mapping[Stack, tuple[int, ...]]
     files: Mapping[str, Checksum]
+    host: Host = UNKNOWN
+    source: Mapping[str, Any] | None = None
 
-    def write(self, folder: Path) -> None:
-        """Commits the shard.
-
-        Raises:
-            RunExists: it is committed already.
-        """
+    def to_bytes(self) -> bytes:
+        """Returns what the record's file holds."""
         data = {
             "shard": self.shard,
             "writer": list(self.writer),
@@ -164,14 +193,24 @@ class CommitRecord:
             "examples": list(self.examples),
             "lengths": {stack: list(lengths) for stack, lengths in self.lengths.items()},
             "files": {path: found.to_json() for path, found in self.files.items()},
+            **({"host": host} if (host := self.host.to_json()) else {}),
+            **({} if self.source is None else {"source": dict(self.source)}),
         }
+        return seal(data)
+
+    def write(self, folder: AnyPath) -> None:
+        """Commits the shard.
+
+        Raises:
+            RunExists: it is committed already.
+        """
         try:
-            durable_write(record_path(folder, self.shard), seal(data), exclusive=True)
+            durable_write(record_path(folder, self.shard), self.to_bytes(), exclusive=True)
         except FileExistsError:
             raise RunExists(f"shard {self.shard} of {folder} is committed already", why="by another writer") from None
 
     @classmethod
-    def read(cls, folder: Path, shard: int) -> "CommitRecord":
+    def read(cls, folder: AnyPath, shard: int) -> "CommitRecord":
         """Returns the record of a shard.
 
         Raises:
@@ -204,6 +243,8 @@ class CommitRecord:
             examples=tuple(data["examples"]),
             lengths={stack: tuple(lengths) for stack, lengths in data["lengths"].items()},
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
+            host=Host.from_json(data.get("host", {})),
+            source=_source(data.get("source")),
         )
 
     def belongs_to(self, head: RunHead) -> bool:
@@ -217,18 +258,25 @@ class CommitRecord:
             for stack, most in layout.max_tokens.items()
         )
         files = {path for spec in layout.kept for path in layout.shard_files(spec, self.shard)}
-        return (
-            known
-            and len(self.examples) == len(layout.shard_range(self.shard))
-            and set(self.files) == files | {token_path(self.shard)}
-        )
+        return known and self._has_all_examples(layout) and set(self.files) == files | {token_path(self.shard)}
+
+    def _has_all_examples(self, layout: RunLayout) -> bool:
+        """Whether there are as many as the shard holds; where nobody knows how many will come, the last holds fewer."""
+        most = len(layout.shard_range(self.shard))
+        return 0 < len(self.examples) <= most if layout.is_open else len(self.examples) == most
+
+
+def _source(stated: Any) -> Mapping[str, Any] | None:
+    if stated is not None and not isinstance(stated, dict):
+        raise TypeError("where its texts came from is no object")
+    return stated
 
 
 def _what_is_wrong(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def record_path(folder: Path, shard: int) -> Path:
+def record_path(folder: AnyPath, shard: int) -> AnyPath:
     return folder / COMMITS / f"{shard}.json"
 
 
@@ -236,33 +284,61 @@ def token_path(shard: int) -> str:
     return f"{TOKEN_SHARDS}/{shard}.parquet"
 
 
-def committed_shards(folder: Path) -> list[int]:
+def committed_shards(folder: AnyPath) -> list[int]:
     """Returns the numbers of the shards that have a record, in order."""
-    return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+    try:
+        return sorted(int(path.stem) for path in (folder / COMMITS).glob("*.json") if path.stem.isdecimal())
+    except FileNotFoundError:
+        if isinstance(folder, ObjectPath):
+            raise
+        return []  # the folder got another name while it was looked at
 
 
-def read_commits(folder: Path, head: RunHead) -> Iterator[CommitRecord]:
+def committed_examples(folder: AnyPath, head: RunHead) -> int:
+    """Returns how many examples the committed shards hold; of a stream the last may hold fewer than the others."""
+    shards = committed_shards(folder)
+    if not shards or not head.layout.is_open:
+        return sum(len(head.layout.shard_range(shard)) for shard in shards)
+    return (len(shards) - 1) * head.layout.shard_examples + len(CommitRecord.read(folder, shards[-1]).examples)
+
+
+def read_commits(folder: AnyPath, head: RunHead) -> Iterator[CommitRecord]:
     """Yields the records of all committed shards in order.
 
     Raises:
         CorruptRun: a record is not as it was written, or belongs to another configuration.
     """
-    for shard in committed_shards(folder):
-        record = CommitRecord.read(folder, shard)
-        if not record.belongs_to(head):
-            raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
-        yield record
+    yield from each_of(folder, lambda shard: read_commit(folder, head, shard), committed_shards(folder))
 
 
-def write_manifest(folder: Path, head: RunHead) -> None:
-    """Writes the checksums of all files of a run, taking those of shards from their records."""
+def read_commit(folder: AnyPath, head: RunHead, shard: int) -> CommitRecord:
+    """Returns the record of a committed shard of the run with this head.
+
+    Raises:
+        NotFound: the shard is not committed.
+        CorruptRun: as `read_commits` raises it.
+    """
+    record = CommitRecord.read(folder, shard)
+    if not record.belongs_to(head):
+        raise CorruptRun(f"{record_path(folder, shard)} belongs to another run")
+    return record
+
+
+def manifest_of(folder: AnyPath, head: RunHead) -> bytes:
+    """Returns the manifest: the checksums of all files of a run, of which those of shards come from their records."""
     known = {path: found for record in read_commits(folder, head) for path, found in record.files.items()}
-    files = {path: known.get(path) or checksum(folder / path, "sha256") for path in _files(folder) if path != MANIFEST}
-    data = {"files": {path: found.to_json() for path, found in files.items()}}
-    durable_write(folder / MANIFEST, seal(data))
+    names = [path for path in files_of(folder) if path != MANIFEST]
+    found = each_of(folder, lambda path: known.get(path) or checksum(folder / path, "sha256"), names)
+    files = dict(zip(names, found, strict=True))
+    return seal({"files": {path: found.to_json() for path, found in files.items()}})
 
 
-def read_manifest(folder: Path) -> dict[str, Checksum]:
+def write_manifest(folder: AnyPath, head: RunHead) -> None:
+    """Writes the manifest of a run."""
+    durable_write(folder / MANIFEST, manifest_of(folder, head))
+
+
+def read_manifest(folder: AnyPath) -> dict[str, Checksum]:
     """Returns the checksums of all files of a finished run, but the manifest's own.
 
     Raises:
@@ -276,21 +352,32 @@ def read_manifest(folder: Path) -> dict[str, Checksum]:
         raise CorruptRun(f"{folder / MANIFEST} states no checksums of files", why=repr(error)) from error
 
 
-def has_lost_manifest(folder: Path) -> bool:
-    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`."""
+def has_lost_manifest(folder: AnyPath) -> bool:
+    """Returns whether a run has no manifest though it was finished: until then its folder is `_tmp_<name>`.
+
+    In a bucket a run has its name from the start, and is not finished while it has no manifest.
+    """
+    if isinstance(folder, ObjectPath):
+        return False
     names = (folder.absolute().name, folder.resolve().name)
     return not (folder / MANIFEST).exists() and not any(name.startswith(UNFINISHED) for name in names)
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+def files_of(folder: AnyPath) -> list[str]:
+    """Returns the names of all files of a run; a lease that its owner forgot is none of them."""
+    if isinstance(folder, ObjectPath):
+        names = [*folder.objects()]
+    else:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(name for name in names if not name.startswith(f"{LEASES}/"))
 
 
-def verify_run(folder: Path) -> list[Problem]:
+def verify_run(folder: AnyPath, seen: Callable[[CommitRecord], object] = lambda record: None) -> list[Problem]:
     """Returns everything about a run that is not as it was written; an empty list for an intact run.
 
     Reads every byte. A finished run is held against its manifest: each file, and that nothing is missing or foreign.
-    An unfinished one is held against its head, and its committed shards against their records.
+    An unfinished one is held against its head, and its committed shards against their records. `seen` is given each
+    record that can be read.
 
     Raises:
         NotFound: there is no run.
@@ -302,13 +389,15 @@ def verify_run(folder: Path) -> list[Problem]:
         return [Problem(Path(META), error.why or error.message)]
     found: dict[str, str] = {}
     expected: dict[str, Checksum] = {}
-    for shard in committed_shards(folder):
-        path = record_path(folder, shard).relative_to(folder).as_posix()
-        try:
-            record = CommitRecord.read(folder, shard)
-        except CorruptRun as error:
-            found[path] = error.why
+    shards = committed_shards(folder)
+    for shard, record in zip(
+        shards, each_of(folder, lambda shard: _record_or_damage(folder, shard), shards), strict=True
+    ):
+        path = f"{COMMITS}/{shard}.json"
+        if isinstance(record, CorruptRun):
+            found[path] = record.why
             continue
+        seen(record)
         if not record.belongs_to(head):
             found[path] = "belongs to a run with another configuration, or with other shards"
         expected |= record.files
@@ -318,19 +407,26 @@ def verify_run(folder: Path) -> list[Problem]:
         except CorruptRun as error:
             found[MANIFEST] = error.why
         else:
-            foreign = set(_files(folder)) - expected.keys() - {MANIFEST}
+            foreign = set(files_of(folder)) - expected.keys() - {MANIFEST}
             found |= dict.fromkeys(foreign, "does not belong to the run")
     elif has_lost_manifest(folder):
         found[MANIFEST] = "is missing, so what no commit record lists was not checked"
     if head.version > 1:
         found |= dict.fromkeys(_changed_coordinates(folder, head.layout), "does not say what the run's head does")
-    for path, file in expected.items():
-        if path not in found and (what := _compare(folder / path, file)):
+    for path, what in differing_files(folder, {path: file for path, file in expected.items() if path not in found}):
+        if what:
             found[path] = what
     return [Problem(Path(path), what) for path, what in sorted(found.items())]
 
 
-def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
+def _record_or_damage(folder: AnyPath, shard: int) -> CommitRecord | CorruptRun:
+    try:
+        return CommitRecord.read(folder, shard)
+    except CorruptRun as error:
+        return error
+
+
+def _changed_coordinates(folder: AnyPath, layout: RunLayout) -> Iterator[str]:
     """Yields the coordinates that do not say what the head does; a run without a shard may have none yet."""
     from traceformer.store.zarr3 import coordinate_files
 
@@ -340,11 +436,21 @@ def _changed_coordinates(folder: Path, layout: RunLayout) -> Iterator[str]:
             yield name
 
 
-def _compare(path: Path, expected: Checksum) -> str:
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != expected.bytes:
-        return f"has {size} bytes instead of {expected.bytes}"
-    found = checksum(path, expected.algorithm)
-    return "" if found.digest == expected.digest else f"its content was changed ({found.algorithm} differs)"
+def differing_files(folder: AnyPath, expected: Mapping[str, Checksum]) -> Iterator[tuple[str, str]]:
+    """Yields each file and how it differs from what was written, or an empty text; reads all of them."""
+    there = folder.objects() if isinstance(folder, ObjectPath) else {}
+
+    def difference(name: str) -> str:
+        path = folder / name
+        if isinstance(path, ObjectPath):
+            size = there[name].size if name in there else None
+        else:
+            size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            return "is missing"
+        if size != expected[name].bytes:
+            return f"has {size} bytes instead of {expected[name].bytes}"
+        found = checksum(path, expected[name].algorithm)
+        return "" if found.digest == expected[name].digest else f"its content was changed ({found.algorithm} differs)"
+
+    yield from zip(expected, each_of(folder, difference, expected), strict=True)

@@ -12,13 +12,17 @@ out of the cache what others had there.
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from typing import Self
+
+import numpy as np
 
 from traceformer.store.system import is_direct, set_direct
 
 __all__ = ["BlockWriter"]
 
 _BLOCK_BYTES = 4 << 20
+_AT_ONCE = 512 << 10
 _SECTOR_BYTES = 4096  # a multiple of what any disk asks for
 _blocks: list[mmap.mmap] = []  # to be used again: memory that was never touched costs a page fault per 4 kB
 
@@ -29,6 +33,7 @@ class BlockWriter:
     def __init__(self, file: int) -> None:
         self._file = file
         self._block = _blocks.pop() if _blocks else mmap.mmap(-1, _BLOCK_BYTES)
+        self._bytes = np.frombuffer(self._block, np.uint8)  # numpy lets other threads run while it copies
         self._used = 0
         self._size = 0
 
@@ -49,12 +54,26 @@ class BlockWriter:
         """Appends bytes; nothing of `data` is kept."""
         while data:
             part = data[: _BLOCK_BYTES - self._used]
-            self._block[self._used : self._used + len(part)] = part
+            self._bytes[self._used : self._used + len(part)] = np.frombuffer(part, np.uint8)
             self._used += len(part)
             self._size += len(part)
             data = data[len(part) :]
             if self._used == _BLOCK_BYTES:
                 self._flush(_BLOCK_BYTES)
+
+    def fill(self, fill: Callable[[memoryview], int], tell: Callable[[memoryview], object]) -> int:
+        """Appends what is written into a piece of the block, and returns how many bytes that are; `tell` is shown them.
+
+        The piece stays in the processor's cache until then.
+        """
+        with memoryview(self._block) as block:
+            written = fill(block[self._used : min(self._used + _AT_ONCE, _BLOCK_BYTES)])
+            tell(block[self._used : self._used + written])
+        self._used += written
+        self._size += written
+        if self._used == _BLOCK_BYTES:
+            self._flush(_BLOCK_BYTES)
+        return written
 
     def _flush(self, size: int) -> None:
         with memoryview(self._block) as block:

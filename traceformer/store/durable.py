@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from traceformer.store.direct import BlockWriter
 from traceformer.store.files import TEMPORARY, Checksum, sha256
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.system import replace, sync, sync_folder
 
 __all__ = ["WriteGroup", "temporary_of"]
@@ -25,9 +26,9 @@ _MOST_OPEN = 64  # of the 256 files that some systems let a process have open
 _SYNCS_AT_A_TIME = 8  # which the disk does together: 60 files took 39 to 58 ms, one after the other 136
 
 
-def temporary_of(path: Path) -> Path:
-    """Returns the name under which a group writes a file: one process at a time may write it."""
-    return path.with_name(f".{path.name}{TEMPORARY}")
+def temporary_of(path: Path, attempt: str = "") -> Path:
+    """Returns the name under which a group writes a file: one process at a time may write it, or each its attempt."""
+    return path.with_name(f".{path.name}{f'.{attempt}' if attempt else ''}{TEMPORARY}")
 
 
 class WriteGroup:
@@ -36,7 +37,10 @@ class WriteGroup:
     If it ends with an error none of them is there, unless it struck while they took their names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, attempt: str = "", place: Callable[[Path, Path], None] | None = None) -> None:
+        """Begins a group; with `attempt`, a name, others may write the same files, and `place` gives them theirs."""
+        self._attempt = attempt
+        self._place = place
         self._paths: list[Path] = []
         self._folders: set[Path] = set()
         # Files stay open until they are durable: one that is opened again might not be told of a failed write.
@@ -54,18 +58,20 @@ class WriteGroup:
             for file in self._open:
                 file.close()
             for path in self._paths:
-                temporary_of(path).unlink(missing_ok=True)
+                self._temporary(path).unlink(missing_ok=True)
 
-    def make_folder(self, folder: Path) -> None:
+    def make_folder(self, folder: AnyPath) -> None:
         """Makes a folder, if it is not there; that it is there will survive a crash, too."""
+        assert isinstance(folder, Path)
         folder.mkdir(parents=True, exist_ok=True)
         self._folders.add(folder.parent)
 
     @contextmanager
-    def open(self, path: Path) -> Generator[IO[bytes]]:
+    def open(self, path: AnyPath) -> Generator[IO[bytes]]:
         """Yields a file to write, which will be at `path`."""
+        assert isinstance(path, Path)
         self._paths.append(path)
-        file = temporary_of(path).open("wb")
+        file = self._temporary(path).open("wb")
         try:
             yield file
             file.flush()
@@ -77,13 +83,19 @@ class WriteGroup:
             if len(self._open) >= _MOST_OPEN:
                 self._sync()
 
-    def write(self, path: Path, data: bytes) -> Checksum:
+    def adopt(self, path: AnyPath, begun: Path) -> None:
+        """Takes a file of the same folder, durable already, which will be at `path`."""
+        assert isinstance(path, Path)
+        self._paths.append(path)
+        replace(begun, self._temporary(path))
+
+    def write(self, path: AnyPath, data: bytes) -> Checksum:
         """Writes a small file, and returns its checksum."""
         with self.open(path) as file:
             file.write(data)
         return Checksum(len(data), "sha256", sha256(data))
 
-    def write_parts(self, path: Path, parts: Iterable[memoryview]) -> Checksum:
+    def write_parts(self, path: AnyPath, parts: Iterable[memoryview]) -> Checksum:
         """Writes a large file from parts that lie anywhere in memory, and returns its checksum."""
         import xxhash
 
@@ -95,6 +107,18 @@ class WriteGroup:
                 size += len(part)
         return Checksum(size, "xxh3_128", digest.hexdigest())
 
+    def write_filled(self, path: AnyPath, fill: Callable[[memoryview], int], last: bytes) -> Checksum:
+        """Writes a large file, whose bytes `fill` writes until there are no more, and `last`; returns its checksum."""
+        import xxhash
+
+        digest, size = xxhash.xxh3_128(), len(last)
+        with self.open(path) as file, BlockWriter(file.fileno()) as blocks:
+            while written := blocks.fill(fill, digest.update):
+                size += written
+            blocks.write(memoryview(last))
+            digest.update(last)
+        return Checksum(size, "xxh3_128", digest.hexdigest())
+
     def _sync(self) -> None:
         _all_at_once(sync, [file.fileno() for file in self._open])
         for file in self._open:
@@ -104,9 +128,13 @@ class WriteGroup:
     def _finish(self) -> None:
         self._sync()
         for path in self._paths:
-            replace(temporary_of(path), path)
+            (self._place or replace)(self._temporary(path), path)
         _all_at_once(sync_folder, {path.parent for path in self._paths} | self._folders)
-        self._paths.clear()
+        if not self._attempt:
+            self._paths.clear()
+
+    def _temporary(self, path: Path) -> Path:
+        return temporary_of(path, self._attempt)
 
 
 def _all_at_once(call: Callable[[Any], None], these: Collection[Any]) -> None:

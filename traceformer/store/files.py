@@ -6,19 +6,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator
+import threading
+import uuid
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from traceformer.errors import CorruptRun, NotFound, OutOfSpace, RunExists, UsageError
 from traceformer.store import system
+from traceformer.store.objects.path import AnyPath, ObjectPath
 
 __all__ = [
     "Checksum",
     "FileLock",
     "canonical",
     "checksum",
+    "checksum_of",
     "durable_write",
     "free_space",
     "is_full",
@@ -33,6 +37,7 @@ __all__ = [
 Algorithm: TypeAlias = Literal["sha256", "xxh3_128"]
 
 TEMPORARY = ".part"
+_OWN = uuid.uuid4().hex[:8]  # beside the process's number, which processes of other machines may have, too
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How tensorstore, safetensors and pyarrow write the operating system's number into their messages.
 _NUMBER_IS = ("os_error_code='", "os error ", "[errno ", "[Errno ")
@@ -69,11 +74,32 @@ def is_intact(data: bytes, written: Checksum) -> bool:
     return written == Checksum(len(data), "sha256", sha256(data))
 
 
-def checksum(path: Path, algorithm: Algorithm) -> Checksum:
+def checksum(path: AnyPath, algorithm: Algorithm) -> Checksum:
     """Returns size and hash of a file."""
+    if isinstance(path, ObjectPath):
+        return _checksum_of_blocks(path.blocks(), algorithm)
     with path.open("rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if algorithm == "sha256" else _xxh3(file)
         return Checksum(os.fstat(file.fileno()).st_size, algorithm, digest)
+
+
+def checksum_of(data: bytes, algorithm: Algorithm) -> Checksum:
+    """Returns size and hash of a file that holds these bytes."""
+    return _checksum_of_blocks((data,), algorithm)
+
+
+def _checksum_of_blocks(blocks: Iterable[bytes], algorithm: Algorithm) -> Checksum:
+    """Returns size and hash of bytes that come block by block."""
+    state: Any = hashlib.sha256()
+    if algorithm != "sha256":
+        import xxhash
+
+        state = xxhash.xxh3_128()
+    size = 0
+    for block in blocks:
+        state.update(block)
+        size += len(block)
+    return Checksum(size, algorithm, state.hexdigest())
 
 
 def _xxh3(file: IO[bytes]) -> str:
@@ -126,7 +152,7 @@ def is_sealed(text: bytes) -> bool:
     return _SEAL.search(text, max(0, len(text) - _SEAL_BYTES)) is not None
 
 
-def unseal(text: bytes, path: Path) -> dict[str, Any]:
+def unseal(text: bytes, path: AnyPath) -> dict[str, Any]:
     """Returns what was sealed.
 
     Raises:
@@ -154,7 +180,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: AnyPath) -> dict[str, Any]:
     """Returns what was sealed in a file.
 
     Raises:
@@ -167,13 +193,19 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise NotFound(f"no file {path}") from None
 
 
-def durable_write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
+def durable_write(path: AnyPath, data: bytes, *, exclusive: bool = False) -> None:
     """Writes a file so that after a crash it is there whole or not at all; returns once it would survive one.
 
     Raises:
         FileExistsError: `exclusive`, and the file exists.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    if isinstance(path, ObjectPath):
+        if not exclusive:
+            path.write_bytes(data)
+        elif not path.store.put_if_absent(path.key, data):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_OWN}-{threading.get_ident()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

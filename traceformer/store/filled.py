@@ -19,7 +19,8 @@ def example_ids(shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> list[str
     Raises:
         UsageError: buffer or table hold another number of examples than the shard has, or an id occurs twice.
     """
-    expected = len(buffer.layout.shard_range(shard))
+    layout = buffer.layout
+    expected = buffer.n_examples if layout.is_open else len(layout.shard_range(shard))
     if not expected == buffer.n_examples == tokens.num_rows:
         raise UsageError(
             f"shard {shard} has {expected} examples",
@@ -42,13 +43,15 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
     """
     stored = buffer.layout.stored(spec)
     matrices = buffer.matrices.get(spec.key)
+    if matrices is None and buffer.is_finite(spec):
+        return  # it was found when it was cast
     if matrices is None and first_nonfinite(buffer.filled(spec), stored) is None:
         return  # most often; else it is looked for example by example
     for b in range(buffer.n_examples):
         if spec.site.is_per_example and buffer.is_empty(b):
             continue
         found = first_nonfinite(buffer.part(spec, b), stored) if matrices is None else matrices.nonfinite(b)
-        if found is None or (found.kind == "nan" and nan_is_unknown):
+        if found is None or (found.kind == "nan" and (nan_is_unknown or spec.site.may_be_nan)):
             continue
         where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)
         example = buffer.layout.shard_range(shard)[b]

@@ -1,26 +1,33 @@
 """Turns the committed shards of all writers into a finished run; each step can be done again after a crash."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from traceformer.errors import RunExists
+from traceformer.errors import CorruptRun, RunExists
 from traceformer.shapes import Int32
 from traceformer.sites import Stack
-from traceformer.store.commits import CommitRecord, RunHead, read_commits, token_path, write_manifest
+from traceformer.store.commits import CommitRecord, RunHead, manifest_of, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
+from traceformer.store.ending import closed_head
 from traceformer.store.files import TEMPORARY
-from traceformer.store.layout import TOKENS, RunLayout
+from traceformer.store.layout import EXAMPLES, LEASES, TOKENS, RunLayout
 from traceformer.store.locks import claiming, refuse_existing
+from traceformer.store.lookup import FEW_SHARDS, lookup_bytes
+from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
+from traceformer.store.placing import CheckMine, Group, ObjectGroup
 from traceformer.store.replacing import move_aside, remove_aside
 from traceformer.store.shards import write_chunk
 from traceformer.store.system import patiently, rename, sync_folder
 from traceformer.store.tables import PARQUET, common_schema, with_schema
 from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
 
-__all__ = ["finish_run"]
+__all__ = ["complete_in_bucket", "finish_run"]
 
 
 def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool) -> None:
@@ -36,22 +43,58 @@ def finish_run(unfinished: Path, final: Path, head: RunHead, *, overwrite: bool)
 
 
 def _complete(folder: Path, head: RunHead) -> None:
+    for pattern in (f"*{TEMPORARY}", "*.__lock"):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+    head = _closed(folder, head)
+    with WriteGroup() as group:
+        _write_whole(group, folder, head)
+    shutil.rmtree(folder / LEASES, ignore_errors=True)
+    for path in folder.glob(".lock-*"):
+        patiently(path.unlink)  # whoever held one has written all, and is about to end
+    write_manifest(folder, head)
+
+
+def complete_in_bucket(folder: ObjectPath, head: RunHead, check_mine: CheckMine) -> bytes:
+    """Completes the run at a prefix, where it stays, and returns its manifest, with which it will be finished.
+
+    Whoever else does the same writes the same; `check_mine` raises once nobody need any more.
+    """
+    with ObjectGroup(check_mine) as group:
+        _write_whole(group, folder, head)
+    return manifest_of(folder, head)
+
+
+def _write_whole(group: Group, folder: AnyPath, head: RunHead) -> None:
+    """Writes what all shards together have: metadata with the true sizes, positions of tokens, the token table."""
     layout = head.layout
     records = list(read_commits(folder, head))
     last = layout.n_shards - 1
     n_slots: dict[Stack, int] = {s: last * layout.shard_slots(s) + sum(records[last].lengths[s]) for s in layout.stacks}
-    for pattern in (f"*{TEMPORARY}", "*.__lock"):
-        for path in folder.rglob(pattern):
-            path.unlink()
-    with WriteGroup() as group:
-        write_metadata(group, folder, layout, n_slots)
-        for stack in layout.stacks:
-            lengths = [record.lengths[stack] for record in records]
-            _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
-        _join_tokens(group, folder, records)
-    for path in folder.glob(".lock-*"):
-        patiently(path.unlink)  # whoever held one has written all, and is about to end
-    write_manifest(folder, head)
+    write_metadata(group, folder, layout, n_slots)
+    for stack in layout.stacks:
+        lengths = [record.lengths[stack] for record in records]
+        _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
+    schema = _join_tokens(group, folder, records)
+    if layout.n_shards > FEW_SHARDS:
+        group.write(folder / EXAMPLES, lookup_bytes(head, records, schema))
+
+
+def _closed(folder: Path, head: RunHead) -> RunHead:
+    """Returns the head of a stream's run, written once more with the number of its examples; any other as it is.
+
+    Raises:
+        CorruptRun: a shard in between has lost its record.
+    """
+    if not head.layout.is_open:
+        return head
+    records = list(read_commits(folder, head))
+    if [record.shard for record in records] != list(range(len(records))):
+        raise CorruptRun(f"{folder} has lost commit records", hint="traceformer verify lists the damage")
+    tables = (pq.read_table(folder / token_path(record.shard), columns=["truncated"]) for record in records)
+    head = closed_head(head, records, tables)
+    head.write(folder)
+    return head
 
 
 def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
@@ -67,17 +110,23 @@ def _move_in(unfinished: Path, final: Path, *, overwrite: bool) -> None:
     remove_aside(final)
 
 
-def _join_tokens(group: WriteGroup, folder: Path, records: Sequence[CommitRecord]) -> None:
+def _join_tokens(group: Group, folder: AnyPath, records: Sequence[CommitRecord]) -> pa.Schema:
+    """Writes the tables of all shards as one, and returns its schema."""
     paths = [folder / token_path(record.shard) for record in records]
-    schema = common_schema([pq.read_schema(path) for path in paths])
+    schema = common_schema([*each_of(folder, lambda path: pq.read_schema(_to_read(path)), paths)])
     with group.open(folder / TOKENS) as file, pq.ParquetWriter(file, schema, **PARQUET) as writer:
-        for path in paths:
-            writer.write_table(with_schema(pq.read_table(path), schema))
+        for table in each_of(folder, lambda path: pq.read_table(_to_read(path)), paths):
+            writer.write_table(with_schema(table, schema))
+    return schema
+
+
+def _to_read(path: AnyPath) -> Any:
+    return pa.BufferReader(path.read_bytes()) if isinstance(path, ObjectPath) else path
 
 
 def _write_positions(
-    group: WriteGroup,
-    folder: Path,
+    group: Group,
+    folder: AnyPath,
     layout: RunLayout,
     stack: Stack,
     lengths: Sequence[Sequence[int]],

@@ -30,9 +30,12 @@ from traceformer.store.triangles import n_cells
 
 __all__ = [
     "COMMITS",
+    "EXAMPLES",
     "FORMAT_VERSION",
+    "LEASES",
     "MANIFEST",
     "META",
+    "OPEN_ENDED",
     "TOKENS",
     "TOKEN_SHARDS",
     "UNFINISHED",
@@ -44,8 +47,10 @@ FORMAT_VERSION = 3
 META = "meta.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens.parquet"
+EXAMPLES = "examples.index"
 TOKEN_SHARDS = "tokens"
 COMMITS = "commits"
+LEASES = "leases"  # of who works on which shard; none is part of a run
 UNFINISHED = "_tmp_"  # what the name of a run's folder begins with until the run is finished
 
 SHARD_BYTES = 256 << 20
@@ -54,7 +59,9 @@ TOKEN_CHUNK_BYTES = 4 << 20
 TOKEN_CHUNK_SLOTS = 512
 FEWEST_CHUNK_SLOTS = 16
 CHUNKS_PER_SHARD = 10
+METRIC_CHUNK_EXAMPLES = 32
 MOST_EXAMPLES = 256
+OPEN_ENDED = 1_000_000_000  # examples that are declared where nobody knows how many will come
 _STACKS: tuple[Stack, ...] = ("enc", "dec")
 _WORDS: Mapping[str, Any] = {
     **{"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec},
@@ -79,9 +86,9 @@ class RunLayout:
 
     `n_examples` is the number of examples to write, `max_tokens` T per stack, `shard_examples` B. `dtype` and
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
-    the most token slots of one chunk, per stack. Token ids are int32 whatever the dtype. `triangles` are the patterns
-    of which only what lies on and below the diagonal is stored, `matrix_codec` how all matrices are compressed; what
-    they are without being stated is what formats 1 and 2 have.
+    the most token slots of one chunk, per stack. Ids are int32 and head metrics float32 whatever the dtype.
+    `triangles` are the patterns of which only what lies on and below the diagonal is stored, `matrix_codec` how all
+    matrices are compressed; what they are without being stated is what formats 1 and 2 have.
 
     `arrays` are what a reader sees. `aliases` are the layers of them that are another's, and `kept` is what is stored:
     the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these.
@@ -173,6 +180,11 @@ class RunLayout:
         return tuple(stack for stack in _STACKS if stack in self.max_tokens)
 
     @property
+    def is_open(self) -> bool:
+        """Whether nobody knows yet how many examples there will be: those of a stream."""
+        return self.n_examples == OPEN_ENDED
+
+    @property
     def n_shards(self) -> int:
         return math.ceil(self.n_examples / self.shard_examples)
 
@@ -188,6 +200,8 @@ class RunLayout:
         """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
         if spec.site.holds_ids:
             return "int32"
+        if spec.site.is_in_float32:
+            return "float32"
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
     def codec_of(self, spec: ArraySpec) -> Codec | MatrixCodec:
@@ -268,6 +282,8 @@ class RunLayout:
         shape = self.buffer_shape(spec)
         if spec.site.is_per_example:
             most = max(1, CHUNK_BYTES // (math.prod(shape[1:]) * self.itemsize(spec)))
+            if spec.site.name == "head_metrics":  # all that such a run holds, and the last chunk is whole, too
+                most = min(most, METRIC_CHUNK_EXAMPLES)
             return (_even_part(shape[0], most), *shape[1:])
         if self.is_triangle(spec):
             return (1, 1, 1, self._run_of_cells(spec))

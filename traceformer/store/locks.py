@@ -10,19 +10,24 @@ import shutil
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from traceformer.errors import ConfigurationChanged, NotFound, RunExists, Unreadable
 from traceformer.filenames import file_name
-from traceformer.store.commits import RunHead, configuration_digest
+from traceformer.store.commits import RunHead
 from traceformer.store.files import FileLock, canonical
+from traceformer.store.hosts import deciding
 from traceformer.store.layout import META, UNFINISHED, as_of
-from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked
+from traceformer.store.leases import refuse_at_work
+from traceformer.store.objects.path import AnyPath
+from traceformer.store.replacing import aside_of, check_place, check_replaceable, is_marked, remove_run
 
 __all__ = [
     "begun_head",
     "claiming",
+    "clear_unfinished",
     "empty_folder",
     "final_folder",
     "find_unfinished",
@@ -56,12 +61,13 @@ def claiming(unfinished: Path) -> Generator[None]:
 def find_unfinished(traces: Path, digest: Mapping[str, Any]) -> Path | None:
     """Returns the newest unfinished run under `traces` that was begun with the same configuration, or None."""
     begun: list[tuple[int, Path]] = []
+    wanted = deciding(digest)
     for path in traces.glob(f"{UNFINISHED}*/{META}"):
         try:
             head = RunHead.read(path.parent)
         except (NotFound, Unreadable):
             continue
-        if configuration_digest(head.configuration) == configuration_digest(as_of(head.version, digest)):
+        if canonical(deciding(head.configuration)) == canonical(as_of(head.version, wanted)):
             begun.append((path.stat().st_mtime_ns, path.parent))
     return max(begun)[1] if begun else None
 
@@ -106,6 +112,7 @@ def refuse_existing(final: Path, overwrite: bool, resume: bool = False) -> None:
 
 def lock_writer(unfinished: Path, writer: tuple[int, int]) -> FileLock:
     """Returns the writer's lock, taken. Writers of different counts W would take each other's shards."""
+    refuse_at_work(unfinished)
     lock = FileLock(unfinished / f".lock-{writer[0]}-of-{writer[1]}")
     lock.acquire()
     try:
@@ -126,21 +133,41 @@ def refuse_other_writers(unfinished: Path, writer: tuple[int, int], *, of_any_nu
             other.release()
 
 
-def begun_head(unfinished: Path, head: RunHead) -> RunHead:
+_UNLESS_STATED = {"pattern kernel": "torch"}
+"""What the configuration of a run means that does not say it."""
+
+
+def clear_unfinished(unfinished: Path) -> None:
+    """Removes an unfinished run that another one is to take the place of, if there is one.
+
+    Raises:
+        RunExists: another process is writing there.
+    """
+    with claiming(unfinished):
+        if unfinished.exists():
+            refuse_other_writers(unfinished, (-1, 0), of_any_number=True)
+            remove_run(unfinished)
+
+
+def begun_head(unfinished: AnyPath, head: RunHead) -> RunHead:
     """Returns the head that an unfinished run was begun with, if `head` means the same run, in whatever format.
 
     Raises:
         ConfigurationChanged: it does not; the message names what differs.
     """
     begun = RunHead.read(unfinished)
-    stated = [(begun.configuration, head.configuration), (begun.layout.to_json(), head.layout.to_json())]
-    for before, now in ((as_of(begun.version, each) for each in both) for both in stated):
+    laid_out = begun.layout
+    if head.layout.is_open and begun.is_of_stream:  # it may have been interrupted while it was being finished
+        laid_out = replace(laid_out, n_examples=head.layout.n_examples)
+    stated = [(begun.configuration, head.configuration), (laid_out.to_json(), head.layout.to_json())]
+    for before, now in ((deciding(as_of(begun.version, each)) for each in pair) for pair in stated):
         names = [*before, *(name for name in now if name not in before)]
-        changed = [name for name in names if canonical(before.get(name)) != canonical(now.get(name))]
+        both = {name: [each.get(name, _UNLESS_STATED.get(name)) for each in (before, now)] for name in names}
+        changed = [name for name, (one, other) in both.items() if canonical(one) != canonical(other)]
         if changed:
             raise ConfigurationChanged(
                 f"{unfinished} was begun with another {' and '.join(changed)}",
-                why="; ".join(_difference(name, before.get(name), now.get(name)) for name in changed),
+                why="; ".join(_difference(name, *both[name]) for name in changed),
                 hint="start a new run, or resume with what it was begun with",
             )
     return begun

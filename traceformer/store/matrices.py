@@ -5,29 +5,35 @@
 3. What goes to disk is looked through for inf and NaN, and compressed as soon as there is enough of it for a chunk:
    it is still in the processor's cache, and no square is kept. Chunks behind an example's last row are left out, which
    reads as zeros, but for the first of each.
-4. What stays in memory is kept at its true size.
+4. Where one text's chunks would fill the memory, they go to files meanwhile: see `appended`.
+5. What comes as the cells of a triangle, from a device that has packed them, is compressed by several threads.
+6. What stays in memory is kept at its true size.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from concurrent.futures import Executor, Future
+from typing import NoReturn, Protocol
 
 import numpy as np
 
 from traceformer.errors import Unsupported
 from traceformer.shapes import Shaped
 from traceformer.sites import ArraySpec
+from traceformer.store.appended import Appending, Scratch, is_appended
 from traceformer.store.codecs import Chunk, compressor
 from traceformer.store.dtypes import ON_DISK, NonFinite, first_nonfinite
 from traceformer.store.layout import RunLayout
+from traceformer.store.made import Batch, Making, make_whole
 from traceformer.store.names import Stored
 from traceformer.store.pages import Kept
 from traceformer.store.triangles import fold, n_cells
 
-__all__ = ["CompressedMatrices", "Matrices", "WholeMatrices"]
+__all__ = ["CompressedMatrices", "Matrices", "WholeMatrices", "refuse_ahead"]
 
 _AT_ONCE = 4 << 20  # bytes of rows
 
 Rows = Shaped[np.ndarray, "head query key"]
+Cells = Shaped[np.ndarray, "head cell"]
 
 
 class Matrices(Protocol):
@@ -47,15 +53,34 @@ class Matrices(Protocol):
         """
         ...
 
+    def take_cells(
+        self, slot: int, layer: int, first: int, rows: int, cells: Cells, is_finite: bool, pool: Executor
+    ) -> Sequence[Future[Chunk]]:
+        """Takes the next rows of an example, packed as those of a triangle; they are not to change until all is done.
+
+        `is_finite` says that it is known to be. What is still to be done is left to `pool`.
+        """
+        ...
+
+    def make(self, layer: int, batch: Batch) -> None:
+        """Has all matrices of some examples' layer made by the compiled core, in place of taking them."""
+        ...
+
     def nonfinite(self, slot: int) -> NonFinite | None:
         """Returns where an example's matrices first hold inf or NaN, by layer."""
         ...
 
 
 class CompressedMatrices:
-    """Matrices on their way to disk: of each chunk, what it is compressed to."""
+    """Matrices on their way to disk: of each chunk, what it is compressed to.
 
-    def __init__(self, layout: RunLayout, spec: ArraySpec) -> None:
+    Attributes:
+        appending: The files that they go to meanwhile; None where what they are compressed to is kept here.
+    """
+
+    def __init__(self, layout: RunLayout, spec: ArraySpec, scratch: Scratch | None = None) -> None:
+        is_long = scratch is not None and is_appended(layout, spec)
+        self.appending = Appending(layout, spec, scratch) if is_long and scratch is not None else None
         self._layout, self._spec = layout, spec
         self._stored: Stored = layout.stored(spec)
         self._dtype = ON_DISK[self._stored]
@@ -67,9 +92,12 @@ class CompressedMatrices:
         self._used = 0
         self._next = (0, 0, 0)
         self._queries: Sequence[int] = ()
-        self._made: dict[tuple[int, int], list[list[Chunk]]] = {}
+        self._made: dict[tuple[int, int], list[list[Chunk | Future[Chunk]]]] = {}
         self._kept = Kept()
+        self._pool: Executor | None = None
+        self._underway: list[Future[Chunk]] = []
         self._unfit: dict[int, NonFinite] = {}
+        self._making = Making(self._cells, self._width, self._compress, self._kept)
 
     def begin(self, queries: Sequence[int], keys: Sequence[int]) -> None:
         self._queries = [n if m else 0 for n, m in zip(queries, keys, strict=True)]
@@ -77,6 +105,8 @@ class CompressedMatrices:
         self._made.clear()
         self._kept.clear()
         self._unfit.clear()
+        if self.appending is not None:
+            self.appending.begin()
 
     def take(self, slot: int, layer: int, first: int, block: Rows) -> None:
         heads, rows, keys = block.shape
@@ -86,10 +116,38 @@ class CompressedMatrices:
         at_once = max(1, _AT_ONCE // max(1, heads * keys * block.itemsize))
         for start in range(0, rows, at_once):
             self._append(slot, layer, self._as_cells(layer, first + start, block[:, start : start + at_once]))
-        self._next = (slot, layer, first + rows)
-        if first + rows == self._queries[slot] and self._used:
-            self._chunk[:, self._used :] = 0
-            self._flush(slot, layer)
+        self._end(slot, layer, first + rows)
+
+    def take_cells(
+        self, slot: int, layer: int, first: int, rows: int, cells: Cells, is_finite: bool, pool: Executor
+    ) -> Sequence[Future[Chunk]]:
+        if not first:
+            self._begin(slot, layer, len(cells))
+        assert self._next == (slot, layer, first), f"rows of {self._spec.key} out of turn"
+        self._pool, self._underway = pool, []
+        try:
+            self._append(slot, layer, cells, is_finite)
+            self._end(slot, layer, first + rows)
+            return self._underway
+        finally:
+            self._pool, self._underway = None, []
+
+    def _end(self, slot: int, layer: int, queries: int) -> None:
+        self._next = (slot, layer, queries)
+        if queries == self._queries[slot]:
+            if self._used:
+                self._chunk[:, self._used :] = 0
+                self._flush(slot, layer, self._chunk)
+            if self.appending is not None:
+                self.appending.end(layer)
+
+    def make(self, layer: int, batch: Batch) -> None:
+        made = [[list[Chunk]() for _ in batch.heads] for _ in batch.slots]
+        unfit = self._making.make(batch, made, layer)
+        for number, slot in enumerate(batch.slots):
+            self._made[slot, layer] = [[*own] for own in made[number]]
+            if number in unfit:
+                self._unfit.setdefault(slot, unfit[number])
 
     def _begin(self, slot: int, layer: int, heads: int) -> None:
         if len(self._chunk) != heads:
@@ -98,7 +156,7 @@ class CompressedMatrices:
         self._next = (slot, layer, 0)
         self._made[slot, layer] = [[] for _ in range(heads)]
 
-    def _as_cells(self, layer: int, first: int, block: Rows) -> Shaped[np.ndarray, "head cell"]:
+    def _as_cells(self, layer: int, first: int, block: Rows) -> Cells:
         heads, rows, keys = block.shape
         count = rows * self._width or n_cells(first + rows) - n_cells(first)
         if self._rows.size < heads * count:
@@ -112,23 +170,39 @@ class CompressedMatrices:
             square[..., keys:] = 0
         return cells
 
-    def _append(self, slot: int, layer: int, cells: Shaped[np.ndarray, "head cell"]) -> None:
-        found = None if slot in self._unfit else first_nonfinite(cells, self._stored)
+    def _append(self, slot: int, layer: int, cells: Cells, is_finite: bool = False) -> None:
+        found = None if is_finite or slot in self._unfit else first_nonfinite(cells, self._stored)
         if found is not None:
             self._unfit[slot] = NonFinite((layer,), found.kind)
         at = 0
         while at < cells.shape[1]:
+            if not self._used and cells.shape[1] - at >= self._cells:  # straight from where they lie
+                self._flush(slot, layer, cells[:, at : at + self._cells])
+                at += self._cells
+                continue
             part = cells[:, at : at + self._cells - self._used]
             self._chunk[:, self._used : self._used + part.shape[1]] = part
             self._used += part.shape[1]
             at += part.shape[1]
             if self._used == self._cells:
-                self._flush(slot, layer)
+                self._flush(slot, layer, self._chunk)
 
-    def _flush(self, slot: int, layer: int) -> None:
-        for made, cells in zip(self._made[slot, layer], self._chunk, strict=True):
-            made.append(self._kept.keep(self._compress(cells)))
+    def _flush(self, slot: int, layer: int, chunk: Cells) -> None:
+        for head, cells in enumerate(chunk):
+            if self.appending is not None:
+                self.appending.keep(layer, head, self._compress(cells))
+            elif self._pool is None:
+                self._made[slot, layer][head].append(self._compressed(cells))
+            else:
+                future = self._pool.submit(self._compressed, cells)
+                self._made[slot, layer][head].append(future)
+                self._underway.append(future)
+        if self._pool is not None and chunk is self._chunk:  # which is being read
+            self._chunk = np.empty_like(self._chunk)
         self._used = 0
+
+    def _compressed(self, cells: Shaped[np.ndarray, "cell"]) -> Chunk:
+        return self._kept.keep(self._compress(cells))
 
     def nonfinite(self, slot: int) -> NonFinite | None:
         return self._unfit.get(slot)
@@ -148,7 +222,7 @@ class CompressedMatrices:
                 empty = there and not self._queries[slot]
                 made = self._made[slot, layer] if there and not empty else [[zeros] * empty] * shard[2]
                 for own in made:
-                    yield from own
+                    yield from (each.result() if isinstance(each, Future) else each for each in own)
                     yield from (None for _ in range(in_one - len(own)))
 
 
@@ -176,14 +250,29 @@ class WholeMatrices:
         else:
             target[:, first : first + rows, :keys] = block
 
+    def take_cells(
+        self, slot: int, layer: int, first: int, rows: int, cells: Cells, is_finite: bool, pool: Executor
+    ) -> Sequence[Future[Chunk]]:
+        self.kept[slot][layer][:, n_cells(first) : n_cells(first + rows)] = cells
+        return ()
+
+    def make(self, layer: int, batch: Batch) -> None:
+        targets = [self.kept[slot][layer] for slot in batch.slots]
+        make_whole(batch, targets, triangle=self._layout.is_triangle(self._spec))
+
     def nonfinite(self, slot: int) -> NonFinite | None:
         return first_nonfinite(self.kept[slot], self._layout.stored(self._spec))
 
 
-def _fold(spec: ArraySpec, layer: int, first: int, block: Rows, cells: Shaped[np.ndarray, "head cell"]) -> None:
+def _fold(spec: ArraySpec, layer: int, first: int, block: Rows, cells: Cells) -> None:
     if not fold(block, first, cells):
-        raise Unsupported(
-            f"layer {spec.layers[layer]} of {spec.key} looks at a later token",
-            why="in the text that was tried first it did not, so only what lies before each token was to be stored",
-            hint="record attn_scores, or q and k, which have no such form",
-        )
+        refuse_ahead(spec, spec.layers[layer])
+
+
+def refuse_ahead(spec: ArraySpec, layer: int) -> NoReturn:
+    """Refuses a pattern in which a query looks at a later key after all."""
+    raise Unsupported(
+        f"layer {layer} of {spec.key} looks at a later token",
+        why="in the text that was tried first it did not, so only what lies before each token was to be stored",
+        hint="record attn_scores, or q and k, which have no such form",
+    )

@@ -4,10 +4,8 @@ Each example's matrices are kept at their true size, each shard's token rows bac
 them, so that the same code reads them and `Run.save` writes the same bytes.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +17,15 @@ from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Lead
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
+from traceformer.store.ending import closed_head
 from traceformer.store.filled import check_finite, example_ids
 from traceformer.store.forks import use_tensorstore
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
+from traceformer.store.room import amount, available_memory
 from traceformer.store.run import Run
 from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import n_cells, unfold
@@ -33,10 +34,9 @@ from traceformer.store.zarr3 import Array, along_layers
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MemorySource", "MemoryWriter", "available_memory", "check_memory"]
+__all__ = ["MemorySource", "MemoryWriter", "check_memory"]
 
 _BUFFERS = 2
-_MEMINFO = Path("/proc/meminfo")
 
 Values = Shaped[np.ndarray, "..."]
 
@@ -73,7 +73,7 @@ class MemorySource:
 
     def steps(self, spec: ArraySpec) -> Iterable[range]:
         if spec.site.is_matrix:  # each has its own size
-            return [range(row, row + 1) for row in range(len(self.index.ids))]
+            return [range(row, row + 1) for row in range(self.index.n)]
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
@@ -81,16 +81,15 @@ class MemorySource:
         if spec.site.is_per_example:
             return self.rows[spec.key][(slice(rows.start, rows.stop), *lead)]
         stack = spec.key.token_stack
-        first = int(self.index.slots[stack][rows.start])
-        count = int(self.index.lengths[stack][rows.start : rows.stop].sum())
-        return self._rows(spec, lead, (slice(first, first + count),))
+        first = self.index.slot(rows.start, stack)
+        return self._rows(spec, lead, (slice(first, first + self.index.tokens(rows, stack)),))
 
     def matrix(
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
         kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
-        keys = int(self.index.lengths[spec.key.key_stack][row])
-        queries = queries or range(int(self.index.lengths[spec.key.stack][row]))
+        keys = self.index.length(row, spec.key.key_stack)
+        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
         if not triangle:
             return kept[..., queries.start : queries.stop, :].copy()
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
@@ -104,8 +103,18 @@ class MemorySource:
         pieces = self.head.layout.pieces(spec, lead)
         return along_layers([self.rows[kept.key][(*own, *slots)] for kept, own in pieces])
 
-    def token_table(self) -> "pa.Table":
-        return self.table
+    def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
+        return (
+            self.table if columns is None else self.table.select([c for c in columns if c in self.table.column_names])
+        )
+
+    def token_rows(self, rows: Sequence[int]) -> "pa.Table":
+        from traceformer.store.tables import taken
+
+        return taken(self.table, rows)
+
+    def token_columns(self) -> Sequence[str]:
+        return self.table.column_names
 
     def token_row(self, row: int) -> dict[str, Any]:
         return self.table.slice(row, 1).to_pylist()[0]
@@ -145,15 +154,33 @@ class MemoryWriter:
         self._free.clear()
 
     @property
-    def pending(self) -> list[int]:
-        """The shards that are not written yet, in order."""
+    def pending(self) -> Sequence[int]:
+        """The shards that are not written yet, in order; of a stream those that may come."""
+        if self.layout.is_open:
+            return range(len(self._records), self.layout.n_shards)
         return [shard for shard in range(self.layout.n_shards) if shard not in self._records]
+
+    def claims(self) -> Iterator[int]:
+        """Yields each of the `pending` shards; none of them is anybody else's."""
+        yield from self.pending
+
+    @property
+    def last_host(self) -> Host:
+        """What computed the last shard that is kept, as far as it is known."""
+        return next((record.host for record in reversed(self._records.values())), UNKNOWN)
 
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill."""
         return self._free.pop() if self._free else ShardBuffer(self.layout, compresses=False)
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: "pa.Table") -> None:
+    def commit(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: "pa.Table",
+        host: Host = UNKNOWN,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keeps a shard and takes the buffer back, also when it fails; the arguments are `RunWriter.commit`'s.
 
         Raises:
@@ -177,6 +204,8 @@ class MemoryWriter:
                 examples=tuple(ids),
                 lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
                 files={},
+                host=host,
+                source=source,
             )
         finally:
             self._free = [*self._free, buffer][-_BUFFERS:]
@@ -207,15 +236,15 @@ class MemoryWriter:
 
         from traceformer.store.tables import joined
 
-        if self.pending:
+        if self.pending and not self.layout.is_open:
             raise UsageError(f"{len(self.pending)} of {self.layout.n_shards} shards are not written yet")
         shards = sorted(self._records)
-        index = RunIndex.build(self.layout, [self._records[shard] for shard in shards])
-        slots: dict[Stack, Any] = {stack: np.cumsum(own) - own for stack, own in index.lengths.items()}
+        head = closed_head(self._head, self._records.values(), self._tables.values())
+        index = RunIndex.build(head.layout, [self._records[shard] for shard in shards], gapless=True)
         return Run(
             MemorySource(
-                head=self._head,
-                index=replace(index, slots=slots),
+                head=head,
+                index=index,
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
                 rows={
                     key: ts.concat(
@@ -240,22 +269,7 @@ def check_memory(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> N
     free = available_memory()
     if free is not None and needed > free:
         raise OutOfSpace(
-            f"the run takes up to {_amount(needed)} of memory, {_amount(free)} are free",
-            why=f"{layout.n_examples} examples, {len(layout.arrays)} arrays",
+            f"the run takes up to {amount(needed)} of memory, {amount(free)} are free",
+            why=f"{len(next(iter(lengths.values())))} examples, {len(layout.arrays)} arrays",
             hint="with `out` it goes to disk; or record fewer sites, layers or examples",
         )
-
-
-def available_memory() -> int | None:
-    """Returns the bytes of memory that can be had now, or else all that the machine has; None if nobody says."""
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def _amount(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size >> 20} MiB"

@@ -135,9 +135,12 @@ class RunMeta:
         num_layers, num_heads, head_dim: Of the encoder, if there is one.
         layers_stored, heads_stored: The model's numbers: of an encoder, or per stack.
         dtype: How numbers are stored.
+        step: How many steps of its training the model had behind it, of a run that is one of several checkpoints.
         left_out: Sites of a group that the model does not have.
         labels: What a classifier's labels are called, in the order of its logits.
         projection: The directions that were projected onto while recording: their `names`, and the `site`.
+        head_metrics: How head metrics were worked out while recording: their `names`, the `convention`, the `window` of
+            `local_mass`, what patterns were `rounded_to`, and of each attention the layers that look `ahead`.
         dims: The model's sizes per stack.
         model_dtype: How the model computed.
         quantised: How its weights were quantised, if they were.
@@ -145,6 +148,7 @@ class RunMeta:
         max_seq_len: The most tokens of an example, or that per stack.
         batch_size, batch_tokens: How many texts shared a pass, or how many tokens, padding included: one of them.
         generation: How responses were sampled.
+        stream: Of texts that were read as they came: how they were shuffled.
         tokens: How many there were, and how many texts were cut.
         edits: What was done to the model's passes meanwhile, in its order: each as `Edit.to_json` has it.
         imported: The format that the run was imported from, and what it did not say.
@@ -171,8 +175,10 @@ class RunMeta:
     heads_stored: Numbers | None = None
     dtype: str | None = None
     left_out: tuple[str, ...] | None = None
+    step: int | None = None
     labels: tuple[str, ...] | None = None
     projection: Mapping[str, Any] | None = None
+    head_metrics: Mapping[str, Any] | None = None
     time: str | None = None
     dims: Mapping[Stack, Dims] = field(default_factory=dict[Stack, Dims])
     attention: AttentionFacts = AttentionFacts()
@@ -189,6 +195,7 @@ class RunMeta:
     has_targets: bool | None = None
     generation: Mapping[str, Any] | None = None
     category: str | None = None
+    stream: Mapping[str, Any] | None = None
     tokens: Mapping[str, Any] | None = None
     padding: str | None = None
     decoder_inputs: str | None = None
@@ -281,6 +288,14 @@ def _projection(value: Any) -> Mapping[str, Any] | None:
     return value if stated else None
 
 
+def _head_metrics(value: Any) -> Mapping[str, Any] | None:
+    if not isinstance(value, Mapping) or not _texts(value.get("names")) or not _is_int(value.get("window")):
+        return None
+    ahead = value.get("ahead")
+    stated = isinstance(ahead, Mapping) and all(_whole_numbers(layers) is not None for layers in ahead.values())
+    return value if stated and _text(value.get("convention")) is not None else None
+
+
 def _texts(value: Any) -> tuple[str, ...] | None:
     listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
     return tuple(value) if listed else None
@@ -358,11 +373,13 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "row": _mapping,
     "arch": _arch,
     **dict.fromkeys(("n_examples", "num_layers", "num_heads", "head_dim"), _whole),
+    "step": _whole,
     **dict.fromkeys(("layers_stored", "heads_stored"), _numbers),
     "dtype": _text,
     "left_out": _texts,
     "labels": _texts,
     "projection": _projection,
+    "head_metrics": _head_metrics,
     "time": _text,
     "dims": _dims,
     "attention": _attention,
@@ -379,6 +396,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "has_targets": _flag,
     "generation": _mapping,
     "category": _text,
+    "stream": _mapping,
     "tokens": _mapping,
     **dict.fromkeys(("padding", "decoder_inputs"), _text),
     **dict.fromkeys(("batch_size", "batch_tokens"), _whole),

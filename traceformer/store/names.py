@@ -75,9 +75,15 @@ _PLACES: Mapping[str, tuple[str, str]] = {
     "projection": ("projection", "projection"),
     "lens_topk": ("lens", "topk"),
     "lens_topk_prob": ("lens", "prob"),
+    "attn_topk": ("attn_topk", "key"),
+    "attn_topk_weight": ("attn_topk", "weight"),
+    "attn_topk_rest": ("attn_topk", "rest"),
+    "head_metrics": ("heads", "metrics"),
 }
 _SHARED_GROUPS = frozenset(("norm", "sublayer"))
-_SEVERAL_ARRAYS = frozenset(("norm", "sublayer", "qkv", "qkv_proj", "mlp", "experts", "shared_expert", "lens"))
+_SEVERAL_ARRAYS = frozenset(
+    ("norm", "sublayer", "qkv", "qkv_proj", "mlp", "experts", "shared_expert", "lens", "attn_topk")
+)
 
 
 def array_path(key: ArrayKey, arch: Arch) -> str:

@@ -6,6 +6,7 @@ heap open, and the heap would grow with every batch.
 
 import math
 import mmap
+import threading
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, ".
 
 
 class Kept:
-    """Copies of chunks, one behind the other, in blocks that are used again after `clear`."""
+    """Copies of chunks, one behind the other, in blocks that are used again after `clear`; several threads may keep."""
 
     def __init__(self) -> None:
         self._blocks: list[Chunk] = []
         self._block, self._used = 0, 0
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Forgets all chunks: what `keep` returned will be written over."""
@@ -42,11 +44,16 @@ class Kept:
 
     def keep(self, chunk: Chunk) -> Chunk:
         """Returns a copy of a chunk."""
-        while self._block < len(self._blocks) and self._used + chunk.size > self._blocks[self._block].size:
+        with self._lock:
+            kept = self._room(chunk.size)
+        kept[:] = chunk
+        return kept
+
+    def _room(self, size: int) -> Chunk:
+        while self._block < len(self._blocks) and self._used + size > self._blocks[self._block].size:
             self._block, self._used = self._block + 1, 0
         if self._block == len(self._blocks):
-            self._blocks.append(zeros((max(_BLOCK_BYTES, chunk.size),), np.dtype(np.uint8)))
-        kept = self._blocks[self._block][self._used : self._used + chunk.size]
-        kept[:] = chunk
-        self._used += chunk.size
+            self._blocks.append(zeros((max(_BLOCK_BYTES, size),), np.dtype(np.uint8)))
+        kept = self._blocks[self._block][self._used : self._used + size]
+        self._used += size
         return kept

@@ -10,13 +10,15 @@
 import os
 import re
 import shutil
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from traceformer.errors import RunExists, Unreadable, UsageError
 from traceformer.store.commits import FORMAT, RunHead
 from traceformer.store.files import read_sealed
-from traceformer.store.layout import COMMITS, MANIFEST, META, TOKEN_SHARDS, TOKENS
+from traceformer.store.layout import COMMITS, EXAMPLES, LEASES, MANIFEST, META, TOKEN_SHARDS, TOKENS
+from traceformer.store.objects.path import AnyPath, ObjectPath, as_path, is_bucket
 from traceformer.store.system import rename, sync_folder
 
 __all__ = [
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 _OF_ANY_RUN = re.compile(
-    rf"{META}|{MANIFEST}|{TOKENS}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json"
+    rf"{META}|{MANIFEST}|{TOKENS}|{EXAMPLES}|{TOKEN_SHARDS}/\d+\.parquet|{COMMITS}/\d+\.json|{LEASES}(/[^/]+)?"
     rf"|(.*/)?\.[^/]+\.part|(.*/)?[^/]+\.__lock|\.lock-\d+-of-\d+"
 )
 _OF_A_GROUP = re.compile(r"zarr\.json|\w+/(zarr\.json|c(\.\d+)*)")
@@ -45,6 +47,9 @@ def check_place(folder: Path) -> None:
     Raises:
         UsageError: it is `.`, `..` or `/`, or holds the working folder; a symbolic link; or a mount point.
     """
+    if is_bucket(folder):
+        why = "tf.record and tf.generate write runs there, and nothing else does yet"
+        raise UsageError(f"{as_path(folder)} is a place in a bucket", why=why, hint="a folder on disk")
     inside = f"a folder in it, such as {folder / 'run'}"
     if folder.name in ("", "..") or Path.cwd().is_relative_to(folder.absolute()):
         what = "the root of the file system" if folder == Path("/") else "the folder that you are in, or above it"
@@ -58,7 +63,7 @@ def check_place(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be written as a whole", why=why, hint=inside)
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: AnyPath) -> bool:
     """Returns whether a folder is a run, finished or not: its head has its seal and the name of the format."""
     if folder.is_symlink() or not (folder / META).is_file():
         return False
@@ -68,7 +73,7 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def foreign_files(run: Path) -> list[str]:
+def foreign_files(run: AnyPath) -> list[str]:
     """Returns the files in a run's folder that are none of the run's: not in its manifest, and of no name it may have.
 
     Raises:
@@ -80,19 +85,26 @@ def foreign_files(run: Path) -> list[str]:
     if (run / MANIFEST).is_file():
         with suppress(Unreadable):  # what a run may have is known all the same
             listed = {*read_sealed(run / MANIFEST)["files"]}
-    found: list[str] = []
+    return sorted(path for path in _all_in(run) if not _is_own(path, groups, listed))
+
+
+def _is_own(path: str, groups: Collection[str], listed: Collection[str]) -> bool:
+    group, _, rest = path.partition("/")
+    named = _OF_ANY_RUN.fullmatch(path) or (group in groups and _OF_A_GROUP.fullmatch(rest))
+    return path in listed or bool(named)
+
+
+def _all_in(run: AnyPath) -> Iterator[str]:
+    """Yields the names of all files in a folder, and of symbolic links to folders."""
+    if isinstance(run, ObjectPath):
+        yield from run.objects()
+        return
     for place, folders, files in os.walk(run):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        for name in (*files, *links):
-            path = (Path(place) / name).relative_to(run).as_posix()
-            group, _, rest = path.partition("/")
-            own = path in listed or _OF_ANY_RUN.fullmatch(path) or (group in groups and _OF_A_GROUP.fullmatch(rest))
-            if not own:
-                found.append(path)
-    return sorted(found)
+        yield from ((Path(place) / name).relative_to(run).as_posix() for name in (*files, *links))
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: AnyPath) -> None:
     """Finds out whether a folder may go: it is a run with nothing foreign in it, or empty.
 
     Raises:
@@ -171,8 +183,17 @@ def remove_aside(final: Path) -> None:
         _mark_of(aside).unlink()
 
 
-def remove_run(folder: Path) -> None:
-    """Removes a folder that `check_replaceable` passed, its head last."""
+def remove_run(folder: AnyPath) -> None:
+    """Removes a folder that `check_replaceable` passed, its head last; in a bucket what says that it is whole, first.
+
+    So what a kill leaves of it is known for what it is, and for no more.
+    """
+    if isinstance(folder, ObjectPath):
+        names = [*folder.objects()]
+        records = [name for name in names if name.startswith(f"{COMMITS}/")]
+        for several in ([MANIFEST], records, [name for name in names if name not in (MANIFEST, META)], [META]):
+            folder.store.delete([(folder / name).key for name in several])
+        return
     for path in [path for path in folder.iterdir() if path.name != META]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

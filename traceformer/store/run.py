@@ -6,7 +6,7 @@ that are needed are read.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -22,10 +22,13 @@ from traceformer.store import columns
 from traceformer.store.arrays import RunArrays, Shape, find_array
 from traceformer.store.dtypes import ReadDtype
 from traceformer.store.folder import RunFolder
+from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
+from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.source import Source
+from traceformer.store.topk import TopKeys
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
 
@@ -44,7 +47,7 @@ _ENCODINGS = (
 
 
 class Run:
-    """A run, opened for reading, on disk or in memory. Of an unfinished one its committed shards can be read.
+    """A run, opened for reading, on disk, in a bucket or in memory. Of an unfinished one what is committed can be read.
 
         run = Run("traces/20250101-120000_gpt2_demo_train_n64")
         run.attn(0, layer=5, head=3)    # (query, key)
@@ -66,22 +69,22 @@ class Run:
         finished: False for a run that is being written or was interrupted.
     """
 
-    def __init__(self, run_dir: str | Path | Source) -> None:
-        """Opens the run in a folder, or in what a `MemoryWriter` kept.
+    def __init__(self, run_dir: str | AnyPath | Source) -> None:
+        """Opens the run in a folder, in a bucket (`s3://bucket/run`), or in what a `MemoryWriter` kept.
 
         Raises:
             NotFound: there is no run; the hint names an unfinished one.
+            Unreachable: the bucket does not answer, or refuses.
             Unreadable: a later version wrote it, or something else did.
             CorruptRun: its head or a commit record was changed or is missing.
         """
-        source = RunFolder.open(Path(run_dir)) if isinstance(run_dir, str | Path) else run_dir
+        source = RunFolder.open(as_path(run_dir)) if isinstance(run_dir, str | Path | ObjectPath) else run_dir
         self._source: Source = source
         self.layout: RunLayout = source.head.layout
         self.meta: dict[str, Any] = source.head.to_json()
         self.about: RunMeta = RunMeta.from_json(self.meta)
         self.finished: bool = source.finished
         self._index = source.index
-        self._rows = {name: row for row, name in enumerate(self._index.ids)}
         self._arrays = RunArrays(source, self.about)
 
     def __repr__(self) -> str:
@@ -106,21 +109,22 @@ class Run:
         """
         return present(self, "widget", example)
 
-    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Run"], tuple[AnyPath]]:
         """Pickled, a run is its folder: a worker process opens it anew."""
         return Run, (self.on_disk().folder.absolute(),)
 
     # What the run is
 
     @property
-    def folder(self) -> Path | None:
-        """Where the run lies; None in memory."""
+    def folder(self) -> AnyPath | None:
+        """Where the run lies, on disk or in a bucket; None in memory."""
         return self._source.folder
 
     @property
     def name(self) -> str:
         """What to call the run: its folder's name, or the name it was given in memory."""
-        return self.about.run_id or "a run in memory" if self._source.folder is None else self._source.folder.name
+        folder = self._source.folder
+        return self.about.run_id or "a run in memory" if folder is None else folder.name or str(folder)
 
     @property
     def arch(self) -> Arch:
@@ -135,12 +139,17 @@ class Run:
     @property
     def n(self) -> int:
         """The number of examples that can be read."""
-        return len(self._index.ids)
+        return self._index.n
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The example ids, in the data set's order."""
         return self._index.ids
+
+    @property
+    def computed(self) -> tuple[Computed, ...]:
+        """Which shards were computed by which kind of host, as far as the run says."""
+        return computed_by(self._index.hosts)
 
     @property
     def T(self) -> int:  # noqa: N802
@@ -206,11 +215,7 @@ class Run:
 
     def has(self, example: int | str) -> bool:
         """Whether there is an example of this number or id."""
-        try:
-            self.row(example)
-        except ExampleNotFound:
-            return False
-        return True
+        return self._found(example) is not None
 
     def row(self, example: int | str) -> int:
         """Returns the example's row in `tokens`, which is its number.
@@ -219,25 +224,34 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id, or it is no number and no id.
         """
-        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
-        if isinstance(example, str) and example in self._rows:
-            if len(self._rows) < self.n and self.ids.count(example) > 1:
-                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
-            return self._rows[example]
-        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
-        number = int(example) if is_number else None
-        if number is not None and -self.n <= number < self.n:
-            return number % self.n
+        row = self._found(example)
+        if row is not None:
+            return row
         import difflib
 
-        near = difflib.get_close_matches(str(example), self.ids[:10_000], n=1)
+        near = difflib.get_close_matches(str(example), self._index.first_ids(10_000), n=1)
         known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
         raise ExampleNotFound(
             f"no example {example!r}",
             why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
             hint=f"did you mean {near[0]!r}?" if near else known,
         )
+
+    def _found(self, example: int | str) -> int | None:
+        """The example's row; None if there is no such example."""
+        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
+        if isinstance(example, str) and (named := self._index.rows_with(example)):
+            if len(named) > 1:
+                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
+            return named[0]
+        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
+        number = int(example) if is_number else None
+        return number % self.n if number is not None and -self.n <= number < self.n else None
+
+    def is_id(self, name: str) -> bool:
+        """Whether an example has this id."""
+        return bool(self._index.rows_with(name))
 
     def example_id(self, example: int | str) -> str:
         """Returns the id of an example that is named by its number or its id.
@@ -246,11 +260,11 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id.
         """
-        return self.ids[self.row(example)]
+        return self._index.id(self.row(example))
 
     def length(self, example: int | str, side: Stack | None = None) -> int:
         """Returns the example's number of tokens: of the encoder, if there is one and `side` does not say."""
-        return int(self._index.lengths[side or self.layout.stacks[0]][self.row(example)])
+        return self._index.length(self.row(example), side or self.layout.stacks[0])
 
     def lengths(self, side: Stack | None = None) -> Int64[np.ndarray, "example"]:
         """Returns every example's number of tokens, in the data set's order; `side` as in `length`."""
@@ -266,17 +280,20 @@ class Run:
         side: str | None = None,
         kind: str | None = None,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Num[np.ndarray, "..."]:
         """Returns what a site held for an example: (layer, head, query, key), (layer[, head], token, d) or (token, d).
 
         Of a site with one row per example it is (d) or (layer, head, d), and NaN for an example without tokens. A
-        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`.
+        `layer` or `head` that is given is no axis of the result. `site` and `kind` as in `spec`. Of matrices `queries`
+        are the rows to read, `slice(-1, None)` the last one: no more is in memory.
 
         Raises:
             ExampleNotFound, NotRecorded: it is not in this run.
             SelectionError: nor is that layer or head; the message names the stored ones.
+            OutOfSpace: matrices that are larger than the memory.
         """
-        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype)
+        return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype, queries)
 
     # The padded store's names for it
 
@@ -289,12 +306,33 @@ class Run:
         kind: str | None = None,
         *,
         dtype: ReadDtype = "float32",
+        queries: slice | None = None,
     ) -> Float[np.ndarray, "..."]:
         """Returns attention patterns `([layer,] [head,] query, key)`: rows are where each query looks.
 
-        With two stacks that have them, `side` is `enc`.
+        With two stacks that have them, `side` is `enc`. `queries` are the rows to read, all by default.
         """
-        return self.get(example, self.spec("attn_pattern", side, kind, prefer="enc").key, layer, head, dtype=dtype)
+        key = self.spec("attn_pattern", side, kind, prefer="enc").key
+        return self.get(example, key, layer, head, dtype=dtype, queries=queries)
+
+    def attn_topk(
+        self,
+        example: int | str,
+        layer: int | None = None,
+        head: int | None = None,
+        side: str | None = None,
+        kind: str | None = None,
+    ) -> TopKeys:
+        """Returns the largest keys of each query `([layer,] [head,] query, rank)`, their weights, and what others have.
+
+        Of a run that was recorded with `store_topk`; see `attn` for `side`.
+        """
+        key = self.spec("attn_topk", side, kind, prefer="enc").key
+        keys, weights, rest = (
+            self.get(example, key._replace(site=site), layer, head)
+            for site in ("attn_topk", "attn_topk_weight", "attn_topk_rest")
+        )
+        return TopKeys(keys, weights, rest[..., 0])
 
     def qkv(
         self,
@@ -371,6 +409,30 @@ class Run:
     def table(self) -> "pa.Table":
         """The token table in Arrow, with the types and values that were recorded."""
         return self._source.token_table()
+
+    def table_of(self, examples: Sequence[int | str]) -> "pa.Table":
+        """Returns the rows of `table` of these examples; of a finished run of many shards no others are read.
+
+        Raises:
+            ExampleNotFound: there is no such example.
+        """
+        from traceformer.store.tables import taken
+
+        rows = [self.row(example) for example in examples]
+        found = None if "table" in self.__dict__ else self._source.token_rows(rows)
+        return taken(self.table, rows) if found is None else found
+
+    def columns_of(self, names: Sequence[str]) -> "pa.Table":
+        """Returns those of these columns of `table` that there are; of a finished run no others are read."""
+        if "table" in self.__dict__:
+            return self.table.select([name for name in names if name in self.table.column_names])
+        return self._source.token_table(names)
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns of `table`."""
+        known = None if "table" in self.__dict__ else self._source.token_columns()
+        return self.table.column_names if known is None else known
 
     @cached_property
     def tokens(self) -> "pd.DataFrame":
@@ -456,6 +518,13 @@ class Run:
         )
         return self._checked(batches)
 
+    def pieces(
+        self, site: str | ArrayKey, layer: int | None = None, *, dtype: ReadDtype = "float32"
+    ) -> Iterator[Num[np.ndarray, "token d"]]:
+        """Yields the rows of `activations` as they are read, each piece a new array of up to 8,192 tokens."""
+        column = self._arrays.column(self.spec(site), layer, None, dtype)
+        return self._checked(columns.in_pieces(column))
+
     def _checked(self, arrays: Iterator[Num[np.ndarray, "..."]]) -> Iterator[Num[np.ndarray, "..."]]:
         while True:
             with reading(self._source.name):
@@ -483,7 +552,7 @@ class Run:
         Reads one shard ahead. The arrays are views of a block that holds one shard of this head: copy what you keep.
         """
         spec = self.spec(site, side, kind)
-        return ((self._index.ids[row], values) for row, values in self._arrays.by_example(spec, layer, head, dtype))
+        return ((self._index.id(row), values) for row, values in self._arrays.by_example(spec, layer, head, dtype))
 
     def verify(self) -> Verification:
         """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""
@@ -495,11 +564,12 @@ class Run:
         Raises:
             RunExists: something is at `path`, and `overwrite` is False or it is no run.
             UsageError: this run is not finished.
+            Unsupported: `path` is in a bucket, where `tf.sync` copies it from a disk.
             OutOfSpace: the disk is full.
         """
         from traceformer.store.saving import save_run
 
-        return Run(save_run(self._source, Path(path), overwrite=overwrite))
+        return Run(save_run(self._source, as_path(path), overwrite=overwrite))
 
     def on_disk(self) -> RunFolder:
         """Returns the files of the run.

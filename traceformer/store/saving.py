@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from traceformer.errors import UsageError
+from traceformer.errors import Unsupported, UsageError
 from traceformer.progress import quiet
 from traceformer.store.layout import RunLayout
+from traceformer.store.objects.path import AnyPath, is_bucket
 from traceformer.store.source import Source
 from traceformer.store.writer import RunWriter
 from traceformer.store.zarr3 import reading
@@ -17,7 +18,7 @@ _PLACES = ("shard", "slot", "dec_slot")
 
 def save_run(
     source: Source,
-    folder: Path,
+    folder: AnyPath,
     *,
     overwrite: bool,
     layout: RunLayout | None = None,
@@ -34,9 +35,13 @@ def save_run(
 
     Raises:
         UsageError: the run is not finished.
+        Unsupported: the folder is in a bucket.
         RunExists: something is at `folder` and may not be replaced.
         OutOfSpace: the disk is full.
     """
+    if not isinstance(folder, Path) or is_bucket(folder):
+        hint = "save it on a disk, then copy it there: tf.sync(run, place)"
+        raise Unsupported(f"a run cannot be saved to {folder}", why="that is a bucket", hint=hint)
     if not source.finished:
         raise UsageError(f"{source.name} is not finished", why="a part of a run is not saved as a whole one")
     index, table, layout = source.index, source.token_table(), layout or source.head.layout
@@ -58,6 +63,6 @@ def save_run(
                     with reading(f"{source.name}/{layout.array_path(spec.key)}"):
                         values = view.read().result()
                     buffer.put(spec, b, values if spec.site.is_per_token else values[0])
-            writer.commit(shard, buffer, table.slice(rows.start, len(rows)))
+            writer.commit(shard, buffer, table.slice(rows.start, len(rows)), index.hosts[shard])
             progress(done)
         return writer.finish()

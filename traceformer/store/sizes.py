@@ -21,9 +21,14 @@ _MATRIX_RATIO: Mapping[tuple[bool, AttnCodec], float] = {
 }
 
 
-def filled_bytes(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> int:
-    """Returns the size of what examples of these lengths fill, uncompressed: never more is written for them."""
-    return sum(_filled(layout, spec, lengths) for spec in layout.kept)
+def filled_bytes(
+    layout: RunLayout, lengths: Mapping[Stack, Sequence[int]], arrays: Sequence[ArraySpec] | None = None
+) -> int:
+    """Returns the size of what examples of these lengths fill, uncompressed: never more is written for them.
+
+    Of all arrays that are kept, or of these.
+    """
+    return sum(_filled(layout, spec, lengths) for spec in (layout.kept if arrays is None else arrays))
 
 
 def estimated_bytes(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> int:

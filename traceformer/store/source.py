@@ -1,7 +1,6 @@
 """Where a run's numbers and tokens come from: a folder or memory. Reading is the same for both from here on."""
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from traceformer.sites import ArraySpec
 from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead
 from traceformer.store.index import RunIndex
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.zarr3 import Array
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Source(Protocol):
         ...
 
     @property
-    def folder(self) -> Path | None:
-        """Where it lies on disk; None in memory."""
+    def folder(self) -> AnyPath | None:
+        """Where it lies, on disk or in a bucket; None in memory."""
         ...
 
     @property
@@ -72,8 +72,16 @@ class Source(Protocol):
         """
         ...
 
-    def token_table(self) -> "pa.Table":
-        """Returns one row per example."""
+    def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
+        """Returns one row per example, with all columns or with those of these that there are."""
+        ...
+
+    def token_rows(self, rows: Sequence[int]) -> "pa.Table | None":
+        """Returns these rows of `token_table`; None where they are not read without all others."""
+        ...
+
+    def token_columns(self) -> Sequence[str] | None:
+        """Returns the columns of `token_table`; None where they are not known without it."""
         ...
 
     def token_row(self, row: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@
    memory. Windows has no such call for folders: names are its file system's journal's.
 3. Writes past the page cache: `O_DIRECT`, which Linux has.
 4. Reading at a place of a file: `pread`, or on Windows seeking and then reading.
-5. Names: Windows neither renames nor removes what somebody has open, were it a search index for a moment; and some
+5. How many processors there are for this process, which not all systems tell.
+6. Names: Windows neither renames nor removes what somebody has open, were it a search index for a moment; and some
    file systems have no hard links.
 
 What is there is asked, not what the system is called, so that Linux without it goes the other ways as well.
@@ -26,10 +27,12 @@ __all__ = [
     "HAS_DIRECT_WRITES",
     "KEEPS_OPEN_FILES",
     "is_direct",
+    "is_running",
     "link",
     "lock",
     "open_to_read",
     "patiently",
+    "processors",
     "read_at",
     "rename",
     "replace",
@@ -96,6 +99,19 @@ def unlock(file: int) -> None:
         _msvcrt.locking(file, _msvcrt.LK_UNLCK, 1)
 
 
+def is_running(process: int) -> bool:
+    """Returns whether a process of this number may be there; where that cannot be asked, as on Windows, it may."""
+    if _fcntl is None:
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def sync(file: int) -> None:
     """Makes the content of a file that is open for writing survive a loss of power."""
     if _F_FULLFSYNC is not None:
@@ -157,6 +173,11 @@ def _read_after_seeking(file: int, size: int, start: int, /) -> bytes:
 
 read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _read_after_seeking)
 """Returns so many bytes of an open file from a place on; no other thread may read by the same descriptor meanwhile."""
+
+
+def processors() -> int:
+    """Returns how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def patiently(call: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-__all__ = ["PARQUET", "as_json", "common_schema", "encodable", "joined", "with_schema"]
+__all__ = ["PARQUET", "as_json", "common_schema", "encodable", "joined", "taken", "with_schema"]
 
 PARQUET: Mapping[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How token tables are written. Pages have checksums for whoever else reads them; `Run` compares the whole file's."""
@@ -111,6 +111,18 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
     """Returns the rows of all tables in one."""
     schema = common_schema([table.schema for table in tables])
     return pa.concat_tables([with_schema(table, schema) for table in tables])
+
+
+def taken(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Returns these rows of a table, in this order.
+
+    Rows that follow each other are one slice, which copies nothing.
+    """
+    if not rows:
+        return table.slice(0, 0)
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
+    counts = [stop - start for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return pa.concat_tables([table.slice(rows[start], count) for start, count in zip(starts, counts, strict=True)])
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from traceformer.errors import UsageError
+from traceformer.errors import Unsupported, UsageError
 from traceformer.progress import OnStep, steps_watched
 from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, Stack
@@ -21,6 +21,7 @@ from traceformer.store.aliases import Aliases, Rows, each_once
 from traceformer.store.folder import RunFolder
 from traceformer.store.folders import open_run
 from traceformer.store.layout import FORMAT_VERSION
+from traceformer.store.objects.path import is_bucket
 from traceformer.store.run import Run
 from traceformer.store.saving import save_run
 from traceformer.store.zarr3 import reading
@@ -52,7 +53,7 @@ def upgrade(
 
     Raises:
         UsageError: `out` beside `replace`, or the run is not finished.
-        Unsupported: the run is in memory.
+        Unsupported: the run is in memory, or the new one would go to a bucket.
         RunExists: something is in the way.
         CorruptRun: the old run is not as it was written; it stays.
         OutOfSpace: the disk is full; the old run stays.
@@ -67,6 +68,11 @@ def upgrade(
         return old
     beside = source.folder.with_name(f"{source.folder.name}_format{FORMAT_VERSION}")
     folder = source.folder if replace else beside if out is None else Path(out)
+    if is_bucket(folder):
+        hint = "give `out` on a disk; tf.sync(run, place) copies it to a bucket"
+        raise Unsupported(
+            f"a run in the newest format cannot be written to {folder}", why="that is a bucket", hint=hint
+        )
     with steps_watched("upgrading", progress) as step:
         count = len(source.index.shards)
         aliases = _equal_rows(source, lambda done: step(done, 2 * count))
@@ -85,7 +91,7 @@ def _causal_patterns(source: RunFolder) -> Iterator[ArrayKey]:
     """Yields the arrays of patterns in which no query looks at a later key, in all examples."""
     for spec in source.head.layout.arrays:
         if spec.key.site == "attn_pattern" and spec.key.attention == "self":
-            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(len(source.index.ids)))
+            matrices = (source.matrix(spec, row, (slice(None),) * 2) for row in range(source.index.n))
             if not any(np.triu(matrix, 1).any() for matrix in matrices):
                 yield spec.key
 

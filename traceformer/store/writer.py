@@ -9,34 +9,30 @@
 Writer w of W writes the shards k with k mod W = w under its own lock; no two write the same file.
 """
 
-import shutil
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from traceformer.errors import NotFound, OutOfSpace, UsageError
-from traceformer.sites import ArraySpec, Stack
+from traceformer.errors import NotFound, UsageError
+from traceformer.progress import quiet
+from traceformer.store.appended import Scratch
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import (
     CommitRecord,
     RunHead,
     committed_shards,
-    configuration_digest,
     record_path,
     token_path,
 )
 from traceformer.store.durable import WriteGroup, temporary_of
-from traceformer.store.files import Checksum, FileLock, checksum, free_space
-from traceformer.store.filled import check_finite, example_ids
+from traceformer.store.files import FileLock, free_space
+from traceformer.store.filled import example_ids
 from traceformer.store.finishing import finish_run
+from traceformer.store.hosts import UNKNOWN, Host
 from traceformer.store.layout import COMMITS, META, TOKEN_SHARDS, RunLayout
 from traceformer.store.locks import (
     begun_head,
@@ -49,23 +45,20 @@ from traceformer.store.locks import (
     refuse_other_writers,
     unfinished_folder,
 )
-from traceformer.store.marks import marked
 from traceformer.store.meta import RunMeta
 from traceformer.store.replacing import check_place, check_unfinished, is_run, remove_run
-from traceformer.store.shards import is_written_directly, write_shard
-from traceformer.store.sizes import filled_bytes
-from traceformer.store.system import HAS_DIRECT_WRITES
-from traceformer.store.tables import PARQUET, encodable
-from traceformer.store.zarr3 import Array, open_array, shard_region, write_metadata
-
-if TYPE_CHECKING:
-    import tensorstore as ts
+from traceformer.store.writing import (
+    Buffers,
+    check_space,
+    check_writer,
+    record_of,
+    shard_files,
+    token_file,
+    write_arrays,
+)
+from traceformer.store.zarr3 import write_metadata
 
 __all__ = ["RunWriter", "ShardBuffer", "find_unfinished", "unfinished_folder"]
-
-_BUFFERS = 2
-_ARRAYS_AT_A_TIME = 2
-_SPARE_BYTES = 4 << 20
 
 
 class RunWriter:
@@ -86,6 +79,7 @@ class RunWriter:
         folder: Where the run is built.
         layout: What goes into it.
         bytes_written: What this writer has committed so far, as it lies on disk.
+        on_commit: Called with the record of each shard that it has committed, by the thread that did.
     """
 
     def __init__(
@@ -108,11 +102,9 @@ class RunWriter:
         self._hint = f"free some space, then {'`resume=True`' if resumable else 'the same again'}"
         self._space = partial(free_space, folder, kept=self._kept, hint=self._hint)
         self._nan_is_unknown = head.about.unknown_rows == "NaN"
-        self._arrays: dict[str, Array] = {}
-        self._free: list[ShardBuffer] = []
-        self._made = 0
+        self._buffers = Buffers(head.layout, self._scratch)
         self.bytes_written = 0
-        self._returned = threading.Condition()
+        self.on_commit: Callable[[CommitRecord], object] = quiet
         if self.pending:
             self._prepare_folder()
 
@@ -146,7 +138,7 @@ class RunWriter:
                 process is writing there.
             ConfigurationChanged: another writer began the run differently; also with `overwrite`.
         """
-        _check_writer(writer)
+        check_writer(writer)
         check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +180,7 @@ class RunWriter:
             ConfigurationChanged: it was begun with another digest or layout; the message names what differs.
             RunExists: a finished run is at `folder`, or another process is writing.
         """
-        _check_writer(writer)
+        check_writer(writer)
         check_place(folder)
         final, unfinished = final_folder(folder), unfinished_folder(folder)
         if not (unfinished / META).exists():
@@ -217,31 +209,59 @@ class RunWriter:
 
     def close(self) -> None:
         """Gives the lock back. What was committed stays, and the run can be resumed."""
+        self._buffers.close()
         self._lock.release()
 
     @property
-    def pending(self) -> list[int]:
-        """The shards this writer still has to write, in order."""
+    def pending(self) -> Sequence[int]:
+        """The shards this writer still has to write, in order; of a stream those that may come."""
         w, of = self._writer
-        return sorted(set(range(w, self.layout.n_shards, of)) - set(committed_shards(self.folder)))
+        committed = committed_shards(self.folder)
+        if not self.layout.is_open:
+            return sorted(set(range(w, self.layout.n_shards, of)) - set(committed))
+        ended = committed and len(CommitRecord.read(self.folder, committed[-1]).examples) < self.layout.shard_examples
+        return range(0) if ended else range(len(committed), self.layout.n_shards)
+
+    def record_of(self, shard: int) -> CommitRecord | None:
+        """Returns the record of a shard, whoever committed it; None where nobody has."""
+        try:
+            return CommitRecord.read(self.folder, shard)
+        except NotFound:
+            return None
+
+    def claims(self) -> Iterator[int]:
+        """Yields each of the `pending` shards; none of them is anybody else's."""
+        yield from self.pending
+
+    @property
+    def last_host(self) -> Host:
+        """What computed the last of the committed shards, as far as its record says."""
+        committed = committed_shards(self.folder)
+        return CommitRecord.read(self.folder, committed[-1]).host if committed else UNKNOWN
 
     def buffer(self) -> ShardBuffer:
         """Returns a buffer to fill; waits for a commit when both are in use."""
-        with self._returned:
-            while not self._free and self._made == _BUFFERS:
-                self._returned.wait()
-            if self._free:
-                return self._free.pop()
-            self._made += 1
-        return ShardBuffer(self.layout)
+        return self._buffers.take()
 
-    def commit(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> None:
+    def _scratch(self, number: int) -> Scratch:
+        return Scratch(self.folder, f"{self._writer[0]}.{number}", self._space)
+
+    def commit(
+        self,
+        shard: int,
+        buffer: ShardBuffer,
+        tokens: pa.Table,
+        host: Host = UNKNOWN,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes a shard durably and takes the buffer back, also when it fails.
 
         Args:
             shard: One of `pending`.
             buffer: Filled for the shard's examples.
             tokens: One row per example in the data set's order, with at least `example_id`.
+            host: What computed it, where that is known.
+            source: Where a stream stood before the shard's first text, and what was read; JSON values only.
 
         Raises:
             NumericError: a value is inf or NaN.
@@ -254,30 +274,27 @@ class RunWriter:
             self._check_space(buffer, tokens)
             buffer.compress()
             with self._space(undo=lambda: self._remove_leftovers(shard)):
-                path, table = token_path(shard), self._with_places(shard, buffer, encodable(tokens))
+                path = token_path(shard)
                 with WriteGroup() as group:
-                    files = self._write_arrays(group, shard, buffer)
-                    files[path] = group.write(self.folder / path, _parquet(table))
-                record = CommitRecord(
-                    shard=shard,
-                    writer=self._writer,
-                    configuration=configuration_digest(self._head.configuration),
-                    examples=tuple(ids),
-                    lengths={stack: tuple(map(int, own)) for stack, own in buffer.lengths.items()},
-                    files=files,
-                )
+                    files = write_arrays(
+                        group, self.folder, shard, buffer, nan_is_unknown=self._nan_is_unknown, in_place=True
+                    )
+                    table = token_file(self.layout, shard, buffer, tokens)
+                    files[path] = group.write(self.folder / path, table)
+                record = record_of(self._head, shard, self._writer, buffer, ids, files, host, source)
                 record.write(self.folder)
                 self.bytes_written += sum(file.bytes for file in record.files.values())
+                self.on_commit(record)
         finally:
-            buffer.compressed.clear()
-            with self._returned:
-                self._free.append(buffer)
-                self._returned.notify()
+            self._buffers.give_back(buffer)
 
     def finish(self) -> Path:
-        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing."""
+        """Returns the finished run's folder, or the unfinished one while shards (of other writers) are missing.
+
+        A stream ends with what is committed.
+        """
         final = final_folder(self.folder)
-        if len(committed_shards(self.folder)) == self.layout.n_shards:
+        if self.layout.is_open or len(committed_shards(self.folder)) == self.layout.n_shards:
             self._lock.make_way()
             with self._space():
                 finish_run(self.folder, final, self._head, overwrite=self._overwrite)
@@ -302,78 +319,9 @@ class RunWriter:
 
     def _remove_leftovers(self, shard: int) -> None:
         """Removes what a writer that was killed left of a shard: tensorstore would read it before writing."""
-        files = [path for spec in self.layout.kept for path in self.layout.shard_files(spec, shard)]
-        for path in (self.folder / file for file in (*files, token_path(shard))):
+        for path in (self.folder / file for file in (*shard_files(self.layout, shard), token_path(shard))):
             path.unlink(missing_ok=True)
             temporary_of(path).unlink(missing_ok=True)
 
     def _check_space(self, buffer: ShardBuffer, tokens: pa.Table) -> None:
-        lengths: dict[Stack, list[int]] = {stack: own.tolist() for stack, own in buffer.lengths.items()}
-        needed = filled_bytes(self.layout, lengths) + tokens.nbytes + _SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OutOfSpace(
-                f"{free >> 20} MiB free for {self.folder}",
-                why=f"the next shard may need {needed >> 20} MiB; {self._kept}",
-                hint=self._hint,
-            )
-
-    def _write_arrays(self, group: WriteGroup, shard: int, buffer: ShardBuffer) -> dict[str, Checksum]:
-        """Writes all arrays, a few at a time, those first that take longest."""
-        pool = ThreadPoolExecutor(_ARRAYS_AT_A_TIME)
-        specs = sorted(self.layout.kept, key=lambda spec: not spec.site.is_matrix)
-        try:
-            written = pool.map(lambda spec: self._write_array(group, shard, spec, buffer), specs)
-            return {path: found for files in written for path, found in files}
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _write_array(
-        self, group: WriteGroup, shard: int, spec: ArraySpec, buffer: ShardBuffer
-    ) -> Sequence[tuple[str, Checksum]]:
-        check_finite(shard, spec, buffer, nan_is_unknown=self._nan_is_unknown)
-        layout = self.layout
-        files, index_bytes = layout.shard_files(spec, shard), layout.index_bytes(spec)
-        if is_written_directly(layout.codec_of(spec)):
-            chunks = zip(files, buffer.chunks(spec), strict=True)
-            return [(file, write_shard(group, self.folder / file, part)) for file, part in chunks]
-        path = layout.array_path(spec.key)
-        if path not in self._arrays:
-            self._arrays[path] = open_array(self.folder, layout, spec, self._context)
-        used = int(buffer.offsets[spec.key.token_stack][-1]) if spec.site.is_per_token else 0
-        region = self._arrays[path][shard_region(layout, spec, shard, used)]
-        # The buffer is not touched before the write is done, so tensorstore need not copy it first.
-        region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
-        written = {file: checksum(self.folder / file, "xxh3_128") for file in files}
-        return [(file, marked(self.folder / file, found, index_bytes)) for file, found in written.items()]
-
-    @cached_property
-    def _context(self) -> "ts.Context":
-        """Where tensorstore keeps nothing: a shard is written once and whole."""
-        import tensorstore as ts  # most runs are written without it
-
-        past_the_cache = {"file_io_mode": {"mode": "direct"}} if HAS_DIRECT_WRITES else {}
-        return ts.Context(
-            {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}, **past_the_cache}
-        )
-
-    def _with_places(self, shard: int, buffer: ShardBuffer, tokens: pa.Table) -> pa.Table:
-        """Returns the table with where each example lies: `shard`, `slot`, and `dec_slot` beside an encoder's."""
-        count = tokens.num_rows
-        tokens = tokens.append_column("shard", pa.array(np.full(count, shard, np.int32)))
-        for stack in self.layout.stacks:
-            slots = shard * self.layout.shard_slots(stack) + buffer.offsets[stack][:-1]
-            name = "slot" if stack == self.layout.stacks[0] else f"{stack}_slot"
-            tokens = tokens.append_column(name, pa.array(slots))
-        return tokens
-
-
-def _parquet(tokens: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(tokens, sink, **PARQUET)
-    return sink.getvalue().to_pybytes()
-
-
-def _check_writer(writer: tuple[int, int]) -> None:
-    if not 0 <= writer[0] < writer[1]:
-        raise UsageError(f"writer {writer[0]} of {writer[1]}", hint=f"number them 0 to {max(0, writer[1] - 1)}")
+        check_space(self.folder, buffer, tokens, kept=self._kept, hint=self._hint)

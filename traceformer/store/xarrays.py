@@ -147,8 +147,10 @@ def data_tree(run: RunFolder, dtype: ReadDtype = "float32") -> xr.DataTree:
         numbers = {axis: xr.Variable(axis, np.asarray(own)) for axis, own in layout.coordinates(spec).items()}
         coordinates.setdefault(name, {}).update({**numbers, **_coordinates(spec, axes, index)})
         labels = run.head.about.labels
-        if axes[-1] == "label" and labels is not None and len(labels) == spec.width:
-            coordinates[name]["label"] = xr.Variable("label", np.asarray(labels, object))
+        if spec.site.axes[-1] == "metric":
+            labels = tuple((run.head.about.head_metrics or {}).get("names", ()))
+        if axes[-1] in ("label", "metric") and labels is not None and len(labels) == spec.width:
+            coordinates[name][axes[-1]] = xr.Variable(axes[-1], np.asarray(labels, object))
     return xr.DataTree.from_dict({name: xr.Dataset(groups[name], coordinates[name]) for name in groups})
 
 

@@ -13,24 +13,30 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from traceformer.errors import CorruptRun
+from traceformer.errors import CorruptRun, Unreachable
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Num, Shaped
 from traceformer.sites import ArraySpec, Stack
 from traceformer.store.codecs import zarr_codecs
 from traceformer.store.dtypes import ON_DISK, ReadDtype, decode, dtype_read
-from traceformer.store.durable import WriteGroup
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
+from traceformer.store.objects.path import AnyPath
+from traceformer.store.placing import Group, ObjectGroup
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import tensorstore as ts
+
+    from traceformer.store.ranged import RangedArray
 
 __all__ = [
     "CRC32C",
     "LITTLE_ENDIAN",
     "Array",
+    "Reading",
     "along_layers",
     "as_read",
     "check_metadata",
@@ -40,13 +46,16 @@ __all__ = [
     "open_array",
     "position_arrays",
     "read_ahead",
+    "read_into",
     "reading",
     "shard_region",
     "write_metadata",
     "zarr_array",
 ]
 
-Array: TypeAlias = "ts.TensorStore"
+Array: TypeAlias = "ts.TensorStore | RangedArray"
+"""A view of an array: of a folder's or memory's it is tensorstore's, of a bucket's `ranged`'s."""
+Reading: TypeAlias = "ts.WriteFutures | Future[None]"
 JSON: TypeAlias = dict[str, Any]
 
 POSITIONS_PER_FILE = 1 << 20
@@ -266,10 +275,10 @@ def along_layers(views: Sequence[Array]) -> Array:
     import tensorstore as ts
 
     layers = ts.d[0].label[""].translate_to[0]  # arrays have names of their own for it, and slices keep their origins
-    return ts.concat([view[layers] for view in views], axis=0)
+    return ts.concat([view[layers] for view in views], axis=0)  # pyright: ignore[reportArgumentType]
 
 
-def check_metadata(folder: Path, layout: RunLayout, spec: ArraySpec) -> None:
+def check_metadata(folder: AnyPath, layout: RunLayout, spec: ArraySpec) -> None:
     """Makes sure that the metadata of an array says what the layout does, for who reads its files without it.
 
     Raises:
@@ -278,8 +287,12 @@ def check_metadata(folder: Path, layout: RunLayout, spec: ArraySpec) -> None:
     path, expected = folder / layout.array_path(spec.key) / "zarr.json", _array_metadata(layout, spec, None)
     try:
         stated = parse_json(path.read_bytes())
+        if spec.site.is_per_token:  # is as long as was declared, or was trimmed when the run was finished
+            expected["shape"][-2] = stated["shape"][-2]
         changed = [name for name in (*_KNOWN, "shape") if stated[name] != expected[name]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Unreachable:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise CorruptRun(f"{path} cannot be read", why=str(error), hint=_VERIFY) from error
     if changed:
         name = changed[-1]
@@ -309,11 +322,8 @@ def as_read(view: Array, stored: Stored, dtype: ReadDtype) -> Array:
     Raises:
         SelectionError: `dtype` is neither `float32` nor `stored`.
     """
-    import tensorstore as ts
-
-    if dtype_read(stored, dtype) == np.float32 and stored == "float16":
-        return ts.cast(view, ts.float32)
-    return view
+    widened = dtype_read(stored, dtype) == np.float32 and stored == "float16"
+    return view.astype(np.float32) if widened else view
 
 
 def numbers_of(array: Shaped[np.ndarray, "*axes"], stored: Stored, dtype: ReadDtype) -> Num[np.ndarray, "*axes"]:
@@ -333,19 +343,28 @@ def numbers_of(array: Shaped[np.ndarray, "*axes"], stored: Stored, dtype: ReadDt
     return ts.cast(ts.array(array, copy=False), ts.float32).read().result()
 
 
-def read_ahead(view: Array) -> "tuple[np.ndarray, ts.WriteFutures]":
+def read_ahead(view: Array) -> "tuple[np.ndarray, Reading]":
     """Returns an array that will hold what `view` shows, and the future that says when.
 
     It is numpy's own memory, which comes in huge pages: a quarter faster than what tensorstore would return.
     """
+    target = np.empty(view.shape, view.dtype.numpy_dtype)
+    return target, read_into(view, target)
+
+
+def read_into(view: Array, target: Shaped[np.ndarray, "..."]) -> "Reading":
+    """Returns the future that says when an array holds what `view` shows."""
+    from traceformer.store.ranged import RangedArray
+
+    if isinstance(view, RangedArray):
+        return view.read_into(target)
     import tensorstore as ts
 
-    target = np.empty(view.shape, view.dtype.numpy_dtype)
-    return target, ts.array(target, write=True, copy=False).write(view)
+    return ts.array(target, write=True, copy=False).write(view)
 
 
 @contextmanager
-def reading(path: Path | str) -> Generator[None]:
+def reading(path: AnyPath | str) -> Generator[None]:
     """Turns what tensorstore and pyarrow say of damaged files into CorruptRun.
 
     Raises:
@@ -353,7 +372,7 @@ def reading(path: Path | str) -> Generator[None]:
     """
     try:
         yield
-    except PermissionError:
+    except (PermissionError, Unreachable, CorruptRun):
         raise
     except (ValueError, OSError) as error:
         raise CorruptRun(
@@ -374,16 +393,21 @@ def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> t
 
 
 def write_metadata(
-    group: WriteGroup, folder: Path, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
+    group: Group, folder: AnyPath, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
 ) -> None:
     """Writes every `zarr.json` of a run, and its coordinates of layers and heads, where they are not there."""
     metadata = group_metadata(layout, n_slots).items()
     files = {name: (json.dumps(entry, indent=2) + "\n").encode() for name, entry in metadata} | coordinate_files(layout)
-    missing = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
-    for path, data in missing.items():
+    for name, data in files.items():
+        path = folder / name
+        if not isinstance(group, ObjectGroup) and _holds(path, data):  # which looks by itself
+            continue
         group.make_folder(path.parent)
         group.write(path, data)
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.exists() and path.read_bytes() == data
+def _holds(path: AnyPath, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except FileNotFoundError:
+        return False

@@ -10,6 +10,7 @@ hub        data sets that the `datasets` library holds, where there may be no ne
 files      a user's own files, one or a folder of them, in seven formats
 delimited  tables as text: what separates their columns, and their records
 packed     files, compressed or not, as bytes that can be read from any place
+streams    texts that are read as they come, and gone on with at the record where a run stopped
 chats      conversations: messages with roles, and the tools that could be called
 conllu     sentences in CoNLL-U, and the text that their words stand for
 lines      the lines of a UTF-8 file, counted while they are read

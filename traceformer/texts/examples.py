@@ -34,7 +34,19 @@ from traceformer.texts.cells import (
 from traceformer.texts.chats import Chat, is_chat
 from traceformer.texts.lazily import Lazily
 
-__all__ = ["Example", "ListRows", "MakeExample", "Row", "Rows", "TextSource", "example_maker", "make_id", "select"]
+__all__ = [
+    "Described",
+    "Example",
+    "ListRows",
+    "MakeExample",
+    "Row",
+    "Rows",
+    "TextSource",
+    "canonical",
+    "example_maker",
+    "make_id",
+    "select",
+]
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -88,12 +100,11 @@ class TextSource:
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """One split of a data set, row by row.
+class Described(Protocol):
+    """What is known of rows before they are read.
 
-    `columns` are those of the first row, `label` names the split in messages. A row can be had by its number
-    once an iteration has passed it. `has_every_field`: whether objects have every field that any of them has, so that
-    a null may stand for one that is not there.
+    `columns` are those of the first row, `label` names the rows in messages. `has_every_field`: whether objects have
+    every field that any of them has, so that a null may stand for one that is not there.
     """
 
     @property
@@ -105,13 +116,18 @@ class Rows(Protocol):
     @property
     def columns(self) -> tuple[str, ...]: ...
 
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def __getitem__(self, number: int) -> Row: ...
-
     def where(self, number: int) -> str:
         """Returns where a user finds the row: `texts.jsonl, line 7`."""
         ...
+
+
+@runtime_checkable
+class Rows(Described, Protocol):
+    """One split of a data set, row by row. A row can be had by its number once an iteration has passed it."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def __getitem__(self, number: int) -> Row: ...
 
 
 class ListRows:
@@ -143,7 +159,9 @@ def make_id(name: str, split: str, index: int, text: str) -> str:
     return hashlib.sha1(f"{name}::{split}::{index}::{text}".encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def example_maker(rows: Rows, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool) -> MakeExample:
+def example_maker(
+    rows: Described, name: str, split: str, *, text_column: TextColumn | None, own_ids: bool
+) -> MakeExample:
     """Returns the function that makes examples of rows whose cell is in one column, or that are pairs of two.
 
     Without `text_column` the cell is in `text`, or in the only column there is, or in `messages`, beside which `tools`
@@ -217,7 +235,7 @@ def _value_at(row: Row, path: Sequence[str], what: str, where: str) -> Any:
 _NO_IDS_HINT = "fill it, or rename the column: ids are made where none are given"
 
 
-def _only_text_column(rows: Rows) -> str:
+def _only_text_column(rows: Described) -> str:
     if "text" in rows.columns or not rows.columns:
         return "text"
     if len(rows.columns) == 1:
@@ -252,7 +270,7 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
                 hint="texts, pairs, lists of words and conversations go into runs of their own",
             )
         kind = example.kind
-        digest.update(_canonical(example, rows))
+        digest.update(canonical(example, rows))
         id_hashes.append(_hash64(example.example_id))
         numbers.append(number)
         extra_columns.update(dict.fromkeys(example.extra))
@@ -273,7 +291,12 @@ def select(rows: Rows, make: MakeExample, *, name: str, split: str, limit: int |
     return TextSource(name, split, examples, digest.hexdigest(), skipped, kind=kind)
 
 
-def _canonical(example: Example, rows: Rows) -> bytes:
+def canonical(example: Example, rows: Described) -> bytes:
+    """Returns the bytes that tell an example from any other.
+
+    Raises:
+        Unreadable: its text is no text.
+    """
     fields: list[Any] = [example.example_id, example.index, example.text, example.extra]
     if example.parts is not None:
         fields.append([KINDS[example.kind], example.parts])

@@ -9,7 +9,7 @@ import io
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -21,14 +21,23 @@ from traceformer.plain_json import parse_json
 from traceformer.texts import conllu
 from traceformer.texts.delimited import find_table, read_rows
 from traceformer.texts.examples import Row, Rows
-from traceformer.texts.lines import Lines
+from traceformer.texts.lines import Lines, read_jsonl, read_txt
 from traceformer.texts.packed import PACKED, OpenBytes, is_packed, opener, unpacked_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["KINDS", "VALIDATION_NAMES", "folder_splits", "kind_of", "name_of", "open_files"]
+__all__ = [
+    "KINDS",
+    "VALIDATION_NAMES",
+    "folder_splits",
+    "kind_of",
+    "name_of",
+    "open_files",
+    "open_parquet",
+    "rows_of",
+]
 
 ReadRows: TypeAlias = Callable[[Lines], Iterator[Row]]
 
@@ -41,11 +50,12 @@ _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json",
 _LOOKED_AT = 4096  # bytes, for the first character of a .json file
 
 
-def folder_splits(folder: Path) -> dict[str, list[Path]]:
+def folder_splits(folder: Path, readable: Collection[str] = ()) -> dict[str, list[Path]]:
     """Returns the data files of a folder by split: `train.jsonl`, `en_ewt-ud-dev.conllu`, `test/a.txt` name theirs.
 
     Where no file names a split, all files are one, called `all`. Looked at are the folder itself and folders in
-    it that are named `data` or like a split; README, LICENSE and hidden files are passed over.
+    it that are named `data` or like a split; README, LICENSE and hidden files are passed over. `readable` are the kinds
+    of files that are looked for, those of `KINDS` for none.
 
     Raises:
         NotFound: no data files.
@@ -56,11 +66,12 @@ def folder_splits(folder: Path) -> dict[str, list[Path]]:
         path
         for place in (folder, *inner)
         for path in place.iterdir()
-        if path.is_file() and kind_of(path) in KINDS and not _is_beside_data(path)
+        if path.is_file() and kind_of(path) in (readable or KINDS) and not _is_beside_data(path)
     )
     kinds = sorted({kind_of(path) for path in files})
     if not kinds:
-        raise NotFound(f"no texts in the folder {folder}", hint=f"it should hold {_KNOWN}")
+        should = f"{', '.join(readable)}, packed or not" if readable else _KNOWN
+        raise NotFound(f"no texts in the folder {folder}", hint=f"it should hold {should}")
     if len(kinds) > 1:
         raise Unreadable(f"the folder {folder} mixes {' and '.join(kinds)} files", hint="name one file, or sort them")
     twice = [path for path in files if is_packed(path) and unpacked_name(path) in files]
@@ -124,7 +135,7 @@ def _open_file(path: Path) -> Rows:
 
 
 def _open_txt(path: Path, open_bytes: OpenBytes) -> Rows:
-    return _TextRows(path, open_bytes, ("text",), _read_txt)
+    return _TextRows(path, open_bytes, ("text",), read_txt)
 
 
 def _open_conllu(path: Path, open_bytes: OpenBytes) -> Rows:
@@ -133,8 +144,8 @@ def _open_conllu(path: Path, open_bytes: OpenBytes) -> Rows:
 
 def _open_jsonl(path: Path, open_bytes: OpenBytes) -> Rows:
     with open_bytes() as stream:
-        first = next(_read_jsonl(Lines(stream, path)), {})
-    return _TextRows(path, open_bytes, tuple(first), _read_jsonl)
+        first = next(read_jsonl(Lines(stream, path)), {})
+    return _TextRows(path, open_bytes, tuple(first), read_jsonl)
 
 
 def _open_json(path: Path, open_bytes: OpenBytes) -> Rows:
@@ -158,25 +169,6 @@ def _open_parquet(path: Path, open_bytes: OpenBytes) -> Rows:
     if is_packed(path):
         raise Unreadable(f"{path} is compressed", why="Parquet files are, inside", hint="unpack it")
     return _ParquetRows(path)
-
-
-def _read_txt(lines: Lines) -> Iterator[Row]:
-    for line in lines:
-        yield {"text": line.removesuffix("\n").removesuffix("\r")}
-
-
-def _read_jsonl(lines: Lines) -> Iterator[Row]:
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise Unreadable(f"{lines.path}, line {lines.number}: not JSON", why=str(error)) from None
-        if not isinstance(row, dict):
-            found = type(row).__name__
-            raise Unreadable(f"{lines.path}, line {lines.number}: a JSON {found}, not an object with named values")
-        yield row
 
 
 def _listed(path: Path, open_bytes: OpenBytes) -> list[Row]:
@@ -283,7 +275,7 @@ class _ParquetRows:
         self.label = str(path)
         self._path = path
         self._version = _version(path)
-        with _parquet(path) as file:
+        with open_parquet(path) as file:
             self.columns = tuple(file.schema_arrow.names)
             repeated = {column for column in self.columns if self.columns.count(column) > 1}
             if repeated:
@@ -292,20 +284,20 @@ class _ParquetRows:
             self._starts = [0, *accumulate(sizes)]
 
     def __iter__(self) -> Iterator[Row]:
-        with _parquet(self._path) as file:
+        with open_parquet(self._path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                yield from _rows_of(batch)
+                yield from rows_of(batch)
 
     def __getitem__(self, number: int) -> Row:
         _refuse_changed(self._path, self._version)
         group = bisect_right(self._starts, number) - 1
-        return _rows_of(_row_group(self._path, self._version, group).slice(number - self._starts[group], 1))[0]
+        return rows_of(_row_group(self._path, self._version, group).slice(number - self._starts[group], 1))[0]
 
     def where(self, number: int) -> str:
         return f"{self._path}, row {number}"
 
 
-def _rows_of(part: "pa.RecordBatch | pa.Table") -> list[Row]:
+def rows_of(part: "pa.RecordBatch | pa.Table") -> list[Row]:
     """The rows as Python has them; a time of day in nanoseconds, which Python has not, is text."""
     import pyarrow as pa
 
@@ -316,7 +308,12 @@ def _rows_of(part: "pa.RecordBatch | pa.Table") -> list[Row]:
 
 
 @contextmanager
-def _parquet(path: Path) -> "Generator[pq.ParquetFile]":
+def open_parquet(path: Path) -> "Generator[pq.ParquetFile]":
+    """Opens a Parquet file, and tells what is wrong with it inside the block.
+
+    Raises:
+        Unreadable: it cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -331,7 +328,7 @@ def _parquet(path: Path) -> "Generator[pq.ParquetFile]":
 @lru_cache(maxsize=2)
 def _row_group(path: Path, version: tuple[int, int], group: int) -> "pa.Table":
     """Returns a row group; `version` keeps an older file of the same name apart."""
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         return file.read_row_group(group)
 
 

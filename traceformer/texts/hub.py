@@ -8,7 +8,7 @@ its name and README only; so each state of its files gets a cache of its own, an
 import errno
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from traceformer.network import hub_answers
 from traceformer.texts.examples import Row
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["DatasetRows", "is_saved_dataset", "load_hub", "load_saved"]
+__all__ = ["DatasetRows", "is_saved_dataset", "load_hub", "load_saved", "stream_hub", "without_media"]
 
 _MIRROR = "TRACEFORMER_DATASETS"
 _BLOCK = 1 << 22
@@ -41,7 +41,11 @@ class DatasetRows:
         self.columns = tuple(self._dataset.column_names)
 
     def __iter__(self) -> Iterator[Row]:
-        for start in range(0, len(self._dataset), _ROWS):
+        return self.rows_from(0)
+
+    def rows_from(self, first: int) -> Iterator[Row]:
+        """Yields the rows from a number on."""
+        for start in range(first, len(self._dataset), _ROWS):
             batch = self._checked(slice(start, start + _ROWS))
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
@@ -113,6 +117,38 @@ def load_hub(repository: str, config: str | None) -> Mapping[str, "Dataset"]:
     """
     import datasets
     import datasets.config
+
+    def load(place: Path | None) -> Any:
+        if place is None:
+            return datasets.load_dataset(repository, config)
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / "traceformer" / _fingerprint(place, config)
+        return datasets.load_dataset(str(place), config, cache_dir=str(cache))
+
+    return _by_name(_loaded(repository, config, load))
+
+
+def stream_hub(repository: str, config: str | None) -> Mapping[str, "IterableDataset"]:
+    """Returns the splits of a data set on the Hub, which is read as it comes: nothing is downloaded beforehand.
+
+    Raises:
+        NotFound, OutOfSpace, Unreadable, UsageError: as of `load_hub`.
+    """
+    import datasets
+
+    def load(place: Path | None) -> Any:
+        return datasets.load_dataset(repository if place is None else str(place), config, streaming=True)
+
+    return {str(name): split for name, split in _loaded(repository, config, load).items()}
+
+
+def without_media(dataset: "IterableDataset") -> "IterableDataset":
+    """Returns a streamed data set without its columns of pictures, sound and the like."""
+    known = dataset if dataset.features is not None else dataset._resolve_features()  # pyright: ignore[reportPrivateUsage]
+    return known.remove_columns([name for name, feature in (known.features or {}).items() if _is_media(feature)])
+
+
+def _loaded(repository: str, config: str | None, load: Callable[[Path | None], Any]) -> Any:
+    """Returns what `load` gives of a repository's copy here, or of the Hub for None; errors in words."""
     from datasets.exceptions import DatasetsError
 
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repository):
@@ -120,15 +156,11 @@ def load_hub(repository: str, config: str | None) -> Mapping[str, "Dataset"]:
     place = _mirrored(repository)
     try:
         if place:
-            cache = Path(datasets.config.HF_DATASETS_CACHE) / "traceformer" / _fingerprint(place, config)
-            loaded = datasets.load_dataset(str(place), config, cache_dir=str(cache))
-        else:
-            with _no_retries():
-                loaded = datasets.load_dataset(repository, config)
+            return load(place)
+        with _no_retries():
+            return load(None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise _explained(error, repository, config, place) from error
-    assert isinstance(loaded, datasets.DatasetDict)
-    return _by_name(loaded)
 
 
 def _by_name(splits: Mapping[Any, "Dataset"]) -> dict[str, "Dataset"]:

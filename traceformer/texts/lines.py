@@ -1,11 +1,14 @@
-"""The lines of a UTF-8 file, counted in lines and bytes while they are read."""
+"""The lines of a UTF-8 file, counted in lines and bytes while they are read, and the rows that they are."""
 
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 from traceformer.errors import Unreadable
+from traceformer.plain_json import parse_json
 
-__all__ = ["Lines"]
+__all__ = ["Lines", "read_jsonl", "read_txt"]
 
 
 class Lines:
@@ -39,3 +42,28 @@ class Lines:
                 f"and {start + error.start} into the file",
                 hint="save it as UTF-8, for instance with iconv -f latin1 -t utf-8",
             ) from None
+
+
+def read_txt(lines: Lines) -> Iterator[dict[str, Any]]:
+    """Yields a row for each line."""
+    for line in lines:
+        yield {"text": line.removesuffix("\n").removesuffix("\r")}
+
+
+def read_jsonl(lines: Lines) -> Iterator[dict[str, Any]]:
+    """Yields the object of each line that is not blank.
+
+    Raises:
+        Unreadable: a line is none; names it.
+    """
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise Unreadable(f"{lines.path}, line {lines.number}: not JSON", why=str(error)) from None
+        if not isinstance(row, dict):
+            found = type(row).__name__
+            raise Unreadable(f"{lines.path}, line {lines.number}: a JSON {found}, not an object with named values")
+        yield row

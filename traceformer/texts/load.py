@@ -15,7 +15,15 @@ from traceformer.texts.examples import ListRows, Rows, TextSource, example_maker
 from traceformer.texts.lines import Lines
 from traceformer.texts.named import DEMO_FILE, NAMED_SETS, NamedSet, make_named
 
-__all__ = ["DEFAULT_SPLIT", "Texts", "load_targets", "load_texts"]
+__all__ = [
+    "DEFAULT_SPLIT",
+    "Texts",
+    "choose_or_name_split",
+    "choose_split",
+    "load_targets",
+    "load_texts",
+    "no_such_data_set",
+]
 
 DEFAULT_SPLIT = "validation"
 
@@ -81,7 +89,7 @@ def _load(dataset: str, split: str | None, limit: int | None, text_column: TextC
         raise UsageError("no data set was named", hint=_WHAT_TO_GIVE)
     path = Path(dataset).expanduser()
     if not path.exists():
-        raise _no_such_data_set(dataset)
+        raise no_such_data_set(dataset)
     if path.is_dir() and hub.is_saved_dataset(path):
         return _load_saved(path, split, limit, text_column)
     return _load_files(path, split, limit, text_column)
@@ -117,7 +125,7 @@ def load_targets(targets: str | Path | Sequence[str], n: int) -> list[str]:
     return lines
 
 
-def _choose_split(wanted: str | None, available: Collection[str], what: str) -> tuple[str, str]:
+def choose_split(wanted: str | None, available: Collection[str], what: str) -> tuple[str, str]:
     """Returns the split that is meant, and what to call it.
 
     `validation`, `valid`, `val` and `dev` stand for each other where there is only one of them; it is always called
@@ -135,10 +143,10 @@ def _choose_split(wanted: str | None, available: Collection[str], what: str) -> 
     raise NotFound(f"{what} has no split {name!r}", hint=f"it has: {', '.join(available)}")
 
 
-def _choose_or_name_split(wanted: str | None, available: Collection[str], what: str) -> tuple[str, str]:
+def choose_or_name_split(wanted: str | None, available: Collection[str], what: str) -> tuple[str, str]:
     """Returns the split that is meant, and what to call it: data without splits go by the name the user gives."""
     if set(available) != {"all"}:
-        return _choose_split(wanted, available, what)
+        return choose_split(wanted, available, what)
     if wanted is not None and not re.fullmatch(r"\w[\w.-]*", wanted, re.ASCII):
         raise UsageError(f"{wanted!r} cannot name a split", hint="use letters, digits, dots and dashes")
     return "all", wanted or "all"
@@ -158,7 +166,7 @@ def _load_list(texts: TextList, wanted: str | None, limit: int | None, text_colu
 
 
 def _load_demo(wanted: str | None, limit: int | None) -> TextSource:
-    _, split = _choose_split(wanted, [DEFAULT_SPLIT], "demo")
+    _, split = choose_split(wanted, [DEFAULT_SPLIT], "demo")
     rows = files.open_files([DEMO_FILE], "demo")
     make = example_maker(rows, "demo", split, text_column="text", own_ids=False)
     return select(rows, make, name="demo", split=split, limit=limit)
@@ -167,7 +175,7 @@ def _load_demo(wanted: str | None, limit: int | None) -> TextSource:
 def _load_named(name: str, wanted: str | None, limit: int | None) -> TextSource:
     named: NamedSet = NAMED_SETS[name]
     splits = hub.load_hub(named.repository, named.config)
-    found, split = _choose_split(wanted, splits, name)
+    found, split = choose_split(wanted, splits, name)
     rows = hub.DatasetRows(splits[found], f"{name}, split {split}")
     missing = [column for column in named.columns if column not in rows.columns]
     if missing:
@@ -181,7 +189,7 @@ def _load_named(name: str, wanted: str | None, limit: int | None) -> TextSource:
 def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     repository, _, config = dataset.removeprefix("hf:").partition(":")
     splits = hub.load_hub(repository, config or None)
-    found, split = _choose_split(wanted, splits, dataset)
+    found, split = choose_split(wanted, splits, dataset)
     rows = hub.DatasetRows(splits[found], f"{dataset}, split {split}")
     name = readable_name("-".join(part for part in (repository.rpartition("/")[2], config) if part), otherwise="texts")
     # A column `id` on the Hub promises nothing; those of go_emotions repeat.
@@ -191,14 +199,14 @@ def _load_hub(dataset: str, wanted: str | None, limit: int | None, text_column: 
 
 def _load_saved(folder: Path, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     splits = hub.load_saved(folder)
-    found, split = _choose_or_name_split(wanted, splits, str(folder))
+    found, split = choose_or_name_split(wanted, splits, str(folder))
     rows = hub.DatasetRows(splits[found], f"{folder}, split {split}")
     return _select_own(rows, folder.resolve().name, split, limit, text_column)
 
 
 def _load_files(path: Path, wanted: str | None, limit: int | None, text_column: TextColumn | None) -> TextSource:
     splits = files.folder_splits(path) if path.is_dir() else {"all": [path]}
-    found, split = _choose_or_name_split(wanted, splits, str(path))
+    found, split = choose_or_name_split(wanted, splits, str(path))
     rows = files.open_files(splits[found], f"{path}, split {split}")
     return _select_own(rows, files.name_of(path.resolve()), split, limit, text_column)
 
@@ -209,7 +217,7 @@ def _select_own(rows: Rows, name: str, split: str, limit: int | None, text_colum
     return select(rows, make, name=name, split=split, limit=limit)
 
 
-def _no_such_data_set(dataset: str) -> NotFound:
+def no_such_data_set(dataset: str) -> NotFound:
     path = Path(dataset)
     beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(dataset, [*_NAMES, *beside], n=3)

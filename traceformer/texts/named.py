@@ -7,16 +7,24 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from traceformer.errors import Unreadable
 from traceformer.texts import conllu
-from traceformer.texts.examples import Example, MakeExample, Row, example_maker, make_id
-from traceformer.texts.hub import DatasetRows
+from traceformer.texts.examples import Described, Example, MakeExample, Row, example_maker, make_id
 
-__all__ = ["DEMO_FILE", "NAMED_SETS", "NamedSet", "make_named"]
+__all__ = ["DEMO_FILE", "NAMED_SETS", "Classed", "NamedSet", "make_named"]
 
 DEMO_FILE = Path(__file__).with_name("demo.jsonl")
+
+
+@runtime_checkable
+class Classed(Described, Protocol):
+    """What is known of rows in which classes may be numbers."""
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Returns the names behind a column of class numbers, or of lists of them; None if it holds none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +34,10 @@ class NamedSet:
     repository: str
     config: str | None
     columns: tuple[str, ...]
-    maker: Callable[[DatasetRows, str], MakeExample]
+    maker: Callable[[Classed, str], MakeExample]
 
 
-def make_named(named: NamedSet, rows: DatasetRows, split: str) -> MakeExample:
+def make_named(named: NamedSet, rows: Classed, split: str) -> MakeExample:
     """Returns the function that makes examples of a named set's rows; it refuses those that are not laid out so."""
     make = named.maker(rows, split)
 
@@ -46,7 +54,7 @@ def make_named(named: NamedSet, rows: DatasetRows, split: str) -> MakeExample:
     return checked
 
 
-def _ud_ewt(rows: DatasetRows, split: str) -> MakeExample:
+def _ud_ewt(rows: Classed, split: str) -> MakeExample:
     upos_names = rows.class_names("upos")
 
     def make(row: Row, index: int) -> Example:
@@ -77,7 +85,7 @@ def _ud_ewt(rows: DatasetRows, split: str) -> MakeExample:
     return make
 
 
-def _go_emotions(rows: DatasetRows, split: str) -> MakeExample:
+def _go_emotions(rows: Classed, split: str) -> MakeExample:
     names = rows.class_names("labels")
     if names is None:
         raise Unreadable(f"{rows.label}: the column 'labels' does not name its classes")
@@ -95,7 +103,7 @@ def _go_emotions(rows: DatasetRows, split: str) -> MakeExample:
     return make
 
 
-def _csqa(rows: DatasetRows, split: str) -> MakeExample:
+def _csqa(rows: Classed, split: str) -> MakeExample:
     def make(row: Row, index: int) -> Example:
         if row["question"] is None:
             return Example("", index, "", {})
@@ -120,7 +128,7 @@ def _pairs(choices: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     return [{"label": label, "text": text} for label, text in zip(choices["label"], choices["text"], strict=True)]
 
 
-def _wikitext(rows: DatasetRows, split: str) -> MakeExample:
+def _wikitext(rows: Classed, split: str) -> MakeExample:
     return example_maker(rows, "wikitext", split, text_column="text", own_ids=False)
 
 

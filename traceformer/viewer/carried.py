@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from traceformer.questions.heads import attention_name
+from traceformer.analysis.head_tally import attention_name
 from traceformer.questions.thumbnails import pattern_arrays, thumbnail_groups
 from traceformer.store.run import Run
 

@@ -8,9 +8,10 @@ Names are found by looking into the folder, never made into paths: what does not
 3. What is opened or worked out is kept while there is room (`kept`).
 """
 
-import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from traceformer.errors import NotFound
 from traceformer.progress import OnStep
 from traceformer.questions.effects_folder import EFFECTS, open_effects
 from traceformer.store.layout import COMMITS, MANIFEST, META, UNFINISHED
+from traceformer.store.objects.at_once import at_once
+from traceformer.store.objects.path import AnyPath, ObjectPath, states_of
 from traceformer.store.run import Run
 from traceformer.viewer.kept import Kept, Pending
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Library"]
 
 _OPEN_RUNS = 24
+_MOMENT = 2.0  # seconds
 _VALUES, _VALUE_BYTES = 10_000, 512 << 20
 
 
@@ -40,10 +44,11 @@ class Library:
         at_hand: Runs that were opened before, or lie in memory.
     """
 
-    folder: Path | None = None
+    folder: AnyPath | None = None
     only: tuple[str, ...] | None = None
     at_hand: Mapping[str, Run] = field(default_factory=dict[str, Run])
-    _found: dict[str, Path] = field(default_factory=dict[str, Path])
+    _found: dict[str, AnyPath] = field(default_factory=dict[str, AnyPath])
+    _glances: dict[tuple[AnyPath, str], tuple[float, Any]] = field(default_factory=dict[tuple[AnyPath, str], Any])
     _runs: Kept = field(default_factory=lambda: Kept(_OPEN_RUNS, _VALUE_BYTES))
     _values: Kept = field(default_factory=lambda: Kept(_VALUES, _VALUE_BYTES))
 
@@ -57,7 +62,7 @@ class Library:
         return cls(at_hand=named)
 
     @classmethod
-    def at(cls, folder: Path) -> "Library":
+    def at(cls, folder: AnyPath) -> "Library":
         """Returns the library of a folder of runs, or of the one run or the effects that lie there."""
         folder = folder.absolute()
         if (folder / META).is_file() or (folder / EFFECTS).is_file():
@@ -70,7 +75,7 @@ class Library:
         self._found.update(inside)
         return [*self.at_hand, *(name for name in inside if name not in self.at_hand)]
 
-    def place(self, name: str) -> Path | None:
+    def place(self, name: str) -> AnyPath | None:
         """Returns the folder of a run; None if it is in memory.
 
         Raises:
@@ -86,7 +91,7 @@ class Library:
         Raises:
             NotFound: there is no such run.
         """
-        return "" if name in self.at_hand else _state(self._place(name, META, "run"))
+        return "" if name in self.at_hand else self._state(self._place(name, META, "run"))
 
     def begun(self, name: str) -> str:
         """Returns a text that changes when a run is another one, and stays while it grows; reads no file.
@@ -107,10 +112,10 @@ class Library:
             return self.at_hand[name]
         folder = self._place(name, META, "run")
         try:
-            return self._runs.get((folder, _state(folder)), lambda: Run(folder))
+            return self._runs.get((folder, self._state(folder)), lambda: Run(folder))
         except NotFound:  # it was finished, and renamed, this moment
             folder = self._place(name, META, "run")
-            return self._runs.get((folder, _state(folder)), lambda: Run(folder))
+            return self._runs.get((folder, self._state(folder)), lambda: Run(folder))
 
     def effects(self) -> list[str]:
         """Returns the names of all folders of effects, the newest first."""
@@ -125,7 +130,7 @@ class Library:
         """
         folder = self._place(name, EFFECTS, "effects")
         key = ("effects", folder, (folder / EFFECTS).stat().st_mtime_ns)
-        return self._values.get(key, lambda: open_effects(folder))
+        return self._values.get(key, lambda: open_effects(str(folder)))
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns what was made under a key before, or makes it now. What is of a run has its `state` in the key."""
@@ -135,30 +140,61 @@ class Library:
         """Returns the same of work of over a second, or how far it is (`Kept.later`), which a page asks for again."""
         return self._values.later(key, make)
 
-    def _place(self, name: str, file: str, what: str) -> Path:
+    def _place(self, name: str, file: str, what: str) -> AnyPath:
         folder = self._found.get(name)
-        if folder is None or not (folder / file).is_file():
+        if folder is None or not self._has(folder, file):
             self._found.update(self._look(file))
             folder = self._found.get(name)
-        if folder is None or not (folder / file).is_file():
+        if folder is None or not self._has(folder, file):
             raise NotFound(
                 f"no {what} {name!r}", why="nothing here has that name", hint="one of those on the first page"
             )
         return folder
 
-    def _look(self, file: str) -> dict[str, Path]:
-        if self.folder is None:
+    def _has(self, folder: AnyPath, file: str) -> bool:
+        return self._glance(folder, file, lambda: (folder / file).is_file())
+
+    def _state(self, folder: AnyPath) -> str:
+        return self._glance(folder, "", lambda: _state(folder))
+
+    def _glance(self, folder: AnyPath, what: str, look: Callable[[], Any]) -> Any:
+        """Returns what is seen of a folder; of one in a bucket what was seen a moment ago is still so."""
+        if isinstance(folder, Path):
+            return look()
+        now = time.monotonic()
+        at, seen = self._glances.get((folder, what), (-inf, None))
+        if now - at >= _MOMENT:
+            seen = look()
+            self._glances[folder, what] = now, seen
+        return seen
+
+    def _look(self, file: str) -> dict[str, AnyPath]:
+        folder = self.folder
+        if folder is None:
             return {}
-        found = {folder: age for pattern in (f"*/{file}", f"*/*/{file}") for folder, age in _ages(self.folder, pattern)}
-        inside = [folder for folder in found if folder.parent == self.folder or not (folder.parent / META).exists()]
-        named: dict[str, Path] = {}
+        found = self._glance(folder, f"*/{file}", lambda: _found_in(folder, file, self.only))
+        named: dict[str, AnyPath] = {}
         # The finished run of a name comes first: one that is to take its place is named as it lies there.
-        for folder in sorted(inside, key=lambda each: each.name.startswith(UNFINISHED)):
-            path = folder.relative_to(self.folder)
+        for place in sorted(found, key=lambda each: each.name.startswith(UNFINISHED)):
+            path = place.relative_to(folder)
             name = path.with_name(_public(path.name)).as_posix()
-            named[path.as_posix() if name in named else name] = folder
+            named[path.as_posix() if name in named else name] = place
         shown = named.items() if self.only is None else [(name, named[name]) for name in self.only if name in named]
         return dict(sorted(shown, key=lambda each: (-found[each[1]], each[0])))
+
+
+def _found_in(folder: AnyPath, file: str, only: Sequence[str] | None) -> dict[AnyPath, int]:
+    """Returns the folders in a folder, and in those of experiments there, that hold a file, and when it was written."""
+    if isinstance(folder, Path):
+        found = {path: age for pattern in (f"*/{file}", f"*/*/{file}") for path, age in _ages(folder, pattern)}
+        return {path: age for path, age in found.items() if path.parent == folder or not (path.parent / META).exists()}
+    if file != META:
+        return {}  # effects lie on a disk
+    first = folder.folders() if only is None else [folder / name for name in only]
+    runs = states_of(path / META for path in first)
+    others = [path for path in first if path / META not in runs] if only is None else []
+    runs |= states_of(path / META for inner in at_once(ObjectPath.folders, others) for path in inner)
+    return {path.parent: int(state.modified * 1e9) for path, state in runs.items()}
 
 
 def _ages(folder: Path, pattern: str) -> Iterable[tuple[Path, int]]:
@@ -173,11 +209,11 @@ def _public(name: str) -> str:
     return name.removeprefix(UNFINISHED)
 
 
-def _state(folder: Path) -> str:
-    finished = (folder / MANIFEST).exists()
+def _state(folder: AnyPath) -> str:
+    finished = (folder / MANIFEST).is_file()
     try:
         begun = (folder / META).stat().st_mtime_ns
-        commits = 0 if finished else sum(name.endswith(".json") for name in os.listdir(folder / COMMITS))
+        commits = 0 if finished else sum(path.name.endswith(".json") for path in (folder / COMMITS).iterdir())
     except FileNotFoundError:
         return "nothing is committed"
     return f"{begun:x}-{'finished' if finished else commits}"

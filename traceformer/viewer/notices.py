@@ -32,7 +32,8 @@ def notices_of(run: Run) -> list[str]:
 
 def _unfinished(run: Run) -> Iterator[str]:
     if not run.finished:
-        yield f"being written: {run.n} of {run.layout.n_examples} examples so far"
+        count = f"{run.n}" if run.layout.is_open else f"{run.n} of {run.layout.n_examples}"
+        yield f"being written: {count} examples so far"
 
 
 def _attention(run: Run) -> Iterator[str]:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from traceformer.errors import NotFound
 from traceformer.store.folders import find_runs
 from traceformer.store.names import TRACES
+from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 from traceformer.viewer.server import Server
@@ -15,7 +16,7 @@ from traceformer.viewer.server import Server
 __all__ = ["view"]
 
 
-def view(run: Run | Sequence[Run] | str | Path | None = None, *, port: int = 0, browser: bool = True) -> Server:
+def view(run: Run | Sequence[Run] | str | AnyPath | None = None, *, port: int = 0, browser: bool = True) -> Server:
     """Returns a server, on this machine alone, of pages that look inside runs, and opens them in the browser.
 
         view(run)              # in a notebook; `.address` is where, `.close()` ends it
@@ -25,13 +26,15 @@ def view(run: Run | Sequence[Run] | str | Path | None = None, *, port: int = 0, 
     are shown, too.
 
     Args:
-        run: A run or several, on disk or in memory; the folder of one, or of several, or of effects; a run's name in
+        run: A run or several, on disk or in memory; the folder of one, or of several, or of effects, on disk
+            or in a bucket (`s3://bucket/prefix`); a run's name in
             ./traces; `latest`. Without it, the runs in ./traces.
         port: Where to serve; a free port by default.
         browser: Whether to open the page.
 
     Raises:
         NotFound: there is nothing to show.
+        Unreachable: a bucket does not answer, or refuses.
         UsageError: the port is taken.
     """
     library = _library(run)
@@ -44,13 +47,14 @@ def view(run: Run | Sequence[Run] | str | Path | None = None, *, port: int = 0, 
     return server
 
 
-def _library(shown: Run | Sequence[Run] | str | Path | None) -> Library:
+def _library(shown: Run | Sequence[Run] | str | AnyPath | None) -> Library:
     if shown is None:
         if not TRACES.is_dir():
             raise NotFound(f"no folder {TRACES}", hint="traceformer extract makes a run there; or name a folder")
         return Library.at(TRACES)
-    if isinstance(shown, str | Path):
-        return Library.at(Path(shown) if Path(shown).is_dir() else find_runs(str(shown))[0])
+    if isinstance(shown, str | Path | ObjectPath):
+        place = as_path(shown)
+        return Library.at(place if place.is_dir() else find_runs(str(shown))[0])
     if isinstance(shown, Run):
         if shown.folder is not None and not shown.finished:  # by its folder it is followed
             return Library.at(shown.folder)

@@ -21,7 +21,8 @@ export interface RunRow {
   arch?: "enc" | "dec" | "encdec";
   /** How many examples there are, and how many there will be. */
   n_examples?: number;
-  n_expected?: number;
+  /** Null where nobody knows. */
+  n_expected?: number | null;
   finished?: boolean;
   /** On disk, and the same in words. */
   bytes?: number;
@@ -39,7 +40,7 @@ export interface RunAbout {
   kind: string | null;
   arch: "enc" | "dec" | "encdec";
   n_examples: number;
-  n_expected: number;
+  n_expected: number | null;
   finished: boolean;
   /** What it lacks: each a sentence without an end. */
   notices: string[];

@@ -85,12 +85,16 @@ class Climb:
         places: Where slopes are wanted.
         put: What some of the places hold in the place of what the pass makes.
 
+    Raises:
+        Unsupported: weights of the model are elsewhere until they are used.
+
     Attributes:
         values: What each place holds.
         logits: With a gradient.
     """
 
     def __init__(self, texts: Read, places: Collection[Place], put: Mapping[Place, Tensor] | None = None) -> None:
+        texts.passes.check_for_slopes()
         self.values: dict[Place, Tensor] = {}
         self._added: dict[Place, Tensor] = {}
         given = put or {}

@@ -33,6 +33,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import output_site, why_no_output
 from traceformer.models.part import check_token_types, start_token_of, takes_positions, text_part
+from traceformer.models.placed import input_device, refuse_elsewhere
 from traceformer.sites import Stack
 
 __all__ = ["WAYS", "Passes", "Untouched", "Way"]
@@ -121,7 +122,15 @@ class Passes:
             if self._start is None:
                 raise Unsupported("the model states no decoder_start_token_id", hint="set it in its config.json")
         self.sharing = Sharing(model.model)
-        self.device, self.dtype = model.model.device, model.model.dtype
+        self.device, self.dtype = input_device(model.model), model.model.dtype
+
+    def check_for_slopes(self) -> None:
+        """Makes sure that a backward pass finds all weights on their devices.
+
+        Raises:
+            Unsupported: some are elsewhere until they are used.
+        """
+        refuse_elsewhere(self._model, "slopes")
 
     @property
     def n_layers(self) -> int:

@@ -42,6 +42,7 @@ from traceformer.models.loaded import valid_pad_id
 from traceformer.models.mechanisms import stated, unstated
 from traceformer.models.outputs import reads_itself, runs_alone
 from traceformer.models.part import stack_config, start_token_of
+from traceformer.models.placed import input_device
 from traceformer.sites import OUTPUTS, SITES, ArraySpec, Attention, Selection, Stack, expand_sites
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def check_model(
     return CheckResult(
         name or type(model).__name__,
         str(model.dtype).removeprefix("torch."),
-        str(model.device),
+        str(input_device(model)),
         implementation_of(model),
         proofs,
         _refused(model, row, plan.arrays) if selection is _EVERYTHING else {},
@@ -272,7 +273,7 @@ def batch_of(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[dict[
 def _inputs(model: PreTrainedModel, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], dict[Stack, list[Span]]]:
     # Padding is never looked at. Position ids are left to the model: padding on the right shifts none, and some
     # families take none.
-    return pad(rows, valid_pad_id(model), str(model.device), with_positions=False)
+    return pad(rows, valid_pad_id(model), str(input_device(model)), with_positions=False)
 
 
 def _encoded(example: Example) -> Encoded:
@@ -296,7 +297,7 @@ def _scenes(
     """
     inputs, spans = batch_of(model, examples)
     ids: list[dict[Stack, Tensor]] = [
-        {stack: torch.tensor(ids, device=model.device) for stack, ids in example.items()} for example in examples
+        {stack: torch.tensor(ids, device=input_device(model)) for stack, ids in example.items()} for example in examples
     ]
     own = implementation_of(model)
     for implementation in dict.fromkeys((own, "eager")):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from traceformer.capture.gaps import layers_having
 from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Sides
 from traceformer.capture.proofs.stream import input_of_mlp
+from traceformer.models.placed import onloaded
 from traceformer.sites import ArrayKey
 
 __all__ = ["EXPERT_CLAIMS"]
@@ -21,11 +22,12 @@ __all__ = ["EXPERT_CLAIMS"]
 def _matrix_of(place: Place) -> tuple[Tensor, Tensor | None]:
     """The one matrix of the router that has a row for each expert, and the bias beside it."""
     shape = (place("router_logits").shape[-1], input_of_mlp(place).shape[-1])
-    found = [
-        (module.weight, getattr(module, "bias", None))
-        for module in place.module(place.row.mlp["router_logits"].path).modules()
-        if isinstance(getattr(module, "weight", None), Tensor) and module.weight.shape == shape
-    ]
+    found: list[tuple[Tensor, Tensor | None]] = []
+    for module in place.module(place.row.mlp["router_logits"].path).modules():
+        with onloaded(module):
+            weight: Any = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.shape == shape:
+                found.append((weight, getattr(module, "bias", None)))
     if len(found) != 1:
         raise NotHere
     return found[0]
@@ -63,6 +65,8 @@ def _has_correction(place: Place, n_experts: int) -> bool:
         return True
     numbers = (*_within(place).named_parameters(), *_within(place).named_buffers())
     own = _matrix_of(place)
+    if any(each.is_meta for _, each in numbers):  # kept elsewhere until it is used
+        raise NotHere
     return any(
         each.numel() == n_experts and not any(each is other for other in own) and bool(each.any())
         for _, each in numbers

@@ -92,7 +92,8 @@ def prove_first(
         return
     row, sites = model.built, {spec.key.site for spec in plan.arrays}
     inputs = BatchInputs(model)
-    kept = (*_STREAM, *(_ATTENTION if sites & {*_ATTENTION} else ()))
+    of_attention = sites & {*_ATTENTION} or any(spec.site.is_of_patterns for spec in plan.arrays)
+    kept = (*_STREAM, *(_ATTENTION if of_attention else ()))
     with _trial(
         model.model, row, model.dims, rows[0], kept, inputs.to_continue if to_continue else inputs.to_run
     ) as of:

@@ -10,6 +10,7 @@ from traceformer.capture.proofs.place import Claim, NotHere, Place, Rounding, Si
 from traceformer.capture.tensors import own_output
 from traceformer.models.families import own_family
 from traceformer.models.family import ReadoutRow
+from traceformer.models.placed import onloaded
 from traceformer.models.quantised import holds_codes
 from traceformer.sites import SITES, ArrayKey, Stack
 
@@ -26,7 +27,8 @@ def _embedding(place: Place) -> Sides:
         table = place.part.get_submodule(place.row.token_embed)
     if holds_codes(table.weight):
         raise NotHere
-    rows = table.weight[place.scene.ids[place.example][place.stack]]
+    with onloaded(table):
+        rows = table.weight[place.scene.ids[place.example][place.stack].to(table.weight.device)]
     return place("token_embed"), rows * torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(rows.dtype)
 
 

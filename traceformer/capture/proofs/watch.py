@@ -22,6 +22,7 @@ from traceformer.capture.tensors import first_input, first_output, routing_in
 from traceformer.errors import Unsupported
 from traceformer.models.dims import StackDims
 from traceformer.models.part import text_part
+from traceformer.models.placed import input_device
 from traceformer.sites import Stack
 
 __all__ = ["Attended", "Call", "Watched", "insides", "is_list_of_blocks", "parts_of", "watch"]
@@ -124,7 +125,7 @@ def watch(model: PreTrainedModel, examples: Sequence[Example], stacks: Mapping[S
     """
     cut = _cut(examples)
     ids: dict[Stack, Tensor] = {
-        stack: torch.tensor([each[stack] for each in cut], device=model.device) for stack in cut[0]
+        stack: torch.tensor([each[stack] for each in cut], device=input_device(model)) for stack in cut[0]
     }
     watched = Watched(ids)
     base = text_part(model)

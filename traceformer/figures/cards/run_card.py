@@ -1,6 +1,7 @@
 """A run at a glance: its model and texts, its arrays, and how every head of one example looks in small."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +30,8 @@ _STYLE = """\
 
 def run_card(run: Run) -> str:
     """Returns the card of a run."""
-    state = "in memory" if run.folder is None else "on disk"
+    folder = run.folder
+    state = "in memory" if folder is None else "on disk" if isinstance(folder, Path) else "in a bucket"
     unfinished = "" if run.finished else ", unfinished: what is committed so far"
     return card(
         f"<p><b>{said(run.name)}</b> <span class=quiet>a run {state}{unfinished}</span></p>",
@@ -148,7 +150,7 @@ def _atlas(run: Run, row: int, spec: ArraySpec, most_read: int, pixels: int) -> 
         for number, layer in enumerate(layers)
     )
     size = f"{lengths[0]} x {lengths[1]}" if spec.key.attention == "cross" else f"{lengths[0]}"
-    told = f"where each head looks in example {said(run.ids[row])}, {size} tokens: queries down, keys across"
+    told = f"where each head looks in example {said(run.example_id(row))}, {size} tokens: queries down, keys across"
     if len(layers) * len(heads) < count:
         told += f"; shown are {len(layers)} of {len(spec.layers)} layers, {len(heads)} of {len(spec.heads)} heads"
     return (

@@ -60,9 +60,8 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
     if layout not in LAYOUTS:
         raise UsageError(f"no layout {layout!r}", hint=" or ".join(f'`layout="{name}"`' for name in LAYOUTS))
     ids = store.ids if options.example_ids is None else options.example_ids
-    taken = frozenset(store.ids)
     for done, example_id in enumerate(ids, start=1):
-        example = _Example.of(store, example_id, layout, options, taken)
+        example = _Example.of(store, example_id, layout, options)
         for path, data in example.files():
             target = options.claimed(folder / path)
             write_torch_file(target, data, written_dtype(store))
@@ -80,13 +79,12 @@ class _Example:
     specs: Mapping[str, ArraySpec]
     layers: tuple[int, ...]
     lossless: bool
-    taken: frozenset[str]  # the run's ids, of which no other may become a file's name
 
     @classmethod
-    def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions, taken: frozenset[str]) -> "_Example":
+    def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions) -> "_Example":
         passage = Passage.of(store, example_id, "the Gemma capture's files")
         specs = _recorded(store, passage, layout)
-        return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless, taken)
+        return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless)
 
     def files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yields where each file goes, and what it holds."""
@@ -101,7 +99,7 @@ class _Example:
         """The prompt set's name and the prompt's, with which of its responses it is where there are several."""
         of_set, name = self.passage.row.get("prompt_set"), self.passage.example_id
         shorter = name.removeprefix(f"{of_set}-")
-        if of_set and shorter not in self.taken:
+        if of_set and not self.store.is_id(shorter):  # no other example may give a file its name
             name = shorter
         return file_name(str(of_set or self.store.about.dataset or "run")), file_name(name)
 

@@ -76,6 +76,10 @@ HOOKS: Mapping[str, Hook] = {
     "projection": Hook(None, "along directions that the model does not have"),
     "lens_topk": Hook(None, "no activation: the likeliest tokens are read out of one"),
     "lens_topk_prob": Hook(None, "as lens_topk"),
+    "attn_topk": Hook(None, "hook_pattern is the whole pattern: see attn_pattern"),
+    "attn_topk_weight": Hook(None, "as attn_topk"),
+    "attn_topk_rest": Hook(None, "as attn_topk"),
+    "head_metrics": Hook(None, "no activation: patterns in a dozen numbers"),
 }  # fmt: skip
 """Every site, and the hook that shows the same tensor in a decoder of one stack."""
 

@@ -1,5 +1,6 @@
 """Examples: which there are, and one's tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from traceformer.store.run import Run
@@ -22,24 +23,25 @@ def examples(library: Library, query: Query) -> Json:
     """
     name = query.text("run")
     run = library.run(name)
-    texts = library.once(("texts", name, library.state(name)), lambda: _texts(run))
     wanted, first = query.text("find", "").casefold(), max(0, query.number("from", 0))
-    found = [
-        row
-        for row, (name, text) in enumerate(zip(run.ids, texts, strict=True))
-        if wanted in name.casefold() or wanted in text.casefold()
-    ]
+    found: Sequence[int] = range(run.n)
+    if wanted:
+        ids, texts = library.once(("texts", name, library.state(name)), lambda: (run.ids, _texts(run, None)))
+        found = [
+            row for row, told in enumerate(zip(ids, texts, strict=True)) if any(wanted in t.casefold() for t in told)
+        ]
+    shown = found[first : first + _MOST]
     return {
         "total": len(found),
         "first": first,
         "examples": [
             {
                 "number": row,
-                "id": run.ids[row],
-                "text": _part(texts[row], wanted),
+                "id": run.example_id(row),
+                "text": _part(text, wanted),
                 "lengths": {stack: run.length(row, stack) for stack in run.layout.stacks},
             }
-            for row in found[first : first + _MOST]
+            for row, text in zip(shown, _texts(run, shown), strict=True)
         ],
     }
 
@@ -50,17 +52,19 @@ def example(library: Library, query: Query) -> Json:
     encodings = run.encodings(row)
     return {
         "number": row,
-        "id": run.ids[row],
+        "id": run.example_id(row),
         "text": run.text(row),
         "n_prompt": encodings.get("n_prompt"),
         "tokens": {stack: tokens_of(run, row, stack) for stack in run.layout.stacks},
     }
 
 
-def _texts(run: Run) -> list[str]:
-    if "text" not in run.table.column_names:
-        return [""] * run.n
-    return [text or "" for text in run.table.column("text").to_pylist()]
+def _texts(run: Run, rows: Sequence[int] | None) -> list[str]:
+    """The texts of some rows, or of all."""
+    table = run.columns_of(["text"]) if rows is None else run.table_of(rows)
+    if "text" not in table.column_names:
+        return [""] * (run.n if rows is None else len(rows))
+    return [text or "" for text in table.column("text").to_pylist()]
 
 
 def _part(text: str, wanted: str) -> str:

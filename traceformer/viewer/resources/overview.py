@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from traceformer.analysis.conventions import CONVENTIONS
+from traceformer.analysis.head_tally import attention_name
 from traceformer.analysis.statistics import logit_statistics
 from traceformer.analysis.thumbnails import part_starts
-from traceformer.questions.heads import attention_name
 from traceformer.questions.lens import recorded_lens
 from traceformer.questions.statistics import targets_of
 from traceformer.questions.thumbnails import pattern_arrays, thumbnail_groups
@@ -115,7 +115,7 @@ def _speaks_of(run: Run) -> str:
     """Which token a row of logits is about; see `targets_of`."""
     if run.arch == "enc":
         return "own"
-    return "label" if run.arch == "encdec" and "dec_labels" in run.table.column_names else "next"
+    return "label" if run.arch == "encdec" and "dec_labels" in run.columns else "next"
 
 
 def _packet(run: Run, arrays: Mapping[str, Num[np.ndarray, "..."]], about: Mapping[str, Any]) -> Packet:

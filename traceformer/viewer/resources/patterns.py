@@ -29,6 +29,7 @@ _EXACT_CELLS = 512 * 512  # up to which a picture is of the numbers themselves
 _SMALL_SIDE = 512
 _DIFFERENCE_SIDE = 1024
 _STRIP = 1 << 20  # cells that are worked on at once
+_MOST_CELLS = 16_384 * 16_384
 
 
 class _Head(NamedTuple):
@@ -52,7 +53,20 @@ class _Head(NamedTuple):
         return cls(run, spec, example, layer, head)
 
     def stored(self, library: Library) -> Float[np.ndarray, "query key"]:
-        """Returns its matrix in the stored precision."""
+        """Returns its matrix in the stored precision.
+
+        Raises:
+            Unsupported: it is larger than what a viewer keeps.
+        """
+        queries, keys = (
+            self.run.length(self.example, stack) for stack in (self.spec.key.stack, self.spec.key.key_stack)
+        )
+        if queries * keys > _MOST_CELLS:
+            raise Unsupported(
+                f"a picture of {queries} x {keys} cells",
+                why=f"the viewer keeps patterns whole, and shows those of up to {math.isqrt(_MOST_CELLS)} tokens",
+                hint="run.attn(example, layer, head, queries=slice(0, 1000)) reads some rows",
+            )
         read = partial(self.run.get, self.example, self.spec.key, self.layer, self.head, dtype="stored")
         return library.once(("pattern", *self), read)
 

@@ -1,15 +1,15 @@
 """Which runs there are, and what one holds."""
 
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+from traceformer.analysis.head_tally import attention_name
 from traceformer.analysis.heads import METRICS
-from traceformer.questions.heads import attention_name
-from traceformer.store.commits import RunHead, committed_shards, has_lost_manifest
+from traceformer.store.commits import RunHead, committed_examples, has_lost_manifest
 from traceformer.store.folders import folder_bytes
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.names import public_name
+from traceformer.store.objects.path import AnyPath
 from traceformer.store.run import Run
 from traceformer.units import amount_of_bytes
 from traceformer.viewer.library import Library
@@ -48,7 +48,7 @@ def run(library: Library, query: Query) -> Json:
         "kind": about.kind,
         "arch": opened.arch,
         "n_examples": opened.n,
-        "n_expected": layout.n_examples,
+        "n_expected": None if layout.is_open else layout.n_examples,
         "notices": notices_of(opened),
         "features": dict(METRICS),
         "stacks": {stack: about.dims_of(stack).to_json() for stack in layout.stacks},
@@ -97,7 +97,7 @@ def _in_memory(name: str, opened: Run) -> Json:
     return {**_told(name, opened), "begun": opened.about.time, "n_examples": opened.n}
 
 
-def _in(folder: Path, name: str) -> Json:
+def _in(folder: AnyPath, name: str) -> Json:
     """Reads the head and the names of files only: a list is there before any run is opened."""
     head = RunHead.read(folder)
     begun = datetime.fromtimestamp((folder / META).stat().st_mtime).isoformat(sep=" ", timespec="minutes")
@@ -106,8 +106,8 @@ def _in(folder: Path, name: str) -> Json:
     return {
         **_told(name, head),
         "problem": problem,
-        "n_examples": sum(len(head.layout.shard_range(shard)) for shard in committed_shards(folder)),
-        "finished": (folder / MANIFEST).exists(),
+        "n_examples": committed_examples(folder, head),
+        "finished": (folder / MANIFEST).is_file(),
         "bytes": size,
         "size": amount_of_bytes(size),
         "begun": begun,
@@ -123,6 +123,6 @@ def _told(name: str, of: Run | RunHead) -> Json:
         "data_set": about.dataset,
         "kind": about.kind,
         "arch": of.layout.arch,
-        "n_expected": of.layout.n_examples,
+        "n_expected": None if of.layout.is_open else of.layout.n_examples,
         "finished": True,
     }

@@ -118,7 +118,7 @@ def _site_of(run: Run, own: Direction) -> str:
 def _beside(library: Library, run: Run) -> dict[str, Path]:
     """The files of directions beside a run, by what they are called there."""
     folder = library.folder or (None if run.folder is None else run.folder.parent)
-    if folder is None:
+    if not isinstance(folder, Path):  # files of directions lie on a disk
         return {}
     folders = [folder, *(own for own in sorted(folder.iterdir()) if own.is_dir() and not (own / META).is_file())]
     inside = folder.resolve()

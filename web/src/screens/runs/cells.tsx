@@ -10,6 +10,7 @@ export function Model({ name }: { name: string | null | undefined }) {
 export function State({ problem, finished, n_examples = 0, n_expected = 0 }: RunRow) {
   if (problem) return <p class="problem">{problem}</p>;
   if (finished !== false) return null;
+  if (n_expected === null) return <p class="written">being written: {n_examples} so far</p>;
   return (
     <p class="written">
       being written
