@@ -84,6 +84,26 @@ def test_work_that_keeps_nothing_leaves_signals_as_they_are() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_is_told_though_a_library_raises_an_interruption_of_its_own() -> None:
+    """As Ray does, whose compiled code waits."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def work() -> None:
+        with keeping("all is kept"):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None
+
+    try:
+        with pytest.raises(Announced, match="stopped by SIGTERM; all is kept"):
+            work()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_second_signal_does_not_disturb_what_is_being_written() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     written: list[str] = []

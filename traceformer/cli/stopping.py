@@ -37,30 +37,32 @@ def keeping(what: str, *, resumes: bool = True) -> Generator[None]:
     if not resumes:
         yield
         return
+    announced: list[str] = []
     try:
-        with _announcements():
+        with _announcements(announced):
             yield
-    except Announced as stop:
-        raise Announced(f"stopped by {stop}; {what}", _again()) from stop
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as stop:  # a plain one also where a library of compiled code, as Ray, waited (2.60)
+        if announced:
+            raise Announced(f"stopped by {announced[0]}; {what}", _again()) from stop
         raise KeyboardInterrupt(f"interrupted; {what}", "the same command with --resume") from stop
 
 
 @contextmanager
-def _announcements() -> Generator[None]:
-    """Raises `Announced` where one of the signals arrives, once: what is being written then is not disturbed again."""
+def _announcements(announced: list[str]) -> Generator[None]:
+    """Raises `Announced` where one of the signals arrives, once: what is being written then is not disturbed again.
+
+    `announced` is given the name of that signal.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone may listen
         yield
         return
     numbers = [signal.Signals[name] for name in _ANNOUNCING if name in signal.Signals.__members__]
-    announced = False
 
     def announce(number: int, _: Any) -> None:
-        nonlocal announced
-        announced = True
+        announced.append(signal.Signals(number).name)
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise Announced(signal.Signals(number).name)
+        raise Announced(announced[0])
 
     before = {number: signal.signal(number, announce) for number in numbers}
     try:
