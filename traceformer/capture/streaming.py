@@ -42,9 +42,8 @@ from traceformer.progress import Counting, OnProgress, quiet
 from traceformer.sites import Selection, Stack
 from traceformer.store.commits import CommitRecord, committed_shards
 from traceformer.store.layout import OPEN_ENDED, SHARD_BYTES, RunLayout
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.objects.path import ObjectPath
-from traceformer.store.place import Place
+from traceformer.store.place import Place, Writer
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 from traceformer.texts.cells import IdsColumn, TextColumn
@@ -210,7 +209,7 @@ def _record(
     prepared: Prepared,
     source: Source,
     batching: Batching,
-    writer: RunWriter | MemoryWriter,
+    writer: Writer,
     texts: StreamedTexts,
     progress: OnProgress,
 ) -> Counting:

@@ -46,7 +46,7 @@ def record_checkpoints(
             progress(LOADING)
             runs = extract_checkpoints(
                 found,
-                texts.read(),
+                texts.read_listed(),
                 selection,
                 place,
                 batch_size=batch_size,

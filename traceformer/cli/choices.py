@@ -170,19 +170,27 @@ class TextChoice:
     def read(self) -> "Texts | StreamedTexts":
         from traceformer.capture.extract import asked_texts
 
-        return asked_texts(
-            self.dataset,
-            targets=self.targets_file,
-            split=self.split,
-            text_column=self.text_column,
-            ids_column=self.ids_column,
-            limit=None if self.limit == "all" else self.limit,
-            max_seq_len=self.max_seq_len,
-            dec_max_len=self.dec_max_len,
-            streaming=self.streaming,
-            shuffle=self.shuffle,
-            shuffle_buffer=self.shuffle_buffer,
-        )
+        return asked_texts(self.dataset, **self._asked())
+
+    def read_listed(self) -> "Texts":
+        """The texts, all of them known; a stream is refused."""
+        from traceformer.capture.extract import listed_texts
+
+        return listed_texts(self.dataset, **self._asked())
+
+    def _asked(self) -> dict[str, Any]:
+        return {
+            "targets": self.targets_file,
+            "split": self.split,
+            "text_column": self.text_column,
+            "ids_column": self.ids_column,
+            "limit": None if self.limit == "all" else self.limit,
+            "max_seq_len": self.max_seq_len,
+            "dec_max_len": self.dec_max_len,
+            "streaming": self.streaming,
+            "shuffle": self.shuffle,
+            "shuffle_buffer": self.shuffle_buffer,
+        }
 
 
 @Parameter(name="*", group=PAIRS)

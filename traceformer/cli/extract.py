@@ -113,7 +113,9 @@ def extract(
     with keeping("what was committed is kept"), progress_shown(totals) as progress:
         progress(LOADING)
         if workers is not None:
-            run = extraction.extract_on(workers, load, texts.read, selection, place, **batching, progress=progress)
+            run = extraction.extract_on(
+                workers, load, texts.read_listed, selection, place, **batching, progress=progress
+            )
         else:
             asked = texts.read()
             run = extraction.extract(load(), asked, selection, place, **batching, progress=progress)
