@@ -15,6 +15,7 @@ from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
 from tests.figures.test_logit_parts import attribution
+from tests.questions.two_runs import drawn, run_of
 from tests.viewer import traces
 from traceformer import figures
 from traceformer.analysis.directions import Direction
@@ -23,12 +24,16 @@ from traceformer.errors import NotRecorded, UsageError
 from traceformer.figures.attention import atlas_figure, head_figure
 from traceformer.figures.style import save, theme
 from traceformer.questions.clusters import cluster
+from traceformer.questions.compare import compare
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"
 TILES = np.ones((1, 2, 4, 4), np.float32)
 TOKENS = ["$x$", "猫\n", "\u0627", "🏳️‍🌈", "\x00", " the"]
 QUALITY = {1: {"held_out_accuracy": 0.9, "effect_size": 2.0, "shuffled_highest": 0.6}}
 DIRECTION = Direction("joy", {1: np.ones(2, np.float32)}, {"method": "probe"}, QUALITY)
+COMPARED = compare(
+    *(run_of({site: drawn(seed, site) for site in ("resid_post", "attn_pattern", "logits")}) for seed in (1, 2))
+)
 CURVE = Effects((Axis("layer", (0, 1), ("L0", "L1")),), {"effect": EACH[:, :, 0]}, *baselines(), effects().about)
 
 CHARTS: Mapping[str, Callable[[Any], Figure]] = {
@@ -52,6 +57,7 @@ GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
+    "comparison": lambda figure: figures.comparison(COMPARED, figure=figure),
 }
 
 
