@@ -3,11 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.cli.conftest import Terminal
-
-LEFT_OUT_ON_REQUEST = "compare run bare --parts heads"
 
 
 def test_a_run_and_itself_are_alike_in_every_part(terminal: Terminal) -> None:
@@ -65,9 +64,18 @@ def test_what_a_run_lacks_is_left_out_and_said_or_refused_where_it_is_asked_for(
     assert "try:   record it with --capture attn" in typed.err
 
 
-def test_hints_name_flags(terminal: Terminal) -> None:
-    others = "extract --model byte --dataset others.txt --capture attn --device cpu --out_dir others"
-    assert terminal.type(others).code == 0
-    typed = terminal.type("compare run others")
-    assert typed.code == 2
-    assert "--align start compares what both texts begin with" in typed.err
+@pytest.mark.filterwarnings("always:texts are cut to")
+def test_tokens_that_are_not_the_same_are_refused_and_the_flags_that_match_them_named(terminal: Terminal) -> None:
+    capture = "--max_seq_len 9 --capture attn resid_post --device cpu"
+    assert terminal.type(f"extract --model byte --dataset several.txt {capture} --out_dir cut").code == 0
+    typed = terminal.type("compare run cut")
+    assert (typed.code, typed.out) == (2, "")
+    assert "are not the same in run and cut" in typed.err
+    assert "--align characters matches tokens that end at the same character, --align start those" in typed.err
+    for how in ("characters", "start"):
+        typed = terminal.type(f"compare run cut --parts streams,heads --align {how} --json")
+        told = json.loads(typed.out)
+        assert (told["tokens"], told["align"]) == (6 * 9, how)
+        # They are the beginnings of the same texts, of which a decoder has seen no more.
+        np.testing.assert_allclose(np.diag(told["streams"]["cka"]), 1, atol=1e-5)
+        assert max(told["heads"]["total_variation"]) < 1e-3  # patterns in float16

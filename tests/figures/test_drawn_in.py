@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.figures.test_logit_parts import attribution
 from tests.questions.two_runs import drawn, run_of
 from tests.viewer import traces
 from traceformer import figures
+from traceformer.analysis.comparison import Comparison
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.effects import Axis, Effects
 from traceformer.errors import NotRecorded, UsageError
@@ -31,9 +33,6 @@ TILES = np.ones((1, 2, 4, 4), np.float32)
 TOKENS = ["$x$", "猫\n", "\u0627", "🏳️‍🌈", "\x00", " the"]
 QUALITY = {1: {"held_out_accuracy": 0.9, "effect_size": 2.0, "shuffled_highest": 0.6}}
 DIRECTION = Direction("joy", {1: np.ones(2, np.float32)}, {"method": "probe"}, QUALITY)
-COMPARED = compare(
-    *(run_of({site: drawn(seed, site) for site in ("resid_post", "attn_pattern", "logits")}) for seed in (1, 2))
-)
 CURVE = Effects((Axis("layer", (0, 1), ("L0", "L1")),), {"effect": EACH[:, :, 0]}, *baselines(), effects().about)
 
 CHARTS: Mapping[str, Callable[[Any], Figure]] = {
@@ -53,11 +52,20 @@ CLUSTERS: Mapping[str, Callable[[Any], Figure]] = {
     "scores": lambda ax: figures.clusters(cluster(THESIS, k=4), "scores", ax=ax),
     "silhouettes": lambda ax: figures.clusters(cluster(THESIS, k=4), "silhouettes", ax=ax),
 }
+
+
+@cache
+def compared() -> Comparison:
+    """Two runs of numpy's drawing, in every part."""
+    sites = ("resid_post", "attn_pattern", "logits")
+    return compare(*(run_of({site: drawn(seed, site) for site in sites}) for seed in (1, 2)))
+
+
 GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
-    "comparison": lambda figure: figures.comparison(COMPARED, figure=figure),
+    "comparison": lambda figure: figures.comparison(compared(), figure=figure),
 }
 
 

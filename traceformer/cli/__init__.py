@@ -28,6 +28,8 @@ training_curves  the same along the steps of a training
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text
+compare       how two runs differ
+compared      that as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer

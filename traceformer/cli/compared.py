@@ -14,9 +14,9 @@ __all__ = ["as_text"]
 _MOST = 12  # layers in a row of a table
 _NAMED = 8  # heads, and tokens, that are listed
 _HOW = {
-    None: "the same tokens",
+    None: "tokens, the same in both",
     "characters": "pieces that tokens of both end",
-    "start": "tokens that both texts begin with",
+    "start": "tokens that both begin with",
 }
 
 

@@ -50,7 +50,8 @@ def comparison_figure(
         axes.set_axis_off()
     about = value.about
     counts = f"{about.texts} text{'s' * (about.texts != 1)}, {about.tokens:,} tokens"
-    place.suptitle(titled(title or f"A: {about.runs[0]}   B: {about.runs[1]}\n{counts}"))
+    named = [run if model is None else f"{run} ({model})" for run, model in zip(about.runs, about.models, strict=True)]
+    place.suptitle(titled(title or f"A: {named[0]}   B: {named[1]}\n{counts}"))
     return whole
 
 
