@@ -71,7 +71,8 @@ def test_tokens_that_are_not_the_same_are_refused_and_the_flags_that_match_them_
     typed = terminal.type("compare run cut")
     assert (typed.code, typed.out) == (2, "")
     assert "are not the same in run and cut" in typed.err
-    assert "--align characters matches tokens that end at the same character, --align start those" in typed.err
+    assert "that of one was cut" in typed.err
+    assert "try:   --align start compares what both begin with" in typed.err
     for how in ("characters", "start"):
         typed = terminal.type(f"compare run cut --parts streams,heads --align {how} --json")
         told = json.loads(typed.out)

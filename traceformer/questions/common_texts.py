@@ -181,11 +181,16 @@ def _other_tokens(example_id: str, tables: tuple[_Tokens, _Tokens], rows: tuple[
     texts = [table.get("text", row) for table, row in zip(tables, rows, strict=True)]
     if texts[0] != texts[1]:
         return _other_text(example_id, tables)
-    counts = " and ".join(str(len(table.ids(row))) for table, row in zip(tables, rows, strict=True))
+    ids = [table.ids(row) for table, row in zip(tables, rows, strict=True)]
+    counts, shorter = " and ".join(str(len(own)) for own in ids), min(map(len, ids))
+    if np.array_equal(ids[0][:shorter], ids[1][:shorter]):
+        why, hint = "that of one was cut", "`align='start'` compares what both begin with"
+    else:
+        why, hint = "another tokenizer", "`align='characters'` matches tokens that end at the same character"
     return UsageError(
         f"the tokens of example {example_id!r} are not the same in {tables[0].called} and {tables[1].called}",
-        why=f"they are {counts}: another tokenizer, or another most of tokens",
-        hint="`align='characters'` matches tokens that end at the same character, `align='start'` those of both starts",
+        why=f"they are {counts}: {why}",
+        hint=hint,
     )
 
 
