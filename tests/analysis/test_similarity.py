@@ -20,7 +20,7 @@ def measured(x: Rows, y: Rows, pieces: int = 1) -> Similarity:
         for part in np.array_split(np.arange(len(x)), pieces):
             tally.add(one[part], other[part])
         found.append(tally.result(nuclear=one is not other))
-    return similarity(*found, len(x))
+    return similarity(found[0], found[1], found[2], len(x))
 
 
 def gram_cka(x: Rows, y: Rows) -> float:

@@ -58,7 +58,8 @@ CLUSTERS: Mapping[str, Callable[[Any], Figure]] = {
 def compared() -> Comparison:
     """Two runs of numpy's drawing, in every part."""
     sites = ("resid_post", "attn_pattern", "logits")
-    return compare(*(run_of({site: drawn(seed, site) for site in sites}) for seed in (1, 2)))
+    first, second = (run_of({site: drawn(seed, site) for site in sites}) for seed in (1, 2))
+    return compare(first, second)
 
 
 GRIDS: Mapping[str, Callable[[Any], Figure]] = {

@@ -13,6 +13,7 @@ from tests.questions.two_runs import LENGTHS, TEXTS, drawn, run_of
 from traceformer.analysis.comparison import Comparison
 from traceformer.errors import ExampleNotFound, NotRecorded, NumericError, SelectionError, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.presentation import present
 from traceformer.questions import compared_heads, compared_readouts, compared_streams
 from traceformer.questions.compare import compare
 from traceformer.store.run import Run
@@ -172,12 +173,13 @@ def test_it_says_in_a_line_what_it_is_and_has_no_nan_in_json(found: Comparison) 
     assert repr(found.streams) == "StreamSimilarity(dec.resid_post: 2 x 2 layers, 15 tokens)"
     assert repr(found.heads) == "HeadDistances(dec.self.attn_pattern: 6 heads, 15 queries)"
     assert repr(found.readouts).startswith("ReadoutDivergence(15 tokens: KL(A, B) ")
+    assert found.readouts is not None
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["a"] == {"run": "one", "model": "made"}
     assert told["streams"]["layers_b"] == [0, 1]
     assert told["heads"]["heads_a"][4] == "L1H1"
     assert told["readouts"]["most_apart"][0]["position"] == found.readouts.most_apart[0].position
-    assert "<img" in found._repr_html_()
+    assert "<img" in present(found, "html")
 
 
 def test_its_table_has_a_row_per_number(found: Comparison) -> None:
@@ -187,6 +189,8 @@ def test_its_table_has_a_row_per_number(found: Comparison) -> None:
     one = table[(table.a == "L1") & (table.b == "L0") & (table.measure == "cka")]
     assert found.streams is not None
     assert one.value.tolist() == [found.streams.cka[1, 0]]
+    assert found.heads is not None
+    assert found.readouts is not None
     assert list(found.heads.to_frame().columns) == [
         "layer_a",
         "head_a",
@@ -288,7 +292,8 @@ def test_other_tokens_are_matched_by_characters() -> None:
     first = run_of(A, name="one", columns={"offset_mapping": OFFSETS})
     second = run_of(halves, name="two", texts=cut, columns=columns)
     with pytest.raises(
-        UsageError, match="the tokens of example 'ex0' are not the same in one and two; they are 5 and 11: another tokenizer"
+        UsageError,
+        match="the tokens of example 'ex0' are not the same in one and two; they are 5 and 11: another tokenizer",
     ):
         compare(first, second)
     found = compare(first, second, align="characters")

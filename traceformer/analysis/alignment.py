@@ -93,13 +93,13 @@ def pieces_by_characters(first: Int64[np.ndarray, "token 2"], second: Int64[np.n
     A token without characters, as those that stand for no text have it, belongs to none.
     """
     ends = [_ends(offsets) for offsets in (first, second)]
-    common = np.intersect1d(*(own[own > 0] for own in ends))
+    common = np.intersect1d(ends[0][ends[0] > 0], ends[1][ends[1] > 0])
     places = [np.flatnonzero(np.isin(own, common) & (own > 0)) for own in ends]
     of_tokens = [
         np.where(offsets[:, 1] > offsets[:, 0], np.searchsorted(common, offsets[:, 1]), len(common))
         for offsets in (first, second)
     ]
-    return Pieces(*places, *of_tokens)
+    return Pieces(places[0], places[1], of_tokens[0], of_tokens[1])
 
 
 def _ends(offsets: Int64[np.ndarray, "token 2"]) -> Int64[np.ndarray, "token"]:

@@ -30,6 +30,10 @@ class CommonText:
     def __len__(self) -> int:
         return len(self.pieces.first)
 
+    def ends(self, side: int) -> Int64[np.ndarray, "piece"]:
+        """Returns the token that ends each piece: of the first run for 0, of the second for 1."""
+        return self.pieces.first if side == 0 else self.pieces.second
+
 
 @dataclass(frozen=True, slots=True)
 class CommonTexts:
@@ -78,7 +82,7 @@ def common_texts(
     for pair in rows:
         example_id = first.example_id(pair[0])
         ids = [table.ids(row) for table, row in zip(tables, pair, strict=True)]
-        same = np.array_equal(*ids)
+        same = np.array_equal(ids[0], ids[1])
         if same:
             _check_names(example_id, tables, pair)
         if align == "characters" and not same:

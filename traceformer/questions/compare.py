@@ -167,7 +167,7 @@ def _capture(of: Run | LoadedModel) -> str:
 
 def _stack(first: Run, second: Run, side: Stack | None) -> Stack:
     """Whose tokens are compared."""
-    both = [stack for stack in first.layout.stacks if stack in second.layout.stacks]
+    both: list[Stack] = [stack for stack in first.layout.stacks if stack in second.layout.stacks]
     if not both:
         kinds = {"enc": "an encoder", "dec": "a decoder"}
         said = (
@@ -178,7 +178,7 @@ def _stack(first: Run, second: Run, side: Stack | None) -> Stack:
         raise Unsupported(", ".join(said), why=why, hint="two runs of one kind")
     if side is not None:
         check_choice("side", side, ("enc", "dec"))
-    wanted = [stack for stack in both if side in (None, stack)]
+    wanted: list[Stack] = [stack for stack in both if side in (None, stack)]
     if len(wanted) != 1:
         why = f"both runs have {' and '.join(both)}"
         raise SelectionError("which stack?" if wanted else f"`side={side!r}`", why=why, hint=f"`side={both[-1]!r}`")

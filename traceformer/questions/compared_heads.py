@@ -109,13 +109,13 @@ class HeadsAtHand:
         self, side: int, text: CommonText, layers: Sequence[int], part: slice
     ) -> Float[np.ndarray, "head query key"]:
         """The heads of some layers, layer by layer, at some of the queries; keys are pieces of the text."""
-        queries, spec = text.pieces[side][part], self.specs[side]
+        queries, spec = text.ends(side)[part], self.specs[side]
         rows = slice(int(queries[0]), int(queries[-1]) + 1)
         places = [spec.heads.index(head) for head in self.numbers[side]]
         found = np.concatenate(
             [self.runs[side].get(text.rows[side], spec.key, layer, queries=rows)[places] for layer in layers]
         )[:, queries - rows.start]
-        pieces = (text.pieces.of_first, text.pieces.of_second)[side]
+        pieces = text.pieces.of_first if side == 0 else text.pieces.of_second
         return found if pieces is None else in_pieces(found, pieces, len(text))
 
 

@@ -154,7 +154,7 @@ class ReadoutsAtHand:
             yield _together(held)
 
     def _rows(self, side: int, text: CommonText) -> Float32[np.ndarray, "piece d"]:
-        return self.sources[side].rows(self.runs[side], text.rows[side])[text.pieces[side]]
+        return self.sources[side].rows(self.runs[side], text.rows[side])[text.ends(side)]
 
 
 def _together(blocks: list[_Block]) -> _Block:

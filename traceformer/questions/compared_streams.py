@@ -70,8 +70,8 @@ class StreamsAtHand:
         found = np.full((3, *shape), np.nan)
         for i, j in np.ndindex(*shape):
             one, other = (0, self.layers[0][i]), (1, self.layers[1][j])
-            alone = (crossed[Multiplied(each, each)] for each in (one, other))
-            found[:, i, j] = similarity(crossed[Multiplied(one, other)], *alone, tokens)
+            alone = [crossed[Multiplied(each, each)] for each in (one, other)]
+            found[:, i, j] = similarity(crossed[Multiplied(one, other)], alone[0], alone[1], tokens)
         return StreamSimilarity(
             key=self.specs[0].key,
             layers_a=self.layers[0],
@@ -150,7 +150,7 @@ class StreamsAtHand:
         side, number = layer
         values = self.runs[side].get(text.rows[side], self.specs[side].key, number)
         rows = values if values.ndim == 2 else values.transpose(1, 0, 2).reshape(values.shape[1], -1)
-        return rows[text.pieces[side]].astype(np.float64)
+        return rows[text.ends(side)].astype(np.float64)
 
 
 def streams_at_hand(
