@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.attribution import Attribution
     from traceformer.analysis.circuits import Circuits
+    from traceformer.analysis.comparison import Comparison
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from traceformer.questions.check import check
     from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.compare import compare
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
     from traceformer.questions.effects_folder import open_effects
@@ -76,6 +78,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Attribution",
     "Circuits",
+    "Comparison",
     "Direction",
     "Dose",
     "EdgeEffects",
@@ -97,6 +100,7 @@ __all__ = [
     "check",
     "circuits",
     "cluster",
+    "compare",
     "compat",
     "dose",
     "edges",
@@ -130,6 +134,7 @@ __all__ = [
 _HOMES = {
     "Attribution": "traceformer.analysis.attribution",
     "Circuits": "traceformer.analysis.circuits",
+    "Comparison": "traceformer.analysis.comparison",
     "Direction": "traceformer.analysis.directions",
     "Dose": "traceformer.analysis.dose",
     "EdgeEffects": "traceformer.analysis.edges",
@@ -150,6 +155,7 @@ _HOMES = {
     "check": "traceformer.questions.check",
     "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
+    "compare": "traceformer.questions.compare",
     "dose": "traceformer.questions.dose",
     "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
@@ -186,6 +192,7 @@ bind("Run", "thumbnails", "traceformer.questions.thumbnails", "keep_thumbnails")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
+bind("Comparison", "html", "traceformer.figures.comparison_maps", "comparison_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")

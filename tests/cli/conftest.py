@@ -143,6 +143,7 @@ COMMANDS = {
     "heads": "heads run --output heads.csv",
     "circuits": "circuits byte",
     "cluster": "cluster heads.csv --k 2 --output clusters.csv",
+    "compare": "compare run run",
     "paths": "paths run",
     "project": "project run --vector trait.npy --layer 1",
     "vectors": "vectors fit --positive several.txt --negative others.txt --model byte --device cpu --layer 1"

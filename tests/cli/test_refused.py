@@ -18,6 +18,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "heads": ("heads", USAGE, "", ""),
     "circuits": ("circuits nothing", INPUT, "no model at nothing", ""),
     "cluster": ("cluster nothing.csv", INPUT, "nothing.csv", ""),
+    "compare": ("compare run nowhere", INPUT, "no run 'nowhere'", ""),
     "paths": ("paths run --example 99", INPUT, "no example '99'", ""),
     "project": ("project run --vector short.npy", USAGE, "the vectors of short are 3 wide", ""),
     "vectors": ("vectors show texts.txt", INPUT, "texts.txt is no file of directions", ""),

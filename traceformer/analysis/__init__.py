@@ -28,6 +28,9 @@ paths           which tokens led to a token
 effects         what came of touching one place after the other
 agreement       how far estimates agree with what was measured
 alignment       which tokens of one text are which of another's
+similarity      how alike two sets of rows are: linear CKA and Procrustes distance
+divergence      how far apart two predictions are, and two patterns
+comparison      two runs compared, as a value
 edges           from a part that adds to the residual stream to one that reads it, and the effects of these
 dose            a trait and fluency against the scale of steering
 """

@@ -28,6 +28,8 @@ training_curves  the same along the steps of a training
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text
+compare       how two runs differ
+compared      that as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
@@ -81,6 +83,7 @@ VERBS = {
     "heads": "Measure every attention head, of a run or of a model.",
     "circuits": "What the weights alone say of every attention head.",
     "cluster": "Put attention heads into clusters by their metrics.",
+    "compare": "How two runs differ: what they predict, their layers, their heads.",
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",

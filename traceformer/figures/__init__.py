@@ -16,6 +16,7 @@ entropy_maps    the entropy of every head of a run
 role_card       a line per head: behaviour, weights and ablation
 role_page       the same as a page that stands by itself
 circuit_maps    what heads copy, and which feed which, from weights
+comparison_maps  two runs: layers, heads, and what they predict
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
 logit_parts     what each part of a model adds to a logit
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from traceformer.figures.circuit_maps import circuits_figure as circuits
     from traceformer.figures.cluster_charts import clusters_figure as clusters
+    from traceformer.figures.comparison_maps import comparison_figure as comparison
     from traceformer.figures.dose_curves import dose_figure as dose
     from traceformer.figures.edge_map import edges_figure as edges
     from traceformer.figures.effect_maps import effects_figure as effects
@@ -52,6 +54,7 @@ __all__ = [
     "attribution",
     "circuits",
     "clusters",
+    "comparison",
     "direction",
     "dose",
     "edges",
@@ -70,6 +73,7 @@ _HOMES = {
     "heads": ("traceformer.figures.head_maps", "heads_figure"),
     "circuits": ("traceformer.figures.circuit_maps", "circuits_figure"),
     "clusters": ("traceformer.figures.cluster_charts", "clusters_figure"),
+    "comparison": ("traceformer.figures.comparison_maps", "comparison_figure"),
     "entropy": ("traceformer.figures.entropy_maps", "entropy_figure"),
     "effects": ("traceformer.figures.effect_maps", "effects_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),

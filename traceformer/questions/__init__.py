@@ -9,6 +9,11 @@ recorded_heads  the same of a run whose head metrics were worked out while it wa
 statistics      what does a run look like in numbers, in bounded memory?
 thumbnails      what do all heads look like in small? Kept beside the run
 clusters        which heads are alike, in one table or in several?
+compare         how do two runs over the same texts differ?
+common_texts    which texts both have, and which tokens stand for each other
+compared_streams  the layers of the one against those of the other
+compared_heads  where each head looks, against where another does
+compared_readouts  what both predict
 training_texts  what a byte-level model was measured on while it was trained
 lens            what would the model say after each layer?
 attribute       what does each part of the model add to a logit? No model run, no torch
