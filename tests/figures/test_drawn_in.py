@@ -15,6 +15,7 @@ from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
 from tests.figures.test_logit_parts import attribution
+from tests.probed import probes_of
 from tests.viewer import traces
 from traceformer import figures
 from traceformer.analysis.directions import Direction
@@ -51,6 +52,7 @@ CLUSTERS: Mapping[str, Callable[[Any], Figure]] = {
 GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
+    "probes": lambda figure: figures.probes(probes_of(), figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
 }
 

@@ -80,6 +80,8 @@ def _read(told: Any, tensors: dict[str, np.ndarray]) -> Probes:
     Raises:
         KeyError, TypeError, ValueError: something is missing, or of another type or shape.
     """
+    if not isinstance(told["classes"], list) or not isinstance(told["counts"], list):
+        raise TypeError("classes and their counts are lists")
     classes, counts = tuple(told["classes"]), tuple(told["counts"])
     if len(classes) < 2 or len(counts) != len(classes) or len({type(name) for name in classes}) != 1:
         raise ValueError("classes and their counts do not agree")
@@ -100,7 +102,8 @@ def _read(told: Any, tensors: dict[str, np.ndarray]) -> Probes:
             raise ValueError(f"probe {number} has weights for {len(weights)} classes")
         probes.append(
             Probe(
-                _typed(own["layer"], int | None, "layer"),
+                _numbered(own["layer"], "layer"),
+                _numbered(own["head"], "head"),| None, "layer"),
                 _typed(own["head"], int | None, "head"),
                 weights,
                 bias,
@@ -114,6 +117,12 @@ def _read(told: Any, tensors: dict[str, np.ndarray]) -> Probes:
     if not probes:
         raise ValueError("there are none")
     return Probes(classes, counts, tuple(probes), _made(Fitted, told["about"]))
+
+
+def _numbered(value: Any, name: str) -> int | None:
+    if value is None or (type(value) is int and 0 <= value < 10**6):
+        return value
+    raise TypeError(f"{name} is {value!r}")
 
 
 def _made(kind: Any, told: Any) -> Any:
