@@ -2,9 +2,9 @@
 
     python benchmarks/probe.py [--json FILE] [--folder FOLDER] [--turns 3] [--quick]
 
-1. Runs of 10^5 and 10^6 rows (one layer of width 256, float16, texts of 500 tokens, a label of ten classes): the peak of
-   a new process's memory over what it had before, and the seconds of one probe with its controls. Both runs are larger
-   than what is kept between passes.
+1. Runs of 10^5 and 10^6 rows (one layer of width 256, float16, texts of 500 tokens, a label of ten classes): the peak
+   of a new process's memory over what it had before, and the seconds of one probe with its controls. Both runs are
+   larger than what is kept between passes.
 2. 10^5 of these rows in memory: one regression against scikit-learn's, which is told to come as near to the minimum.
 """
 
@@ -22,7 +22,9 @@ from traceformer.store.writer import RunWriter
 
 WIDTH, LENGTH, CLASSES, KINDS = 256, 500, 10, 2000
 ROWS = (100_000, 1_000_000)
-_FIT = "from traceformer.questions.probes import fit_probe; from traceformer.store.run import Run; import pyarrow.compute"
+_FIT = (
+    "from traceformer.questions.probes import fit_probe; from traceformer.store.run import Run; import pyarrow.compute"
+)
 _MB = 1e6
 
 

@@ -9,7 +9,9 @@ from traceformer.analysis.probes import Fitted, Probe, Probes, Scores
 __all__ = ["probes_of"]
 
 
-def probes_of(*, layers: Sequence[int | None] = (0, 1), heads: Sequence[int | None] = (None,), of: str = "token") -> Probes:
+def probes_of(
+    *, layers: Sequence[int | None] = (0, 1), heads: Sequence[int | None] = (None,), of: str = "token"
+) -> Probes:
     """Returns probes of rows of width 3, each better by 0.1 than the one before."""
     random, token = np.random.default_rng(0), of == "token"
     probes: list[Probe] = []

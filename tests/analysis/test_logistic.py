@@ -14,7 +14,7 @@ N, WIDTH = 600, 12
 
 
 def rows_and_labels(n_classes: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows as a residual stream has them: columns that move together, one that is far from zero and constant."""
+    """Returns rows as a residual stream has them: columns that move together, one far from zero, one constant."""
     random = np.random.default_rng(seed)
     rows = random.standard_normal((N, WIDTH)) @ (random.standard_normal((WIDTH, WIDTH)) * np.geomspace(1, 30, WIDTH))
     rows[:, 3] = 7.7

@@ -61,11 +61,11 @@ def test_the_most_frequent_class_of_each_kind_of_token_is_counted() -> None:
 
 
 def test_random_rows_are_signs_and_the_same_again() -> None:
-    first, again = (np.concatenate(list(random_rows(5000, 6, [3, 0]))) for _ in range(2))
+    first, again = (np.concatenate(list(random_rows(5000, 6, 3, "training rows"))) for _ in range(2))
     assert np.array_equal(first, again)
     assert set(np.unique(first)) == {-1.0, 1.0}
     assert np.abs(first.mean(axis=0)).max() < 0.06
-    assert not np.array_equal(first, np.concatenate(list(random_rows(5000, 6, [3, 1]))))
+    assert not np.array_equal(first, np.concatenate(list(random_rows(5000, 6, 3, "held-out rows"))))
 
 
 def test_intervals_are_of_texts_and_not_of_rows() -> None:

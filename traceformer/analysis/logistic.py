@@ -305,7 +305,7 @@ class _Search:
                 there_slope = float(np.vdot(there_gradient, direction))
                 if there_value <= value + _ENOUGH * length * slope:
                     break
-                # Where the losses differ by their rounding only, slopes tell (Hager and Zhang, 2005, approximate Wolfe).
+                # Where losses differ by their rounding only, slopes tell (Hager and Zhang, 2005: approximate Wolfe).
                 if there_value <= value + _NOISE * abs(value) and abs(there_slope) <= (1 - 2 * _ENOUGH) * abs(slope):
                     break
                 if length < _SHORTEST:
@@ -361,11 +361,7 @@ class _Search:
         def inverse(given: Float64[np.ndarray, "column weight"]) -> Float64[np.ndarray, "column weight"]:
             turned = vectors.T @ given
             weights, bias = turned[:, :-1], turned[:, -1] * of_bias
-            if axes is None:
-                weights = weights / curvature
-            else:
-                weights = ((weights @ axes) / curvature) @ axes.T
+            weights = weights / curvature if axes is None else ((weights @ axes) / curvature) @ axes.T
             return vectors @ np.column_stack([weights, bias])
 
         return inverse
-

@@ -13,10 +13,10 @@
 `Probes` is what that gives for some layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -34,6 +34,7 @@ __all__ = [
     "Probes",
     "Scores",
     "control_labels",
+    "draws_of",
     "held_out_texts",
     "hits_of_kinds",
     "random_rows",
@@ -44,6 +45,8 @@ __all__ = [
 Class: TypeAlias = bool | int | str
 
 RESAMPLES = 1000
+Drawn: TypeAlias = Literal["split", "shuffled", "control", "training rows", "held-out rows", "texts"]
+_DRAWN: tuple[Drawn, ...] = get_args(Drawn)
 _LOW, _HIGH = 2.5, 97.5
 
 
@@ -280,7 +283,7 @@ class Probes:
             "texts": about.texts,
         }
         rows = [{"layer": probe.layer, "head": probe.head, **asdict(probe.scores), **same} for probe in self.probes]
-        numbers = {name: "float64" for name in ("control", "by_token")}
+        numbers = dict.fromkeys(("control", "by_token"), "float64")
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64", **numbers})
 
     def to_json(self) -> dict[str, Any]:
@@ -303,6 +306,12 @@ class Probes:
         present(self, "file", path)
 
 
+def draws_of(seed: int, what: Drawn, number: int = 0) -> np.random.Generator:
+    """Returns what draws one thing: of each thing by itself, and by none of the seeds that a caller's draws have."""
+    key = (0x70726F6265, _DRAWN.index(what), number)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
 def held_out_texts(
     n_texts: int, share: float, seed: int, kinds: Int32[np.ndarray, "text"] | None = None
 ) -> Bool[np.ndarray, "text"]:
@@ -311,7 +320,7 @@ def held_out_texts(
     They are shuffled, put in the order of their kinds, if these are given, and of this order every so many is taken, so
     that each kind has its share.
     """
-    order = np.random.default_rng(seed).permutation(n_texts)
+    order = draws_of(seed, "split").permutation(n_texts)
     if kinds is not None:
         order = order[np.argsort(kinds[order], kind="stable")]
     wanted = min(max(round(n_texts * share), 1), n_texts - 1)
@@ -364,9 +373,11 @@ def hits_of_kinds(
     return likeliest[kinds[is_held]] == codes[is_held]
 
 
-def random_rows(n_rows: int, width: int, seed: Sequence[int]) -> Iterator[Float64[np.ndarray, "row d"]]:
+def random_rows(
+    n_rows: int, width: int, seed: int, what: Literal["training rows", "held-out rows"]
+) -> Iterator[Float64[np.ndarray, "row d"]]:
     """Yields rows of random signs, which are the same for the same seed."""
-    random = np.random.default_rng(seed)
+    random = draws_of(seed, what)
     for first in range(0, n_rows, 2048):
         bits = random.integers(0, 2, (min(2048, n_rows - first), width), np.int8)
         yield bits.astype(np.float64) * 2 - 1
@@ -383,7 +394,7 @@ def resampled(
         seed: Of the draws.
         resamples: How often texts are drawn.
     """
-    random, n, hits = np.random.default_rng(seed), len(totals), correct.astype(np.float64)
+    random, n, hits = draws_of(seed, "texts"), len(totals), correct.astype(np.float64)
     found = np.empty((resamples, len(correct)))
     for own in found:
         times = np.bincount(random.integers(0, n, n), minlength=n)

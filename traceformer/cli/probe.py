@@ -78,7 +78,9 @@ def probe(
 
         check_format(png)
     if output is not None and output.suffix != ".safetensors":
-        raise UsageError(f"--output {output}", why="probes are saved as .safetensors", hint=f"--output {output}.safetensors")
+        raise UsageError(
+            f"--output {output}", why="probes are saved as .safetensors", hint=f"--output {output}.safetensors"
+        )
     store = Run(find_run(run))
     labels, name = _labels(label)
     with steps_shown("probing") as progress:

@@ -21,7 +21,7 @@ _MOST_WRITTEN = 160  # heads
 
 @styled
 def probes_figure(value: Probes, *, title: str | None = None, figure: Figure | SubFigure | None = None) -> Figure:
-    """Returns the held-out accuracy of every layer with its interval, its controls and baselines; beside it, selectivity.
+    """Returns two charts: held-out accuracy by layer, with its interval, controls and baselines; and selectivity.
 
     Of heads these are two maps. They are drawn in `figure` if that is given.
     """
@@ -49,7 +49,11 @@ def _title(value: Probes) -> str:
     about = value.about
     told = f"{about.label}, {len(value.classes)} classes, of {about.of}s, at {about.site}"
     rows = f"{about.rows:,} rows of {about.texts:,} held-out texts" if about.of == "token" else f"{about.texts:,} texts"
-    return f"{about.model or about.run}  {told}\nheld out: {rows}" if about.of == "text" else f"{about.model or about.run}  {told}\n{rows}"
+    return (
+        f"{about.model or about.run}  {told}\nheld out: {rows}"
+        if about.of == "text"
+        else f"{about.model or about.run}  {told}\n{rows}"
+    )
 
 
 def _accuracies(axes: Axes, value: Probes) -> None:
@@ -98,9 +102,7 @@ def _over_layers(axes: Axes, value: Probes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _map(
-    place: Figure | SubFigure, axes: Axes, value: Probes, name: str, number: Callable[[Probe], float]
-) -> None:
+def _map(place: Figure | SubFigure, axes: Axes, value: Probes, name: str, number: Callable[[Probe], float]) -> None:
     """A cell for each layer and head; selectivity has the colours of numbers on either side of zero."""
     grid = np.full((len(value.layers), len(value.heads)), np.nan)
     for probe in value:

@@ -38,8 +38,10 @@ TokenLabels: TypeAlias = str | Mapping[Any, Any] | Sequence[Any] | HasArray | Ca
 
 MOST_CLASSES = 1000
 _NO_LABEL = frozenset(
-    ("example_id", "text", "text_pair", "offset_mapping", "attention_mask", "content_hash", "words", "word_offsets")
-    + tuple(f"dec_{name}" for name in ("attention_mask", "offset_mapping"))
+    (
+        *("example_id", "text", "text_pair", "content_hash", "words", "word_offsets"),
+        *("offset_mapping", "attention_mask", "dec_offset_mapping", "dec_attention_mask"),
+    )
 )
 """Columns that every text has another value of, or that have one value."""
 _OF_TOKENS = frozenset(("input_ids", "tokens", "word", "sequence_ids", "token_type_ids", "kind"))

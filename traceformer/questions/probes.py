@@ -14,6 +14,7 @@ from traceformer.analysis.probes import (
     Probes,
     Scores,
     control_labels,
+    draws_of,
     held_out_texts,
     hits_of_kinds,
     random_rows,
@@ -110,9 +111,7 @@ def fit_probe(
     return _told(run, spec, split, fitted, random, position, penalty, held_out, draws, seed)
 
 
-def _check_settings(
-    position: str, penalty: float, held_out: float, draws: int, seed: int, limit: int | None
-) -> None:
+def _check_settings(position: str, penalty: float, held_out: float, draws: int, seed: int, limit: int | None) -> None:
     check_choice("position", position, get_args(Position))
     check_number("penalty", penalty)
     check_number("held_out", held_out)
@@ -208,12 +207,11 @@ class _Split:
         self.totals = np.bincount(self.texts, minlength=int(held.sum()))
         self.by_token: float | None = None
         labellings = [codes]
-        randoms = [np.random.default_rng([seed, draw]) for draw in range(draws)]
-        labellings += [shuffled(codes, is_held, random) for random in randoms]
+        labellings += [shuffled(codes, is_held, draws_of(seed, "shuffled", draw)) for draw in range(draws)]
         if kinds is not None:
             kinds = np.unique(kinds, return_inverse=True)[1].astype(np.int32)
             shares = self.counts / self.counts.sum()
-            labellings += [control_labels(kinds, shares, random) for random in randoms]
+            labellings += [control_labels(kinds, shares, draws_of(seed, "control", draw)) for draw in range(draws)]
             self.by_token = float(hits_of_kinds(codes, kinds, is_held, int(self.counts.argmax())).mean())
         self.train = [own[~is_held] for own in labellings]
         self.held = [own[is_held] for own in labellings]
@@ -290,10 +288,10 @@ def _of_random_rows(split: _Split, width: int, penalty: float, seed: int) -> flo
     n_train, n_held = len(split.train[0]), len(split.held[0])
 
     def train() -> Iterable[np.ndarray]:
-        return random_rows(n_train, width, [seed, 0])
+        return random_rows(n_train, width, seed, "training rows")
 
     def held() -> Iterable[np.ndarray]:
-        return random_rows(n_held, width, [seed, 1])
+        return random_rows(n_held, width, seed, "held-out rows")
 
     scaling = scaling_of(train)
     regressions = fit_all(train, split.train[:1], scaling, penalty=penalty)

@@ -103,8 +103,7 @@ def _read(told: Any, tensors: dict[str, np.ndarray]) -> Probes:
         probes.append(
             Probe(
                 _numbered(own["layer"], "layer"),
-                _numbered(own["head"], "head"),| None, "layer"),
-                _typed(own["head"], int | None, "head"),
+                _numbered(own["head"], "head"),
                 weights,
                 bias,
                 mean,
