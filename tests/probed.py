@@ -23,7 +23,7 @@ def probes_of(
         bias, mean, scale = random.standard_normal(2), random.standard_normal(3), 1 + random.random(3)
         probes.append(Probe(layer, head, weights, bias, mean, scale, scores, 20, True))
     about = Fitted(
-        label="upos", of="token" if token else "text", run="tiny", model="tiny", model_weights="abc",
+        label="upos", of="token" if token else "text", offset=0, run="tiny", model="tiny", model_weights="abc",
         site="dec.resid_post", position=None if token else "mean", train_rows=40, train_texts=4, rows=20, texts=2,
         majority=0.7, by_token=0.75 if token else None, random=0.65, penalty=1.0, held_out=0.25, draws=1, seed=0,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.probed import probes_of
-from traceformer.analysis.probes import (
+from traceformer.analysis.probe_controls import (
     control_labels,
     held_out_texts,
     hits_of_kinds,

@@ -22,7 +22,7 @@ def test_curves_are_of_the_probe_and_its_controls_and_lines_of_baselines() -> No
     assert drawn["most frequent class of its token"][0] == 0.75
     assert figure.axes[1].lines[0].get_ydata().tolist() == [0.2, 0.3]  # pyright: ignore
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 3]  # pyright: ignore
-    assert "upos, 2 classes, of tokens, at dec.resid_post" in figure.get_suptitle()
+    assert "upos, 2 classes of tokens, at dec.resid_post" in figure.get_suptitle()
     figure.draw_without_rendering()
 
 

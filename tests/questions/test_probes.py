@@ -14,7 +14,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import traceformer as tf
-from traceformer.analysis.probes import Probes, held_out_texts
+from traceformer.analysis.probe_controls import held_out_texts
+from traceformer.analysis.probes import Probes
 from traceformer.errors import ExampleNotFound, NotRecorded, NumericError, SelectionError, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions import probe_rows
@@ -227,6 +228,19 @@ def test_a_token_has_the_label_of_its_word(byte: LoadedModel, tmp_path: Path) ->
     found = labels_of(run, "tags", "dec")
     assert found.classes == ("NAME", "NOUN", "VERB")
     assert found.codes.tolist() == [0] * 3 + [2] * 8 + [-1] * 2 + [1] * 5 + [-1] * 2
+
+
+def test_a_row_is_asked_for_the_label_of_a_token_near_it(noun_run: Run) -> None:
+    by_text = [list(own) for own in noun_run.tokens.input_ids]
+    for offset in (-1, 2):
+        moved = [[own[i + offset] if 0 <= i + offset < len(own) else None for i in range(len(own))] for own in by_text]
+        probes = tf.fit_probe(noun_run, "input_ids", offset=offset, layers=2)
+        assert probes.to_frame().equals(tf.fit_probe(noun_run, moved, layers=2).to_frame())
+    assert repr(tf.fit_probe(noun_run, "kinds", offset=-1)).startswith(
+        "Probes('kinds of the previous token', 3 classes"
+    )
+    with pytest.raises(UsageError, match="`offset=1`; genre is a label of texts"):
+        tf.fit_probe(noun_run, "genre", offset=1)
 
 
 CONLLU = "".join(

@@ -1,52 +1,28 @@
 """Linear probes of a label, and what they reach on texts that they were not fitted on, beside their controls.
 
-1. Texts are split, never rows: `held_out_texts` draws those that are held out.
-2. `logistic` fits, on the rows of all other texts.
-3. Beside the labels it is given others, which a probe that learns by heart would learn as well:
-   `shuffled`, the same labels dealt out anew among the rows of each side of the split;
-   `control_labels`, for labels of tokens, one drawn at random for each kind of token (Hewitt and Liang, "Designing and
-   Interpreting Probes with Control Tasks", 2019). What the probe has over that is its selectivity.
-   And it is given rows that know nothing: random signs, as wide as the run's rows.
-4. Without any fit: the most frequent class, and the most frequent class of each kind of token.
-5. Intervals are of texts drawn anew, with replacement, from those held out; the same draws for every number.
-
-`Probes` is what that gives for some layers.
+`logistic` fits them, `probe_controls` splits texts and draws what is beside them. `Probes` is what that gives for some
+layers.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from traceformer.errors import SelectionError, UsageError
 from traceformer.presentation import in_notebook, plain, present
-from traceformer.shapes import Bool, Float, Float64, Int32, Int64
+from traceformer.shapes import Float, Float64
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Class",
-    "Fitted",
-    "Probe",
-    "Probes",
-    "Scores",
-    "control_labels",
-    "draws_of",
-    "held_out_texts",
-    "hits_of_kinds",
-    "random_rows",
-    "resampled",
-    "shuffled",
-]
+__all__ = ["Class", "Fitted", "Probe", "Probes", "Scores"]
 
 Class: TypeAlias = bool | int | str
 
-RESAMPLES = 1000
-Drawn: TypeAlias = Literal["split", "shuffled", "control", "training rows", "held-out rows", "texts"]
-_DRAWN: tuple[Drawn, ...] = get_args(Drawn)
+_NAMES = {-1: "previous token", 1: "next token"}
 _LOW, _HIGH = 2.5, 97.5
 
 
@@ -93,13 +69,17 @@ class Scores:
         shuffles, controls = slice(1, 1 + draws), slice(1 + draws, None)
         against = controls if with_control else shuffles
         selectivity = drawn[:, 0] - drawn[:, against].mean(axis=1)
+        low, high = np.percentile(drawn[:, 0], (_LOW, _HIGH)).tolist()
+        selectivity_low, selectivity_high = np.percentile(selectivity, (_LOW, _HIGH)).tolist()
         return Scores(
             float(hits[0]),
-            *map(float, np.percentile(drawn[:, 0], (_LOW, _HIGH))),
+            low,
+            high,
             float(hits[shuffles].mean()),
             float(hits[controls].mean()) if with_control else None,
             float(hits[0] - hits[against].mean()),
-            *map(float, np.percentile(selectivity, (_LOW, _HIGH))),
+            selectivity_low,
+            selectivity_high,
         )
 
 
@@ -151,6 +131,7 @@ class Fitted:
     Attributes:
         label: What the label is called.
         of: Whether it is one of tokens or of texts.
+        offset: How many places behind a row's own token that is whose label it has.
         run: The run's name.
         model: The model's.
         model_weights: The digest of its weights.
@@ -171,6 +152,7 @@ class Fitted:
 
     label: str
     of: Literal["token", "text"]
+    offset: int
     run: str
     model: str | None
     model_weights: str | None
@@ -187,6 +169,13 @@ class Fitted:
     held_out: float
     draws: int
     seed: int
+
+    @property
+    def named(self) -> str:
+        """The label, and which token's it is where that is not the row's own."""
+        if not self.offset:
+            return self.label
+        return f"{self.label} of the {_NAMES.get(self.offset) or f'token {self.offset:+}'}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -213,7 +202,7 @@ class Probes:
         place = f" at {best.place}" if best.place else ""
         reached = f"held-out accuracy {best.scores.accuracy:.3f}{place}, selectivity {best.scores.selectivity:.3f}"
         of = f"{len(self.probes)} of {about.site}" if len(self.probes) > 1 else about.site
-        return f"Probes({about.label!r}, {len(self.classes)} classes, {of}; {reached})"
+        return f"Probes({about.named!r}, {len(self.classes)} classes, {of}; {reached})"
 
     def _repr_html_(self) -> str:
         return in_notebook(self)
@@ -304,99 +293,3 @@ class Probes:
     def save(self, path: str | Path) -> None:
         """Writes a .safetensors file with weights and scores, which `open_probes` reads."""
         present(self, "file", path)
-
-
-def draws_of(seed: int, what: Drawn, number: int = 0) -> np.random.Generator:
-    """Returns what draws one thing: of each thing by itself, and by none of the seeds that a caller's draws have."""
-    key = (0x70726F6265, _DRAWN.index(what), number)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
-def held_out_texts(
-    n_texts: int, share: float, seed: int, kinds: Int32[np.ndarray, "text"] | None = None
-) -> Bool[np.ndarray, "text"]:
-    """Returns which of some texts are held out: about a share of them, one at least and all but one at most.
-
-    They are shuffled, put in the order of their kinds, if these are given, and of this order every so many is taken, so
-    that each kind has its share.
-    """
-    order = draws_of(seed, "split").permutation(n_texts)
-    if kinds is not None:
-        order = order[np.argsort(kinds[order], kind="stable")]
-    wanted = min(max(round(n_texts * share), 1), n_texts - 1)
-    places = (np.arange(wanted) * n_texts + n_texts // 2) // wanted
-    held = np.zeros(n_texts, bool)
-    held[order[places]] = True
-    return held
-
-
-def shuffled(
-    codes: Int32[np.ndarray, "row"], is_held: Bool[np.ndarray, "row"], random: np.random.Generator
-) -> Int32[np.ndarray, "row"]:
-    """Returns the labels dealt out anew among training rows, and among those that are held out."""
-    found = codes.copy()
-    for side in (~is_held, is_held):
-        found[side] = random.permutation(codes[side])
-    return found
-
-
-def control_labels(
-    kinds: Int32[np.ndarray, "row"], shares: Float64[np.ndarray, "class"], random: np.random.Generator
-) -> Int32[np.ndarray, "row"]:
-    """Returns a label drawn for each kind of token, from the shares that classes have: a control task's.
-
-    Args:
-        kinds: Each row's kind of token, from 0 on.
-        shares: What is drawn from.
-        random: What draws.
-    """
-    drawn = random.choice(len(shares), size=int(kinds.max(initial=-1)) + 1, p=shares).astype(np.int32)
-    return drawn[kinds]
-
-
-def hits_of_kinds(
-    codes: Int32[np.ndarray, "row"],
-    kinds: Int32[np.ndarray, "row"],
-    is_held: Bool[np.ndarray, "row"],
-    majority: int,
-) -> Bool[np.ndarray, "held"]:
-    """Returns which held-out rows have the class that is most frequent among training rows of their kind of token.
-
-    A kind that no training row has is taken for the majority's class; of classes that are as frequent the first counts.
-    """
-    n_classes = int(codes.max()) + 1
-    pairs, counts = np.unique(kinds[~is_held].astype(np.int64) * n_classes + codes[~is_held], return_counts=True)
-    order = np.lexsort((pairs % n_classes, -counts, pairs // n_classes))
-    own, first = np.unique(pairs[order] // n_classes, return_index=True)
-    likeliest = np.full(int(kinds.max()) + 1, majority, np.int64)
-    likeliest[own] = pairs[order][first] % n_classes
-    return likeliest[kinds[is_held]] == codes[is_held]
-
-
-def random_rows(
-    n_rows: int, width: int, seed: int, what: Literal["training rows", "held-out rows"]
-) -> Iterator[Float64[np.ndarray, "row d"]]:
-    """Yields rows of random signs, which are the same for the same seed."""
-    random = draws_of(seed, what)
-    for first in range(0, n_rows, 2048):
-        bits = random.integers(0, 2, (min(2048, n_rows - first), width), np.int8)
-        yield bits.astype(np.float64) * 2 - 1
-
-
-def resampled(
-    correct: Int64[np.ndarray, "score text"], totals: Int64[np.ndarray, "text"], seed: int, resamples: int = RESAMPLES
-) -> Float64[np.ndarray, "resample score"]:
-    """Returns accuracies over texts drawn anew, as many as there are, with replacement.
-
-    Args:
-        correct: How many rows of each text each score has right.
-        totals: How many rows each text has.
-        seed: Of the draws.
-        resamples: How often texts are drawn.
-    """
-    random, n, hits = draws_of(seed, "texts"), len(totals), correct.astype(np.float64)
-    found = np.empty((resamples, len(correct)))
-    for own in found:
-        times = np.bincount(random.integers(0, n, n), minlength=n)
-        own[...] = (hits @ times) / (totals @ times)
-    return found

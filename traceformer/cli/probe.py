@@ -33,6 +33,7 @@ def probe(
     site: Annotated[str, Parameter(group=_WHAT)] = "resid_post",
     layers: Annotated[Indices, Parameter(group=_WHAT)] = None,
     heads: Annotated[str | None, Parameter(group=_WHAT, metavar="I,J-K|all")] = None,
+    offset: Annotated[int, Parameter(group=_WHAT, metavar="N", allow_leading_hyphen=True)] = 0,
     position: Annotated[Position, Parameter(group=_WHAT)] = "mean",
     limit: Annotated[int | None, Parameter(group=_WHAT), count("N", least=2)] = None,
     penalty: Annotated[float, Parameter(group=_HOW)] = 1.0,
@@ -58,6 +59,7 @@ def probe(
         site: Where to look for it, a site with a row for each token.
         layers: Which layers; all that are stored by default.
         heads: Of sites with heads, which have a probe each; by default all are one row, side by side.
+        offset: Whose label a token's row is asked for: 1 for that of the next token, -1 for that of the previous one.
         position: What stands for a text, where the label is of texts: the mean over its tokens, its last token, or the
             mean over its response.
         limit: The first N texts; all by default.
@@ -90,6 +92,7 @@ def probe(
             site=site,
             layers=None if layers is None else parse_indices(layers),
             heads=heads if heads in (None, "all") else parse_indices(heads),
+            offset=offset,
             position=position,
             penalty=penalty,
             held_out=held_out,
@@ -112,6 +115,7 @@ def probe(
     print(_as_text(found))
     made = " and ".join(str(path) for path in (output, png) if path is not None)
     again = f"traceformer probe {shlex.quote(str(store.folder))} --label {shlex.quote(label)}"
+    again += f" --offset {offset}" * bool(offset)
     then = " --png probe.png" if png is None else f" --site {_another(store, found)}"
     print(f"{f'wrote {made}; ' if made else ''}next: {again}{then}", file=sys.stderr)
 
@@ -147,7 +151,7 @@ def _another(store: Any, found: "Probes") -> str:
 def _as_text(found: "Probes") -> str:
     about = found.about
     held = f"{about.train_rows:,} rows of {about.train_texts:,} texts, held out {about.rows:,} rows of {about.texts:,}"
-    title = f"{about.label}: {len(found.classes)} classes of {about.of}s, {about.site}; fitted on {held}"
+    title = f"{about.named}: {len(found.classes)} classes of {about.of}s, {about.site}; fitted on {held}"
     with_control = about.of == "token"
     headers = ("", "accuracy", "95 %", "selectivity", "95 %", *(("control",) if with_control else ()), "shuffled")
     rows = [

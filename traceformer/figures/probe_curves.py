@@ -47,13 +47,9 @@ def probes_html(value: Probes) -> str:
 
 def _title(value: Probes) -> str:
     about = value.about
-    told = f"{about.label}, {len(value.classes)} classes, of {about.of}s, at {about.site}"
-    rows = f"{about.rows:,} rows of {about.texts:,} held-out texts" if about.of == "token" else f"{about.texts:,} texts"
-    return (
-        f"{about.model or about.run}  {told}\nheld out: {rows}"
-        if about.of == "text"
-        else f"{about.model or about.run}  {told}\n{rows}"
-    )
+    rows = f"{about.rows:,} rows of {about.texts:,} texts" if about.of == "token" else f"{about.texts:,} texts"
+    label = f"{about.named}, {len(value.classes)} classes of {about.of}s"
+    return f"{about.model or about.run}  {label}, at {about.site}\nheld out: {rows}"
 
 
 def _accuracies(axes: Axes, value: Probes) -> None:

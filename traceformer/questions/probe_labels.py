@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -73,6 +73,23 @@ class Labels:
         number[present] = np.arange(len(present))
         return replace(self, classes=tuple(self.classes[i] for i in present.tolist()), codes=number[codes])
 
+    def shifted(self, offset: int, lengths: Int64[np.ndarray, "text"]) -> "Labels":
+        """Returns for each token the label of that which is `offset` places behind it in its text, if it has one.
+
+        Raises:
+            UsageError: they are labels of texts.
+        """
+        if not offset:
+            return self
+        if self.of == "text":
+            raise UsageError(f"`offset={offset}`", why=f"{self.name} is a label of texts", hint="a label of tokens")
+        ends = np.repeat(np.cumsum(lengths), lengths)
+        places = np.arange(len(self.codes)) + offset
+        inside = (places < ends) & (places >= ends - np.repeat(lengths, lengths))
+        codes = np.full_like(self.codes, -1)
+        codes[inside] = self.codes[places[inside]]
+        return replace(self, codes=codes)
+
     def check(self) -> None:
         """Makes sure that there is something to learn.
 
@@ -111,7 +128,7 @@ def labels_of(run: Run, labels: TokenLabels, stack: Stack, name: str | None = No
         return _of_function(run, labels, stack, name or getattr(labels, "__name__", "labels"))
     name = name or "labels"
     if isinstance(labels, Mapping):
-        return _of_mapping(run, cast("Mapping[Any, Any]", labels), stack, name)
+        return _of_mapping(run, labels, stack, name)
     if isinstance(labels, Sequence) or hasattr(labels, "__array__"):
         return _of_array(run, labels, stack, name)
     hint = "a column's name, a list or an array, a mapping from ids, or a function of a token"
@@ -183,19 +200,13 @@ def _of_words(
 
 def _lists(column: "pa.ChunkedArray") -> "tuple[pa.Array, Int64[np.ndarray, 'text'], np.ndarray]":
     """Returns the values of all lists one behind the other, how many each has, and which lists there are."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    values = pc.list_flatten(column)
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    return values, _counts(column), ~np.asarray(column.is_null().to_numpy(), bool)
+    lists: Any = column.combine_chunks()
+    return lists.flatten(), _counts(column), ~np.asarray(column.is_null().to_numpy(), bool)
 
 
 def _counts(column: "pa.ChunkedArray") -> Int64[np.ndarray, "text"]:
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.list_value_length(column).fill_null(0).to_numpy(), np.int64)
+    lists: Any = column.combine_chunks()
+    return np.asarray(lists.value_lengths().fill_null(0).to_numpy(), np.int64)
 
 
 # What a caller has
@@ -241,7 +252,7 @@ def _of_array(run: Run, labels: Any, stack: Stack, name: str) -> Labels:
         raise UsageError(f"labels of shape {values.shape}", hint="an axis of texts, or of all tokens")
     n_tokens = int(run.lengths(stack).sum())
     if len(values) == run.n and any(map(_is_list, values)):
-        return _of_token_lists(run, values, stack, name)
+        return _of_token_lists(run, list(values), stack, name)
     if len(values) not in (n_tokens, run.n):
         why = f"the run has {run.n:,} texts and {n_tokens:,} tokens"
         raise UsageError(f"{len(values):,} labels", why=why, hint="one for each of either")

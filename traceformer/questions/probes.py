@@ -1,18 +1,14 @@
 """What can be read off the activations of a run by planes: linear probes of a label, layer by layer."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 import numpy as np
 
 from traceformer.analysis.logistic import Regression, Scaling, correct_by_text, fit_all, scaling_of
 from traceformer.analysis.methods import Position
-from traceformer.analysis.probes import (
-    Fitted,
-    Probe,
-    Probes,
-    Scores,
+from traceformer.analysis.probe_controls import (
     control_labels,
     draws_of,
     held_out_texts,
@@ -21,6 +17,7 @@ from traceformer.analysis.probes import (
     resampled,
     shuffled,
 )
+from traceformer.analysis.probes import Fitted, Probe, Probes, Scores
 from traceformer.errors import UsageError, check_choice, check_number, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, quiet, steps_watched
@@ -45,6 +42,7 @@ def fit_probe(
     site: str = "resid_post",
     layers: str | int | Iterable[int] | None = None,
     heads: str | int | Iterable[int] | None = None,
+    offset: int = 0,
     position: Position = "mean",
     penalty: float = 1.0,
     held_out: float = 0.25,
@@ -75,6 +73,8 @@ def fit_probe(
         site: Where to look for it, a site with a row for each token.
         layers: Which layers; all that are stored by default.
         heads: Of sites with heads, which have a probe each, or "all"; by default all are one row, side by side.
+        offset: How many places behind a row's own token that is whose label is asked for: 1 for the next token, -1 for
+            the previous one.
         position: What stands for a text, where the label is of texts: the mean over its tokens, its last token, or the
             mean over its response.
         penalty: On half the squared norm of the weights.
@@ -91,13 +91,17 @@ def fit_probe(
         UsageError: labels that are not of this run's texts or tokens, of one class, or of as many as there are rows.
         NumericError: a labelled row is NaN or infinite.
     """
-    _check_settings(position, penalty, held_out, draws, seed, limit)
+    _check_settings(offset, position, penalty, held_out, draws, seed, limit)
     check_asked(run)
     if isinstance(run, LoadedModel) or texts is not None:
         run = recorded(run, texts, site.rpartition(".")[2])
     spec = rows_spec(run, site)
     places = _places(run, spec, layers, heads)
-    split = _split(run, labels, spec, held_out=held_out, draws=draws, seed=seed, limit=limit, name=name)
+    lengths = run.lengths(spec.key.token_stack)
+    found = labels_of(run, labels, spec.key.token_stack, name).shifted(offset, lengths)
+    found = found.among(range(min(limit or run.n, run.n)), lengths)
+    found.check()
+    split = _split(run, found, spec, held_out=held_out, draws=draws, seed=seed)
     with steps_watched("probing", progress) as told:
         fitted = [
             _fitted(run, spec, place, split, position, penalty, _part(told, i, len(places) + 1))
@@ -108,13 +112,16 @@ def fit_probe(
     unfinished = [place for place, own in zip(places, fitted, strict=True) if not own.converged]
     if unfinished:
         warnings.warn(f"the probes of {unfinished} were not at their minimum after 1000 passes", stacklevel=2)
-    return _told(run, spec, split, fitted, random, position, penalty, held_out, draws, seed)
+    return _told(run, spec, split, fitted, random, offset, position, penalty, held_out, draws, seed)
 
 
-def _check_settings(position: str, penalty: float, held_out: float, draws: int, seed: int, limit: int | None) -> None:
+def _check_settings(
+    offset: int, position: str, penalty: float, held_out: float, draws: int, seed: int, limit: int | None
+) -> None:
     check_choice("position", position, get_args(Position))
     check_number("penalty", penalty)
     check_number("held_out", held_out)
+    check_whole("offset", offset)
     check_whole("draws", draws, 1)
     check_whole("seed", seed, 0)
     if limit is not None:
@@ -222,21 +229,9 @@ class _Split:
         return float((self.held[0] == self.counts.argmax()).mean())
 
 
-def _split(
-    run: Run,
-    labels: TokenLabels,
-    spec: ArraySpec,
-    *,
-    held_out: float,
-    draws: int,
-    seed: int,
-    limit: int | None,
-    name: str | None,
-) -> _Split:
+def _split(run: Run, found: Labels, spec: ArraySpec, *, held_out: float, draws: int, seed: int) -> _Split:
     stack = spec.key.token_stack
     lengths = run.lengths(stack)
-    found = labels_of(run, labels, stack, name).among(range(min(limit or run.n, run.n)), lengths)
-    found.check()
     labelled = found.codes >= 0
     rows = np.flatnonzero(labelled)
     text = rows if found.of == "text" else np.searchsorted(np.cumsum(lengths), rows, side="right")
@@ -248,7 +243,7 @@ def _split(
     kinds = token_kinds(run, stack)[labelled] if found.of == "token" else None
     split = _Split(found, text_of.astype(np.int32), kinds, held, draws, seed)
     if len(split.classes) < 2:
-        why = f"all {len(split.train[0])} rows of the {split.train_texts} others are {split.classes[0]!r}"
+        why = f"all {len(split.train[0])} rows of the {split.train_texts} others are of one class"
         hint = "another `seed`, or a smaller share of `held_out` texts"
         raise UsageError(f"all other classes of {found.name} are in texts that are held out", why=why, hint=hint)
     return split
@@ -287,10 +282,10 @@ def _of_random_rows(split: _Split, width: int, penalty: float, seed: int) -> flo
     """The accuracy of a probe of the label on rows of random signs."""
     n_train, n_held = len(split.train[0]), len(split.held[0])
 
-    def train() -> Iterable[np.ndarray]:
+    def train() -> Iterator[np.ndarray]:
         return random_rows(n_train, width, seed, "training rows")
 
-    def held() -> Iterable[np.ndarray]:
+    def held() -> Iterator[np.ndarray]:
         return random_rows(n_held, width, seed, "held-out rows")
 
     scaling = scaling_of(train)
@@ -319,6 +314,7 @@ def _told(
     split: _Split,
     fitted: Sequence[_Fit],
     random: float,
+    offset: int,
     position: Position,
     penalty: float,
     held_out: float,
@@ -349,6 +345,7 @@ def _told(
     about = Fitted(
         label=split.labels.name,
         of=split.labels.of,
+        offset=offset,
         run=run.name,
         model=run.about.model_and_adapter,
         model_weights=run.about.model_weights,
