@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.analysis.probes import Probes
     from traceformer.analysis.roles import Roles
     from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
+    from traceformer.formats.results.probes import open_probes
     from traceformer.models.load import load_model
     from traceformer.questions import edits
     from traceformer.questions.ablate import ablate
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
+    from traceformer.questions.probes import fit_probe
     from traceformer.questions.roles import roles
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
@@ -87,6 +90,7 @@ __all__ = [
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Probes",
     "Ray",
     "Roles",
     "Run",
@@ -111,6 +115,7 @@ __all__ = [
     "figures",
     "finish",
     "fit_direction",
+    "fit_probe",
     "generate",
     "heads",
     "import_run",
@@ -118,6 +123,7 @@ __all__ = [
     "load_model",
     "open_checkpoints",
     "open_effects",
+    "open_probes",
     "open_run",
     "patch",
     "paths",
@@ -143,6 +149,7 @@ _HOMES = {
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Probes": "traceformer.analysis.probes",
     "Ray": "traceformer.capture.workers.engine",
     "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
@@ -163,6 +170,7 @@ _HOMES = {
     "export_html": "traceformer.viewer.export",
     "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
+    "fit_probe": "traceformer.questions.probes",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
     "import_run": "traceformer.formats.registry",
@@ -170,6 +178,7 @@ _HOMES = {
     "load_model": "traceformer.models.load",
     "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
+    "open_probes": "traceformer.formats.results.probes",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
@@ -207,6 +216,8 @@ bind("Lens", "html", "traceformer.figures.cards.lens_table", "lens_table")
 bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
 bind("Paths", "html", "traceformer.viewer.pages", "paths_frame")
 bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
+bind("Probes", "file", "traceformer.formats.results.probes", "write_probes")
+bind("Probes", "html", "traceformer.figures.probe_curves", "probes_html")
 bind("Projections", "html", "traceformer.figures.cards.trait_card", "trait_card")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 bind("Run", "browser", "traceformer.viewer.export", "show_run")

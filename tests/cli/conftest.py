@@ -153,6 +153,7 @@ COMMANDS = {
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
     "edges": "edges byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "attribute": "attribute run --position argument",
+    "probe": "probe run --label input_ids --layers 1 --output probes.safetensors",
     "dose": "dose byte dynamic --direction trait.npy --layer 1 --scales 0 5 --max-tokens 2 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",

@@ -26,6 +26,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "patch": ("patch byte --clean ab --corrupt abc --answer c --wrong d", USAGE, "tokens", "--align end"),
     "ablate": ("ablate byte demoo", INPUT, "demoo", "demo"),
     "edges": ("edges byte --clean ab --corrupt ax --answer c", USAGE, "no wrong", "--wrong"),
+    "probe": ("probe run --label upos", INPUT, "no column 'upos'", "input_ids"),
     "dose": ("dose byte dynamic --direction short.npy --layer 1 --scales 1", USAGE, "3", ""),
     "attribute": ("attribute run --position 999", USAGE, "999", ""),
     "view": ("view nowhere", INPUT, "no run 'nowhere'", "traceformer extract"),

@@ -16,6 +16,7 @@ from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
 from tests.figures.test_logit_parts import attribution
+from tests.probed import probes_of
 from tests.questions.two_runs import drawn, run_of
 from tests.viewer import traces
 from traceformer import figures
@@ -65,6 +66,7 @@ def compared() -> Comparison:
 GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
+    "probes": lambda figure: figures.probes(probes_of(), figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
     "comparison": lambda figure: figures.comparison(compared(), figure=figure),
 }

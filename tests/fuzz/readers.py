@@ -111,6 +111,16 @@ def _read_directions(folder: Path) -> Any:
     return {path.name: _or_error(lambda own=path: read_direction(own)) for path in sorted(folder.iterdir())}
 
 
+def _read_probes(folder: Path) -> Any:
+    from traceformer.formats.results.probes import open_probes
+
+    read = {path.name: _or_error(lambda own=path: open_probes(own)) for path in sorted(folder.iterdir())}
+    for probes in read.values():
+        if not isinstance(probes, Exception):
+            repr(probes), probes.to_json(), probes.to_frame()
+    return read
+
+
 def _read_head_tables(folder: Path) -> Any:
     from traceformer.formats.results.head_tables import read_heads
     from traceformer.questions.clusters import cluster
@@ -295,6 +305,7 @@ READERS: Mapping[str, Reader] = {
     "safetensors, exported": Reader(_import, 40, judge=judges.same_unless_named("manifest.json")),
     "padded store": Reader(_import, 15),
     "directions": Reader(_read_directions, 130, judge=judges.directions),
+    "probes": Reader(_read_probes, 60, damage_within(".safetensors"), judges.probes),
     "head tables": Reader(_read_head_tables, 80, judge=judges.head_tables),
     "path traces": Reader(_read_path_traces, 80),
     "prompts": Reader(_read_prompts, 110, judge=judges.prompts),

@@ -178,6 +178,13 @@ def _training(folder: Path) -> None:
     (place / "trainer_state.json").write_text(json.dumps({"global_step": 5, "log_history": []}))
 
 
+def _probes(folder: Path) -> None:
+    from tests.probed import probes_of
+
+    probes_of(layers=(1, 3), heads=(0, 2)).save(folder / "heads.safetensors")
+    probes_of(layers=(None,), of="text").save(folder / "texts.safetensors")
+
+
 def _words(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -202,6 +209,7 @@ _WRITERS = {
     "padded store": lambda folder: _exported(folder, "padded-zarr"),
     "directions": _directions,
     "head tables": _head_tables,
+    "probes": _probes,
     "path traces": _paths,
     "prompts": _prompts,
     "texts": _texts,

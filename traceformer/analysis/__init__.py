@@ -16,6 +16,9 @@ run_statistics  those of a run as values, rows and JSON
 clusters        heads in clusters: Ward, k-means, mixtures; how many, and what each is like
 head_clusters   heads of several tables in clusters, as one value
 directions      directions fitted in three ways, and tried on examples that they were not fitted on
+logistic        logistic regressions over rows that are read again in every pass
+probes          linear probes of a label, as a value
+probe_controls  how texts are split for probes, and what is beside these
 projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
 attribution     what each part of a model adds to a logit, as a value

@@ -41,6 +41,7 @@ attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
+probe         linear probes of a label, layer by layer
 dose          a trait and fluency against the scale of steering
 export        a run in another format
 import_       files of another format as a run
@@ -87,6 +88,7 @@ VERBS = {
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",
+    "probe": "What can be read off activations by planes, layer by layer.",
     "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
     "patch": "Which places of a model carry what tells two texts apart.",

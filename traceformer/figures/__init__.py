@@ -23,6 +23,7 @@ logit_parts     what each part of a model adds to a logit
 path_ribbons    paths for papers: one ribbon lane per path
 effect_maps     effects of patching and ablating, with tokens on the axes
 trait_curves    curves of a trait over tokens, and the quality of vectors by layer
+probe_curves    what probes reach at each layer, beside their controls
 trait_text      a trait on the text itself
 dose_curves     a trait and fluency against the scale of steering
 edge_map        effects of edges: senders, receivers, and what was measured
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from traceformer.figures.lens_map import lens_figure as lens
     from traceformer.figures.logit_parts import attribution_figure as attribution
     from traceformer.figures.path_ribbons import paths_figure as paths
+    from traceformer.figures.probe_curves import probes_figure as probes
     from traceformer.figures.role_card import roles_figure as roles
     from traceformer.figures.style import theme
     from traceformer.figures.training_curves import training_figure as training
@@ -63,6 +65,7 @@ __all__ = [
     "heads",
     "lens",
     "paths",
+    "probes",
     "roles",
     "theme",
     "training",
@@ -84,6 +87,7 @@ _HOMES = {
     "attribution": ("traceformer.figures.logit_parts", "attribution_figure"),
     "roles": ("traceformer.figures.role_card", "roles_figure"),
     "paths": ("traceformer.figures.path_ribbons", "paths_figure"),
+    "probes": ("traceformer.figures.probe_curves", "probes_figure"),
     "theme": ("traceformer.figures.style", "theme"),
     "training": ("traceformer.figures.training_curves", "training_figure"),
 }

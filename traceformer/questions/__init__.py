@@ -27,6 +27,9 @@ ablate          what is lost without a head, an MLP or a layer?
 sweeps          the axes, groups and results that both have
 effects_folder  effects in a folder: written pair by pair, and opened again
 traits          which direction tells two kinds of texts apart, and how far along it is each token?
+probes          which label can be read off at each layer, by planes?
+probe_labels    what is a label: a column, an array, a mapping, a function
+probe_rows      the rows of a run that probes are fitted on
 dose            how far does steering move a trait, and what does it cost in fluency?
 estimates       the same estimated from slopes, and the largest effects measured
 edges           what does one part's contribution do in what one other part reads?
