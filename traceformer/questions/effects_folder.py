@@ -104,6 +104,12 @@ class EffectsFolder:
             made._write_metadata()
         return made
 
+    @classmethod
+    def joined(cls, folder: Path) -> "EffectsFolder":
+        """Returns a folder that another process has begun, and holds, to write pairs into that no one else writes."""
+        stated = read_sealed(folder / EFFECTS)
+        return cls(folder, stated, stated["arrays"], FileLock(folder / ".lock"))
+
     def __enter__(self) -> Self:
         return self
 
