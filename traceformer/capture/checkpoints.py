@@ -29,6 +29,7 @@ from traceformer.store.files import canonical, durable_write, read_sealed, seal,
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.training import StepRun, TrainingRuns, folder_of_step, open_checkpoints
 from traceformer.texts.cells import TextColumn
@@ -100,7 +101,7 @@ def record_checkpoints(
         limit=limit,
         max_seq_len=max_seq_len,
     )
-    place = Place(folder=Path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec))
+    place = Place(folder=as_path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec))
     with watched(progress) as shown:
         return extract_checkpoints(
             found,

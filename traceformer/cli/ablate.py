@@ -23,7 +23,7 @@ def ablate(
     /,
     *,
     split: str | None = None,
-    limit: Annotated[int, count("N")] = 32,
+    limit: Annotated[int | Literal["all"], count("N|all")] = 32,
     site: Annotated[tuple[str, ...], Parameter(group=_WHAT, metavar="SITE..."), SEVERAL] = ("z",),
     how: Annotated[Literal["zero", "mean", "resample"], Parameter(group=_WHAT)] = "mean",
     together: Annotated[tuple[str, ...], Parameter(group=_WHAT, metavar="LxHy..."), SEVERAL] = (),
@@ -47,7 +47,7 @@ def ablate(
         model: A Hugging Face model name, a folder that holds a model, or byte.
         texts: A data set or a file, as in `traceformer extract`.
         split: Which part of the data set.
-        limit: The first N texts.
+        limit: The first N texts, or all.
         site: z for heads, attn_out, mlp_out; several are ablated at once: attn_out,mlp_out is a layer.
         how: What takes its place.
         together: Heads that are ablated all at once, in the place of one after the other: L2H3,L3H1.
@@ -71,7 +71,7 @@ def ablate(
         layers=layers,
         heads=heads,
         seed=seed,
-        limit=limit,
+        limit=None if limit == "all" else limit,
         split=split,
         batch_size=batch_size,
         resume=where.resume,

@@ -22,6 +22,7 @@ from traceformer.questions.ablation import Ablated, Ablation, AblationPlan, Aske
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.sweeps import Kept
 from traceformer.sites import Attention, Numbers
+from traceformer.store.objects.path import disk_path
 from traceformer.texts.load import Texts
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def ablate_on(
         TraceformerError: as `ablate` does; workers die again and again.
     """
     asked.check()
-    place = None if out is None else Path(out).expanduser().absolute()
+    place = None if out is None else disk_path(out).expanduser().absolute()
     with ExitStack() as during:
         everyone = during.enter_context(team(engine, partial(_ready, load, asked)))
         plan = everyone.one(_plan_of)
