@@ -102,7 +102,9 @@ def record_checkpoints(
         limit=limit,
         max_seq_len=max_seq_len,
     )
-    place = Place(folder=as_path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec))
+    place = Place(
+        folder=as_path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec)
+    )
     with watched(progress) as shown:
         return extract_checkpoints(
             found,

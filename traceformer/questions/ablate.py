@@ -11,11 +11,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from traceformer.analysis.effects import Effects
 from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
 from traceformer.capture.workers.team import Team, team
+from traceformer.errors import check_choice
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.ablation import Ablated, Ablation, AblationPlan, Asked, How, differences
@@ -97,6 +98,7 @@ def ablate(
         NotFound, Unreadable: there are no such texts.
         RunExists, ConfigurationChanged: `out` holds something else.
     """
+    check_choice("how", how, get_args(How))
     asked = Asked(
         texts=texts,
         site=site,

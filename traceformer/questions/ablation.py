@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from traceformer.analysis.effects import Axis, Swept
-from traceformer.errors import SelectionError, UsageError, check_choice, check_whole
+from traceformer.errors import SelectionError, UsageError, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.effects_folder import EffectsFolder
 from traceformer.questions.sweeps import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from traceformer.capture.edits.pairing import ReadText
-    from traceformer.capture.edits.started import Passes, Way
+    from traceformer.capture.edits.started import Way
     from traceformer.capture.edits.sweeping import Values
     from traceformer.capture.edits.touching import Place
 
@@ -71,7 +71,6 @@ class Asked:
         Raises:
             UsageError: it makes no sense.
         """
-        check_choice("how", self.how, ("zero", "mean", "resample"))
         if not callable(self.metric) and self.metric != "loss":
             why = "it needs an answer"
             raise UsageError(f"the metric {self.metric} of an ablation", why=why, hint="loss, or a function")

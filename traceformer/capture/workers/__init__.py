@@ -1,4 +1,4 @@
-"""One piece of work by many processes, on one machine or on many: an engine that exists starts them, and starts them again.
+"""Work that many processes do, on one machine or on many: an engine that exists starts them, and starts them again.
 
 What a process does with a shard is `extraction`'s, and that no shard is committed twice the store's: here is who does
 what next, and what becomes of it when a process dies.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from traceformer.capture.workers.engine import Ray, result_of, use_threads
 from traceformer.errors import TraceformerError
@@ -29,6 +29,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 
+@runtime_checkable
 class Team(Protocol[M]):
     """Whoever does the work: this process, or workers."""
 
