@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent / "traceformer"
 
 LAYERS = {
     1: (
-        *("core", "sites", "errors", "filenames", "heap", "network"),
+        *("arguments", "core", "sites", "errors", "filenames", "heap", "network"),
         *("plain_json", "presentation", "progress", "shapes", "units"),
     ),
     2: ("store", "models", "texts", "analysis"),

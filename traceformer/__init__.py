@@ -10,6 +10,7 @@ Verbs take a run, or a model with texts. Everything is loaded when it is first u
 
 Each folder says at its door what is in it. Beside them lie, for all of them:
 
+arguments     what verbs are given, against their annotations: a wrong type is refused in words
 errors        the tree of errors, each with why and what would do
 heap          freed memory kept for the next layer, where the process is ours or asks for it
 sites         all that can be recorded, in one table; which of it, with which layers and heads: `Selection`
@@ -231,7 +232,10 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        from traceformer.arguments import checked
+
+        found = getattr(import_module(_HOMES[name]), name)
+        return found if isinstance(found, type) else checked(found)
     # The names of older systems, whose home is `compat`, are found here, too.
     compat = import_module("traceformer.compat")
     if not name.startswith("_") and name in compat.__all__:

@@ -46,6 +46,7 @@ from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.load import Texts as AskedTexts
 from traceformer.texts.load import load_targets, load_texts
 from traceformer.texts.streams.load import is_stream
+from traceformer.texts.streams.reading import SHUFFLE_BUFFER
 
 __all__ = ["Estimate", "asked_texts", "estimate", "extract", "extract_on", "read_texts", "record"]
 
@@ -79,7 +80,7 @@ def record(
     thumbnails: bool = False,
     streaming: bool | None = None,
     shuffle: int | None = None,
-    shuffle_buffer: int = 10_000,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
     batch_size: int | None = None,
     batch_tokens: int | Literal["auto"] | None = None,
     num_shards: int = 1,
@@ -174,7 +175,14 @@ def record(
     batches = batches_in(texts)
     if batches is not None:
         _refuse_of_batches(
-            {**reading, **streamed, "batch_size": batch_size, "batch_tokens": batch_tokens, "engine": engine}
+            {
+                **reading,
+                **streamed,
+                "shuffle_buffer": None if shuffle_buffer == SHUFFLE_BUFFER else shuffle_buffer,
+                "batch_size": batch_size,
+                "batch_tokens": batch_tokens,
+                "engine": engine,
+            }
         )
     streamed["shuffle_buffer"] = shuffle_buffer
     workers = as_engine(engine)
@@ -201,6 +209,9 @@ def asked_texts(
     Raises:
         NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
     """
+    if shuffle is None and shuffle_buffer != SHUFFLE_BUFFER:
+        why = "it says how many texts are put in an order at a time"
+        raise UsageError("`shuffle_buffer` without `shuffle`", why=why, hint="`shuffle=0`, or another seed, too")
     if is_stream(texts) if streaming is None else streaming:
         return read_stream(texts, **reading, shuffle=shuffle, shuffle_buffer=shuffle_buffer)
     if shuffle is not None:

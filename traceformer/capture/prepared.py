@@ -61,7 +61,7 @@ def prepare(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
     rows = rows or tokenize(model, asked)
-    plan = settled(plan, model, rows, storage.dtype)
+    plan = settled(plan, model, rows, storage, rows.lengths.longest)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,

@@ -34,9 +34,11 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
+from traceformer.capture.reduced import settled
 from traceformer.capture.shards import counted, refuse_endless
 from traceformer.capture.streamed import Source
-from traceformer.errors import CorruptRun, Unreadable, UsageError
+from traceformer.capture.tokenizing import check_cut
+from traceformer.errors import CorruptRun, Unreadable, UsageError, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet
 from traceformer.sites import Selection, Stack
@@ -48,7 +50,7 @@ from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.streams.load import TextStream, open_stream
-from traceformer.texts.streams.reading import Point, Shuffle
+from traceformer.texts.streams.reading import SHUFFLE_BUFFER, Point, Shuffle
 
 __all__ = ["StreamedTexts", "extract_stream", "read_stream"]
 
@@ -63,6 +65,9 @@ class StreamedTexts:
     limit: int | None = None
     max_tokens: int | Literal["auto"] = "auto"
 
+    def __post_init__(self) -> None:
+        check_cut("max_seq_len", self.max_tokens)
+
 
 def read_stream(
     texts: str | Path | Iterable[Any],
@@ -75,13 +80,16 @@ def read_stream(
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,
     shuffle: int | None = None,
-    shuffle_buffer: int = 10_000,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> StreamedTexts:
     """Returns the stream that is meant; arguments as of `record`.
 
     Raises:
         NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
     """
+    if shuffle is not None:
+        check_whole("shuffle", shuffle, 0)
+        check_whole("shuffle_buffer", shuffle_buffer, 2)
     for name, value, usual in (("targets", targets, None), ("dec_max_len", dec_max_len, 64)):
         if value != usual:
             raise UsageError(f"`{name}` does not apply to a stream", why="its texts are read without targets")
@@ -123,7 +131,7 @@ def extract_stream(
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     prepared = _prepared(model, plan, source, texts, place)
     batching = fitting(Batching.of(batch_size, batch_tokens, model, _longest(source.encoder)), prepared)
-    rows, layout = prepared.rows, prepared.layout
+    plan, rows, layout = prepared.plan, prepared.rows, prepared.layout
     with HandedOn(model) as handed_on:
         first = first_batch(rows, range(len(rows.texts.source.examples)), batching)
         prove_first(model, plan, first, (texts.limit or OPEN_ENDED) * _longest(source.encoder))
@@ -202,6 +210,7 @@ def _prepared(model: LoadedModel, plan: Plan, source: Source, texts: StreamedTex
         )
     first = source.fill(min(layout.shard_examples, texts.limit or layout.shard_examples))
     rows = source.rows(first)
+    plan = settled(plan, model, rows, storage, dict.fromkeys(_stacks(model), longest))
     return Prepared(model, plan, rows, layout.packed(causal_patterns(model, plan, rows)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import FOLDER_ON_DISK, NAMED_FOLDER, Indices, count
+from traceformer.cli.arguments import FILE_ON_DISK, FOLDER_ON_DISK, NAMED_FOLDER, Indices, count
 from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.sites import Selection, Stack, parse_indices
@@ -76,7 +76,7 @@ class Loading:
     """cpu, cuda, cuda:1, mps; the fastest there is by default."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     """In place of a device: spread a model that none has room for over all of them, memory and disk."""
-    offload_folder: Annotated[Path | None, Parameter(metavar="FOLDER")] = None
+    offload_folder: Annotated[Path | None, FOLDER_ON_DISK, Parameter(metavar="FOLDER")] = None
     """Where what neither a GPU nor memory has room for is kept until it is used."""
     model_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """What the model computes in; what its weights are stored in by default."""
@@ -346,7 +346,7 @@ class SweepPlace:
     """A folder to write effects to, text by text or pair by pair."""
     resume: bool = False
     """Go on with an interrupted sweep of the same settings there."""
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    png: Annotated[Path | None, FILE_ON_DISK] = None
     """Save a map, in the format that the ending names."""
     json: bool = False
     """Print a JSON object."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from traceformer.cli.arguments import Indices, count, open_example
+from traceformer.cli.arguments import FILE_ON_DISK, Indices, count, open_example
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
@@ -35,7 +35,7 @@ def lens(
     model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
     allow_pickle: bool = False,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """What the model would say after each layer (logit lens).

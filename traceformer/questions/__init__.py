@@ -24,6 +24,7 @@ recorded        a run to ask: the run itself, or one in memory of a model over t
 sights          which keys do the queries of a run see? Measured in its patterns
 patch           what does one place know of what tells two texts apart?
 ablate          what is lost without a head, an MLP or a layer?
+ablation        this made ready in one process, or in each worker
 sweeps          the axes, groups and results that both have
 effects_folder  effects in a folder: written pair by pair, and opened again
 traits          which direction tells two kinds of texts apart, and how far along it is each token?

@@ -23,6 +23,7 @@ from traceformer.models.weights import open_file
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32, Shaped
 from traceformer.store.files import free_space
+from traceformer.store.objects.path import disk_path
 
 __all__ = ["read_all_directions", "read_direction", "write_direction", "written_direction"]
 
@@ -79,7 +80,7 @@ def write_direction(direction: Direction, path: str | Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = disk_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in direction.by_layer}
     tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in direction.by_layer.items()}
