@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import tensorstore as ts
 
-__all__ = ["Column", "batches", "gather", "in_pieces", "shuffled_batches"]
+__all__ = ["Column", "batches", "cut_at_chunks", "gather", "in_pieces", "shuffled_batches"]
 
 _AHEAD = 4
 _PIECE_TOKENS = 8192
@@ -49,11 +49,7 @@ class Column:
 
     def pieces(self, most: int) -> list[tuple[int, int]]:
         """Returns the runs of slots (first, last + 1) that hold tokens, at most `most` long, cut at chunks."""
-        step = max(self.chunk, most // self.chunk * self.chunk)
-        found: list[tuple[int, int]] = []
-        for start, count in zip(self.spans.starts.tolist(), self.spans.counts.tolist(), strict=True):
-            found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
-        return found
+        return cut_at_chunks(self.spans, self.chunk, most)
 
     def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Num[np.ndarray, "token d"]]:
         """Yields the rows of each piece, in order, reading a few ahead."""
@@ -68,6 +64,15 @@ class Column:
     def _rows(self, array: np.ndarray) -> Num[np.ndarray, "token d"]:
         numbers = decode(array, self.stored)
         return numbers if numbers.ndim == 2 else numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1)
+
+
+def cut_at_chunks(spans: Spans, chunk: int, most: int) -> list[tuple[int, int]]:
+    """Returns the runs of places (first, last + 1) of spans, at most `most` long (or a chunk), cut at chunks."""
+    step = max(chunk, most // chunk * chunk)
+    found: list[tuple[int, int]] = []
+    for start, count in zip(spans.starts.tolist(), spans.counts.tolist(), strict=True):
+        found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
+    return found
 
 
 def gather(column: Column) -> Num[np.ndarray, "token d"]:
