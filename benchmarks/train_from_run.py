@@ -99,7 +99,11 @@ def of_a_training(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
 
 def of_reading(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     run = write_run(folder / "read", 40 if quick else 160)
-    for name, chosen in {"shuffled": {}, "in order": {"shuffle": False}, "shuffled, float16": {"dtype": "stored"}}.items():
+    for name, chosen in {
+        "shuffled": {},
+        "in order": {"shuffle": False},
+        "shuffled, float16": {"dtype": "stored"},
+    }.items():
         data = run.training_data("resid_post", 6, BATCH, **chosen)
         rates: list[float] = []
         for epoch in range(turns + 1):

@@ -15,7 +15,7 @@ SIZE = 20
 
 
 def cut(run: TraceStore, square: tuple[int, ...], site: str = "attn_pattern", size: int = SIZE) -> np.ndarray:
-    """Returns what a square must hold, out of the whole matrix; its length, example, start, layer and head are given."""
+    """Returns what a square must hold, out of the whole matrix, by its length, example, start, layer and head."""
     _, example, start, layer, head = square
     whole = runs.expected(run.layout, run.spec(site), example)[runs.LAYERS.index(layer), runs.HEADS.index(head)]
     part = whole[start : start + size, start : start + size]
@@ -69,7 +69,9 @@ def test_layers_and_heads_are_chosen_as_elsewhere(decoder: TraceStore) -> None:
 
 def test_random_crops_are_others_in_each_epoch_and_the_same_again(decoder: TraceStore) -> None:
     data = decoder.training_data("attn", 4, 1000, head=0, size=5, crop="random", seed=1)
-    starts = [dict(zip(one.examples.tolist(), one.starts.tolist(), strict=True)) for e in (0, 1, 0) for one in data.batches(e)]
+    starts = [
+        dict(zip(one.examples.tolist(), one.starts.tolist(), strict=True)) for e in (0, 1, 0) for one in data.batches(e)
+    ]
     assert starts[0] == starts[2] != starts[1]
 
 
@@ -78,8 +80,9 @@ def test_in_memory_it_is_the_same(decoder: TraceStore, encoder_decoder: TraceSto
     assert stored.values.dtype == np.float16
     looking_both_ways = next(encoder_decoder.stream("enc.self.attn_pattern", 1, 10**6, head=2, size=9))
     assert np.triu(looking_both_ways.values[0], 1).any()
-    assert np.array_equal(looking_both_ways.values[0], encoder_decoder.attn(
-        int(looking_both_ways.examples[0]), 1, 2, side="enc")[:9, :9])
+    assert np.array_equal(
+        looking_both_ways.values[0], encoder_decoder.attn(int(looking_both_ways.examples[0]), 1, 2, side="enc")[:9, :9]
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,7 @@ def test_in_memory_it_is_the_same(decoder: TraceStore, encoder_decoder: TraceSto
         ({"size": None, "site": "resid_mid", "layer": [1, 4]}, SelectionError, "rows are of one"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    decoder: TraceStore, chosen: dict[str, object], error: Any, says: str
-) -> None:
+def test_what_cannot_be_meant_is_refused(decoder: TraceStore, chosen: dict[str, object], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         decoder.training_data(**{"site": "attn", **chosen})
 

@@ -1,6 +1,7 @@
 """Rows as data for training: those of `activations`, each once an epoch, any batch without those before it."""
 
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from jaxtyping import TypeCheckError
 
 from tests.store import runs
 from traceformer import TraceStore
-from traceformer.errors import CorruptRun, SelectionError, UsageError
+from traceformer.errors import CorruptRun, SelectionError, Unsupported, UsageError
 from traceformer.store import training_data
+from traceformer.store.memory import MemoryWriter
 from traceformer.store.writer import RunWriter
 
 
@@ -21,7 +23,8 @@ def sorted_rows(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("site", "layer", "head"), [("resid_mid", 4, None), ("z", 1, None), ("k", 1, 3), ("embed", None, None), ("class_logits", None, None)]
+    ("site", "layer", "head"),
+    [("resid_mid", 4, None), ("z", 1, None), ("k", 1, 3), ("embed", None, None), ("class_logits", None, None)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "stored"])
 def test_an_epoch_is_activations_each_row_once(
@@ -70,14 +73,21 @@ def test_a_last_batch_can_be_left_out(decoder: TraceStore) -> None:
     assert data.n % 50 > 0
 
 
-def test_a_run_in_memory_gives_the_same(decoder: TraceStore, tmp_path: Path) -> None:
-    import traceformer as tf
-
-    memory = tf.record("byte", ["The Eiffel Tower is in Paris.", "Rome is in Italy."], "resid attn")
-    disk = memory.save(tmp_path / "kept")
-    for chosen in ({"site": "resid_post", "layer": 1}, {"site": "attn", "size": 8, "crop": "random"}):
-        for one, other in zip(*(run.training_data(**chosen, batch_size=9) for run in (memory, disk)), strict=True):
-            assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+def test_a_run_in_memory_gives_the_same(tmp_path: Path) -> None:
+    layout = runs.plan(arrays=runs.FEW)
+    with MemoryWriter(layout, runs.META, digest=runs.DIGEST) as writer:
+        for shard in writer.pending:
+            buffer = writer.buffer()
+            table = runs.fill(layout, shard, buffer)
+            buffer.compress()
+            writer.commit(shard, buffer, table)
+        memory = writer.finish()
+    disk = TraceStore(runs.write(tmp_path / "run", layout))
+    for chosen in ({"site": "resid_mid", "layer": 1}, {"site": "attn", "size": 8, "crop": "random"}):
+        batches = [[*run.training_data(**chosen, batch_size=9)] for run in (memory, disk)]
+        assert all(np.array_equal(*pair) for two in zip(*batches, strict=True) for pair in zip(*two, strict=True))
+    with pytest.raises(Unsupported, match=r"run\.save"):
+        pickle.dumps(memory.training_data("resid_mid", 1))
 
 
 def test_nothing_is_read_before_the_first_batch_is_asked_for(decoder: TraceStore) -> None:
@@ -117,17 +127,16 @@ def test_damage_is_an_error_and_no_numbers(tmp_path: Path) -> None:
         path.write_bytes(data)
     for data in (rows, squares):
         with pytest.raises(CorruptRun):
-            [*data]
+            sum(1 for _ in data)
 
 
 def test_an_iteration_that_is_given_up_leaves_no_thread_at_work(decoder: TraceStore) -> None:
-    import threading
-
+    before = {*threading.enumerate()}
     batches = decoder.training_data("resid_mid", 4, 8).batches()
     next(batches)
-    assert any(thread.name.startswith("training-data") for thread in threading.enumerate())
+    assert {thread.name[:13] for thread in {*threading.enumerate()} - before} == {"training-data"}
     batches.close()
-    assert not any(thread.name.startswith("training-data") for thread in threading.enumerate())
+    assert {*threading.enumerate()} <= before
 
 
 @pytest.mark.parametrize(
@@ -140,9 +149,7 @@ def test_an_iteration_that_is_given_up_leaves_no_thread_at_work(decoder: TraceSt
         ({"dtype": "half"}, (SelectionError, TypeCheckError), "half"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    decoder: TraceStore, chosen: dict[str, object], error: Any, says: str
-) -> None:
+def test_what_cannot_be_meant_is_refused(decoder: TraceStore, chosen: dict[str, object], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         decoder.training_data("resid_mid", **{"layer": 4, **chosen})
 

@@ -30,7 +30,9 @@ def test_every_item_comes_once(counts: np.ndarray, window: int, seed: int | None
 
 
 def test_seed_and_epoch_make_the_order_and_the_same_ones_the_same() -> None:
-    made = {(seed, epoch): order_of(TrainingOrder(np.full(9, 20), 50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    made = {
+        (seed, epoch): order_of(TrainingOrder(np.full(9, 20), 50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)
+    }
     assert len({tuple(order) for order in made.values()}) == 4
     assert made[1, 1] == order_of(TrainingOrder(np.full(9, 20), 50, 1, 1))
 

@@ -25,7 +25,9 @@ _AT_ONCE = 1024
 def single_items(data: TrainingData) -> IterableDataset:
     """Returns the rows or squares as an `IterableDataset` of `datasets`; see `TrainingData.to_datasets`."""
     parts = [
-        (own.start, own.stop) for each in shared([(0, data.n)], max(1, min(_PARTS, data.n)), in_turns=False) for own in each
+        (own.start, own.stop)
+        for each in shared([(0, data.n)], max(1, min(_PARTS, data.n)), in_turns=False)
+        for own in each
     ]
     features = _features(data)
     return IterableDataset(ex_iterable=_Items(data, 0, parts, features), info=DatasetInfo(features=features))

@@ -2,9 +2,8 @@
 
 1. An epoch's batches are numbered. What is left of them, as stretches of numbers, is shared by the ranks, then by the
    workers of a loader: shuffled ones in stretches, others in turns. A loader takes a batch from each worker in turn.
-2. So the number of batches that were taken says which these were, whatever the number of workers was; a state is what was left
-   when a loader began, and how many it has taken since. What is left after that is shared anew, by as many workers as
-   there are then.
+2. So the number of batches that were taken says which these were. A state is what was left when a loader began, and
+   how many it has taken since; what is left after that is shared anew, by as many workers as there are then.
 3. A loader's workers have copies of the data set, so epoch and state reach them by memory that they share.
 """
 
@@ -67,8 +66,8 @@ class TorchBatches(IterableDataset[Any]):
             for step, rows in enumerate(loader, 1): ...
             state = batches.state_dict(batches=step, num_workers=2)
 
-    Batches are made here, so loaders take `batch_size=None`. Every batch of an epoch comes once, whatever the number of workers.
-    torchdata's `StatefulDataLoader` keeps and loads the state by itself.
+    Batches are made here, so loaders take `batch_size=None`. Every batch of an epoch comes once, whatever the number
+    of workers. torchdata's `StatefulDataLoader` keeps and loads the state by itself.
     """
 
     def __init__(self, data: TrainingData, rank: int = 0, world_size: int = 1) -> None:
@@ -137,7 +136,7 @@ class TorchBatches(IterableDataset[Any]):
         return resumed
 
     def _is_taken_up(self, seed: int) -> bool:
-        """Whether a state is for this pass: it was loaded in this process, or this is the first loader with workers since.
+        """Whether a state is for this pass: it was loaded in this process, or this is the first loader with workers.
 
         A loader's workers have one seed, which another loader's have not. All of them may say so at the same time.
         """

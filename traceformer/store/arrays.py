@@ -97,9 +97,7 @@ def _check_shape(spec: ArraySpec, shape: Shape) -> None:
         raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")
 
 
-def find_numbers(
-    what: str, wanted: Numbers, stored: Sequence[int], *, of: str
-) -> tuple[int, ...]:
+def find_numbers(what: str, wanted: Numbers, stored: Sequence[int], *, of: str) -> tuple[int, ...]:
     """Returns which layers, heads or positions are meant, in the order asked for.
 
         find_numbers("layer", "0,3-5", spec.layers, of=str(spec.key))
@@ -146,7 +144,7 @@ def shortened(numbers: Sequence[int]) -> str:
 
 
 class ColumnPlace(NamedTuple):
-    """Where the rows of a column lie: the index of its layer and head, its slots, how many are read together, its width."""
+    """Where a column's rows lie: the index of layer and head, the slots, how many are read together, and the width."""
 
     lead: Lead
     spans: Spans
@@ -200,9 +198,7 @@ class RunArrays:
         view = as_read(self._source.whole(spec, place.lead), stored, dtype)
         if spec.site.is_per_example and view.rank > 2:
             view = view.transpose([1, 0, 2])
-        return Column(
-            view=view, stored=stored, dtype=dtype_read(stored, dtype), spans=place.spans, chunk=place.chunk
-        )
+        return Column(view=view, stored=stored, dtype=dtype_read(stored, dtype), spans=place.spans, chunk=place.chunk)
 
     def place(self, spec: ArraySpec, layer: int | None, head: int | None) -> ColumnPlace:
         """Returns where the rows of a `column` lie; no array is opened.
@@ -211,7 +207,10 @@ class RunArrays:
             SelectionError: as `column` does.
         """
         if spec.site.is_matrix:
-            raise SelectionError(f"{spec.key} is a matrix", hint="head() goes through all examples' matrices, and with a size stream() gives squares of it")
+            raise SelectionError(
+                f"{spec.key} is a matrix",
+                hint="head() goes through all examples' matrices, and with a size stream() gives squares of it",
+            )
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
         lead, chunk = self._lead(spec, layer, head), self._layout.chunk_shape(spec)

@@ -551,8 +551,8 @@ class Run:
         Memory does not grow with the run. With `shuffle`, chunks of 512 tokens are read in random order into a
         window of 65,536 tokens, out of which batches are drawn; the order depends on `seed` and the run only.
 
-        With `size` these are `Squares` of matrices, of all layers and heads that are meant, `batch_tokens // size` at a time:
-        see `training_data`, whose epoch 0 they are.
+        With `size` these are `Squares` of matrices, of all layers and heads that are meant, `batch_tokens // size` at a
+        time: see `training_data`, whose epoch 0 they are.
         """
         if batch_tokens < 1:
             raise SelectionError(f"batches of {batch_tokens} tokens")

@@ -1,6 +1,6 @@
 """What a run holds as data for training: rows of a site or squares of patterns, in batches, in any epoch's order.
 
-1. `TrainingOrder` says which pieces make up a window and how it is shuffled; `Items` reads pieces and takes out of them.
+1. `TrainingOrder` says which pieces make up a window and how it is shuffled; `Items` reads them and takes out of them.
 2. While the batches of one window are handed out, the next is read, and the next two batches are taken out of it, by
    threads: so there are two windows in memory, as they are stored.
 3. What comes is known of any batch without those before it: a training goes on in the middle of an epoch, and several
@@ -25,7 +25,7 @@ from traceformer.store.arrays import RunArrays, one_number
 from traceformer.store.columns import Column, cut_at_chunks
 from traceformer.store.dtypes import ReadDtype, dtype_read
 from traceformer.store.names import Stored
-from traceformer.store.squares import SquareShape, Squares, square_items
+from traceformer.store.squares import Squares, SquareShape, square_items
 from traceformer.store.training_order import Part, Stretch, TrainingOrder
 from traceformer.store.zarr3 import numbers_of, reading
 
@@ -153,9 +153,10 @@ class TrainingData:
         data.to_torch()                             # an IterableDataset of torch
         data.to_datasets()                          # one of Hugging Face's datasets
 
-    Which batches there are follows from the run, `batch_size`, `seed` and the epoch. Shuffled, the chunks of all texts (512
-    tokens; of squares: the texts) are put in random order and cut into windows of 65,536 items, or as many as 256 MiB hold;
-    each window is shuffled by itself. So memory does not grow with the run, and any batch is made without those before.
+    Which batches there are follows from the run, `batch_size`, `seed` and the epoch. Shuffled, the chunks of all texts
+    (512 tokens; of squares: the texts) are put in random order and cut into windows of 65,536 items, or as many as
+    256 MiB hold; each window is shuffled by itself. So memory does not grow with the run, and any batch is made without
+    those before it.
 
     Attributes:
         run: The run.
@@ -279,18 +280,18 @@ class TrainingData:
 
             DataLoader(data.to_torch(), batch_size=None, num_workers=2)
 
-        Of several processes that train together each makes its share: as torch.distributed says, where that is initialised,
-        or `rank` of `world_size`.
+        Of several processes that train together each makes its share: as torch.distributed says, where that is
+        initialised, or `rank` of `world_size`.
         """
         return present(self, "torch", rank, world_size)
 
     def to_datasets(self) -> Any:
         """Returns the rows or squares, one by one, as an `IterableDataset` of Hugging Face's `datasets`.
 
-            data.to_datasets().with_format("torch").iter(batch_size=4096)
+            DataLoader(data.to_datasets().with_format("torch"), batch_size=4096)
 
-        It is shuffled already, otherwise in each epoch (`set_epoch`), and resumed (`state_dict`, `load_state_dict`) with
-        each of them once: a further `.shuffle()` would lose what is in its buffer.
+        They come in an epoch's order, another one after `set_epoch`, and each once after `load_state_dict` too: a
+        `.shuffle()` behind it would lose what is in its buffer.
         """
         return present(self, "datasets")
 

@@ -100,13 +100,11 @@ def shared(left: Sequence[Stretch], parts: int, *, in_turns: bool) -> list[list[
     total = sum(stop - start for start, stop in left)
     each, more = divmod(total, parts)
     ends = np.cumsum([each + (part < more) for part in range(parts)]).tolist()
-    return [
-        [range(*one) for one in _cut(left, end - each - (part < more), end)] for part, end in enumerate(ends)
-    ]
+    return [[range(*one) for one in _cut(left, end - each - (part < more), end)] for part, end in enumerate(ends)]
 
 
 def left_after(left: Sequence[Stretch], parts: int, taken: int, *, in_turns: bool) -> list[Stretch]:
-    """Returns what is left of `left` once so many batches were taken from processes that `shared` it, one after another."""
+    """Returns what is left of `left` once so many batches were taken in turn from the processes that `shared` it."""
     if in_turns:
         return [*_cut(left, taken, sum(stop - start for start, stop in left))]
     found: list[Stretch] = []
