@@ -13,7 +13,7 @@ from datasets import Array2D, DatasetInfo, Features, IterableDataset, List, Valu
 from datasets.iterable_dataset import _BaseExamplesIterable  # pyright: ignore[reportPrivateUsage]
 
 from traceformer.store.squares import Squares
-from traceformer.store.training_data import TrainingData
+from traceformer.store.training_data import RowItems, TrainingData
 from traceformer.store.training_order import Stretch, shared
 
 __all__ = ["single_items"]
@@ -40,7 +40,7 @@ def _site(data: TrainingData) -> str:
 
 def _features(data: TrainingData) -> Features:
     dtype, size = data.items.numpy_dtype.name, data.chosen["size"]
-    if size is None:
+    if isinstance(data.items, RowItems):
         return Features({_site(data): List(Value(dtype), length=data.items.width)})
     where = {name: Value("int64") for name in Squares._fields[1:]}
     return Features({_site(data): Array2D((size, size), dtype), **where})
@@ -50,6 +50,7 @@ class _Items(_BaseExamplesIterable):
     """Some parts of an epoch's order: what `datasets` shares among ranks and workers, shuffles anew, and resumes."""
 
     _sleep_on_threads_shutdown = False
+    _state_dict: Any
 
     def __init__(self, data: TrainingData, epoch: int, parts: Sequence[Stretch], features: Features) -> None:
         super().__init__()

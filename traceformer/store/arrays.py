@@ -116,7 +116,7 @@ def find_numbers(what: str, wanted: Numbers, stored: Sequence[int], *, of: str) 
     elif isinstance(wanted, str):
         chosen = parse_indices(wanted)
     else:
-        chosen = (int(wanted),) if isinstance(wanted, Integral) else tuple(wanted)
+        chosen = (int(wanted),) if isinstance(wanted, int | Integral) else tuple(wanted)
     missing = [number for number in chosen if number not in stored]
     if missing or not chosen:
         asked = ", ".join(map(str, missing)) or "nothing"
@@ -131,8 +131,10 @@ def one_number(what: str, number: Numbers) -> int | None:
     Raises:
         SelectionError: it is several.
     """
-    if number is None or isinstance(number, Integral):
-        return None if number is None else int(number)
+    if number is None:
+        return None
+    if isinstance(number, int | Integral):
+        return int(number)
     raise SelectionError(f"{what}s {number!r} requested", why="rows are of one", hint=f"one {what}, by its number")
 
 

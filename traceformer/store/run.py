@@ -557,9 +557,20 @@ class Run:
         if batch_tokens < 1:
             raise SelectionError(f"batches of {batch_tokens} tokens")
         if size is not None or crop != "first" or pad:
-            chosen = {"shuffle": shuffle, "seed": seed, "size": size, "crop": crop, "pad": pad, "dtype": dtype}
-            batch_size = max(1, batch_tokens // max(1, size or 1))
-            return self.training_data(site, layer, batch_size, head=head, side=side, kind=kind, **chosen).batches()
+            return self.training_data(
+                site,
+                layer,
+                max(1, batch_tokens // max(1, size or 1)),
+                head=head,
+                side=side,
+                kind=kind,
+                dtype=dtype,
+                shuffle=shuffle,
+                seed=seed,
+                size=size,
+                crop=crop,
+                pad=pad,
+            ).batches()
         layer, head = one_number("layer", layer), one_number("head", head)
         column = self._arrays.column(self.spec(site, side, kind), layer, head, dtype)
         batches = (

@@ -86,7 +86,7 @@ class RowItems:
     width: int
     name: str
 
-    @cached_property
+    @property
     def counts(self) -> Int64[np.ndarray, "piece"]:
         return np.array([stop - first for first, stop in self.pieces], np.int64)
 
