@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from table import Row, main, row, seconds
+from table import Ratios, Row, main, row, took
 from torch.utils.data import DataLoader
 
 from traceformer.sites import ArrayKey, ArraySpec
@@ -85,16 +85,16 @@ def of_a_training(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
             data.to_torch(), batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
         ),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    speeds = {name: Ratios() for name in sides}
     for turn in range(turns + 1):
-        base = seconds(train(model, slices, steps))
+        base = took(train(model, slices, steps))
         for name, batches in sides.items():
-            own = seconds(train(model, batches, steps))
+            own = took(train(model, batches, steps))
             if turn:
-                speeds[name].append(base / own)
+                speeds[name].add(base, own)
     shape = f"{steps} batches of {BATCH} x {WIDTH}, {features} features"
     for name, ratios in speeds.items():
-        yield row(f"a training {name}, over that in memory", ratios, 0.9, at_least=True, note=shape)
+        yield row(f"speed of a training {name}", ratios, 0.9, at_least=True, note=shape)
 
 
 def of_reading(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
@@ -116,7 +116,7 @@ def of_reading(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
 def of_shuffling() -> Iterator[Row]:
     chunks, chunk = 8192, 512
     order = TrainingOrder(np.full(chunks, chunk), 1 << 16, seed=0)
-    window = [order.parts(number) for number in range(8)]
+    window = [order.parts(number) for number in range(order.n // order.window)]
     places = [
         np.concatenate([np.arange(part.piece * chunk + part.first, part.piece * chunk + part.stop) for part in parts])
         for parts in window

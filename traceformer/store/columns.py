@@ -5,7 +5,7 @@ asked for is read. Reading runs a few pieces ahead of the caller, on tensorstore
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +75,20 @@ def cut_at_chunks(spans: Spans, chunk: int, most: int) -> list[tuple[int, int]]:
     return found
 
 
-def gather(column: Column) -> Num[np.ndarray, "token d"]:
-    """Returns all tokens' rows, in the data set's order."""
-    rows = np.empty((len(column.spans), column.width), column.dtype)
+def gather(column: Column, pieces: Sequence[tuple[int, int]] | None = None) -> Num[np.ndarray, "token d"]:
+    """Returns all tokens' rows, in the data set's order, or those of some runs of slots, one behind the other."""
+    count = len(column.spans) if pieces is None else sum(last - first for first, last in pieces)
+    rows = np.empty((count, column.width), column.dtype)
     if column.view.rank == 2 and column.view.dtype.numpy_dtype == rows.dtype:
         start, writing = 0, []
-        for first, last in column.pieces(len(rows)):
+        for first, last in column.pieces(count) if pieces is None else pieces:
             writing.append(read_into(column.view[first:last], rows[start : start + last - first]))
             start += last - first
         for future in writing:
             future.result()
         return rows
     start = 0
-    for piece in column.read(column.pieces(_PIECE_TOKENS)):
+    for piece in column.read(column.pieces(_PIECE_TOKENS) if pieces is None else pieces):
         rows[start : start + len(piece)] = piece
         start += len(piece)
     return rows

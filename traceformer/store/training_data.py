@@ -22,7 +22,7 @@ from traceformer.presentation import present
 from traceformer.shapes import Int64, Num
 from traceformer.sites import ArraySpec
 from traceformer.store.arrays import RunArrays, one_number
-from traceformer.store.columns import Column, cut_at_chunks
+from traceformer.store.columns import Column, cut_at_chunks, gather
 from traceformer.store.dtypes import ReadDtype, dtype_read
 from traceformer.store.names import Stored
 from traceformer.store.squares import Squares, SquareShape, square_items
@@ -106,15 +106,10 @@ class RowItems:
         del epoch  # in each the rows are the same
         slots = [(self.pieces[piece][0] + first, self.pieces[piece][0] + stop) for piece, first, stop in parts]
         with reading(self.name):
-            rows = np.empty((sum(stop - first for first, stop in slots), self._column.width), self._column.dtype)
-            at = 0
-            for piece in self._column.read(slots):
-                rows[at : at + len(piece)] = piece
-                at += len(piece)
-        return rows
+            return gather(self._column, slots)
 
     def batch(self, window: Num[np.ndarray, "row d"], places: Int64[np.ndarray, "item"]) -> Num[np.ndarray, "item d"]:
-        rows = window.take(places, axis=0)
+        rows = window[places]
         return numbers_of(rows, "float16", self.dtype) if rows.dtype == np.float16 else rows
 
     def joined(self, batches: Sequence[Num[np.ndarray, "_ d"]]) -> Num[np.ndarray, "row d"]:
