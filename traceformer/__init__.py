@@ -226,6 +226,8 @@ bind("Run", "html", "traceformer.figures.cards.run_card", "run_card")
 bind("Run", "page", "traceformer.viewer.export", "run_html")
 bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
+bind("TrainingData", "datasets", "traceformer.feeds.single_items", "single_items")
+bind("TrainingData", "torch", "traceformer.feeds.torch_batches", "torch_batches")
 
 
 def __getattr__(name: str) -> Any:

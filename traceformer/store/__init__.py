@@ -15,6 +15,9 @@ upgrading     a run of an older format in the newest one
 syncing       a finished run copied to a bucket, or back: file by file, the manifest last
 arrays        which array a site means, and which parts of it a layer, a head and an example need
 columns       one layer over all examples, in batches, or shuffled without reading twice
+training_data  rows or squares of patterns as data for training, in batches, resumed anywhere
+training_order  an epoch's order, of which any stretch is known by itself, and its shares
+squares       squares of one size out of the matrices of all texts
 index         which examples a run holds and where their tokens lie
 lookup        where the example of an id is, and all lengths, in one file of a finished run of many shards
 tables        token tables of several shards, joined though their columns differ

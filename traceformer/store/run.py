@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
-from traceformer.store.arrays import RunArrays, Shape, find_array
+from traceformer.store.arrays import Numbers, RunArrays, Shape, find_array, one_number
+from traceformer.store.commits import configuration_digest
 from traceformer.store.dtypes import ReadDtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.hosts import Computed, computed_by
@@ -28,6 +29,7 @@ from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.source import Source
+from traceformer.store.squares import Crop, Squares
 from traceformer.store.topk import TopKeys
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import xarray as xr
+
+    from traceformer.store.training_data import TrainingData
 
 __all__ = ["Run", "TraceStore"]
 
@@ -492,6 +496,7 @@ class Run:
         with reading(self._source.name):
             return columns.gather(column)
 
+    @overload
     def stream(
         self,
         site: str | ArrayKey,
@@ -504,19 +509,116 @@ class Run:
         side: str | None = None,
         kind: str | None = None,
         dtype: ReadDtype = "float32",
-    ) -> Iterator[Num[np.ndarray, "token d"]]:
+        size: None = None,
+    ) -> Iterator[Num[np.ndarray, "token d"]]: ...
+
+    @overload
+    def stream(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_tokens: int = 4096,
+        shuffle: bool = False,
+        seed: int = 0,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        size: int,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> Iterator[Squares]: ...
+
+    def stream(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_tokens: int = 4096,
+        shuffle: bool = False,
+        seed: int = 0,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        size: int | None = None,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> Iterator[Any]:
         """Yields the rows of `activations` in batches of `batch_tokens` (the last may be shorter), each a new array.
 
         Memory does not grow with the run. With `shuffle`, chunks of 512 tokens are read in random order into a
         window of 65,536 tokens, out of which batches are drawn; the order depends on `seed` and the run only.
+
+        With `size` these are `Squares` of matrices, of all layers and heads that are meant, `batch_tokens // size` at a
+        time: see `training_data`, whose epoch 0 they are.
         """
         if batch_tokens < 1:
             raise SelectionError(f"batches of {batch_tokens} tokens")
+        if size is not None or crop != "first" or pad:
+            return self.training_data(
+                site,
+                layer,
+                max(1, batch_tokens // max(1, size or 1)),
+                head=head,
+                side=side,
+                kind=kind,
+                dtype=dtype,
+                shuffle=shuffle,
+                seed=seed,
+                size=size,
+                crop=crop,
+                pad=pad,
+            ).batches()
+        layer, head = one_number("layer", layer), one_number("head", head)
         column = self._arrays.column(self.spec(site, side, kind), layer, head, dtype)
         batches = (
             columns.shuffled_batches(column, batch_tokens, seed) if shuffle else columns.batches(column, batch_tokens)
         )
         return self._checked(batches)
+
+    def training_data(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_size: int | None = None,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        size: int | None = None,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> "TrainingData":
+        """Returns the rows of `activations`, or squares of matrices, as data for a training: for torch, for `datasets`.
+
+            data = run.training_data("resid_post", layer=2, batch_size=4096)
+            loader = DataLoader(data.to_torch(), batch_size=None, num_workers=2)
+
+        With `size`, patterns (or scores) become `Squares` of so many queries and keys: of each text the first ones, or
+        with `crop="random"` a stretch that is another one in each epoch. Shorter texts are left out, or with
+        `pad` filled with zeros. `layer` and `head` are then one, several (`[0, 3]`, `"0,3-5"`) or all.
+
+        Args:
+            batch_size: How many rows, or squares, a batch has: 4096, or squares of 4096 tokens, unless it is said.
+            shuffle: Whether each epoch has an order of its own, by `seed`; else it is that of the run.
+            drop_last: Whether a last batch that would not be full is left out.
+
+        Raises:
+            SelectionError: as `activations` does; or no text is as long as a square.
+        """
+        from traceformer.store.training_data import training_data
+
+        spec = self.spec(site, side, kind)
+        chosen = {"layer": layer, "head": head, "batch_size": batch_size, "dtype": dtype, "shuffle": shuffle}
+        chosen |= {"seed": seed, "drop_last": drop_last, "size": size, "crop": crop, "pad": pad}
+        digest = configuration_digest(self._source.head.configuration)[:16]
+        return training_data(self, self._arrays, spec, digest, chosen)
 
     def pieces(
         self, site: str | ArrayKey, layer: int | None = None, *, dtype: ReadDtype = "float32"
