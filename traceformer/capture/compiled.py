@@ -114,7 +114,7 @@ def kernel_stated(layout: RunLayout, model: nn.Module) -> Mapping[str, Any]:
     """
     there = core()
     scored = {(each.key.stack, each.key.attention) for each in layout.arrays if each.key.site == "attn_scores"}
-    made = any(is_made(layout, spec) and (spec.key.stack, spec.key.attention) not in scored for spec in layout.arrays)
+    made = any(is_made(layout, spec) and (spec.key.stack, spec.key.attention) not in scored for spec in layout.kept)
     here = any(each.device.type in ("cpu", "meta") for each in model.parameters())  # meta: not loaded yet
     return {"pattern kernel": there.kernel} if there is not None and made and here else {}
 

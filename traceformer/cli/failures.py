@@ -33,7 +33,7 @@ _NAMED_ALIKE = (
     "grad_clip heads heads_dec heads_enc how ids_column init k keep_duplicates keep_steps layers layers_dec "
     "layers_enc layout learning_rate lens_top_k like limit lossless max_tokens method metric model "
     "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder output over overwrite "
-    "pairs patience port position positions preset project project_site prompt prompt_set prompts repeats "
+    "pairs patience patterns port position positions preset project project_site prompt prompt_set prompts repeats "
     "replace replay resume revision scales search shard_index shuffle shuffle_buffer site split steps stop "
     "store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
     "weight_decay window workers wrong"

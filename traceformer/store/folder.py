@@ -33,6 +33,7 @@ from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.lookup import FEW_SHARDS, Lookup, open_lookup
 from traceformer.store.marks import Identity, check_file, identity
 from traceformer.store.objects.path import AnyPath, ObjectPath
+from traceformer.store.rebuilding import rebuilt
 from traceformer.store.zarr3 import Array, along_layers, check_metadata, open_array, reading
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class RunFolder:
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
         index, layout = self.index, self.head.layout
+        if spec.key in layout.recipes:
+            return rebuilt(self, spec, row, lead, range(index.length(row, spec.key.stack)) if queries is None else queries)
         shard = index.shard(row)
         slot = index.example(row) - layout.shard_range(shard).start
         wanted = range(index.length(row, spec.key.stack)) if queries is None else queries

@@ -2,6 +2,7 @@
 //
 // Every function is a pure one of what its pointers lead to; none keeps anything, so threads may call it together.
 #include <stddef.h>
+#include <float.h>
 #include <stdlib.h>
 
 #include "checksums.h"
@@ -14,6 +15,8 @@
 static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 static inline int64_t whole(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+#include "rebuilt.h"
 
 // ---- patterns
 
