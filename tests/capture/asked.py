@@ -89,9 +89,7 @@ class Extraction(_Recording):
             resume=self.resume,
             overwrite=self.overwrite,
             writer=self.writer,
-            storage=Storage(
-                self.dtype, self.codec, self.attn_codec, self.shard_examples, patterns=self.patterns
-            ),
+            storage=Storage(self.dtype, self.codec, self.attn_codec, self.shard_examples, patterns=self.patterns),
         )
         place.check()
         texts = read_texts(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.capture.asked import Extraction, Stopped, extracted, stop_after
 from tests.core.switched import VARIANTS, needs_core, switched
@@ -131,8 +130,7 @@ def test_a_run_on_disk_is_the_one_in_memory_and_stays_intact(load: Load, tmp_pat
     data[len(data) // 3] ^= 1
     q.write_bytes(data)
     with pytest.raises(CorruptRun):
-        for example in range(disk.n):
-            Run(tmp_path / "run").attn(example)
+        [Run(tmp_path / "run").attn(example) for example in range(disk.n)]
 
 
 def asked(folder: Path, texts: Path, **changes: Any) -> Extraction:

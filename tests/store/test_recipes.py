@@ -174,7 +174,8 @@ def layout(**changes: Any) -> RunLayout:
         for site, heads, width in (("q", (2, 3), 8), ("k", (1,), 8), ("attn_pattern", (2, 3), 0))
     )
     asked: dict[str, Any] = {"arch": "dec", "arrays": arrays, "n_examples": 2, "longest": {"dec": 30}}
-    return RunLayout.plan(**{**asked, "recipes": {PATTERN: recipe}, **changes})
+    asked |= {"recipes": {PATTERN: recipe}, **changes}
+    return RunLayout.plan(**asked)
 
 
 def test_a_layout_keeps_q_and_k_as_the_recipe_says_and_no_patterns() -> None:

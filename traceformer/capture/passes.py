@@ -168,7 +168,7 @@ class Follows(Protocol):
     def follow(
         self, call: AttentionCall, spec: ArraySpec, layer: int, queries: Sequence[Span], keys: Sequence[Span]
     ) -> None:
-        """Takes one call, with the places of each row's queries and keys, which are the same objects in all of a pass."""
+        """Takes one call, with the places of each row's queries and keys: the same objects in all of a pass."""
         ...
 
 

@@ -29,7 +29,7 @@ from traceformer.capture.tokenizing import Rows
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Bool
-from traceformer.sites import ArrayKey, ArraySpec, Selection
+from traceformer.sites import ArrayKey, ArraySpec, Selection, Stack
 from traceformer.store.rebuilding import rebuilt_of
 from traceformer.store.recipes import Bias, LayerRecipe, Operand, Recipe, Seen
 
@@ -48,7 +48,9 @@ def by_recipe(plan: Plan, model: LoadedModel, rows: Rows) -> Plan:
     """
     if not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
         raise UsageError(
-            'nothing to do for `patterns="recipe"`', why="no patterns are recorded", hint='`capture="attn"` records them'
+            'nothing to do for `patterns="recipe"`',
+            why="no patterns are recorded",
+            hint='`capture="attn"` records them',
         )
     if rows.given is not None:
         raise refused("of a processor's batch", "which keys are seen there may depend on the batch")
@@ -65,7 +67,7 @@ def _longest(rows: Rows) -> Encoded:
     Raises:
         Unsupported: there is none with tokens in all of them.
     """
-    longest = {
+    longest: dict[Stack, int] = {
         stack: max(range(len(own)), key=own.__getitem__) for stack, own in rows.lengths.tokens.items() if len(own)
     }
     texts = {stack: rows.part(range(number, number + 1))[1][0] for stack, number in longest.items()}
@@ -150,9 +152,7 @@ class Reading:
         self._stored.setdefault(spec.key, set()).update(operand_of(each) for each in (call.query, call.key))
         self._groups.setdefault(spec.key, set()).add(call.query.shape[1] // call.key.shape[1])
 
-    def _seen_in(
-        self, call: AttentionCall, spec: ArraySpec, queries: Span, keys: Span, what: str
-    ) -> tuple[Seen, ...]:
+    def _seen_in(self, call: AttentionCall, spec: ArraySpec, queries: Span, keys: Span, what: str) -> tuple[Seen, ...]:
         """Which keys a call's queries see; found out once of a mask that several layers share."""
         if call.mask is None:
             return (stated_in(call, what),)

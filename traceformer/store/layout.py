@@ -27,7 +27,7 @@ from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
 from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, Stored, array_path
-from traceformer.store.recipes import Recipe, check_recipes
+from traceformer.store.recipes import Recipe, check_recipes, operands_of
 from traceformer.store.triangles import n_cells
 
 __all__ = [
@@ -177,6 +177,13 @@ class RunLayout:
     def pieces(self, spec: ArraySpec, lead: Lead) -> list[Piece]:
         """Returns the parts of kept arrays that `lead` of an array is made of, in order along its layers."""
         return pieces(spec, lead, self.aliases, self._kept)
+
+    def read_for(self, spec: ArraySpec) -> tuple[ArraySpec, ...]:
+        """Returns the arrays that are read for an array's numbers: itself, or q and k of patterns by recipe."""
+        if spec.key not in self.recipes:
+            return (spec,)
+        operands = operands_of(spec.key)
+        return tuple(other for other in self.arrays if other.key in operands)
 
     def array_path(self, key: ArrayKey) -> str:
         """Returns where the array lives inside the run's folder: `dec_self_attn.zarr/attn`."""

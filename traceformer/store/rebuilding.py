@@ -87,9 +87,7 @@ def rebuilt(
     return made.reshape(*shape, len(queries), keys)
 
 
-def _rows(
-    source: Source, spec: ArraySpec, row: int, lead: Lead, tokens: range
-) -> Float32[np.ndarray, "head token d"]:
+def _rows(source: Source, spec: ArraySpec, row: int, lead: Lead, tokens: range) -> Float32[np.ndarray, "head token d"]:
     view = source.part(spec, range(row, row + 1), lead)
     length = source.index.length(row, spec.key.token_stack)
     stored = source.head.layout.stored(spec)
@@ -140,7 +138,7 @@ def rebuilt_of(
 def _head(recipe: Recipe, layer: int, head: int, queries: range, keys: int) -> Head:
     own = recipe.layers[layer]
     seen, bias = own.seen_by(head), None if own.bias is None else recipe.biases[own.bias]
-    by_distance = bias is not None and bias.by == "distance"
+    at, step = (0, 0) if bias is None or bias.by == "key" else (-queries.start - bias.first, -1)
     return Head(
         first=queries.start,
         before=_EVERYWHERE if seen.before is None or not seen.is_band else seen.before,
@@ -149,8 +147,8 @@ def _head(recipe: Recipe, layer: int, head: int, queries: range, keys: int) -> H
         softcap=own.softcap or 0.0,
         sink=None if own.sinks is None else own.sinks[head],
         bias=None if bias is None else bias.table[head],
-        bias_at=-queries.start - bias.first if by_distance else 0,
-        bias_step=-1 if by_distance else 0,
+        bias_at=at,
+        bias_step=step,
         allowed=None if seen.is_band else seen.allowed(queries, keys),
     )
 
@@ -248,7 +246,7 @@ def _tanh(x: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes"]:
 
 
 def _rounded(numbers: Float64[np.ndarray, "*axes"], stored: Stored) -> Shaped[np.ndarray, "*axes"]:
-    """Returns doubles as they are stored, rounded once: by way of floats whose last bit is set if they are not exact."""
+    """Returns doubles as they are stored, rounded once: by way of floats whose last bit says if they are exact."""
     if stored == "float32":
         return numbers.astype(np.float32)
     bits = numbers.view(np.int64)

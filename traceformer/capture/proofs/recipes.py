@@ -4,6 +4,7 @@ The recipe is read from the longest example, which runs alone; the patterns are 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -74,10 +75,8 @@ def _prove(scene: Scene, spec: ArraySpec, layer: int, example: int, reading: Rea
     place = Place(scene, example, spec.key.stack, spec.key.attention, layer)
     patterns = torch.from_numpy(made).to(scene.arrays[spec.key, layer][example].device)
     sides = {f"{BY_RECIPE}, equals what is recorded": scene.arrays[spec.key, layer][example]}
-    try:
+    with suppress(NotHere):
         sides[_OWN] = own_attention(place)
-    except NotHere:
-        pass
     for fact, expected in sides.items():
         claim = (spec.key, fact, Rounding.SOFTMAX)
         errors[claim] = max(error_between(patterns, expected), errors.get(claim, 0.0))
