@@ -1,15 +1,16 @@
 """How a model's patterns follow from its q and k, as its longest text shows: the recipes of a run.
 
-1. Before the first batch `found` runs that text, and reads from each attention call what its scores are made of:
-   scaling, softcap, sinks, which keys its queries see, and what is added to a score by where query and key are. What
-   follows no rule that `store.recipes` knows is refused.
+1. Before the first batch the first tokens of that text run, and from each attention call is read what its scores are
+   made of: scaling, softcap, sinks, which keys its queries see, and what is added to a score by where query and key
+   are. If any of it is a tensor, a mask or a bias, and not said in a word, all of the text runs, which shows as much of
+   it as any text will. What follows no rule that `store.recipes` knows is refused.
 2. Some rows of its patterns are made anew by the recipe, and held against those that torch makes of the same call in
    float32.
 
 While a run is recorded, `following` holds each call against its recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,7 @@ from traceformer.store.recipes import Bias, LayerRecipe, Operand, Recipe, Seen
 
 __all__ = ["Reading", "by_recipe", "with_operands"]
 
+_FEW = 32  # tokens of the text that runs first
 _WINDOWS = 64  # of different widths that are tried where columns are seen, too
 _ROWS = 32  # of the first queries, and of the last ones, that are made anew
 
@@ -46,7 +48,7 @@ def by_recipe(plan: Plan, model: LoadedModel, rows: Rows) -> Plan:
         UsageError: it has no patterns.
         Unsupported: they follow no recipe that is known.
     """
-    if not any(spec.key.site == "attn_pattern" for spec in plan.arrays):
+    if not _patterns(plan):
         raise UsageError(
             'nothing to do for `patterns="recipe"`',
             why="no patterns are recorded",
@@ -57,8 +59,13 @@ def by_recipe(plan: Plan, model: LoadedModel, rows: Rows) -> Plan:
     if any(edit.site in ("attn_scores", "attn_pattern") for edit in edits_of(model.model)):
         raise refused("that are edited", "they do not follow from q and k")
     plan = with_operands(plan, model)
+    longest = _longest(rows)
+    few = longest.cut(dict.fromkeys(longest.ids, _FEW))
     with unedited(model.model):
-        return replace(plan, recipes=_found(plan, model, _longest(rows)))
+        seen = _read(plan, model, few)
+        if not seen.is_said and few.lengths != longest.lengths:
+            seen = _read(plan, model, longest)
+    return replace(plan, recipes={spec.key: seen.recipe(spec) for spec in _patterns(plan)})
 
 
 def _longest(rows: Rows) -> Encoded:
@@ -85,9 +92,7 @@ def with_operands(plan: Plan, model: LoadedModel) -> Plan:
     """
     arrays = list(plan.arrays)
     there = {spec.key for spec in arrays}
-    for spec in plan.arrays:
-        if spec.key.site != "attn_pattern":
-            continue
+    for spec in _patterns(plan):
         stack = spec.key.stack
         asked = Selection(("q", "k"), layers={stack: spec.layers}, heads={stack: spec.heads})
         beside = plan_arrays(asked, model.model, stacks=tuple(model.dims.stacks), architecture=plan.architecture)
@@ -101,19 +106,27 @@ def with_operands(plan: Plan, model: LoadedModel) -> Plan:
     return replace(plan, arrays=tuple(arrays))
 
 
-def _found(plan: Plan, model: LoadedModel, row: Encoded) -> Mapping[ArrayKey, Recipe]:
-    patterns = [spec for spec in plan.arrays if spec.key.site == "attn_pattern"]
+def _patterns(plan: Plan) -> list[ArraySpec]:
+    return [spec for spec in plan.arrays if spec.key.site == "attn_pattern"]
+
+
+def _read(plan: Plan, model: LoadedModel, row: Encoded) -> "Reading":
     seen = Reading()
-    with Recorder(model.model, patterns, None, plan.architecture, follows=seen) as recorder:
+    with Recorder(model.model, _patterns(plan), None, plan.architecture, follows=seen) as recorder:
         inputs, spans = BatchInputs(model).to_run([row])
         recorder.run(spans, **inputs)
-    return {spec.key: seen.recipe(spec) for spec in patterns}
+    return seen
 
 
 class Reading:
-    """Reads recipes from the calls of one pass over one text, and proves them there."""
+    """Reads recipes from the calls of one pass over one text, and proves them there.
+
+    Attributes:
+        is_said: Whether all calls said in a word what queries see, and added nothing: what holds of any length.
+    """
 
     def __init__(self) -> None:
+        self.is_said = True
         self._layers: dict[tuple[ArrayKey, int], LayerRecipe] = {}
         self._stored: dict[ArrayKey, set[Operand]] = {}
         self._groups: dict[ArrayKey, set[int]] = {}
@@ -134,6 +147,7 @@ class Reading:
         heads, [of_queries], [of_keys] = list(spec.heads), queries, keys
         what = f"of layer {layer} of {spec.key}"
         seen = self._seen_in(call, spec, of_queries, of_keys, what)
+        self.is_said = self.is_said and call.mask is None and call.bias is None
         biases = self._biases.setdefault(spec.key, [])
         bias = None
         if call.bias is not None:
