@@ -215,6 +215,7 @@ def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, A
         "max_seq_len": texts.max_tokens,
         "dtype": storage.dtype,
         "attn_codec": storage.attn_codec,
+        **({"patterns": storage.patterns} if storage.patterns != "stored" else {}),
     }
 
 

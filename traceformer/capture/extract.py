@@ -40,6 +40,7 @@ from traceformer.sites import Numbers, Selection, Stack
 from traceformer.store.names import AttnCodec, Dtype
 from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
+from traceformer.store.recipes import Patterns
 from traceformer.store.run import Run
 from traceformer.store.sizes import estimated_bytes, estimated_files
 from traceformer.texts.cells import IdsColumn, TextColumn
@@ -73,6 +74,7 @@ def record(
     dtype: Dtype = "float16",
     codec: Literal["none", "zstd", "lz4"] = "none",
     attn_codec: AttnCodec = "exact",
+    patterns: Patterns = "stored",
     shard_examples: int | None = None,
     keep_duplicates: bool = False,
     resume: bool = False,
@@ -123,6 +125,8 @@ def record(
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
+        patterns: recipe stores q and k as the model has them in place of patterns, and how these follow from them; they
+            are made anew when they are read, the same on every machine.
         shard_examples: Texts per shard; the store chooses for None.
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
@@ -163,7 +167,7 @@ def record(
         resume=resume,
         overwrite=overwrite,
         writer=(shard_index, num_shards),
-        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
+        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates, patterns),
         thumbnails=thumbnails,
     )
     place.check()

@@ -154,6 +154,12 @@ def extract_stream(
 
 
 def _refuse(model: LoadedModel, texts: StreamedTexts, place: Place) -> None:
+    if place.storage.patterns == "recipe":
+        raise UsageError(
+            "patterns by recipe of a stream",
+            why="how they are made is seen on the longest text, and which that is nobody knows",
+            hint='a list or a file, without `streaming`; or `patterns="stored"`',
+        )
     if place.writer[1] > 1:
         raise UsageError(
             "several writers of one stream", why="which texts a shard holds is known once all before it were read"

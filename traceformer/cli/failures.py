@@ -33,9 +33,9 @@ _NAMED_ALIKE = (
     "grad_clip heads heads_dec heads_enc held_out how ids_column init k keep_duplicates keep_steps layers layers_dec "
     "layers_enc layout learning_rate lens_top_k like limit lossless max_tokens method metric model model_a model_b "
     "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder offset output over overwrite "
-    "pairs parts patience penalty port position positions preset project project_site prompt prompt_set prompts "
-    "repeats replace replay resume revision scales search seed shard_index shuffle shuffle_buffer side site split "
-    "steps stop store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
+    "pairs parts patience patterns penalty port position positions preset project project_site prompt prompt_set "
+    "prompts repeats replace replay resume revision scales search seed shard_index shuffle shuffle_buffer side site "
+    "split steps stop store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
     "weight_decay window workers wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {

@@ -11,6 +11,7 @@ from traceformer.store.hosts import Computed
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
 from traceformer.store.objects.path import AnyPath, sizes_in
+from traceformer.store.recipes import operands_of
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes
@@ -22,7 +23,7 @@ __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summ
 class ArraySummary:
     """One array: where it lies, its dimensions (None where each example has its own size), its size on disk.
 
-    What is told of a whole text has no size per token.
+    What is told of a whole text has no size per token. Patterns by recipe have the version of it, and no size.
     """
 
     key: str
@@ -32,6 +33,7 @@ class ArraySummary:
     heads: tuple[int, ...]
     bytes: int
     bytes_per_token: float | None
+    recipe: int | None = None
 
     @property
     def dims_in_words(self) -> str:
@@ -90,8 +92,8 @@ class RunSummary:
         )
         rows = [
             (
-                *(array.key, array.dims_in_words, amount_of_bytes(array.bytes)),
-                "-" if array.bytes_per_token is None else amount_of_bytes(array.bytes_per_token),
+                *(array.key, array.dims_in_words),
+                *(("by recipe", "-") if array.recipe is not None else _sizes_of(array)),
             )
             for array in self.arrays
         ]
@@ -140,8 +142,11 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
         size = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
-        per_token = None if spec.site.is_per_example else size / max(totals[spec.key.token_stack], 1)
-        arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
+        recipe = layout.recipes.get(spec.key)
+        has_rate = recipe is None and not spec.site.is_per_example
+        per_token = size / max(totals[spec.key.token_stack], 1) if has_rate else None
+        of = _dims(spec), spec.layers, spec.heads, size, per_token, None if recipe is None else recipe.version
+        arrays.append(ArraySummary(str(spec.key), path, *of))
     parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
     return RunSummary(
         run=str(folder),
@@ -160,7 +165,7 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
         longest={stack: int(of_stack.max(initial=0)) for stack, of_stack in lengths.items()},
         bytes=sum(sizes.values()),
         arrays=tuple(arrays),
-        parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),
+        parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout), *_recipes(layout)),
         labels=about.labels or (),
         computed=store.computed,
     )
@@ -185,6 +190,19 @@ def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
+
+
+def _sizes_of(array: ArraySummary) -> tuple[str, str]:
+    """On disk, and per token."""
+    rate = array.bytes_per_token
+    return amount_of_bytes(array.bytes), "-" if rate is None else amount_of_bytes(rate)
+
+
+def _recipes(layout: RunLayout) -> Iterator[str]:
+    """Yields a line for each array of patterns that are made of q and k."""
+    for key, recipe in layout.recipes.items():
+        query, keys = operands_of(key)
+        yield f"{key}: made anew of {query} and {keys}, in {recipe.stored}, by recipe {recipe.version}"
 
 
 def _aliases(layout: RunLayout) -> Iterator[str]:

@@ -29,6 +29,8 @@ room          the memory that there is, and what is refused because it would tak
 sizes         how much a run takes: what examples fill, and an estimate of what is stored
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
+recipes       patterns by recipe: what a run states of patterns that it does not hold
+rebuilding    patterns made anew of q and k, defined to the bit
 triangles     the lower triangle of a square, row after row: all that a causal pattern has
 codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf

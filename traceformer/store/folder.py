@@ -33,6 +33,7 @@ from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.lookup import FEW_SHARDS, Lookup, open_lookup
 from traceformer.store.marks import Identity, check_file, identity
 from traceformer.store.objects.path import AnyPath, ObjectPath
+from traceformer.store.rebuilding import rebuilt
 from traceformer.store.zarr3 import Array, along_layers, check_metadata, open_array, reading
 
 if TYPE_CHECKING:
@@ -121,8 +122,9 @@ class RunFolder:
         return str(self.folder)
 
     def steps(self, spec: ArraySpec) -> Iterable[range]:
-        for kept, _ in self.head.layout.pieces(spec, ()):
-            self._check_files(kept, self.index.shards)
+        for own in self.head.layout.read_for(spec):
+            for kept, _ in self.head.layout.pieces(own, ()):
+                self._check_files(kept, self.index.shards)
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
@@ -137,9 +139,11 @@ class RunFolder:
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
         index, layout = self.index, self.head.layout
+        wanted = range(index.length(row, spec.key.stack)) if queries is None else queries
+        if spec.key in layout.recipes:
+            return rebuilt(self, spec, row, lead, wanted)
         shard = index.shard(row)
         slot = index.example(row) - layout.shard_range(shard).start
-        wanted = range(index.length(row, spec.key.stack)) if queries is None else queries
         self._check_files(spec, (shard,))
         self._check_metadata(spec)
         with reading(f"{self.folder}/{layout.array_path(spec.key)}"):

@@ -15,6 +15,7 @@
    is as many examples, with all layers and heads, as 256 KiB hold; one shard is B examples. They are compressed like
    token arrays. The row of an example without tokens, on which nothing was run, is NaN.
 6. A layer of a token array that is another's, bit for bit, is not stored: see `aliases`.
+7. Patterns by recipe are not stored either: see `recipes`. Their q and k are as wide as loses nothing of them.
 """
 
 import math
@@ -26,6 +27,7 @@ from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
 from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, Stored, array_path
+from traceformer.store.recipes import Recipe, check_recipes, operands_of
 from traceformer.store.triangles import n_cells
 
 __all__ = [
@@ -69,7 +71,7 @@ _WORDS: Mapping[str, Any] = {
 }
 _MOST = 1 << 48  # of anything: products of two such numbers still mean something to Python, and to nothing else
 # What a layout states, by the format that it came with.
-_SINCE: Mapping[str, int] = {"aliases": 3, "triangles": 3, "matrix_codec": 3}
+_SINCE: Mapping[str, int] = {"aliases": 3, "triangles": 3, "matrix_codec": 3, "recipes": 3}
 _OF_LAYERS = ("layer", "hidden_layer")
 _OF_HEADS = ("head", "kv_head")
 
@@ -91,7 +93,8 @@ class RunLayout:
     matrices are compressed; what they are without being stated is what formats 1 and 2 have.
 
     `arrays` are what a reader sees. `aliases` are the layers of them that are another's, and `kept` is what is stored:
-    the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these.
+    the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these. `recipes` are
+    those of the patterns that are made anew when they are read, and not stored.
     """
 
     arch: Arch
@@ -106,10 +109,12 @@ class RunLayout:
     triangles: tuple[ArrayKey, ...] = ()
     matrix_codec: MatrixCodec = "zstd"
     aliases: Aliases = field(default_factory=dict[Rows, Rows])
+    recipes: Mapping[ArrayKey, Recipe] = field(default_factory=dict[ArrayKey, Recipe])
     _kept: Mapping[ArrayKey, ArraySpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_kept", kept_arrays(self.arrays, self.aliases))
+        stored = [spec for spec in self.arrays if spec.key not in self.recipes]
+        object.__setattr__(self, "_kept", kept_arrays(stored, self.aliases))
 
     @classmethod
     def plan(
@@ -125,10 +130,12 @@ class RunLayout:
         codec: Codec = "none",
         shard_examples: int | None = None,
         triangles: Collection[ArrayKey] = (),
+        recipes: Mapping[ArrayKey, Recipe] | None = None,
     ) -> "RunLayout":
         """Returns the layout for examples of at most `longest` tokens per stack, and of `mean` tokens on average.
 
-        `triangles` are the patterns of which it is known that no query looks at a later key.
+        `triangles` are the patterns of which it is known that no query looks at a later key, `recipes` of those that
+        are not stored how they are made.
 
         Raises:
             UsageError: no arrays, no examples, an array twice, or one of a stack without a length.
@@ -144,6 +151,7 @@ class RunLayout:
             raise UsageError(f"no length for {missing}", why="an array has rows there")
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
         layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}).packed(triangles)
+        layout = replace(layout, recipes=recipes or {})
         fitting = SHARD_BYTES // layout.bytes_per_shard()
         in_shard = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
         chunk_slots: dict[Stack, int] = {}
@@ -169,6 +177,13 @@ class RunLayout:
     def pieces(self, spec: ArraySpec, lead: Lead) -> list[Piece]:
         """Returns the parts of kept arrays that `lead` of an array is made of, in order along its layers."""
         return pieces(spec, lead, self.aliases, self._kept)
+
+    def read_for(self, spec: ArraySpec) -> tuple[ArraySpec, ...]:
+        """Returns the arrays that are read for an array's numbers: itself, or q and k of patterns by recipe."""
+        if spec.key not in self.recipes:
+            return (spec,)
+        operands = operands_of(spec.key)
+        return tuple(other for other in self.arrays if other.key in operands)
 
     def array_path(self, key: ArrayKey) -> str:
         """Returns where the array lives inside the run's folder: `dec_self_attn.zarr/attn`."""
@@ -202,6 +217,9 @@ class RunLayout:
             return "int32"
         if spec.site.is_in_float32:
             return "float32"
+        if spec.key.site in ("q", "k") and self.recipes:
+            recipe = self.recipes.get(spec.key._replace(site="attn_pattern"))
+            return self.dtype if recipe is None else recipe.stored
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
 
     def codec_of(self, spec: ArraySpec) -> Codec | MatrixCodec:
@@ -345,6 +363,7 @@ class RunLayout:
             "triangles": [str(key) for key in self.triangles],
             "matrix_codec": self.matrix_codec,
             "aliases": {str(rows): str(one) for rows, one in self.aliases.items()},
+            **({"recipes": {str(key): own.to_json() for key, own in self.recipes.items()}} if self.recipes else {}),
         }
 
     @classmethod
@@ -360,6 +379,8 @@ class RunLayout:
         fields["aliases"] = {Rows.parse(rows): Rows.parse(one) for rows, one in stated}
         check_aliases(fields["aliases"], fields["arrays"])
         fields["triangles"] = tuple(ArrayKey.parse(key) for key in data.get("triangles", ()))
+        recipes = data.get("recipes", {}).items()
+        fields["recipes"] = {ArrayKey.parse(key): Recipe.from_json(recipe) for key, recipe in recipes}
         layout = cls(**fields)
         for name, kind in _WORDS.items():
             if getattr(layout, name) not in get_args(kind):
@@ -377,6 +398,7 @@ class RunLayout:
             raise ValueError("it has no arrays, or no sizes of their stacks")
         if not {spec.key for spec in layout.arrays if spec.site.is_matrix}.issuperset(layout.triangles):
             raise ValueError("its triangles are no matrices of its own")
+        check_recipes(layout.recipes, layout.arrays)
         return layout
 
 

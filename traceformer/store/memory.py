@@ -25,6 +25,7 @@ from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
+from traceformer.store.rebuilding import rebuilt
 from traceformer.store.room import amount, available_memory
 from traceformer.store.run import Run
 from traceformer.store.sizes import filled_bytes
@@ -87,9 +88,11 @@ class MemorySource:
     def matrix(
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
+        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
+        if spec.key in self.head.layout.recipes:
+            return rebuilt(self, spec, row, lead, queries)
         kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
         keys = self.index.length(row, spec.key.key_stack)
-        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
         if not triangle:
             return kept[..., queries.start : queries.stop, :].copy()
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]

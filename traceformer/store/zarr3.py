@@ -24,6 +24,7 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
 from traceformer.store.objects.path import AnyPath
 from traceformer.store.placing import Group, ObjectGroup
+from traceformer.store.recipes import operands_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -74,11 +75,12 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
 
     With `n_slots`, the used token slots per stack, it is that of a finished run: token axes end there, and each
     token group has its coordinates `token_example` and `token_position`. Groups carry their arrays' metadata
-    inline, without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves.
+    inline, without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves, and
+    in `by_recipe` what patterns are made of.
     """
     groups: dict[str, dict[str, JSON]] = {layout.array_path(spec.key).split("/")[0]: {} for spec in layout.arrays}
     coordinates: dict[str, list[str]] = {}
-    aliases = _aliases(layout)
+    aliases, recipes = _aliases(layout), _recipes(layout)
     for spec in layout.kept:
         group, leaf = layout.array_path(spec.key).split("/")
         slots = n_slots[spec.key.token_stack] if n_slots is not None and spec.site.is_per_token else None
@@ -100,6 +102,7 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
             "attributes": {
                 **({"coordinates": " ".join(coordinates[group])} if group in coordinates else {}),
                 **({"alias_of": aliases[group]} if group in aliases else {}),
+                **({"by_recipe": recipes[group]} if group in recipes else {}),
             },
             "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
         }
@@ -120,6 +123,16 @@ def _aliases(layout: RunLayout) -> dict[str, JSON]:
             found.setdefault(group, {})[leaf] = there
         else:
             found.setdefault(group, {}).setdefault(leaf, {})[str(rows.layer)] = there
+    return found
+
+
+def _recipes(layout: RunLayout) -> dict[str, JSON]:
+    """Returns for each group the patterns that are made anew: array -> where q and k are, and the recipe."""
+    found: dict[str, JSON] = {}
+    for key, recipe in layout.recipes.items():
+        group, leaf = layout.array_path(key).split("/")
+        operands = (layout.array_path(own) for own in operands_of(key))
+        found.setdefault(group, {})[leaf] = {**dict(zip("qk", operands, strict=True)), "recipe": recipe.to_json()}
     return found
 
 

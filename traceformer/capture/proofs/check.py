@@ -28,6 +28,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
+from traceformer.capture.proofs.recipes import BY_RECIPE, prove_recipes
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
@@ -161,7 +162,7 @@ def check_model(
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
     plan = replace(plan, arrays=(*plan.arrays, *_of_other_shapes(plan, selection, model, row, dims)))
     with torch.inference_mode(), evaluating(model):
-        largest_score, has_attentions = 0.0, False
+        largest_score, has_attentions, no_recipe = 0.0, False, None
         errors: Errors = {}
         sharing = Sharing(model)
         lengths: list[Lengths] = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
@@ -176,10 +177,15 @@ def check_model(
                 prove(scene, plan.arrays, errors)
             prove_edits(scenes[0], plan.arrays, *batch_of(model, [examples[index] for index in part]), errors)
             has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
+            longest = max((examples[index] for index in part), key=lambda each: sum(map(len, each.values())))
+            why = prove_recipes(model, row, plan.arrays, scenes, batch_of(model, [longest]), errors)
+            no_recipe = no_recipe or why
             _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
         left_out = {**untested} | _without_padding(
             model, [[examples[index] for index in part] for part in parts], sharing
         )
+        if no_recipe is not None:
+            left_out[BY_RECIPE] = no_recipe
         if not has_attentions and any(own.n_heads for own in dims.stacks.values()):
             left_out["equals the model's own attentions"] = "the model returns none"
     order = {spec.key: index for index, spec in enumerate(plan.arrays)}
