@@ -37,7 +37,7 @@ from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.run import Run
@@ -72,6 +72,7 @@ def record(
     dtype: Dtype = "float16",
     codec: Literal["none", "zstd", "lz4"] = "none",
     attn_codec: AttnCodec = "exact",
+    rows_codec: RowsCodec = "exact",
     shard_examples: int | None = None,
     keep_duplicates: bool = False,
     resume: bool = False,
@@ -122,6 +123,8 @@ def record(
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
+        rows_codec: q8 stores activations in 0.53 of float16's bytes: each value in 8 bits, to 0.4 % of the largest of 32
+            neighbours, and massive channels exactly.
         shard_examples: Texts per shard; the store chooses for None.
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
@@ -162,7 +165,7 @@ def record(
         resume=resume,
         overwrite=overwrite,
         writer=(shard_index, num_shards),
-        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates),
+        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates, rows_codec),
         thumbnails=thumbnails,
     )
     place.check()

@@ -294,6 +294,8 @@ class PlaceChoice:
     """The run's folder, in place of one in ./traces that is named after time, model and texts; or s3://BUCKET/NAME."""
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""
+    rows_codec: Literal["exact", "q8"] = "exact"
+    """q8 stores activations in 0.53 of float16's bytes, to 0.4 % of the largest of 32 values, massive channels exactly."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     overwrite: bool = False
@@ -323,7 +325,9 @@ class PlaceChoice:
             resume=self.resume,
             overwrite=self.overwrite,
             writer=storage.pop("writer", (0, 1)),
-            storage=Storage(self.dtype, keep_duplicates=self.keep_duplicates, **storage),
+            storage=Storage(
+                self.dtype, keep_duplicates=self.keep_duplicates, rows_codec=self.rows_codec, **storage
+            ),
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
             thumbnails=self.thumbnails,
         )

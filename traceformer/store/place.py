@@ -19,7 +19,7 @@ from traceformer.store.leased import LeasedWriter
 from traceformer.store.locks import begun_head, find_unfinished, timestamped_folder
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import AnyPath, ObjectPath
 from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
@@ -43,6 +43,7 @@ class Storage:
     attn_codec: AttnCodec = "exact"
     shard_examples: int | None = None
     keep_duplicates: bool = False
+    rows_codec: RowsCodec = "exact"
 
     def once(self, layout: RunLayout, aliases: Aliases) -> RunLayout:
         """Returns the layout with these aliases, or as it is where everything is to be stored."""
@@ -88,6 +89,7 @@ class Place:
         check_choice("dtype", self.storage.dtype, get_args(Dtype))
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
         check_choice("attn_codec", self.storage.attn_codec, get_args(AttnCodec))
+        check_choice("rows_codec", self.storage.rows_codec, get_args(RowsCodec))
         if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
             raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
         check_choice("claims", self.claims, ("own", "lease"))
