@@ -113,8 +113,8 @@ def n_blocks(width: int) -> int:
 
 
 def most_massive(width: int) -> int:
-    """Returns how many channels of a row can be kept exactly: one in 128, and at least one."""
-    return max(1, width // 128)
+    """Returns how many channels of a row can be kept exactly: one in 64, and at least four."""
+    return max(4, width // 64)
 
 
 def massive_channels(rows: Shaped[np.ndarray, "slot d"]) -> tuple[int, ...]:
