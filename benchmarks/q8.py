@@ -2,9 +2,9 @@
 
     python benchmarks/q8.py [--json FILE] [--folder FOLDER] [--quick]
 
-The peer is FP8 (e4m3) with one scale for each token, of the same rows in the same run. An error is that of a token's row:
-the root of its mean square over that of the row. What it does to a reader is the logit lens of `byte`, read from a run
-in q8 and from one in float32: the divergence (KL) between what both say, over all layers and tokens.
+The peer is FP8 (e4m3) with one scale for each token, of the same rows in the same run. An error is that of a token's
+row: the root of its mean square over that of the row. What it does to a reader is the logit lens of `byte`, read from a
+run in q8 and from one in float32: the divergence (KL) between what both say, over all layers and tokens.
 """
 
 import os
@@ -92,7 +92,9 @@ def measure_rows(folder: Path, quick: bool) -> Iterator[Row]:
         for name, chosen in (("of FP8 e4m3 with a scale for each token", slice(None)), ("FP8, of the others", others)):
             peer = np.concatenate([errors(as_fp8(block)[..., chosen], block[..., chosen]) for block in blocks])
             yield row(f"  {name}", [float(peer.mean())], None)
-        off = max(float(np.abs(run.get(n, "resid_post") - block.astype(np.float16)).max()) for n, block in enumerate(blocks))
+        off = max(
+            float(np.abs(run.get(n, "resid_post") - block.astype(np.float16)).max()) for n, block in enumerate(blocks)
+        )
         yield row("  largest error over the bound that the run states", [off / run.largest_error("resid_post")], 1.0)
         shutil.rmtree(folder / "q8-run")
 
@@ -112,7 +114,9 @@ def measure_speed(quick: bool, turns: int) -> Iterator[Row]:
             target = 0.5 if dtype == np.float32 else None
             yield row(f"encode, GB/s of float32, from {name}", speed, target, at_least=True, note="processor seconds")
             if dtype == np.float32:
-                yield row("decode, GB/s of float32", [4 * rows.size / each / 1e9 for each in decode], None, at_least=True)
+                yield row(
+                    "decode, GB/s of float32", [4 * rows.size / each / 1e9 for each in decode], None, at_least=True
+                )
     finally:
         os.sched_setaffinity(0, cores)
 

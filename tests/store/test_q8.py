@@ -49,7 +49,7 @@ def formula(made: Rounded, dtype: Any) -> np.ndarray:
 
 @st.composite
 def some_rows(draw: st.DrawFn, kind: str) -> np.ndarray:
-    """Rows of any size: whole blocks of zeros, channels a thousand times the others, the smallest and largest numbers."""
+    """Rows of any size: blocks of zeros, channels a thousand times the others, the smallest and largest numbers."""
     random = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     shape = (draw(st.integers(1, 5)), draw(st.sampled_from((1, 7, 31, 32, 33, 64, 200))))
     least, most = {"float16": (-26, 15), "float32": (-140, 19), "bfloat16": (-130, 19)}[kind]
@@ -147,7 +147,13 @@ def rows_of(spec: ArraySpec, example: int) -> np.ndarray:
 
 
 def plan(**options: Any) -> RunLayout:
-    chosen = {"n_examples": len(LENGTHS), "longest": {"dec": 64}, "shard_examples": 4, "rows_codec": "q8", **options}
+    chosen: dict[str, Any] = {
+        "n_examples": len(LENGTHS),
+        "longest": {"dec": 64},
+        "shard_examples": 4,
+        "rows_codec": "q8",
+        **options,
+    }
     return RunLayout.plan(arch="dec", arrays=options.pop("arrays", ARRAYS), **chosen)
 
 
@@ -193,14 +199,16 @@ def test_a_run_gives_every_value_within_the_bound_that_it_states(run: Run) -> No
 def test_rows_together_are_those_of_the_examples(run: Run) -> None:
     for spec, layer in ((RESID, 2), (Q, 0), (EMBED, None)):
         each = [run.get(example, spec.key, layer) for example in range(run.n)]
-        wanted = np.concatenate([own.transpose(1, 0, 2).reshape(own.shape[1], -1) if own.ndim == 3 else own for own in each])
+        wanted = np.concatenate(
+            [own.transpose(1, 0, 2).reshape(own.shape[1], -1) if own.ndim == 3 else own for own in each]
+        )
         assert np.array_equal(run.activations(spec.key, layer), wanted)
         assert np.array_equal(np.concatenate([*run.stream(spec.key, layer, 9)]), wanted)
         mixed = np.concatenate([*run.stream(spec.key, layer, 9, shuffle=True, seed=3)])
         assert np.array_equal(np.sort(mixed, axis=0), np.sort(wanted, axis=0))
     heads = dict(run.head("q", 2, 3))
     assert all(np.array_equal(heads[f"e{example}"], run.get(example, "q", 2, 3)) for example in range(run.n))
-    tree = run.to_xarray()
+    tree: Any = run.to_xarray()
     assert np.array_equal(tree["dec_res_post_mlp"]["x"].sel(layer=2).values, run.activations("resid_post", 2))
     assert np.array_equal(
         tree["dec_self_qkv"]["q"].isel(head=1, d_head=[0, 39], dec_token=slice(3, 9)).values,
@@ -226,7 +234,9 @@ def test_any_reader_of_zarr_decodes_it_by_the_formula(run: Run, tmp_path: Path, 
     slots = pq.read_table(folder / "tokens.parquet")["slot"].to_pylist()
     for spec in ARRAYS:
         path = f"{folder}/{plain.layout.array_path(spec.key)}"
-        codes, scales, kept, channels = (reader(f"{path}{part}") for part in ("", "_scale", "_massive", "_massive_channel"))
+        codes, scales, kept, channels = (
+            reader(f"{path}{part}") for part in ("", "_scale", "_massive", "_massive_channel")
+        )
         assert (codes.dtype, scales.dtype, kept.dtype, channels.dtype) == (np.int8, np.float16, np.float16, np.int32)
         numbers = codes * np.repeat(scales.astype(np.float32), 32, axis=-1)[..., : codes.shape[-1]]
         for at in np.ndindex(channels.shape):  # (shard[, layer, head], place)
@@ -267,7 +277,11 @@ def test_two_runs_and_a_resumed_one_have_the_same_bytes(run: Run, tmp_path: Path
     with RunWriter.create(tmp_path / "parts/run", plan(), runs.META, digest=runs.DIGEST) as writer:
         fill(writer, 1)
         half = writer.folder / "dec_embed_leftover"
-        for path in ("dec_res_embed.zarr/x/c.1.0", "dec_res_embed.zarr/x_scale/c.1.0", "dec_res_embed.zarr/x_massive/c.1.0"):
+        for path in (
+            "dec_res_embed.zarr/x/c.1.0",
+            "dec_res_embed.zarr/x_scale/c.1.0",
+            "dec_res_embed.zarr/x_massive/c.1.0",
+        ):
             (writer.folder / path).parent.mkdir(exist_ok=True)
             (writer.folder / path).write_bytes(b"half a shard")
         assert not half.exists()
@@ -335,8 +349,14 @@ def test_layers_that_are_another_arrays_are_read_there(tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_or_too_large_is_refused(tmp_path: Path) -> None:
-    for value, what in ((np.nan, "is NaN in example 1"), (np.inf, "is infinite in example 1"), (1e9, "does not fit into q8")):
-        writer = RunWriter.create(tmp_path / "run", plan(dtype="float32"), runs.META, digest=runs.DIGEST, overwrite=True)
+    for value, what in (
+        (np.nan, "is NaN in example 1"),
+        (np.inf, "is infinite in example 1"),
+        (1e9, "does not fit into q8"),
+    ):
+        writer = RunWriter.create(
+            tmp_path / "run", plan(dtype="float32"), runs.META, digest=runs.DIGEST, overwrite=True
+        )
         with writer:
             buffer = writer.buffer()
             buffer.begin({"dec": list(LENGTHS[:4])})
@@ -391,7 +411,7 @@ def test_a_record_that_cannot_be_the_runs_is_refused(run: Run, tmp_path: Path) -
     record.pop("sha256", None)
     for massive in ([[], [WIDTH]], [[]], [[], [3, 2]], [[], [1.5]], "no"):
         record["rounded"]["dec.resid_post"]["massive"] = massive
-        path.write_bytes(seal({name: value for name, value in record.items()}))
+        path.write_bytes(seal(dict(record)))
         with pytest.raises((CorruptRun, Unreadable)):
             Run(tmp_path / "run")
 
@@ -410,5 +430,7 @@ def test_a_run_in_a_bucket_is_the_same(run: Run, bucket: Bucket) -> None:
     assert bucket.contents(place) == runs.contents(run.folder)  # pyright: ignore[reportArgumentType]
     remote = Run(str(place))
     for spec in ARRAYS:
-        assert all(np.array_equal(remote.get(example, spec.key), run.get(example, spec.key)) for example in range(run.n))
+        assert all(
+            np.array_equal(remote.get(example, spec.key), run.get(example, spec.key)) for example in range(run.n)
+        )
     assert np.array_equal(remote.activations("q", 2), run.activations("q", 2))

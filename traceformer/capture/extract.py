@@ -123,7 +123,7 @@ def record(
         codec: Compression of token arrays.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
-        rows_codec: q8 stores activations in 0.53 of float16's bytes: each value in 8 bits, to 0.4 % of the largest of 32
+        rows_codec: q8 stores activations in 0.53 of float16's bytes: in a byte each, to 0.4 % of the largest of 32
             neighbours, and massive channels exactly.
         shard_examples: Texts per shard; the store chooses for None.
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.

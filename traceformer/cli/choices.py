@@ -295,7 +295,7 @@ class PlaceChoice:
     dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How values are stored; one that float16 cannot hold stops the run."""
     rows_codec: Literal["exact", "q8"] = "exact"
-    """q8 stores activations in 0.53 of float16's bytes, to 0.4 % of the largest of 32 values, massive channels exactly."""
+    """q8 stores activations in a byte each, to 0.4 % of the largest of 32 neighbours, massive channels exactly."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
     overwrite: bool = False
@@ -325,9 +325,7 @@ class PlaceChoice:
             resume=self.resume,
             overwrite=self.overwrite,
             writer=storage.pop("writer", (0, 1)),
-            storage=Storage(
-                self.dtype, keep_duplicates=self.keep_duplicates, rows_codec=self.rows_codec, **storage
-            ),
+            storage=Storage(self.dtype, keep_duplicates=self.keep_duplicates, rows_codec=self.rows_codec, **storage),
             command_line=shlex.join(["traceformer", *sys.argv[1:]]),
             thumbnails=self.thumbnails,
         )

@@ -22,7 +22,7 @@ _ARRAYS_AT_A_TIME = 2  # beside a model that needs the cores itself
 
 
 class ShardBuffer:
-    """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8), or before they are rounded.
+    """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8), or rounded.
 
     Call `begin` with the shard's example lengths, then `put` all of each array for the example in each slot; or fill,
     of arrays that are no matrices, `part(spec, b)`, and hand matrices to `matrices` row by row.

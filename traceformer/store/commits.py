@@ -278,7 +278,9 @@ class CommitRecord:
             return None
         for spec in layout.kept:
             rounding = self.rounded.get(str(spec.key))
-            if rounding is not None and not rounding.fits(max(1, len(spec.layers)) * max(1, len(spec.heads)), spec.width):
+            if rounding is not None and not rounding.fits(
+                max(1, len(spec.layers)) * max(1, len(spec.heads)), spec.width
+            ):
                 return None
             has_massive = rounding is not None and any(rounding.massive)
             found += [part for part in layout.parts(spec) if part.part != "massive" or has_massive]

@@ -2,9 +2,9 @@
 
 Whoever reads gets float32, which holds float16 and bfloat16 exactly: sums in float16 end at 65504 and have three
 digits. bfloat16 lies on disk as uint16, since zarr-python cannot open bfloat16. `sqrt8` keeps round(255 sqrt(p)) in a
-byte, at most 0.004 away from p; `q8` rows as bytes beside scales, which are numbers again before anybody here sees them.
-Who asks for numbers as they are stored gets float16 of float16; of the others
-float32, since numpy has no type for them. Token ids are int32 in any run.
+byte, at most 0.004 away from p; `q8` keeps rows in bytes beside scales, and views of them give numbers. Who asks for
+numbers as they are stored gets float16 of float16; of the others float32, since numpy has no type for them. Token ids
+are int32 in any run.
 """
 
 from collections.abc import Mapping

@@ -15,8 +15,8 @@
    is as many examples, with all layers and heads, as 256 KiB hold; one shard is B examples. They are compressed like
    token arrays. The row of an example without tokens, on which nothing was run, is NaN.
 6. A layer of a token array that is another's, bit for bit, is not stored: see `aliases`.
-7. Activations may be rounded to bytes (`q8`): then an array lies there as three, its codes under its own name, and beside
-   them their scales and its massive channels, each of which is a chunk of its own and left out where it is none.
+7. Activations may be rounded to bytes (`q8`): then an array lies there as three, its codes under its own name, and
+   beside them their scales and its massive channels, whose chunks have one channel each and are left out where none is.
 """
 
 import math
@@ -150,7 +150,9 @@ class RunLayout:
             raise UsageError(f"no length for {missing}", why="an array has rows there")
         if rows_codec == "q8" and not any(spec.site.holds_features for spec in arrays):
             kept = " ".join(str(spec.key) for spec in arrays)
-            raise UsageError("no rows to store as q8", why=f"{kept} are stored as they are", hint='`capture="resid"` has some')
+            raise UsageError(
+                "no rows to store as q8", why=f"{kept} are stored as they are", hint='`capture="resid"` has some'
+            )
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
         layout = cls(
             arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}, rows_codec=rows_codec
@@ -208,8 +210,7 @@ class RunLayout:
         return self.shard_examples * self.max_tokens[stack]
 
     def stored(self, spec: ArraySpec) -> Stored:
-        """Returns how the array's numbers are stored: `sqrt8` is for patterns only, since scores have any size, `q8` for
-        rows of activations."""
+        """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
         if spec.part:
             return "float16" if spec.part == "scale" else self.dtype
         if spec.site.holds_ids:

@@ -1,7 +1,7 @@
 """Arrays that are read when they are asked for, as views: choosing a part of one reads nothing.
 
-They have that part of a tensorstore's interface that readers of runs use, so that these are the same for both. What their
-numbers are made of is a `Filling`'s: of chunks in a bucket, or of codes and scales.
+They have that part of a tensorstore's interface that readers of runs use, so that these are the same for both. Their
+numbers are made by a `Filling`: of chunks in a bucket, or of codes and scales.
 """
 
 from collections.abc import Sequence

@@ -49,9 +49,9 @@ class MemorySource:
     Attributes:
         matrices: For each matrix array, every example's (layer, head, query, key), or (layer, head, cell) of a packed
             triangle, as stored.
-        rows: For each token array that is kept, by its path, all tokens' rows, (layer[, head], slot, d): slots without gaps.
-            Where these are codes, what lies beside them likewise. For each
-            example array all examples', (example[, layer, head], d).
+        rows: For each token array that is kept, by its path, all tokens' rows, (layer[, head], slot, d): slots without
+            gaps; where these are codes, what lies beside them likewise. For each example array all examples',
+            (example[, layer, head], d).
         table: One row per example.
     """
 

@@ -1,19 +1,18 @@
 """Rows as bytes: a code of 8 bits for each value, a float16 scale for every 32 of them, massive channels exactly.
 
 1. A channel is massive whose largest magnitude in a shard is more than `MASSIVE` times the median of all channels'
-   (those that are zero throughout left out), or more than a scale can express. It is taken out of its block, whose other values it would round to
-   nothing, and kept in the dtype of the run; of many, the largest `most_massive` are.
-2. What is left of a row is cut into blocks of 32 values; the last may be shorter. A block's scale is its largest magnitude
-   over 127, rounded up to float16: no code passes 127, and only a block of zeros has the scale 0.
-3. A value's code is the nearest whole number of scales. What is read is code * scale, which float32 holds exactly: off by
-   half a scale at most, which is 0.4 % of the largest of the 32.
+   (those left out that are zero throughout), or more than a scale can express. It is taken out of its block, whose
+   other values it would round to nothing, and kept in the dtype of the run; of many, the largest `most_massive` are.
+2. What is left of a row is cut into blocks of 32 values; the last may be shorter. A block's scale is its largest
+   magnitude over 127, rounded up to float16: no code passes 127, and only a block of zeros has the scale 0.
+3. A value's code is the nearest whole number of scales. What is read is code * scale, which float32 holds exactly: off
+   by half a scale at most, which is 0.4 % of the largest of the 32, and 3e-8, where float16 has few digits.
 
 All of it is elementwise arithmetic of float32 that IEEE 754 defines to the last bit: equal rows give equal bytes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np

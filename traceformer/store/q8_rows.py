@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class _Codes:
         *of_plane, slots = (np.asarray(own) for own in lead)
         shards = self.index.shards_at(slots, self.planes[0].spec.key.token_stack)
         cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(slots)]
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in pairwise(cuts):
             for at in np.ndindex(*map(len, of_plane)):
                 place = tuple(int(own[i]) for own, i in zip(of_plane, at, strict=True))
                 plane, head = self.planes[place[0]], place[1] if len(place) > 1 else 0
@@ -118,14 +119,14 @@ def rows_of_shard(
     codes, scales, massive = layout.parts(spec)
     with reading(layout.array_path(spec.key)):
         ahead = [opened(part)[..., slots, :].read() for part in (codes, scales)]
-        found = [future.result() for future in ahead]
+        of_codes, of_scales = (future.result() for future in ahead)
         kept: list[Shaped[np.ndarray, "slot _"]] = []
-        for at, own in zip(np.ndindex(found[0].shape[:-2]), channels, strict=True):
+        for at, own in zip(np.ndindex(of_codes.shape[:-2]), channels, strict=True):
             if own:
                 kept.append(opened(massive)[(*at, slots, slice(len(own)))].read().result())
             else:
-                kept.append(np.empty((found[0].shape[-2], 0), found[0].dtype))
-    return Rounded(*found, kept, channels)
+                kept.append(np.empty((of_codes.shape[-2], 0), of_codes.dtype))
+    return Rounded(of_codes, of_scales, kept, channels)
 
 
 def _whole(piece: Piece) -> Piece:

@@ -57,8 +57,8 @@ class Run:
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
-    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16 (bfloat16,
-    sqrt8 and q8, for which numpy has no type, are float32 then, too).
+    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16
+    (bfloat16, sqrt8 and q8, for which numpy has no type, are float32 then, too).
     Damage in the files that are read raises CorruptRun. A worker process is given the run itself, which opens it anew;
     one that is forked after arrays were read raises Unsupported instead of reading (`docs/runs.md` has the ways on).
 
@@ -222,7 +222,9 @@ class Run:
         if self.layout.stored(spec) != "q8":
             return 0.0
         kept = [piece.spec for piece in self.layout.pieces(spec, ())]
-        return max((self._index.rounding(one, shard).error for one in kept for shard in self._index.shards), default=0.0)
+        return max(
+            (self._index.rounding(one, shard).error for one in kept for shard in self._index.shards), default=0.0
+        )
 
     # One example
 

@@ -50,7 +50,7 @@ class Source(Protocol):
         ...
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
-        """Returns the rows of one step, or of one example, of an array that is no matrix, as they are stored, or were rounded.
+        """Returns the rows of one step, or of one example, of an array that is no matrix, as they are stored.
 
         Token arrays (*lead, token, d) hold the examples' tokens back to back, example arrays are (example, *lead, d).
         """

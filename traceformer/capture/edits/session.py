@@ -376,8 +376,8 @@ def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
         return
     if run.layout.rows_codec == "q8":
         warnings.warn(
-            f"{run.name} keeps activations in a byte each: {edit.kind} puts rounded numbers there; record the donor with "
-            '`rows_codec="exact"`',
+            f"{run.name} keeps activations in a byte each: {edit.kind} puts rounded numbers there; "
+            'record the donor with `rows_codec="exact"`',
             stacklevel=4,
         )
     best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
