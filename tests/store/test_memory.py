@@ -21,6 +21,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "encoder-decoder": {"arch": "encdec"},
     "bfloat16 and bytes": {"arch": "dec", "dtype": "bfloat16", "attn_codec": "sqrt8"},
     "one shard": {"arch": "dec", "shard_examples": 16},
+    "rows as bytes": {"arch": "encdec", "rows_codec": "q8"},
+    "bfloat16 rows as bytes": {"arch": "dec", "dtype": "bfloat16", "rows_codec": "q8", "codec": "zstd"},
 }
 
 

@@ -29,7 +29,7 @@ from traceformer.store.commits import RunHead
 from traceformer.store.files import canonical, durable_write, read_sealed, seal, sha256
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.training import StepRun, TrainingRuns, folder_of_step, open_checkpoints
@@ -59,6 +59,7 @@ def record_checkpoints(
     max_seq_len: int | Literal["auto"] = "auto",
     dtype: Dtype = "float16",
     attn_codec: AttnCodec = "exact",
+    rows_codec: RowsCodec = "exact",
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
@@ -102,9 +103,8 @@ def record_checkpoints(
         limit=limit,
         max_seq_len=max_seq_len,
     )
-    place = Place(
-        folder=as_path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec)
-    )
+    storage = Storage(dtype, attn_codec=attn_codec, rows_codec=rows_codec)
+    place = Place(folder=as_path(out), resume=resume, overwrite=overwrite, storage=storage)
     with watched(progress) as shown:
         return extract_checkpoints(
             found,
@@ -216,6 +216,7 @@ def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, A
         "dtype": storage.dtype,
         "attn_codec": storage.attn_codec,
         **({"patterns": storage.patterns} if storage.patterns != "stored" else {}),
+        **({} if storage.rows_codec == "exact" else {"rows_codec": storage.rows_codec}),
     }
 
 

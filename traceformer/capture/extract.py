@@ -37,7 +37,7 @@ from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
 from traceformer.sites import Numbers, Selection, Stack
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.recipes import Patterns
@@ -75,6 +75,7 @@ def record(
     codec: Literal["none", "zstd", "lz4"] = "none",
     attn_codec: AttnCodec = "exact",
     patterns: Patterns = "stored",
+    rows_codec: RowsCodec = "exact",
     shard_examples: int | None = None,
     keep_duplicates: bool = False,
     resume: bool = False,
@@ -127,6 +128,8 @@ def record(
             with an error of up to 0.004.
         patterns: recipe stores q and k as the model has them in place of patterns, and how these follow from them; they
             are made anew when they are read, the same on every machine.
+        rows_codec: q8 stores activations in 0.53 of float16's bytes: in a byte each, to 0.4 % of the largest of 32
+            neighbours, and massive channels exactly.
         shard_examples: Texts per shard; the store chooses for None.
         keep_duplicates: Store rows that are equal to another array's (`hidden[3]` is `resid_pre[3]`) once more.
         resume: Go on with an interrupted run of the same configuration.
@@ -167,7 +170,7 @@ def record(
         resume=resume,
         overwrite=overwrite,
         writer=(shard_index, num_shards),
-        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates, patterns),
+        storage=Storage(dtype, codec, attn_codec, shard_examples, keep_duplicates, patterns, rows_codec),
         thumbnails=thumbnails,
     )
     place.check()

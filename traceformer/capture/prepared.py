@@ -73,6 +73,7 @@ def prepare(
         mean=rows.lengths.mean,
         dtype=storage.dtype,
         attn_codec=storage.attn_codec,
+        rows_codec=storage.rows_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
         triangles=causal_patterns(model, plan, rows),

@@ -205,6 +205,7 @@ def _prepared(model: LoadedModel, plan: Plan, source: Source, texts: StreamedTex
         longest=dict.fromkeys(_stacks(model), longest),
         dtype=storage.dtype,
         attn_codec=storage.attn_codec,
+        rows_codec=storage.rows_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
     )

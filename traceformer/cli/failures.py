@@ -34,9 +34,9 @@ _NAMED_ALIKE = (
     "layers_enc layout learning_rate lens_top_k like limit lossless max_tokens method metric model model_a model_b "
     "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder offset output over overwrite "
     "pairs parts patience patterns penalty port position positions preset project project_site prompt prompt_set "
-    "prompts repeats replace replay resume revision scales search seed shard_index shuffle shuffle_buffer side site "
-    "split steps stop store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
-    "weight_decay window workers wrong"
+    "prompts repeats replace replay resume revision rows_codec scales search seed shard_index shuffle shuffle_buffer "
+    "side site split steps stop store_topk streaming temperature text_column threads_per_worker to together top_k "
+    "top_p warmup weight_decay window workers wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",

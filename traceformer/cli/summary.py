@@ -24,6 +24,7 @@ class ArraySummary:
     """One array: where it lies, its dimensions (None where each example has its own size), its size on disk.
 
     What is told of a whole text has no size per token. Patterns by recipe have the version of it, and no size.
+    `largest_error` is that of numbers which were rounded to bytes.
     """
 
     key: str
@@ -34,6 +35,7 @@ class ArraySummary:
     bytes: int
     bytes_per_token: float | None
     recipe: int | None = None
+    largest_error: float = 0.0
 
     @property
     def dims_in_words(self) -> str:
@@ -54,6 +56,7 @@ class RunSummary:
     dtype: str
     codec: str
     attn_codec: str
+    rows_codec: str
     time: str
     n_examples: int
     n_tokens: Mapping[str, int]
@@ -70,7 +73,8 @@ class RunSummary:
     def _stored(self) -> str:
         compressed = "" if self.codec == "none" else f" compressed with {self.codec}"
         rough = ", patterns as sqrt8 (off by up to 0.004)" if self.attn_codec == "sqrt8" else ""
-        return f"{self.dtype}{compressed}{rough}"
+        rows = ", rows as q8 (off by up to 0.4 % of the largest of 32 values)" if self.rows_codec == "q8" else ""
+        return f"{self.dtype}{compressed}{rows}{rough}"
 
     def _source(self) -> tuple[str, str]:
         if self.kind == "generation":
@@ -90,10 +94,14 @@ class RunSummary:
                 for each in self.computed
             ),
         )
+        is_rounded = self.rows_codec == "q8"
+        off = ("off by up to",) * is_rounded
+        titles = ("array", "dimensions of one example", "on disk", "per token", *off)
         rows = [
             (
                 *(array.key, array.dims_in_words),
                 *(("by recipe", "-") if array.recipe is not None else _sizes_of(array)),
+                *((f"{array.largest_error:.2g}" if array.largest_error else "-",) * is_rounded),
             )
             for array in self.arrays
         ]
@@ -101,7 +109,7 @@ class RunSummary:
             (
                 *(f"{name:<11}{fact}" for name, fact in facts),
                 "",
-                table(("array", "dimensions of one example", "on disk", "per token"), rows, numeric=(2, 3)),
+                table(titles, rows, numeric=range(2, len(titles))),
                 *(("", *self.parts) if self.parts else ()),
             )
         )
@@ -141,12 +149,13 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
     sizes, arrays = sizes_in(folder), list[ArraySummary]()
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
-        size = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
+        own = tuple(f"{path}{part}/" for part in ("", "_scale", "_massive", "_massive_channel"))
+        size = sum(size for name, size in sizes.items() if name.startswith(own))
         recipe = layout.recipes.get(spec.key)
         has_rate = recipe is None and not spec.site.is_per_example
         per_token = size / max(totals[spec.key.token_stack], 1) if has_rate else None
         of = _dims(spec), spec.layers, spec.heads, size, per_token, None if recipe is None else recipe.version
-        arrays.append(ArraySummary(str(spec.key), path, *of))
+        arrays.append(ArraySummary(str(spec.key), path, *of, store.largest_error(spec.key)))
     parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
     return RunSummary(
         run=str(folder),
@@ -159,6 +168,7 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
         dtype=layout.dtype,
         codec=store.layout.codec,
         attn_codec=store.layout.attn_codec,
+        rows_codec=layout.rows_codec,
         time=about.time or "unknown",
         n_examples=store.n,
         n_tokens=dict[str, int](totals),

@@ -34,6 +34,8 @@ rebuilding    patterns made anew of q and k, defined to the bit
 triangles     the lower triangle of a square, row after row: all that a causal pattern has
 codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
+q8            rows as bytes: codes, a scale for every 32 of them, and massive channels exactly
+q8_rows       arrays that are stored so, read as the numbers that they stand for
 writer        shard by shard, killed at any moment and resumed to the same bytes
 leased        the same for any number of writers, by leases: to a folder, or to a bucket
 writing       what all writers do with one shard: its arrays, its token table, its memory
@@ -49,7 +51,8 @@ filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
 fetching      chunks in a bucket: few requests, many at once
-ranged        arrays in a bucket that are no matrices, as views
+lazy          arrays that are read when they are asked for, as views
+ranged        arrays in a bucket that are no matrices, as such views
 hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written

@@ -19,7 +19,7 @@ from traceformer.store.leased import LeasedWriter
 from traceformer.store.locks import begun_head, find_unfinished, timestamped_folder
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import AnyPath, ObjectPath
 from traceformer.store.recipes import Patterns
 from traceformer.store.replacing import check_place
@@ -46,6 +46,7 @@ class Storage:
     shard_examples: int | None = None
     keep_duplicates: bool = False
     patterns: Patterns = "stored"
+    rows_codec: RowsCodec = "exact"
 
     def once(self, layout: RunLayout, aliases: Aliases) -> RunLayout:
         """Returns the layout with these aliases, or as it is where everything is to be stored."""
@@ -91,6 +92,7 @@ class Place:
         check_choice("dtype", self.storage.dtype, get_args(Dtype))
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
         check_choice("attn_codec", self.storage.attn_codec, get_args(AttnCodec))
+        check_choice("rows_codec", self.storage.rows_codec, get_args(RowsCodec))
         check_choice("patterns", self.storage.patterns, get_args(Patterns))
         if self.storage.patterns == "recipe" and self.storage.attn_codec != "exact":
             raise UsageError(

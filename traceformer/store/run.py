@@ -21,7 +21,7 @@ from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
 from traceformer.store.arrays import Numbers, RunArrays, Shape, find_array, one_number
 from traceformer.store.commits import configuration_digest
-from traceformer.store.dtypes import ReadDtype
+from traceformer.store.dtypes import SQRT8_ERROR, ReadDtype
 from traceformer.store.folder import RunFolder
 from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
@@ -61,8 +61,8 @@ class Run:
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
-    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16 (bfloat16
-    and sqrt8, for which numpy has no type, are float32 then, too).
+    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16
+    (bfloat16, sqrt8 and q8, for which numpy has no type, are float32 then, too).
     Damage in the files that are read raises CorruptRun. A worker process is given the run itself, which opens it anew;
     one that is forked after arrays were read raises Unsupported instead of reading (`docs/runs.md` has the ways on).
 
@@ -214,6 +214,21 @@ class Run:
             NotRecorded: this run does not hold it.
         """
         return find_array(self.layout, site, side, kind, prefer=prefer, shape=shape)
+
+    def largest_error(self, site: str | ArrayKey, side: str | None = None, kind: str | None = None) -> float:
+        """Returns the most that a number of a site is off what the run would hold if nothing were rounded to bytes.
+
+        It is 0 unless `rows_codec="q8"` was asked for, or of patterns `attn_codec="sqrt8"`.
+        """
+        spec = self.spec(site, side, kind)
+        if self.layout.stored(spec) == "sqrt8":
+            return SQRT8_ERROR
+        if self.layout.stored(spec) != "q8":
+            return 0.0
+        kept = [piece.spec for piece in self.layout.pieces(spec, ())]
+        return max(
+            (self._index.rounding(one, shard).error for one in kept for shard in self._index.shards), default=0.0
+        )
 
     # One example
 
