@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.roles import Roles
+    from traceformer.analysis.translators import Translators
     from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
+    from traceformer.formats.results.translators import open_lens
     from traceformer.models.load import load_model
     from traceformer.questions import edits
     from traceformer.questions.ablate import ablate
@@ -91,6 +93,7 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "TrainingRuns",
+    "Translators",
     "__version__",
     "ablate",
     "attribute",
@@ -114,6 +117,7 @@ __all__ = [
     "load_model",
     "open_checkpoints",
     "open_effects",
+    "open_lens",
     "open_run",
     "patch",
     "paths",
@@ -145,6 +149,7 @@ _HOMES = {
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
     "TrainingRuns": "traceformer.store.training",
+    "Translators": "traceformer.analysis.translators",
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
@@ -164,6 +169,7 @@ _HOMES = {
     "load_model": "traceformer.models.load",
     "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
+    "open_lens": "traceformer.formats.results.translators",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
@@ -207,6 +213,7 @@ bind("Run", "html", "traceformer.figures.cards.run_card", "run_card")
 bind("Run", "page", "traceformer.viewer.export", "run_html")
 bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
+bind("Translators", "file", "traceformer.formats.results.translators", "write_translators")
 
 
 def __getattr__(name: str) -> Any:

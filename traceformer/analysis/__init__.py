@@ -18,6 +18,7 @@ head_clusters   heads of several tables in clusters, as one value
 directions      directions fitted in three ways, and tried on examples that they were not fitted on
 projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
+translators     an affine map per layer into the place of the last one: tuned, ridge or Jacobian lens
 attribution     what each part of a model adds to a logit, as a value
 logit_split     how that is split: norms as linear maps at the scale they had
 thumbnails      patterns in at most 32 x 32 pixels, which lose no line

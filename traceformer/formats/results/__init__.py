@@ -4,4 +4,5 @@ directions         trait vectors, in whatever way others saved theirs
 head_tables        tables of head metrics, the thesis's columns in front
 statistics_tables  statistics as a Parquet file
 path_traces        paths as reverse-attention's trace.json
+translators        the affine maps of a lens, one per layer
 """
