@@ -54,6 +54,8 @@ class FittingRows:
         examples: How many examples each part has.
         rows: How many rows.
         drawn: How many of them are drawn.
+        numbers: Which these are, counted over all rows of the array, in rising order.
+        part_of_row: For each row the number of its part, -1 for none.
     """
 
     def __init__(self, run: Run, spec: ArraySpec, readout: Readout, *, limit: int | None = None, seed: int = 0) -> None:
@@ -81,7 +83,7 @@ class FittingRows:
         of_row = np.repeat(part_of, lengths)
         self._n_rows = len(of_row)
         random = np.random.default_rng(seed)
-        self._drawn: dict[Part, Int64[np.ndarray, "row"]] = {}
+        self.numbers: dict[Part, Int64[np.ndarray, "row"]] = {}
         self.examples: dict[Part, int] = {}
         self.rows: dict[Part, int] = {}
         for number, part in enumerate(PARTS):
@@ -89,10 +91,10 @@ class FittingRows:
             most = max(1, _MOST_BYTES // (4 * spec.width))
             most = min(most, _MOST_ROWS.get(part, most))
             chosen = np.sort(random.choice(rows, most, replace=False)) if len(rows) > most else rows
-            self._drawn[part] = chosen
+            self.numbers[part] = chosen
             self.examples[part], self.rows[part] = int((part_of == number).sum()), len(rows)
-        self._part_of_row = of_row
-        self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self._drawn.items()}
+        self.part_of_row = of_row
+        self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self.numbers.items()}
 
     def ends(self) -> dict[Part, Float32[np.ndarray, "row d_embed"]]:
         """Returns the last layer's drawn rows, normed: what the unembedding makes the model's own words of.
@@ -117,7 +119,7 @@ class FittingRows:
         drawn = {part: np.empty((n, d), np.float32) for part, n in self.drawn.items()}
         for (start, block), (_, last) in zip(self._blocks(layer), self._blocks(self.last), strict=True):
             targets = self._before_the_norm(last)
-            own = self._part_of_row[start : start + len(block)]
+            own = self.part_of_row[start : start + len(block)]
             for number, part in enumerate(PARTS):
                 if part in moments and (inside := own == number).any():
                     moments[part].add(block[inside], targets[inside])
@@ -149,7 +151,7 @@ class FittingRows:
     def _taken(self, start: int, count: int) -> dict[Part, tuple[Int64[np.ndarray, "row"], slice]]:
         """Which rows of a block are drawn for each part, and their places among these."""
         found: dict[Part, tuple[Int64[np.ndarray, "row"], slice]] = {}
-        for part, rows in self._drawn.items():
+        for part, rows in self.numbers.items():
             first, last = np.searchsorted(rows, (start, start + count))
             if last > first:
                 found[part] = rows[first:last] - start, slice(int(first), int(last))
@@ -183,7 +185,9 @@ def _dealt(lengths: Int64[np.ndarray, "example"], seed: int) -> Int64[np.ndarray
         )
     order = np.random.default_rng(seed).permutation(having)
     part_of = np.full(len(lengths), -1)
-    ends = np.cumsum([len(having) - sum(_count(part, len(having)) for part in PARTS[1:]), _count("validation", len(having))])
+    ends = np.cumsum(
+        [len(having) - sum(_count(part, len(having)) for part in PARTS[1:]), _count("validation", len(having))]
+    )
     for number, own in enumerate(np.split(order, ends)):
         part_of[own] = number
     return part_of
