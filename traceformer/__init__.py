@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from traceformer.analysis.paths.result import Paths
     from traceformer.analysis.probes import Probes
     from traceformer.analysis.roles import Roles
+    from traceformer.analysis.translators import Translators
     from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
     from traceformer.formats.results.probes import open_probes
+    from traceformer.formats.results.translators import open_lens
     from traceformer.models.load import load_model
     from traceformer.questions import edits
     from traceformer.questions.ablate import ablate
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
     from traceformer.questions.effects_folder import open_effects
+    from traceformer.questions.fit_lens import fit_lens
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
@@ -99,6 +102,7 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "TrainingRuns",
+    "Translators",
     "__version__",
     "ablate",
     "attribute",
@@ -116,6 +120,7 @@ __all__ = [
     "figures",
     "finish",
     "fit_direction",
+    "fit_lens",
     "fit_probe",
     "generate",
     "heads",
@@ -124,6 +129,7 @@ __all__ = [
     "load_model",
     "open_checkpoints",
     "open_effects",
+    "open_lens",
     "open_probes",
     "open_run",
     "patch",
@@ -158,6 +164,7 @@ _HOMES = {
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
     "TrainingRuns": "traceformer.store.training",
+    "Translators": "traceformer.analysis.translators",
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
@@ -171,6 +178,7 @@ _HOMES = {
     "export_html": "traceformer.viewer.export",
     "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
+    "fit_lens": "traceformer.questions.fit_lens",
     "fit_probe": "traceformer.questions.probes",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
@@ -179,6 +187,7 @@ _HOMES = {
     "load_model": "traceformer.models.load",
     "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
+    "open_lens": "traceformer.formats.results.translators",
     "open_probes": "traceformer.formats.results.probes",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
@@ -228,6 +237,8 @@ bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
 bind("TrainingData", "datasets", "traceformer.feeds.single_items", "single_items")
 bind("TrainingData", "torch", "traceformer.feeds.torch_batches", "torch_batches")
+bind("Translators", "file", "traceformer.formats.results.translators", "write_translators")
+bind("Translators", "html", "traceformer.figures.lens_quality", "translators_html")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from tests.analysis.test_effects import EACH, effects
 from tests.analysis.test_head_metrics import table
+from tests.analysis.test_translators import translators
 from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
@@ -69,6 +70,7 @@ GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "probes": lambda figure: figures.probes(probes_of(), figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
     "comparison": lambda figure: figures.comparison(compared(), figure=figure),
+    "translators": lambda figure: figures.translators(translators(), figure=figure),
 }
 
 

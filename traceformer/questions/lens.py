@@ -19,7 +19,7 @@ from traceformer.shapes import Float32, Int64
 from traceformer.sites import ArrayKey, ArraySpec, Numbers, as_indices
 from traceformer.store.run import Run
 
-__all__ = ["lens", "recorded_lens", "run_lens"]
+__all__ = ["lens", "recorded_lens", "residual_of", "run_lens"]
 
 _RESIDUAL = ("resid_post", "hidden")
 _TOP = 3
@@ -95,7 +95,7 @@ def run_lens(
     Raises:
         UsageError: the readout is another model's.
     """
-    spec = _residual_of(run)
+    spec = residual_of(run)
     if spec.width != readout.d_model:
         raise UsageError(f"a readout of width {readout.d_model}", why=f"{spec.key} is {spec.width} wide")
     # `hidden` begins with the embedding: entry i + 1 is what layer i left, and the last one is behind the final norm.
@@ -226,7 +226,13 @@ def _first_of(run: Run, sites: Sequence[str]) -> ArraySpec | None:
     return next((spec for spec in found if spec is not None), None)
 
 
-def _residual_of(run: Run) -> ArraySpec:
+def residual_of(run: Run) -> ArraySpec:
+    """Returns the array that holds a decoder's residual stream: `resid_post`, or else `hidden`.
+
+    Raises:
+        Unsupported: an encoder, which predicts no next token.
+        NotRecorded: the run holds neither.
+    """
     if run.arch == "enc":
         raise Unsupported("the logit lens of an encoder", why="it predicts no next token")
     found = _first_of(run, _RESIDUAL)
