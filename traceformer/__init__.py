@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from traceformer.questions.clusters import cluster
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
+    from traceformer.questions.fit_lens import fit_lens
     from traceformer.questions.effects_folder import open_effects
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
@@ -110,6 +111,7 @@ __all__ = [
     "figures",
     "finish",
     "fit_direction",
+    "fit_lens",
     "generate",
     "heads",
     "import_run",
@@ -162,6 +164,7 @@ _HOMES = {
     "export_html": "traceformer.viewer.export",
     "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
+    "fit_lens": "traceformer.questions.fit_lens",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
     "import_run": "traceformer.formats.registry",
@@ -214,6 +217,7 @@ bind("Run", "page", "traceformer.viewer.export", "run_html")
 bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
 bind("Translators", "file", "traceformer.formats.results.translators", "write_translators")
+bind("Translators", "html", "traceformer.figures.lens_quality", "translators_html")
 
 
 def __getattr__(name: str) -> Any:

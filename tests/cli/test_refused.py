@@ -21,6 +21,7 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
     "paths": ("paths run --example 99", INPUT, "no example '99'", ""),
     "project": ("project run --vector short.npy", USAGE, "the vectors of short are 3 wide", ""),
     "vectors": ("vectors show texts.txt", INPUT, "texts.txt is no file of directions", ""),
+    "fit-lens": ("fit-lens run", USAGE, "a lens of 6 examples", "more texts"),
     "lens": ("lens run --position 999", USAGE, "999", ""),
     "patch": ("patch byte --clean ab --corrupt abc --answer c --wrong d", USAGE, "tokens", "--align end"),
     "ablate": ("ablate byte demoo", INPUT, "demoo", "demo"),

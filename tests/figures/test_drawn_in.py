@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from tests.analysis.test_effects import EACH, effects
 from tests.analysis.test_head_metrics import table
+from tests.analysis.test_translators import translators
 from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
@@ -52,6 +53,7 @@ GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
+    "translators": lambda figure: figures.translators(translators(), figure=figure),
 }
 
 

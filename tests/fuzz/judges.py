@@ -20,6 +20,7 @@ __all__ = [
     "same_unless_named",
     "same_unless_resealed",
     "texts",
+    "translators",
     "weights",
     "words",
 ]
@@ -202,4 +203,21 @@ def commands(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
         return f"{line} shows a traceback"
     if code not in (0, 1) and "error:" not in err:
         return f"{line} ends with {code} and says nothing"
+    return ""
+
+
+def translators(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
+    """safetensors reads the same matrices and vectors, and json the same layers."""
+    from safetensors import safe_open
+
+    for name, own in read.items():
+        if isinstance(own, Exception):
+            continue
+        with safe_open(folder / name, "numpy") as file:
+            told = json.loads(file.metadata()["traceformer"])
+            found = [file.get_tensor(each).astype(np.float32) for each in ("weights", "biases")]
+        if [*own.layers] != told["layers"] or own.kind != told["kind"]:
+            return f"{name} has other layers, or is of another kind"
+        if not all(map(np.array_equal, (own.weights, own.biases), found)):
+            return f"{name} has other numbers"
     return ""

@@ -111,6 +111,17 @@ def _read_directions(folder: Path) -> Any:
     return {path.name: _or_error(lambda own=path: read_direction(own)) for path in sorted(folder.iterdir())}
 
 
+def _read_translators(folder: Path) -> Any:
+    from traceformer.formats.results.translators import open_lens
+
+    def read(path: Path) -> Any:
+        found = open_lens(path)
+        found.to_frame(), found.to_json(), repr(found)
+        return found
+
+    return {path.name: _or_error(lambda own=path: read(own)) for path in sorted(folder.iterdir())}
+
+
 def _read_head_tables(folder: Path) -> Any:
     from traceformer.formats.results.head_tables import read_heads
     from traceformer.questions.clusters import cluster
@@ -294,7 +305,8 @@ READERS: Mapping[str, Reader] = {
     "Gemma files, exported": Reader(_import, 10),
     "safetensors, exported": Reader(_import, 40, judge=judges.same_unless_named("manifest.json")),
     "padded store": Reader(_import, 15),
-    "directions": Reader(_read_directions, 130, judge=judges.directions),
+    "directions": Reader(_read_directions, 110, judge=judges.directions),
+    "translators": Reader(_read_translators, 20, judge=judges.translators),
     "head tables": Reader(_read_head_tables, 80, judge=judges.head_tables),
     "path traces": Reader(_read_path_traces, 80),
     "prompts": Reader(_read_prompts, 110, judge=judges.prompts),

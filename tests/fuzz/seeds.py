@@ -94,6 +94,18 @@ def _directions(folder: Path) -> None:
     torch.save({"layer_1": torch.tensor(vectors[0]), "layer_2": torch.tensor(vectors[1])}, folder / "kind.pt")
 
 
+def _translators(folder: Path) -> None:
+    from traceformer.analysis.translators import HeldOut, Translators
+
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    weights, biases = random.standard_normal((2, 4, 4)).astype(np.float32), np.zeros((2, 4), np.float32)
+    numbers = (np.array([0.25, 0.0]), np.array([0.5, 1.0]), np.array([1.5, 0.0]), np.array([0.5, 1.0]))
+    held_out = HeldOut(*numbers, ("tuned", "identity"), rows=80, examples=2)
+    Translators("tuned", (0, 3), weights, biases, "byte", "ab" * 16, 258, {"seed": 0}, held_out).save(folder / "a.safetensors")
+    Translators("jacobian", (1, 2), weights, biases).save(folder / "b.safetensors")
+
+
 def _head_tables(folder: Path) -> None:
     from traceformer.formats.results.head_tables import write_heads
     from traceformer.questions.heads import heads
@@ -201,6 +213,7 @@ _WRITERS = {
     "safetensors, exported": lambda folder: _exported(folder, "safetensors"),
     "padded store": lambda folder: _exported(folder, "padded-zarr"),
     "directions": _directions,
+    "translators": _translators,
     "head tables": _head_tables,
     "path traces": _paths,
     "prompts": _prompts,

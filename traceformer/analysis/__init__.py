@@ -20,6 +20,7 @@ projection      activations along directions, and how that develops along a text
 lens            the logit lens: which norm, which unembedding, and what each layer of an example says
 lens_tally      the likeliest tokens, entropies, ranks and divergences of rows without all logits
 translators     an affine map per layer into the place of the last one: tuned, ridge or Jacobian lens
+ridge           such a map by ridge regression, from sums that rows are added to
 attribution     what each part of a model adds to a logit, as a value
 logit_split     how that is split: norms as linear maps at the scale they had
 thumbnails      patterns in at most 32 x 32 pixels, which lose no line

@@ -37,6 +37,7 @@ derived     what is kept in place of rows: projections onto directions, and the 
 topk        what is kept in place of patterns: the largest keys of each query
 measured    the same: head metrics, a row per head and text
 reduced     both made ready for the texts and the store of one run
+tuning      affine maps tuned until a layer says what the model says in the end
 workers     one recording by many processes, which Ray starts
 pipeline    from the device to the store: bounded, asynchronous, in order
 crossing    tensors from a device to the host: gathered, sent in lots, taken in order

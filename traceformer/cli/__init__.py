@@ -31,6 +31,7 @@ clustered     these as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
+fit_lens      a map per layer that makes more of that
 patch         which places carry what tells two texts apart
 ablate        what is lost without a head, an MLP or a layer
 effects       these in lines of text
@@ -86,6 +87,7 @@ VERBS = {
     "vectors": "Find the direction that tells two kinds of texts apart.",
     "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
+    "fit-lens": "Fit a lens: a map per layer into the place of the last one.",
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",
     "edges": "Which part feeds which, in what tells two texts apart.",
@@ -158,7 +160,7 @@ def application(arguments: Sequence[str]) -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
+        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb.replace("-", "_")
         if verb == asked:
             app.command(_told_plainly(getattr(import_module(f"traceformer.cli.{name}"), name)), name=verb)
         else:

@@ -18,6 +18,7 @@ role_page       the same as a page that stands by itself
 circuit_maps    what heads copy, and which feed which, from weights
 attention       one pattern with its tokens, or all patterns side by side
 lens_map        the logit lens
+lens_quality    how near translators come to what is said in the end, layer by layer
 logit_parts     what each part of a model adds to a logit
 path_ribbons    paths for papers: one ribbon lane per path
 effect_maps     effects of patching and ablating, with tokens on the axes
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from traceformer.figures.entropy_maps import entropy_figure as entropy
     from traceformer.figures.head_maps import heads_figure as heads
     from traceformer.figures.lens_map import lens_figure as lens
+    from traceformer.figures.lens_quality import translators_figure as translators
     from traceformer.figures.logit_parts import attribution_figure as attribution
     from traceformer.figures.path_ribbons import paths_figure as paths
     from traceformer.figures.role_card import roles_figure as roles
@@ -64,6 +66,7 @@ __all__ = [
     "theme",
     "training",
     "traits",
+    "translators",
 ]
 
 _HOMES = {
@@ -74,6 +77,7 @@ _HOMES = {
     "effects": ("traceformer.figures.effect_maps", "effects_figure"),
     "lens": ("traceformer.figures.lens_map", "lens_figure"),
     "traits": ("traceformer.figures.trait_curves", "traits_figure"),
+    "translators": ("traceformer.figures.lens_quality", "translators_figure"),
     "dose": ("traceformer.figures.dose_curves", "dose_figure"),
     "edges": ("traceformer.figures.edge_map", "edges_figure"),
     "direction": ("traceformer.figures.trait_curves", "direction_figure"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from traceformer.analysis.translators import KINDS, HeldOut, Translators
+from traceformer.analysis.translators import KINDS, HeldOut, Kind, Translators
 from traceformer.errors import Unreadable
 from traceformer.formats.results.published_lenses import is_published, read_published_lens, write_jacobian_lens
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
@@ -24,6 +24,12 @@ __all__ = ["open_lens", "write_translators"]
 
 _FORMAT = "traceformer translators 1"
 _ABOUT = "traceformer"
+_STATED: Mapping[str, tuple[type, ...]] = {
+    "model": (str, type(None)),
+    "model_weights": (str, type(None)),
+    "d_vocab": (int, type(None)),
+    "about": (dict,),
+}
 
 
 def write_translators(translators: Translators, path: "str | PathLike[str]", overwrite: bool = False) -> None:
@@ -67,15 +73,11 @@ def open_lens(path: "str | PathLike[str]") -> Translators:
 
 def _read(tensors: Mapping[str, StoredTensor], told: str, path: Path) -> Translators:
     try:
-        about: dict[str, Any] = parse_json(told)
+        about = parse_json(told)
         if about["format"] != _FORMAT:
             raise Unreadable(f"{path} is of format {about['format']!r}", why=f"what is read is {_FORMAT!r}")
-        kind, layers = about["kind"], tuple(about["layers"])
-        if kind not in KINDS or not layers or any(type(layer) is not int for layer in layers):
-            raise ValueError("kind or layers")
-        known = {name: about[name] for name in ("model", "model_weights", "d_vocab", "about")}
-        held_out = None if about["held_out"] is None else HeldOut.from_json(about["held_out"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        kind, layers, known, held_out = _known(about)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, Unreadable):
             raise
         raise Unreadable(f"{path}: what it says of its translators is damaged", why=str(error)) from error
@@ -85,6 +87,30 @@ def _read(tensors: Mapping[str, StoredTensor], told: str, path: Path) -> Transla
         shapes = f"{weights.shape} and {biases.shape}"
         raise Unreadable(f"{path}: matrices and vectors of shapes {shapes}", why=f"it names {n} layers")
     return Translators(kind, layers, weights, biases, **known, held_out=held_out)
+
+
+def _known(about: Mapping[str, Any]) -> tuple[Kind, tuple[int, ...], dict[str, Any], HeldOut | None]:
+    """Kind, layers, what is known of the model, and how well they do.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, OverflowError: it is not what `to_json` gives.
+    """
+    kind, layers = about["kind"], tuple(about["layers"])
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}")
+    if not layers or any(type(layer) is not int for layer in layers) or sorted({*layers}) != [*layers]:
+        raise ValueError(f"layers {layers}")
+    known = {name: about[name] for name in _STATED}
+    wrong = [name for name, types in _STATED.items() if type(known[name]) not in types]
+    if wrong:
+        raise ValueError(f"{wrong[0]} {known[wrong[0]]!r}")
+    if about["held_out"] is None:
+        return kind, layers, known, None
+    held_out = HeldOut.from_json(about["held_out"])
+    columns = (held_out.kl, held_out.top1, held_out.logit_kl, held_out.logit_top1, held_out.chosen)
+    if any(len(column) != len(layers) for column in columns):
+        raise ValueError(f"figures of other layers than {layers}")
+    return kind, layers, known, held_out
 
 
 def _tensor(tensors: Mapping[str, StoredTensor], name: str, path: Path) -> Float32[np.ndarray, "..."]:
