@@ -84,5 +84,3 @@ def test_logits_that_are_not_known_are_not_compared(readout: Readout) -> None:
     found = apart_from(rows, readout, own)
     assert np.isnan(found[0])
     assert found[1:].max() < 1e-5
-
-

@@ -27,7 +27,9 @@ def saved(path: Path, value: Any) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_are_those_that_torch_loads(dtype: torch.dtype, tmp_path: Path) -> None:
     tensor = (torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
-    path = saved(tmp_path / "x.pt", {"whole": tensor, "turned": tensor.T, "part": tensor[1:4, ::2], "one": tensor[2, 3]})
+    path = saved(
+        tmp_path / "x.pt", {"whole": tensor, "turned": tensor.T, "part": tensor[1:4, ::2], "one": tensor[2, 3]}
+    )
     loaded = torch.load(path, weights_only=True)
     for name, own in read_torch_archive(path).items():
         theirs = loaded[name].float() if dtype == torch.bfloat16 else loaded[name]
@@ -80,7 +82,12 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match=r"no \.pt file of today"):
         read_torch_archive(tmp_path / "plain.pt")
     assert not made.exists()
-    for odd in (torch.nn.Linear(2, 2), {1, 2}, np.float64(3), torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8)):
+    for odd in (
+        torch.nn.Linear(2, 2),
+        {1, 2},
+        np.float64(3),
+        torch.eye(2).to_sparse(),
+    ):
         with pytest.raises(Unreadable, match="more than tensors"):
             read_torch_archive(saved(tmp_path / "odd.pt", odd))
 
@@ -129,7 +136,7 @@ def test_what_torch_would_not_have_written_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pt", {"a": torch.zeros(10_000)})
     with pytest.raises(Unreadable, match="is compressed"):
         read_torch_archive(rewritten(path, lambda data: data, compression=zipfile.ZIP_DEFLATED))
-    with pytest.raises(Unreadable, match="data.pkl"):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("readme", b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme", b"")
+    with pytest.raises(Unreadable, match=r"0 times a data\.pkl"):
         read_torch_archive(path)

@@ -114,7 +114,7 @@ def of_byte(run: Run, layers: tuple[int, ...] = (0, 1, 2), **changes: Any) -> Tr
     d = run.spec("resid_post").width
     weights = np.tile(np.eye(d, dtype=np.float32), (len(layers), 1, 1))
     own = Translators("ridge", layers, weights, np.zeros((len(layers), d), np.float32), model="byte")
-    return replace(own, model_weights=run.about.model_weights, **changes)
+    return replace(own, **{"model_weights": run.about.model_weights, **changes})
 
 
 def test_translators_that_leave_rows_as_they_are_say_what_the_logit_lens_says(run: Run) -> None:
@@ -133,10 +133,10 @@ def test_the_divergence_is_that_of_the_logits_of_the_run(run: Run) -> None:
     p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     assert (found.kl[-1] == 0).all()
     assert (found.kl[:-1] > 1e-3).all()
-    every = lens(run, 0, layers=[1], top_k=257)
+    every = lens(run, 0, layers=[1], top_k=258)
     q = np.log(np.take_along_axis(every.top_probabilities[0].astype(np.float64), np.argsort(every.top_ids[0]), 1))
     np.testing.assert_allclose(every.kl[0], (np.exp(p) * (p - q)).sum(axis=1), atol=1e-4)
-    assert np.array_equal(every.kl[0], found.kl[1])
+    np.testing.assert_allclose(every.kl[0], found.kl[1], atol=1e-6)
     assert found.to_frame().kl.tolist() == np.repeat(found.kl.reshape(-1), 3).tolist()
 
 
@@ -161,7 +161,7 @@ def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, l
     other = record(load("gpt2"), [TEXT], "resid_post", dtype="float32")
     with pytest.raises(UsageError, match="wide"):
         lens(other, 0, translators=of_byte(run))
-    with pytest.raises(UsageError, match="256 words|of 257"):
+    with pytest.raises(UsageError, match="for one of 256"):
         lens(run, 0, translators=of_byte(run, d_vocab=256))
     with pytest.raises(ConfigurationChanged, match="digest 0123"):
         lens(run, 0, translators=of_byte(run, model_weights="0123"))
@@ -216,13 +216,13 @@ def test_a_head_that_did_not_make_the_runs_logits_is_refused(run: Run, byte: Loa
     with pytest.raises(ConfigurationChanged, match="rounding explains 0.002"):
         run_lens(run, 0, scaled)
     fewer = replace(readout, unembedding=_Fewer(readout.unembedding))
-    with pytest.raises(ConfigurationChanged, match="has 256 words, and the run's logits 257"):
+    with pytest.raises(ConfigurationChanged, match="has 257 words, and the run's logits 258"):
         run_lens(run, 0, fewer)
     # A run without logits has nothing to compare with; nor has one whose logits were edited.
     assert run_lens(record(byte, ["return"], "resid_post", dtype="float32"), 0, other).layers == (0, 1, 2, 3)
     from traceformer import edit, edits
 
-    with edit(byte, edits.scale("logits", by=0.5)):
+    with edit(byte, edits.scale("logits", None, 0.5)):
         edited = record(byte, ["return"], "resid_post logits", dtype="float32")
     assert lens(edited, 0).layers == (0, 1, 2, 3)
 

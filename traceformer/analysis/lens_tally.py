@@ -49,9 +49,7 @@ class Compared(NamedTuple):
     number: Int[np.ndarray, "row"]
 
 
-def capped(
-    logits: Float32[np.ndarray, "row word"], readout: Readout, first: int
-) -> Float32[np.ndarray, "row word"]:
+def capped(logits: Float32[np.ndarray, "row word"], readout: Readout, first: int) -> Float32[np.ndarray, "row word"]:
     """Returns logits of the words from `first` on, as products gave them, with bias and softcap; in place."""
     bias, cap = readout.bias, readout.softcap
     if bias is not None:

@@ -45,9 +45,7 @@ _FRAME = "#D55E00"
 
 
 @styled
-def lens_figure(
-    value: Lens, *, mark: Mark = "probability", title: str | None = None, ax: Axes | None = None
-) -> Figure:
+def lens_figure(value: Lens, *, mark: Mark = "probability", title: str | None = None, ax: Axes | None = None) -> Figure:
     """Returns layers upwards, positions to the right: the likeliest next token, its probability as the colour.
 
     A frame marks where that is the token which came next. Longer texts go on below, 40 positions in a row; beyond 480
@@ -55,7 +53,7 @@ def lens_figure(
 
     Args:
         value: The lens.
-        mark: What the colour says: `probability`, that of the likeliest token; `rank`, that of the token which came (1 is
+        mark: What the colour says: `probability`, that of the likeliest token; `rank`, that of what came (1 for
             the likeliest); `kl`, how far what the last layer says diverges from what this one says; or `entropy`.
         title: In place of the model's stack and the example.
         ax: Where to draw up to 40 positions.
@@ -107,9 +105,7 @@ def _shades(value: Lens, mark: Mark) -> _Shades:
     return _Shades(found, "viridis_r", LogNorm(1, max(largest, 10)) if mark == "rank" else Normalize(0, largest or 1))
 
 
-def _draw(
-    axes: Axes, value: Lens, shades: _Shades, row: Sequence[int], in_a_row: int, *, written: bool
-) -> AxesImage:
+def _draw(axes: Axes, value: Lens, shades: _Shades, row: Sequence[int], in_a_row: int, *, written: bool) -> AxesImage:
     """Some positions of all layers, as wide as `in_a_row` of them."""
     cells = np.full((len(value.layers), in_a_row), np.nan, np.float32)
     cells[:, : len(row)] = shades.values[:, row]

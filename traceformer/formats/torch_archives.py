@@ -216,4 +216,4 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Num[np.ndarr
         raise ValueError("a tensor reaches beyond its storage")
     steps = [stride * values.itemsize for stride in strides]
     part = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
-    return decode(np.ascontiguousarray(part), "bfloat16") if storage.is_bfloat16 else part
+    return decode(np.array(part), "bfloat16") if storage.is_bfloat16 else part

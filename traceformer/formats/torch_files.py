@@ -90,7 +90,9 @@ def more_than_tensors(path: Path, why: str = "") -> Unreadable:
     """Returns what is raised where a .pt file asks for objects of other classes; `why` says which."""
     code = "objects of other classes can run code when they are read, so none of it was read"
     return Unreadable(
-        f"{path} holds more than tensors", why=f"{why}; {code}" if why else code, hint="save its tensors as .safetensors"
+        f"{path} holds more than tensors",
+        why=f"{why}; {code}" if why else code,
+        hint="save its tensors as .safetensors",
     )
 
 

@@ -54,6 +54,7 @@ class FittingRows:
         examples: How many examples each part has.
         rows: How many rows.
         drawn: How many of them are drawn.
+        part_of: Which of `PARTS` each example is of, by its number there; -1 of those without tokens.
     """
 
     def __init__(self, run: Run, spec: ArraySpec, readout: Readout, *, limit: int | None = None, seed: int = 0) -> None:
@@ -92,6 +93,7 @@ class FittingRows:
             self._drawn[part] = chosen
             self.examples[part], self.rows[part] = int((part_of == number).sum()), len(rows)
         self._part_of_row = of_row
+        self.part_of = part_of
         self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self._drawn.items()}
 
     def ends(self) -> dict[Part, Float32[np.ndarray, "row d_embed"]]:
@@ -183,7 +185,9 @@ def _dealt(lengths: Int64[np.ndarray, "example"], seed: int) -> Int64[np.ndarray
         )
     order = np.random.default_rng(seed).permutation(having)
     part_of = np.full(len(lengths), -1)
-    ends = np.cumsum([len(having) - sum(_count(part, len(having)) for part in PARTS[1:]), _count("validation", len(having))])
+    ends = np.cumsum(
+        [len(having) - sum(_count(part, len(having)) for part in PARTS[1:]), _count("validation", len(having))]
+    )
     for number, own in enumerate(np.split(order, ends)):
         part_of[own] = number
     return part_of

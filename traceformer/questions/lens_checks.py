@@ -24,7 +24,7 @@ from traceformer.store.run import Run
 
 __all__ = ["TranslatorsGiven", "check_logits", "translatable", "translators_of"]
 
-TranslatorsGiven: TypeAlias = "Translators | str | PathLike[str]"
+TranslatorsGiven: TypeAlias = Translators | str | PathLike[str]
 
 _LOGITS = ArrayKey("dec", None, "logits")
 # How far logits of rows that were rounded to a dtype are apart, as `apart_from` has it: about ten times the most that
@@ -62,7 +62,7 @@ def _check_depth(translators: Translators, depth: int) -> None:
         raise _another(translators, f"it has {n_layers} layers, this one {depth}")
     if target not in (None, last):
         raise _another(translators, f"they lead to layer {target}, and this one's last layer is {last}")
-    beyond = [layer for layer in translators.layers if layer >= last and not _leaves(translators, layer)]
+    beyond = [layer for layer in translators.layers if layer > last or (layer == last and not _leaves(translators, layer))]
     if beyond:
         raise _another(translators, f"they are for layer {beyond[-1]}, and this one's last layer is {last}")
 
@@ -138,7 +138,7 @@ def check_logits(
     """
     spec = run.layout.spec(_LOGITS)
     behind = ("final_norm", "logits")
-    if spec is None or any(edit.get("site") in behind for edit in run.about.edits or ()):
+    if spec is None or any(str(edit.get("site")).rpartition(".")[2] in behind for edit in run.about.edits or ()):
         return
     if spec.width != readout.d_vocab:
         raise _other_head(f"it has {readout.d_vocab} words, and the run's logits {spec.width}")

@@ -81,5 +81,3 @@ def test_the_models_weights_take_no_part() -> None:
     model: Any = text.passes._model  # pyright: ignore[reportPrivateUsage]
     jacobians(text, [0], LAST, skip=0, at_once=8)
     assert all(weight.grad is None for weight in model.parameters())
-
-

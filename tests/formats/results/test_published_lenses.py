@@ -151,7 +151,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no file .*nowhere\.pt"):
         open_lens(tmp_path / "nowhere.pt")
     (tuned(tmp_path / "lens") / "params.pt").write_bytes(b"no archive")
-    with pytest.raises(Unreadable, match=r"no \.pt file"):
+    with pytest.raises(Unreadable, match="more than tensors"):  # to torch any other bytes are an old pickle
         open_lens(tmp_path / "lens")
     (tmp_path / "lens" / "config.json").write_text("[", encoding="utf-8")
     with pytest.raises(Unreadable, match="not JSON"):

@@ -2,28 +2,50 @@
 
 1. A text is run once, as many copies of it in a batch as rows of the matrix are made at a time, with gradients.
 2. For a dimension i of the stream, one pass backward gives the slope of the sum over positions t' of h_last[t', i] with
-   regard to h_l[t], for every layer l and position t at once. A causal model's later positions do not follow from later
-   ones still, so that this is the sum over t' >= t: what a row does to all that comes after it, itself included.
+   regard to h_l[t], for every layer l and position t at once. Nothing follows from later tokens in a causal model, so
+   that this is the sum over t' >= t: what a row does to all that comes after it, itself included.
 3. J_l[i] is the mean of these over positions t. Both t and t' leave out the first positions, which many models use as
    places to look at when there is nothing to see, and the last one, whose next token is not in the text.
-4. Neither the final norm nor the unembedding is within it. Derivatives are exact; texts count the same each.
+4. Neither the final norm nor the unembedding is within it. Derivatives are exact; each text counts the same.
 
 That is the estimator of Gurnee et al., "Verbalizable Representations Form a Global Workspace in Language Models"
 (2026), as anthropics/jacobian-lens and TransformerLens 4.3 have it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from traceformer.capture.edits.slopes import Climb, Read
 from traceformer.capture.edits.touching import Place
+from traceformer.progress import OnStep, quiet
+from traceformer.shapes import Float32
 from traceformer.sites import ArrayKey
 
-__all__ = ["jacobians"]
+__all__ = ["jacobians", "mean_jacobians", "without_slopes_of_weights"]
 
 _RESIDUAL = ArrayKey("dec", None, "resid_post")
+
+
+def mean_jacobians(
+    texts: Iterable[Read], layers: Sequence[int], last: int, *, skip: int, at_once: int, told: OnStep = quiet
+) -> Float32[np.ndarray, "layer d_last d_own"]:
+    """Returns J of each layer: the mean over texts of what `jacobians` gives, to which each text is one step."""
+    total: Tensor | None = None
+    count = 0
+    for text in texts:
+
+        def step(done: int, of: int, before: int = count) -> None:
+            told(before * of + done, of)
+
+        found = jacobians(text, layers, last, skip=skip, at_once=at_once, told=step)
+        total = found if total is None else total.add_(found)
+        count += 1
+    assert total is not None, "there is a text at least"
+    return (total / count).numpy()
 
 
 def jacobians(
@@ -33,7 +55,7 @@ def jacobians(
     *,
     skip: int,
     at_once: int,
-    told: Callable[[int, int], None] = lambda _, __: None,
+    told: Callable[[int, int], None] = quiet,
 ) -> Tensor:
     """Returns J of each layer for one text: float32, (layer, d_model of the last layer, d_model of this one).
 
@@ -67,3 +89,16 @@ def jacobians(
             found[at, first:stop] = slope[: stop - first, counted].float().mean(1).cpu()
         told(stop, width)
     return found
+
+
+@contextmanager
+def without_slopes_of_weights(model: nn.Module) -> Generator[None]:
+    """While it lasts, gradients begin at what is touched, and nothing is kept for those of the weights."""
+    own = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in own:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in own:
+            weight.requires_grad_(True)
