@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from transformers import AutoModelForCausalLM
 
 from traceformer.analysis.lens import Lens
@@ -175,7 +176,7 @@ def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, l
     turned.weights[0, 0, 0] = 2
     with pytest.raises(ConfigurationChanged, match="for layer 3, and this one's last layer is 3"):
         lens(run, 0, translators=turned)
-    with pytest.raises(UsageError, match="int where a Translators is wanted"):
+    with pytest.raises((UsageError, TypeCheckError), match="int where a Translators is wanted|Actual value: 3"):
         lens(run, 0, translators=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(NotRecorded, match="no residual stream"):
         lens(record(byte, ["return"], lens_top_k=2), translators=of_byte(run))
