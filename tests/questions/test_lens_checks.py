@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from traceformer.analysis.translators import Translators
 from traceformer.capture.extract import record
 from traceformer.errors import ConfigurationChanged, NotRecorded, SelectionError, UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.questions.fit_lens import fit_lens
 from traceformer.questions.lens import lens, run_lens
 from traceformer.questions.model_of_run import open_readout_of
 from traceformer.store.run import Run
@@ -109,6 +111,42 @@ def test_a_lens_of_the_package_tuned_lens_is_read_out_as_its_definition_says(
     # Its translator i is for hidden_states[i], which layer i - 1 left.
     expected = ByTheDefinition(tiny_folder("gpt2"), ids_of(run), lambda rows, layer: rows + double[layer + 1](rows))
     expected.check(lens(run, 0, translators=tmp_path, top_k=5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_transformer_lens_reads_out_and_fits_the_same(
+    family: str, load: Load, tiny_folder: Callable[..., Path], tmp_path: Path, skip_for: Callable[[str], None]
+) -> None:
+    if find_spec("transformer_lens") is None:
+        skip_for("transformer_lens")
+    from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore
+    from transformer_lens.tools.analysis import JacobianLens  # pyright: ignore
+    from transformers import AutoTokenizer
+
+    folder, model = tiny_folder(family), load(family)
+    bridge: Any = TransformerBridge.boot_transformers(
+        str(folder),
+        hf_model=AutoModelForCausalLM.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        device="cpu",
+    )
+    run = record(model, [TEXT], "resid_post", dtype="float32")
+    path = jacobian_file(tmp_path / "lens.pt", run.spec("resid_post").width)
+    found = lens(run, 0, translators=path, top_k=99)
+    theirs = JacobianLens.load(str(path)).readout(bridge, torch.tensor([ids_of(run)]), return_full_logits=True)
+    for number, layer in enumerate(found.layers):
+        expected = theirs.lens_logits[layer].softmax(-1).numpy()
+        own = np.take_along_axis(found.top_probabilities[number], np.argsort(found.top_ids[number], axis=1), axis=1)
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+    every = record(model, [TEXT] * 10, "resid_post", dtype="float32")
+    fitted = fit_lens(every, kind="jacobian", skip=4, batch_size=5, model=model)
+    bridge.to_tokens = lambda _: torch.tensor([ids_of(run)])
+    fit = JacobianLens.fit(bridge, [TEXT], corpus="x", skip_first_positions=4, show_progress=False)
+    for number, layer in enumerate(fitted.layers):
+        np.testing.assert_allclose(fitted.weights[number], fit.jacobians[layer], atol=1e-5)
+    fitted.save(tmp_path / "ours.pt")
+    JacobianLens.load(str(tmp_path / "ours.pt")).validate_model(bridge)
 
 
 def of_byte(run: Run, layers: tuple[int, ...] = (0, 1, 2), **changes: Any) -> Translators:

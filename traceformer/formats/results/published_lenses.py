@@ -12,6 +12,7 @@
 Neither says what weights its model had: who applies them knows the model by its name, if they state one, and by widths.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def write_jacobian_lens(translators: Translators, path: Path) -> None:
         raise UsageError(f"translators with biases in {path}", why="the format has none", hint="a .safetensors file")
     metadata = {name: value for name, value in translators.about.items() if isinstance(value, str | int | float)}
     metadata["estimator"] = "jacobian_lens"
-    if translators.model is not None:
+    # Others refuse a model of another name, and a folder is called otherwise elsewhere.
+    if translators.model is not None and not os.path.isdir(translators.model):
         metadata["model_name"] = translators.model
     texts = translators.about.get("n_prompts", translators.about.get("texts", 0))
     matrices = {layer: Part(weights) for layer, weights in zip(translators.layers, translators.weights, strict=True)}
