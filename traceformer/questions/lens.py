@@ -142,7 +142,7 @@ def run_lens(
     has_last = last in stored
     if has_last:
         some = np.unique(where[[0, len(where) // 2, -1]])
-        check_logits(run, example, some.tolist(), residual(last, some), readout)
+        check_logits(run, example, spec, some.tolist(), residual(last, some), readout)
     total, at_once = len(chosen) * len(where), max(1, _ROWS_BYTES // (4 * spec.width))
     parts: list[LensRows] = []
     for start in range(0, total, at_once):

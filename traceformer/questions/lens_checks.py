@@ -19,7 +19,7 @@ from traceformer.errors import ConfigurationChanged, NotFound, SelectionError, c
 from traceformer.models.readout import Readout
 from traceformer.models.weights import find_model_folder
 from traceformer.shapes import Float32
-from traceformer.sites import ArrayKey
+from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
 
 __all__ = ["TranslatorsGiven", "check_logits", "translatable", "translators_of"]
@@ -27,9 +27,10 @@ __all__ = ["TranslatorsGiven", "check_logits", "translatable", "translators_of"]
 TranslatorsGiven: TypeAlias = Translators | str | PathLike[str]
 
 _LOGITS = ArrayKey("dec", None, "logits")
-# How far logits of rows that were rounded to a dtype are apart, as `apart_from` has it: about ten times the most that
-# tiny models of every family gave. Those of another head are apart by about 1.4.
-_ROUNDED: Mapping[str, float] = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.15}
+# How far logits may be apart where rows or logits were rounded to a dtype, as `apart_from` has it. Of tiny models of
+# every kind of block none gave more than 2.5e-7, 4.7e-4 and 4.8e-3 of float32, float16 and bfloat16; those of another
+# head are apart by about 1.4.
+_ROUNDED: Mapping[str, float] = {"float32": 0.002, "float16": 0.02, "q8": 0.05, "bfloat16": 0.15}
 
 
 def translators_of(run: Run, given: TranslatorsGiven, readout: Readout) -> tuple[Translators, Translated]:
@@ -62,7 +63,9 @@ def _check_depth(translators: Translators, depth: int) -> None:
         raise _another(translators, f"it has {n_layers} layers, this one {depth}")
     if target not in (None, last):
         raise _another(translators, f"they lead to layer {target}, and this one's last layer is {last}")
-    beyond = [layer for layer in translators.layers if layer > last or (layer == last and not _leaves(translators, layer))]
+    beyond = [
+        layer for layer in translators.layers if layer > last or (layer == last and not _leaves(translators, layer))
+    ]
     if beyond:
         raise _another(translators, f"they are for layer {beyond[-1]}, and this one's last layer is {last}")
 
@@ -127,24 +130,30 @@ def translatable(
 
 
 def check_logits(
-    run: Run, example: int | str, positions: Sequence[int], rows: Float32[np.ndarray, "row d_embed"], readout: Readout
+    run: Run,
+    example: int | str,
+    spec: ArraySpec,
+    positions: Sequence[int],
+    rows: Float32[np.ndarray, "row d_embed"],
+    readout: Readout,
 ) -> None:
     """Makes sure that the last layer's rows at some positions say what the run's logits say, if it holds them.
+
+    `rows` are of the array `spec`, normed.
 
     An edit of what is behind the last layer is no other head: such runs are not compared.
 
     Raises:
         ConfigurationChanged: they do not, by more than rounding explains.
     """
-    spec = run.layout.spec(_LOGITS)
+    held = run.layout.spec(_LOGITS)
     behind = ("final_norm", "logits")
-    if spec is None or any(str(edit.get("site")).rpartition(".")[2] in behind for edit in run.about.edits or ()):
+    if held is None or any(str(edit.get("site")).rpartition(".")[2] in behind for edit in run.about.edits or ()):
         return
-    if spec.width != readout.d_vocab:
-        raise _other_head(f"it has {readout.d_vocab} words, and the run's logits {spec.width}")
-    logits = run.rows(example, spec.key, positions)
-    apart = apart_from(rows, readout, logits)
-    dtypes = (run.dtype, run.about.model_dtype or "float32")
+    if held.width != readout.d_vocab:
+        raise _other_head(f"it has {readout.d_vocab} words, and the run's logits {held.width}")
+    apart = apart_from(rows, readout, run.rows(example, held.key, positions))
+    dtypes = (run.layout.stored(spec), run.layout.stored(held), run.about.model_dtype or "float32")
     allowed = max(_ROUNDED.get(dtype, _ROUNDED["bfloat16"]) for dtype in dtypes)
     if (apart > allowed).any():
         row = int(np.nanargmax(apart))
