@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from traceformer.questions.clusters import cluster
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
-    from traceformer.questions.fit_lens import fit_lens
     from traceformer.questions.effects_folder import open_effects
+    from traceformer.questions.fit_lens import fit_lens
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch

@@ -31,7 +31,7 @@ def moments_of(rows: np.ndarray, targets: np.ndarray, blocks: int = 3) -> Moment
 def test_it_is_scikit_learns_of_what_is_missing_to_the_target(penalty: float) -> None:
     rows, targets = rows_and_targets(0)
     map_ = Spectrum.of(moments_of(rows, targets)).ridge(penalty)
-    theirs = Ridge(alpha=penalty, solver="cholesky").fit(rows.astype(float), (targets - rows).astype(float))
+    theirs = Ridge(alpha=penalty, solver="cholesky").fit(rows.astype(float), targets.astype(float) - rows)
     np.testing.assert_allclose(map_.matrix, theirs.coef_ + np.eye(D), rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(map_.vector, theirs.intercept_, rtol=1e-6, atol=1e-7)
 
@@ -58,7 +58,9 @@ def test_the_penalty_is_the_one_that_does_best_on_the_other_rows() -> None:
     found, penalty, spectrum = chosen_ridge(moments_of(rows, targets), moments_of(others, aims))
     errors = []
     for each in PENALTIES:
-        own = Ridge(alpha=each * spectrum.scale, solver="cholesky").fit(rows.astype(float), targets - rows.astype(float))
+        own = Ridge(alpha=each * spectrum.scale, solver="cholesky").fit(
+            rows.astype(float), targets - rows.astype(float)
+        )
         errors.append(np.square(own.predict(others) + others - aims).sum(axis=1).mean())
     assert penalty == PENALTIES[int(np.argmin(errors))]
     assert error(found, moments_of(others, aims)) == pytest.approx(min(errors), rel=1e-5)

@@ -70,7 +70,8 @@ def test_kl_and_its_slope_are_torchs(kind: str, block: int, monkeypatch: pytest.
         said.log_softmax(dim=1), aims.log_softmax(dim=1), reduction="none", log_target=True
     ).sum(dim=1)
     expected.sum().backward()
-    torch.testing.assert_close(found.kl, expected.detach(), rtol=1e-4, atol=1e-5)
+    expected = expected.detach()
+    torch.testing.assert_close(found.kl, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.slope, leaf.grad, rtol=1e-4, atol=1e-5)
     assert found.same.tolist() == (said.argmax(dim=1) == aims.argmax(dim=1)).tolist()
     mean, share = own.measured(rows(1).numpy(), others.numpy())
@@ -130,7 +131,7 @@ def test_tuning_finds_what_was_mixed_and_is_the_same_each_time() -> None:
 
 def test_no_map_is_returned_that_is_worse_than_the_first() -> None:
     spectrum, fitted, checked = mixed()
-    own, start = TorchReadout(KINDS["rms"]), Affine(np.eye(D), np.zeros(D))
+    own, start = TorchReadout(KINDS["rms"]), spectrum.ridge(1e-3)
     wild = tune(start, spectrum, own, fitted, checked, Tuning(steps=3, batch=64, rate=1e3))
-    np.testing.assert_allclose(wild.matrix, start.matrix, atol=1e-5)
-    np.testing.assert_allclose(wild.vector, start.vector, atol=1e-5)
+    np.testing.assert_allclose(wild.matrix, start.matrix, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(wild.vector, start.vector, rtol=1e-4, atol=1e-5)

@@ -36,7 +36,8 @@ def test_it_says_layer_by_layer_what_the_library_finds(run: Path, capsys: Captur
 
 
 def test_json_is_all_but_the_numbers_of_the_maps(run: Path, capsys: Capture) -> None:
-    assert main("fit-lens run --steps 4 --seed 2 --limit 10 --json --out lens.safetensors".split()) == 0
+    settings = ["--steps", "4", "--seed", "2", "--limit", "10"]
+    assert main(["fit-lens", "run", *settings, "--json", "--out", "lens.safetensors"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told.pop("file") == "lens.safetensors"
     assert told == tf.open_lens("lens.safetensors").to_json()
@@ -54,11 +55,11 @@ def test_a_file_in_the_way_is_left_before_anything_is_fitted(run: Path, capsys: 
 
 
 def test_a_picture_is_saved_in_the_format_of_its_name(run: Path, capsys: Capture) -> None:
-    assert main("fit-lens run --kind ridge --png made/lens.png".split()) == 0
+    assert main(["fit-lens", "run", "--kind", "ridge", "--png", "made/lens.png"]) == 0
     with Image.open("made/lens.png") as picture:
         assert picture.format == "PNG"
     assert "wrote made/lens.png; next: traceformer fit-lens run --out lens.safetensors" in capsys.readouterr().err
-    assert main("fit-lens run --png lens.xyz".split()) == 2
+    assert main(["fit-lens", "run", "--png", "lens.xyz"]) == 2
 
 
 @pytest.mark.parametrize(

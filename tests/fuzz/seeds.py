@@ -102,7 +102,9 @@ def _translators(folder: Path) -> None:
     weights, biases = random.standard_normal((2, 4, 4)).astype(np.float32), np.zeros((2, 4), np.float32)
     numbers = (np.array([0.25, 0.0]), np.array([0.5, 1.0]), np.array([1.5, 0.0]), np.array([0.5, 1.0]))
     held_out = HeldOut(*numbers, ("tuned", "identity"), rows=80, examples=2)
-    Translators("tuned", (0, 3), weights, biases, "byte", "ab" * 16, 258, {"seed": 0}, held_out).save(folder / "a.safetensors")
+    Translators("tuned", (0, 3), weights, biases, "byte", "ab" * 16, 258, {"seed": 0}, held_out).save(
+        folder / "a.safetensors"
+    )
     Translators("jacobian", (1, 2), weights, biases).save(folder / "b.safetensors")
 
 

@@ -1,5 +1,6 @@
 """A lens fitted from a run: which rows it sees, what its figures are, and what cannot be fitted."""
 
+import inspect
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -62,11 +63,11 @@ def test_no_example_is_in_two_parts_and_all_are_in_one(read: Run, tiny: LoadedMo
     assert sum(own.rows.values()) == read.lengths().sum()
     assert own.drawn == own.rows
     of_row = read.token_examples()
-    seen = [set(of_row[own._drawn[part]].tolist()) for part in PARTS]
+    seen = [set(of_row[own.numbers[part]].tolist()) for part in PARTS]
     assert [len(each) for each in seen] == [own.examples[part] for part in PARTS]
     assert not seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2]
     other = parts_of(read, tiny, seed=1)
-    assert (other._drawn["fit"].tolist(), other.examples) != (own._drawn["fit"].tolist(), own.examples)
+    assert (other.numbers["fit"].tolist(), other.examples) != (own.numbers["fit"].tolist(), own.examples)
 
 
 def test_the_rows_of_a_layer_are_the_runs(read: Run, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +78,9 @@ def test_the_rows_of_a_layer_are_the_runs(read: Run, tiny: LoadedModel, monkeypa
     rows, ends = read.activations("resid_post", 0), read.activations("resid_post", own.last)
     found = own.read(0)
     for part in PARTS:
-        assert np.array_equal(found.drawn[part], rows[own._drawn[part]])
-        np.testing.assert_array_equal(own.ends()[part], normed(ends[own._drawn[part]], readout_of(tiny)))
-    inside = own._part_of_row == 1
+        assert np.array_equal(found.drawn[part], rows[own.numbers[part]])
+        np.testing.assert_array_equal(own.ends()[part], normed(ends[own.numbers[part]], readout_of(tiny)))
+    inside = own.part_of_row == 1
     np.testing.assert_allclose(found.validation.mean, rows[inside].mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.validation.mean_rest, (ends - rows)[inside].mean(axis=0), rtol=1e-5, atol=1e-6)
 
@@ -87,8 +88,8 @@ def test_the_rows_of_a_layer_are_the_runs(read: Run, tiny: LoadedModel, monkeypa
 def test_ridge_is_scikit_learns_on_the_rows_that_are_fitted(read: Run, tiny: LoadedModel) -> None:
     found = tf.fit_lens(read, kind="ridge", layers=[0], model=tiny)
     own = parts_of(read, tiny)
-    rows = read.activations("resid_post", 0)[own._drawn["fit"]].astype(float)
-    missing = read.activations("resid_post", own.last)[own._drawn["fit"]] - rows
+    rows = read.activations("resid_post", 0)[own.numbers["fit"]].astype(float)
+    missing = read.activations("resid_post", own.last)[own.numbers["fit"]] - rows
     about = rows - rows.mean(axis=0)
     penalty = found.about["penalties"]["0"] * np.trace(about.T @ about) / rows.shape[1]
     theirs = Ridge(alpha=penalty, solver="cholesky").fit(rows, missing)
@@ -100,7 +101,7 @@ def test_ridge_is_scikit_learns_on_the_rows_that_are_fitted(read: Run, tiny: Loa
 
 def plain_figures(run: Run, model: LoadedModel, rows: np.ndarray) -> tuple[float, float]:
     """KL and top-1 of what the model's own modules say of rows, against its logits of held-out rows."""
-    held_out = parts_of(run, model)._drawn["held_out"]
+    held_out = parts_of(run, model).numbers["held_out"]
     aims = torch.from_numpy(run.activations("logits")[held_out])
     network: Any = model.model
     with torch.inference_mode():
@@ -172,7 +173,8 @@ def test_some_layers_and_the_first_examples(read: Run, tiny: LoadedModel) -> Non
     assert found.layers == (1,)
     assert sum(found.about["examples"].values()) == 12
     first = tf.record(tiny, token_lists()[:12], "resid_post", dtype="float32")
-    assert (tf.fit_lens(first, kind="ridge", layers=[1], model=tiny).weights == found.weights).all()
+    again = tf.fit_lens(first, kind="ridge", layers=[1], model=tiny)  # of rows that other batches rounded otherwise
+    np.testing.assert_allclose(again.weights, found.weights, rtol=1e-3, atol=1e-4)
 
 
 class Spoilt(Run):
@@ -193,14 +195,14 @@ def test_rows_of_nan_are_refused_by_name(read: Run, tiny: LoadedModel) -> None:
 
 def test_what_cannot_be_fitted_is_refused_in_words(read: Run, tiny: LoadedModel, byte: LoadedModel) -> None:
     few = tf.record(tiny, token_lists(9), "resid_post", dtype="float32")
-    with pytest.raises(UsageError, match="a lens of 9 examples; .* it takes 10 that have tokens; more texts"):
+    with pytest.raises(UsageError, match=r"a lens of 9 examples; .* it takes 10 that have tokens; more texts"):
         tf.fit_lens(few, model=tiny)
     with pytest.raises(UsageError, match="a lens of 4 examples"):
         tf.fit_lens(read, model=tiny, limit=4)
     with pytest.raises(SelectionError, match="layer 7 requested; this run holds layers 0, 1"):
         tf.fit_lens(read, model=tiny, layers=[0, 7])
     with pytest.raises(UsageError, match="no kind 'linear'; tuned or ridge"):
-        tf.fit_lens(read, kind="linear", model=tiny)  # pyright: ignore[reportArgumentType]
+        inspect.unwrap(tf.fit_lens)(read, kind="linear", model=tiny)
     with pytest.raises(UsageError, match="a run and texts"):
         tf.fit_lens(read, ["a"], model=tiny)
     with pytest.raises(UsageError, match="what shall the model read"):
@@ -208,7 +210,7 @@ def test_what_cannot_be_fitted_is_refused_in_words(read: Run, tiny: LoadedModel,
     with pytest.raises(ConfigurationChanged, match="is not the one that this run was recorded with"):
         tf.fit_lens(read, model=byte)
     first = tf.record(tiny, token_lists(12), "resid_post", layers=[0], dtype="float32")
-    with pytest.raises(NotRecorded, match="does not hold the last layer of dec.resid_post"):
+    with pytest.raises(NotRecorded, match="does not hold the last layer of"):
         tf.fit_lens(first, model=tiny)
     with pytest.raises(NotRecorded, match="no residual stream"):
         tf.fit_lens(tf.record(tiny, token_lists(12), "mlp_out"), model=tiny)
@@ -219,8 +221,6 @@ def test_what_cannot_be_fitted_is_refused_in_words(read: Run, tiny: LoadedModel,
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1.5}, {"seed": -1}, {"limit": 0}])
 def test_numbers_that_make_no_sense_are_refused(read: Run, tiny: LoadedModel, wrong: dict[str, Any]) -> None:
-    import inspect
-
     with pytest.raises(UsageError, match="a whole number"):
         inspect.unwrap(tf.fit_lens)(read, model=tiny, **wrong)
 

@@ -214,7 +214,7 @@ def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, l
     turned.weights[0, 0, 0] = 2
     with pytest.raises(ConfigurationChanged, match="for layer 3, and this one's last layer is 3"):
         lens(run, 0, translators=turned)
-    with pytest.raises((UsageError, TypeCheckError), match="int where a Translators is wanted|Actual value: 3"):
+    with pytest.raises((UsageError, TypeCheckError), match=r"int where a Translators is wanted|Actual value: 3"):
         lens(run, 0, translators=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(NotRecorded, match="no residual stream"):
         lens(record(byte, ["return"], lens_top_k=2), translators=of_byte(run))
@@ -252,7 +252,7 @@ def test_a_head_that_did_not_make_the_runs_logits_is_refused(run: Run, byte: Loa
     with pytest.raises(ConfigurationChanged, match=r"at position \d+ .* apart from the run's by 1\.\d+ of"):
         run_lens(run, 0, other)
     scaled = replace(readout, scale=readout.scale * 1.01)
-    with pytest.raises(ConfigurationChanged, match="rounding explains 0.002"):
+    with pytest.raises(ConfigurationChanged, match=r"rounding explains 0\.002"):
         run_lens(run, 0, scaled)
     fewer = replace(readout, unembedding=_Fewer(readout.unembedding))
     with pytest.raises(ConfigurationChanged, match="has 257 words, and the run's logits 258"):

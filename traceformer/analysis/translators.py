@@ -63,7 +63,9 @@ class HeldOut:
             KeyError, TypeError, ValueError: it is something else.
         """
         numbers = {name: _numbers(data[name]) for name in ("kl", "top1", "logit_kl", "logit_top1")}
-        return cls(**numbers, chosen=tuple(map(str, data["chosen"])), rows=int(data["rows"]), examples=int(data["examples"]))
+        return cls(
+            **numbers, chosen=tuple(map(str, data["chosen"])), rows=int(data["rows"]), examples=int(data["examples"])
+        )
 
 
 def _numbers(values: Any) -> Float64[np.ndarray, "layer"]:

@@ -24,7 +24,7 @@ from traceformer.shapes import Float32, Float64
 
 __all__ = ["Agreement", "TorchReadout", "Tuning", "tune"]
 
-_BLOCK_BYTES = 64 << 20  # of the logits at hand, on either side
+_BLOCK_BYTES = 16 << 20  # of the logits at hand, on either side
 _KEPT_BYTES = 1 << 30  # an unembedding up to so many bytes is read once
 _WORDS = 8192
 
@@ -165,13 +165,14 @@ class Tuning:
     Attributes:
         steps: Batches.
         batch: Rows of one.
-        rate: Of Adam, in deviations of the target; it falls to zero along half a cosine.
+        rate: Of Adam: by what share of its deviation a number of a row may change at a step; it falls to zero along
+            half a cosine.
         checks: How often other rows are measured.
     """
 
     steps: int = 300
     batch: int = 512
-    rate: float = 3e-3
+    rate: float = 0.03
     checks: int = 20
 
 
@@ -202,7 +203,9 @@ def tune(
     inputs, aims = torch.from_numpy(whitened.of_rows(rows)), torch.from_numpy(others)
     check_inputs, check_aims = torch.from_numpy(whitened.of_rows(checked[0])), torch.from_numpy(checked[1])
     matrix, vector = (torch.from_numpy(each.astype(np.float32)).requires_grad_() for each in whitened.of_map(start))
-    optimiser = torch.optim.Adam([matrix, vector], lr=how.rate * whitened.step)
+    # All numbers of a row of the matrix may move at once, each by as much: so many of them are one deviation.
+    rate = how.rate * float(matrix.detach().norm(dim=1).median()) / len(vector) ** 0.5
+    optimiser = torch.optim.Adam([matrix, vector], lr=rate)
     random = np.random.default_rng(seed)
     order = random.permutation(len(rows))
     at, every = 0, max(1, how.steps // how.checks)
@@ -221,7 +224,7 @@ def tune(
         here = torch.from_numpy(order[at : at + how.batch])
         at += how.batch
         for group in optimiser.param_groups:
-            group["lr"] = how.rate * whitened.step * 0.5 * (1 + np.cos(np.pi * step / how.steps))
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * step / how.steps))
         optimiser.zero_grad()
         normed = readout.normed(inputs[here] @ matrix.T + vector)
         slope = readout.agreement(normed.detach(), aims[here], slope=True).slope
@@ -239,13 +242,12 @@ class Whitened:
     mean: Float64[np.ndarray, "d"]
     axes: Float64[np.ndarray, "d axis"]
     deviations: Float64[np.ndarray, "axis"]
-    step: float
 
     @classmethod
     def of(cls, spectrum: Spectrum) -> "Whitened":
         variances = spectrum.powers / spectrum.n
         floor = 1e-3 * float(variances.mean())
-        return cls(spectrum.mean, spectrum.axes, np.sqrt(variances + floor), float(np.sqrt(np.median(variances))))
+        return cls(spectrum.mean, spectrum.axes, np.sqrt(variances + floor))
 
     def of_rows(self, rows: Float32[np.ndarray, "row d"]) -> Float32[np.ndarray, "row axis"]:
         to = (self.axes / self.deviations).astype(np.float32)

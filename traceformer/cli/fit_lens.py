@@ -171,7 +171,11 @@ def _shares(own: "HeldOut", layer: int) -> tuple[str, str]:
 
 
 def _next(run: str | None, model: str | None, dataset: str | None, out: Path | None) -> str:
-    source = shlex.quote(run) if run is not None else f"--model {shlex.quote(model or '')} --dataset {shlex.quote(dataset or '')}"
+    source = (
+        shlex.quote(run)
+        if run is not None
+        else f"--model {shlex.quote(model or '')} --dataset {shlex.quote(dataset or '')}"
+    )
     if out is None:
         return f"fit-lens {source} --out lens.safetensors"
     return f"lens {source}" if run is not None else f"extract {source} --capture resid_post"

@@ -17,7 +17,9 @@ _MOST_TICKS = 24
 
 
 @styled
-def translators_figure(*values: Translators, title: str | None = None, figure: Figure | SubFigure | None = None) -> Figure:
+def translators_figure(
+    *values: Translators, title: str | None = None, figure: Figure | SubFigure | None = None
+) -> Figure:
     """Returns two charts over layers: the held-out KL to the end, and how often the likeliest word is the same.
 
     The dashed line is the logit lens on the same rows. Several, as a tuned lens and one by ridge, have a colour each.

@@ -232,6 +232,6 @@ def _translated(own: Affine, rows: Float32[np.ndarray, "row d_model"]) -> Float3
 
 
 def _best(measured: Mapping[str, tuple[float, float]]) -> str:
-    """The map of the least KL, of those that name the likeliest word as often as the logit lens does, if it is there."""
+    """The map of the least KL, of those that name the likeliest word as often as the identity, if that is there."""
     least = measured["identity"][1] if "identity" in measured else 0.0
     return min((name for name, (_, top1) in measured.items() if top1 >= least), key=lambda name: measured[name][0])

@@ -54,7 +54,9 @@ class FittingRows:
         examples: How many examples each part has.
         rows: How many rows.
         drawn: How many of them are drawn.
-        part_of: Which of `PARTS` each example is of, by its number there; -1 of those without tokens.
+        numbers: Which these are, counted over all rows of the array, in rising order.
+        part_of: For each example the number of its part, -1 for none.
+        part_of_row: For each row the number of its part, -1 for none.
     """
 
     def __init__(self, run: Run, spec: ArraySpec, readout: Readout, *, limit: int | None = None, seed: int = 0) -> None:
@@ -82,7 +84,7 @@ class FittingRows:
         of_row = np.repeat(part_of, lengths)
         self._n_rows = len(of_row)
         random = np.random.default_rng(seed)
-        self._drawn: dict[Part, Int64[np.ndarray, "row"]] = {}
+        self.numbers: dict[Part, Int64[np.ndarray, "row"]] = {}
         self.examples: dict[Part, int] = {}
         self.rows: dict[Part, int] = {}
         for number, part in enumerate(PARTS):
@@ -90,11 +92,11 @@ class FittingRows:
             most = max(1, _MOST_BYTES // (4 * spec.width))
             most = min(most, _MOST_ROWS.get(part, most))
             chosen = np.sort(random.choice(rows, most, replace=False)) if len(rows) > most else rows
-            self._drawn[part] = chosen
+            self.numbers[part] = chosen
             self.examples[part], self.rows[part] = int((part_of == number).sum()), len(rows)
-        self._part_of_row = of_row
         self.part_of = part_of
-        self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self._drawn.items()}
+        self.part_of_row = of_row
+        self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self.numbers.items()}
 
     def ends(self) -> dict[Part, Float32[np.ndarray, "row d_embed"]]:
         """Returns the last layer's drawn rows, normed: what the unembedding makes the model's own words of.
@@ -119,7 +121,7 @@ class FittingRows:
         drawn = {part: np.empty((n, d), np.float32) for part, n in self.drawn.items()}
         for (start, block), (_, last) in zip(self._blocks(layer), self._blocks(self.last), strict=True):
             targets = self._before_the_norm(last)
-            own = self._part_of_row[start : start + len(block)]
+            own = self.part_of_row[start : start + len(block)]
             for number, part in enumerate(PARTS):
                 if part in moments and (inside := own == number).any():
                     moments[part].add(block[inside], targets[inside])
@@ -151,7 +153,7 @@ class FittingRows:
     def _taken(self, start: int, count: int) -> dict[Part, tuple[Int64[np.ndarray, "row"], slice]]:
         """Which rows of a block are drawn for each part, and their places among these."""
         found: dict[Part, tuple[Int64[np.ndarray, "row"], slice]] = {}
-        for part, rows in self._drawn.items():
+        for part, rows in self.numbers.items():
             first, last = np.searchsorted(rows, (start, start + count))
             if last > first:
                 found[part] = rows[first:last] - start, slice(int(first), int(last))

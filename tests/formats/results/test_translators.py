@@ -68,7 +68,6 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         tf.open_lens(path)
 
 
-
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "a later format": ({"format": "traceformer translators 2"}, "of format 'traceformer translators 2'"),
     "no kind": ({"kind": "linear"}, "kind 'linear'"),
