@@ -21,7 +21,7 @@ def blocks_of(model: Any) -> Any:
     return text_part(model).get_submodule(architecture_of(model.config).stacks["dec"].blocks)
 
 
-def every_derivative(model: Any, layer: int) -> Tensor:
+def every_derivative(model: Any, layer: int, ids: list[int]) -> Tensor:
     """What the last block leaves by what block `layer` leaves: (position, d, position, d), by hooks of torch's own."""
     blocks, seen = blocks_of(model), {}
 
@@ -35,7 +35,7 @@ def every_derivative(model: Any, layer: int) -> Tensor:
         seen["own"] = whole(output).detach()
 
     hooks = [blocks[layer].register_forward_hook(own), blocks[LAST].register_forward_hook(kept)]
-    model(torch.tensor([IDS]), use_cache=False)
+    model(torch.tensor([ids]), use_cache=False)
     for hook in hooks:
         hook.remove()
 
@@ -44,14 +44,19 @@ def every_derivative(model: Any, layer: int) -> Tensor:
             return (rows[None], *output[1:]) if isinstance(output, tuple) else rows[None]
 
         hooks = [blocks[layer].register_forward_hook(put), blocks[LAST].register_forward_hook(kept)]
-        model(torch.tensor([IDS]), use_cache=False)
+        model(torch.tensor([ids]), use_cache=False)
         for hook in hooks:
             hook.remove()
         return seen["last"][0]
 
-    found = torch.autograd.functional.jacobian(following, seen["own"][0])
+    found = torch.autograd.functional.jacobian(following, seen["own"][0], vectorize=True)
     assert isinstance(found, Tensor)
     return found
+
+
+def mean_of(every: Tensor, counted: range) -> Tensor:
+    """The sum over later positions, and the mean over earlier ones."""
+    return torch.stack([torch.stack([every[later, :, at] for later in counted]).sum(0) for at in counted]).mean(0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,8 +66,7 @@ def test_they_are_sums_over_later_positions_and_means_over_earlier_ones(family: 
     found = jacobians(text, [0, 1], LAST, skip=2, at_once=5)
     counted = range(2, len(IDS) - 1)
     for layer in (0, 1):
-        every = every_derivative(model, layer)
-        expected = torch.stack([sum(every[later, :, at] for later in counted) for at in counted]).mean(0)
+        expected = mean_of(every_derivative(model, layer, IDS), counted)
         torch.testing.assert_close(found[layer].double(), expected, rtol=1e-5, atol=1e-6)
     assert (found[0] - torch.eye(found.shape[1])).abs().max() > 0.01  # so that there is something to be wrong
 
