@@ -8,14 +8,15 @@ from PIL import Image
 
 import traceformer as tf
 from traceformer.cli import main
+from traceformer.models.loaded import LoadedModel
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def run() -> Path:
-    texts = [f"line {i} of the text says {i * i}" for i in range(12)]
-    tf.record("byte", texts, "resid_post", out="run", max_seq_len=16)
+def run(byte: LoadedModel) -> Path:
+    texts = [f"line {i}: {i * i}" for i in range(12)]
+    tf.record(byte, texts, "resid_post", out="run")
     return Path("run")
 
 
@@ -68,6 +69,7 @@ def test_a_picture_is_saved_in_the_format_of_its_name(run: Path, capsys: Capture
         ("fit-lens", 2, "a RUN, or --model MODEL --dataset TEXTS"),
         ("fit-lens --model byte", 2, "a RUN, or --model MODEL --dataset TEXTS"),
         ("fit-lens run --dataset demo", 2, "a run has its texts"),
+        ("fit-lens run --device cpu", 2, "a run and --device"),
         ("fit-lens run --kind linear", 2, "--kind cannot be 'linear'"),
         ("fit-lens run --steps 0", 2, "--steps cannot be '0'"),
         ("fit-lens run --layers 9", 2, "this run holds layers 0, 1, 2, 3"),

@@ -105,7 +105,8 @@ class Translators:
     held_out: HeldOut | None = None
 
     def __repr__(self) -> str:
-        numbers = f"layers {self.layers[0]}-{self.layers[-1]}" if len(self.layers) > 1 else f"layer {self.layers[0]}"
+        first, *others = self.layers
+        numbers = f"layers {first}-{others[-1]}" if others else f"layer {first}"
         of = f" of {self.model}" if self.model else ""
         return f"Translators({self.kind}{of}: {numbers}, {self.d_model} wide{self._told()})"
 

@@ -86,6 +86,10 @@ class Loading:
 
         return load_model(name, revision=self.revision, with_head=with_head, **self.settings())
 
+    def given(self) -> tuple[str, ...]:
+        """Returns the names of what was said."""
+        return tuple(each.name for each in fields(self) if getattr(self, each.name) != each.default)
+
     def settings(self) -> dict[str, Any]:
         """Returns what `load_model` is told of any model."""
         return {

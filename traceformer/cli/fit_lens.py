@@ -130,6 +130,10 @@ def _asked(
     if run is not None:
         if dataset is not None or split is not None:
             raise UsageError("a run and --dataset", why="a run has its texts", hint="one of them")
+        others = [name for name in loading.given() if name not in ("adapter", "allow_pickle")]
+        if others:
+            flag = f"--{others[0].replace('_', '-')}"
+            raise UsageError(f"a run and {flag}", why="its model is not run", hint="--model MODEL --dataset TEXTS")
         store = open_run(run)
         if loading.adapter is None and not loading.allow_pickle:
             return store, model

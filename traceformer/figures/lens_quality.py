@@ -37,10 +37,12 @@ def translators_figure(
     divergence, agreement = place.subplots(1, 2)
     for number, (value, own) in enumerate(zip(values, held_out, strict=True)):
         # Curves that lie on each other are seen as rings.
-        style = dict[str, Any](color=category(number), marker="o", markersize=7 - 2 * (number % 3), linewidth=1.6)
+        style = dict[str, Any](
+            color=category(number), marker="o", markersize=7 - 2 * (number % 3), linewidth=1.6, clip_on=False
+        )
         divergence.plot(value.layers, own.kl, label=label(_named(value)), fillstyle="none", **style)
         agreement.plot(value.layers, own.top1, fillstyle="none", **style)
-    style = dict[str, Any](color=quiet(), linestyle="--", marker=".", markersize=4, linewidth=1.2)
+    style = dict[str, Any](color=quiet(), linestyle="--", marker=".", markersize=4, linewidth=1.2, clip_on=False)
     divergence.plot(values[0].layers, held_out[0].logit_kl, label="logit lens", **style)
     agreement.plot(values[0].layers, held_out[0].logit_top1, **style)
     divergence.set_title("KL to what is said in the end, nats")

@@ -104,7 +104,9 @@ class FittingRows:
         Raises:
             NumericError: a row holds NaN or inf.
         """
-        found = {part: np.empty((n, self._readout.unembedding.shape[1]), np.float32) for part, n in self.drawn.items()}
+        found: dict[Part, Float32[np.ndarray, "row d_embed"]] = {
+            part: np.empty((n, self._readout.unembedding.shape[1]), np.float32) for part, n in self.drawn.items()
+        }
         for start, block in self._blocks(self.last):
             for part, (here, there) in self._taken(start, len(block)).items():
                 found[part][there] = normed(block[here], self._readout, skip_norm=self._is_normed)
@@ -118,7 +120,9 @@ class FittingRows:
         """
         d = self._spec.width
         moments: dict[Part, Moments] = {"fit": Moments(d), "validation": Moments(d)}
-        drawn = {part: np.empty((n, d), np.float32) for part, n in self.drawn.items()}
+        drawn: dict[Part, Float32[np.ndarray, "row d_model"]] = {
+            part: np.empty((n, d), np.float32) for part, n in self.drawn.items()
+        }
         for (start, block), (_, last) in zip(self._blocks(layer), self._blocks(self.last), strict=True):
             targets = self._before_the_norm(last)
             own = self.part_of_row[start : start + len(block)]
