@@ -34,7 +34,7 @@ _NAMED_ALIKE = (
     "layers_enc layout learning_rate lens_top_k like limit lossless mark max_tokens method metric model "
     "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder output over overwrite "
     "pairs patience port position positions preset project project_site prompt prompt_set prompts repeats "
-    "replace replay resume revision scales search shard_index shuffle shuffle_buffer site split steps stop "
+    "replace replay resume revision scales search shard_index shuffle shuffle_buffer site skip split steps stop "
     "store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
     "weight_decay window workers wrong"
 )
