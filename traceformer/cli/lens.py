@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.cells import cell_len, set_cell_size
 
 from traceformer.cli.arguments import Indices, count, open_example
@@ -22,24 +22,27 @@ if TYPE_CHECKING:
 
 __all__ = ["lens"]
 
+_WHICH = Group.create_ordered("What is read out")
+_THROUGH = Group.create_ordered("Through what")
+_SHOWN = Group.create_ordered("How it is shown")
 _CELLS = 11  # of a token's text in the grid, at most
 
 
 def lens(
-    run: Annotated[str, Parameter(name="RUN")],
+    run: Annotated[str, Parameter(name="RUN", group=_WHICH)],
     /,
     *,
-    example: str | None = None,
-    top_k: Annotated[int | None, Parameter(show_default="3"), count("K")] = None,
-    layers: Indices = None,
-    position: Indices = None,
-    translators: Annotated[Path | None, Parameter(name="--with", metavar="FILE")] = None,
-    model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
-    adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
-    allow_pickle: bool = False,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    mark: Literal["probability", "rank", "kl", "entropy"] | None = None,
-    json: bool = False,
+    example: Annotated[str | None, Parameter(group=_WHICH)] = None,
+    layers: Annotated[Indices, Parameter(group=_WHICH)] = None,
+    position: Annotated[Indices, Parameter(group=_WHICH)] = None,
+    top_k: Annotated[int | None, Parameter(show_default="3", group=_WHICH), count("K")] = None,
+    translators: Annotated[Path | None, Parameter(name="--with", metavar="FILE", group=_THROUGH)] = None,
+    model: Annotated[Path | None, Parameter(metavar="FOLDER", group=_THROUGH)] = None,
+    adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME", group=_THROUGH)] = None,
+    allow_pickle: Annotated[bool, Parameter(group=_THROUGH)] = False,
+    png: Annotated[Path | None, Parameter(metavar="FILE", group=_SHOWN)] = None,
+    mark: Annotated[Literal["probability", "rank", "kl", "entropy"] | None, Parameter(group=_SHOWN)] = None,
+    json: Annotated[bool, Parameter(group=_SHOWN)] = False,
 ) -> None:
     """What the model would say after each layer (logit lens).
 

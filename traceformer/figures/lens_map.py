@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import ScalarFormatter
 
 from traceformer.analysis.lens import Lens
 from traceformer.errors import UsageError, check_choice, check_is
@@ -89,7 +90,9 @@ def lens_figure(value: Lens, *, mark: Mark = "probability", title: str | None = 
     else:
         ax.set_title(heading)
     if image is not None:
-        figure.colorbar(image, ax=places, label=MARKS[mark], shrink=max(0.3, 0.9 / len(rows)))
+        bar = figure.colorbar(image, ax=places, label=MARKS[mark], shrink=max(0.3, 0.9 / len(rows)))
+        if mark == "rank":
+            bar.ax.yaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 
