@@ -20,7 +20,8 @@ logistic        logistic regressions over rows that are read again in every pass
 probes          linear probes of a label, as a value
 probe_controls  how texts are split for probes, and what is beside these
 projection      activations along directions, and how that develops along a text
-lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
+lens            the logit lens: which norm, which unembedding, and what each layer of an example says
+lens_tally      the likeliest tokens, entropies, ranks and divergences of rows without all logits
 translators     an affine map per layer into the place of the last one: tuned, ridge or Jacobian lens
 ridge           such a map by ridge regression, from sums that rows are added to
 attribution     what each part of a model adds to a logit, as a value
