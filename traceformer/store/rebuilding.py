@@ -98,9 +98,9 @@ def _rows(source: Source, spec: ArraySpec, row: int, lead: Lead, tokens: range) 
 
 def _some(view: Array, tokens: range) -> Array:
     """Returns a view of some tokens; those of tensorstore keep the places that they have in the whole array."""
-    from traceformer.store.ranged import RangedArray
+    from traceformer.store.lazy import LazyArray
 
-    first = 0 if isinstance(view, RangedArray) else view.domain.origin[1]
+    first = 0 if isinstance(view, LazyArray) else view.domain.origin[1]
     return view[:, first + tokens.start : first + tokens.stop]
 
 
