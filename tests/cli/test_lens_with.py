@@ -89,7 +89,12 @@ def test_a_jacobian_lens_is_fitted_written_for_others_and_applied(
     line = "fit-lens gpt2 --kind jacobian --skip 2 --max-tokens 6 --batch-size 16 --out lens.pt --json"
     assert main(line.split()) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["kind"], told["layers"], told["about"]["skip"], told["about"]["max_tokens"]) == ("jacobian", [0, 1], 2, 6)
+    assert (told["kind"], told["layers"], told["about"]["skip"], told["about"]["max_tokens"]) == (
+        "jacobian",
+        [0, 1],
+        2,
+        6,
+    )
     assert torch.load("lens.pt", weights_only=True)["source_layers"] == [0, 1]
     shown = lens(capsys, "gpt2 --example 2 --with lens.pt")
     assert "jacobian lens of lens.pt" in shown

@@ -39,7 +39,7 @@ _STORAGES: Mapping[str, Any] = {
 # What zipfile, pickletools and the instructions themselves raise where bytes are missing or changed.
 _DAMAGED = (
     *(zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError),
-    *(NotImplementedError, RuntimeError),
+    *(NotImplementedError, RuntimeError, OSError),
 )
 
 
