@@ -157,7 +157,7 @@ class Translators:
             raise ConfigurationChanged(
                 f"the {of} are for another model",
                 why=f"its weights have digest {self.model_weights}, this one's {model_weights}",
-                hint="`fit_lens` with this one",
+                hint="fit a lens of this one",
             )
 
     def save(self, path: "str | PathLike[str]", *, overwrite: bool = False) -> None:
