@@ -230,7 +230,7 @@ def published_lenses(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
     ):
         return ""
     for layer, matrix in zip(own.layers, own.weights, strict=True):
-        if not np.array_equal(matrix, theirs["J"][layer].float().numpy()):
+        if not np.array_equal(matrix, theirs["J"][layer].detach().float().numpy()):
             return f"lens.pt has other numbers of layer {layer}"
     return ""
 
