@@ -102,5 +102,7 @@ def test_a_jacobian_lens_is_fitted_written_for_others_and_applied(
     assert f"the mean of derivatives over {told['about']['n_prompts']} examples" in capsys.readouterr().out
     assert main(["fit-lens", "gpt2", "--out", "tuned.pt"]) == 2
     assert "a tuned lens in tuned.pt" in capsys.readouterr().err
+    assert main(["fit-lens", "gpt2", "--skip", "2"]) == 2
+    assert "--skip of a tuned lens" in capsys.readouterr().err
     assert main(["fit-lens", "gpt2", "--kind", "jacobian", "--skip", "500"]) == 2
     assert "--skip" in capsys.readouterr().err

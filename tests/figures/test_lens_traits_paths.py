@@ -1,6 +1,7 @@
 """The functions of `figures`: each takes what its verb returns."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,10 +77,10 @@ def test_the_colour_says_what_is_asked_for() -> None:
         kl=np.array([[1, 2, 4], [0, 0, 0]], np.float32),
         entropy=np.array([[3, 2, 1], [0, np.nan, 0]], np.float32),
     )
-    shown = {}
+    shown: dict[str, Any] = {}
     for mark in ("probability", "rank", "kl", "entropy"):
         axes, bar = figures.lens(value, mark=mark).axes
-        [image] = axes.images
+        image: Any = axes.images[0]
         shown[mark] = image.norm(image.get_array()).filled(np.nan).tolist(), bar.get_ylabel()
         assert len(axes.texts) == 6
     assert shown["probability"] == ([[0.5] * 3] * 2, "its probability")

@@ -85,7 +85,7 @@ def test_a_model_that_reads_texts_needs_no_run(byte: LoadedModel, tmp_path: Path
 
 
 def test_what_has_no_jacobian_lens_is_refused(run: Run, tiny: LoadedModel, load: Callable[..., LoadedModel]) -> None:
-    with pytest.raises(UsageError, match="no text has the 18 tokens that a Jacobian takes.*smaller `skip`"):
+    with pytest.raises(UsageError, match=r"no text has the 18 tokens that a Jacobian takes.*smaller `skip`"):
         tf.fit_lens(run, kind="jacobian", model=tiny)
     with pytest.raises(SelectionError, match="layer 2 requested"):
         tf.fit_lens(run, kind="jacobian", layers=[2], skip=1, model=tiny)

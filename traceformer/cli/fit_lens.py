@@ -37,9 +37,9 @@ def fit_lens(
     limit: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     steps: Annotated[int, Parameter(group=_WHAT), count("N")] = 300,
     seed: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 0,
-    skip: Annotated[int, Parameter(group=_DERIVED), count("N", least=0)] = 16,
-    max_tokens: Annotated[int, Parameter(group=_DERIVED), count("N", least=2)] = 128,
-    batch_size: Annotated[int, Parameter(group=_DERIVED), count("N")] = 8,
+    skip: Annotated[int | None, Parameter(show_default="16", group=_DERIVED), count("N", least=0)] = None,
+    max_tokens: Annotated[int | None, Parameter(show_default="128", group=_DERIVED), count("N", least=2)] = None,
+    batch_size: Annotated[int | None, Parameter(show_default="8", group=_DERIVED), count("N")] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
@@ -86,6 +86,12 @@ def fit_lens(
         from traceformer.figures.style import check_format
 
         check_format(png)
+    given = {"skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
+    derived = {name: value for name, value in given.items() if value is not None}
+    if derived and kind != "jacobian":
+        named = next(iter(derived)).replace("_", "-")
+        why = "it is for the derivatives of a Jacobian lens"
+        raise UsageError(f"--{named} of a {kind} lens", why=why, hint="--kind jacobian, or none of these")
     if out is not None:
         if out.suffix == ".pt" and kind != "jacobian":
             why = "files of that ending are those that others read a Jacobian lens from"
@@ -100,9 +106,7 @@ def fit_lens(
             limit=limit,
             steps=steps,
             seed=seed,
-            skip=skip,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
+            **derived,
             model=moved,
             progress=progress,
         )
@@ -164,8 +168,9 @@ def _told(found: "Translators") -> str:
     if "n_prompts" in found.about:
         how = f"the mean of derivatives over {found.about['n_prompts']} examples"
     title = (
-        f"{found.model}  {found.kind} lens of {found.about['site']}, {how};\nKL (nats) and top-1 against what is said in the end, "
-        f"on {own.rows:,} rows of {own.examples} examples that neither has seen"
+        f"{found.model}  {found.kind} lens of {found.about['site']}, {how};\n"
+        f"KL (nats) and top-1 against what is said in the end, on {own.rows:,} rows of {own.examples} examples that "
+        "neither has seen"
     )
     return f"{title}\n\n{table(headers, rows, numeric=range(1, 5))}"
 

@@ -39,7 +39,7 @@ _STORAGES: Mapping[str, Any] = {
 # What zipfile, pickletools and the instructions themselves raise where bytes are missing or changed.
 _DAMAGED = (
     *(zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError),
-    *(NotImplementedError, RuntimeError),
+    *(NotImplementedError, RuntimeError, OSError),
 )
 
 
@@ -116,7 +116,7 @@ def _follow(pickled: bytes, storage: Callable[[_Name, str], _Storage]) -> Any:
     """Returns what the instructions of a pickle make."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -160,7 +160,7 @@ def _follow(pickled: bytes, storage: Callable[[_Name, str], _Storage]) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                module, _, name = argument.partition(" ")
+                module, _, name = str(argument).partition(" ")
                 stack.append(_Name(module, name))
             case "BINPERSID":
                 kind, of, key, _, _ = stack.pop()

@@ -35,7 +35,7 @@ def jacobian(path: Path, dtype: torch.dtype = torch.float16, **changes: Any) -> 
 
 def tuned(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    translators = torch.nn.ModuleList(torch.nn.Linear(D, D) for _ in range(4))
+    translators: Any = torch.nn.ModuleList(torch.nn.Linear(D, D) for _ in range(4))
     with torch.no_grad():
         for number, own in enumerate(translators):
             own.weight[:] = matrices((number,))[number] + number
