@@ -9,6 +9,7 @@ import pytest
 
 import traceformer as tf
 from tests.capture.asked import Stopped, stop_after
+from tests.marks import slow
 from tests.store import runs
 from traceformer.cli import main
 from traceformer.errors import UsageError
@@ -43,12 +44,14 @@ def test_rows_are_within_their_bound_and_all_else_is_as_it_was(model: LoadedMode
     assert np.array_equal(run.get(1, "hidden", 1), run.get(1, "resid_pre", 1))
 
 
+@pytest.mark.slow
 def test_it_goes_with_the_largest_keys_and_with_other_dtypes(model: LoadedModel) -> None:
     how = {**OPTIONS, "store_topk": 3, "dtype": "bfloat16", "codec": "zstd"}
     run, exact = (tf.record(model, TEXTS, "attn resid", rows_codec=codec, **how) for codec in ("q8", "exact"))  # pyright: ignore
     assert_within_bounds(run, exact)
 
 
+@pytest.mark.slow
 def test_a_stream_gives_the_numbers_of_a_list_and_goes_on_to_the_same_bytes(model: LoadedModel, tmp_path: Path) -> None:
     how: dict[str, Any] = {**OPTIONS, "capture": "resid", "rows_codec": "q8"}
     listed = tf.record(model, TEXTS, **how)
@@ -62,6 +65,7 @@ def test_a_stream_gives_the_numbers_of_a_list_and_goes_on_to_the_same_bytes(mode
     assert whole.keys() == parts.keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bytes(model: LoadedModel, tmp_path: Path) -> None:
     how: dict[str, Any] = {**OPTIONS, "capture": "resid qkv", "rows_codec": "q8"}
     tf.record(model, TEXTS, out=tmp_path / "whole/run", **how)
@@ -72,6 +76,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(model: LoadedModel, tmp_pa
     assert {name for name in whole if whole[name] != parts.get(name)} <= {"meta.json", "manifest.json"}
 
 
+@pytest.mark.slow
 def test_answers_are_recorded_so_too(model: LoadedModel) -> None:
     how: dict[str, Any] = {"capture": "resid attn", "max_tokens": 4, "temperature": 0}
     assert_within_bounds(
@@ -79,7 +84,7 @@ def test_answers_are_recorded_so_too(model: LoadedModel) -> None:
     )
 
 
-@pytest.mark.parametrize("format", ["safetensors", "padded-zarr", "json"])
+@pytest.mark.parametrize("format", ["safetensors", slow("padded-zarr"), slow("json")])
 def test_what_is_exported_is_what_is_read(model: LoadedModel, tmp_path: Path, format: str) -> None:
     run = tf.record(model, TEXTS[:3], "token_embed attn_out mlp_out", rows_codec="q8", out=tmp_path / "run", **OPTIONS)
     tf.export(run, format, tmp_path / "files")

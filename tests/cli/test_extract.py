@@ -65,7 +65,7 @@ FLAGS = (
     "--model gpt2 --model_path m --dataset csqa --split test --limit 7 --max_seq_len auto --dec_max_len 5 "
     "--batch_size 3 --capture attn qkv hidden --dtype float32 --targets_file t.txt --out_dir traces/x --device cpu "
     "--revision main --codec zstd --attn_codec sqrt8 --resume --overwrite --text_column body --hidden_layers 0,6 "
-    "--num_shards 4 --shard_index 2 --model_dtype bfloat16 --allow_pickle"
+    "--num_shards 4 --shard_index 2 --model_dtype bfloat16 --allow_pickle --rows_codec q8"
 )
 
 
@@ -92,7 +92,7 @@ def test_every_flag_has_its_meaning_in_both_spellings(flags: str, asked: list[As
             resume=True,
             overwrite=True,
             writer=(2, 4),
-            storage=Storage("float32", "zstd", "sqrt8"),
+            storage=Storage("float32", "zstd", "sqrt8", rows_codec="q8"),
             command_line=own.place.command_line,
         ),
         batch_size=3,

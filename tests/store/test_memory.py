@@ -21,8 +21,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "encoder-decoder": {"arch": "encdec"},
     "bfloat16 and bytes": {"arch": "dec", "dtype": "bfloat16", "attn_codec": "sqrt8"},
     "one shard": {"arch": "dec", "shard_examples": 16},
-    "rows as bytes": {"arch": "encdec", "rows_codec": "q8"},
-    "bfloat16 rows as bytes": {"arch": "dec", "dtype": "bfloat16", "rows_codec": "q8", "codec": "zstd"},
 }
 
 
@@ -36,7 +34,17 @@ def kept(layout: RunLayout) -> Run:
         return writer.finish()
 
 
-@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
+SLOW: dict[str, dict[str, Any]] = {
+    "rows as bytes": {"arch": "encdec", "rows_codec": "q8"},
+    "bfloat16 rows as bytes": {"arch": "dec", "dtype": "bfloat16", "rows_codec": "q8", "codec": "zstd"},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*LAYOUTS.values(), *(pytest.param(layout, marks=pytest.mark.slow) for layout in SLOW.values())],
+    ids=[*LAYOUTS, *SLOW],
+)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """The same run in memory and on disk."""
     layout = runs.plan(**request.param)

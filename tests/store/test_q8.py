@@ -15,6 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.marks import slow
 from tests.store import runs
 from tests.store.bucket_server import Bucket
 from traceformer.errors import ConfigurationChanged, CorruptRun, NumericError, Unreadable, UsageError
@@ -226,7 +227,7 @@ def by_tensorstore(path: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("reader", [by_zarr, by_tensorstore])
-@pytest.mark.parametrize("codec", ["none", "zstd", "lz4"])
+@pytest.mark.parametrize("codec", ["none", slow("zstd"), slow("lz4")])
 def test_any_reader_of_zarr_decodes_it_by_the_formula(run: Run, tmp_path: Path, reader: Any, codec: str) -> None:
     plain = run if codec == "none" else written(tmp_path / "run", codec=codec)
     folder = plain.folder
@@ -389,7 +390,7 @@ def test_a_version_that_does_not_know_it_refuses_the_run_and_so_does_this_one_of
             RunLayout.from_json({**stated, **more})
 
 
-@pytest.mark.parametrize("name", ["x", "x_scale", "x_massive"])
+@pytest.mark.parametrize("name", [slow("x"), slow("x_scale"), "x_massive"])
 def test_damage_of_each_file_is_noticed(run: Run, tmp_path: Path, name: str) -> None:
     copy = written(tmp_path / "run")
     path = tmp_path / f"run/dec_res_post_mlp.zarr/{name}/c.0.0.0"
@@ -416,6 +417,7 @@ def test_a_record_that_cannot_be_the_runs_is_refused(run: Run, tmp_path: Path) -
             Run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_same(run: Run, bucket: Bucket) -> None:
     place = bucket.place("runs/run")
     with LeasedWriter.create(place, plan(), runs.META, digest=runs.DIGEST) as writer:

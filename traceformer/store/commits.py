@@ -273,17 +273,17 @@ class CommitRecord:
         Where no channel is massive, there is no file for them.
         """
         found: list[ArraySpec] = []
-        of_rounded = {str(spec.key): spec for spec in layout.kept if layout.stored(spec) == "q8"}
-        if self.rounded.keys() != of_rounded.keys():
+        of_codes = {str(spec.key): spec for spec in layout.kept if layout.stored(spec) == "q8"}
+        if self.rounded.keys() != of_codes.keys():
             return None
         for spec in layout.kept:
-            rounding = self.rounded.get(str(spec.key))
-            if rounding is not None and not rounding.fits(
-                max(1, len(spec.layers)) * max(1, len(spec.heads)), spec.width
-            ):
+            if str(spec.key) not in of_codes:
+                found.append(spec)
+                continue
+            rounding = self.rounded[str(spec.key)]
+            if not rounding.fits(max(1, len(spec.layers)) * max(1, len(spec.heads)), spec.width):
                 return None
-            has_massive = rounding is not None and any(rounding.massive)
-            found += [part for part in layout.parts(spec) if part.part != "massive" or has_massive]
+            found += [part for part in layout.parts(spec) if part.part != "massive" or any(rounding.massive)]
         return found
 
     def _has_all_examples(self, layout: RunLayout) -> bool:

@@ -85,11 +85,11 @@ def group_metadata(
 ) -> dict[str, JSON]:
     """Returns the content of every `zarr.json` of a run by its path inside the run's folder.
 
-    With `n_slots`, the used token slots per stack, and `errors`, the most that a value of a rounded array is off, it is
-    that of a finished run: token axes end there, and each token group has its coordinates `token_example` and
-    `token_position`, and what is stored as codes says of each shard which channels are massive. Groups carry their
-    arrays' metadata inline, without which xarray warns, and say in `alias_of` where the layers are that they do not hold
-    themselves, and in `by_recipe` what patterns are made of.
+    With `n_slots`, the used token slots per stack, and `errors`, the most that a value of each array of codes is off,
+    it is that of a finished run: token axes end there, each token group has its coordinates `token_example` and
+    `token_position`, and beside codes stands which channels are massive. Groups carry their arrays' metadata inline,
+    without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves, and
+    in `by_recipe` what patterns are made of.
     """
     groups: dict[str, dict[str, JSON]] = {layout.array_path(spec.key).split("/")[0]: {} for spec in layout.arrays}
     coordinates: dict[str, list[str]] = {}
@@ -102,12 +102,12 @@ def group_metadata(
     for path, numbers in _coordinates(layout).items():
         group, leaf = path.split("/")
         groups[group][leaf] = _coordinate_metadata(leaf, len(numbers))
-    for path, spec in massive_arrays(layout):
-        if n_slots is None:
-            break
+    for key, error in (errors or {}).items():
+        group, leaf = layout.array_path(key).split("/")
+        groups[group][leaf]["attributes"]["largest_error"] = error
+    for path, spec in massive_arrays(layout) if errors else ():
         group, leaf = path.split("/")
         groups[group][leaf] = _massive_metadata(layout, spec)
-        groups[group][leaf.removesuffix(_MASSIVE_CHANNEL)]["attributes"]["largest_error"] = (errors or {})[spec.key]
     for path, stack in position_arrays(layout):
         if n_slots is None:
             break
