@@ -280,15 +280,16 @@ class TrainingData:
         """
         return present(self, "torch", rank, world_size)
 
-    def to_datasets(self) -> Any:
-        """Returns the rows or squares, one by one, as an `IterableDataset` of Hugging Face's `datasets`.
+    def to_datasets(self, *, epoch: int = 0) -> Any:
+        """Returns an epoch's rows or squares, one by one, as an `IterableDataset` of Hugging Face's `datasets`.
 
             DataLoader(data.to_datasets().with_format("torch"), batch_size=4096)
 
-        They come in an epoch's order, another one after `set_epoch`, and each once after `load_state_dict` too: a
-        `.shuffle()` behind it would lose what is in its buffer.
+        They are shuffled, and each comes once after `load_state_dict` too: a `.shuffle()` behind it would lose what is
+        in its buffer. `set_epoch` gives another order where `datasets` asks for one (5.2 does, 4.0 does not).
         """
-        return present(self, "datasets")
+        check_whole("epoch", epoch, 0)
+        return present(self, "datasets", epoch)
 
 
 def training_data(run: "Run", arrays: RunArrays, spec: ArraySpec, digest: str, chosen: dict[str, Any]) -> TrainingData:
