@@ -196,6 +196,7 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
         (lambda state: state["of"].__setitem__("seed", 3), "seed was 3, and is 0"),
         (lambda state: state["of"].__setitem__("run", "other"), "run was 'other'"),
         (lambda state: state["of"].pop("items"), "items was nothing"),
+        (lambda state: state["of"].__setitem__("order", "00"), "order was '00'"),
         (lambda state: state["of"].__setitem__("rank", 1), "rank was 1"),
         (lambda state: state.pop("epoch"), "KeyError"),
         (changed("of", None), "TypeError"),
