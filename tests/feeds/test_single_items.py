@@ -82,6 +82,12 @@ def test_a_stream_in_batches_goes_on_between_two(run: TraceStore) -> None:
     assert rows_of({"resid_mid": row} for row in rows) == everything(run)
 
 
+def test_it_begins_with_any_epoch(run: TraceStore) -> None:
+    data = run.training_data("resid_mid", 4)
+    rows = np.array([item["resid_mid"] for item in data.to_datasets(epoch=3)])
+    assert np.array_equal(rows, np.concatenate([*data.batches(3)]))
+
+
 def test_epochs_have_orders_of_their_own(run: TraceStore) -> None:
     stream = made(run)
     orders = []

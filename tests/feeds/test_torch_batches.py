@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.feeds.loaders import Loader, StatefulLoader
 from tests.store import runs
@@ -193,6 +196,7 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
         (lambda state: state["of"].__setitem__("seed", 3), "seed was 3, and is 0"),
         (lambda state: state["of"].__setitem__("run", "other"), "run was 'other'"),
         (lambda state: state["of"].pop("items"), "items was nothing"),
+        (lambda state: state["of"].__setitem__("order", "00"), "order was '00'"),
         (lambda state: state["of"].__setitem__("rank", 1), "rank was 1"),
         (lambda state: state.pop("epoch"), "KeyError"),
         (changed("of", None), "TypeError"),
@@ -242,8 +246,6 @@ def test_ranks_that_cannot_be_are_refused(run: TraceStore, asked: dict[str, int]
 
 def main() -> None:
     """What a process of its own does: pytest's has used tensorstore already, its workers cannot be forked."""
-    from torch.utils.data import DataLoader
-
     folder, start, reads_before = sys.argv[1], sys.argv[2], sys.argv[3] == "reads"
     run = TraceStore(folder)
     whole = everything(TraceStore(folder)) if reads_before else None
@@ -277,6 +279,41 @@ def main() -> None:
     assert all(rows_of(each) == (whole or everything(run)) for each in kept)
 
 
+def train(folder: Path) -> None:
+    """A training with two workers that keeps its state after each batch, by renaming a file, and what it has seen."""
+    batches, kept = made(TraceStore(folder / "run")), folder / "state.json"
+    seen = json.loads(kept.read_text()) if kept.exists() else {"steps": 0, "state": None}
+    if seen["state"] is not None:
+        batches.load_state_dict(seen["state"])
+    loader = DataLoader(batches, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for step, rows in enumerate(loader, 1):
+        number = seen["steps"] + step
+        np.save(folder / f"seen-{number}.npy", rows.numpy())
+        state = batches.state_dict(batches=step, num_workers=2)
+        (folder / "next.json").write_text(json.dumps({"steps": number, "state": state}))
+        os.replace(folder / "next.json", kept)
+        print(number, flush=True)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_again_and_again_sees_each_row_once(run: TraceStore, tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(run.folder, target_is_directory=True)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.feeds.test_torch_batches", str(tmp_path), "train"]
+    kills, n = 0, len(made(run))
+    for stop in (3, 11, 12, n + 1):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+            assert training.stdout is not None
+            for line in training.stdout:
+                if int(line) >= stop:
+                    training.kill()  # between two batches, or while the next is being kept
+                    kills += 1
+                    break
+    steps = json.loads((tmp_path / "state.json").read_text())["steps"]
+    assert (kills, steps) == (3, n)
+    rows = np.concatenate([np.load(tmp_path / f"seen-{number}.npy") for number in range(1, steps + 1)])
+    assert sorted(row.tobytes() for row in rows) == everything(run)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("start", "reads"), [("fork", "first"), ("spawn", "reads")])
@@ -288,4 +325,7 @@ def test_torchs_own_loader_gives_each_row_once(run: TraceStore, start: str, read
 
 if __name__ == "__main__":
     training_data._WINDOW_ITEMS = 100
-    main()
+    if sys.argv[2:] == ["train"]:
+        train(Path(sys.argv[1]))
+    else:
+        main()

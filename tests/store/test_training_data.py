@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,20 @@ def test_wide_rows_have_smaller_windows(decoder: TraceStore, monkeypatch: pytest
     data = decoder.training_data("resid_mid", 4)
     assert data.window == 1 << 16
     assert replace(data, items=replace(data.items, width=1 << 20)).window == 128  # of 2 MiB in float16: 256 MiB
+
+
+def test_two_windows_are_in_memory_however_many_there_are(decoder: TraceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "_WINDOW_ITEMS", 60)
+    data, windows, most = decoder.training_data("resid_mid", 4, 16), [], 0
+    read = training_data.RowItems.read
+
+    def watched(items: training_data.RowItems, parts: Any, epoch: int) -> np.ndarray:
+        window = read(items, parts, epoch)
+        windows.append(weakref.ref(window))
+        return window
+
+    monkeypatch.setattr(training_data.RowItems, "read", watched)
+    for _ in data:
+        most = max(most, sum(window() is not None for window in windows))
+    assert len(windows) == -(-data.n // 60) > 6
+    assert most == 2

@@ -37,6 +37,15 @@ def test_seed_and_epoch_make_the_order_and_the_same_ones_the_same() -> None:
     assert made[1, 1] == order_of(TrainingOrder(np.full(9, 20), 50, 1, 1))
 
 
+def test_a_hash_tells_orders_apart() -> None:
+    orders = [
+        *(TrainingOrder(np.full(9, 20), 50, seed, epoch) for seed, epoch in ((None, 0), (0, 0), (1, 0), (1, 1))),
+        *(TrainingOrder(np.full(18, 10), 50, 0), TrainingOrder(np.full(9, 20), 60, 0), TrainingOrder(np.full(0, 1), 9)),
+    ]
+    assert len({order.beginning() for order in orders}) == len(orders)
+    assert TrainingOrder(np.full(9, 20), 50, 1, 1).beginning() == orders[3].beginning()
+
+
 def test_a_window_has_whole_pieces_from_all_over_the_run_in_no_order() -> None:
     order = TrainingOrder(np.full(4000, 512), 1 << 16, seed=3)
     parts = order.parts(5)

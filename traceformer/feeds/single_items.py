@@ -22,15 +22,15 @@ _PARTS = 240  # which can be shared evenly by many numbers of processes
 _AT_ONCE = 1024
 
 
-def single_items(data: TrainingData) -> IterableDataset:
-    """Returns the rows or squares as an `IterableDataset` of `datasets`; see `TrainingData.to_datasets`."""
+def single_items(data: TrainingData, epoch: int) -> IterableDataset:
+    """Returns an epoch's rows or squares as an `IterableDataset` of `datasets`; see `TrainingData.to_datasets`."""
     parts = [
         (own.start, own.stop)
         for each in shared([(0, data.n)], max(1, min(_PARTS, data.n)), in_turns=False)
         for own in each
     ]
     features = _features(data)
-    return IterableDataset(ex_iterable=_Items(data, 0, parts, features), info=DatasetInfo(features=features))
+    return IterableDataset(ex_iterable=_Items(data, epoch, parts, features), info=DatasetInfo(features=features))
 
 
 def _site(data: TrainingData) -> str:

@@ -19,6 +19,7 @@ training_data  rows or squares of patterns as data for training, in batches, res
 training_order  an epoch's order, of which any stretch is known by itself, and its shares
 squares       squares of one size out of the matrices of all texts
 index         which examples a run holds and where their tokens lie
+examples      which example is meant: by its number, or by its id
 lookup        where the example of an id is, and all lengths, in one file of a finished run of many shards
 tables        token tables of several shards, joined though their columns differ
 topk          the largest keys of each query, where they were stored in place of patterns

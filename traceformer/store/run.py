@@ -5,16 +5,14 @@ sums over float16 are soon wrong or infinite; `dtype="stored"` gives float16 whe
 that are needed are read.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
+from traceformer.errors import NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
@@ -22,6 +20,7 @@ from traceformer.store import columns
 from traceformer.store.arrays import Numbers, RunArrays, Shape, find_array, one_number
 from traceformer.store.commits import configuration_digest
 from traceformer.store.dtypes import SQRT8_ERROR, ReadDtype
+from traceformer.store.examples import find_row, no_example
 from traceformer.store.folder import RunFolder
 from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
@@ -234,7 +233,7 @@ class Run:
 
     def has(self, example: int | str) -> bool:
         """Whether there is an example of this number or id."""
-        return self._found(example) is not None
+        return find_row(self._index, example) is not None
 
     def row(self, example: int | str) -> int:
         """Returns the example's row in `tokens`, which is its number.
@@ -243,30 +242,10 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id, or it is no number and no id.
         """
-        row = self._found(example)
-        if row is not None:
-            return row
-        import difflib
-
-        near = difflib.get_close_matches(str(example), self._index.first_ids(10_000), n=1)
-        known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
-        raise ExampleNotFound(
-            f"no example {example!r}",
-            why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
-            hint=f"did you mean {near[0]!r}?" if near else known,
-        )
-
-    def _found(self, example: int | str) -> int | None:
-        """The example's row; None if there is no such example."""
-        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
-        if isinstance(example, str) and (named := self._index.rows_with(example)):
-            if len(named) > 1:
-                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
-            return named[0]
-        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
-        number = int(example) if is_number else None
-        return number % self.n if number is not None and -self.n <= number < self.n else None
+        row = find_row(self._index, example)
+        if row is None:
+            raise no_example(self._index, example, so_far=not self.finished)
+        return row
 
     def is_id(self, name: str) -> bool:
         """Whether an example has this id."""

@@ -210,11 +210,18 @@ class TrainingData:
             return self.batch_size
         return min(_WINDOW_ITEMS, max(1, _WINDOW_BYTES // self.items.item_bytes))
 
-    @property
+    @cached_property
     def stated(self) -> dict[str, Any]:
-        """What the batches of all epochs follow from, as JSON has it."""
+        """What the batches of all epochs follow from, as JSON has it.
+
+        The beginning of epoch 0 is in it: another layout on disk, or other random numbers of a later numpy, would make
+        another order of the same rows.
+        """
         chosen = {name: value for name, value in self.chosen.items() if name != "dtype"}
-        return {**chosen, "items": self.n, "run": self.digest}
+        return {**chosen, "items": self.n, "order": self._order(0).beginning(), "run": self.digest}
+
+    def _order(self, epoch: int) -> TrainingOrder:
+        return TrainingOrder(self.items.counts, self.window, self.chosen["seed"] if self.shuffle else None, epoch)
 
     def batches(self, epoch: int = 0, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
         """Yields an epoch's batches, or those of these numbers: (row, d), or `Squares`. All but the last are full.
@@ -236,7 +243,7 @@ class TrainingData:
                 why="it has grown since, so their order is another",
                 hint="make the data again, of a run that is finished or of one opened anew",
             )
-        order = TrainingOrder(self.items.counts, self.window, self.chosen["seed"] if self.shuffle else None, epoch)
+        order = self._order(epoch)
         taken: deque[tuple[_Wanted, Future[Batch]]] = deque()
         pending: list[Batch] = []
         pool = ThreadPoolExecutor(2, thread_name_prefix="training-data")
@@ -280,15 +287,16 @@ class TrainingData:
         """
         return present(self, "torch", rank, world_size)
 
-    def to_datasets(self) -> Any:
-        """Returns the rows or squares, one by one, as an `IterableDataset` of Hugging Face's `datasets`.
+    def to_datasets(self, *, epoch: int = 0) -> Any:
+        """Returns an epoch's rows or squares, one by one, as an `IterableDataset` of Hugging Face's `datasets`.
 
             DataLoader(data.to_datasets().with_format("torch"), batch_size=4096)
 
-        They come in an epoch's order, another one after `set_epoch`, and each once after `load_state_dict` too: a
-        `.shuffle()` behind it would lose what is in its buffer.
+        They are shuffled, and each comes once after `load_state_dict` too: a `.shuffle()` behind it would lose what is
+        in its buffer. `set_epoch` gives another order where `datasets` asks for one (5.2 does, 4.0 does not).
         """
-        return present(self, "datasets")
+        check_whole("epoch", epoch, 0)
+        return present(self, "datasets", epoch)
 
 
 def training_data(run: "Run", arrays: RunArrays, spec: ArraySpec, digest: str, chosen: dict[str, Any]) -> TrainingData:
@@ -315,8 +323,8 @@ def training_data(run: "Run", arrays: RunArrays, spec: ArraySpec, digest: str, c
     if batch_size is None:
         batch_size = max(1, _BATCH_TOKENS // (size or 1))
     check_whole("batch_size", batch_size, 1)
-    chosen = {**chosen, "site": str(spec.key), "layer": layer, "head": head, "batch_size": int(batch_size)}
-    return TrainingData(run, items, chosen, digest)
+    numbers = {"layer": layer, "head": head, "batch_size": int(batch_size), "seed": int(chosen["seed"])}
+    return TrainingData(run, items, {**chosen, "site": str(spec.key), **numbers}, digest)
 
 
 def _of_window(

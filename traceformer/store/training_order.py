@@ -10,6 +10,7 @@ many processes read. Without a seed steps 1 and 3 are left out. Several processe
 where they are shuffled, so that each window is read by one or two of them, else in turns, which keeps their order.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,6 +85,13 @@ class TrainingOrder:
         """Returns which of a window's items, as `parts` has them one behind the other, comes at each place of it."""
         length = self.length(window)
         return np.arange(length) if self.seed is None else self._random(1 + window).permutation(length)
+
+    def beginning(self) -> str:
+        """Returns a hash of the pieces and of the first window, which tells orders apart."""
+        found = hashlib.blake2b(np.asarray(self.counts, "<i8").tobytes(), digest_size=8)
+        if self.n:
+            found.update(np.asarray(self.parts(0), "<i8").tobytes() + np.asarray(self.places(0), "<i8").tobytes())
+        return found.hexdigest()
 
     def _random(self, use: int) -> np.random.Generator:
         return np.random.default_rng([self.seed or 0, self.epoch, use])
