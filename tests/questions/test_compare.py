@@ -11,7 +11,15 @@ import traceformer as tf
 from tests.analysis.test_similarity import gram_cka, gram_cka_unbiased, rotated_distance
 from tests.questions.two_runs import LENGTHS, TEXTS, drawn, run_of
 from traceformer.analysis.comparison import Comparison
-from traceformer.errors import ExampleNotFound, NotRecorded, NumericError, SelectionError, Unsupported, UsageError
+from traceformer.errors import (
+    ExampleNotFound,
+    NotFound,
+    NotRecorded,
+    NumericError,
+    SelectionError,
+    Unsupported,
+    UsageError,
+)
 from traceformer.models.loaded import LoadedModel
 from traceformer.presentation import present
 from traceformer.questions import compared_heads, compared_readouts, compared_streams
@@ -321,6 +329,36 @@ def test_texts_that_part_are_compared_as_far_as_they_go_together() -> None:
     assert not found.heads.total_variation.any()
     assert found.readouts is not None
     assert found.readouts.kl_ab == 0
+
+
+def test_what_a_sink_takes_is_a_key_of_its_own() -> None:
+    half = {"attn_pattern": [values / 2 for values in A["attn_pattern"]]}
+    whole = {"attn_pattern": A["attn_pattern"]}
+    for facts, expected in (({"sinks": True}, 0.5), ({}, 0.25)):
+        found = compare(run_of(whole, attention=facts), run_of(half, attention=facts)).heads
+        assert found is not None
+        np.testing.assert_allclose(found.total_variation, expected, rtol=1e-6)  # of float32 weights
+
+
+def test_what_an_encoder_predicts_is_known_of_stored_logits_only() -> None:
+    stream, logits = ({site: A[site]} for site in ("resid_post", "logits"))
+    found = compare(run_of(stream, stack="enc"), run_of(stream, stack="enc"))
+    assert found.left_out["readouts"].endswith("an encoder has no head that predicts a next token")
+    assert found.streams is not None
+    assert found.streams.cka[1, 1] == pytest.approx(1)
+    read = compare(run_of(logits, stack="enc"), run_of(logits, stack="enc")).readouts
+    assert read is not None
+    assert (read.kl_ab, read.same_top) == (0, 1)
+
+
+def test_a_model_that_is_not_there_is_named_by_its_run() -> None:
+    stream = {"resid_post": A["resid_post"]}
+    first, second = run_of(A, name="one"), run_of(stream, name="two", model="nowhere/model")
+    assert "no model at nowhere/model" in compare(first, second).left_out["readouts"]
+    with pytest.raises(NotFound, match="`model_b=FOLDER` says where it is now"):
+        compare(first, second, parts="readouts")
+    with pytest.raises(NotFound, match="`model_a=FOLDER` says where it is now"):
+        compare(second, first, parts="readouts")
 
 
 def test_what_cannot_be_compared_is_refused_in_words(byte: LoadedModel, run: Run) -> None:

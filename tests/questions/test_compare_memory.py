@@ -25,6 +25,7 @@ import traceformer as tf
 first, second, limit = sys.argv[1:]
 found = tf.compare(tf.open_run(first), tf.open_run(second), limit=int(limit))
 assert not found.left_out
+assert "torch" not in sys.modules
 print(found.about.tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -131,7 +131,9 @@ class _Tokens:
 
     def __init__(self, run: Run, called: str, stack: Stack) -> None:
         prefix = "dec_" if stack == "dec" and run.arch == "encdec" else ""
-        named = {name: f"{prefix}{name}" for name in ("input_ids", "tokens", "offset_mapping")} | {"text": "text"}
+        named = {name: f"{prefix}{name}" for name in ("input_ids", "tokens")} | {"text": "text"}
+        if not prefix:  # a target is no part of the text in which places are counted
+            named["offset_mapping"] = "offset_mapping"
         table = run.columns_of([*named.values(), "sequence_ids"])
         self.called = called
         self.of_parts = "sequence_ids" in table.column_names
