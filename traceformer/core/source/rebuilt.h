@@ -36,12 +36,13 @@ INLINE D d_load(const double *p) {
     return x;
 }
 INLINE void d_store(double *p, D x) { memcpy(p, &x, sizeof x); }
-INLINE D d_all(double x) {
-    D all;
-#pragma GCC unroll 8
-    for (int i = 0; i < WIDE; i++) all[i] = x;
-    return all;
-}
+#if WIDE == 8
+INLINE D d_all(double x) { return (D){x, x, x, x, x, x, x, x}; }
+#elif WIDE == 4
+INLINE D d_all(double x) { return (D){x, x, x, x}; }
+#else
+INLINE D d_all(double x) { return (D){x, x}; }
+#endif
 INLINE D d_of_floats(const float *p) {
     F x;
     memcpy(&x, p, sizeof x);
