@@ -203,4 +203,4 @@ def test_check_says_what_cannot_be_by_recipe() -> None:
     model = tiny_model("deberta-v2")
     result = check_model(model, random_examples(model.config))
     assert result.ok
-    assert "does not follow" in result.untested["made anew by recipe of q and k"]
+    assert "does not follow from where query and key are" in result.no_recipe

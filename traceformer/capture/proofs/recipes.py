@@ -36,7 +36,7 @@ def prove_recipes(
     scenes: Sequence[Scene],
     longest: tuple[Mapping[str, Tensor], Spans],
     errors: Errors,
-) -> str | None:
+) -> str:
     """Adds how far patterns by recipe are off, the largest over all layers and examples.
 
     Args:
@@ -48,12 +48,12 @@ def prove_recipes(
         errors: Those of all claims.
 
     Returns:
-        Why patterns cannot be by recipe; None if they can, or are not there.
+        Why patterns cannot be by recipe; nothing if they can, or are not there.
     """
     there = {spec.key for spec in specs}
     patterns = [spec for spec in specs if spec.key.site == "attn_pattern" and there.issuperset(operands_of(spec.key))]
     if not patterns:
-        return None
+        return ""
     reading, (inputs, spans) = Reading(), longest
     try:
         with Recorder(model, patterns, None, row, follows=reading) as recorder:
@@ -65,7 +65,7 @@ def prove_recipes(
             for layer in spec.layers:
                 for example in range(len(scene.ids)):
                     _prove(scene, spec, layer, example, reading, errors)
-    return None
+    return ""
 
 
 def _prove(scene: Scene, spec: ArraySpec, layer: int, example: int, reading: Reading, errors: Errors) -> None:

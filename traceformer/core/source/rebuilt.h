@@ -8,20 +8,27 @@
 
 #include "vectors.h"
 
+#define SUMS 8  // lanes in which weights are added up
+#if defined(TF_AVX512)
 #define WIDE 8
+#define REBUILT_ROWS 5
+#define REBUILT_VECTORS 4
+#elif defined(TF_AVX2)
+#define WIDE 4
+#define REBUILT_ROWS 3
+#define REBUILT_VECTORS 4
+#else
+#define WIDE 2
+#define REBUILT_ROWS 3
+#define REBUILT_VECTORS 4
+#endif
+#define REBUILT_PANEL (WIDE * REBUILT_VECTORS)
+#define REBUILT_STEP (REBUILT_PANEL < LANES ? LANES : REBUILT_PANEL)  // what rows of scores are multiples of
+
 typedef double D __attribute__((vector_size(8 * WIDE)));
 typedef int64_t I __attribute__((vector_size(8 * WIDE)));
 typedef float F __attribute__((vector_size(4 * WIDE)));
 #define INLINE static inline __attribute__((always_inline))
-
-#if defined(TF_AVX512)
-#define REBUILT_ROWS 5
-#define REBUILT_VECTORS 4
-#else
-#define REBUILT_ROWS 4
-#define REBUILT_VECTORS 2
-#endif
-#define REBUILT_PANEL (WIDE * REBUILT_VECTORS)
 
 INLINE D d_load(const double *p) {
     D x;
@@ -29,7 +36,13 @@ INLINE D d_load(const double *p) {
     return x;
 }
 INLINE void d_store(double *p, D x) { memcpy(p, &x, sizeof x); }
+#if WIDE == 8
 INLINE D d_all(double x) { return (D){x, x, x, x, x, x, x, x}; }
+#elif WIDE == 4
+INLINE D d_all(double x) { return (D){x, x, x, x}; }
+#else
+INLINE D d_all(double x) { return (D){x, x}; }
+#endif
 INLINE D d_of_floats(const float *p) {
     F x;
     memcpy(&x, p, sizeof x);
@@ -42,6 +55,8 @@ INLINE D d_max(D x, D y) { return d_where(x > y, x, y); }
 INLINE D d_sum(D x, D y, D z) {
 #if defined(TF_AVX512)
     return (D)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+#elif defined(TF_AVX2)
+    return (D)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
 #else
     return x * y + z;
 #endif
@@ -72,8 +87,8 @@ INLINE D d_exp(D x) {
 }
 
 INLINE D d_tanh(D x) {
-    I sign = (I)x & (I)d_all(-0.0);
-    D small = d_exp(d_all(-2) * (D)((I)x & ~(I)d_all(-0.0)));
+    I sign = (I)x & INT64_MIN;
+    D small = d_exp(d_all(-2) * (D)((I)x & INT64_MAX));
     D t = (d_all(1) - small) / (d_all(1) + small);
     return (D)((I)t | sign);
 }
@@ -87,22 +102,23 @@ INLINE F odd(D x) {
 
 // Writes 16 probabilities as they are stored: 0 is float32, 1 float16, 2 bfloat16.
 INLINE void d_put(const double *from, void *to, int stored) {
-    D low = d_load(from), high = d_load(from + WIDE);
+    float numbers[LANES];
+#pragma GCC unroll 8
+    for (int v = 0; v < LANES; v += WIDE) {
+        D x = d_load(from + v);
+        F made = stored ? odd(x) : __builtin_convertvector(x, F);
+        memcpy(numbers + v, &made, sizeof made);
+    }
     if (stored == 0) {
-        F made[2] = {__builtin_convertvector(low, F), __builtin_convertvector(high, F)};
-        memcpy(to, made, sizeof made);
-        return;
-    }
-    F made[2] = {odd(low), odd(high)};
-    if (stored == 1) {
-        float numbers[LANES];
-        memcpy(numbers, made, sizeof numbers);
+        memcpy(to, numbers, sizeof numbers);
+    } else if (stored == 1) {
         v_store_half((uint16_t *)to, v_load(numbers));
-        return;
+    } else {
+        uint32_t bits[LANES];
+        memcpy(bits, numbers, sizeof bits);
+        for (int i = 0; i < LANES; i++)
+            ((uint16_t *)to)[i] = (uint16_t)((bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
     }
-    uint32_t bits[LANES];
-    memcpy(bits, made, sizeof bits);
-    for (int i = 0; i < LANES; i++) ((uint16_t *)to)[i] = (uint16_t)((bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
 }
 
 typedef struct {
@@ -169,19 +185,22 @@ static void rebuilt_row(const Rebuilt *p, double *row, int64_t number, int64_t f
         const uint8_t *allowed = p->allowed + number * p->keys;
         for (int64_t j = from; j < n; j++) row[j] = allowed[j] ? row[j] : -INFINITY;
     }
-    D largest = d_all(-INFINITY), sums = d_all(0);
+    D largest = d_all(-INFINITY), sums[SUMS / WIDE];
     for (int64_t j = start; j < end; j += WIDE) largest = d_max(d_load(row + j), largest);
-    double lanes[WIDE], peak = p->sinks ? p->sink : -INFINITY;
+    double lanes[SUMS], peak = p->sinks ? p->sink : -INFINITY;
     d_store(lanes, largest);
     for (int i = 0; i < WIDE; i++) peak = lanes[i] > peak ? lanes[i] : peak;
-    for (int64_t j = start; j < end; j += WIDE) {
-        D x = d_load(row + j);
-        D e = (D)((I)d_exp(x - d_all(peak)) & (x > d_all(-INFINITY)));
-        d_store(row + j, e);
-        sums = sums + e;
-    }
-    d_store(lanes, sums);
-    for (int half = WIDE / 2; half; half /= 2)
+    for (int v = 0; v < SUMS / WIDE; v++) sums[v] = d_all(0);
+    for (int64_t j = start; j < end; j += SUMS)
+#pragma GCC unroll 4
+        for (int v = 0; v < SUMS / WIDE; v++) {
+            D x = d_load(row + j + v * WIDE);
+            D e = (D)((I)d_exp(x - d_all(peak)) & (x > d_all(-INFINITY)));
+            d_store(row + j + v * WIDE, e);
+            sums[v] = sums[v] + e;
+        }
+    for (int v = 0; v < SUMS / WIDE; v++) d_store(lanes + v * WIDE, sums[v]);
+    for (int half = SUMS / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
     double total = lanes[0];
     if (p->sinks) {
@@ -206,8 +225,8 @@ int TF_NAME(rebuilt)(const Rebuilt *p, double *memory, uint8_t *out) {
     return 0;
 #else
     int64_t last = p->first + p->rows, all = p->keys, size = p->stored ? 2 : 4;
-    int64_t seen = p->behind < all - last ? last + p->behind : all, wide = whole(seen, REBUILT_PANEL);
-    double *scores = memory, *queries = scores + REBUILT_ROWS * whole(all, REBUILT_PANEL);
+    int64_t seen = p->behind < all - last ? last + p->behind : all, wide = whole(seen, REBUILT_STEP);
+    double *scores = memory, *queries = scores + REBUILT_ROWS * whole(all, REBUILT_STEP);
     float *packed = (float *)(queries + REBUILT_ROWS * p->d);
     rebuilt_keys(p, seen, packed);
     memset(out, 0, (size_t)(p->rows * all * size));
@@ -231,7 +250,7 @@ int TF_NAME(rebuilt)(const Rebuilt *p, double *memory, uint8_t *out) {
 }
 
 int64_t TF_NAME(rebuilt_memory)(int64_t keys, int64_t d) {
-    int64_t wide = whole(keys, REBUILT_PANEL);
+    int64_t wide = whole(keys, REBUILT_STEP);
     return REBUILT_ROWS * (wide + d) + (wide * d + 1) / 2;
 }
 
