@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import traceformer as tf
-from traceformer.arguments import _kinds_of, checked
+from traceformer.arguments import checked, kinds_of
 from traceformer.errors import UsageError
 
 VERBS = [name for name in tf.__all__ if inspect.isfunction(getattr(tf, name))]
@@ -38,6 +38,7 @@ def asked(
     return "called"
 
 
+CHECKED: Any = checked(asked)
 FITTING: list[dict[str, Any]] = [
     {"texts": Path("x"), "limit": np.int64(3), "scale": 2, "layers": "0-3"},
     {"texts": np.array(["a"]), "scale": np.float32(0.5), "layers": range(3), "length": 7},
@@ -60,20 +61,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("given", FITTING)
 def test_what_an_annotation_takes_is_taken(given: dict[str, Any]) -> None:
-    assert checked(asked)(**given) == "called"
+    assert CHECKED(**given) == "called"
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_it_does_not_take_is_refused_in_words(what: str) -> None:
     given, said = REFUSED[what]
     with pytest.raises(UsageError) as refused:
-        checked(asked)(**{"texts": "x", **given})
+        CHECKED(**{"texts": "x", **given})
     assert str(refused.value) == said
 
 
 def test_a_call_that_lacks_an_argument_is_refused_by_python() -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'texts'"):
-        checked(asked)()  # pyright: ignore[reportCallIssue]
+        CHECKED()
 
 
 def test_a_verb_shows_its_own_name_signature_and_docstring() -> None:
@@ -87,7 +88,7 @@ def test_a_verb_shows_its_own_name_signature_and_docstring() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_refuses_an_object_in_the_place_of_a_number_a_name_or_a_path(verb: str) -> None:
     function: Any = getattr(tf, verb)
-    kinds = _kinds_of(inspect.unwrap(function))
+    kinds = kinds_of(inspect.unwrap(function))
     needed = {
         name: "x"
         for name, each in inspect.signature(function).parameters.items()

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args
 
 from traceformer.errors import UsageError
 
-__all__ = ["checked"]
+__all__ = ["checked", "kinds_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,8 +32,8 @@ class _Kind(NamedTuple):
     words: str
 
 
-_WHOLE = _Kind(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number")
-_NUMBER = _Kind(lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number")
+_WHOLE = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Integral), "a whole number")
+_NUMBER = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Real), "a number")
 _TEXT = _Kind(lambda value: isinstance(value, str), "text")
 _PATH = _Kind(lambda value: isinstance(value, os.PathLike) or hasattr(value, "as_posix"), "a path")
 _NOTHING = _Kind(lambda value: value is None, "None")
@@ -49,19 +49,23 @@ _OF_ORIGIN = {
 }
 
 
-@cache
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Returns a function that makes sure of its arguments' types, and then does what it did.
 
     Its calls raise UsageError for an argument of another type than its parameter's.
     """
+    return _checked(function)
+
+
+@cache
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = signature(function)
     kinds: dict[str, tuple[_Kind, ...]] = {}
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> Any:
         if not kinds:
-            kinds.update(_kinds_of(function))
+            kinds.update(kinds_of(function))
         try:
             given = parameters.bind(*args, **kwargs).arguments
         except TypeError:
@@ -76,7 +80,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _kinds_of(function: Callable[..., Any]) -> dict[str, tuple[_Kind, ...]]:
+def kinds_of(function: Callable[..., Any]) -> dict[str, tuple[_Kind, ...]]:
     """Returns the kinds that each parameter takes; none for one that takes everything."""
     names = getattr(unwrap(function), "__globals__", {})
     return {name: _kinds(each.annotation, names) for name, each in signature(function).parameters.items()}

@@ -20,7 +20,8 @@ def model() -> LoadedModel:
 
 
 def written(model: LoadedModel) -> dict[str, Callable[[], Any]]:
-    metrics, pair = tf.heads(model, ["a b"]), {"clean": "abXd", "corrupt": "abZd", "answer": "s", "wrong": "Z"}
+    metrics = tf.heads(model, ["a b"])
+    pair: dict[str, Any] = {"clean": "abXd", "corrupt": "abZd", "answer": "s", "wrong": "Z"}
     run = tf.record(model, ["a b"], "resid")
     return {
         "a table of heads": lambda: metrics.write(BUCKET + ".csv"),

@@ -54,7 +54,7 @@ def _check_reduced(spec: ArraySpec, storage: Storage, longest: Mapping[Stack, in
             hint='`attn_codec="exact"`',
         )
     keys = longest.get(spec.key.key_stack, 0)
-    if spec.key.site == "attn_topk" and spec.width is not None and spec.width > keys:
+    if spec.key.site == "attn_topk" and spec.width > keys:
         raise UsageError(
             f"the {spec.width} largest keys of a query",
             why=f"no text has more than {keys} tokens",

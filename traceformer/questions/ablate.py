@@ -174,7 +174,8 @@ class _HowMade:
     def with_group(self, group: Ablated) -> "_HowMade":
         from traceformer.capture.edits.started import WAYS
 
-        way = max(self.way, group.way, key=[*WAYS].index)
+        ways = [*WAYS]
+        way = group.way if ways.index(group.way) > ways.index(self.way) else self.way
         return _HowMade(way, self.compared + group.compared, max(self.error, group.error))
 
 

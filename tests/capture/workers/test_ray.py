@@ -209,8 +209,8 @@ def test_an_ablation_that_was_interrupted_is_gone_on_with(tmp_path: Path) -> Non
     with pytest.raises(RunExists, match="resume=True"):
         tf.ablate("byte", "demo", **asked, engine=TWO)
     tf.ablate("byte", "demo", **asked, engine=TWO, resume=True)
-    one = {**asked, "out": tmp_path / "one"}
-    tf.ablate("byte", "demo", **one)
+    asked["out"] = tmp_path / "one"
+    tf.ablate("byte", "demo", **asked)
     assert effects_of(tmp_path / "two") == effects_of(tmp_path / "one")
 
 

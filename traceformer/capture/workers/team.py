@@ -25,19 +25,20 @@ _MOST_DEATHS = 20
 _AHEAD = 8  # parts a worker that may be done before the one that is handed on next
 
 M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
 P = TypeVar("P")
 R = TypeVar("R")
 
 
 @runtime_checkable
-class Team(Protocol[M]):
+class Team(Protocol[M_co]):
     """Whoever does the work: this process, or workers."""
 
-    def one(self, function: Callable[[M], R]) -> R:
+    def one(self, function: Callable[[M_co], R]) -> R:
         """Returns what a function makes of what any one of them has prepared."""
         ...
 
-    def each(self, function: Callable[[M, P], R], parts: Sequence[P]) -> Generator[R]:
+    def each(self, function: Callable[[M_co, P], R], parts: Sequence[P]) -> Generator[R]:
         """Yields what a function makes of each part, with what is prepared, in their order."""
         ...
 
