@@ -17,9 +17,9 @@
    At the start that is the Hessian itself. Its factors' eigenvectors make it diagonal. So columns that move together,
    as those of a residual stream do, cost no further passes.
 4. Regressions over the same rows share each pass: one product with their rows, and one back.
-5. A regression ends when the norm of its gradient, in float64, is at most 0.0005 (or what is asked for), or as much of
+5. A regression ends when the norm of its gradient, in float64, is at most 0.0001 (or what is asked for), or as much of
    a penalty below 1. The penalty makes the objective strongly convex in the weights: their distance from where they
-   belong has a norm of about 0.0005 at most then, and each by itself is several times nearer. It also ends where
+   belong has a norm of about 0.0001 at most then, and each by itself is several times nearer. It also ends where
    float64 sees no descent.
 """
 
@@ -40,7 +40,7 @@ Blocks: TypeAlias = Callable[[], Iterator[Float[np.ndarray, "row d"]]]
 _ROWS = 2048  # rows that are looked at together
 _WIDEST = 2048  # columns, up to which all products are made
 _REMEMBERED = 10  # steps that a direction is made of
-PRECISE, ROUGH = 5e-4, 0.1  # norms of a gradient at the end; of labels, and of those of controls
+PRECISE, ROUGH = 1e-4, 0.1  # norms of a gradient at the end; of labels, and of those of controls
 _MOST_PASSES = 1000
 _ENOUGH, _NOISE, _SHORTEST = 1e-4, 1e-12, 1e-6
 _EPSILON = np.finfo(np.float64).eps
