@@ -45,12 +45,12 @@ def test_weights_and_probabilities_are_scikit_learns(n_classes: int, penalty: fl
     coefficients, intercepts, probabilities = peers(rows, labels, penalty)
     assert found.converged
     own = found.weights[1:] if n_classes == 2 else found.weights
-    np.testing.assert_allclose(own, coefficients, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(own, coefficients, rtol=0, atol=1e-4)
     bias = found.bias[1:] if n_classes == 2 else found.bias - found.bias.mean()
-    np.testing.assert_allclose(bias, intercepts - (0 if n_classes == 2 else intercepts.mean()), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(bias, intercepts - (0 if n_classes == 2 else intercepts.mean()), rtol=0, atol=1e-4)
     logits = found.logits(scaling.standardised(rows))
     shares = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-    np.testing.assert_allclose(shares, probabilities, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(shares, probabilities, rtol=0, atol=1e-5)
 
 
 def test_the_scaling_is_standard_scalers_and_products_are_those_of_the_columns() -> None:
@@ -72,7 +72,7 @@ def test_the_way_back_is_the_same_without_products(monkeypatch: pytest.MonkeyPat
     scaling = scaling_of(in_blocks(rows))
     assert scaling.axes is None
     [other] = fit_all(in_blocks(rows), [labels], scaling, penalty=1.0)
-    np.testing.assert_allclose(other.weights, found.weights, atol=1e-5)
+    np.testing.assert_allclose(other.weights, found.weights, atol=1e-4)
     assert other.passes > found.passes
 
 
@@ -84,7 +84,7 @@ def test_regressions_that_share_passes_are_as_those_alone() -> None:
     for own, codes in zip(together, others, strict=True):
         [alone] = fit_all(in_blocks(rows, 600), [codes], scaling, penalty=1.0)
         assert own.classes.tolist() == alone.classes.tolist() == np.unique(codes).tolist()
-        np.testing.assert_allclose(own.weights, alone.weights, atol=1e-5)
+        np.testing.assert_allclose(own.weights, alone.weights, atol=1e-4)
     assert not together[2].weights.any()
 
 

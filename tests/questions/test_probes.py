@@ -101,8 +101,8 @@ def test_probes_of_tokens_are_scikit_learns_on_the_same_rows(noun_run: Run, pena
         rows = noun_run.activations("resid_post", probe.layer)
         model = peer(rows[labelled & ~held], chosen[labelled & ~held].tolist(), penalty)
         ours, theirs = probe.probabilities(rows), model.predict_proba(rows.astype(np.float64))
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(probe.weights, model[-1].coef_, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(probe.weights, model[-1].coef_, rtol=0, atol=1e-4)
         assert probes.predict(rows, probe.layer) == model.predict(rows.astype(np.float64)).tolist()
         assert probe.scores.accuracy == model.score(rows[labelled & held], chosen[labelled & held].tolist())
     about = probes.about
@@ -124,8 +124,8 @@ def test_probes_of_texts_are_scikit_learns_on_a_row_for_each(noun_run: Run, posi
         texts = [noun_run.get(i, "resid_post", probe.layer) for i in range(40)]
         rows = np.stack([own.mean(axis=0) if position == "mean" else own[-1] for own in texts])
         model = peer(rows[~held], genres[~held].tolist())
-        np.testing.assert_allclose(probe.probabilities(rows), model.predict_proba(rows.astype(float)), atol=1e-6)
-        np.testing.assert_allclose(probe.weights[1:], model[-1].coef_, atol=1e-5)
+        np.testing.assert_allclose(probe.probabilities(rows), model.predict_proba(rows.astype(float)), atol=1e-5)
+        np.testing.assert_allclose(probe.weights[1:], model[-1].coef_, atol=1e-4)
         assert probe.scores.accuracy == model.score(rows[held], genres[held].tolist())
         assert probe.scores.control is None
         assert probe.scores.selectivity == pytest.approx(probe.scores.accuracy - probe.scores.shuffled)
@@ -145,7 +145,7 @@ def test_each_head_has_a_probe_of_its_own_and_together_they_are_one_row(noun_run
         rows = noun_run.activations("z", 2, head)[chosen]
         assert rows.shape[1] == width
         model = peer(rows[train], labels.codes[chosen][train])
-        np.testing.assert_allclose(found.probabilities(rows), model.predict_proba(rows.astype(float)), atol=1e-6)
+        np.testing.assert_allclose(found.probabilities(rows), model.predict_proba(rows.astype(float)), atol=1e-5)
 
 
 def test_rows_that_are_read_again_give_the_same_probes(noun_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +154,8 @@ def test_rows_that_are_read_again_give_the_same_probes(noun_run: Run, monkeypatc
     monkeypatch.setattr(probe_rows, "_BATCH", 37)
     for own, label in zip(kept, ("kinds", "genre"), strict=True):
         again = tf.fit_probe(noun_run, label)
-        assert again.to_frame().round(9).equals(own.to_frame().round(9))
-        np.testing.assert_allclose(again.best.weights, own.best.weights, atol=1e-6)
+        assert again.to_frame().round(6).equals(own.to_frame().round(6))
+        np.testing.assert_allclose(again.best.weights, own.best.weights, atol=1e-5)
 
 
 def test_controls_are_at_chance_where_rows_know_nothing_of_the_label() -> None:

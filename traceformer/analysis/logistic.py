@@ -17,9 +17,10 @@
    At the start that is the Hessian itself. Its factors' eigenvectors make it diagonal. So columns that move together,
    as those of a residual stream do, cost no further passes.
 4. Regressions over the same rows share each pass: one product with their rows, and one back.
-5. A regression ends when its gradient, in float64, is no longer than a hundred thousandth of the penalty. By the
-   penalty the objective is strongly convex, so no weight is farther than about 1e-5 from where it belongs then. It
-   also ends where float64 sees no further descent.
+5. A regression ends when the norm of its gradient, in float64, is at most 0.0001 (or what is asked for), or as much of
+   a penalty below 1. The penalty makes the objective strongly convex in the weights: their distance from where they
+   belong has a norm of about 0.0001 at most then, and each by itself is several times nearer. It also ends where
+   float64 sees no descent.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -31,7 +32,7 @@ import numpy as np
 from traceformer.progress import OnStep, quiet
 from traceformer.shapes import Bool, Float, Float64, Int32, Int64
 
-__all__ = ["Blocks", "Regression", "Scaling", "correct_by_text", "fit_all", "scaling_of"]
+__all__ = ["PRECISE", "ROUGH", "Blocks", "Regression", "Scaling", "correct_by_text", "fit_all", "scaling_of"]
 
 Blocks: TypeAlias = Callable[[], Iterator[Float[np.ndarray, "row d"]]]
 """What gives all rows once more, in the same order, some at a time."""
@@ -39,7 +40,7 @@ Blocks: TypeAlias = Callable[[], Iterator[Float[np.ndarray, "row d"]]]
 _ROWS = 2048  # rows that are looked at together
 _WIDEST = 2048  # columns, up to which all products are made
 _REMEMBERED = 10  # steps that a direction is made of
-_TOLERANCE = 1e-5
+PRECISE, ROUGH = 1e-4, 0.1  # norms of a gradient at the end; of labels, and of those of controls
 _MOST_PASSES = 1000
 _ENOUGH, _NOISE, _SHORTEST = 1e-4, 1e-12, 1e-6
 _EPSILON = np.finfo(np.float64).eps
@@ -126,6 +127,7 @@ def fit_all(
     scaling: Scaling,
     *,
     penalty: float,
+    tolerances: Sequence[float] = (),
     progress: OnStep = quiet,
 ) -> list[Regression]:
     """Returns a regression of each of several labellings of the same rows.
@@ -135,9 +137,11 @@ def fit_all(
         labels: For each labelling, each row's class.
         scaling: Of these rows.
         penalty: On half the squared norm of the weights.
+        tolerances: For each labelling, how near the minimum it is to come; `PRECISE` for all by default.
         progress: Told after how many passes it is, and how many there are at most.
     """
-    searches = [_Search(codes, scaling, penalty) for codes in labels]
+    ends = tolerances or [PRECISE] * len(labels)
+    searches = [_Search(codes, scaling, penalty, end) for codes, end in zip(labels, ends, strict=True)]
     for passed in range(_MOST_PASSES):
         going = [search for search in searches if search.point is not None]
         if not going:
@@ -229,10 +233,10 @@ class _Search:
     A point has a row per column of the logits: the weights, and the bias behind them.
     """
 
-    def __init__(self, codes: Int32[np.ndarray, "row"], scaling: Scaling, penalty: float) -> None:
+    def __init__(self, codes: Int32[np.ndarray, "row"], scaling: Scaling, penalty: float, tolerance: float) -> None:
         self._classes, own = np.unique(codes, return_inverse=True)
         self._codes = own.astype(np.int32)
-        self._scaling, self._penalty = scaling, penalty
+        self._scaling, self._penalty, self._tolerance = scaling, penalty, tolerance
         self._binary = len(self._classes) == 2
         self.columns = 1 if self._binary else len(self._classes)
         self._passes, self._converged = 0, False
@@ -290,7 +294,7 @@ class _Search:
         """Yields the points to be told of, down to the minimum; `_at` is the lowest so far."""
         value, gradient, spread = self._penalised(point, (yield point))
         steps: list[tuple[np.ndarray, np.ndarray]] = []
-        while np.linalg.norm(gradient) > _TOLERANCE * self._penalty:
+        while np.linalg.norm(gradient) > self._tolerance * min(self._penalty, 1.0):
             direction = -self._towards(gradient, steps, spread)
             slope = float(np.vdot(gradient, direction))
             if slope >= 0:  # rounding: the remembered steps say nothing more

@@ -116,7 +116,7 @@ def probe(
     made = " and ".join(str(path) for path in (output, png) if path is not None)
     again = f"traceformer probe {shlex.quote(str(store.folder))} --label {shlex.quote(label)}"
     again += f" --offset {offset}" * bool(offset)
-    then = " --png probe.png" if png is None else f" --site {_another(store, found)}"
+    then = " --png probe.png" if png is None else _another(store, found)
     print(f"{f'wrote {made}; ' if made else ''}next: {again}{then}", file=sys.stderr)
 
 
@@ -140,12 +140,12 @@ def _labels(label: str) -> tuple[Any, str | None]:
 
 
 def _another(store: Any, found: "Probes") -> str:
-    """Another array of the run that has rows of tokens, or the same."""
+    """Another array of the run that has rows of tokens; where there is none, more of the same."""
     for spec in store.layout.arrays:
         site = spec.site
         if str(spec.key) != found.about.site and site.is_per_token and not (site.is_derived or site.holds_ids):
-            return str(spec.key)
-    return found.about.site
+            return f" --site {spec.key}"
+    return f" --draws {found.about.draws + 9}"
 
 
 def _as_text(found: "Probes") -> str:

@@ -36,6 +36,7 @@ def probes_figure(value: Probes, *, title: str | None = None, figure: Figure | S
     else:
         _accuracies(left, value)
         _selectivities(right, value)
+        place.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, handlelength=2.4)
     place.suptitle(titled(_title(value) if title is None else title))
     return whole
 
@@ -72,7 +73,6 @@ def _accuracies(axes: Axes, value: Probes) -> None:
         axes.axhline(height, color=quiet(), linestyle=style, linewidth=0.9, zorder=0, label=name)
     axes.set(ylim=(0, 1.03), title="held-out accuracy")
     _over_layers(axes, value)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=3, handlelength=2.2)
 
 
 def _selectivities(axes: Axes, value: Probes) -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from traceformer.analysis.logistic import Regression, Scaling, correct_by_text, fit_all, scaling_of
+from traceformer.analysis.logistic import PRECISE, ROUGH, Regression, Scaling, correct_by_text, fit_all, scaling_of
 from traceformer.analysis.methods import Position
 from traceformer.analysis.probe_controls import (
     control_labels,
@@ -272,7 +272,8 @@ def _fitted(
     stands = None if split.labels.of == "token" else position
     train = ProbeRows(run, spec, *place, stands, split.is_train)
     scaling = scaling_of(train)
-    regressions = fit_all(train, split.train, scaling, penalty=penalty, progress=progress)
+    ends = [PRECISE, *[ROUGH] * (len(split.train) - 1)]
+    regressions = fit_all(train, split.train, scaling, penalty=penalty, tolerances=ends, progress=progress)
     held = ProbeRows(run, spec, *place, stands, split.is_held)
     correct = correct_by_text(held, regressions, split.held, scaling, split.texts, len(split.totals))
     return _Fit(place, scaling, regressions, correct)
@@ -289,7 +290,7 @@ def _of_random_rows(split: _Split, width: int, penalty: float, seed: int) -> flo
         return random_rows(n_held, width, seed, "held-out rows")
 
     scaling = scaling_of(train)
-    regressions = fit_all(train, split.train[:1], scaling, penalty=penalty)
+    regressions = fit_all(train, split.train[:1], scaling, penalty=penalty, tolerances=[ROUGH])
     correct = correct_by_text(held, regressions, split.held[:1], scaling, split.texts, len(split.totals))
     return float(correct.sum() / n_held)
 
