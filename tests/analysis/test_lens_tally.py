@@ -22,6 +22,7 @@ def readout(tmp_path_factory: pytest.TempPathFactory) -> Readout:
 
 
 def logits_of(rows: np.ndarray, readout: Readout) -> np.ndarray:
+    assert readout.bias is not None
     products = rows.astype(np.float64) @ readout.unembedding.rows(0, WORDS).T.astype(np.float64) + readout.bias
     return 12 * np.tanh(products / 12)
 

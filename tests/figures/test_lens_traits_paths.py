@@ -14,6 +14,7 @@ from traceformer.analysis.directions import Direction
 from traceformer.analysis.lens import Lens, Translated
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.errors import UsageError
+from traceformer.figures.cards.lens_table import lens_table
 from traceformer.sites import ArrayKey
 
 RESIDUAL = ArrayKey("dec", None, "resid_post")
@@ -107,6 +108,7 @@ def test_a_lens_says_what_it_was_translated_by() -> None:
     value = replace(lens_of(3), translated=Translated("tuned", "lenses/byte.safetensors", (0,), "digest"))
     heading = figures.lens(value).get_suptitle()
     assert heading.endswith("after each layer, tuned lens of byte.safetensors, framed where it came")
+    assert "dec.resid_post through the tuned lens of byte.safetensors: the likeliest" in lens_table(value)
 
 
 def test_a_theme_lasts_as_long_as_it_is_asked_for() -> None:

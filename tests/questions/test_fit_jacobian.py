@@ -74,14 +74,15 @@ def test_it_is_the_same_each_time_and_leaves_the_model_as_it_was(run: Run, tiny:
     assert steps == sorted(steps)
 
 
-def test_a_model_that_reads_texts_needs_no_run(byte: LoadedModel, tmp_path: Path) -> None:
-    texts = [f"return the name of number {number}" for number in range(10)]
-    found = tf.fit_lens(byte, texts, kind="jacobian", layers=[2], skip=20, batch_size=64)
-    found.save(tmp_path / "lens.pt")
-    lens = tf.lens(byte, texts[0], translators=tmp_path / "lens.pt")
-    assert lens.layers == (2, 3)
-    assert lens.translated is not None
-    assert lens.translated.known_by == "name"
+def test_a_model_that_reads_texts_needs_no_run(load: Callable[..., LoadedModel], tmp_path: Path) -> None:
+    model, texts = load("gpt2"), [f"Seven ships, number {number}" for number in range(10)]
+    found = tf.fit_lens(model, texts, kind="jacobian", layers=[1], skip=1, batch_size=32)
+    for name, known_by in (("lens.safetensors", "digest"), ("lens.pt", "width")):
+        found.save(tmp_path / name)
+        lens = tf.lens(model, texts[0], translators=tmp_path / name)
+        assert lens.layers == (1, 2)
+        assert lens.translated is not None
+        assert lens.translated.known_by == known_by
 
 
 def test_what_has_no_jacobian_lens_is_refused(run: Run, tiny: LoadedModel, load: Callable[..., LoadedModel]) -> None:

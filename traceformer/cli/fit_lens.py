@@ -4,7 +4,7 @@ import json as json_text
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -87,7 +87,7 @@ def fit_lens(
 
         check_format(png)
     given = {"skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
-    derived = {name: value for name, value in given.items() if value is not None}
+    derived: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if derived and kind != "jacobian":
         named = next(iter(derived)).replace("_", "-")
         why = "it is for the derivatives of a Jacobian lens"
