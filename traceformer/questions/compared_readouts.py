@@ -14,6 +14,7 @@ import numpy as np
 from traceformer.analysis.comparison import Apart, ReadoutDivergence
 from traceformer.analysis.divergence import WordLogits, divergences
 from traceformer.analysis.lens import normed
+from traceformer.analysis.lens_tally import capped
 from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
@@ -66,15 +67,7 @@ class Source(NamedTuple):
         if readout is None:
             return lambda start, stop: rows[:, start:stop]
 
-        def read(start: int, stop: int) -> Float32[np.ndarray, "row word"]:
-            logits = rows @ readout.unembedding.rows(start, stop).T
-            if readout.bias is not None:
-                logits += readout.bias[start:stop]
-            if readout.softcap is not None:
-                logits = np.float32(readout.softcap) * np.tanh(logits / np.float32(readout.softcap))
-            return logits
-
-        return read
+        return lambda start, stop: capped(rows @ readout.unembedding.rows(start, stop).T, readout, start)
 
 
 class _Block(NamedTuple):
