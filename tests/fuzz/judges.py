@@ -17,6 +17,7 @@ __all__ = [
     "head_tables",
     "nothing_known",
     "prompts",
+    "published_lenses",
     "same_unless_named",
     "same_unless_resealed",
     "texts",
@@ -203,6 +204,34 @@ def commands(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
         return f"{line} shows a traceback"
     if code not in (0, 1) and "error:" not in err:
         return f"{line} ends with {code} and says nothing"
+    return ""
+
+
+def published_lenses(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
+    """torch, where it reads the file too, reads the same matrices."""
+    import pickle
+
+    import torch
+
+    own = read["lens.pt"]
+    if isinstance(own, Exception):
+        return ""
+    try:
+        theirs = torch.load(folder / "lens.pt", weights_only=True)
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
+        return ""
+    for layer, matrix in zip(own.layers, own.weights, strict=True):
+        if not np.array_equal(matrix, theirs["J"][layer].detach().float().numpy()):
+            return f"lens.pt has other numbers of layer {layer}"
     return ""
 
 

@@ -108,6 +108,22 @@ def _translators(folder: Path) -> None:
     Translators("jacobian", (1, 2), weights, biases).save(folder / "b.safetensors")
 
 
+def _published_lenses(folder: Path) -> None:
+    import torch
+
+    (folder / "tuned").mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    matrices = {layer: torch.randn(4, 4, generator=random).half() for layer in (0, 1)}
+    about = {"model_name": "gpt2", "target_layer": 2}
+    torch.save(
+        {"J": matrices, "n_prompts": 3, "source_layers": [0, 1], "d_model": 4, "metadata": about}, folder / "lens.pt"
+    )
+    config = {"base_model_name_or_path": "gpt2", "d_model": 4, "num_hidden_layers": 3, "bias": True}
+    (folder / "tuned" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3)).state_dict()
+    torch.save(state, folder / "tuned" / "params.pt")
+
+
 def _head_tables(folder: Path) -> None:
     from traceformer.formats.results.head_tables import write_heads
     from traceformer.questions.heads import heads
@@ -216,6 +232,7 @@ _WRITERS = {
     "padded store": lambda folder: _exported(folder, "padded-zarr"),
     "directions": _directions,
     "translators": _translators,
+    "published lenses": _published_lenses,
     "head tables": _head_tables,
     "path traces": _paths,
     "prompts": _prompts,

@@ -17,7 +17,8 @@ clusters        heads in clusters: Ward, k-means, mixtures; how many, and what e
 head_clusters   heads of several tables in clusters, as one value
 directions      directions fitted in three ways, and tried on examples that they were not fitted on
 projection      activations along directions, and how that develops along a text
-lens            the logit lens: which norm, which unembedding, and the likeliest tokens without all logits
+lens            the logit lens: which norm, which unembedding, and what each layer of an example says
+lens_tally      the likeliest tokens, entropies, ranks and divergences of rows without all logits
 translators     an affine map per layer into the place of the last one: tuned, ridge or Jacobian lens
 ridge           such a map by ridge regression, from sums that rows are added to
 attribution     what each part of a model adds to a logit, as a value

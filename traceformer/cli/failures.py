@@ -31,10 +31,10 @@ _NAMED_ALIKE = (
     "batch_tokens by_source capture chat checkpoints clean convention corrupt data dataset device device_map "
     "draws dtype engine estimate evaluations exact_top example features floor format gpus_per_worker "
     "grad_clip heads heads_dec heads_enc how ids_column init k keep_duplicates keep_steps layers layers_dec "
-    "layers_enc layout learning_rate lens_top_k like limit lossless max_tokens method metric model "
+    "layers_enc layout learning_rate lens_top_k like limit lossless mark max_tokens method metric model "
     "model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder output over overwrite "
     "pairs patience port position positions preset project project_site prompt prompt_set prompts repeats "
-    "replace replay resume revision scales search shard_index shuffle shuffle_buffer site split steps stop "
+    "replace replay resume revision scales search shard_index shuffle shuffle_buffer site skip split steps stop "
     "store_topk streaming temperature text_column threads_per_worker to together top_k top_p warmup "
     "weight_decay window workers wrong"
 )
@@ -48,6 +48,7 @@ FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} |
     "seq_length": "--seq_length",
     "targets": "--targets_file",
     "texts": "--text",
+    "translators": "--with",
 }
 """The flag of every parameter that a message of the library names. What is not here is no flag: `with`, `use_cache`."""
 

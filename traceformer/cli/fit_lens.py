@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["fit_lens"]
 
 _WHAT = Group.create_ordered("What is fitted")
+_DERIVED = Group.create_ordered("Of a Jacobian lens")
 _LIVE = Group.create_ordered("Of a model, without a run")
 _WHERE = Group.create_ordered("Where it goes")
 
@@ -31,11 +32,14 @@ def fit_lens(
     run: Annotated[str | None, Parameter(name="RUN", group=_WHAT)] = None,
     /,
     *,
-    kind: Annotated[Literal["tuned", "ridge"], Parameter(group=_WHAT)] = "tuned",
+    kind: Annotated[Literal["tuned", "ridge", "jacobian"], Parameter(group=_WHAT)] = "tuned",
     layers: Annotated[Indices, Parameter(group=_WHAT)] = None,
     limit: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     steps: Annotated[int, Parameter(group=_WHAT), count("N")] = 300,
     seed: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 0,
+    skip: Annotated[int | None, Parameter(show_default="16", group=_DERIVED), count("N", least=0)] = None,
+    max_tokens: Annotated[int | None, Parameter(show_default="128", group=_DERIVED), count("N", least=2)] = None,
+    batch_size: Annotated[int | None, Parameter(show_default="8", group=_DERIVED), count("N")] = None,
     model: Annotated[str | None, Parameter(group=_LIVE)] = None,
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
@@ -57,16 +61,20 @@ def fit_lens(
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, or hidden, of all layers.
-        kind: tuned minimises that KL divergence; ridge is the closed form nearest to the last layer's rows.
+        kind: tuned minimises that KL divergence; ridge is the closed form nearest to the last layer's rows; jacobian is
+            the mean derivative of the last layer's rows, for which the model reads the texts again.
         layers: Which layers; all that are stored by default.
         limit: The first N examples; all by default.
         steps: How many batches of 512 rows tuned takes for each layer.
         seed: Deals examples to what is fitted, chosen by and measured on, and draws batches.
+        skip: How many of a text's first positions are left out.
+        max_tokens: How many of a text's first tokens are read.
+        batch_size: How many rows of a matrix are made at once, each from a copy of the text.
         model: A Hugging Face model name, a folder that holds a model, or byte. Beside a run: where its model's folder
             is now, if it was moved.
         dataset: What the model reads: a data set or a file, as in `traceformer extract`.
         split: Which part of the data set.
-        out: The file to write, .safetensors.
+        out: The file to write, .safetensors; or .pt, a Jacobian lens as others publish theirs.
         overwrite: Replace a file that is in the way.
         png: Save a picture of both figures by layer, in the format that the ending names.
         json: Print a JSON object.
@@ -78,7 +86,16 @@ def fit_lens(
         from traceformer.figures.style import check_format
 
         check_format(png)
+    given = {"skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
+    derived = {name: value for name, value in given.items() if value is not None}
+    if derived and kind != "jacobian":
+        named = next(iter(derived)).replace("_", "-")
+        why = "it is for the derivatives of a Jacobian lens"
+        raise UsageError(f"--{named} of a {kind} lens", why=why, hint="--kind jacobian, or none of these")
     if out is not None:
+        if out.suffix == ".pt" and kind != "jacobian":
+            why = "files of that ending are those that others read a Jacobian lens from"
+            raise UsageError(f"a {kind} lens in {out}", why=why, hint="a name that ends in .safetensors")
         refuse_to_replace(out, overwrite=overwrite)
     store, moved = _asked(run, model, dataset, split, limit, loading)
     with steps_shown("fitting") as progress:
@@ -89,6 +106,7 @@ def fit_lens(
             limit=limit,
             steps=steps,
             seed=seed,
+            **derived,
             model=moved,
             progress=progress,
         )
@@ -146,10 +164,13 @@ def _told(found: "Translators") -> str:
     ]
     headers = ("layer", "KL", "logit lens", "top-1", "logit lens", "map")
     examples, fitted = found.about["examples"], found.about["rows"]["fit"]
+    how = f"fitted on {fitted:,} rows of {examples['fit']} examples, chosen by {examples['validation']} others"
+    if "n_prompts" in found.about:
+        how = f"the mean of derivatives over {found.about['n_prompts']} examples"
     title = (
-        f"{found.model}  {found.kind} lens of {found.about['site']}, fitted on {fitted:,} rows of {examples['fit']} "
-        f"examples, chosen by {examples['validation']} others;\nKL (nats) and top-1 against what is said in the end, "
-        f"on {own.rows:,} rows of {own.examples} examples that neither has seen"
+        f"{found.model}  {found.kind} lens of {found.about['site']}, {how};\n"
+        f"KL (nats) and top-1 against what is said in the end, on {own.rows:,} rows of {own.examples} examples that "
+        "neither has seen"
     )
     return f"{title}\n\n{table(headers, rows, numeric=range(1, 5))}"
 

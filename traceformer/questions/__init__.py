@@ -11,7 +11,9 @@ thumbnails      what do all heads look like in small? Kept beside the run
 clusters        which heads are alike, in one table or in several?
 training_texts  what a byte-level model was measured on while it was trained
 lens            what would the model say after each layer?
+lens_checks     what has to hold before: translators and readout are the model's own
 fit_lens        what would it say, once each layer is put in the place of the last one?
+fit_jacobian    the matrices of a Jacobian lens, of the model while it reads the texts again
 fitting_rows    the rows that such a lens is fitted on, chosen by and measured on
 attribute       what does each part of the model add to a logit? No model run, no torch
 roles           all of it in one row per head: the role card

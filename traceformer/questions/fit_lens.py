@@ -1,8 +1,8 @@
-"""A lens fitted from stored rows: for each layer a map into the place of the last one, tuned or by ridge regression."""
+"""A lens fitted: for each layer a map into the place of the last one, tuned, by ridge regression or by derivatives."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from traceformer.errors import SelectionError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, steps_watched
-from traceformer.questions.fitting_rows import FittingRows, LayerRows, Part
+from traceformer.questions.fit_jacobian import JacobianSettings, jacobian_matrices
+from traceformer.questions.fitting_rows import PARTS, FittingRows, LayerRows, Part
 from traceformer.questions.lens import residual_of
 from traceformer.questions.model_of_run import open_readout_of
 from traceformer.questions.recorded import Texts, check_asked, recorded
@@ -22,7 +23,7 @@ from traceformer.store.run import Run
 
 __all__ = ["FITTED", "Fitted", "fit_lens"]
 
-Fitted: TypeAlias = Literal["tuned", "ridge"]
+Fitted: TypeAlias = Literal["tuned", "ridge", "jacobian"]
 FITTED: tuple[Fitted, ...] = get_args(Fitted)
 
 _STEPS = 300
@@ -37,6 +38,9 @@ def fit_lens(
     limit: int | None = None,
     steps: int = _STEPS,
     seed: int = 0,
+    skip: int = 16,
+    max_tokens: int = 128,
+    batch_size: int = 8,
     model: str | Path | LoadedModel | None = None,
     progress: OnStep | None = None,
 ) -> Translators:
@@ -54,16 +58,24 @@ def fit_lens(
     likeliest word is that of the end as often as the logit lens's. The last 15 % say how well it does. The last layer's
     map is the identity.
 
+    `jacobian` runs the model: W is the mean, over texts and positions, of the sum over the same and all later positions
+    of the derivative of the last layer's row by this layer's, before the final norm; b is zero. It is fitted to no
+    read-out, so that all but the held-out texts take part, and the last layer has none.
+
+    Jacobian lens: Gurnee et al. 2026, "Verbalizable Representations Form a Global Workspace in Language Models".
     Tuned lens: Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens".
 
     Args:
         of: A run of a decoder, or of an encoder-decoder with targets; or a decoder, which is recorded in memory.
         texts: What a model reads.
-        kind: `tuned`, or `ridge`.
+        kind: `tuned`, `ridge`, or `jacobian`.
         layers: The model's numbers; all that are stored by default.
         limit: The first examples only.
         steps: How many batches of 512 rows `tuned` takes for each layer.
         seed: Deals the examples to the three parts, and draws batches.
+        skip: Of `jacobian`, how many of a text's first positions are left out.
+        max_tokens: Of `jacobian`, how many of a text's first tokens are read.
+        batch_size: Of `jacobian`, how many rows of a matrix are made in one pass backward, each of a copy of the text.
         model: The run's model, if it is at hand, or where its folder is now, if it was moved.
         progress: Told how many of how many steps are done; a bar is shown in a terminal or notebook for None.
 
@@ -85,15 +97,21 @@ def fit_lens(
     run = recorded(of, texts, "resid_post", limit=limit)
     spec = residual_of(run)
     readout = open_readout_of(run, of if isinstance(of, LoadedModel) else model)
+    settings = JacobianSettings(skip, max_tokens, batch_size)
     rows = FittingRows(run, spec, readout, limit=limit, seed=seed)
-    chosen = tuple(sorted(set(rows.layers if layers is None else as_indices(layers) or ())))
-    missing = [layer for layer in chosen if layer not in rows.layers]
+    there = tuple(layer for layer in rows.layers if kind != "jacobian" or layer != rows.last)
+    chosen = tuple(sorted(set(there if layers is None else as_indices(layers) or ())))
+    missing = [layer for layer in chosen if layer not in there]
     if missing or not chosen:
         named = ", ".join(map(str, missing)) or "nothing"
         stored = ", ".join(map(str, rows.layers))
         raise SelectionError(f"layer {named} requested", why=f"this run holds layers {stored} of {spec.key}")
     with steps_watched("fitting", progress) as told:
-        return _fitted(run, rows, readout, chosen, kind, steps, seed, told)
+        given = None
+        if kind == "jacobian":
+            at_hand = of if isinstance(of, LoadedModel) else model
+            given = _jacobians(run, rows, chosen, at_hand, settings, told)
+        return _fitted(run, rows, readout, chosen, kind, steps, seed, told, given)
 
 
 def _fitted(
@@ -105,6 +123,7 @@ def _fitted(
     steps: int,
     seed: int,
     told: OnStep,
+    given: "_Given | None",
 ) -> Translators:
     from traceformer.capture.tuning import TorchReadout, Tuning, tune
 
@@ -115,21 +134,25 @@ def _fitted(
     figures: list[tuple[float, float, float, float]] = []
     penalties: dict[int, float] = {}
     for number, layer in enumerate(layers):
-        told(number * steps, len(layers) * steps)
+        if given is None:
+            told(number * steps, len(layers) * steps)
         if layer == rows.last:  # what it says is what is said in the end
             found.append(identity)
             names.append("identity")
             figures.append((0.0, 1.0, 0.0, 1.0))
             continue
         read = rows.read(layer)
-        ridge, penalties[layer], spectrum = chosen_ridge(read.fit, read.validation)
-        maps = {"ridge": ridge}
+        if given is not None:
+            maps, spectrum = {"jacobian": given.maps[layer]}, None
+        else:
+            ridge, penalties[layer], spectrum = chosen_ridge(read.fit, read.validation)
+            maps = {"ridge": ridge}
 
         def measured(own_map: Affine, part: Part, read: LayerRows = read) -> tuple[float, float]:
             return own.measured(_translated(own_map, read.drawn[part]), ends[part])
 
-        if kind == "tuned":
-            maps = {"identity": identity, "ridge": ridge}
+        if kind == "tuned" and spectrum is not None:
+            maps = {"identity": identity, **maps}
             maps["tuned"] = tune(
                 min(maps.values(), key=lambda each: measured(each, "validation")[0]),
                 spectrum,
@@ -144,7 +167,8 @@ def _fitted(
         found.append(maps[name])
         names.append(name)
         figures.append((*measured(maps[name], "held_out"), *measured(identity, "held_out")))
-    told(len(layers) * steps, len(layers) * steps)
+    if given is None:
+        told(len(layers) * steps, len(layers) * steps)
     kl, top1, logit_kl, logit_top1 = np.array(figures).T
     return Translators(
         kind,
@@ -159,7 +183,9 @@ def _fitted(
             "run": run.name,
             "seed": seed,
             **({"steps": steps} if kind == "tuned" else {}),
-            "penalties": {str(layer): penalty for layer, penalty in penalties.items()},
+            **(
+                given.about if given is not None else {"penalties": {str(own): each for own, each in penalties.items()}}
+            ),
             "examples": dict(rows.examples),
             "rows": dict(rows.rows),
             "drawn_rows": dict(rows.drawn),
@@ -173,6 +199,31 @@ def _fitted(
             rows=rows.drawn["held_out"],
             examples=rows.examples["held_out"],
         ),
+    )
+
+
+class _Given(NamedTuple):
+    """Maps that no rows were fitted to, and what is to be said of them."""
+
+    maps: Mapping[int, Affine]
+    about: Mapping[str, int]
+
+
+def _jacobians(
+    run: Run,
+    rows: FittingRows,
+    layers: tuple[int, ...],
+    model: str | Path | LoadedModel | None,
+    settings: JacobianSettings,
+    told: OnStep,
+) -> _Given:
+    """The mean derivatives over all examples that are not held out."""
+    fitted = np.flatnonzero((rows.part_of == PARTS.index("fit")) | (rows.part_of == PARTS.index("validation")))
+    matrices, texts = jacobian_matrices(run, fitted.tolist(), layers, model, settings, told)
+    nothing = np.zeros(matrices.shape[-1])
+    return _Given(
+        {layer: Affine(matrix.astype(np.float64), nothing) for layer, matrix in zip(layers, matrices, strict=True)},
+        {"n_prompts": texts, "skip": settings.skip, "max_tokens": settings.max_tokens},
     )
 
 

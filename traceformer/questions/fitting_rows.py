@@ -55,6 +55,7 @@ class FittingRows:
         rows: How many rows.
         drawn: How many of them are drawn.
         numbers: Which these are, counted over all rows of the array, in rising order.
+        part_of: For each example the number of its part, -1 for none.
         part_of_row: For each row the number of its part, -1 for none.
     """
 
@@ -93,6 +94,7 @@ class FittingRows:
             chosen = np.sort(random.choice(rows, most, replace=False)) if len(rows) > most else rows
             self.numbers[part] = chosen
             self.examples[part], self.rows[part] = int((part_of == number).sum()), len(rows)
+        self.part_of = part_of
         self.part_of_row = of_row
         self.drawn: dict[Part, int] = {part: len(rows) for part, rows in self.numbers.items()}
 

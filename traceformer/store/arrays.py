@@ -194,6 +194,15 @@ class RunArrays:
             chunk=self._layout.chunk_shape(spec)[-2],
         )
 
+    def rows(
+        self, spec: ArraySpec, row: int, positions: Sequence[int], layer: int | None, dtype: ReadDtype
+    ) -> Num[np.ndarray, "position d"]:
+        """Returns some rows of one example's part of a token array, and reads no more than the chunks they lie in."""
+        column, first = self.column(spec, layer, None, dtype), self._index.slot(row, spec.key.token_stack)
+        with self._reading(spec):
+            read = list(column.read((first + position, first + position + 1) for position in positions))
+        return np.concatenate(read) if read else np.empty((0, column.width), column.dtype)
+
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype
     ) -> Iterator[tuple[int, Num[np.ndarray, "..."]]]:

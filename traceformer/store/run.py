@@ -295,6 +295,28 @@ class Run:
         """
         return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype, queries)
 
+    def rows(
+        self,
+        example: int | str,
+        site: str | ArrayKey,
+        positions: Sequence[int],
+        layer: int | None = None,
+        *,
+        dtype: ReadDtype = "float32",
+    ) -> Num[np.ndarray, "position d"]:
+        """Returns what an array with a row per token held at some positions of an example: no more is in memory.
+
+        Raises:
+            ExampleNotFound, NotRecorded: it is not in this run.
+            SelectionError: nor is that layer, or a position; or it has no row per token.
+        """
+        spec, length = self.spec(site), self.length(example, self.spec(site).key.token_stack)
+        missing = [position for position in positions if not 0 <= position < length]
+        if missing or spec.site.is_per_example:
+            why = f"this example has positions 0-{length - 1}" if missing else "it has a row per example"
+            raise SelectionError(f"{spec.key} at positions {', '.join(map(str, missing or positions))}", why=why)
+        return self._arrays.rows(spec, self.row(example), positions, layer, dtype)
+
     # The padded store's names for it
 
     def attn(

@@ -5,4 +5,5 @@ head_tables        tables of head metrics, the thesis's columns in front
 statistics_tables  statistics as a Parquet file
 path_traces        paths as reverse-attention's trace.json
 translators        the affine maps of a lens, one per layer
+published_lenses   Jacobian lenses and tuned lenses as others save them
 """

@@ -13,6 +13,7 @@ import numpy as np
 
 from traceformer.analysis.translators import KINDS, HeldOut, Kind, Translators
 from traceformer.errors import Unreadable
+from traceformer.formats.results.published_lenses import is_published, read_published_lens, write_jacobian_lens
 from traceformer.formats.tensor_files import write_tensor_file
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.models.weights import StoredTensor, open_file
@@ -41,6 +42,8 @@ def write_translators(translators: Translators, path: "str | PathLike[str]", ove
     """
     path = Path(path)
     refuse_to_replace(path, overwrite=overwrite)
+    if path.suffix == ".pt":
+        return write_jacobian_lens(translators, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"weights": np.ascontiguousarray(translators.weights), "biases": np.ascontiguousarray(translators.biases)}
     told = json.dumps({"format": _FORMAT, **translators.to_json()})
@@ -59,6 +62,8 @@ def open_lens(path: "str | PathLike[str]") -> Translators:
             do not fit one another, or hold NaN or inf.
     """
     path = Path(path)
+    if is_published(path):
+        return read_published_lens(path)
     tensors, metadata = open_file(path)
     if _ABOUT not in metadata:
         raise Unreadable(f"{path} holds no translators", why=f"its metadata has no {_ABOUT!r}")
