@@ -41,6 +41,12 @@ def test_its_tensors_are_read_by_safetensors_itself(tmp_path: Path) -> None:
     assert (tensors["weights"] == WEIGHTS).all()
 
 
+def test_whoever_may_read_new_files_may_read_it(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    translators().save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_file_that_is_there_is_replaced_only_if_told_so(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     translators().save(path)
@@ -80,6 +86,14 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "figures beyond floats": ({"held_out": {"kl": [10**400]}}, "damaged"),
     "nothing known": ({"about": None}, "about None"),
 }
+
+
+def test_a_header_with_metadata_of_null_holds_no_translators(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = b'{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(Unreadable):
+        tf.open_lens(path)
 
 
 @pytest.mark.parametrize("what", DAMAGED)

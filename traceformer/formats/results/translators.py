@@ -14,6 +14,7 @@ import numpy as np
 from traceformer.analysis.translators import KINDS, HeldOut, Kind, Translators
 from traceformer.errors import Unreadable
 from traceformer.formats.results.published_lenses import is_published, read_published_lens, write_jacobian_lens
+from traceformer.formats.tensor_files import write_tensor_file
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.plain_json import parse_json
@@ -39,8 +40,6 @@ def write_translators(translators: Translators, path: "str | PathLike[str]", ove
         RunExists: something is there, and `overwrite` is False.
         OutOfSpace: the disk is full.
     """
-    from safetensors.numpy import save_file
-
     path = Path(path)
     refuse_to_replace(path, overwrite=overwrite)
     if path.suffix == ".pt":
@@ -49,7 +48,7 @@ def write_translators(translators: Translators, path: "str | PathLike[str]", ove
     tensors = {"weights": np.ascontiguousarray(translators.weights), "biases": np.ascontiguousarray(translators.biases)}
     told = json.dumps({"format": _FORMAT, **translators.to_json()})
     with free_space(path.parent), appearing_whole(path) as part:
-        save_file(tensors, part, metadata={_ABOUT: told})
+        write_tensor_file(part, tensors, {_ABOUT: told})
 
 
 def open_lens(path: "str | PathLike[str]") -> Translators:
