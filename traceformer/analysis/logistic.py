@@ -23,9 +23,12 @@
    float64 sees no descent.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -36,6 +39,8 @@ __all__ = ["PRECISE", "ROUGH", "Blocks", "Regression", "Scaling", "correct_by_te
 
 Blocks: TypeAlias = Callable[[], Iterator[Float[np.ndarray, "row d"]]]
 """What gives all rows once more, in the same order, some at a time."""
+
+Found = TypeVar("Found")
 
 _ROWS = 2048  # rows that are looked at together
 _WIDEST = 2048  # columns, up to which all products are made
@@ -95,18 +100,20 @@ def scaling_of(blocks: Blocks) -> Scaling:
 
     Products are summed around the first block's mean, so that a column far from zero loses no digits.
     """
-    n, origin = 0, np.zeros(0)
-    sums = squares = np.zeros(0)
-    for rows in _cut(blocks):
-        if not n:
-            origin = rows.mean(axis=0, dtype=np.float64)
-            sums = np.zeros(len(origin))
-            squares = np.zeros((len(origin),) * (2 if len(origin) <= _WIDEST else 1))
+    origin = next(_cut(blocks)).mean(axis=0, dtype=np.float64)
+    whole = len(origin) <= _WIDEST
+    n, sums, squares = 0, np.zeros(len(origin)), np.zeros((len(origin),) * (2 if whole else 1))
+
+    def products_of(rows: Float[np.ndarray, "row d"], _: slice) -> tuple[int, np.ndarray, np.ndarray]:
         shifted = rows.astype(np.float64)
         shifted -= origin
-        n += len(rows)
-        sums += shifted.sum(axis=0)
-        squares += shifted.T @ shifted if squares.ndim == 2 else np.einsum("rd,rd->d", shifted, shifted)
+        own = shifted.T @ shifted if whole else np.einsum("rd,rd->d", shifted, shifted)
+        return len(rows), shifted.sum(axis=0), own
+
+    for count, own_sums, own_squares in _each(blocks, products_of):
+        n += count
+        sums += own_sums
+        squares += own_squares
     offset = sums / n
     mean = origin + offset
     own = squares.diagonal() if squares.ndim == 2 else squares
@@ -170,16 +177,33 @@ def correct_by_text(
         texts: Each row's text.
         n_texts: How many texts there are.
     """
-    correct = np.zeros((len(regressions), n_texts), np.int64)
-    start = 0
-    for rows in _cut(blocks):
-        here = slice(start, start + len(rows))
+
+    def right(rows: Float[np.ndarray, "row d"], here: slice) -> list[np.ndarray]:
         standardised = scaling.standardised(rows)
-        for own, codes, counts in zip(regressions, labels, correct, strict=True):
-            predicted = own.classes[own.logits(standardised).argmax(axis=1)]
-            counts += np.bincount(texts[here][predicted == codes[here]], minlength=n_texts)
-        start = here.stop
+        return [
+            texts[here][own.classes[own.logits(standardised).argmax(axis=1)] == codes[here]]
+            for own, codes in zip(regressions, labels, strict=True)
+        ]
+
+    correct = np.zeros((len(regressions), n_texts), np.int64)
+    for found in _each(blocks, right):
+        for counts, own in zip(correct, found, strict=True):
+            counts += np.bincount(own, minlength=n_texts)
     return correct
+
+
+def _each(blocks: Blocks, work: Callable[[np.ndarray, slice], Found]) -> Iterator[Found]:
+    """Yields what comes of some rows, which are those of a slice, after the other: in their order, whoever did it."""
+    ahead: deque[Future[Found]] = deque()
+    threads, start = os.cpu_count() or 1, 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="probe") as pool:
+        for rows in _cut(blocks):
+            ahead.append(pool.submit(work, rows, slice(start, start + len(rows))))
+            start += len(rows)
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _cut(blocks: Blocks) -> Iterator[Float[np.ndarray, "row d"]]:
@@ -202,24 +226,29 @@ class _Seen:
 
 def _passed(blocks: Blocks, searches: "Sequence[_Search]", scaling: Scaling) -> list[_Seen]:
     """Returns what one pass over the rows finds of several regressions; the penalty is not in it."""
-    points = [search.point for search in searches]
-    point = np.concatenate([own for own in points if own is not None])
+    point = np.concatenate([search.point for search in searches if search.point is not None])
     weights, bias = np.ascontiguousarray(point[:, :-1].T), point[:, -1]
     ends = np.cumsum([search.columns for search in searches])
     parts = [slice(end - search.columns, end) for end, search in zip(ends, searches, strict=True)]
-    sums, losses = np.zeros_like(point), np.zeros(len(searches))
-    spreads = [np.zeros((search.columns, search.columns)) for search in searches]
-    start = 0
-    for rows in _cut(blocks):
-        here = slice(start, start + len(rows))
+
+    def seen(rows: Float[np.ndarray, "row d"], here: slice) -> tuple[list[float], np.ndarray, list[np.ndarray]]:
         standardised = scaling.standardised(rows)
         logits = standardised @ weights
         logits += bias
-        for i, (search, part) in enumerate(zip(searches, parts, strict=True)):
-            losses[i] += search.residuals(logits[:, part], here, spreads[i])
-        sums[:, :-1] += logits.T @ standardised
-        sums[:, -1] += logits.sum(axis=0)
-        start = here.stop
+        spreads = [np.zeros((search.columns, search.columns)) for search in searches]
+        losses = [
+            search.residuals(logits[:, part], here, spread)
+            for search, part, spread in zip(searches, parts, spreads, strict=True)
+        ]
+        return losses, np.column_stack([logits.T @ standardised, logits.sum(axis=0)]), spreads
+
+    sums, losses = np.zeros_like(point), np.zeros(len(searches))
+    spreads = [np.zeros((search.columns, search.columns)) for search in searches]
+    for own_losses, own_sums, own_spreads in _each(blocks, seen):
+        sums += own_sums
+        losses += own_losses
+        for spread, own in zip(spreads, own_spreads, strict=True):
+            spread += own
     n = scaling.n_rows
     return [
         _Seen(float(loss), sums[part], spread / n)

@@ -65,21 +65,19 @@ class ProbeRows:
         if self._whole:
             yield from self._kept
             return
-        start, kept, room = 0, list[np.ndarray](), KEPT_BYTES
+        start, kept = 0, list[np.ndarray]()
+        fits = 4 * int(self.wanted.sum()) * _width(self.spec, self.head) <= KEPT_BYTES
         for block in self._tokens() if self.position is None else self._texts(self.position):
             here = self.wanted[start : start + len(block)]
             rows = block if here.all() else block[here]
             if not np.isfinite(rows).all():
                 raise self._not_finite(start + int(np.flatnonzero(here)[~np.isfinite(rows).all(axis=1)][0]))
             start += len(block)
-            room -= rows.nbytes
-            if room >= 0:
+            if fits:
                 kept.append(rows)
-            else:
-                kept.clear()
             if len(rows):
                 yield rows
-        if room >= 0:
+        if fits:
             self._kept, self._whole = [rows for rows in kept if len(rows)], True
 
     def _tokens(self) -> Iterator[Block]:

@@ -102,7 +102,10 @@ def fit_probe(
     found = found.among(range(min(limit or run.n, run.n)), lengths)
     found.check()
     split = _split(run, found, spec, held_out=held_out, draws=draws, seed=seed)
-    with steps_watched("probing", progress) as told:
+    from threadpoolctl import threadpool_limits
+
+    # Each thread multiplies for itself: those that the library would add to each of them only wait for one another.
+    with steps_watched("probing", progress) as told, threadpool_limits(1, "blas"):
         fitted = [
             _fitted(run, spec, place, split, position, penalty, _part(told, i, len(places) + 1))
             for i, place in enumerate(places)
