@@ -5,7 +5,7 @@
   axis is that of the last block's output, before the final norm: h' = J h. The last layer has none. So write it
   anthropics/jacobian-lens, whose files are published as neuronpedia/jacobian-lens, and TransformerLens 4.3, whose
   register names these. It is read without torch.
-- The `tuned-lens` package (0.2) saves a folder of `config.json` and `params.pt`, a state dict with `I.weight` and
+- The `tuned-lens` package saves a folder of `config.json` and `params.pt`, a state dict with `I.weight` and
   `I.bias`: h' = h + weight h + bias, of which the identity is put within W here. Its I counts `hidden_states`, so that
   0 is the embedding, which no layer leaves, and I is layer I - 1. torch's own loader reads it, weights only.
 
