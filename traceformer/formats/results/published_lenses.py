@@ -54,7 +54,7 @@ def _read_jacobian_lens(path: Path) -> Translators:
         why = "it holds sums over the prompts that were read so far"
         raise Unreadable(f"{path} is a fit that was not finished", why=why, hint="the file that its fit ends with")
     if not isinstance(found, dict) or not isinstance(found.get("J"), dict) or not found["J"]:
-        why = "a dict with the matrices of layers under `J` is read"
+        why = "a dict with the matrices of layers under J is read"
         raise Unreadable(f"{path} holds no Jacobian lens", why=why)
     matrices, d_model = found["J"], found.get("d_model")
     layers = _layers_of(matrices, path)
