@@ -46,7 +46,7 @@ def translators_of(run: Run, given: TranslatorsGiven, readout: Readout) -> tuple
     if isinstance(given, str | PathLike):
         translators, source = open_lens(given), str(given)
     else:
-        check_is(given, Translators, "`fit_lens`, or the file of one")
+        check_is(given, Translators, "what fit_lens gave, or the file of one")
         translators, source = given, None
     translators.check_model(readout.d_model, readout.d_vocab, run.about.model_weights)
     depth = run.about.dims_of("dec").n_layers

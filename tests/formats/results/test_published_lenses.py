@@ -1,6 +1,6 @@
 """Lenses as others publish them, written here as their documented layouts say, and read as `Translators`.
 
-Those of a Jacobian lens are anthropics/jacobian-lens and TransformerLens 4.3, those of a tuned lens tuned-lens 0.2.
+The layouts are those of anthropics/jacobian-lens and TransformerLens 4.3, and of the package tuned-lens.
 """
 
 import json

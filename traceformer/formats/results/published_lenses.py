@@ -5,7 +5,7 @@
   axis is that of the last block's output, before the final norm: h' = J h. The last layer has none. So write it
   anthropics/jacobian-lens, whose files are published as neuronpedia/jacobian-lens, and TransformerLens 4.3, whose
   register names these. It is read without torch.
-- The `tuned-lens` package (0.2) saves a folder of `config.json` and `params.pt`, a state dict with `I.weight` and
+- The `tuned-lens` package saves a folder of `config.json` and `params.pt`, a state dict with `I.weight` and
   `I.bias`: h' = h + weight h + bias, of which the identity is put within W here. Its I counts `hidden_states`, so that
   0 is the embedding, which no layer leaves, and I is layer I - 1. torch's own loader reads it, weights only.
 
@@ -54,7 +54,7 @@ def _read_jacobian_lens(path: Path) -> Translators:
         why = "it holds sums over the prompts that were read so far"
         raise Unreadable(f"{path} is a fit that was not finished", why=why, hint="the file that its fit ends with")
     if not isinstance(found, dict) or not isinstance(found.get("J"), dict) or not found["J"]:
-        why = "a dict with the matrices of layers under `J` is read"
+        why = "a dict with the matrices of layers under J is read"
         raise Unreadable(f"{path} holds no Jacobian lens", why=why)
     matrices, d_model = found["J"], found.get("d_model")
     layers = _layers_of(matrices, path)
