@@ -217,5 +217,5 @@ def test_an_ablation_that_was_interrupted_is_gone_on_with(tmp_path: Path) -> Non
 
 def test_an_ablation_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(tf.TraceformerError, match="layer 99 requested"):
-        tf.ablate("byte", "demo", layers=[99], out=tmp_path / "two", engine=TWO)
+        tf.ablate("byte", "demo", limit=4, layers=[99], out=tmp_path / "two", engine=TWO)
     assert [*tmp_path.iterdir()] == []
