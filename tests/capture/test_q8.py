@@ -14,6 +14,7 @@ from tests.store import runs
 from traceformer.cli import main
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
+from traceformer.viewer.notices import notices_of
 
 TEXTS = [f"{n}: " + "the cat sat on the mat " * (n * 7 % 5) for n in range(12)]
 OPTIONS: dict[str, Any] = {"max_seq_len": 64, "batch_size": 3, "shard_examples": 4}
@@ -99,7 +100,7 @@ def test_a_run_without_rows_is_refused(model: LoadedModel, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_inspect_says_how_far_rows_are_off(
+def test_inspect_and_the_viewer_say_how_far_rows_are_off(
     model: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tf.record(model, TEXTS, "resid attn", rows_codec="q8", out=tmp_path / "run", **OPTIONS)
@@ -108,3 +109,6 @@ def test_inspect_says_how_far_rows_are_off(
     assert "rows as q8 (off by up to 0.4 % of the largest of 32 values)" in shown
     assert "off by up to" in shown.splitlines()[6]
     assert f"{run.largest_error('resid_mid'):.2g}" in shown
+    assert "activations are stored in a byte each, off by up to 0.4 % of the largest of 32 neighbours" in notices_of(
+        run
+    )

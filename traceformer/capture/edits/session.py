@@ -380,6 +380,7 @@ def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
             'record the donor with `rows_codec="exact"`',
             stacklevel=4,
         )
+        return
     best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
     if torch.finfo(getattr(torch, run.dtype)).eps > torch.finfo(best).eps:
         name = str(best).removeprefix("torch.")
