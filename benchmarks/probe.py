@@ -117,7 +117,7 @@ def compared(run: Run, turns: int) -> Row:
         found.append(fit_all(lambda: iter([rows]), [labels], scaling, penalty=1.0)[0].weights)
 
     def theirs() -> None:
-        model = LogisticRegression(tol=1e-6, max_iter=100_000)
+        model = LogisticRegression(tol=1e-9, max_iter=100_000)
         found.append(model.fit(standardised, labels).coef_)
 
     ratios = in_turn(theirs, {"ours": ours}, turns)
