@@ -28,8 +28,8 @@ _SMALLER = "a smaller --batch_size, or fewer --layers"
 
 _NAMED_ALIKE = (
     "accumulation adapter against align all_pairs all_prompt_sets allow_pickle answer answer_token attention "
-    "batch_size batch_tokens by_source capture chat checkpoints clean convention corrupt data dataset device "
-    "device_map draws dtype engine estimate evaluations exact_top example features floor format gpus_per_worker "
+    "attn_codec batch_size batch_tokens by_source capture chat checkpoints clean convention corrupt data dataset "
+    "device device_map draws dtype engine estimate evaluations exact_top example features floor format gpus_per_worker "
     "grad_clip heads heads_dec heads_enc held_out how ids_column init k keep_duplicates keep_steps layers layers_dec "
     "layers_enc layout learning_rate lens_top_k like limit lossless mark max_tokens method metric model model_a "
     "model_b model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder offset output over "
