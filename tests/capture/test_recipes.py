@@ -118,7 +118,7 @@ def test_a_run_on_disk_is_the_one_in_memory_and_stays_intact(load: Load, tmp_pat
         assert own.layout == memory.layout
         assert own.verify().ok
         np.testing.assert_array_equal(own.attn(2), memory.attn(2))
-    group = disk.to_xarray()["dec_self_attn"]["attn"]
+    group: Any = disk.to_xarray()["dec_self_attn"]["attn"]
     np.testing.assert_array_equal(group[2, 1, 0, :5, :5].values, memory.attn(2, 1, 0)[:5, :5])
     assert not list((tmp_path / "run").rglob("dec_self_attn.zarr/attn"))
     found = heads(disk)

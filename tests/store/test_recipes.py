@@ -66,7 +66,7 @@ def weights(layer: LayerRecipe, head: int, bias: Bias | None, query: Any, key: A
             score += float(bias.table[head, j if bias.by == "key" else j - place - bias.first])
         scores[j] = score
     sink = None if layer.sinks is None else layer.sinks[head]
-    peak = max([*scores.values(), *([] if sink is None else [sink])], default=0.0)
+    peak: float = max([*scores.values(), *([] if sink is None else [sink])], default=0.0)
     lanes = [0.0] * 8
     made = {j: power(score - peak) for j, score in scores.items()}
     for j, weight in made.items():
@@ -89,7 +89,8 @@ def rounded(number: float, stored: str) -> float:
 
 def case(seed: int, queries: int = 21, d: int = 5, heads: int = 2, spread: float = 1.5) -> tuple[Any, Any]:
     draw = np.random.default_rng(seed)
-    return tuple((draw.standard_normal((heads, queries, d)) * spread).astype(np.float32) for _ in range(2))
+    query, key = ((draw.standard_normal((heads, queries, d)) * spread).astype(np.float32) for _ in range(2))
+    return query, key
 
 
 BIAS = {
@@ -151,7 +152,7 @@ def test_a_weight_is_the_exact_softmax_rounded_once() -> None:
     with mpmath.workdps(40):
         for place, row in enumerate(query[0].tolist()):
             products = [
-                sum(Fraction(one) * Fraction(other) for one, other in zip(row, own, strict=True)) / 2
+                sum((Fraction(one) * Fraction(other) for one, other in zip(row, own, strict=True)), Fraction()) / 2
                 for own in key[0].tolist()[: place + 1]
             ]
             powers = [mpmath.exp(mpmath.mpf(each.numerator) / each.denominator) for each in products]

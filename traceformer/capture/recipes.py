@@ -77,7 +77,9 @@ def _longest(rows: Rows) -> Encoded:
     longest: dict[Stack, int] = {
         stack: max(range(len(own)), key=own.__getitem__) for stack, own in rows.lengths.tokens.items() if len(own)
     }
-    texts = {stack: rows.part(range(number, number + 1))[1][0] for stack, number in longest.items()}
+    texts: dict[Stack, Encoded] = {
+        stack: rows.part(range(number, number + 1))[1][0] for stack, number in longest.items()
+    }
     if not texts or not all(text.ids[stack] for stack, text in texts.items()):
         raise refused("of texts without tokens", "how they are made is seen on one that has some")
     first = next(iter(texts.values()))
