@@ -5,8 +5,7 @@
 1. Runs of 10^5 and 10^6 rows (one layer of width 192, float16, texts of 500 tokens, a label of four classes): the peak
    of a new process's memory over what it had before, and the seconds of one probe with its controls. Both runs are
    larger than what is kept between passes.
-2. 10^5 of these rows in memory: one regression against scikit-learn's with tol=1e-6, which still ends farther from the
-   minimum.
+2. 10^5 of these rows in memory: one regression against scikit-learn's with tol=1e-6.
 """
 
 import os
