@@ -24,10 +24,13 @@ READ = {
     "init": "a trained model",
     "metrics": "a table of heads",
     "model": "a model's folder",
+    "model_a": "a model's folder",
+    "model_b": "a model's folder",
     "model_path": "a model's folder",
     "project": "trait vectors",
     "prompts": "a file of prompts",
     "targets_file": "a file of targets",
+    "translators": "a lens",
     "vector": "trait vectors",
 }
 """The flags whose files are read: a place in a bucket is a file that is not there."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import Indices, count
+from traceformer.cli.arguments import FILE_ON_DISK, Indices, count
 from traceformer.cli.choices import SEVERAL
 from traceformer.progress import steps_shown
 
@@ -36,7 +36,7 @@ def compare(
     limit: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
     model_a: Annotated[Path | None, Parameter(group=_MODELS, metavar="FOLDER")] = None,
     model_b: Annotated[Path | None, Parameter(group=_MODELS, metavar="FOLDER")] = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """How two runs over the same texts differ: what they predict, their layers, and their heads.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import Indices, count
+from traceformer.cli.arguments import FILE_ON_DISK, Indices, count
 from traceformer.cli.choices import Loading
 from traceformer.cli.terminal import table
 from traceformer.errors import UsageError
@@ -44,9 +44,9 @@ def fit_lens(
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
     loading: Loading = Loading(),  # noqa: B008
-    out: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
+    out: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
     overwrite: Annotated[bool, Parameter(group=_WHERE)] = False,
-    png: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
     json: Annotated[bool, Parameter(group=_WHERE)] = False,
 ) -> None:
     """Fit a lens: a map per layer that puts its rows in the place of the last layer's.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from traceformer.analysis.methods import Position
-from traceformer.cli.arguments import Indices, count
+from traceformer.cli.arguments import FILE_ON_DISK, Indices, count
 from traceformer.cli.terminal import table
 from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
@@ -40,8 +40,8 @@ def probe(
     held_out: Annotated[float, Parameter(group=_HOW, metavar="SHARE")] = 0.25,
     draws: Annotated[int, Parameter(group=_HOW), count("N")] = 1,
     seed: Annotated[int, Parameter(group=_HOW), count("N", least=0)] = 0,
-    output: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
-    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    output: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
+    png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
     json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """What can be read off a run's activations by planes: a linear probe of a label at each layer.
