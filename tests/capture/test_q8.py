@@ -45,6 +45,12 @@ def test_rows_are_within_their_bound_and_all_else_is_as_it_was(model: LoadedMode
     assert np.array_equal(run.get(1, "hidden", 1), run.get(1, "resid_pre", 1))
 
 
+def test_bfloat16_rows_are_rounded_as_numbers_not_as_their_bits(model: LoadedModel) -> None:
+    how = {**OPTIONS, "dtype": "bfloat16", "capture": "resid"}
+    run, exact = (tf.record(model, TEXTS[:2], rows_codec=codec, **how) for codec in ("q8", "exact"))  # pyright: ignore
+    assert_within_bounds(run, exact)
+
+
 @pytest.mark.slow
 def test_it_goes_with_the_largest_keys_and_with_other_dtypes(model: LoadedModel) -> None:
     how = {**OPTIONS, "store_topk": 3, "dtype": "bfloat16", "codec": "zstd"}
