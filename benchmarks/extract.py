@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from traceformer.capture.prepared import Prepared
     from traceformer.capture.tokenizing import Texts
     from traceformer.sites import Selection
+    from traceformer.store.recipes import Patterns
 
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
 SHAPES = ((8, 128, 8), (2, 1024, 3), (1, 4096, 2))  # texts of a batch, tokens of a text, batches
+BY_RECIPE = {(2, 1024): (1.10, 280)}  # time over plain, MB a batch
 HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
 POSITIONS = 4096
 
@@ -73,19 +75,23 @@ class Bench:
             for _ in range(self.n_batches):
                 model(input_ids=self.ids, use_cache=False)
 
-    def recording(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+    def recording(
+        self, capture: tuple[str, ...], patterns: "Patterns" = "stored", **selected: object
+    ) -> Callable[[], object]:
         """Returns what makes a run on the disk."""
-        return self._extraction(self.folder / "run", capture, **selected)
+        return self._extraction(self.folder / "run", capture, patterns, **selected)
 
     def in_memory(self, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
         return self._extraction(None, capture, **selected)
 
-    def _extraction(self, folder: Path | None, capture: tuple[str, ...], **selected: object) -> Callable[[], object]:
+    def _extraction(
+        self, folder: Path | None, capture: tuple[str, ...], patterns: "Patterns" = "stored", **selected: object
+    ) -> Callable[[], object]:
         from traceformer.capture.extract import extract
-        from traceformer.store.place import Place
+        from traceformer.store.place import Place, Storage
 
         texts, selection = self._asked(capture, **selected)
-        place = Place(folder=folder, overwrite=folder is not None)
+        place = Place(folder=folder, overwrite=folder is not None, storage=Storage(patterns=patterns))
         return lambda: extract(self.loaded, texts, selection, place, batch_size=self.batch)
 
     def prepared(self, capture: tuple[str, ...], **selected: object) -> "Prepared":
@@ -134,10 +140,19 @@ def measure_time(folder: Path, model: Path, turns: int, quick: bool) -> Iterator
         bench = Bench(folder, model, batch, n_tokens, n_batches)
         shape = f"{batch} x {n_tokens}"
         works: dict[str, Callable[[], object]] = {"heads": bench.recording(("attn",), **HEADS_3X3)}
+        if (batch, n_tokens) in BY_RECIPE:
+            works["recipe"] = bench.recording(EVERYTHING, "recipe")
         if (batch, n_tokens) in everything:
             works |= {"everything": bench.recording(EVERYTHING), "hf": bench.output_attentions}
         ratios = in_turn(bench.plain, works, turns, between=bench.delete)
         yield row(f"{shape}: attn of 3 layers x 3 heads / plain", ratios["heads"], 1.03)
+        if "recipe" in works:
+            time, megabytes = BY_RECIPE[batch, n_tokens]
+            works["recipe"]()
+            mine = size_of(folder, "run/**/c.*") / n_batches / 1e6
+            yield row(f"{shape}: attn qkv hidden resid, patterns by recipe / plain", ratios["recipe"], time)
+            yield row(f"{shape}: MB on disk of it, a batch", [mine], megabytes)
+            bench.delete()
         if "everything" in works:
             time, megabytes = everything[batch, n_tokens]
             works["everything"]()

@@ -10,6 +10,7 @@ Verbs take a run, or a model with texts. Everything is loaded when it is first u
 
 Each folder says at its door what is in it. Beside them lie, for all of them:
 
+arguments     what verbs are given, against their annotations: a wrong type is refused in words
 errors        the tree of errors, each with why and what would do
 heap          freed memory kept for the next layer, where the process is ours or asks for it
 sites         all that can be recorded, in one table; which of it, with which layers and heads: `Selection`
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from traceformer import compat, figures
     from traceformer.analysis.attribution import Attribution
     from traceformer.analysis.circuits import Circuits
+    from traceformer.analysis.comparison import Comparison
     from traceformer.analysis.directions import Direction
     from traceformer.analysis.dose import Dose
     from traceformer.analysis.edges import EdgeEffects
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from traceformer.analysis.head_metrics import HeadMetrics
     from traceformer.analysis.lens import Lens
     from traceformer.analysis.paths.result import Paths
+    from traceformer.analysis.probes import Probes
     from traceformer.analysis.roles import Roles
+    from traceformer.analysis.translators import Translators
     from traceformer.capture.checkpoints import record_checkpoints
     from traceformer.capture.edits.session import edit
     from traceformer.capture.extract import record
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from traceformer.capture.workers.engine import Ray
     from traceformer.errors import TraceformerError
     from traceformer.formats.registry import export, import_run
+    from traceformer.formats.results.probes import open_probes
+    from traceformer.formats.results.translators import open_lens
     from traceformer.models.load import load_model
     from traceformer.questions import edits
     from traceformer.questions.ablate import ablate
@@ -51,13 +57,16 @@ if TYPE_CHECKING:
     from traceformer.questions.check import check
     from traceformer.questions.circuits import circuits
     from traceformer.questions.clusters import cluster
+    from traceformer.questions.compare import compare
     from traceformer.questions.dose import dose
     from traceformer.questions.edges import edges
     from traceformer.questions.effects_folder import open_effects
+    from traceformer.questions.fit_lens import fit_lens
     from traceformer.questions.heads import heads
     from traceformer.questions.lens import lens
     from traceformer.questions.patch import patch
     from traceformer.questions.paths import paths
+    from traceformer.questions.probes import fit_probe
     from traceformer.questions.roles import roles
     from traceformer.questions.statistics import statistics
     from traceformer.questions.traits import fit_direction, project
@@ -76,6 +85,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Attribution",
     "Circuits",
+    "Comparison",
     "Direction",
     "Dose",
     "EdgeEffects",
@@ -84,6 +94,7 @@ __all__ = [
     "HeadMetrics",
     "Lens",
     "Paths",
+    "Probes",
     "Ray",
     "Roles",
     "Run",
@@ -91,12 +102,14 @@ __all__ = [
     "TraceStore",
     "TraceformerError",
     "TrainingRuns",
+    "Translators",
     "__version__",
     "ablate",
     "attribute",
     "check",
     "circuits",
     "cluster",
+    "compare",
     "compat",
     "dose",
     "edges",
@@ -107,6 +120,8 @@ __all__ = [
     "figures",
     "finish",
     "fit_direction",
+    "fit_lens",
+    "fit_probe",
     "generate",
     "heads",
     "import_run",
@@ -114,6 +129,8 @@ __all__ = [
     "load_model",
     "open_checkpoints",
     "open_effects",
+    "open_lens",
+    "open_probes",
     "open_run",
     "patch",
     "paths",
@@ -130,6 +147,7 @@ __all__ = [
 _HOMES = {
     "Attribution": "traceformer.analysis.attribution",
     "Circuits": "traceformer.analysis.circuits",
+    "Comparison": "traceformer.analysis.comparison",
     "Direction": "traceformer.analysis.directions",
     "Dose": "traceformer.analysis.dose",
     "EdgeEffects": "traceformer.analysis.edges",
@@ -138,6 +156,7 @@ _HOMES = {
     "HeadMetrics": "traceformer.analysis.head_metrics",
     "Lens": "traceformer.analysis.lens",
     "Paths": "traceformer.analysis.paths.result",
+    "Probes": "traceformer.analysis.probes",
     "Ray": "traceformer.capture.workers.engine",
     "Roles": "traceformer.analysis.roles",
     "Run": "traceformer.store.run",
@@ -145,11 +164,13 @@ _HOMES = {
     "TraceStore": "traceformer.store.run",
     "TraceformerError": "traceformer.errors",
     "TrainingRuns": "traceformer.store.training",
+    "Translators": "traceformer.analysis.translators",
     "ablate": "traceformer.questions.ablate",
     "attribute": "traceformer.questions.attribute",
     "check": "traceformer.questions.check",
     "circuits": "traceformer.questions.circuits",
     "cluster": "traceformer.questions.clusters",
+    "compare": "traceformer.questions.compare",
     "dose": "traceformer.questions.dose",
     "edges": "traceformer.questions.edges",
     "edit": "traceformer.capture.edits.session",
@@ -157,6 +178,8 @@ _HOMES = {
     "export_html": "traceformer.viewer.export",
     "finish": "traceformer.store.ending",
     "fit_direction": "traceformer.questions.traits",
+    "fit_lens": "traceformer.questions.fit_lens",
+    "fit_probe": "traceformer.questions.probes",
     "generate": "traceformer.capture.generation.generate",
     "heads": "traceformer.questions.heads",
     "import_run": "traceformer.formats.registry",
@@ -164,6 +187,8 @@ _HOMES = {
     "load_model": "traceformer.models.load",
     "open_checkpoints": "traceformer.store.training",
     "open_effects": "traceformer.questions.effects_folder",
+    "open_lens": "traceformer.formats.results.translators",
+    "open_probes": "traceformer.formats.results.probes",
     "open_run": "traceformer.store.folders",
     "patch": "traceformer.questions.patch",
     "paths": "traceformer.questions.paths",
@@ -186,6 +211,7 @@ bind("Run", "thumbnails", "traceformer.questions.thumbnails", "keep_thumbnails")
 bind("Run", "transformer_lens", "traceformer.formats.transformer_lens.hooks", "cached")
 bind("Attribution", "html", "traceformer.figures.logit_parts", "attribution_html")
 bind("Circuits", "html", "traceformer.figures.circuit_maps", "circuits_html")
+bind("Comparison", "html", "traceformer.figures.comparison_maps", "comparison_html")
 bind("Direction", "file", "traceformer.formats.results.directions", "write_direction")
 bind("Direction", "html", "traceformer.figures.trait_curves", "direction_html")
 bind("Dose", "html", "traceformer.figures.dose_curves", "dose_html")
@@ -200,6 +226,8 @@ bind("Lens", "html", "traceformer.figures.cards.lens_table", "lens_table")
 bind("Paths", "browser", "traceformer.viewer.pages", "open_paths")
 bind("Paths", "html", "traceformer.viewer.pages", "paths_frame")
 bind("Paths", "page", "traceformer.viewer.pages", "paths_html")
+bind("Probes", "file", "traceformer.formats.results.probes", "write_probes")
+bind("Probes", "html", "traceformer.figures.probe_curves", "probes_html")
 bind("Projections", "html", "traceformer.figures.cards.trait_card", "trait_card")
 bind("Roles", "html", "traceformer.figures.role_page", "roles_html")
 bind("Run", "browser", "traceformer.viewer.export", "show_run")
@@ -207,13 +235,20 @@ bind("Run", "html", "traceformer.figures.cards.run_card", "run_card")
 bind("Run", "page", "traceformer.viewer.export", "run_html")
 bind("Run", "widget", "traceformer.viewer.export", "run_widget")
 bind("RunStatistics", "html", "traceformer.figures.cards.statistics_table", "statistics_table")
+bind("TrainingData", "datasets", "traceformer.feeds.single_items", "single_items")
+bind("TrainingData", "torch", "traceformer.feeds.torch_batches", "torch_batches")
+bind("Translators", "file", "traceformer.formats.results.translators", "write_translators")
+bind("Translators", "html", "traceformer.figures.lens_quality", "translators_html")
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        from traceformer.arguments import checked
+
+        found = getattr(import_module(_HOMES[name]), name)
+        return found if isinstance(found, type) else checked(found)
     # The names of older systems, whose home is `compat`, are found here, too.
     compat = import_module("traceformer.compat")
     if not name.startswith("_") and name in compat.__all__:

@@ -92,6 +92,11 @@ class Site:
         return self.name in ("lens_topk", "expert_topk", "attn_topk")
 
     @property
+    def holds_features(self) -> bool:
+        """True for activations of a token, one for each feature of the model: what may be rounded together."""
+        return self.is_per_token and not self.is_derived and self.axes[-1] in _FEATURES
+
+    @property
     def is_ranked(self) -> bool:
         """True where a row is a choice, the first before the second: its ids, or what goes with them."""
         return self.axes[-1] in ("rank", "rest")
@@ -123,6 +128,7 @@ class Site:
 
 
 _LARGEST = 2**31 - 1  # number of a layer or head, or width
+_FEATURES = ("d_model", "d_mlp", "d_head", "d_latent", "d_shared")
 _ROW = ("layer", "position", "d_model")
 _MLP = ("layer", "position", "d_mlp")
 _Q = ("layer", "head", "position", "d_head")
@@ -257,12 +263,14 @@ class ArraySpec:
 
     `layers` and `heads` are the model's own numbers in storage order (`heads` are kv_heads for `k` and `v`),
     empty where the site has no such axis; `width` is the size of the last axis, 0 for (query, key) squares.
+    `part` is set while a run stores an array in several: for what lies beside its codes. No run states it.
     """
 
     key: ArrayKey
     layers: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     width: int = 0
+    part: Literal["", "scale", "massive"] = ""
 
     @property
     def site(self) -> Site:

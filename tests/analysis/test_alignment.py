@@ -2,11 +2,12 @@
 
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from traceformer.analysis.alignment import Stretch, align, partners
+from traceformer.analysis.alignment import Stretch, align, partners, pieces_by_characters, pieces_from_start
 
 TEXTS = st.lists(st.sampled_from("abc"), max_size=9)
 
@@ -68,3 +69,57 @@ def longest_common(first: list[str], second: list[str]) -> int:
 def is_within(part: list[str], text: list[str]) -> bool:
     rest = iter(text)
     return all(token in rest for token in part)
+
+
+def spans(*tokens: str, text: str) -> np.ndarray:
+    """Where each of the tokens, one after the other, stands in a text; an empty one stands for no text."""
+    found, at = [], 0
+    for token in tokens:
+        start = text.index(token, at) if token else 0
+        found.append((start, start + len(token)))
+        at = start + len(token) if token else at
+    return np.array(found, np.int64)
+
+
+def test_tokens_that_end_at_the_same_character_end_a_piece() -> None:
+    text = "unhappy dogs run"
+    first = spans("", "un", "happy", "dogs", "run", text=text)
+    second = spans("unhap", "py", " do", "gs", " run", "", text=text)
+    found = pieces_by_characters(first, second)
+    assert (found.first.tolist(), found.second.tolist()) == ([2, 3, 4], [1, 3, 4])
+    assert found.of_first is not None
+    assert found.of_second is not None
+    assert found.of_first.tolist() == [3, 0, 0, 1, 2]
+    assert found.of_second.tolist() == [0, 0, 1, 1, 2, 3]
+
+
+def test_a_character_of_several_tokens_ends_with_the_last() -> None:
+    bytes_of_it = np.array([[0, 1], [0, 1], [0, 1], [1, 2]])
+    whole = np.array([[0, 1], [1, 2]])
+    found = pieces_by_characters(bytes_of_it, whole)
+    assert (found.first.tolist(), found.second.tolist()) == ([2, 3], [0, 1])
+    assert found.of_first is not None
+    assert found.of_first.tolist() == [0, 0, 0, 1]
+
+
+@given(st.lists(st.integers(1, 4), max_size=8), st.lists(st.integers(1, 4), max_size=8))
+def test_pieces_are_what_lies_between_common_ends(first: list[int], second: list[int]) -> None:
+    ends = [np.cumsum(sizes, dtype=np.int64) for sizes in (first, second)]
+    offsets = [np.stack([own - sizes, own], axis=1) for own, sizes in zip(ends, (first, second), strict=True)]
+    offsets = [own.reshape(-1, 2).astype(np.int64) for own in offsets]
+    found = pieces_by_characters(*offsets)
+    common = sorted({*ends[0].tolist()} & {*ends[1].tolist()})
+    for own, places, of_tokens in zip(ends, found[:2], found[2:], strict=True):
+        assert own[places].tolist() == common
+        assert of_tokens is not None
+        assert of_tokens.tolist() == [sum(end > each for each in common) for end in own.tolist()]
+
+
+def test_texts_have_what_they_begin_with_in_common() -> None:
+    first, second = np.array([5, 6, 7, 8]), np.array([5, 6, 9])
+    found = pieces_from_start(first, second)
+    assert found.first.tolist() == found.second.tolist() == [0, 1]
+    assert found.of_first is not None
+    assert found.of_first.tolist() == [0, 1, 2, 2]
+    assert pieces_from_start(first, first.copy())[2:] == (None, None)
+    assert pieces_from_start(first, second[2:]).first.tolist() == []

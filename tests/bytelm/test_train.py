@@ -394,6 +394,9 @@ def test_models_of_chosen_steps_are_kept_and_load_by_themselves(quick: TrainSett
     assert AutoTokenizer.from_pretrained(kept[2])("ab")["input_ids"] == [97, 98]
     with pytest.raises(UsageError, match="step 1000 cannot be kept"):
         train(quick, tmp_path / "other", device="cpu", keep_steps=(1000,))
+    with pytest.raises(NotFound):
+        train(replace(quick, init=str(tmp_path / "nowhere")), tmp_path / "other", device="cpu")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

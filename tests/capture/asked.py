@@ -78,6 +78,7 @@ class Extraction(_Recording):
     dec_max_len: int = 64
     codec: Literal["none", "zstd", "lz4"] = "none"
     attn_codec: Literal["exact", "sqrt8"] = "exact"
+    patterns: Literal["stored", "recipe"] = "stored"
     shard_examples: int | None = None
     batch_tokens: int | Literal["auto"] | None = None
     writer: tuple[int, int] = (0, 1)
@@ -88,7 +89,7 @@ class Extraction(_Recording):
             resume=self.resume,
             overwrite=self.overwrite,
             writer=self.writer,
-            storage=Storage(self.dtype, self.codec, self.attn_codec, self.shard_examples),
+            storage=Storage(self.dtype, self.codec, self.attn_codec, self.shard_examples, patterns=self.patterns),
         )
         place.check()
         texts = read_texts(

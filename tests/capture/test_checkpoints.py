@@ -127,6 +127,24 @@ def test_checkpoints_of_other_sizes_or_another_tokenizer_are_refused(training: P
         tf.record_checkpoints([training / "checkpoint-2", bare], TEXTS, out=tmp_path / "others")
 
 
+def test_what_is_refused_leaves_nothing_behind(training: Path, tmp_path: Path) -> None:
+    changes: tuple[dict[str, Any], ...] = (
+        {"layers": [99]},
+        {"capture": "heads", "attn_codec": "sqrt8"},
+        {"out": "s3://bucket/steps"},
+    )
+    for changed in changes:
+        given: dict[str, Any] = {"out": tmp_path / "steps", **changed}
+        with pytest.raises(UsageError):
+            tf.record_checkpoints(training, TEXTS, **given)
+        assert [*tmp_path.iterdir()] == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(UsageError):
+        tf.record_checkpoints(training, TEXTS, layers=[99], out=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize(
     ("name", "step"),
     [

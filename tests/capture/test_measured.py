@@ -15,7 +15,7 @@ from traceformer import Run, record
 from traceformer.analysis.heads import METRICS, Geometry
 from traceformer.analysis.repeats import count_repeats
 from traceformer.analysis.visibility import Visibility
-from traceformer.errors import NotRecorded, Unsupported
+from traceformer.errors import NotRecorded, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.heads import heads
 
@@ -107,6 +107,23 @@ def test_other_conventions_are_refused(load: Load) -> None:
     with pytest.raises(NotRecorded) as refused:
         found.attn(0)
     assert "tf.heads" in (refused.value.hint or "")
+
+
+def test_patterns_that_would_be_stored_otherwise_are_not_measured(load: Load, tmp_path: Path) -> None:
+    for capture in ("heads", "attn heads"):
+        with pytest.raises(UsageError, match=r'`attn_codec="sqrt8"` and dec\.self\.head_metrics.*in float16'):
+            record(load("gpt2"), TEXTS, capture, attn_codec="sqrt8", out=tmp_path / "run")
+    assert [*tmp_path.iterdir()] == []
+    small = record(load("gpt2"), TEXTS, "heads", attn_codec="small")
+    assert_alike(heads(small), heads(record(load("gpt2"), TEXTS, "attn")), several=True)
+
+
+def test_of_a_stream_they_are_those_of_a_list(load: Load) -> None:
+    options: dict[str, Any] = {"max_seq_len": 64, "limit": len(TEXTS), "dtype": "float32"}
+    listed, streamed = (record(load("gpt2"), TEXTS, "heads", streaming=way, **options) for way in (False, True))
+    for example in range(len(TEXTS)):
+        np.testing.assert_array_equal(streamed.get(example, "head_metrics"), listed.get(example, "head_metrics"))
+    assert_alike(heads(streamed), heads(listed), several=True)
 
 
 def test_a_model_without_attention_is_refused(load: Load) -> None:

@@ -181,7 +181,7 @@ def test_what_a_cpu_saw_is_compressed_before_its_next_pass() -> None:
     pipeline = Pipeline(writer)
     sink = run_through(pipeline)
     pipeline.close_shard(0, sink, pa.table({}))
-    assert list(sink.buffer.compressed) == [RESID.key, QUERY.key]
+    assert list(sink.buffer.compressed) == [layout.path_of(RESID), layout.path_of(QUERY)]
     writer.go.set()
     with pytest.raises(OutOfSpace), pipeline:
         pass

@@ -359,3 +359,34 @@ def test_a_stream_is_told_without_a_total(model: LoadedModel, tmp_path: Path) ->
         progress=lambda at: told.append((at.examples_done, at.examples_total)),
     )
     assert (37, 0) in told
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"shuffle": -1}, "`shuffle=-1`; a whole number, 0 or more"),
+        ({"shuffle": "x"}, "`shuffle='x'`; a whole number"),
+        ({"shuffle": 1, "shuffle_buffer": 1}, "`shuffle_buffer=1`; a whole number, 2 or more"),
+        ({"shuffle_buffer": 5}, "`shuffle_buffer` without `shuffle`"),
+        ({"streaming": False, "shuffle_buffer": 5}, "`shuffle_buffer` without `shuffle`"),
+        ({"max_seq_len": 0}, '`max_seq_len=0`; a whole number, 1 or more, or "auto"'),
+        ({"streaming": False, "max_seq_len": 0}, "`max_seq_len=0`"),
+        ({"streaming": False, "max_seq_len": -3}, "`max_seq_len=-3`"),
+        ({"streaming": False, "dec_max_len": 0}, "`dec_max_len=0`; a whole number, 1 or more"),
+    ],
+)
+def test_an_order_or_a_cut_that_is_none_is_refused(
+    model: LoadedModel, tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        tf.record(model, TEXTS, **{**OPTIONS, "streaming": True, "out": tmp_path / "run", **given})
+    assert said in str(refused.value)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_stream_keeps_the_largest_keys_as_a_list_does(model: LoadedModel, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"capture": "attn", "store_topk": 3, "dtype": "float32", "max_seq_len": 64, "limit": 5}
+    assert_equal(*(tf.record(model, TEXTS, streaming=way, **options) for way in (False, True)))
+    with pytest.raises(UsageError, match="the 65 largest keys of a query; no text has more than 64 tokens"):
+        tf.record(model, TEXTS, **{**options, "store_topk": 65}, streaming=True, out=tmp_path / "run")
+    assert [*tmp_path.iterdir()] == []

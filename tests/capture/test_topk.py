@@ -105,9 +105,16 @@ def test_who_wants_patterns_is_told_what_there_is(load: Load) -> None:
         statistics(found)
 
 
-def test_what_cannot_be_is_refused(load: Load) -> None:
+def test_what_cannot_be_is_refused(load: Load, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the 0 largest keys"):
         record(load("gpt2"), TEXTS, "attn", store_topk=0)
+    with pytest.raises(UsageError, match="the 999 largest keys of a query; no text has more than") as refused:
+        record(load("gpt2"), TEXTS, "attn", store_topk=999, out=tmp_path / "run")
+    longest = max(record(load("gpt2"), TEXTS, "resid").tokens.n_tokens)
+    assert refused.value.hint == f'`store_topk={longest}`, or `capture="attn"`, which is all of them'
+    with pytest.raises(UsageError, match=r'`attn_codec="sqrt8"` and dec\.self\.attn_topk; it is how patterns are'):
+        record(load("gpt2"), TEXTS, "attn", store_topk=3, attn_codec="sqrt8", out=tmp_path / "run")
+    assert [*tmp_path.iterdir()] == []
     with pytest.raises(Unsupported, match="this model has no attn_topk") as refused:
         record(load("gpt2"), TEXTS, "attn_topk")
     assert "store_topk" in (refused.value.why or "")

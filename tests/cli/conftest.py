@@ -143,15 +143,18 @@ COMMANDS = {
     "heads": "heads run --output heads.csv",
     "circuits": "circuits byte",
     "cluster": "cluster heads.csv --k 2 --output clusters.csv",
+    "compare": "compare run run",
     "paths": "paths run",
     "project": "project run --vector trait.npy --layer 1",
     "vectors": "vectors fit --positive several.txt --negative others.txt --model byte --device cpu --layer 1"
     " --method mean_diff --output found",
     "lens": "lens run --example 0",
+    "fit-lens": "fit-lens --model byte --dataset many.txt --kind ridge --device cpu --out lens.safetensors --overwrite",
     "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
     "edges": "edges byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "attribute": "attribute run --position argument",
+    "probe": "probe run --label input_ids --layers 1 --output probes.safetensors",
     "dose": "dose byte dynamic --direction trait.npy --layer 1 --scales 0 5 --max-tokens 2 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",
@@ -179,6 +182,7 @@ class Terminal:
         self._typed: dict[str, Typed] = {}
         (folder / "texts.txt").write_text("The function returns.\nA name is an error.\n")
         (folder / "words.txt").write_text("a few short words again\n" * 300)
+        (folder / "many.txt").write_text("".join(f"Line {i} of the text is about {i * i}.\n" for i in range(16)))
         np.save(folder / "trait.npy", np.random.default_rng(0).normal(size=_WIDTH).astype(np.float32))
         np.save(folder / "short.npy", np.ones(3, np.float32))
         for name, text in (("several", "The name of argument {} is a list."), ("others", "Error {} was not raised.")):

@@ -19,7 +19,7 @@ def test_a_familys_name_checks_a_tiny_model_of_it(capsys: pytest.CaptureFixture[
     assert lines[2].split() == ["site", "what", "must", "hold", "error", "tolerance"]
     assert any(line.startswith("dec.self.attn_pattern  equals the softmax") for line in lines)
     assert not any("FAILS" in line for line in lines)
-    assert lines[-1].startswith("all 84 facts about 25 arrays hold; the largest error is ")
+    assert lines[-1].startswith("all 86 facts about 25 arrays hold; the largest error is ")
 
 
 def test_sites_that_a_family_lacks_are_named_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_a_fact_that_fails_is_shown_and_makes_the_exit_code_one(
     monkeypatch.setitem(FAMILIES, "gemma2", wrong)  # pyright: ignore[reportArgumentType]
     assert main(["check", "gemma2", "--device", "cpu"]) == 1
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1] == "4 of 83 facts FAIL: dec.resid_mid, dec.mlp_up, dec.resid_post"
+    assert shown.splitlines()[-1] == "4 of 85 facts FAIL: dec.resid_mid, dec.mlp_up, dec.resid_post"
     assert sum(line.endswith("FAILS") for line in shown.splitlines()) == 4
 
 

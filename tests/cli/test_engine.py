@@ -38,6 +38,22 @@ def test_workers_are_what_the_flags_say(
     assert capsys.readouterr().out == "run\n"
 
 
+def test_an_ablation_by_workers_is_what_the_flags_say(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from traceformer.questions import ablate as ablation
+
+    effects = ablation.ablate("byte", ["ab"], layers=[0], heads=[0])
+    asked: list[Any] = []
+    monkeypatch.setattr(ablation, "ablate_on", lambda *given: asked.append(given) or effects)
+    command = f"ablate byte demo --limit all --how zero --resume --out_dir e --json {ASKED}"
+    assert main(command.split()) == 0
+    [(engine, load, what, out, _)] = asked
+    assert (engine, str(out), load.args) == (MEANT, "e", ("byte",))
+    assert (what.texts, what.limit, what.how, what.site, what.resume) == ("demo", None, "zero", ("z",), True)
+    assert capsys.readouterr().out == json.dumps(effects.to_json(), indent=2) + "\n"
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -45,6 +61,7 @@ def test_workers_are_what_the_flags_say(
         ("extract --engine ray --num-shards 2 --out_dir x", "error: --engine and --num-shards"),
         ("extract --engine ray --gpus-per-worker -1", "error: --gpus-per-worker -1.0"),
         ("extract --engine dask", "error: --engine cannot be 'dask'"),
+        ("ablate byte --workers 3", "error: --workers without --engine"),
         ("heads --engine ray --model byte", "error: --engine ray with a model"),
         ("heads run --engine ray --roles", "error: --engine ray with --roles"),
         ("generate --model byte --prompt x --engine ray --steer a:1", "error: --steer with --engine"),

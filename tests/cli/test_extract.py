@@ -65,7 +65,7 @@ FLAGS = (
     "--model gpt2 --model_path m --dataset csqa --split test --limit 7 --max_seq_len auto --dec_max_len 5 "
     "--batch_size 3 --capture attn qkv hidden --dtype float32 --targets_file t.txt --out_dir traces/x --device cpu "
     "--revision main --codec zstd --attn_codec sqrt8 --resume --overwrite --text_column body --hidden_layers 0,6 "
-    "--num_shards 4 --shard_index 2 --model_dtype bfloat16 --allow_pickle"
+    "--num_shards 4 --shard_index 2 --model_dtype bfloat16 --allow_pickle --rows_codec q8"
 )
 
 
@@ -92,7 +92,7 @@ def test_every_flag_has_its_meaning_in_both_spellings(flags: str, asked: list[As
             resume=True,
             overwrite=True,
             writer=(2, 4),
-            storage=Storage("float32", "zstd", "sqrt8"),
+            storage=Storage("float32", "zstd", "sqrt8", rows_codec="q8"),
             command_line=own.place.command_line,
         ),
         batch_size=3,
@@ -255,3 +255,25 @@ def test_what_is_kept_in_place_of_patterns_is_inspected(capsys: Capture, tmp_pat
     assert main(["verify", "top"]) == main(["verify", "heads"]) == 0
     assert main(["heads", "top"]) != 0
     assert "no attention patterns" in capsys.readouterr().err
+
+
+def test_patterns_by_recipe_are_asked_for_refused_and_shown(
+    asked: list[Asked], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["extract", "--patterns", "recipe"]) == 0
+    assert asked[-1].place.storage == Storage(patterns="recipe")
+    assert main(["extract", "--patterns", "recipe", "--attn-codec", "sqrt8"]) == 2
+    assert "error: --attn-codec sqrt8 and --patterns recipe" in capsys.readouterr().err
+    monkeypatch.undo()
+    made = ["--model", "byte", "--dataset", "demo", "--limit", "2", "--patterns", "recipe"]
+    assert main(["extract", *made, "--capture", "resid_pre"]) == 2
+    assert "try:   --capture attn records them" in capsys.readouterr().err
+    assert main(["extract", *made, "--capture", "attn", "--layers", "2", "--out_dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "by recipe" in next(line for line in shown.splitlines() if line.startswith("dec.self.attn_pattern"))
+    assert "dec.self.attn_pattern: made anew of dec.self.q and dec.self.k, in float32, by recipe 1" in shown
+    assert main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    arrays = {each["key"]: each["recipe"] for each in json.loads(capsys.readouterr().out)["arrays"]}
+    assert arrays == {"dec.self.q": None, "dec.self.k": None, "dec.self.attn_pattern": 1}

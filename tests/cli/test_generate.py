@@ -98,7 +98,7 @@ FLAGS = (
     "--model m --prompts p.txt --category c --chat --revision r --allow_pickle --max_tokens 7 --temperature 0 "
     "--top_k 3 --top_p 0.9 --seed 1 --stop a b --num_return_sequences 2 --num_beams 4 --sites attn logits "
     "--layers 0,2-3 --heads 1 --capture_steps --replay --experiment e --dtype float32 --resume --overwrite "
-    "--batch_size 5 --device cpu --model_dtype bfloat16"
+    "--batch_size 5 --device cpu --model_dtype bfloat16 --rows_codec q8"
 )
 
 
@@ -119,7 +119,7 @@ def test_every_flag_has_its_meaning_in_every_spelling(flags: str, asked: list[As
             parent=Path("e"),
             resume=True,
             overwrite=True,
-            storage=Storage("float32"),
+            storage=Storage("float32", rows_codec="q8"),
             command_line=own.place.command_line,
         ),
         sampling=Sampling(7, 0.0, 3, 0.9, 2, 4, ("a", "b"), seed=1),
@@ -142,6 +142,7 @@ def test_every_flag_has_its_meaning_in_every_spelling(flags: str, asked: list[As
         ("--model m --prompt-set none", 3, "no prompt set 'none'"),
         ("--model m --prompt x --temperature -1", 2, "--temperature -1"),
         ("--model m --prompt x --sites atn", 2, "no site 'atn'"),
+        ("--model m --prompt x --rows-codec q4", 2, "--rows-codec"),
         ("--model m --prompt x --max-tokens 0", 2, "--max-tokens cannot be '0'"),
     ],
 )

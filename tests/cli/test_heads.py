@@ -233,3 +233,10 @@ def test_a_gpu_gives_what_the_processor_gives(
     for device in ("cuda", "cpu"):
         assert main(f"{command} --device {device} --output {device}.csv".split()) == 0
     assert same(Path("cuda.csv"), Path("cpu.csv"), tolerance=1e-3)  # kernels of a GPU round differently
+
+
+def test_a_card_says_what_is_missing_in_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "extract --model byte --dataset demo --limit 1 --capture attn --layers 0 --out_dir run"
+    assert main(command.split()) == 0
+    assert main(["heads", "run", "--roles"]) == 0
+    assert "massive: the run holds no resid_post: record it with --capture attn resid_post\n" in capsys.readouterr().err

@@ -84,7 +84,8 @@ def test_work_that_keeps_nothing_leaves_signals_as_they_are() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_is_told_though_a_library_raises_an_interruption_of_its_own() -> None:
+@pytest.mark.parametrize("made_of_it", [KeyboardInterrupt, SystemError, RuntimeError])
+def test_a_signal_is_told_though_a_library_raises_something_of_its_own(made_of_it: type[BaseException]) -> None:
     """As Ray does, whose compiled code waits."""
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -94,7 +95,7 @@ def test_a_signal_is_told_though_a_library_raises_an_interruption_of_its_own() -
             try:
                 signal.raise_signal(signal.SIGTERM)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt from None
+                raise made_of_it from None
 
     try:
         with pytest.raises(Announced, match="stopped by SIGTERM; all is kept"):
@@ -102,6 +103,11 @@ def test_a_signal_is_told_though_a_library_raises_an_interruption_of_its_own() -
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_an_error_that_no_signal_brought_about_stays_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), keeping("all"):
+        print(1 / 0)
 
 
 def test_a_second_signal_does_not_disturb_what_is_being_written() -> None:

@@ -177,7 +177,7 @@ def test_a_query_that_may_look_nowhere_is_nan_as_torch_has_it(variant: str) -> N
 # Rows
 
 
-@given(st.data(), st.sampled_from(VARIANTS), st.sampled_from((torch.float16, torch.bfloat16)))
+@given(st.data(), st.sampled_from(VARIANTS), st.sampled_from((torch.float16, torch.bfloat16, torch.float32)))
 @settings(max_examples=60)
 def test_casts_give_torch_s_bytes_and_tell_what_is_not_finite(
     data: st.DataObject, variant: str, dtype: torch.dtype
@@ -197,7 +197,8 @@ def test_casts_give_torch_s_bytes_and_tell_what_is_not_finite(
         done = cast(target, source)
     assert done == bool(torch.isfinite(expected).all())
     numbers = torch.isfinite(expected)
-    assert torch.equal(target.view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
+    bits_of = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(target.view(bits_of)[numbers], expected.view(bits_of)[numbers])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -116,3 +117,21 @@ def test_a_job_of_hugging_face_keeps_its_run_in_the_bucket(programs: Path, tmp_p
     dry = run(programs, command, **places, FLAGS="--dry-run", HF_TOKEN="none")
     assert dry.returncode == 0, dry.stderr
     assert f"hf://buckets/me/traces:{mount}" in dry.stdout + dry.stderr
+
+
+def test_a_cluster_of_ray_in_a_job_makes_a_run_and_ends_with_it(programs: Path, tmp_path: Path) -> None:
+    """Two nodes, both of them this machine. What is said goes to a file: who stays would keep a pipe open."""
+    port = "6399"
+    job = {"SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "9"}
+    paths = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "PORT": port}
+    environment = {**os.environ, **ASKED, **paths, **job, "OUT": str(tmp_path / "run")}
+    with (tmp_path / "said").open("w") as said:
+        command = ["bash", str(RECIPES / "ray.sbatch"), *WHAT]
+        done = subprocess.run(command, env=environment, stdout=said, stderr=said, timeout=500, check=False)
+    assert done.returncode == 0, (tmp_path / "said").read_text()
+    assert verify_run(tmp_path / "run") == []
+    assert {each.host.threads for each in TraceStore(tmp_path / "run").computed} == {1}
+    with socket.socket() as left:
+        assert left.connect_ex(("127.0.0.1", int(port))) != 0
+    again = run(programs, command, **job, OUT=str(tmp_path / "run"))
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'} is finished\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,23 @@ from matplotlib.figure import Figure, SubFigure
 
 from tests.analysis.test_effects import EACH, effects
 from tests.analysis.test_head_metrics import table
+from tests.analysis.test_translators import translators
 from tests.figures.test_cards import curves_of, projections_of, statistics_of
 from tests.figures.test_effect_maps import baselines
 from tests.figures.test_lens_traits_paths import lens_of
 from tests.figures.test_logit_parts import attribution
+from tests.probed import probes_of
+from tests.questions.two_runs import drawn, run_of
 from tests.viewer import traces
 from traceformer import figures
+from traceformer.analysis.comparison import Comparison
 from traceformer.analysis.directions import Direction
 from traceformer.analysis.effects import Axis, Effects
 from traceformer.errors import NotRecorded, UsageError
 from traceformer.figures.attention import atlas_figure, head_figure
 from traceformer.figures.style import save, theme
 from traceformer.questions.clusters import cluster
+from traceformer.questions.compare import compare
 
 THESIS = Path(__file__).parents[1] / "data" / "thesis_head_metrics.csv"
 TILES = np.ones((1, 2, 4, 4), np.float32)
@@ -48,10 +54,23 @@ CLUSTERS: Mapping[str, Callable[[Any], Figure]] = {
     "scores": lambda ax: figures.clusters(cluster(THESIS, k=4), "scores", ax=ax),
     "silhouettes": lambda ax: figures.clusters(cluster(THESIS, k=4), "silhouettes", ax=ax),
 }
+
+
+@cache
+def compared() -> Comparison:
+    """Two runs of numpy's drawing, in every part."""
+    sites = ("resid_post", "attn_pattern", "logits")
+    first, second = (run_of({site: drawn(seed, site) for site in sites}) for seed in (1, 2))
+    return compare(first, second)
+
+
 GRIDS: Mapping[str, Callable[[Any], Figure]] = {
     "heads": lambda figure: figures.heads(table("dec.self"), figure=figure),
     "direction": lambda figure: figures.direction(DIRECTION, figure=figure),
+    "probes": lambda figure: figures.probes(probes_of(), figure=figure),
     "attribution": lambda figure: figures.attribution(attribution(split=True), figure=figure),
+    "comparison": lambda figure: figures.comparison(compared(), figure=figure),
+    "translators": lambda figure: figures.translators(translators(), figure=figure),
 }
 
 

@@ -1,5 +1,8 @@
 """The functions of `figures`: each takes what its verb returns."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
@@ -8,9 +11,10 @@ from matplotlib.colors import to_hex
 from tests.viewer import traces
 from traceformer import figures
 from traceformer.analysis.directions import Direction
-from traceformer.analysis.lens import Lens
+from traceformer.analysis.lens import Lens, Translated
 from traceformer.analysis.projection import ProjectedRows, Projections, TextCurves
 from traceformer.errors import UsageError
+from traceformer.figures.cards.lens_table import lens_table
 from traceformer.sites import ArrayKey
 
 RESIDUAL = ArrayKey("dec", None, "resid_post")
@@ -33,6 +37,7 @@ def lens_of(positions: int) -> Lens:
         known,
         known,
         known.astype(np.int64),
+        known,
     )
 
 
@@ -64,6 +69,46 @@ def test_a_long_lens_goes_on_below() -> None:
     with pytest.raises(UsageError, match="85 positions for one ax"):
         figures.lens(lens_of(85), ax=rows[0])
     assert figures.lens(lens_of(3), ax=rows[0]) is figure
+
+
+def test_the_colour_says_what_is_asked_for() -> None:
+    value = replace(
+        lens_of(3),
+        target_rank=np.array([[100, 10, 0], [1, 2, 0]]),
+        kl=np.array([[1, 2, 4], [0, 0, 0]], np.float32),
+        entropy=np.array([[3, 2, 1], [0, np.nan, 0]], np.float32),
+    )
+    shown: dict[str, Any] = {}
+    for mark in ("probability", "rank", "kl", "entropy"):
+        axes, bar = figures.lens(value, mark=mark).axes
+        image: Any = axes.images[0]
+        shown[mark] = image.norm(image.get_array()).filled(np.nan).tolist(), bar.get_ylabel()
+        assert len(axes.texts) == 6
+    assert shown["probability"] == ([[0.5] * 3] * 2, "its probability")
+    assert shown["kl"] == ([[0.25, 0.5, 1], [0, 0, 0]], "KL(last layer || this layer), nats")
+    ranks, label = shown["rank"]
+    assert label == "rank of the token that came"
+    assert ranks[0][:2] == pytest.approx([1, 0.5])  # logarithms, of one to a hundred
+    assert ranks[1][:2] == pytest.approx([0, np.log10(2) / 2])
+    assert np.isnan([ranks[0][2], ranks[1][2]]).all()  # nothing came
+    assert np.isnan(shown["entropy"][0][1][1])
+
+
+def test_what_is_not_known_is_not_marked() -> None:
+    nothing = np.full((2, 3), np.nan, np.float32)
+    value = replace(lens_of(3), kl=nothing, entropy=nothing, target_rank=np.zeros((2, 3), np.int64))
+    for mark in ("rank", "kl", "entropy"):
+        with pytest.raises(UsageError, match=f"`mark='{mark}'`, of which nothing is known"):
+            figures.lens(value, mark=mark)
+    with pytest.raises((UsageError, TypeCheckError), match="loudness"):
+        figures.lens(value, mark="loudness")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lens_says_what_it_was_translated_by() -> None:
+    value = replace(lens_of(3), translated=Translated("tuned", "lenses/byte.safetensors", (0,), "digest"))
+    heading = figures.lens(value).get_suptitle()
+    assert heading.endswith("after each layer, tuned lens of byte.safetensors, framed where it came")
+    assert "dec.resid_post through the tuned lens of byte.safetensors: the likeliest" in lens_table(value)
 
 
 def test_a_theme_lasts_as_long_as_it_is_asked_for() -> None:

@@ -16,10 +16,13 @@ __all__ = [
     "directions",
     "head_tables",
     "nothing_known",
+    "probes",
     "prompts",
+    "published_lenses",
     "same_unless_named",
     "same_unless_resealed",
     "texts",
+    "translators",
     "weights",
     "words",
 ]
@@ -45,6 +48,20 @@ def same_unless_resealed(folder: Path, seeds: Path, read: Any, intact: Any) -> s
     if any(path.name == "meta.json" or path.parent.name == "commits" for path in changed):
         return ""
     return _difference({**read, "ok": None}, {**intact, "ok": None})
+
+
+def probes(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
+    """safetensors reads the same weights."""
+    from safetensors.numpy import load_file
+
+    for name, own in read.items():
+        if isinstance(own, Exception):
+            continue
+        tensors = load_file(folder / name)
+        for number, probe in enumerate(own):
+            if not np.array_equal(probe.weights, tensors[f"{number}.weights"]):
+                return f"{name} has other weights"
+    return ""
 
 
 def _changed(folder: Path, seeds: Path) -> list[Path]:
@@ -202,4 +219,49 @@ def commands(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
         return f"{line} shows a traceback"
     if code not in (0, 1) and "error:" not in err:
         return f"{line} ends with {code} and says nothing"
+    return ""
+
+
+def published_lenses(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
+    """torch, where it reads the file too, reads the same matrices."""
+    import pickle
+
+    import torch
+
+    own = read["lens.pt"]
+    if isinstance(own, Exception):
+        return ""
+    try:
+        theirs = torch.load(folder / "lens.pt", weights_only=True)
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
+        return ""
+    for layer, matrix in zip(own.layers, own.weights, strict=True):
+        if not np.array_equal(matrix, theirs["J"][layer].detach().float().numpy()):
+            return f"lens.pt has other numbers of layer {layer}"
+    return ""
+
+
+def translators(folder: Path, seeds: Path, read: Any, intact: Any) -> str:
+    """safetensors reads the same matrices and vectors, and json the same layers."""
+    from safetensors import safe_open
+
+    for name, own in read.items():
+        if isinstance(own, Exception):
+            continue
+        with safe_open(folder / name, "numpy") as file:
+            told = json.loads(file.metadata()["traceformer"])
+            found = [file.get_tensor(each).astype(np.float32) for each in ("weights", "biases")]
+        if [*own.layers] != told["layers"] or own.kind != told["kind"]:
+            return f"{name} has other layers, or is of another kind"
+        if not all(map(np.array_equal, (own.weights, own.biases), found)):
+            return f"{name} has other numbers"
     return ""

@@ -6,6 +6,7 @@ same bytes, or the undamaged files, tell.
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,46 @@ def _read_directions(folder: Path) -> Any:
     from traceformer.formats.results.directions import read_direction
 
     return {path.name: _or_error(lambda own=path: read_direction(own)) for path in sorted(folder.iterdir())}
+
+
+def _read_probes(folder: Path) -> Any:
+    from traceformer.formats.results.probes import open_probes
+
+    read = {path.name: _or_error(lambda own=path: open_probes(own)) for path in sorted(folder.iterdir())}
+    for probes in read.values():
+        if not isinstance(probes, Exception):
+            repr(probes), probes.to_json(), probes.to_frame()
+    return read
+
+
+def _read_translators(folder: Path) -> Any:
+    from traceformer.formats.results.translators import open_lens
+
+    def read(path: Path) -> Any:
+        found = open_lens(path)
+        found.to_frame(), found.to_json(), repr(found)
+        return found
+
+    return {path.name: _or_error(lambda own=path: read(own)) for path in sorted(folder.iterdir())}
+
+
+def _read_published_lenses(folder: Path) -> Any:
+    from traceformer.formats.results.translators import open_lens
+
+    return {name: _or_error(lambda own=name: open_lens(folder / own)) for name in ("lens.pt", "tuned")}
+
+
+def _damage_lens(folder: Path, random: Random) -> None:
+    """Damages a file, or what a .pt file instructs its reader to make, its checksums being right."""
+    path = folder / "lens.pt"
+    if random.random() < 0.3:
+        damage_a_file(folder, random)
+        return
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, damaged(data, random) if name.endswith("data.pkl") else data)
 
 
 def _read_head_tables(folder: Path) -> Any:
@@ -294,10 +335,13 @@ READERS: Mapping[str, Reader] = {
     "Gemma files, exported": Reader(_import, 10),
     "safetensors, exported": Reader(_import, 40, judge=judges.same_unless_named("manifest.json")),
     "padded store": Reader(_import, 15),
-    "directions": Reader(_read_directions, 130, judge=judges.directions),
-    "head tables": Reader(_read_head_tables, 80, judge=judges.head_tables),
-    "path traces": Reader(_read_path_traces, 80),
-    "prompts": Reader(_read_prompts, 110, judge=judges.prompts),
+    "directions": Reader(_read_directions, 90, judge=judges.directions),
+    "probes": Reader(_read_probes, 30, damage_within(".safetensors"), judges.probes),
+    "translators": Reader(_read_translators, 20, judge=judges.translators),
+    "published lenses": Reader(_read_published_lenses, 20, _damage_lens, judges.published_lenses),
+    "head tables": Reader(_read_head_tables, 70, judge=judges.head_tables),
+    "path traces": Reader(_read_path_traces, 70),
+    "prompts": Reader(_read_prompts, 100, judge=judges.prompts),
     "texts": Reader(_read_texts, 90, judge=judges.texts),
     "saved data set": Reader(_read_saved, 4),
     "weights": Reader(_read_weights, 25, damage_within(*_JSON, ".safetensors"), judges.weights),

@@ -94,6 +94,36 @@ def _directions(folder: Path) -> None:
     torch.save({"layer_1": torch.tensor(vectors[0]), "layer_2": torch.tensor(vectors[1])}, folder / "kind.pt")
 
 
+def _translators(folder: Path) -> None:
+    from traceformer.analysis.translators import HeldOut, Translators
+
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    weights, biases = random.standard_normal((2, 4, 4)).astype(np.float32), np.zeros((2, 4), np.float32)
+    numbers = (np.array([0.25, 0.0]), np.array([0.5, 1.0]), np.array([1.5, 0.0]), np.array([0.5, 1.0]))
+    held_out = HeldOut(*numbers, ("tuned", "identity"), rows=80, examples=2)
+    Translators("tuned", (0, 3), weights, biases, "byte", "ab" * 16, 258, {"seed": 0}, held_out).save(
+        folder / "a.safetensors"
+    )
+    Translators("jacobian", (1, 2), weights, biases).save(folder / "b.safetensors")
+
+
+def _published_lenses(folder: Path) -> None:
+    import torch
+
+    (folder / "tuned").mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    matrices = {layer: torch.randn(4, 4, generator=random).half() for layer in (0, 1)}
+    about = {"model_name": "gpt2", "target_layer": 2}
+    torch.save(
+        {"J": matrices, "n_prompts": 3, "source_layers": [0, 1], "d_model": 4, "metadata": about}, folder / "lens.pt"
+    )
+    config = {"base_model_name_or_path": "gpt2", "d_model": 4, "num_hidden_layers": 3, "bias": True}
+    (folder / "tuned" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3)).state_dict()
+    torch.save(state, folder / "tuned" / "params.pt")
+
+
 def _head_tables(folder: Path) -> None:
     from traceformer.formats.results.head_tables import write_heads
     from traceformer.questions.heads import heads
@@ -178,6 +208,13 @@ def _training(folder: Path) -> None:
     (place / "trainer_state.json").write_text(json.dumps({"global_step": 5, "log_history": []}))
 
 
+def _probes(folder: Path) -> None:
+    from tests.probed import probes_of
+
+    probes_of(layers=(1, 3), heads=(0, 2)).save(folder / "heads.safetensors")
+    probes_of(layers=(None,), of="text").save(folder / "texts.safetensors")
+
+
 def _words(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -201,7 +238,10 @@ _WRITERS = {
     "safetensors, exported": lambda folder: _exported(folder, "safetensors"),
     "padded store": lambda folder: _exported(folder, "padded-zarr"),
     "directions": _directions,
+    "translators": _translators,
+    "published lenses": _published_lenses,
     "head tables": _head_tables,
+    "probes": _probes,
     "path traces": _paths,
     "prompts": _prompts,
     "texts": _texts,

@@ -142,6 +142,33 @@ def test_a_sweep_goes_on_under_the_same_edits_only(byte: LoadedModel, tmp_path: 
         tf.ablate(byte, texts, layers=3, out=tmp_path / "kept", resume=True, metric=lambda logits: logits[:, -1, 0])
 
 
+def test_an_interrupted_sweep_comes_to_the_same_bytes(byte: LoadedModel, tmp_path: Path) -> None:
+    def files(name: str) -> dict[str, bytes]:
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in (tmp_path / name).rglob("c.*")}
+
+    texts = ["abcabc", "hello!", "xyzxyz", "qwerty", "asdfgh", "abc"]
+    tf.ablate(byte, texts, layers=[2], out=tmp_path / "whole", batch_size=3)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tf.ablate(byte, texts, layers=[2], out=tmp_path / "part", batch_size=3, progress=stop)
+    for name in ("clean", "corrupt", "effect", "metric"):  # as a kill between two texts of a group leaves it
+        [path.unlink() for path in (tmp_path / "part" / name).glob("c.1*")]
+    tf.ablate(byte, texts, layers=[2], out=tmp_path / "part", batch_size=3, resume=True)
+    assert files("part") == files("whole")
+
+
+def test_a_model_may_be_named(byte: LoadedModel) -> None:
+    named, loaded = (tf.ablate(model, TEXTS[:1], layers=[1], heads=[0]) for model in ("byte", byte))
+    assert named.to_json() == loaded.to_json()
+    with pytest.raises(UsageError, match="each worker loads its own"):
+        tf.ablate(byte, TEXTS, engine="ray")
+    with pytest.raises(UsageError, match="no engine 'dask'"):
+        tf.ablate("byte", TEXTS, engine="dask")
+
+
 def test_what_no_sweep_can_tell_is_refused(byte: LoadedModel) -> None:
     with tf.edit(byte, tf.edits.zero("z", 1, example=0)), pytest.raises(Unsupported, match="edits of single texts"):
         tf.ablate(byte, ["abcabc"])

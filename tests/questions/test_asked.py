@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[[Any], Any]] = {
     "roles": lambda of: as_users_have_it(tf.roles)(of, ["a text"]),
     "statistics": lambda of: as_users_have_it(recorded)(of, None, "attn"),
     "project": lambda of: as_users_have_it(tf.project)(of, TRAIT),
+    "fit_probe": lambda of: as_users_have_it(tf.fit_probe)(of, "upos"),
 }
 
 

@@ -234,3 +234,11 @@ def test_what_does_not_go_together_is_refused(byte_run: TraceStore, byte: Loaded
         heads(byte, ["a"], targets=["b"])
     with pytest.raises(UsageError, match="`split` goes with a data set"):
         heads(byte, FileWindows(tmp_path / "data"), split="train")
+
+
+@pytest.mark.parametrize("given", [{"limit": 0}, {"seq_length": 0}])
+def test_what_selects_nothing_is_refused(byte: LoadedModel, tmp_path: Path, given: dict[str, int]) -> None:
+    (tmp_path / "one.txt").write_text("one long text " * 99)
+    for texts in (["a text"], "demo", FileWindows(tmp_path / "one.txt", "all")):
+        with pytest.raises(UsageError, match=f"`{next(iter(given))}=0`; a whole number, 1 or more"):
+            heads(byte, texts, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -24,7 +24,7 @@ WRONG: dict[str, tuple[Ask, str]] = {
     "a mask of heads": (lambda m, r: tf.edits.zero("z", 1, [True, False]), "names no numbers"),
     "a layer that is an array of fractions": (lambda m, r: tf.edits.zero("z", np.array([0.5])), "names no numbers"),
     "no site": (lambda m, r: tf.edits.zero(None), "None is no site"),
-    "no site of a sweep": (lambda m, r: tf.patch(m, **PAIR, site=None), "None is no site"),
+    "no site of a sweep": (lambda m, r: tf.patch(m, **PAIR, site=None), "`site=None`; text"),
     "a slice that does not move": (lambda m, r: tf.edits.zero("z", 1, position=slice(0, 4, 0)), r"position=slice\(0"),
     "a slice of words": (lambda m, r: tf.edits.zero("z", 1, position=slice("a", "b")), "`position=slice"),
     "a fraction as position": (lambda m, r: tf.edits.zero("z", 1, position=np.array(1.5)), "a list of numbers"),
@@ -45,11 +45,11 @@ WRONG: dict[str, tuple[Ask, str]] = {
     "no position of an attribution": (lambda m, r: tf.attribute(m, "ab", position=None), "`position=None`"),
     "a metric's position": (lambda m, r: tf.patch(m, **PAIR, metric_position=1.5), "`metric_position=1.5`"),
     "no metric's position": (lambda m, r: tf.edges(m, **PAIR, metric_position=None), "`metric_position=None`"),
-    "a batch": (lambda m, r: tf.patch(m, **PAIR, batch_size=1.5), "`batch_size=1.5`; a whole number, 1 or more"),
+    "a batch": (lambda m, r: tf.patch(m, **PAIR, batch_size=1.5), "`batch_size=1.5`; a whole number"),
     "steps": (lambda m, r: tf.edges(m, **PAIR, steps="2"), "`steps='2'`"),
     "draws": (lambda m, r: tf.ablate(m, ["ab"], draws=0.5), "`draws=0.5`"),
-    "an axis": (lambda m, r: tf.patch(m, **PAIR, over=3), "a sweep of resid_pre over 3"),
-    "pairs": (lambda m, r: tf.patch(m, pairs=3), "`pairs=3`; a list of objects"),
+    "an axis": (lambda m, r: tf.patch(m, **PAIR, over=3), "`over=3`; a list"),
+    "pairs": (lambda m, r: tf.patch(m, pairs=3), "`pairs=3`; "),
     "measured heads": (lambda m, r: tf.circuits(m, measured=3), "int where a HeadMetrics is wanted; what heads gave"),
 }
 

@@ -83,8 +83,8 @@ def truth(layout: RunLayout, array: ArraySpec, example: int) -> np.ndarray:
 
 
 def as_stored(layout: RunLayout, array: ArraySpec, numbers: np.ndarray) -> np.ndarray:
-    """Returns the bits on disk, by other means than the package's."""
-    stored = layout.stored(array)
+    """Returns the bits on disk, or before they are rounded to codes, by other means than the package's."""
+    stored = layout.held(array)
     if stored == "sqrt8":
         return np.round(np.sqrt(numbers) * 255).astype(np.uint8)
     if stored == "bfloat16":

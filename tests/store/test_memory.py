@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.store import runs
-from traceformer.errors import NotRecorded, NumericError, OutOfSpace, RunExists, Unsupported, UsageError
+from traceformer.errors import NotRecorded, NumericError, OutOfSpace, RunExists, SelectionError, Unsupported, UsageError
 from traceformer.store import memory, room
 from traceformer.store.layout import RunLayout
 from traceformer.store.memory import MemoryWriter, check_memory
@@ -34,11 +34,49 @@ def kept(layout: RunLayout) -> Run:
         return writer.finish()
 
 
-@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
+SLOW: dict[str, dict[str, Any]] = {
+    "rows as bytes": {"arch": "encdec", "rows_codec": "q8"},
+    "bfloat16 rows as bytes": {"arch": "dec", "dtype": "bfloat16", "rows_codec": "q8", "codec": "zstd"},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*LAYOUTS.values(), *(pytest.param(layout, marks=pytest.mark.slow) for layout in SLOW.values())],
+    ids=[*LAYOUTS, *SLOW],
+)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     """The same run in memory and on disk."""
     layout = runs.plan(**request.param)
     return kept(layout), Run(runs.write(tmp_path_factory.mktemp("runs") / "run", layout))
+
+
+def test_some_rows_of_an_example_are_those_of_all(both: tuple[Run, Run]) -> None:
+    for run in both:
+        for spec in run.layout.arrays:
+            if not spec.site.is_per_token or spec.heads:
+                continue
+            layer = spec.layers[-1] if spec.layers else None
+            for example in (0, run.n - 1):
+                whole = run.get(example, spec.key, layer)
+                some = [len(whole) - 1, 0]
+                found = run.rows(example, spec.key, some, layer)
+                assert found.dtype == whole.dtype
+                assert np.array_equal(found, whole[some])
+                assert run.rows(example, spec.key, [], layer).shape == (0, whole.shape[1])
+
+
+def test_rows_that_are_not_there_are_refused(both: tuple[Run, Run]) -> None:
+    run = both[0]
+    spec = next(spec for spec in run.layout.arrays if spec.site.is_per_token and spec.layers and not spec.heads)
+    length = run.length(0, spec.key.token_stack)
+    with pytest.raises(SelectionError, match=f"positions {length}; this example has positions 0-{length - 1}"):
+        run.rows(0, spec.key, [0, length], spec.layers[0])
+    with pytest.raises(SelectionError, match="which layer of"):
+        run.rows(0, spec.key, [0])
+    pattern = next(spec for spec in run.layout.arrays if spec.site.is_matrix)
+    with pytest.raises(SelectionError, match="is a matrix"):
+        run.rows(0, pattern.key, [0], pattern.layers[0])
 
 
 def test_every_array_of_every_example_is_the_one_on_disk(both: tuple[Run, Run]) -> None:

@@ -4,50 +4,31 @@
 2. `read_out` multiplies them by the unembedding, a block of words at a time, so that neither all logits nor all of the
    unembedding is ever in memory. Each block's logits, softcapped, update what is kept of each row: the k largest, the
    sum of exponentials, and the rank of the target token, which came next.
-3. Probabilities are those of the softmax over all words; entropy is in nats.
+3. Probabilities are those of the softmax over all words; entropy is in nats, and so is how far the last layer diverges.
 4. `Lens` holds what that gives for the layers of an example, with the texts of its tokens.
 
-The source is nostalgebraist, "interpreting GPT: the logit lens" (2020).
+Rows may be translated first, as `translators` says. The source is nostalgebraist, "interpreting GPT: the logit lens"
+(2020).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from traceformer.analysis.lens_tally import WORDS, Compared, LensRows, Tally, capped
 from traceformer.errors import UsageError
 from traceformer.models.readout import Readout
 from traceformer.presentation import in_notebook, plain
-from traceformer.shapes import Float, Float32, Int, Int64
+from traceformer.shapes import Float, Float32, Float64, Int, Int64
 from traceformer.sites import ArrayKey
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Lens", "LensRows", "normed", "read_out"]
-
-_WORDS = 4096
-_BLOCK_BYTES = 32 << 20  # of the logits at hand
-
-
-@dataclass(frozen=True, slots=True)
-class LensRows:
-    """What rows of the residual stream say, read out.
-
-    Attributes:
-        top_ids: The k most likely words, the likeliest first.
-        top_probabilities: Theirs.
-        entropy: Of all words.
-        target_probability: That of the target token, which came next; NaN where none did.
-        target_rank: 1 if that was the likeliest; 0 where none came.
-    """
-
-    top_ids: Int64[np.ndarray, "row k"]
-    top_probabilities: Float32[np.ndarray, "row k"]
-    entropy: Float32[np.ndarray, "row"]
-    target_probability: Float32[np.ndarray, "row"]
-    target_rank: Int64[np.ndarray, "row"]
+__all__ = ["Compared", "KnownBy", "Lens", "LensRows", "Translated", "apart_from", "normed", "read_out"]
 
 
 def normed(
@@ -74,6 +55,7 @@ def read_out(
     *,
     targets: Int[np.ndarray, "row"] | None = None,
     top: int = 3,
+    compared: Compared | None = None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> LensRows:
     """Returns what each row says.
@@ -83,6 +65,7 @@ def read_out(
         readout: The model's.
         targets: The token that came next at each row, negative where none did.
         top: How many of the likeliest words to keep.
+        compared: The rows, such as the last layer's, from which the divergence is.
         progress: Told how many of how many blocks of words are done.
 
     Raises:
@@ -91,102 +74,70 @@ def read_out(
     targets = np.full(len(rows), -1) if targets is None else targets
     if not 1 <= top <= readout.d_vocab or targets.max(initial=-1) >= readout.d_vocab:
         raise UsageError(f"the {top} likeliest words, and token {targets.max(initial=-1)}", why=_words_of(readout))
-    tally = _Tally(rows, targets, readout, top)
-    for first in range(0, readout.d_vocab, _WORDS):
+    tally = Tally(rows, targets, readout, top, compared)
+    for first in range(0, readout.d_vocab, WORDS):
         tally.add(first)
-        progress(min(first + _WORDS, readout.d_vocab), readout.d_vocab)
+        progress(min(first + WORDS, readout.d_vocab), readout.d_vocab)
     return tally.result()
+
+
+def apart_from(
+    rows: Float32[np.ndarray, "row d_embed"], readout: Readout, logits: Float[np.ndarray, "row d_vocab"]
+) -> Float64[np.ndarray, "row"]:
+    """Returns how far the logits of each row are from those given, as a share of how these spread about their mean.
+
+    It is 0 for the same logits, and about 1.4 for those of a head that has nothing to do with them. Where those given
+    are no numbers, or none at all, there is nothing to compare: NaN.
+
+    Args:
+        rows: As `normed` gives them.
+        readout: Whose logits of them are compared.
+        logits: What they are compared with.
+    """
+    there = np.isfinite(logits)
+    known = np.where(there, logits, 0).astype(np.float64)
+    count = there.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = (np.where(there, known - known.sum(axis=1, keepdims=True) / count, 0) ** 2).sum(axis=1)
+    difference = np.zeros(len(rows))
+    for first in range(0, readout.d_vocab, WORDS):
+        block = slice(first, min(first + WORDS, readout.d_vocab))
+        own = capped(rows @ readout.unembedding.rows(block.start, block.stop).T, readout, first)
+        difference += (np.where(there[:, block], own - known[:, block], 0) ** 2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(difference / np.where(spread > 0, spread, np.nan))
 
 
 def _words_of(readout: Readout) -> str:
     return f"the model has {readout.d_vocab} words"
 
 
-class _Tally:
-    """What is known of rows' logits after some blocks of words."""
+KnownBy: TypeAlias = Literal["digest", "name", "width"]
 
-    def __init__(
-        self, rows: Float32[np.ndarray, "row d_embed"], targets: Int[np.ndarray, "row"], readout: Readout, top: int
-    ) -> None:
-        self._rows, self._targets, self._readout = rows, targets, readout
-        self._top_ids = np.full((len(rows), top), readout.d_vocab, np.int64)
-        self._top = np.full((len(rows), top), -np.inf, np.float32)
-        # Of exponentials relative to the largest logit so far; of these times the relative logits.
-        self._largest = np.full(len(rows), np.finfo(np.float32).min, np.float64)
-        self._sum, self._weighted = np.zeros(len(rows)), np.zeros(len(rows))
-        self._above = np.zeros(len(rows), np.int64)
-        self._target_logits = self._logits_of_targets()
 
-    def _logits_of_targets(self) -> Float32[np.ndarray, "row"]:
-        logits = np.full(len(self._rows), np.nan, np.float32)
-        for word in np.unique(self._targets[self._targets >= 0]).tolist():
-            here = self._targets == word
-            logits[here] = self._capped(self._rows[here] @ self._words(word, word + 1).T, word)[:, 0]
-        return logits
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """Which translators rows went through before they were read out.
 
-    def _words(self, first: int, last: int) -> Float32[np.ndarray, "word d_embed"]:
-        return self._readout.unembedding.rows(first, last)
+    Attributes:
+        kind: `tuned`, `ridge` or `jacobian`.
+        source: The file; None where they were at hand.
+        layers: The layers that were translated; what the model's own last layer says is read as it is.
+        known_by: How it is known that they are this model's: by the digest of its weights, by its name alone, or not at
+            all but for the width of its rows.
+    """
 
-    def _capped(self, logits: Float32[np.ndarray, "row word"], first: int) -> Float32[np.ndarray, "row word"]:
-        bias, cap = self._readout.bias, self._readout.softcap
-        if bias is not None:
-            logits += bias[first : first + logits.shape[1]]
-        if cap is not None:
-            logits /= np.float32(cap)
-            np.tanh(logits, out=logits)
-            logits *= np.float32(cap)
-        return logits
+    kind: str
+    source: str | None
+    layers: tuple[int, ...]
+    known_by: KnownBy
 
-    def add(self, first: int) -> None:
-        """Takes the words from `first` on, as many as a block holds."""
-        words = self._words(first, min(first + _WORDS, self._readout.d_vocab))
-        at_once = max(1, _BLOCK_BYTES // (4 * len(words)))
-        for start in range(0, len(self._rows), at_once):
-            here = slice(start, start + at_once)
-            logits = self._capped(self._rows[here] @ words.T, first)
-            self._add_targets(here, logits, first)
-            self._add_top(here, logits, first)
-            self._add_sums(here, logits)
+    def __str__(self) -> str:
+        return f"{self.kind} lens" + ("" if self.source is None else f" of {PurePath(self.source).name}")
 
-    def _add_targets(self, here: slice, logits: Float32[np.ndarray, "row word"], first: int) -> None:
-        targets, own = self._targets[here] - first, self._target_logits[here]
-        inside = np.flatnonzero((targets >= 0) & (targets < logits.shape[1]))
-        # The same number from another product may differ in its last bit, and would be above itself.
-        logits[inside, targets[inside]] = own[inside]
-        self._above[here] += np.count_nonzero(logits > own[:, None], axis=1)
-
-    def _add_top(self, here: slice, logits: Float32[np.ndarray, "row word"], first: int) -> None:
-        count = min(self._top.shape[1], logits.shape[1])
-        found = np.argpartition(logits, logits.shape[1] - count, axis=1)[:, -count:]
-        values = np.concatenate([self._top[here], np.take_along_axis(logits, found, axis=1)], axis=1)
-        ids = np.concatenate([self._top_ids[here], found + first], axis=1)
-        order = np.lexsort((ids, -values), axis=1)[:, : self._top.shape[1]]
-        self._top[here] = np.take_along_axis(values, order, axis=1)
-        self._top_ids[here] = np.take_along_axis(ids, order, axis=1)
-
-    def _add_sums(self, here: slice, logits: Float32[np.ndarray, "row word"]) -> None:
-        before = self._largest[here]
-        largest = np.maximum(before, logits.max(axis=1))
-        logits -= largest[:, None].astype(np.float32)
-        powers = np.exp(logits)
-        kept = np.exp(before - largest)
-        weighted = np.einsum("rw,rw->r", powers, logits)
-        self._weighted[here] = kept * (self._weighted[here] + (before - largest) * self._sum[here]) + weighted
-        self._sum[here] = kept * self._sum[here] + powers.sum(axis=1)
-        self._largest[here] = largest
-
-    def result(self) -> LensRows:
-        def probability(logits: Float32[np.ndarray, "row k"]) -> Float32[np.ndarray, "row k"]:
-            return (np.exp(logits - self._largest[:, None]) / self._sum[:, None]).astype(np.float32)
-
-        entropy = np.log(self._sum) - self._weighted / self._sum
-        return LensRows(
-            self._top_ids,
-            probability(self._top),
-            entropy.astype(np.float32),
-            probability(self._target_logits[:, None])[:, 0],
-            np.where(self._targets >= 0, self._above + 1, 0),
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything."""
+        return {"kind": self.kind, "source": self.source, "layers": list(self.layers), "known_by": self.known_by}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +153,9 @@ class Lens:
         tokens: The texts of the example's tokens at these positions.
         targets: The token that came next at each position, -1 where none did.
         names: The text of every token that `targets` or `top_ids` names, `#id` where it is not known.
+        kl: KL(what the model's last layer says || what this one says), in nats; NaN where the last layer is not
+            stored, and of `lens_topk`.
+        translated: Which translators the rows went through; None for none, the logit lens.
     """
 
     example_id: str
@@ -216,10 +170,14 @@ class Lens:
     entropy: Float32[np.ndarray, "layer position"]
     target_probability: Float32[np.ndarray, "layer position"]
     target_rank: Int64[np.ndarray, "layer position"]
+    kl: Float32[np.ndarray, "layer position"]
+    translated: Translated | None = None
 
     def __repr__(self) -> str:
         n_layers, n_positions, k = self.top_ids.shape
-        return f"Lens({self.example_id!r}: {n_layers} layers x {n_positions} positions of {self.key}, top {k})"
+        through = "" if self.translated is None else f" through the {self.translated}"
+        of = f"{n_layers} layers x {n_positions} positions of {self.key}{through}"
+        return f"Lens({self.example_id!r}: {of}, top {k})"
 
     def _repr_html_(self) -> str:
         return in_notebook(self)
@@ -252,6 +210,7 @@ class Lens:
                 "target_token": np.array(self.target_tokens, object)[position],
                 "target_probability": self.target_probability[layer, position],
                 "target_rank": target_rank.where(target_rank > 0),
+                "kl": self.kl[layer, position],
             }
         )
 
@@ -273,4 +232,6 @@ class Lens:
             "entropy": plain(self.entropy),
             "target_probability": plain(self.target_probability),
             "target_rank": [[rank or None for rank in layer] for layer in self.target_rank.tolist()],
+            "kl": plain(self.kl),
+            "translators": None if self.translated is None else self.translated.to_json(),
         }

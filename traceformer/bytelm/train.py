@@ -114,9 +114,6 @@ def train(
     arguments = _arguments(settings, folder, report_to, run_name, device)
     with arguments.main_process_first():
         corpus = open_corpus(settings.data, split=settings.split)
-        state = {**asdict(settings), "corpus": corpus.digest}
-        if arguments.process_index == 0:
-            prepare_folder(folder, state, resume=resume, overwrite=overwrite)
     windows = Windows(corpus.train, length, repeats=settings.repeats, seed=settings.seed)
     _plan_steps(arguments, settings, len(windows))
     kept = steps_to_keep(keep_steps, arguments.max_steps)
@@ -125,6 +122,10 @@ def train(
     model = AutoModelForCausalLM.from_config(config)
     if settings.init:
         load_weights(model, Path(settings.init))
+    state = {**asdict(settings), "corpus": corpus.digest}
+    with arguments.main_process_first():  # once nothing else can be refused
+        if arguments.process_index == 0:
+            prepare_folder(folder, state, resume=resume, overwrite=overwrite)
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
         refuse_other_weights(model, checkpoint)

@@ -36,8 +36,11 @@ edits       edits of forward passes, and what is recorded meanwhile
 derived     what is kept in place of rows: projections onto directions, and the logit lens
 topk        what is kept in place of patterns: the largest keys of each query
 measured    the same: head metrics, a row per head and text
+following   calls held against the recipes of a recording whose patterns are not stored
+recipes     how patterns follow from q and k, read from a model's longest text
 reduced     both made ready for the texts and the store of one run
-workers     one recording by many processes, which Ray starts
+tuning      affine maps tuned until a layer says what the model says in the end
+workers     one recording, or other work, by many processes, which Ray starts
 pipeline    from the device to the store: bounded, asynchronous, in order
 crossing    tensors from a device to the host: gathered, sent in lots, taken in order
 hosts       what computes a shard here, and what to say where another host went before

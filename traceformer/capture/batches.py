@@ -12,6 +12,7 @@ from torch import Tensor
 
 from traceformer.capture.edits.session import examples_are
 from traceformer.capture.encoding import Encoded
+from traceformer.capture.following import Following
 from traceformer.capture.passes import Sink, Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
@@ -66,7 +67,8 @@ def run_batches(
         Unsupported: the model never shows what is asked for.
     """
     inputs_of = BatchInputs(model)
-    with Recorder(model.model, plan.arrays, sink, plan.architecture, plan.derived) as recorder:
+    follows = Following(plan.recipes) if plan.recipes else None
+    with Recorder(model.model, plan.arrays, sink, plan.architecture, plan.derived, follows) as recorder:
         lengths = [row.lengths for row in rows]
         for part in (part for batch in batches for part in recorder.sharing.parts(batch, lengths)):
             inputs, spans = inputs_of.to_run([rows[index] for index in part])

@@ -9,7 +9,8 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +29,8 @@ from traceformer.store.commits import RunHead
 from traceformer.store.files import canonical, durable_write, read_sealed, seal, sha256
 from traceformer.store.layout import MANIFEST, META
 from traceformer.store.locks import unfinished_folder
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
+from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
 from traceformer.store.training import StepRun, TrainingRuns, folder_of_step, open_checkpoints
 from traceformer.texts.cells import TextColumn
@@ -57,6 +59,7 @@ def record_checkpoints(
     max_seq_len: int | Literal["auto"] = "auto",
     dtype: Dtype = "float16",
     attn_codec: AttnCodec = "exact",
+    rows_codec: RowsCodec = "exact",
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
@@ -100,7 +103,8 @@ def record_checkpoints(
         limit=limit,
         max_seq_len=max_seq_len,
     )
-    place = Place(folder=Path(out), resume=resume, overwrite=overwrite, storage=Storage(dtype, attn_codec=attn_codec))
+    storage = Storage(dtype, attn_codec=attn_codec, rows_codec=rows_codec)
+    place = Place(folder=as_path(out), resume=resume, overwrite=overwrite, storage=storage)
     with watched(progress) as shown:
         return extract_checkpoints(
             found,
@@ -133,7 +137,41 @@ def extract_checkpoints(
         raise UsageError(
             f"checkpoints to {folder}", why="their runs lie in a folder", hint="`out` on a disk, then tf.sync"
         )
-    since = _begin(folder, checkpoints, _stated(texts, selection, place.storage), place)
+    with _taken_back(folder):
+        since = _begin(folder, checkpoints, _stated(texts, selection, place.storage), place)
+        bounds: dict[str, Any] = {"batch_size": batch_size, "batch_tokens": batch_tokens}
+        _record_each(checkpoints, texts, selection, place, folder, since, bounds, loading or {}, progress)
+    return open_checkpoints(folder)
+
+
+@contextmanager
+def _taken_back(folder: Path) -> Generator[None]:
+    """Removes a folder that was begun, or its plan, if the block fails before anything else is in it."""
+    was_there = folder.exists()
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    try:
+        yield
+    except BaseException:
+        made = {path.name for path in folder.iterdir()} - before if folder.is_dir() else set[str]()
+        if made == {PLAN}:
+            (folder / PLAN).unlink()
+            if not was_there:
+                folder.rmdir()
+        raise
+
+
+def _record_each(
+    checkpoints: Sequence[Checkpoint],
+    texts: Texts,
+    selection: Selection,
+    place: Place,
+    folder: Path,
+    since: int,
+    bounds: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    progress: OnProgress,
+) -> None:
+    """Records one checkpoint after the other, but for those that are there."""
     rows: Rows | None = None
     first: _Reader | None = None
     steps = {checkpoint.step for checkpoint in checkpoints}
@@ -142,7 +180,7 @@ def extract_checkpoints(
         own = folder_of_step(folder, checkpoint.step)
         if checkpoint.step in done:
             continue
-        loaded = checkpoint.load(with_head=selection.needs_head, **(loading or {}))
+        loaded = checkpoint.load(with_head=selection.needs_head, **loading)
         if rows is None or first is None:
             first = _Reader.of(loaded)
             rows = tokenize(loaded, texts).keeping()
@@ -157,13 +195,11 @@ def extract_checkpoints(
             rows,
             selection,
             replace(place, folder=own, resume=resumes),
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
             step=checkpoint.step,
             progress=_of_checkpoint(progress, f"step {checkpoint.step}, {number} of {len(checkpoints)}"),
+            **bounds,
         )
         del loaded
-    return open_checkpoints(folder)
 
 
 def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, Any]:
@@ -179,6 +215,8 @@ def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, A
         "max_seq_len": texts.max_tokens,
         "dtype": storage.dtype,
         "attn_codec": storage.attn_codec,
+        **({"patterns": storage.patterns} if storage.patterns != "stored" else {}),
+        **({} if storage.rows_codec == "exact" else {"rows_codec": storage.rows_codec}),
     }
 
 

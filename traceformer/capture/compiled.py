@@ -114,7 +114,7 @@ def kernel_stated(layout: RunLayout, model: nn.Module) -> Mapping[str, Any]:
     """
     there = core()
     scored = {(each.key.stack, each.key.attention) for each in layout.arrays if each.key.site == "attn_scores"}
-    made = any(is_made(layout, spec) and (spec.key.stack, spec.key.attention) not in scored for spec in layout.arrays)
+    made = any(is_made(layout, spec) and (spec.key.stack, spec.key.attention) not in scored for spec in layout.kept)
     here = any(each.device.type in ("cpu", "meta") for each in model.parameters())  # meta: not loaded yet
     return {"pattern kernel": there.kernel} if there is not None and made and here else {}
 
@@ -124,11 +124,11 @@ def is_made(layout: RunLayout, spec: ArraySpec) -> bool:
     return spec.key.site == "attn_pattern" and layout.stored(spec) == "float16" and not is_appended(layout, spec)
 
 
-_CASTS = {torch.float16: False, torch.bfloat16: True}
+_CASTS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def cast(target: Tensor, source: Tensor) -> bool:
-    """Casts rows of float32 to a stored dtype of 16 bits, and returns whether that was done, and all are finite there.
+    """Casts rows of float32 to a stored dtype, and returns whether that was done, and all are finite there.
 
     If not, `target` may hold anything.
     """
@@ -145,7 +145,8 @@ def cast(target: Tensor, source: Tensor) -> bool:
         Strided3(target.data_ptr(), _three(target, lead)),
         (shape[0], shape[1], shape[2]),
         shape[3],
-        brain=_CASTS[target.dtype],
+        brain=target.dtype == torch.bfloat16,
+        wide=target.dtype == torch.float32,
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "AttentionListener",
     "Derived",
     "EverythingSeen",
+    "Follows",
     "ForwardPass",
     "GrowingSink",
     "Growth",
@@ -154,6 +155,20 @@ class Reduced(Protocol):
 
     def begin(self, layer: int, rows: "ReducedRows") -> Reduction:
         """Begins a layer of a pass."""
+        ...
+
+
+class Follows(Protocol):
+    """What is told of attention calls whose patterns are not computed."""
+
+    def follows(self, key: ArrayKey) -> bool:
+        """Returns whether these patterns are of that kind."""
+        ...
+
+    def follow(
+        self, call: AttentionCall, spec: ArraySpec, layer: int, queries: Sequence[Span], keys: Sequence[Span]
+    ) -> None:
+        """Takes one call, with the places of each row's queries and keys: the same objects in all of a pass."""
         ...
 
 
@@ -316,9 +331,16 @@ class AttentionListener:
     """Hands what one attention module's calls show to the sink of the pass."""
 
     def __init__(
-        self, observed: ForwardPass, wanted: Sequence[Wanted], derived: Mapping[ArrayKey, Any] | None = None
+        self,
+        observed: ForwardPass,
+        wanted: Sequence[Wanted],
+        derived: Mapping[ArrayKey, Any] | None = None,
+        follows: Follows | None = None,
     ) -> None:
-        """Hears calls for `wanted`; `derived` gives what those of it are made by that are made of patterns."""
+        """Hears calls for `wanted`; `derived` gives what those of it are made by that are made of patterns.
+
+        `follows` is told of the calls of patterns that it follows, which are not computed.
+        """
         here = {each.spec.key.site: each for each in wanted}
         self._pass = observed
         made_by = {} if derived is None else derived
@@ -326,6 +348,10 @@ class AttentionListener:
         self._made = [each for each in wanted if each.spec.key in made_by]
         self._tensors = [here[site] for site in ("q", "k", "v") if site in here]
         self._matrices = [here[site] for site in ("attn_scores", "attn_pattern") if site in here]
+        self._follows, self._followed = follows, list[Wanted]()
+        if follows is not None:
+            self._followed = [each for each in self._matrices if follows.follows(each.spec.key)]
+            self._matrices = [each for each in self._matrices if each not in self._followed]
         self._outputs = [here[site] for site in ("z",) if site in here]
 
     def _pending(self, wanted: Sequence[Wanted]) -> list[Wanted]:
@@ -338,6 +364,8 @@ class AttentionListener:
             if growth is not None and not wanted.of_other_stack:
                 tensor = growth.newest(tensor, wanted.spec.key.stack)
             self._pass.take(wanted, tensor)
+        for wanted in self._pending(self._followed):
+            self._follow(call, wanted)
         squares, made = self._pending(self._matrices), self._pending(self._made)
         if made and growth is not None:
             raise Unsupported(
@@ -352,6 +380,21 @@ class AttentionListener:
                 self._grow(call, squares[0], growth)
         for wanted in squares:
             self._pass.seen(wanted)
+
+    def _follow(self, call: AttentionCall, wanted: Wanted) -> None:
+        assert self._follows is not None
+        assert wanted.layer is not None
+        if self._pass.growth is not None:
+            raise Unsupported(
+                "patterns by recipe of a text that is being generated",
+                why="they are made of a whole text's q and k",
+                hint="record the finished texts with tf.record",
+            )
+        key = wanted.spec.key
+        self._follows.follow(
+            call, wanted.spec, wanted.layer, self._pass.spans[key.stack], self._pass.spans[key.key_stack]
+        )
+        self._pass.seen(wanted)
 
     def after(self, output: Tensor) -> None:
         """Takes the attention function's output, (batch, position, head, d_head)."""

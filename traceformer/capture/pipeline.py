@@ -90,7 +90,8 @@ class ShardSink:
         self.buffer = buffer
         self._layout, self._end, self._together, self._way = layout, end, together, way
         self._triangles = {spec.key for spec in layout.kept if layout.is_triangle(spec)}
-        self._targets = {key: _as_tensor(array, layout.dtype) for key, array in buffer.arrays.items()}
+        stored = {spec.key: layout.held(spec) for spec in layout.kept}
+        self._targets = {key: _as_tensor(array, stored[key]) for key, array in buffer.arrays.items()}
         self._layers = {
             Rows(spec.key, layer): self._targets[spec.key].select(int(spec.site.is_per_example), index)
             for spec in layout.kept

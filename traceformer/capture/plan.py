@@ -1,7 +1,7 @@
 """From what a user asked for to the arrays that a given model can give."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from traceformer.models.families import architecture_of
 from traceformer.models.family import Architecture
 from traceformer.models.outputs import label_names, output_site, reads_itself, why_no_output
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, ArraySpec, Selection, Site, Stack, choose
+from traceformer.store.recipes import Recipe
 
 __all__ = ["Plan", "plan_arrays"]
 
@@ -28,13 +29,15 @@ class Plan:
     """The arrays to record, the sites of selected groups that this family has no place for, and what is computed.
 
     A site that some of the layers asked for lack, or have in another shape, is written with these. `architecture` is
-    the row that says where they lie, None for that of the model's family.
+    the row that says where they lie, None for that of the model's family. `recipes` are those of the patterns that are
+    made anew when they are read, in place of being stored.
     """
 
     arrays: tuple[ArraySpec, ...]
     left_out: tuple[str, ...]
     derived: tuple[Derived | Reduced, ...] = ()
     architecture: Architecture | None = None
+    recipes: Mapping[ArrayKey, Recipe] = field(default_factory=dict[ArrayKey, Recipe])
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from traceformer.capture.packing import Batching, batches_by_length, first_rows
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.processed import rows_in_shard, rows_of, text_alone
 from traceformer.capture.proofs.fit import fitted, is_strange
+from traceformer.capture.recipes import by_recipe
 from traceformer.capture.reduced import LONG, settled
 from traceformer.capture.sight import nearest_to_few, triangles_of
 from traceformer.capture.tokenizing import Rows, Texts, tokenize
@@ -61,7 +62,9 @@ def prepare(
     if plan.left_out:
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=3)
     rows = rows or tokenize(model, asked)
-    plan = settled(plan, model, rows, storage.dtype)
+    plan = settled(plan, model, rows, storage, rows.lengths.longest)
+    if storage.patterns == "recipe":
+        plan = by_recipe(plan, model, rows)
     layout = RunLayout.plan(
         arch=model.dims.arch,
         arrays=plan.arrays,
@@ -70,9 +73,11 @@ def prepare(
         mean=rows.lengths.mean,
         dtype=storage.dtype,
         attn_codec=storage.attn_codec,
+        rows_codec=storage.rows_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
         triangles=causal_patterns(model, plan, rows),
+        recipes=plan.recipes,
     )
     if rows.given is not None:
         layout = replace(layout, shard_examples=rows_in_shard(rows.given, layout.shard_examples))

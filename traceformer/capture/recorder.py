@@ -30,6 +30,7 @@ from traceformer.capture.passes import (
     AttentionListener,
     Derived,
     EverythingSeen,
+    Follows,
     ForwardPass,
     GrowingSink,
     Growth,
@@ -80,6 +81,7 @@ class Recorder:
         sink: where the arrays of `run` go.
         architecture: another row than the family's own.
         derived: what those of the arrays are computed from that no module shows.
+        follows: what is told of the attention calls of those patterns that are not computed.
 
     Raises:
         Unsupported: if it is no model that can be recorded; on entry or in the first pass, if something asked for is
@@ -98,6 +100,7 @@ class Recorder:
         sink: Sink | None = None,
         architecture: Architecture | None = None,
         derived: Sequence[Derived | Reduced] = (),
+        follows: Follows | None = None,
     ) -> None:
         self._model = underneath(model)
         config = self._model.config
@@ -105,6 +108,7 @@ class Recorder:
         self.arrays = tuple(arrays)
         self._derived: dict[ArrayKey, Any] = {spec.key: each for each in derived for spec in each.specs}
         self._reduced: list[Any] = [each for each in derived if each.source.site == "attn_pattern"]
+        self._follows = follows
         self._dims = ModelDims.of(self._model)
         self._wanted = frozenset(Wanted(spec, layer) for spec in arrays for layer in spec.layers or (None,))
         self._pass = ForwardPass(sink)
@@ -371,7 +375,7 @@ class Recorder:
         if getattr(self._model.config, "reorder_and_upcast_attn", False):
             raise Unsupported("reorder_and_upcast_attn bypasses the attention function", hint="set it to False")
         listeners: dict[nn.Module, Listener] = {
-            self._module(path): AttentionListener(self._pass, wanted, self._derived)
+            self._module(path): AttentionListener(self._pass, wanted, self._derived, self._follows)
             for path, wanted in wanted_at.items()
         }
         undo.enter_context(Listening(listeners))
@@ -386,7 +390,8 @@ class Recorder:
             assert attention is not None
             out_proj = self._module(f"{row.blocks}.{wanted[0].layer}.{attention.out_proj}")
             width = self._dims.stacks[key.stack].width_of(SITES["z"])
-            yield Watched(self._module(path), out_proj, width, AttentionListener(self._pass, wanted, self._derived))
+            listener = AttentionListener(self._pass, wanted, self._derived, self._follows)
+            yield Watched(self._module(path), out_proj, width, listener)
 
 
 def _tokens(spans: Spans, inputs: Mapping[str, Any]) -> dict[Stack, list[Int64[np.ndarray, "_"]]]:

@@ -34,22 +34,23 @@ from traceformer.capture.provenance import (
     token_table,
     with_texts,
 )
+from traceformer.capture.reduced import settled
 from traceformer.capture.shards import counted, refuse_endless
 from traceformer.capture.streamed import Source
-from traceformer.errors import CorruptRun, Unreadable, UsageError
+from traceformer.capture.tokenizing import check_cut
+from traceformer.errors import CorruptRun, Unreadable, UsageError, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet
 from traceformer.sites import Selection, Stack
 from traceformer.store.commits import CommitRecord, committed_shards
 from traceformer.store.layout import OPEN_ENDED, SHARD_BYTES, RunLayout
-from traceformer.store.memory import MemoryWriter
 from traceformer.store.objects.path import ObjectPath
-from traceformer.store.place import Place
+from traceformer.store.place import Place, Writer
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
 from traceformer.texts.cells import IdsColumn, TextColumn
 from traceformer.texts.streams.load import TextStream, open_stream
-from traceformer.texts.streams.reading import Point, Shuffle
+from traceformer.texts.streams.reading import SHUFFLE_BUFFER, Point, Shuffle
 
 __all__ = ["StreamedTexts", "extract_stream", "read_stream"]
 
@@ -64,6 +65,9 @@ class StreamedTexts:
     limit: int | None = None
     max_tokens: int | Literal["auto"] = "auto"
 
+    def __post_init__(self) -> None:
+        check_cut("max_seq_len", self.max_tokens)
+
 
 def read_stream(
     texts: str | Path | Iterable[Any],
@@ -76,13 +80,16 @@ def read_stream(
     max_seq_len: int | Literal["auto"] = "auto",
     dec_max_len: int = 64,
     shuffle: int | None = None,
-    shuffle_buffer: int = 10_000,
+    shuffle_buffer: int = SHUFFLE_BUFFER,
 ) -> StreamedTexts:
     """Returns the stream that is meant; arguments as of `record`.
 
     Raises:
         NotFound, Unreadable, UsageError: no such texts, or none that can be streamed.
     """
+    if shuffle is not None:
+        check_whole("shuffle", shuffle, 0)
+        check_whole("shuffle_buffer", shuffle_buffer, 2)
     for name, value, usual in (("targets", targets, None), ("dec_max_len", dec_max_len, 64)):
         if value != usual:
             raise UsageError(f"`{name}` does not apply to a stream", why="its texts are read without targets")
@@ -124,7 +131,7 @@ def extract_stream(
         warnings.warn(f"{model.name} has no {', '.join(plan.left_out)}: left out", stacklevel=2)
     prepared = _prepared(model, plan, source, texts, place)
     batching = fitting(Batching.of(batch_size, batch_tokens, model, _longest(source.encoder)), prepared)
-    rows, layout = prepared.rows, prepared.layout
+    plan, rows, layout = prepared.plan, prepared.rows, prepared.layout
     with HandedOn(model) as handed_on:
         first = first_batch(rows, range(len(rows.texts.source.examples)), batching)
         prove_first(model, plan, first, (texts.limit or OPEN_ENDED) * _longest(source.encoder))
@@ -147,6 +154,12 @@ def extract_stream(
 
 
 def _refuse(model: LoadedModel, texts: StreamedTexts, place: Place) -> None:
+    if place.storage.patterns == "recipe":
+        raise UsageError(
+            "patterns by recipe of a stream",
+            why="how they are made is seen on the longest text, and which that is nobody knows",
+            hint='a list or a file, without `streaming`; or `patterns="stored"`',
+        )
     if place.writer[1] > 1:
         raise UsageError(
             "several writers of one stream", why="which texts a shard holds is known once all before it were read"
@@ -192,6 +205,7 @@ def _prepared(model: LoadedModel, plan: Plan, source: Source, texts: StreamedTex
         longest=dict.fromkeys(_stacks(model), longest),
         dtype=storage.dtype,
         attn_codec=storage.attn_codec,
+        rows_codec=storage.rows_codec,
         codec=storage.codec,
         shard_examples=storage.shard_examples,
     )
@@ -203,6 +217,7 @@ def _prepared(model: LoadedModel, plan: Plan, source: Source, texts: StreamedTex
         )
     first = source.fill(min(layout.shard_examples, texts.limit or layout.shard_examples))
     rows = source.rows(first)
+    plan = settled(plan, model, rows, storage, dict.fromkeys(_stacks(model), longest))
     return Prepared(model, plan, rows, layout.packed(causal_patterns(model, plan, rows)))
 
 
@@ -210,7 +225,7 @@ def _record(
     prepared: Prepared,
     source: Source,
     batching: Batching,
-    writer: RunWriter | MemoryWriter,
+    writer: Writer,
     texts: StreamedTexts,
     progress: OnProgress,
 ) -> Counting:

@@ -8,11 +8,11 @@ import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from traceformer.capture.chats import reading_chats
 from traceformer.capture.encoding import Encoded, Encoder, Lengths
-from traceformer.errors import Unreadable, UsageError
+from traceformer.errors import Unreadable, UsageError, check_whole
 from traceformer.models.dims import ModelDims
 from traceformer.models.loaded import LoadedModel
 from traceformer.sites import Stack
@@ -21,7 +21,7 @@ from traceformer.texts.chats import Chat
 from traceformer.texts.examples import Example, TextSource
 from traceformer.texts.lazily import Lazily
 
-__all__ = ["Part", "Rows", "Texts", "tokenize"]
+__all__ = ["Part", "Rows", "Texts", "check_cut", "tokenize"]
 
 Part: TypeAlias = tuple[list[Example], list[Encoded]]
 """Some examples, and their tokens."""
@@ -43,6 +43,10 @@ class Texts:
     max_tokens: int | Literal["auto"] = "auto"
     max_target_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        check_cut("max_seq_len", self.max_tokens)
+        check_whole("dec_max_len", self.max_target_tokens, 1)
+
     def stacks(self, model: LoadedModel) -> tuple[Stack, ...]:
         """Returns which stacks of a model run on them: an encoder-decoder's decoder with targets only.
 
@@ -53,6 +57,20 @@ class Texts:
         if self.targets is not None and dims.arch != "encdec":
             raise UsageError(f"`targets` are for encoder-decoders, and {model.name} is none")
         return ("enc",) if dims.arch == "encdec" and self.targets is None else tuple(dims.stacks)
+
+
+def check_cut(name: str, most: Any) -> None:
+    """Makes sure that texts can be cut after so many tokens.
+
+    Raises:
+        UsageError: it is no number of at least one, nor "auto".
+    """
+    if not isinstance(most, str) or most != "auto":
+        try:
+            check_whole(name, most, 1)
+        except UsageError as error:
+            error.hint += ', or "auto"'
+            raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,12 @@ training_curves  the same along the steps of a training
 circuits      what weights say of heads
 cluster       heads in clusters
 clustered     these as text
+compare       how two runs differ
+compared      that as text
 paths         which tokens led to a token
 paths_report  these in lines of text
 lens          what the model would say after each layer
+fit_lens      a map per layer that makes more of that
 patch         which places carry what tells two texts apart
 ablate        what is lost without a head, an MLP or a layer
 effects       these in lines of text
@@ -39,6 +42,7 @@ attribute     what each head, MLP and bias adds to a logit
 project       how far every token lies along trait vectors
 curves        these as tables
 vectors       trait vectors fitted, and looked at
+probe         linear probes of a label, layer by layer
 dose          a trait and fluency against the scale of steering
 export        a run in another format
 import_       files of another format as a run
@@ -81,11 +85,14 @@ VERBS = {
     "heads": "Measure every attention head, of a run or of a model.",
     "circuits": "What the weights alone say of every attention head.",
     "cluster": "Put attention heads into clusters by their metrics.",
+    "compare": "How two runs differ: what they predict, their layers, their heads.",
     "paths": "Which tokens led to a token: paths backward through attention.",
     "project": "Project what was recorded onto trait vectors, token by token.",
     "vectors": "Find the direction that tells two kinds of texts apart.",
+    "probe": "What can be read off activations by planes, layer by layer.",
     "dose": "How far steering moves a trait, and what it costs in fluency.",
     "lens": "What the model would say after each layer (logit lens).",
+    "fit-lens": "Fit a lens: a map per layer into the place of the last one.",
     "patch": "Which places of a model carry what tells two texts apart.",
     "ablate": "What a model loses without a head, an MLP or a layer.",
     "edges": "Which part feeds which, in what tells two texts apart.",
@@ -158,7 +165,7 @@ def application(arguments: Sequence[str]) -> App:
         print_error=False,
     )
     for verb, help_line in VERBS.items():
-        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb
+        name = f"{verb}_" if keyword.iskeyword(verb) or hasattr(builtins, verb) else verb.replace("-", "_")
         if verb == asked:
             app.command(_told_plainly(getattr(import_module(f"traceformer.cli.{name}"), name)), name=verb)
         else:

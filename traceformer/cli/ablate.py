@@ -1,12 +1,13 @@
 """`traceformer ablate`: what a model loses without one of its heads, MLPs or layers."""
 
 import shlex
+from functools import partial
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
 from traceformer.cli.arguments import Indices, count
-from traceformer.cli.choices import SEVERAL, Loading, SweepPlace, sites_in
+from traceformer.cli.choices import SEVERAL, EngineChoice, Loading, SweepPlace, sites_in
 from traceformer.cli.effects import report
 from traceformer.progress import steps_shown
 
@@ -22,7 +23,7 @@ def ablate(
     /,
     *,
     split: str | None = None,
-    limit: Annotated[int, count("N")] = 32,
+    limit: Annotated[int | Literal["all"], count("N|all")] = 32,
     site: Annotated[tuple[str, ...], Parameter(group=_WHAT, metavar="SITE..."), SEVERAL] = ("z",),
     how: Annotated[Literal["zero", "mean", "resample"], Parameter(group=_WHAT)] = "mean",
     together: Annotated[tuple[str, ...], Parameter(group=_WHAT, metavar="LxHy..."), SEVERAL] = (),
@@ -33,6 +34,7 @@ def ablate(
     where: SweepPlace = SweepPlace(),  # noqa: B008
     batch_size: Annotated[int, count("N")] = 16,
     loading: Loading = Loading(),  # noqa: B008
+    engine: EngineChoice = EngineChoice(),  # noqa: B008
 ) -> None:
     """What a model loses without one of its heads, MLPs or layers.
 
@@ -45,7 +47,7 @@ def ablate(
         model: A Hugging Face model name, a folder that holds a model, or byte.
         texts: A data set or a file, as in `traceformer extract`.
         split: Which part of the data set.
-        limit: The first N texts.
+        limit: The first N texts, or all.
         site: z for heads, attn_out, mlp_out; several are ablated at once: attn_out,mlp_out is a layer.
         how: What takes its place.
         together: Heads that are ablated all at once, in the place of one after the other: L2H3,L3H1.
@@ -55,28 +57,28 @@ def ablate(
         seed: Of the texts, or heads, that are drawn.
         batch_size: Texts that share a pass.
     """
-    from traceformer.questions.ablate import ablate as ablated
+    from traceformer.questions.ablate import ablate_on
+    from traceformer.questions.ablation import Asked
 
     where.check()
-    loaded = loading.load(model, with_head=True)
+    workers = engine.chosen()
+    asked = Asked(
+        texts=texts,
+        site=sites_in(site),
+        how=how,
+        together=sites_in(together),
+        draws=draws,
+        layers=layers,
+        heads=heads,
+        seed=seed,
+        limit=None if limit == "all" else limit,
+        split=split,
+        batch_size=batch_size,
+        resume=where.resume,
+    )
+    load = partial(loading.load, model, with_head=True)
     with where.keeping(), steps_shown("ablating") as progress:
-        found = ablated(
-            loaded,
-            texts,
-            site=sites_in(site),
-            how=how,
-            together=sites_in(together),
-            draws=draws,
-            layers=layers,
-            heads=heads,
-            seed=seed,
-            limit=limit,
-            split=split,
-            batch_size=batch_size,
-            out=where.out_dir,
-            resume=where.resume,
-            progress=progress,
-        )
+        found = ablate_on(workers, load, asked, where.out_dir, progress)
     if sites_in(site) == _LAYERS:
         then = f"heads --model {shlex.quote(model)} --roles"
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from traceformer.analysis.conventions import CONVENTIONS, ConventionName
-from traceformer.cli.arguments import count, find_example
+from traceformer.cli.arguments import FILE_ON_DISK, count, find_example
 from traceformer.cli.choices import EngineChoice
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.progress import steps_shown
@@ -35,8 +35,8 @@ def analyze(
     layer: Annotated[int | None, count("L", least=0)] = None,
     convention: ConventionName = "exact",
     top: Annotated[int, count("N")] = 5,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
+    parquet: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
     engine: EngineChoice = EngineChoice(),  # noqa: B008
 ) -> None:

@@ -12,7 +12,16 @@ from traceformer.errors import SelectionError, UsageError
 if TYPE_CHECKING:
     from traceformer.store.run import Run
 
-__all__ = ["FOLDER_ON_DISK", "NAMED_FOLDER", "Indices", "count", "find_example", "open_example", "parse_head"]
+__all__ = [
+    "FILE_ON_DISK",
+    "FOLDER_ON_DISK",
+    "NAMED_FOLDER",
+    "Indices",
+    "count",
+    "find_example",
+    "open_example",
+    "parse_head",
+]
 
 
 # A leading hyphen is let through, so that `--layers -1` is told its valid range like any other number.
@@ -33,12 +42,23 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
 
 def _folder_on_disk(_: object, tokens: Sequence[Token]) -> Path:
     folder = _folder(_, tokens)
-    if ":/" in tokens[0].value:
+    _refuse_bucket(tokens[0].value, "folder")
+    return folder
+
+
+def _file_on_disk(_: object, tokens: Sequence[Token]) -> Path:
+    if not tokens[0].value:
+        raise ValueError("it takes the name of a file, and this is empty")
+    _refuse_bucket(tokens[0].value, "file")
+    return Path(tokens[0].value)
+
+
+def _refuse_bucket(value: str, what: str) -> None:
+    if ":/" in value:
         from traceformer.store.objects.path import is_bucket
 
-        if is_bucket(tokens[0].value):
-            raise ValueError("it takes a folder on disk, and this is a place in a bucket")
-    return folder
+        if is_bucket(value):
+            raise ValueError(f"it takes a {what} on disk, and this is a place in a bucket")
 
 
 NAMED_FOLDER = Parameter(metavar="DIR", converter=_folder, n_tokens=1)
@@ -46,6 +66,9 @@ NAMED_FOLDER = Parameter(metavar="DIR", converter=_folder, n_tokens=1)
 
 FOLDER_ON_DISK = Parameter(metavar="DIR", converter=_folder_on_disk, n_tokens=1)
 """The same, of what is written to a disk alone."""
+
+FILE_ON_DISK = Parameter(metavar="FILE", converter=_file_on_disk, n_tokens=1)
+"""A file to write: no place in a bucket, of which a path would make a folder `s3:`."""
 
 
 def count(metavar: str, *, least: int = 1) -> Parameter:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count, open_example
+from traceformer.cli.arguments import FILE_ON_DISK, count, open_example
 from traceformer.cli.terminal import table
 from traceformer.texts.shown import printable, visible
 
@@ -40,7 +40,7 @@ def attribute(
     model: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     adapter: Annotated[str | None, Parameter(metavar="FOLDER|NAME")] = None,
     allow_pickle: bool = False,
-    figure: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    figure: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """What each head, MLP and bias adds to a logit (direct logit attribution).

@@ -101,7 +101,9 @@ def _lines(result: "CheckResult") -> Iterator[str]:
         yield f"no {site}: {why}"
     for fact, why in result.untested.items():
         yield f"not proved, {fact}: {why}"
-    if result.refused or result.untested:
+    if result.no_recipe:
+        yield f"no {result.no_recipe}"
+    if result.refused or result.untested or result.no_recipe:
         yield ""
     failed = [proof for proof in result.proofs if not proof.ok]
     sites = len({proof.key for proof in result.proofs})

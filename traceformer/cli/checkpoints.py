@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from traceformer.cli.stopping import keeping
 from traceformer.errors import UsageError
 from traceformer.progress import LOADING, Totals, progress_shown
 
@@ -41,21 +42,18 @@ def record_checkpoints(
 
     names = [part for name in checkpoints for part in ([name] if Path(name).exists() else name.split(",")) if part]
     found = find_checkpoints(names[0] if len(names) == 1 else names, model)
-    try:
-        with progress_shown(Totals()) as progress:
-            progress(LOADING)
-            runs = extract_checkpoints(
-                found,
-                texts.read(),
-                selection,
-                place,
-                batch_size=batch_size,
-                batch_tokens=batch_tokens,
-                loading=loading.settings(),
-                progress=progress,
-            )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was committed is kept", "the same command with --resume") from stop
+    with keeping("what was committed is kept"), progress_shown(Totals()) as progress:
+        progress(LOADING)
+        runs = extract_checkpoints(
+            found,
+            texts.read_listed(),
+            selection,
+            place,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            loading=loading.settings(),
+            progress=progress,
+        )
     if json:
         print(json_text.dumps(runs.to_json(), indent=2))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import FILE_ON_DISK, count
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
 
@@ -24,7 +24,7 @@ def circuits(
     /,
     *,
     top: Annotated[int, count("N")] = 8,
-    figure: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    figure: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """What the weights alone say of each attention head, and which heads feed which.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from traceformer.analysis.methods import ClusterMethod
+from traceformer.cli.arguments import FILE_ON_DISK
 from traceformer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def cluster(
     method: ClusterMethod = "ward",
     k: Annotated[str | None, Parameter(metavar="K|K..K", show_default="2..8")] = None,
     attention: str | None = None,
-    output: Path = Path("head_clusters.csv"),
+    output: Annotated[Path, FILE_ON_DISK] = Path("head_clusters.csv"),
     plot: bool = False,
     json: bool = False,
 ) -> None:

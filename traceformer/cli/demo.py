@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from traceformer.cli.arguments import NAMED_FOLDER
+from traceformer.cli.arguments import FOLDER_ON_DISK
 
 __all__ = ["demo"]
 
 
-def demo(*, out_dir: Annotated[Path, NAMED_FOLDER] = Path("traces/demo")) -> int:
+def demo(*, out_dir: Annotated[Path, FOLDER_ON_DISK] = Path("traces/demo")) -> int:
     """Record the built-in model on the built-in texts, and look at the run.
 
     The model is `byte`, a small decoder that reads bytes and was trained on Python's documentation.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import FILE_ON_DISK, count
 from traceformer.cli.choices import Loading
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
@@ -37,7 +37,7 @@ def dose(
     chat: bool = False,
     loading: Loading = Loading(),  # noqa: B008
     batch_size: Annotated[int, count("N")] = 8,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """How far steering moves a trait in what a model writes, and what it costs in fluency.

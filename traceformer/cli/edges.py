@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import FILE_ON_DISK, count
 from traceformer.cli.choices import WHERE, Loading, PairChoice
 from traceformer.cli.terminal import table
 from traceformer.progress import steps_shown
@@ -33,7 +33,7 @@ def edges(
     steps: Annotated[int, Parameter(group=_WHAT), count("N")] = 1,
     exact_top: Annotated[int, Parameter(group=_WHAT), count("K", least=0)] = 0,
     top: Annotated[int, Parameter(group=WHERE), count("N")] = 12,
-    png: Annotated[Path | None, Parameter(group=WHERE, metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=WHERE)] = None,
     json: Annotated[bool, Parameter(group=WHERE)] = False,
     batch_size: Annotated[int, count("N")] = 8,
     loading: Loading = Loading(),  # noqa: B008

@@ -46,6 +46,7 @@ def extract(
     where: PlaceChoice = PlaceChoice(),  # noqa: B008
     codec: Annotated[Literal["none", "zstd", "lz4"], Parameter(group=WHERE)] = "none",
     attn_codec: Annotated[Literal["exact", "small", "sqrt8"], Parameter(group=WHERE)] = "exact",
+    patterns: Annotated[Literal["stored", "recipe"], Parameter(group=WHERE)] = "stored",
     batch_size: Annotated[int | None, Parameter(group=HOW), count("N")] = None,
     batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=HOW), count("N|auto")] = None,
     num_shards: Annotated[int, Parameter(group=HOW), count("W")] = 1,
@@ -69,6 +70,8 @@ def extract(
         codec: Compression of token arrays; patterns are always compressed.
         attn_codec: small takes a fifth less for patterns, and twice as long; sqrt8 stores them in one byte per cell,
             with an error of up to 0.004.
+        patterns: recipe stores q and k as the model has them in place of patterns, which are made anew of these when
+            they are read.
         batch_size: Texts per forward pass; 8 by default.
         batch_tokens: In its place, the most tokens per forward pass, of which 5 % at most are padding.
         num_shards: How many machines share the work, each with its own --shard-index and the same --out_dir.
@@ -80,7 +83,7 @@ def extract(
         raise UsageError(f"--shard-index {shard_index} of --num-shards {num_shards}", hint="count from 0")
     selection = what.selection(computed.derived())  # a misspelt site fails here, before torch is imported
     made = where.unchecked if checkpoints else where.place  # a folder of runs may be there, to be gone on with
-    place = made(codec=codec, attn_codec=attn_codec, writer=(shard_index, num_shards))
+    place = made(codec=codec, attn_codec=attn_codec, patterns=patterns, writer=(shard_index, num_shards))
 
     workers = engine.chosen()
     if texts.streaming and (workers is not None or checkpoints):
@@ -113,7 +116,9 @@ def extract(
     with keeping("what was committed is kept"), progress_shown(totals) as progress:
         progress(LOADING)
         if workers is not None:
-            run = extraction.extract_on(workers, load, texts.read, selection, place, **batching, progress=progress)
+            run = extraction.extract_on(
+                workers, load, texts.read_listed, selection, place, **batching, progress=progress
+            )
         else:
             asked = texts.read()
             run = extraction.extract(load(), asked, selection, place, **batching, progress=progress)

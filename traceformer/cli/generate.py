@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import NAMED_FOLDER, Indices, count
+from traceformer.cli.arguments import FOLDER_ON_DISK, Indices, count
 from traceformer.cli.choices import (
     CHOOSE,
     HOW,
@@ -140,7 +140,7 @@ def generate(
     steer: Annotated[tuple[str, ...], Parameter(group=CHOOSE, metavar="FILE:SCALE[@LAYER]"), SEVERAL] = (),
     capture_steps: Annotated[bool, Parameter(group=RECORD)] = False,
     replay: Annotated[bool, Parameter(group=RECORD)] = False,
-    experiment: Annotated[Path | None, NAMED_FOLDER, Parameter(group=WHERE)] = None,
+    experiment: Annotated[Path | None, FOLDER_ON_DISK, Parameter(group=WHERE)] = None,
     where: PlaceChoice = PlaceChoice(),  # noqa: B008
     batch_size: Annotated[int, Parameter(group=HOW), count("N")] = 8,
     engine: EngineChoice = EngineChoice(),  # noqa: B008

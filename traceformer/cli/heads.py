@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from traceformer.analysis.conventions import SPARSITY, ConventionName
-from traceformer.cli.arguments import count
+from traceformer.cli.arguments import FILE_ON_DISK, count
 from traceformer.cli.choices import EngineChoice
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
@@ -62,9 +62,9 @@ def heads(
     batch_size: Annotated[int | None, Parameter(group=_LIVE), count("N")] = None,
     batch_tokens: Annotated[int | Literal["auto"] | None, Parameter(group=_LIVE), count("N|auto")] = None,
     device: Annotated[str | None, Parameter(group=_LIVE)] = None,
-    output: Annotated[Path, Parameter(group=_WHERE)] = Path("head_metrics.csv"),
+    output: Annotated[Path, FILE_ON_DISK, Parameter(group=_WHERE)] = Path("head_metrics.csv"),
     plot: Annotated[bool, Parameter(group=_WHERE)] = False,
-    figure: Annotated[Path | None, Parameter(group=_WHERE, metavar="FILE")] = None,
+    figure: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
     json: Annotated[bool, Parameter(group=_WHERE)] = False,
     engine: EngineChoice = EngineChoice(),  # noqa: B008
 ) -> None:

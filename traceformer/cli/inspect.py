@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import count, find_example, open_example, parse_head
+from traceformer.cli.arguments import FILE_ON_DISK, count, find_example, open_example, parse_head
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, NotRecorded, SelectionError
 from traceformer.sites import ArraySpec, Stack
@@ -57,7 +57,7 @@ def inspect(
     layer: Annotated[int | None, count("L", least=0)] = None,
     head: Annotated[str | None, Parameter(metavar="H|LxHy")] = None,
     site: str | None = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
     json: bool = False,
 ) -> None:
     """Show what a run holds: its arrays, an example, a head.

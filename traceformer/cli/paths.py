@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Group, Parameter, Token
 
-from traceformer.cli.arguments import count, open_example, parse_head
+from traceformer.cli.arguments import FILE_ON_DISK, count, open_example, parse_head
 from traceformer.errors import UsageError
 from traceformer.presentation import present
 
@@ -62,8 +62,8 @@ def paths(
     bos_token_id: Annotated[int | None, Parameter(group=_SEARCH), count("ID", least=0)] = None,
     stack: Annotated[Literal["enc", "dec"] | None, Parameter(group=_RUN)] = None,
     max_flow: Annotated[bool, Parameter(group=_SEARCH)] = False,
-    html: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
-    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    html: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
+    png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
     open_browser: Annotated[bool, Parameter(group=_OUTPUT)] = False,
     device: Annotated[str | None, Parameter(group=_MODEL)] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=_MODEL)] = None,

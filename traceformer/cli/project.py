@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from traceformer.cli.arguments import find_example
+from traceformer.cli.arguments import FILE_ON_DISK, FOLDER_ON_DISK, find_example
 from traceformer.errors import UsageError
 from traceformer.filenames import file_name
 from traceformer.progress import steps_shown
@@ -32,8 +32,8 @@ def project(
     site: str = "resid_post",
     layer: Annotated[str | None, Parameter(name=("--layer", "--layers"), metavar="I,J-K|all")] = None,
     example: str | None = None,
-    png: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    output: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK] = None,
+    output: Annotated[Path | None, FOLDER_ON_DISK, Parameter(metavar="FOLDER")] = None,
     json: bool = False,
 ) -> None:
     """Project what was recorded onto trait vectors, token by token.

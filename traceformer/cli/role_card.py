@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from traceformer.cli.failures import in_flags
 from traceformer.cli.terminal import table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def told_roles(found: "Roles", figure: Path | None, *, json: bool) -> None:
         return
     print(_as_text(found))
     for column, why in found.notes.items():
-        print(f"{column}: {why}", file=sys.stderr)
+        print(f"{column}: {in_flags(why)}", file=sys.stderr)
     made = "" if figure is None else f"wrote {figure}; "
     model = shlex.quote(found.about.model or "MODEL")
     then = f"circuits {model} --figure circuits.png" if found.circuits is not None else f"check {model}"

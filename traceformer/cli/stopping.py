@@ -41,9 +41,11 @@ def keeping(what: str, *, resumes: bool = True) -> Generator[None]:
     try:
         with _announcements(announced):
             yield
-    except KeyboardInterrupt as stop:  # a plain one also where a library of compiled code, as Ray, waited (2.60)
-        if announced:
+    except (KeyboardInterrupt, Exception) as stop:
+        if announced:  # whatever else a library makes of it, as Ray does, whose compiled code waits (2.60)
             raise Announced(f"stopped by {announced[0]}; {what}", _again()) from stop
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
         raise KeyboardInterrupt(f"interrupted; {what}", "the same command with --resume") from stop
 
 

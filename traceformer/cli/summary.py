@@ -11,6 +11,7 @@ from traceformer.store.hosts import Computed
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import Dims, RunMeta
 from traceformer.store.objects.path import AnyPath, sizes_in
+from traceformer.store.recipes import operands_of
 from traceformer.store.run import Run
 from traceformer.texts.shown import printable
 from traceformer.units import amount_of_bytes
@@ -22,7 +23,8 @@ __all__ = ["ArraySummary", "ExperimentSummary", "RunSummary", "summarise", "summ
 class ArraySummary:
     """One array: where it lies, its dimensions (None where each example has its own size), its size on disk.
 
-    What is told of a whole text has no size per token.
+    What is told of a whole text has no size per token. Patterns by recipe have the version of it, and no size.
+    `largest_error` is that of numbers which were rounded to bytes.
     """
 
     key: str
@@ -32,6 +34,8 @@ class ArraySummary:
     heads: tuple[int, ...]
     bytes: int
     bytes_per_token: float | None
+    recipe: int | None = None
+    largest_error: float = 0.0
 
     @property
     def dims_in_words(self) -> str:
@@ -52,6 +56,7 @@ class RunSummary:
     dtype: str
     codec: str
     attn_codec: str
+    rows_codec: str
     time: str
     n_examples: int
     n_tokens: Mapping[str, int]
@@ -68,7 +73,8 @@ class RunSummary:
     def _stored(self) -> str:
         compressed = "" if self.codec == "none" else f" compressed with {self.codec}"
         rough = ", patterns as sqrt8 (off by up to 0.004)" if self.attn_codec == "sqrt8" else ""
-        return f"{self.dtype}{compressed}{rough}"
+        rows = ", rows as q8 (off by up to 0.4 % of the largest of 32 values)" if self.rows_codec == "q8" else ""
+        return f"{self.dtype}{compressed}{rows}{rough}"
 
     def _source(self) -> tuple[str, str]:
         if self.kind == "generation":
@@ -88,10 +94,14 @@ class RunSummary:
                 for each in self.computed
             ),
         )
+        is_rounded = self.rows_codec == "q8"
+        off = ("off by up to",) * is_rounded
+        titles = ("array", "dimensions of one example", "on disk", "per token", *off)
         rows = [
             (
-                *(array.key, array.dims_in_words, amount_of_bytes(array.bytes)),
-                "-" if array.bytes_per_token is None else amount_of_bytes(array.bytes_per_token),
+                *(array.key, array.dims_in_words),
+                *(("by recipe", "-") if array.recipe is not None else _sizes_of(array)),
+                *((f"{array.largest_error:.2g}" if array.largest_error else "-",) * is_rounded),
             )
             for array in self.arrays
         ]
@@ -99,7 +109,7 @@ class RunSummary:
             (
                 *(f"{name:<11}{fact}" for name, fact in facts),
                 "",
-                table(("array", "dimensions of one example", "on disk", "per token"), rows, numeric=(2, 3)),
+                table(titles, rows, numeric=range(2, len(titles))),
                 *(("", *self.parts) if self.parts else ()),
             )
         )
@@ -139,9 +149,13 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
     sizes, arrays = sizes_in(folder), list[ArraySummary]()
     for spec in layout.arrays:
         path = layout.array_path(spec.key)
-        size = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
-        per_token = None if spec.site.is_per_example else size / max(totals[spec.key.token_stack], 1)
-        arrays.append(ArraySummary(str(spec.key), path, _dims(spec), spec.layers, spec.heads, size, per_token))
+        own = tuple(f"{path}{part}/" for part in ("", "_scale", "_massive", "_massive_channel"))
+        size = sum(size for name, size in sizes.items() if name.startswith(own))
+        recipe = layout.recipes.get(spec.key)
+        has_rate = recipe is None and not spec.site.is_per_example
+        per_token = size / max(totals[spec.key.token_stack], 1) if has_rate else None
+        of = _dims(spec), spec.layers, spec.heads, size, per_token, None if recipe is None else recipe.version
+        arrays.append(ArraySummary(str(spec.key), path, *of, store.largest_error(spec.key)))
     parts = (line for spec in layout.arrays for line in _parts(spec, about.dims_of(spec.key.token_stack)))
     return RunSummary(
         run=str(folder),
@@ -154,13 +168,14 @@ def summarise(store: Run, folder: AnyPath) -> RunSummary:
         dtype=layout.dtype,
         codec=store.layout.codec,
         attn_codec=store.layout.attn_codec,
+        rows_codec=layout.rows_codec,
         time=about.time or "unknown",
         n_examples=store.n,
         n_tokens=dict[str, int](totals),
         longest={stack: int(of_stack.max(initial=0)) for stack, of_stack in lengths.items()},
         bytes=sum(sizes.values()),
         arrays=tuple(arrays),
-        parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout)),
+        parts=(*_row(about), *_edits(about), *dict.fromkeys(parts), *_aliases(layout), *_recipes(layout)),
         labels=about.labels or (),
         computed=store.computed,
     )
@@ -185,6 +200,19 @@ def _parts(spec: ArraySpec, dims: Dims) -> Iterator[str]:
     for axis, numbers in zip((a for a in spec.site.axes if a in totals), (spec.layers, spec.heads), strict=False):
         if len(numbers) < (totals[axis] or 0):
             yield f"{spec.key.token_stack}: only {axis} {', '.join(map(str, numbers))} of {totals[axis]}"
+
+
+def _sizes_of(array: ArraySummary) -> tuple[str, str]:
+    """On disk, and per token."""
+    rate = array.bytes_per_token
+    return amount_of_bytes(array.bytes), "-" if rate is None else amount_of_bytes(rate)
+
+
+def _recipes(layout: RunLayout) -> Iterator[str]:
+    """Yields a line for each array of patterns that are made of q and k."""
+    for key, recipe in layout.recipes.items():
+        query, keys = operands_of(key)
+        yield f"{key}: made anew of {query} and {keys}, in {recipe.stored}, by recipe {recipe.version}"
 
 
 def _aliases(layout: RunLayout) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from traceformer.analysis.methods import Method, Position
+from traceformer.cli.arguments import FILE_ON_DISK, FOLDER_ON_DISK
 from traceformer.cli.terminal import table
 from traceformer.errors import NotFound, UsageError
 from traceformer.progress import Totals, progress_shown, steps_shown
@@ -39,7 +40,7 @@ def fit(
     *,
     positive: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
     negative: Annotated[str, Parameter(group=_TEXTS, metavar="RUN|TEXTS")],
-    output: Annotated[Path, Parameter(group=_OUTPUT, metavar="FOLDER")],
+    output: Annotated[Path, FOLDER_ON_DISK, Parameter(group=_OUTPUT, metavar="FOLDER")],
     model: Annotated[str | None, Parameter(group=_TEXTS)] = None,
     adapter: Annotated[str | None, Parameter(group=_TEXTS, metavar="FOLDER|NAME")] = None,
     like: Annotated[str | None, Parameter(group=_TEXTS, metavar="FAMILY")] = None,
@@ -52,7 +53,7 @@ def fit(
     position: Annotated[Position, Parameter(group=_FIT)] = "mean",
     name: Annotated[str | None, Parameter(group=_OUTPUT)] = None,
     device: Annotated[str | None, Parameter(group=_TEXTS)] = None,
-    png: Annotated[Path | None, Parameter(group=_OUTPUT, metavar="FILE")] = None,
+    png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
     json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
     """Find the direction from one kind of texts to another, at each layer.

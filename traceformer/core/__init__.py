@@ -5,4 +5,5 @@ What calls it, and what takes its place where it is not there, is in `store`, `a
 building    how a C compiler makes the library, where there is one
 library     the library, which variant this processor runs, and how to go without
 kernels     its functions, with numpy's arrays
+recipes     the one that makes patterns anew of queries and keys
 """

@@ -34,6 +34,7 @@ __all__ = [
 _I64, _I32, _F32, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 _LARGEST_OF_HALF = 0x477FF000  # the bits of the first float32 that is no float16 any more
 _LARGEST_OF_BRAIN = 0x7F7F8000  # of the first that is no bfloat16
+_INFINITY = 0x7F800000
 _PROFILE_ROWS = 32
 _LANES = 16
 
@@ -162,8 +163,12 @@ def cast_rows(
     width: int,
     *,
     brain: bool,
+    wide: bool = False,
 ) -> bool:
-    """Writes rows of float32 as float16, or bfloat16 if `brain`; returns whether all of them are finite there."""
+    """Writes rows of float32 as float16, as bfloat16 if `brain`, as they are if `wide`.
+
+    Returns whether all of them are finite there.
+    """
     function = core.function("cast_rows")
     function.restype = ctypes.c_uint32
     three = _I64 * 3
@@ -174,9 +179,9 @@ def cast_rows(
         three(*target.strides),
         three(*shape),
         _I64(width),
-        brain,
+        2 if wide else int(brain),
     )
-    return largest < (_LARGEST_OF_BRAIN if brain else _LARGEST_OF_HALF)
+    return largest < (_INFINITY if wide else _LARGEST_OF_BRAIN if brain else _LARGEST_OF_HALF)
 
 
 def project(

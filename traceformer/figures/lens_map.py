@@ -1,22 +1,44 @@
-"""The logit lens as a matplotlib figure."""
+"""A lens as a matplotlib figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import ScalarFormatter
 
 from traceformer.analysis.lens import Lens
-from traceformer.errors import UsageError, check_is
+from traceformer.errors import UsageError, check_choice, check_is
 from traceformer.figures.style import blank, placed, styled, titled, written_on
+from traceformer.shapes import Float32
 from traceformer.texts.shown import label, visible
 
-__all__ = ["lens_figure"]
+__all__ = ["MARKS", "Mark", "lens_figure"]
 
-_COLOURS = "viridis"
+Mark: TypeAlias = Literal["probability", "rank", "kl", "entropy"]
+
+MARKS: Mapping[Mark, str] = {
+    "probability": "its probability",
+    "rank": "rank of the token that came",
+    "kl": "KL(last layer || this layer), nats",
+    "entropy": "entropy of all tokens, nats",
+}
+"""What the colour of a cell may say: the brighter, the surer, or the nearer to what came or to the last layer."""
+
+
+class _Shades(NamedTuple):
+    """The numbers that colours stand for, and which colour is which."""
+
+    values: Float32[np.ndarray, "layer position"]
+    colours: str
+    norm: Normalize
+
+
 _IN_A_ROW = 40  # positions whose tokens have room beside each other
 _MOST_ROWS = 12
 _LONGEST = 9  # characters of a token in a cell
@@ -24,7 +46,7 @@ _FRAME = "#D55E00"
 
 
 @styled
-def lens_figure(value: Lens, *, title: str | None = None, ax: Axes | None = None) -> Figure:
+def lens_figure(value: Lens, *, mark: Mark = "probability", title: str | None = None, ax: Axes | None = None) -> Figure:
     """Returns layers upwards, positions to the right: the likeliest next token, its probability as the colour.
 
     A frame marks where that is the token which came next. Longer texts go on below, 40 positions in a row; beyond 480
@@ -32,13 +54,17 @@ def lens_figure(value: Lens, *, title: str | None = None, ax: Axes | None = None
 
     Args:
         value: The lens.
+        mark: What the colour says: `probability`, that of the likeliest token; `rank`, that of what came (1 for
+            the likeliest); `kl`, how far what the last layer says diverges from what this one says; or `entropy`.
         title: In place of the model's stack and the example.
         ax: Where to draw up to 40 positions.
 
     Raises:
-        UsageError: there are more, for one `ax`.
+        UsageError: there are more, for one `ax`; or nothing is known of what is to be marked.
     """
     check_is(value, Lens, "what lens gave")
+    check_choice("mark", mark, MARKS)
+    shades = _shades(value, mark)
     n_layers, n_positions = len(value.layers), len(value.positions)
     written = n_positions <= _IN_A_ROW * _MOST_ROWS
     in_a_row = min(n_positions, _IN_A_ROW) if written else n_positions
@@ -55,29 +81,44 @@ def lens_figure(value: Lens, *, title: str | None = None, ax: Axes | None = None
         places = [axes]
     image = None
     for axes, row in zip(places, rows, strict=True):
-        image = _draw(axes, value, row, in_a_row, written=written)
-    what = "the likeliest next token after each layer" + ", framed where it came" * written
+        image = _draw(axes, value, shades, row, in_a_row, written=written)
+    through = "" if value.translated is None else f", {value.translated}"
+    what = f"the likeliest next token after each layer{through}" + ", framed where it came" * written
     heading = titled(f"{title or f'{value.key.stack}  example {value.example_id}'}\n{what}")
     if ax is None:
         figure.suptitle(heading)
     else:
         ax.set_title(heading)
     if image is not None:
-        figure.colorbar(image, ax=places, label="its probability", shrink=max(0.3, 0.9 / len(rows)))
+        bar = figure.colorbar(image, ax=places, label=MARKS[mark], shrink=max(0.3, 0.9 / len(rows)))
+        if mark == "rank":
+            bar.ax.yaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 
-def _draw(axes: Axes, value: Lens, row: Sequence[int], in_a_row: int, *, written: bool) -> AxesImage:
+def _shades(value: Lens, mark: Mark) -> _Shades:
+    if mark == "probability":
+        return _Shades(value.top_probabilities[:, :, 0], "viridis", Normalize(0, 1))
+    numbers = {"rank": np.where(value.target_rank > 0, value.target_rank, np.nan), "kl": value.kl}
+    found = numbers.get(mark, value.entropy).astype(np.float32)
+    if not np.isfinite(found).any():
+        why = "no token came next" if mark == "rank" else f"what was read out of {value.key} does not say it"
+        raise UsageError(f"`mark={mark!r}`, of which nothing is known", why=why, hint="another `mark`")
+    largest = float(np.nanmax(found))
+    return _Shades(found, "viridis_r", LogNorm(1, max(largest, 10)) if mark == "rank" else Normalize(0, largest or 1))
+
+
+def _draw(axes: Axes, value: Lens, shades: _Shades, row: Sequence[int], in_a_row: int, *, written: bool) -> AxesImage:
     """Some positions of all layers, as wide as `in_a_row` of them."""
-    probabilities = np.full((len(value.layers), in_a_row), np.nan, np.float32)
-    probabilities[:, : len(row)] = value.top_probabilities[:, row, 0]
-    image = axes.imshow(probabilities, cmap=blank(_COLOURS), vmin=0, vmax=1, origin="lower", aspect="auto")
+    cells = np.full((len(value.layers), in_a_row), np.nan, np.float32)
+    cells[:, : len(row)] = shades.values[:, row]
+    image = axes.imshow(cells, cmap=blank(shades.colours), norm=shades.norm, origin="lower", aspect="auto")
     if written:
         for layer in range(len(value.layers)):
             for column, position in enumerate(row):
                 token_id = int(value.top_ids[layer, position, 0])
                 text = label(_short(visible(value.names[token_id])))
-                colour = written_on(image, float(probabilities[layer, column]))
+                colour = written_on(image, float(cells[layer, column]))
                 axes.text(column, layer, text, ha="center", va="center", fontsize=6.5, color=colour)
                 if token_id == value.targets[position]:
                     axes.add_patch(_frame(column, layer))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -204,7 +205,7 @@ def _ribbon(x: tuple[float, float], tops: tuple[float, float], width: float) -> 
     corners = [(left, here), (middle, here), (middle, there), (right, there)]
     below = [(right, there - width), (middle, there - width), (middle, here - width), (left, here - width)]
     codes = [Outline.MOVETO, *[Outline.CURVE4] * 3, Outline.LINETO, *[Outline.CURVE4] * 3]
-    return Outline([*corners, *below], codes)
+    return Outline(np.array([*corners, *below]), codes)
 
 
 def _name(node: SankeyNode) -> str:

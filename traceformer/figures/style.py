@@ -228,6 +228,9 @@ def titled(text: str) -> str:
 
 def save(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     """Writes the figure in the format that the file's ending names, PNG if it has none."""
+    from traceformer.store.objects.path import disk_path
+
+    path = disk_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whatever_the_script():
         figure.savefig(path, dpi=dpi, format=path.suffix.removeprefix(".") or "png")

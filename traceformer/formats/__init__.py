@@ -9,7 +9,9 @@ outgoing          what an export tells of its run, so that an import can give it
 rows              rows of the token table as plain values, exactly, and back
 incoming          a run made of other people's files, unknown rows and all
 whole             files that appear whole or not at all
+tensor_files      arrays as a .safetensors file
 torch_files       what torch saved, without running pickle's code
+torch_archives    the same of today's files, without torch
 nanochat_json     nanochat traces: JSON
 gemma_pt          the Gemma capture's .pt files
 safetensors_runs  every array as safetensors, and a manifest

@@ -31,8 +31,9 @@ def described_run(store: Run) -> dict[str, Any]:
 
 
 def written_dtype(store: Run) -> Dtype:
-    """Returns the one dtype that holds all numbers of a run: patterns that are stored as bytes are read as float32."""
-    return store.dtype if store.layout.attn_codec == "exact" else "float32"
+    """Returns the one dtype that holds all numbers of a run: what is stored as bytes is read as float32."""
+    is_exact = store.layout.attn_codec == store.layout.rows_codec == "exact"
+    return store.dtype if is_exact else "float32"
 
 
 def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:

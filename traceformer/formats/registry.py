@@ -25,6 +25,7 @@ from traceformer.formats.whole import remove_leftovers
 from traceformer.progress import OnStep, steps_watched
 from traceformer.store.files import free_space
 from traceformer.store.locks import final_folder, refuse_existing
+from traceformer.store.objects.path import disk_path
 from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 
@@ -130,8 +131,9 @@ def export(
             raise UsageError(f'`format="{format}"` has no `{option}`', why=f"it takes {takes}" if takes else "")
     if not str(folder):
         raise UsageError("the folder to write into has no name", hint="`folder` names it")
-    remove_leftovers(Path(folder))
-    with steps_watched("exporting", progress) as show, free_space(Path(folder)):
+    place = disk_path(folder)
+    remove_leftovers(place)
+    with steps_watched("exporting", progress) as show, free_space(place):
         options = ExportOptions(
             example_ids=None if examples is None else tuple(run.example_id(example) for example in examples),
             steps=steps or None,
@@ -141,7 +143,7 @@ def export(
             layout=layout,
             layers=None if layers is None else tuple(layers),
         )
-        return list(write.write_files(run, Path(folder), options))
+        return list(write.write_files(run, place, options))
 
 
 def import_run(

@@ -12,7 +12,7 @@ from traceformer.errors import NotFound, Unreadable
 from traceformer.formats.whole import appearing_whole
 from traceformer.shapes import Float
 
-__all__ = ["Part", "read_torch_file", "write_torch_file"]
+__all__ = ["Part", "more_than_tensors", "read_torch_file", "write_torch_file"]
 
 # What torch raises, one or the other, where bytes of a file are missing or changed.
 _DAMAGED = (
@@ -72,11 +72,7 @@ def read_torch_file(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what matters is what it holds
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise Unreadable(
-            f"{path} holds more than tensors",
-            why="objects of other classes can run code when they are read, so none of it was read",
-            hint="save its tensors as .safetensors",
-        ) from error
+        raise more_than_tensors(path) from error
     except _DAMAGED as error:
         why = "" if isinstance(error, LookupError) else str(error).partition("\n")[0]
         raise Unreadable(f"{path} is no .pt file, or not all of one", why=why) from error
@@ -88,6 +84,16 @@ def read_torch_file(path: Path) -> Any:
             why=str(error).partition("\n")[0],
             hint="save it as float32",
         ) from error
+
+
+def more_than_tensors(path: Path, why: str = "") -> Unreadable:
+    """Returns what is raised where a .pt file asks for objects of other classes; `why` says which."""
+    code = "objects of other classes can run code when they are read, so none of it was read"
+    return Unreadable(
+        f"{path} holds more than tensors",
+        why=f"{why}; {code}" if why else code,
+        hint="save its tensors as .safetensors",
+    )
 
 
 def _as_numpy(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from traceformer.errors import RunExists
 from traceformer.store.files import FileLock
+from traceformer.store.objects.path import disk_path
 from traceformer.store.system import rename, replace
 
 __all__ = ["appearing_whole", "leftovers", "refuse_to_replace", "remove_leftovers"]
@@ -21,7 +22,9 @@ def appearing_whole(path: Path) -> Generator[Path]:
 
     Raises:
         RunExists: another process is writing it.
+        UsageError: it is a place in a bucket.
     """
+    path = disk_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, replaced, lock = _part_of(path), path.with_name(f".{path.name}.old.part"), FileLock(_lock_of(path))
     lock.acquire()

@@ -103,7 +103,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = parse_json(file.read(length))
-    metadata: dict[str, str] = header.pop("__metadata__", {})
+    metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     tensors = {
         name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()

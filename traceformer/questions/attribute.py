@@ -140,8 +140,9 @@ def _checked(value: Split, run: Run) -> float:
             why=f"what the run holds of {lost or 'the last layer'} is not finite there",
             hint='record the run with `dtype="float32"`',
         )
-    patterns = ("bfloat16",) if run.layout.attn_codec == "sqrt8" and not _holds(run, "z") else ()
-    largest = explained(value, (run.dtype, *patterns), run.about.model_dtype or "float32")
+    patterns = run.layout.attn_codec == "sqrt8" and not _holds(run, "z")
+    in_bytes = ("bfloat16",) if patterns or run.layout.rows_codec == "q8" else ()
+    largest = explained(value, (run.dtype, *in_bytes), run.about.model_dtype or "float32")
     remainder = value.total - float(value.contributions.sum())
     if abs(remainder) > largest:
         raise NumericError(

@@ -27,6 +27,7 @@ from traceformer.errors import ConfigurationChanged, CorruptRun, NotFound, RunEx
 from traceformer.shapes import Float64
 from traceformer.store.durable import WriteGroup
 from traceformer.store.files import FileLock, canonical, free_space, read_sealed, seal
+from traceformer.store.objects.path import disk_path
 from traceformer.store.zarr3 import CRC32C, LITTLE_ENDIAN, zarr_array
 
 __all__ = ["EFFECTS", "EffectsFolder", "open_effects"]
@@ -91,6 +92,7 @@ class EffectsFolder:
                 }
             )
         )
+        disk_path(folder)
         if folder.exists() and any(folder.iterdir()):
             _check_begun(folder, stated, resume=resume)
         is_new_folder = not folder.exists()
@@ -103,6 +105,12 @@ class EffectsFolder:
             made._is_new = True
             made._write_metadata()
         return made
+
+    @classmethod
+    def joined(cls, folder: Path) -> "EffectsFolder":
+        """Returns a folder that another process has begun, and holds, to write pairs into that no one else writes."""
+        stated = read_sealed(folder / EFFECTS)
+        return cls(folder, stated, stated["arrays"], FileLock(folder / ".lock"))
 
     def __enter__(self) -> Self:
         return self

@@ -19,7 +19,7 @@ from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.capture.workers.engine import Engine, as_engine
-from traceformer.errors import UsageError, check_choice
+from traceformer.errors import UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.heads_of_run import measured_of, measured_on
@@ -210,6 +210,9 @@ def reading_of(
     seq_length: int | None = None,
 ) -> "Reading":
     """Returns what a model is to read, as tokens, and which patterns it has then; arguments and errors of `heads`."""
+    for name, value in (("seq_length", seq_length), ("limit", limit)):
+        if value is not None:
+            check_whole(name, value, 1)
     length = seq_length or _SEQ_LENGTH
     if isinstance(texts, FileWindows | TrainingTexts):
         of_data_sets = {"split": split, "text_column": text_column, "ids_column": ids_column, "targets": targets}

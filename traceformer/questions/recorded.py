@@ -24,8 +24,12 @@ def check_asked(of: Any) -> None:
         )
 
 
-def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None) -> Run:
+def recorded(
+    of: Run | LoadedModel, texts: Texts | None, capture: str, layers: Numbers = None, *, limit: int | None = None
+) -> Run:
     """Returns the run, or what a model's is over texts: in memory, in float32, so that nothing is rounded.
+
+    `limit` is the first texts of a model only; a run is returned as it is.
 
     Raises:
         UsageError: a run with texts, or a model without.
@@ -41,4 +45,4 @@ def recorded(of: Run | LoadedModel, texts: Texts | None, capture: str, layers: N
 
     from traceformer.capture.extract import record
 
-    return record(of, texts, capture, layers=layers, hidden_layers=layers, dtype="float32")
+    return record(of, texts, capture, layers=layers, hidden_layers=layers, limit=limit, dtype="float32")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,12 +15,12 @@ from traceformer.shapes import Float64
 from traceformer.sites import OUTPUTS, SITES, ArrayKey, Attention, Numbers, as_indices, expand_sites
 
 if TYPE_CHECKING:
-    from traceformer.capture.edits.started import Passes
-    from traceformer.capture.edits.sweeping import Sweeper
+    from traceformer.capture.edits.started import Passes, Way
 
 __all__ = [
     "Groups",
     "Kept",
+    "Made",
     "SweepAxes",
     "check_model",
     "check_next_tokens",
@@ -29,6 +29,7 @@ __all__ = [
     "most_at_once",
     "positions_of_word",
     "sweep_axes",
+    "write_texts",
 ]
 
 EffectOf: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -267,9 +268,8 @@ class Groups:
             self._groups[-1].append(number)
 
     def pending(self, done: Sequence[bool]) -> list[list[int]]:
-        """Returns the groups without the texts that are done."""
-        left = ([number for number in group if not done[number]] for group in self._groups)
-        return [group for group in left if group]
+        """Returns the groups that are not done, whole, so that what comes of one does not depend on interruptions."""
+        return [group for group in self._groups if not all(done[number] for number in group)]
 
 
 def most_at_once(model: LoadedModel, passes: "Passes", length: int, batch_size: int, *, all_logits: bool) -> int:
@@ -278,6 +278,19 @@ def most_at_once(model: LoadedModel, passes: "Passes", length: int, batch_size: 
     per_token = 4 * dims.n_layers * (dims.d_model or 1) * 6
     vocabulary = n_embeddings_of(model.model) if all_logits else 0
     return max(1, min(batch_size, _BYTES_AT_ONCE // max(1, length * (per_token + 8 * vocabulary))))
+
+
+class Made(Protocol):
+    """How a sweep was made: a `Sweeper`, or what several of them were."""
+
+    @property
+    def way(self) -> "Way": ...
+
+    @property
+    def compared(self) -> int: ...
+
+    @property
+    def error(self) -> float: ...
 
 
 class Kept:
@@ -324,23 +337,45 @@ class Kept:
         corrupt: Float64[np.ndarray, "text"] | None = None,
     ) -> None:
         """Keeps the metric of some texts, so that it would survive a crash where there is a folder."""
+        self.take(numbers, metric, clean, corrupt)
+        if self._folder is not None:
+            write_texts(self._folder, numbers, self._effect_of, metric, clean, corrupt)
+
+    def take(
+        self,
+        numbers: Sequence[int],
+        metric: Float64[np.ndarray, "text *cell"],
+        clean: Float64[np.ndarray, "text"],
+        corrupt: Float64[np.ndarray, "text"] | None = None,
+    ) -> None:
+        """Keeps the metric of some texts in memory."""
         for i, number in enumerate(numbers):
             self.metric[number], self.clean[number] = metric[i], clean[i]
             if corrupt is not None:
                 self.corrupt[number] = corrupt[i]
             self.done[number] = True
-            if self._folder is not None:
-                one = slice(number, number + 1)
-                effect = self._effect_of(self.metric[one], self.clean[one], self.corrupt[one])[0]
-                arrays = {"metric": self.metric[number], "effect": effect}
-                baselines = {"clean": self.clean[number, None], "corrupt": self.corrupt[number, None]}
-                self._folder.write(number, arrays | baselines)
 
-    def finished(self, about: Swept, axes: tuple[Axis, ...], pairs: Sequence[str], sweeper: "Sweeper") -> Effects:
+    def finished(self, about: Swept, axes: tuple[Axis, ...], pairs: Sequence[str], made: Made) -> Effects:
         """Returns the effects, once all is there, and says how they were measured."""
         from traceformer.capture.edits.started import WAYS
 
-        about = replace(about, way=WAYS[sweeper.way], compared=sweeper.compared, error=sweeper.error)
+        about = replace(about, way=WAYS[made.way], compared=made.compared, error=made.error)
         if self._folder is not None:
             self._folder.finish(about)
         return Effects(axes, {"effect": self.effect}, self.clean, self.corrupt, tuple(pairs), about)
+
+
+def write_texts(
+    folder: EffectsFolder,
+    numbers: Sequence[int],
+    effect_of: EffectOf,
+    metric: Float64[np.ndarray, "text *cell"],
+    clean: Float64[np.ndarray, "text"],
+    corrupt: Float64[np.ndarray, "text"] | None = None,
+) -> None:
+    """Writes the metric of some texts, and the effects that it makes, text by text."""
+    corrupt = np.full(len(clean), np.nan) if corrupt is None else corrupt
+    effect = effect_of(metric, clean, corrupt)
+    for i, number in enumerate(numbers):
+        ends = {"clean": clean[i, None], "corrupt": corrupt[i, None]}
+        folder.write(number, {"metric": metric[i], "effect": effect[i], **ends})

@@ -15,7 +15,11 @@ upgrading     a run of an older format in the newest one
 syncing       a finished run copied to a bucket, or back: file by file, the manifest last
 arrays        which array a site means, and which parts of it a layer, a head and an example need
 columns       one layer over all examples, in batches, or shuffled without reading twice
+training_data  rows or squares of patterns as data for training, in batches, resumed anywhere
+training_order  an epoch's order, of which any stretch is known by itself, and its shares
+squares       squares of one size out of the matrices of all texts
 index         which examples a run holds and where their tokens lie
+examples      which example is meant: by its number, or by its id
 lookup        where the example of an id is, and all lengths, in one file of a finished run of many shards
 tables        token tables of several shards, joined though their columns differ
 topk          the largest keys of each query, where they were stored in place of patterns
@@ -26,9 +30,13 @@ room          the memory that there is, and what is refused because it would tak
 sizes         how much a run takes: what examples fill, and an estimate of what is stored
 names         how each array's path and name are spelt; which one a site means is in `arrays`
 zarr3         metadata that every zarr reader understands, and tensorstore's handles
+recipes       patterns by recipe: what a run states of patterns that it does not hold
+rebuilding    patterns made anew of q and k, defined to the bit
 triangles     the lower triangle of a square, row after row: all that a causal pattern has
 codecs        how chunks are compressed, and what zarr's metadata says of it
 dtypes        how numbers are stored: bfloat16 as bits, patterns as rounded roots, never an inf
+q8            rows as bytes: codes, a scale for every 32 of them, and massive channels exactly
+q8_rows       arrays that are stored so, read as the numbers that they stand for
 writer        shard by shard, killed at any moment and resumed to the same bytes
 leased        the same for any number of writers, by leases: to a folder, or to a bucket
 writing       what all writers do with one shard: its arrays, its token table, its memory
@@ -44,7 +52,8 @@ filled        what a shard's memory must be before it is kept
 shards        a shard straight from memory, in zarr's sharding format
 chunks        matrices read from their files, chunk by chunk
 fetching      chunks in a bucket: few requests, many at once
-ranged        arrays in a bucket that are no matrices, as views
+lazy          arrays that are read when they are asked for, as views
+ranged        arrays in a bucket that are no matrices, as such views
 hosts         what computed a shard: facts that change how fast that goes, and last bits at most
 commits       records of committed shards, the manifest, and what they promise
 verification  what became of a run's files since they were written

@@ -14,7 +14,18 @@ from typing import NamedTuple, TypeAlias
 
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
-__all__ = ["Aliases", "Lead", "Piece", "Rows", "check_aliases", "each_once", "kept_arrays", "pieces"]
+__all__ = [
+    "Aliases",
+    "Lead",
+    "Piece",
+    "Plane",
+    "Rows",
+    "check_aliases",
+    "each_once",
+    "kept_arrays",
+    "pieces",
+    "planes_of",
+]
 
 Lead: TypeAlias = tuple[int | slice, ...]
 """The index of the axes before queries or tokens, without the example's: of layers, of heads, or of none."""
@@ -51,6 +62,13 @@ class Piece(NamedTuple):
 
     spec: ArraySpec
     lead: tuple[int | slice | None, ...]
+
+
+class Plane(NamedTuple):
+    """One layer of a kept array, counted as it lies there; `layer` is None where it has no layers."""
+
+    spec: ArraySpec
+    layer: int | None
 
 
 def each_once(
@@ -147,6 +165,23 @@ def pieces(spec: ArraySpec, lead: Lead, aliases: Aliases, kept: Mapping[ArrayKey
         if not kept[key].layers:
             found.append(Piece(kept[key], (None, *rest)))
     return found
+
+
+def planes_of(pieces: Sequence[Piece]) -> tuple[list[Plane], Lead]:
+    """Returns the layers that parts of kept arrays are made of, and the index of these planes that gives the parts."""
+    planes: list[Plane] = []
+    shows_layers, rest = False, pieces[0].lead
+    for spec, lead in pieces:
+        first, *others = lead or (slice(None),)
+        if spec.layers:
+            assert first is not None  # that makes the axis of an array without one
+            wanted = range(len(spec.layers))[first]
+            planes += [Plane(spec, layer) for layer in ([wanted] if isinstance(wanted, int) else wanted)]
+            shows_layers, rest = not isinstance(wanted, int), tuple(others)
+        else:
+            planes.append(Plane(spec, None))
+            shows_layers, rest = first is None, tuple(others) if first is None else lead
+    return planes, (slice(None) if shows_layers else 0, *(part for part in rest if part is not None))
 
 
 def _index(spec: ArraySpec, layer: int | None) -> tuple[int, ...]:

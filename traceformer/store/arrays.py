@@ -4,16 +4,18 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from traceformer.errors import NotRecorded, SelectionError
-from traceformer.shapes import Num
+from traceformer.shapes import Num, Shaped
 from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack, expand_sites, parse_indices
 from traceformer.store.aliases import Lead
 from traceformer.store.columns import Column
 from traceformer.store.dtypes import ReadDtype, decode, dtype_read
+from traceformer.store.index import Spans
 from traceformer.store.layout import RunLayout
 from traceformer.store.meta import RunMeta
 from traceformer.store.objects.path import ObjectPath
@@ -24,12 +26,14 @@ from traceformer.store.zarr3 import as_read, numbers_of, read_ahead, reading
 if TYPE_CHECKING:
     from traceformer.store.zarr3 import Reading
 
-__all__ = ["RunArrays", "Shape", "find_array", "find_numbers", "shortened"]
+__all__ = ["ColumnPlace", "Numbers", "RunArrays", "Shape", "find_array", "find_numbers", "one_number", "shortened"]
 
 _AHEAD, _FEWEST_AHEAD = 32, 4  # matrices that are asked for together, of a bucket
 _AHEAD_BYTES = 64 << 20  # that these take at most, if one does not take more
 
 Shape: TypeAlias = Literal["any", "rows", "matrix"]
+Numbers: TypeAlias = str | int | Iterable[int] | None
+"""Which layers or heads: a number, several, a text such as `0,3-5`, or all."""
 
 _INSTEAD: Mapping[str, str] = {
     "attn_topk": "run.attn_topk(example) has each query's largest keys",
@@ -93,9 +97,7 @@ def _check_shape(spec: ArraySpec, shape: Shape) -> None:
         raise SelectionError(f"{spec.key} has no single row per token", hint="resid_post has one")
 
 
-def find_numbers(
-    what: str, wanted: str | int | Iterable[int] | None, stored: Sequence[int], *, of: str
-) -> tuple[int, ...]:
+def find_numbers(what: str, wanted: Numbers, stored: Sequence[int], *, of: str) -> tuple[int, ...]:
     """Returns which layers, heads or positions are meant, in the order asked for.
 
         find_numbers("layer", "0,3-5", spec.layers, of=str(spec.key))
@@ -114,7 +116,7 @@ def find_numbers(
     elif isinstance(wanted, str):
         chosen = parse_indices(wanted)
     else:
-        chosen = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+        chosen = (int(wanted),) if isinstance(wanted, int | Integral) else tuple(wanted)
     missing = [number for number in chosen if number not in stored]
     if missing or not chosen:
         asked = ", ".join(map(str, missing)) or "nothing"
@@ -123,11 +125,33 @@ def find_numbers(
     return chosen
 
 
+def one_number(what: str, number: Numbers) -> int | None:
+    """Returns the one layer or head that is meant; None if none is said.
+
+    Raises:
+        SelectionError: it is several.
+    """
+    if number is None:
+        return None
+    if isinstance(number, int | Integral):
+        return int(number)
+    raise SelectionError(f"{what}s {number!r} requested", why="rows are of one", hint=f"one {what}, by its number")
+
+
 def shortened(numbers: Sequence[int]) -> str:
     """Returns numbers in the form that `parse_indices` reads: 0-3,7."""
     starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]
     parts = [(numbers[i], numbers[j - 1]) for i, j in zip(starts, [*starts[1:], len(numbers)], strict=True)]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+class ColumnPlace(NamedTuple):
+    """Where a column's rows lie: the index of layer and head, the slots, how many are read together, and the width."""
+
+    lead: Lead
+    spans: Spans
+    chunk: int
+    width: int
 
 
 class RunArrays:
@@ -171,28 +195,49 @@ class RunArrays:
         Raises:
             SelectionError: it is a matrix, or has layers and none is named.
         """
+        place = self.place(spec, layer, head)
+        stored = self._layout.stored(spec)
+        view = as_read(self._source.whole(spec, place.lead), stored, dtype)
+        if spec.site.is_per_example and view.rank > 2:
+            view = view.transpose([1, 0, 2])
+        return Column(view=view, stored=stored, dtype=dtype_read(stored, dtype), spans=place.spans, chunk=place.chunk)
+
+    def place(self, spec: ArraySpec, layer: int | None, head: int | None) -> ColumnPlace:
+        """Returns where the rows of a `column` lie; no array is opened.
+
+        Raises:
+            SelectionError: as `column` does.
+        """
         if spec.site.is_matrix:
-            raise SelectionError(f"{spec.key} is a matrix", hint="head() goes through all examples' matrices")
+            raise SelectionError(
+                f"{spec.key} is a matrix",
+                hint="head() goes through all examples' matrices, and with a size stream() gives squares of it",
+            )
         if spec.layers and layer is None:
             raise SelectionError(f"which layer of {spec.key}?", hint=f"stored: {' '.join(map(str, spec.layers))}")
-        lead = self._lead(spec, layer, head)
-        stored = self._layout.stored(spec)
-        view = as_read(self._source.whole(spec, lead), stored, dtype)
+        lead, chunk = self._lead(spec, layer, head), self._layout.chunk_shape(spec)
+        heads = len(spec.heads) if spec.heads and head is None else 1
         if spec.site.is_per_example:
-            return Column(
-                view=view if view.rank == 2 else view.transpose([1, 0, 2]),
-                stored=stored,
-                dtype=dtype_read(stored, dtype),
-                spans=self._index.example_spans,
-                chunk=self._layout.chunk_shape(spec)[0],
-            )
-        return Column(
-            view=view,
-            stored=stored,
-            dtype=dtype_read(stored, dtype),
-            spans=self._index.token_spans(spec.key.token_stack),
-            chunk=self._layout.chunk_shape(spec)[-2],
-        )
+            return ColumnPlace(lead, self._index.example_spans, chunk[0], spec.width * heads)
+        return ColumnPlace(lead, self._index.token_spans(spec.key.token_stack), chunk[-2], spec.width * heads)
+
+    def squares(
+        self, spec: ArraySpec, row: int, layer: int, heads: Sequence[int], queries: range
+    ) -> Shaped[np.ndarray, "head query key"]:
+        """Returns rows of an example's matrices of some heads of a layer, as they are stored."""
+        places = [_head_index(spec, head) for head in heads]
+        least = min(places)
+        lead = (self._layer_index(spec, layer), slice(least, max(places) + 1))
+        return self._source.matrix(spec, row, lead, queries)[[place - least for place in places]]
+
+    def rows(
+        self, spec: ArraySpec, row: int, positions: Sequence[int], layer: int | None, dtype: ReadDtype
+    ) -> Num[np.ndarray, "position d"]:
+        """Returns some rows of one example's part of a token array, and reads no more than the chunks they lie in."""
+        column, first = self.column(spec, layer, None, dtype), self._index.slot(row, spec.key.token_stack)
+        with self._reading(spec):
+            read = list(column.read((first + position, first + position + 1) for position in positions))
+        return np.concatenate(read) if read else np.empty((0, column.width), column.dtype)
 
     def by_example(
         self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype

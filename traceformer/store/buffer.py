@@ -4,15 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from traceformer.errors import UsageError
+from traceformer.errors import NumericError, UsageError
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.appended import Appending, Scratch
 from traceformer.store.codecs import Chunk
-from traceformer.store.dtypes import ON_DISK, nan_of
+from traceformer.store.dtypes import ON_DISK, first_nonfinite, nan_of
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import CompressedMatrices, Matrices, WholeMatrices
 from traceformer.store.pages import zeros
+from traceformer.store.q8 import LARGEST, Rounded, Rounding, encode, massive_chunks
 from traceformer.store.shards import CutChunks, compress
 
 __all__ = ["ShardBuffer"]
@@ -21,7 +22,7 @@ _ARRAYS_AT_A_TIME = 2  # beside a model that needs the cores itself
 
 
 class ShardBuffer:
-    """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8).
+    """One shard's arrays, as they will be stored (bfloat16 as bits in uint16, sqrt8 as uint8), or rounded.
 
     Call `begin` with the shard's example lengths, then `put` all of each array for the example in each slot; or fill,
     of arrays that are no matrices, `part(spec, b)`, and hand matrices to `matrices` row by row.
@@ -32,7 +33,8 @@ class ShardBuffer:
         matrices: What takes the matrices of each array.
         lengths: Per stack the tokens of each example.
         offsets: Per stack where each example's rows begin, and at the end where the last one's end.
-        compressed: What `compress` made: for each file of an array its chunks.
+        rounded: What `round` made: rows as codes.
+        compressed: What `compress` made: for each file of an array, by its path, its chunks.
         cores: How many arrays are written at a time.
     """
 
@@ -44,7 +46,7 @@ class ShardBuffer:
         self.layout = layout
         self._compresses = compresses
         self.arrays: dict[ArrayKey, Shaped[np.ndarray, "..."]] = {
-            spec.key: zeros(layout.buffer_shape(spec), ON_DISK[layout.stored(spec)])
+            spec.key: zeros(layout.buffer_shape(spec), ON_DISK[layout.held(spec)])
             for spec in layout.kept
             if not spec.site.is_matrix
         }
@@ -55,7 +57,9 @@ class ShardBuffer:
         }
         self.lengths: dict[Stack, Int64[np.ndarray, "example"]] = {}
         self.offsets: dict[Stack, Int64[np.ndarray, "example+1"]] = {}
-        self.compressed: dict[ArrayKey, list[list[Chunk | None]]] = {}
+        self.rounded: dict[ArrayKey, Rounded] = {}
+        self.compressed: dict[str, list[list[Chunk | None]]] = {}
+        self._coded: dict[str, Shaped[np.ndarray, "..."]] = {}
         self.cores = _ARRAYS_AT_A_TIME
         self._finite: dict[ArrayKey, int] = {}
 
@@ -81,7 +85,7 @@ class ShardBuffer:
                     f"an example of {max(lengths[stack])} {stack} tokens",
                     why=f"the run was laid out for 0 to {layout.max_tokens[stack]}",
                 )
-        self.compressed.clear()
+        self.forget()
         self.cores = _ARRAYS_AT_A_TIME
         self._finite.clear()
         self.lengths = {stack: np.asarray(lengths[stack], np.int64) for stack in layout.stacks}
@@ -128,23 +132,112 @@ class ShardBuffer:
         used = int(self.offsets[spec.key.token_stack][-1])
         return array[..., : self.layout.written_slots(spec, used), :]
 
-    def compress(self) -> None:
-        """Compresses what is stored compressed, now and on all cores; what is done is not done again.
+    def forget(self) -> None:
+        """Lets go of what was made of the shard's arrays to be written."""
+        self.rounded.clear()
+        self.compressed.clear()
 
-        `RunWriter.commit` sees to it. But beside a commit a model may be at work, whose cores wait for each other: on
-        the CPU it is cheaper to do this between two passes, which then have all cores.
+    def compress(self) -> None:
+        """Rounds what is stored as codes, and compresses what is stored compressed, now and on all cores.
+
+        What is done is not done again. `RunWriter.commit` sees to it. But beside a commit a model may be at work, whose
+        cores wait for each other: on the CPU it is cheaper to do this between two passes, which then have all cores.
+
+        Raises:
+            NumericError: a value is too large for its scale.
         """
         for spec in self.layout.kept:
-            missing = spec.key in self.arrays and spec.key not in self.compressed
-            if self._compresses and missing and self.layout.codec_of(spec) == "zstd":
-                self.compressed[spec.key] = [compress(part) for part in self._raw_chunks(spec)]
+            if spec.key not in self.arrays:
+                continue
+            if self.layout.stored(spec) == "q8" and not self._is_fit(spec):
+                return  # whoever keeps the shard looks where that is, and says so
+            parts = self.parts(spec)
+            if self._compresses and self.layout.codec_of(spec) == "zstd":
+                for part in parts:
+                    if self.layout.path_of(part) not in self.compressed:
+                        made = [compress(chunks) for chunks in self._raw_chunks(part)]
+                        self.compressed[self.layout.path_of(part)] = made
+
+    def _is_fit(self, spec: ArraySpec) -> bool:
+        return (
+            spec.key in self.rounded
+            or self.is_finite(spec)
+            or first_nonfinite(self.filled(spec), self.layout.held(spec)) is None
+        )
+
+    def parts(self, spec: ArraySpec) -> list[ArraySpec]:
+        """Returns the arrays that an array's rows are stored as: without that of massive channels where there is none.
+
+        Raises:
+            NumericError: a value is too large for its scale.
+        """
+        parts = self.layout.parts(spec)
+        if len(parts) == 1:
+            return [spec]
+        has_massive = any(self.round(spec).channels)
+        return [part for part in parts if part.part != "massive" or has_massive]
+
+    def round(self, spec: ArraySpec) -> Rounded:
+        """Returns the rows of an array that is stored as codes, which are finite; they are made once.
+
+        Raises:
+            NumericError: a value is too large for its scale.
+        """
+        if spec.key not in self.rounded:
+            codes, scales = self._room_of(spec)
+            try:
+                self.rounded[spec.key] = encode(self.filled(spec), codes, scales)
+            except OverflowError:
+                raise NumericError(
+                    f"{spec.key} does not fit into q8",
+                    why=f"a value is beyond {LARGEST}, in more channels than are kept exactly",
+                    hint='`rows_codec="exact"`',
+                ) from None
+        return self.rounded[spec.key]
+
+    def put_rounded(self, spec: ArraySpec, rows: Rounded) -> None:
+        """Takes all rows of the shard, of an array that is stored as codes, as another run stores them."""
+        codes, scales = self._room_of(spec)
+        used = rows.codes.shape[-2]
+        for room, own in ((codes, rows.codes), (scales, rows.scales)):
+            room[..., :used, :] = own
+            room[..., used:, :] = 0
+        behind = ((0, codes.shape[-2] - used), (0, 0))
+        self.rounded[spec.key] = Rounded(codes, scales, [np.pad(own, behind) for own in rows.massive], rows.channels)
+
+    def roundings(self) -> dict[str, Rounding]:
+        """Returns what the shard's record says of the arrays that were rounded."""
+        return {str(key): rows.rounding for key, rows in self.rounded.items()}
+
+    def _room_of(self, spec: ArraySpec) -> list[Shaped[np.ndarray, "..."]]:
+        """Returns the memory of an array's codes and scales, as much as is written."""
+        found: list[Shaped[np.ndarray, "..."]] = []
+        written = self.layout.written_slots(spec, int(self.offsets[spec.key.token_stack][-1]))
+        for part in self.layout.parts(spec)[:2]:
+            path = self.layout.path_of(part)
+            if path not in self._coded:
+                self._coded[path] = zeros(self.layout.buffer_shape(part), ON_DISK[self.layout.stored(part)])
+            found.append(self._coded[path][..., :written, :])
+        return found
+
+    def stored_rows(self, spec: ArraySpec) -> Shaped[np.ndarray, "..."]:
+        """Returns what goes to disk of an array that is no matrix, or of a part of one: whole chunks of token slots."""
+        if spec.part == "massive":
+            rows = self.rounded[spec.key]
+            dense = np.zeros((*rows.codes.shape[:-1], spec.width), ON_DISK[self.layout.stored(spec)])
+            for at, own in zip(np.ndindex(dense.shape[:-2]), rows.massive, strict=True):
+                dense[at][:, : own.shape[1]] = own
+            return dense
+        if spec.part == "scale":
+            return self.rounded[spec.key].scales
+        return self.round(spec).codes if self.layout.stored(spec) == "q8" else self.filled(spec)
 
     def chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
-        """Returns, for each file of an array's shard, its chunks as they go to disk."""
+        """Returns, for each file of an array's shard, or of a part of it, its chunks as they go to disk."""
         matrices = self.matrices.get(spec.key)
         if isinstance(matrices, CompressedMatrices):
             return matrices.files()
-        return self.compressed.get(spec.key) or self._raw_chunks(spec)
+        return self.compressed.get(self.layout.path_of(spec)) or self._raw_chunks(spec)
 
     def appending(self, spec: ArraySpec) -> Appending | None:
         """Returns the files that an array's matrices went to while they were recorded; None where they are kept."""
@@ -159,10 +252,13 @@ class ShardBuffer:
                 appending.close()
 
     def _raw_chunks(self, spec: ArraySpec) -> Sequence[Iterable[Chunk | None]]:
+        if spec.part == "massive":
+            rows, slots = self.layout.chunk_shape(spec)[-2], self.layout.shard_slots(spec.key.token_stack)
+            return [massive_chunks(self.rounded[spec.key].massive, spec.width, rows, slots // rows)]
         if spec.site.is_per_example:  # chunks are whole, also the last
             filled, axis = self.arrays[spec.key][: self.layout.written_slots(spec, self.n_examples)], 0
         else:
-            filled = self.filled(spec)
+            filled = self.stored_rows(spec)
             axis = filled.ndim - 2
         return [CutChunks(filled, axis, self.layout.chunk_shape(spec)[axis], self.layout.shard_shape(spec)[axis])]
 

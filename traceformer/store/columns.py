@@ -5,7 +5,7 @@ asked for is read. Reading runs a few pieces ahead of the caller, on tensorstore
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import tensorstore as ts
 
-__all__ = ["Column", "batches", "gather", "in_pieces", "shuffled_batches"]
+__all__ = ["Column", "batches", "cut_at_chunks", "gather", "in_pieces", "shuffled_batches"]
 
 _AHEAD = 4
 _PIECE_TOKENS = 8192
@@ -49,11 +49,7 @@ class Column:
 
     def pieces(self, most: int) -> list[tuple[int, int]]:
         """Returns the runs of slots (first, last + 1) that hold tokens, at most `most` long, cut at chunks."""
-        step = max(self.chunk, most // self.chunk * self.chunk)
-        found: list[tuple[int, int]] = []
-        for start, count in zip(self.spans.starts.tolist(), self.spans.counts.tolist(), strict=True):
-            found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
-        return found
+        return cut_at_chunks(self.spans, self.chunk, most)
 
     def read(self, pieces: Iterable[tuple[int, int]]) -> Generator[Num[np.ndarray, "token d"]]:
         """Yields the rows of each piece, in order, reading a few ahead."""
@@ -70,19 +66,29 @@ class Column:
         return numbers if numbers.ndim == 2 else numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1)
 
 
-def gather(column: Column) -> Num[np.ndarray, "token d"]:
-    """Returns all tokens' rows, in the data set's order."""
-    rows = np.empty((len(column.spans), column.width), column.dtype)
+def cut_at_chunks(spans: Spans, chunk: int, most: int) -> list[tuple[int, int]]:
+    """Returns the runs of places (first, last + 1) of spans, at most `most` long (or a chunk), cut at chunks."""
+    step = max(chunk, most // chunk * chunk)
+    found: list[tuple[int, int]] = []
+    for start, count in zip(spans.starts.tolist(), spans.counts.tolist(), strict=True):
+        found += [(first, min(first + step, start + count)) for first in range(start, start + count, step)]
+    return found
+
+
+def gather(column: Column, pieces: Sequence[tuple[int, int]] | None = None) -> Num[np.ndarray, "token d"]:
+    """Returns all tokens' rows, in the data set's order, or those of some runs of slots, one behind the other."""
+    count = len(column.spans) if pieces is None else sum(last - first for first, last in pieces)
+    rows = np.empty((count, column.width), column.dtype)
     if column.view.rank == 2 and column.view.dtype.numpy_dtype == rows.dtype:
         start, writing = 0, []
-        for first, last in column.pieces(len(rows)):
+        for first, last in column.pieces(count) if pieces is None else pieces:
             writing.append(read_into(column.view[first:last], rows[start : start + last - first]))
             start += last - first
         for future in writing:
             future.result()
         return rows
     start = 0
-    for piece in column.read(column.pieces(_PIECE_TOKENS)):
+    for piece in column.read(column.pieces(_PIECE_TOKENS) if pieces is None else pieces):
         rows[start : start + len(piece)] = piece
         start += len(piece)
     return rows

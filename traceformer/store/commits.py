@@ -9,12 +9,12 @@ Each of the three is sealed with its own SHA-256 and lists the checksums of the 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from traceformer.errors import CorruptRun, NotFound, RunExists, Unreadable
-from traceformer.sites import Stack
+from traceformer.sites import ArraySpec, Stack
 from traceformer.store.files import (
     Checksum,
     canonical,
@@ -41,6 +41,7 @@ from traceformer.store.layout import (
 )
 from traceformer.store.meta import RunMeta
 from traceformer.store.objects.path import AnyPath, ObjectPath, each_of
+from traceformer.store.q8 import Rounding
 
 __all__ = [
     "CommitRecord",
@@ -172,7 +173,7 @@ class CommitRecord:
     """One committed shard: its examples in the data set's order, their lengths per stack, its files' checksums.
 
     `host` is what computed it, where that is known; `source` is where a stream stood when the shard was begun, and what
-    was read; see `capture.streaming`.
+    was read; see `capture.streaming`. `rounded` is what is known of each array whose rows were rounded, by its key.
     """
 
     shard: int
@@ -183,6 +184,7 @@ class CommitRecord:
     files: Mapping[str, Checksum]
     host: Host = UNKNOWN
     source: Mapping[str, Any] | None = None
+    rounded: Mapping[str, Rounding] = field(default_factory=dict[str, Rounding])
 
     def to_bytes(self) -> bytes:
         """Returns what the record's file holds."""
@@ -195,6 +197,7 @@ class CommitRecord:
             "files": {path: found.to_json() for path, found in self.files.items()},
             **({"host": host} if (host := self.host.to_json()) else {}),
             **({} if self.source is None else {"source": dict(self.source)}),
+            **({"rounded": {key: own.to_json() for key, own in self.rounded.items()}} if self.rounded else {}),
         }
         return seal(data)
 
@@ -245,6 +248,7 @@ class CommitRecord:
             files={path: Checksum.from_json(found) for path, found in data["files"].items()},
             host=Host.from_json(data.get("host", {})),
             source=_source(data.get("source")),
+            rounded={key: Rounding.from_json(own) for key, own in data.get("rounded", {}).items()},
         )
 
     def belongs_to(self, head: RunHead) -> bool:
@@ -257,8 +261,30 @@ class CommitRecord:
             and all(type(length) is int and 0 <= length <= most for length in self.lengths[stack])
             for stack, most in layout.max_tokens.items()
         )
-        files = {path for spec in layout.kept for path in layout.shard_files(spec, self.shard)}
+        arrays = self.arrays_of(layout)
+        if arrays is None:
+            return False
+        files = {path for spec in arrays for path in layout.shard_files(spec, self.shard)}
         return known and self._has_all_examples(layout) and set(self.files) == files | {token_path(self.shard)}
+
+    def arrays_of(self, layout: RunLayout) -> list[ArraySpec] | None:
+        """Returns the arrays that have a file of the shard; None if what it says was rounded cannot be of this layout.
+
+        Where no channel is massive, there is no file for them.
+        """
+        found: list[ArraySpec] = []
+        of_codes = {str(spec.key): spec for spec in layout.kept if layout.stored(spec) == "q8"}
+        if self.rounded.keys() != of_codes.keys():
+            return None
+        for spec in layout.kept:
+            if str(spec.key) not in of_codes:
+                found.append(spec)
+                continue
+            rounding = self.rounded[str(spec.key)]
+            if not rounding.fits(max(1, len(spec.layers)) * max(1, len(spec.heads)), spec.width):
+                return None
+            found += [part for part in layout.parts(spec) if part.part != "massive" or any(rounding.massive)]
+        return found
 
     def _has_all_examples(self, layout: RunLayout) -> bool:
         """Whether there are as many as the shard holds; where nobody knows how many will come, the last holds fewer."""

@@ -2,8 +2,9 @@
 
 Whoever reads gets float32, which holds float16 and bfloat16 exactly: sums in float16 end at 65504 and have three
 digits. bfloat16 lies on disk as uint16, since zarr-python cannot open bfloat16. `sqrt8` keeps round(255 sqrt(p)) in a
-byte, at most 0.004 away from p. Who asks for numbers as they are stored gets float16 of float16; of the other two
-float32, since numpy has no type for them. Token ids are int32 in any run.
+byte, at most 0.004 away from p; `q8` keeps rows in bytes beside scales, and views of them give numbers. Who asks for
+numbers as they are stored gets float16 of float16; of the others float32, since numpy has no type for them. Token ids
+are int32 in any run.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from traceformer.shapes import Float, Num, Shaped, UInt8, UInt16
 from traceformer.store.names import Stored
 
 __all__ = [
+    "SQRT8_ERROR",
     "NonFinite",
     "ReadDtype",
     "decode",
@@ -33,6 +35,7 @@ ON_DISK: Mapping[Stored, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(np.uint16),
     "sqrt8": np.dtype(np.uint8),
+    "q8": np.dtype(np.int8),
     "int32": np.dtype(np.int32),
 }
 
@@ -43,12 +46,14 @@ _INFINITY: Mapping[Stored, tuple[Any, Any, int]] = {
     "float32": (np.uint32, np.int32, 0x7F80_0000),
 }
 _BLOCK = 1 << 17  # bytes: small enough that the second look at a block finds it in the cache
+SQRT8_ERROR = 0.004
+"""The most that a pattern read from `sqrt8` is off."""
 _SQUARES = ((np.arange(256, dtype=np.float64) / 255) ** 2).astype(np.float32)
 
 
 def nan_of(stored: Stored) -> float | int:
     """Returns what is stored for a number that is not known: NaN, 0 where the dtype has none."""
-    return {"bfloat16": 0x7FC0, "sqrt8": 0, "int32": 0}.get(stored, np.nan)
+    return {"bfloat16": 0x7FC0, "sqrt8": 0, "q8": 0, "int32": 0}.get(stored, np.nan)
 
 
 class NonFinite(NamedTuple):

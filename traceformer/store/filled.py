@@ -41,7 +41,7 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
     Raises:
         NumericError: a value is inf or NaN.
     """
-    stored = buffer.layout.stored(spec)
+    stored = buffer.layout.held(spec)
     matrices = buffer.matrices.get(spec.key)
     if matrices is None and buffer.is_finite(spec):
         return  # it was found when it was cast
@@ -51,7 +51,8 @@ def check_finite(shard: int, spec: ArraySpec, buffer: ShardBuffer, *, nan_is_unk
         if spec.site.is_per_example and buffer.is_empty(b):
             continue
         found = first_nonfinite(buffer.part(spec, b), stored) if matrices is None else matrices.nonfinite(b)
-        if found is None or (found.kind == "nan" and (nan_is_unknown or spec.site.may_be_nan)):
+        is_answer = (nan_is_unknown or spec.site.may_be_nan) and buffer.layout.stored(spec) != "q8"
+        if found is None or (found.kind == "nan" and is_answer):
             continue
         where = f"layer {spec.layers[found.at[0]]} of {spec.key}" if spec.layers else str(spec.key)
         example = buffer.layout.shard_range(shard)[b]

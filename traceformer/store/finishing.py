@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from traceformer.errors import CorruptRun, RunExists
 from traceformer.shapes import Int32
-from traceformer.sites import Stack
+from traceformer.sites import ArraySpec, Stack
 from traceformer.store.commits import CommitRecord, RunHead, manifest_of, read_commits, token_path, write_manifest
 from traceformer.store.durable import WriteGroup
 from traceformer.store.ending import closed_head
@@ -25,7 +25,14 @@ from traceformer.store.replacing import move_aside, remove_aside
 from traceformer.store.shards import write_chunk
 from traceformer.store.system import patiently, rename, sync_folder
 from traceformer.store.tables import PARQUET, common_schema, with_schema
-from traceformer.store.zarr3 import EMPTY_SLOT, POSITIONS_PER_FILE, position_arrays, write_metadata
+from traceformer.store.zarr3 import (
+    EMPTY_SLOT,
+    POSITIONS_PER_FILE,
+    massive_arrays,
+    massive_per_file,
+    position_arrays,
+    write_metadata,
+)
 
 __all__ = ["complete_in_bucket", "finish_run"]
 
@@ -71,7 +78,12 @@ def _write_whole(group: Group, folder: AnyPath, head: RunHead) -> None:
     records = list(read_commits(folder, head))
     last = layout.n_shards - 1
     n_slots: dict[Stack, int] = {s: last * layout.shard_slots(s) + sum(records[last].lengths[s]) for s in layout.stacks}
-    write_metadata(group, folder, layout, n_slots)
+    errors = {
+        spec.key: max(record.rounded[str(spec.key)].error for record in records) for _, spec in massive_arrays(layout)
+    }
+    write_metadata(group, folder, layout, n_slots, errors)
+    for path, spec in massive_arrays(layout):
+        _write_massive(group, folder / path, layout, spec, records)
     for stack in layout.stacks:
         lengths = [record.lengths[stack] for record in records]
         _write_positions(group, folder, layout, stack, lengths, n_slots[stack])
@@ -122,6 +134,21 @@ def _join_tokens(group: Group, folder: AnyPath, records: Sequence[CommitRecord])
 
 def _to_read(path: AnyPath) -> Any:
     return pa.BufferReader(path.read_bytes()) if isinstance(path, ObjectPath) else path
+
+
+def _write_massive(
+    group: Group, folder: AnyPath, layout: RunLayout, spec: ArraySpec, records: Sequence[CommitRecord]
+) -> None:
+    """Writes which channels of an array each shard keeps exactly; of shards without any there is no file."""
+    lead, most, per_file = layout.buffer_shape(spec)[:-2], layout.parts(spec)[-1].width, massive_per_file(layout)
+    for start in range(0, len(records), per_file):
+        named = np.full((per_file, *lead, most), EMPTY_SLOT, "<i4")
+        for own, record in zip(named, records[start : start + per_file], strict=False):
+            for at, channels in zip(np.ndindex(lead), record.rounded[str(spec.key)].massive, strict=True):
+                own[at][: len(channels)] = channels
+        if (named != EMPTY_SLOT).any():
+            path = folder / ".".join(("c", str(start // per_file), *"0" * (len(lead) + 1)))
+            write_chunk(group, [path], named.reshape(-1).view(np.uint8))
 
 
 def _write_positions(

@@ -15,7 +15,7 @@ import numpy as np
 from traceformer.errors import CorruptRun, NotFound
 from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec
-from traceformer.store.aliases import Lead
+from traceformer.store.aliases import Lead, Piece
 from traceformer.store.chunks import MatrixFiles
 from traceformer.store.commits import (
     RunHead,
@@ -33,7 +33,9 @@ from traceformer.store.layout import MANIFEST, META, TOKENS, UNFINISHED
 from traceformer.store.lookup import FEW_SHARDS, Lookup, open_lookup
 from traceformer.store.marks import Identity, check_file, identity
 from traceformer.store.objects.path import AnyPath, ObjectPath
-from traceformer.store.zarr3 import Array, along_layers, check_metadata, open_array, reading
+from traceformer.store.q8 import Rounded
+from traceformer.store.rebuilding import rebuilt
+from traceformer.store.zarr3 import Array, along_layers, check_metadata, from_zero, open_array, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,15 +68,15 @@ class RunFolder:
         self._files: dict[int, Mapping[str, Checksum]] = {}
         self._last_table: tuple[int, Identity | None, pa.Table] | None = None
         self._context: ts.Context | None = None
-        self._open: dict[ArrayKey, Array] = {}
+        self._open: dict[str, Array] = {}
         self._root = folder.absolute()  # a reader may change its working directory
         if isinstance(folder, ObjectPath):
             self._bucket = _chunks_in(folder, index)
             self._matrices = MatrixFiles(self._bucket, head.layout)
         else:
             self._bucket, self._matrices = None, MatrixFiles(folder.absolute(), head.layout)
-        self._checked = set[ArrayKey]()
-        self._names: dict[tuple[ArrayKey, int], tuple[str, ...]] = {}
+        self._checked = set[str]()
+        self._names: dict[tuple[ArrayKey, str, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
         self._tables: dict[int, pa.Table] = {}
 
@@ -121,8 +123,9 @@ class RunFolder:
         return str(self.folder)
 
     def steps(self, spec: ArraySpec) -> Iterable[range]:
-        for kept, _ in self.head.layout.pieces(spec, ()):
-            self._check_files(kept, self.index.shards)
+        for own in self.head.layout.read_for(spec):
+            for kept, _ in self.head.layout.pieces(own, ()):
+                self._check_files(kept, self.index.shards)
         return [self.index.rows_of(shard) for shard in self.index.shards]
 
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
@@ -137,9 +140,11 @@ class RunFolder:
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
         index, layout = self.index, self.head.layout
+        wanted = range(index.length(row, spec.key.stack)) if queries is None else queries
+        if spec.key in layout.recipes:
+            return rebuilt(self, spec, row, lead, wanted)
         shard = index.shard(row)
         slot = index.example(row) - layout.shard_range(shard).start
-        wanted = range(index.length(row, spec.key.stack)) if queries is None else queries
         self._check_files(spec, (shard,))
         self._check_metadata(spec)
         with reading(f"{self.folder}/{layout.array_path(spec.key)}"):
@@ -160,8 +165,25 @@ class RunFolder:
         self._check_metadata(spec)
         return example_array(self._bucket, self.head.layout, spec)
 
+    def rounded(self, spec: ArraySpec, shard: int) -> Rounded:
+        from traceformer.store.q8_rows import rows_of_shard
+
+        def opened(part: ArraySpec) -> Array:
+            return self._joined([Piece(part, (slice(None),) * (bool(part.layers) + bool(part.heads)))], (shard,))
+
+        return rows_of_shard(self.head.layout, self.index, spec, shard, opened)
+
     def _rows(self, spec: ArraySpec, lead: Lead, shards: Sequence[int], slots: tuple[slice, ...]) -> Array:
-        pieces = self.head.layout.pieces(spec, lead)
+        layout = self.head.layout
+        pieces = layout.pieces(spec, lead)
+        if layout.stored(spec) != "q8":
+            return self._joined(pieces, shards, slots)
+        from traceformer.store.q8_rows import rounded_rows
+
+        return rounded_rows(layout, self.index, pieces, slots, lambda parts: from_zero(self._joined(parts, shards)))
+
+    def _joined(self, pieces: Sequence[Piece], shards: Sequence[int], slots: tuple[slice, ...] = ()) -> Array:
+        """Returns parts of kept arrays, or of what lies beside their codes, as one."""
         if self._bucket is not None:
             from traceformer.store.ranged import token_array
 
@@ -185,25 +207,29 @@ class RunFolder:
             import tensorstore as ts
 
             self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        if spec.key not in self._open:
-            self._open[spec.key] = open_array(self._root, self.head.layout, spec, self._context)
-        return self._open[spec.key]
+        path = self.head.layout.path_of(spec)
+        if path not in self._open:
+            self._open[path] = open_array(self._root, self.head.layout, spec, self._context)
+        return self._open[path]
 
     def _files_of(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
-        if (spec.key, shard) not in self._names:
-            self._names[spec.key, shard] = self.head.layout.shard_files(spec, shard)
-        return self._names[spec.key, shard]
+        if (spec.key, spec.part, shard) not in self._names:
+            self._names[spec.key, spec.part, shard] = self.head.layout.shard_files(spec, shard)
+        return self._names[spec.key, spec.part, shard]
 
     def _check_metadata(self, spec: ArraySpec) -> None:
-        if spec.key not in self._checked:
+        path = self.head.layout.path_of(spec)
+        if path not in self._checked:
             check_metadata(self._root, self.head.layout, spec)
-            self._checked.add(spec.key)
+            self._checked.add(path)
 
     def _check_files(self, spec: ArraySpec, shards: Sequence[int]) -> None:
         if not isinstance(self._root, Path):
             return  # a bucket looks itself, when it asks where the chunks of a file lie
         for shard in shards:
             for path in self._files_of(spec, shard):
+                if spec.part == "massive" and path not in self._written(shard):
+                    continue  # no channel of this shard is
                 # Each time: a run may be moved, removed or replaced while it is open.
                 found = identity(f"{self._root}/{path}")
                 if found is None or self._seen.get(path) != found:

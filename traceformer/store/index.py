@@ -14,11 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from traceformer.shapes import Int, Int64
-from traceformer.sites import Stack
+from traceformer.sites import ArraySpec, Stack
 from traceformer.store.commits import CommitRecord
 from traceformer.store.hosts import Host
 from traceformer.store.layout import RunLayout
 from traceformer.store.lookup import Lookup
+from traceformer.store.q8 import Rounding
 
 __all__ = ["RunIndex", "Spans"]
 
@@ -72,6 +73,7 @@ class RunIndex:
         self._first = [0, *np.cumsum(self._counts).tolist()]
         self.n = self._first[-1]
         self._token_spans: dict[Stack, Spans] = {}
+        self._rounded: dict[int, Mapping[str, Rounding]] = {}
 
     @classmethod
     def build(cls, layout: RunLayout, records: Iterable[CommitRecord], *, gapless: bool = False) -> "RunIndex":
@@ -173,6 +175,18 @@ class RunIndex:
             starts = np.cumsum(counts) - counts if self._gapless else self._numbers * self._layout.shard_slots(stack)
             self._token_spans[stack] = Spans(starts, counts)
         return self._token_spans[stack]
+
+    def shards_at(self, slots: Int64[np.ndarray, "n"], stack: Stack) -> Int64[np.ndarray, "n"]:
+        """Returns the shards that some token slots are of."""
+        if not self._gapless:
+            return slots // self._layout.shard_slots(stack)
+        return self._numbers[np.searchsorted(self.token_spans(stack).starts, slots, side="right") - 1]
+
+    def rounding(self, spec: ArraySpec, shard: int) -> Rounding:
+        """Returns what a shard's record says of an array that is stored as codes."""
+        if shard not in self._rounded:
+            self._rounded[shard] = self.record(shard).rounded
+        return self._rounded[shard][str(spec.key)]
 
     def _tokens_by_shard(self, stack: Stack) -> Int64[np.ndarray, "span"]:
         if self._lookup is None:

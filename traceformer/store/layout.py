@@ -15,6 +15,9 @@
    is as many examples, with all layers and heads, as 256 KiB hold; one shard is B examples. They are compressed like
    token arrays. The row of an example without tokens, on which nothing was run, is NaN.
 6. A layer of a token array that is another's, bit for bit, is not stored: see `aliases`.
+7. Patterns by recipe are not stored either: see `recipes`. Their q and k are as wide as loses nothing of them.
+8. Activations may be rounded to bytes (`q8`): then an array lies there as three, its codes under its own name, and
+   beside them their scales and its massive channels, whose chunks have one channel each and are left out where none is.
 """
 
 import math
@@ -25,7 +28,8 @@ from typing import Any, get_args
 from traceformer.errors import UsageError
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.aliases import Aliases, Lead, Piece, Rows, check_aliases, kept_arrays, pieces
-from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, Stored, array_path
+from traceformer.store.names import Arch, AttnCodec, Codec, Dtype, MatrixCodec, RowsCodec, Stored, array_path
+from traceformer.store.recipes import Recipe, check_recipes, operands_of
 from traceformer.store.triangles import n_cells
 
 __all__ = [
@@ -66,10 +70,11 @@ _STACKS: tuple[Stack, ...] = ("enc", "dec")
 _WORDS: Mapping[str, Any] = {
     **{"arch": Arch, "dtype": Dtype, "attn_codec": AttnCodec, "codec": Codec},
     "matrix_codec": MatrixCodec,
+    "rows_codec": RowsCodec,
 }
 _MOST = 1 << 48  # of anything: products of two such numbers still mean something to Python, and to nothing else
 # What a layout states, by the format that it came with.
-_SINCE: Mapping[str, int] = {"aliases": 3, "triangles": 3, "matrix_codec": 3}
+_SINCE: Mapping[str, int] = {"aliases": 3, "triangles": 3, "matrix_codec": 3, "recipes": 3}
 _OF_LAYERS = ("layer", "hidden_layer")
 _OF_HEADS = ("head", "kv_head")
 
@@ -88,10 +93,12 @@ class RunLayout:
     `codec` are those of token arrays; matrices have the same dtype, or bytes for the codec `sqrt8`. `chunk_slots` is
     the most token slots of one chunk, per stack. Ids are int32 and head metrics float32 whatever the dtype.
     `triangles` are the patterns of which only what lies on and below the diagonal is stored, `matrix_codec` how all
-    matrices are compressed; what they are without being stated is what formats 1 and 2 have.
+    matrices are compressed; what they are without being stated is what formats 1 and 2 have. `rows_codec` is `q8` where
+    activations are rounded to bytes, and stated only then.
 
     `arrays` are what a reader sees. `aliases` are the layers of them that are another's, and `kept` is what is stored:
-    the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these.
+    the arrays with the layers that are no aliases. Where and how numbers lie on disk is asked of these. `recipes` are
+    those of the patterns that are made anew when they are read, and not stored.
     """
 
     arch: Arch
@@ -106,10 +113,13 @@ class RunLayout:
     triangles: tuple[ArrayKey, ...] = ()
     matrix_codec: MatrixCodec = "zstd"
     aliases: Aliases = field(default_factory=dict[Rows, Rows])
+    recipes: Mapping[ArrayKey, Recipe] = field(default_factory=dict[ArrayKey, Recipe])
+    rows_codec: RowsCodec = "exact"
     _kept: Mapping[ArrayKey, ArraySpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_kept", kept_arrays(self.arrays, self.aliases))
+        stored = [spec for spec in self.arrays if spec.key not in self.recipes]
+        object.__setattr__(self, "_kept", kept_arrays(stored, self.aliases))
 
     @classmethod
     def plan(
@@ -123,15 +133,18 @@ class RunLayout:
         dtype: Dtype = "float16",
         attn_codec: AttnCodec = "exact",
         codec: Codec = "none",
+        rows_codec: RowsCodec = "exact",
         shard_examples: int | None = None,
         triangles: Collection[ArrayKey] = (),
+        recipes: Mapping[ArrayKey, Recipe] | None = None,
     ) -> "RunLayout":
         """Returns the layout for examples of at most `longest` tokens per stack, and of `mean` tokens on average.
 
-        `triangles` are the patterns of which it is known that no query looks at a later key.
+        `triangles` are the patterns of which it is known that no query looks at a later key, `recipes` of those that
+        are not stored how they are made.
 
         Raises:
-            UsageError: no arrays, no examples, an array twice, or one of a stack without a length.
+            UsageError: no arrays, no examples, an array twice, one of a stack without a length, or no rows to round.
         """
         if not arrays or n_examples < 1:
             raise UsageError("nothing to store", why=f"{len(arrays)} arrays of {n_examples} examples")
@@ -142,8 +155,16 @@ class RunLayout:
         if needed - longest.keys():
             missing = " and ".join(sorted(needed - longest.keys()))
             raise UsageError(f"no length for {missing}", why="an array has rows there")
+        if rows_codec == "q8" and not any(spec.site.holds_features for spec in arrays):
+            kept = " ".join(str(spec.key) for spec in arrays)
+            raise UsageError(
+                "no rows to store as q8", why=f"{kept} are stored as they are", hint='`capture="resid"` has some'
+            )
         max_tokens: dict[Stack, int] = {s: max(1, math.ceil(longest[s] / 64)) * 64 for s in _STACKS if s in longest}
-        layout = cls(arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}).packed(triangles)
+        layout = cls(
+            arch, tuple(arrays), n_examples, max_tokens, 1, dtype, attn_codec, codec, {}, rows_codec=rows_codec
+        ).packed(triangles)
+        layout = replace(layout, recipes=recipes or {})
         fitting = SHARD_BYTES // layout.bytes_per_shard()
         in_shard = shard_examples or min(MOST_EXAMPLES, 1 << max(0, fitting.bit_length() - 1))
         chunk_slots: dict[Stack, int] = {}
@@ -169,6 +190,13 @@ class RunLayout:
     def pieces(self, spec: ArraySpec, lead: Lead) -> list[Piece]:
         """Returns the parts of kept arrays that `lead` of an array is made of, in order along its layers."""
         return pieces(spec, lead, self.aliases, self._kept)
+
+    def read_for(self, spec: ArraySpec) -> tuple[ArraySpec, ...]:
+        """Returns the arrays that are read for an array's numbers: itself, or q and k of patterns by recipe."""
+        if spec.key not in self.recipes:
+            return (spec,)
+        operands = operands_of(spec.key)
+        return tuple(other for other in self.arrays if other.key in operands)
 
     def array_path(self, key: ArrayKey) -> str:
         """Returns where the array lives inside the run's folder: `dec_self_attn.zarr/attn`."""
@@ -198,11 +226,37 @@ class RunLayout:
 
     def stored(self, spec: ArraySpec) -> Stored:
         """Returns how the array's numbers are stored; `sqrt8` is for patterns only, scores have any size."""
+        if spec.part:
+            return "float16" if spec.part == "scale" else self.dtype
         if spec.site.holds_ids:
             return "int32"
         if spec.site.is_in_float32:
             return "float32"
+        if spec.key.site in ("q", "k") and self.recipes:
+            recipe = self.recipes.get(spec.key._replace(site="attn_pattern"))
+            if recipe is not None:
+                return recipe.stored
+        if self.rows_codec == "q8" and spec.site.holds_features:
+            return "q8"
         return "sqrt8" if self.attn_codec == "sqrt8" and spec.key.site == "attn_pattern" else self.dtype
+
+    def held(self, spec: ArraySpec) -> Stored:
+        """Returns how the array's numbers are held in an open shard: rows that will be rounded in the run's dtype."""
+        stored = self.stored(spec)
+        return self.dtype if stored == "q8" else stored
+
+    def parts(self, spec: ArraySpec) -> tuple[ArraySpec, ...]:
+        """Returns the arrays that a kept one is stored as: itself, and where these are codes what lies beside them."""
+        if self.stored(spec) != "q8":
+            return (spec,)
+        from traceformer.store.q8 import most_massive, n_blocks
+
+        scales, massive = n_blocks(spec.width), most_massive(spec.width)
+        return spec, replace(spec, part="scale", width=scales), replace(spec, part="massive", width=massive)
+
+    def path_of(self, spec: ArraySpec) -> str:
+        """Returns where what is stored of an array lives inside the run's folder: scales in `dec_z.zarr/z_scale`."""
+        return f"{self.array_path(spec.key)}{'_' if spec.part else ''}{spec.part}"
 
     def codec_of(self, spec: ArraySpec) -> Codec | MatrixCodec:
         """Returns how the array's chunks are compressed."""
@@ -213,7 +267,13 @@ class RunLayout:
         return spec.key in self.triangles
 
     def stored_axes(self, spec: ArraySpec) -> tuple[str, ...]:
-        """Returns the dimension names on disk: those of `axes`, but one for the cells of a packed triangle."""
+        """Returns the dimension names on disk: those of `axes`, but one for the cells of a packed triangle.
+
+        Of what lies beside codes the last one is for scales (`x_block`), or for channels (`x_massive`).
+        """
+        if spec.part:
+            leaf = self.array_path(spec.key).split("/")[1]
+            return (*self.axes(self._kept[spec.key])[:-1], f"{leaf}_{'block' if spec.part == 'scale' else spec.part}")
         axes = self.axes(spec)
         return (*axes[:-2], "cell") if self.is_triangle(spec) else axes
 
@@ -290,6 +350,9 @@ class RunLayout:
         *_, rows, width = shape
         row = width * self.itemsize(spec)
         if spec.site.is_per_token:
+            if spec.part:
+                rows = self.chunk_shape(self._kept[spec.key])[-2]
+                return (*(1,) * (len(shape) - 2), rows, 1 if spec.part == "massive" else width)
             most = min(self.chunk_slots[spec.key.token_stack], max(1, TOKEN_CHUNK_BYTES // row))
             rows = _even_part(rows, most)
         elif rows * row > CHUNK_BYTES:
@@ -309,7 +372,7 @@ class RunLayout:
 
     def shard_files(self, spec: ArraySpec, shard: int) -> tuple[str, ...]:
         """Returns the paths of the files, inside the run's folder, that hold the array's part of a shard."""
-        path = self.array_path(spec.key)
+        path = self.path_of(spec)
         if not spec.site.is_matrix:
             rest = ".0" * (len(self.buffer_shape(spec)) - 2)
             return (f"{path}/c.{shard}{rest}.0" if spec.site.is_per_example else f"{path}/c{rest}.{shard}.0",)
@@ -328,8 +391,10 @@ class RunLayout:
         return ON_DISK[self.stored(spec)].itemsize
 
     def bytes_per_shard(self) -> int:
-        """Returns the size of all arrays of one full shard, uncompressed, unpacked, padding included."""
-        return sum(math.prod(self.buffer_shape(spec)) * self.itemsize(spec) for spec in self.kept)
+        """Returns the memory of all arrays of one full shard, uncompressed, unpacked, padding included."""
+        from traceformer.store.dtypes import ON_DISK
+
+        return sum(math.prod(self.buffer_shape(spec)) * ON_DISK[self.held(spec)].itemsize for spec in self.kept)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -345,6 +410,8 @@ class RunLayout:
             "triangles": [str(key) for key in self.triangles],
             "matrix_codec": self.matrix_codec,
             "aliases": {str(rows): str(one) for rows, one in self.aliases.items()},
+            **({"recipes": {str(key): own.to_json() for key, own in self.recipes.items()}} if self.recipes else {}),
+            **({} if self.rows_codec == "exact" else {"rows_codec": self.rows_codec}),  # which older versions refuse
         }
 
     @classmethod
@@ -360,6 +427,8 @@ class RunLayout:
         fields["aliases"] = {Rows.parse(rows): Rows.parse(one) for rows, one in stated}
         check_aliases(fields["aliases"], fields["arrays"])
         fields["triangles"] = tuple(ArrayKey.parse(key) for key in data.get("triangles", ()))
+        recipes = data.get("recipes", {}).items()
+        fields["recipes"] = {ArrayKey.parse(key): Recipe.from_json(recipe) for key, recipe in recipes}
         layout = cls(**fields)
         for name, kind in _WORDS.items():
             if getattr(layout, name) not in get_args(kind):
@@ -377,6 +446,7 @@ class RunLayout:
             raise ValueError("it has no arrays, or no sizes of their stacks")
         if not {spec.key for spec in layout.arrays if spec.site.is_matrix}.issuperset(layout.triangles):
             raise ValueError("its triangles are no matrices of its own")
+        check_recipes(layout.recipes, layout.arrays)
         return layout
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from traceformer.errors import OutOfSpace, UsageError
 from traceformer.shapes import Shaped
-from traceformer.sites import SITES, ArrayKey, ArraySpec, Stack
-from traceformer.store.aliases import Lead
+from traceformer.sites import ArrayKey, ArraySpec, Stack
+from traceformer.store.aliases import Lead, Piece
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.commits import CommitRecord, RunHead, configuration_digest
 from traceformer.store.ending import closed_head
@@ -25,11 +25,13 @@ from traceformer.store.index import RunIndex
 from traceformer.store.layout import RunLayout
 from traceformer.store.matrices import WholeMatrices
 from traceformer.store.meta import RunMeta
+from traceformer.store.q8 import Rounded
+from traceformer.store.rebuilding import rebuilt
 from traceformer.store.room import amount, available_memory
 from traceformer.store.run import Run
 from traceformer.store.sizes import filled_bytes
 from traceformer.store.triangles import n_cells, unfold
-from traceformer.store.zarr3 import Array, along_layers
+from traceformer.store.zarr3 import Array, along_layers, from_zero
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,15 +50,16 @@ class MemorySource:
     Attributes:
         matrices: For each matrix array, every example's (layer, head, query, key), or (layer, head, cell) of a packed
             triangle, as stored.
-        rows: For each token array that is kept all tokens' rows, (layer[, head], slot, d): slots without gaps. For each
-            example array all examples', (example[, layer, head], d).
+        rows: For each token array that is kept, by its path, all tokens' rows, (layer[, head], slot, d): slots without
+            gaps; where these are codes, what lies beside them likewise. For each example array all examples',
+            (example[, layer, head], d).
         table: One row per example.
     """
 
     head: RunHead
     index: RunIndex
     matrices: Mapping[ArrayKey, Sequence[Values]]
-    rows: Mapping[ArrayKey, Array]
+    rows: Mapping[str, Array]
     table: "pa.Table"
 
     @property
@@ -79,7 +82,7 @@ class MemorySource:
     def part(self, spec: ArraySpec, rows: range, lead: Lead) -> Array:
         use_tensorstore()
         if spec.site.is_per_example:
-            return self.rows[spec.key][(slice(rows.start, rows.stop), *lead)]
+            return self.rows[self.head.layout.path_of(spec)][(slice(rows.start, rows.stop), *lead)]
         stack = spec.key.token_stack
         first = self.index.slot(rows.start, stack)
         return self._rows(spec, lead, (slice(first, first + self.index.tokens(rows, stack)),))
@@ -87,9 +90,11 @@ class MemorySource:
     def matrix(
         self, spec: ArraySpec, row: int, lead: Lead, queries: range | None = None
     ) -> Shaped[np.ndarray, "*lead query key"]:
+        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
+        if spec.key in self.head.layout.recipes:
+            return rebuilt(self, spec, row, lead, queries)
         kept, triangle = self.matrices[spec.key][row][lead], self.head.layout.is_triangle(spec)
         keys = self.index.length(row, spec.key.key_stack)
-        queries = range(self.index.length(row, spec.key.stack)) if queries is None else queries
         if not triangle:
             return kept[..., queries.start : queries.stop, :].copy()
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
@@ -97,11 +102,28 @@ class MemorySource:
 
     def whole(self, spec: ArraySpec, lead: Lead) -> Array:
         use_tensorstore()
-        return self.rows[spec.key][(slice(None), *lead)] if spec.site.is_per_example else self._rows(spec, lead, ())
+        if spec.site.is_per_example:
+            return self.rows[self.head.layout.path_of(spec)][(slice(None), *lead)]
+        return self._rows(spec, lead, ())
+
+    def rounded(self, spec: ArraySpec, shard: int) -> Rounded:
+        from traceformer.store.q8_rows import rows_of_shard
+
+        layout = self.head.layout
+        return rows_of_shard(layout, self.index, spec, shard, lambda part: self.rows[layout.path_of(part)])
 
     def _rows(self, spec: ArraySpec, lead: Lead, slots: tuple[slice, ...]) -> Array:
-        pieces = self.head.layout.pieces(spec, lead)
-        return along_layers([self.rows[kept.key][(*own, *slots)] for kept, own in pieces])
+        layout = self.head.layout
+        pieces = layout.pieces(spec, lead)
+        if layout.stored(spec) != "q8":
+            return self._joined(pieces, slots)
+        from traceformer.store.q8_rows import rounded_rows
+
+        return rounded_rows(layout, self.index, pieces, slots, lambda parts: from_zero(self._joined(parts)))
+
+    def _joined(self, pieces: Sequence[Piece], slots: tuple[slice, ...] = ()) -> Array:
+        layout = self.head.layout
+        return along_layers([self.rows[layout.path_of(kept)][(*own, *slots)] for kept, own in pieces])
 
     def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":
         return (
@@ -142,7 +164,7 @@ class MemoryWriter:
         self._records: dict[int, CommitRecord] = {}
         self._tables: dict[int, pa.Table] = {}
         self._matrices: dict[ArrayKey, dict[int, list[Values]]] = {}
-        self._rows: dict[ArrayKey, dict[int, Values]] = {}
+        self._rows: dict[str, dict[int, Values]] = {}
         self._free: list[ShardBuffer] = []
 
     def __enter__(self) -> Self:
@@ -206,6 +228,7 @@ class MemoryWriter:
                 files={},
                 host=host,
                 source=source,
+                rounded=buffer.roundings(),
             )
         finally:
             self._free = [*self._free, buffer][-_BUFFERS:]
@@ -217,14 +240,18 @@ class MemoryWriter:
             kept, matrices.kept = matrices.kept, []
             self._matrices.setdefault(spec.key, {})[shard] = kept
             self.bytes_written += sum(matrix.nbytes for matrix in kept)
+        elif spec.site.is_per_example:
+            self._keep_rows(shard, spec, buffer.arrays[spec.key][: buffer.n_examples])
         else:
-            rows = buffer.arrays[spec.key]
-            if spec.site.is_per_example:
-                rows = rows[: buffer.n_examples].copy()
-            else:
-                rows = rows[..., : int(buffer.offsets[spec.key.token_stack][-1]), :].copy()
-            self._rows.setdefault(spec.key, {})[shard] = rows
-            self.bytes_written += rows.nbytes
+            if self.layout.stored(spec) == "q8":
+                buffer.round(spec)
+            used = int(buffer.offsets[spec.key.token_stack][-1])
+            for part in self.layout.parts(spec):
+                self._keep_rows(shard, part, buffer.stored_rows(part)[..., :used, :])
+
+    def _keep_rows(self, shard: int, spec: ArraySpec, rows: Values) -> None:
+        self._rows.setdefault(self.layout.path_of(spec), {})[shard] = rows.copy()
+        self.bytes_written += rows.nbytes
 
     def finish(self) -> Run:
         """Returns the run.
@@ -239,6 +266,7 @@ class MemoryWriter:
         if self.pending and not self.layout.is_open:
             raise UsageError(f"{len(self.pending)} of {self.layout.n_shards} shards are not written yet")
         shards = sorted(self._records)
+        per_example = {self.layout.path_of(spec) for spec in self.layout.kept if spec.site.is_per_example}
         head = closed_head(self._head, self._records.values(), self._tables.values())
         index = RunIndex.build(head.layout, [self._records[shard] for shard in shards], gapless=True)
         return Run(
@@ -247,11 +275,11 @@ class MemoryWriter:
                 index=index,
                 matrices={key: [m for shard in shards for m in kept[shard]] for key, kept in self._matrices.items()},
                 rows={
-                    key: ts.concat(
+                    path: ts.concat(
                         [ts.array(kept[shard], copy=False) for shard in shards],
-                        axis=0 if SITES[key.site].is_per_example else -2,
+                        axis=0 if path in per_example else -2,
                     )
-                    for key, kept in self._rows.items()
+                    for path, kept in self._rows.items()
                 },
                 table=joined([self._tables[shard] for shard in shards]),
             )

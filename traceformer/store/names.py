@@ -19,6 +19,7 @@ __all__ = [
     "Codec",
     "Dtype",
     "MatrixCodec",
+    "RowsCodec",
     "Stored",
     "array_path",
     "key_at",
@@ -28,8 +29,9 @@ __all__ = [
 
 Arch: TypeAlias = Literal["enc", "dec", "encdec"]
 Dtype: TypeAlias = Literal["float16", "float32", "bfloat16"]
-Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8", "int32"]
+Stored: TypeAlias = Literal["float16", "float32", "bfloat16", "sqrt8", "q8", "int32"]
 AttnCodec: TypeAlias = Literal["exact", "small", "sqrt8"]
+RowsCodec: TypeAlias = Literal["exact", "q8"]
 Codec: TypeAlias = Literal["none", "zstd", "lz4"]
 MatrixCodec: TypeAlias = Literal["zstd", "bitshuffle-lz4", "shuffle-zstd"]
 

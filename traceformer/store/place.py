@@ -19,8 +19,9 @@ from traceformer.store.leased import LeasedWriter
 from traceformer.store.locks import begun_head, find_unfinished, timestamped_folder
 from traceformer.store.memory import MemoryWriter, check_memory
 from traceformer.store.meta import RunMeta
-from traceformer.store.names import AttnCodec, Dtype
+from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import AnyPath, ObjectPath
+from traceformer.store.recipes import Patterns
 from traceformer.store.replacing import check_place
 from traceformer.store.run import Run
 from traceformer.store.writer import RunWriter
@@ -35,7 +36,8 @@ Writer: TypeAlias = RunWriter | LeasedWriter | MemoryWriter
 class Storage:
     """How values are stored; the choices are `docs/runs.md`'s. `shard_examples` None lets the store choose.
 
-    `keep_duplicates` stores rows that are equal to another array's once more.
+    `keep_duplicates` stores rows that are equal to another array's once more. `patterns` says whether these are stored,
+    or made anew of q and k when they are read.
     """
 
     dtype: Dtype = "float16"
@@ -43,6 +45,8 @@ class Storage:
     attn_codec: AttnCodec = "exact"
     shard_examples: int | None = None
     keep_duplicates: bool = False
+    patterns: Patterns = "stored"
+    rows_codec: RowsCodec = "exact"
 
     def once(self, layout: RunLayout, aliases: Aliases) -> RunLayout:
         """Returns the layout with these aliases, or as it is where everything is to be stored."""
@@ -88,6 +92,14 @@ class Place:
         check_choice("dtype", self.storage.dtype, get_args(Dtype))
         check_choice("codec", self.storage.codec, ("none", "zstd", "lz4"))
         check_choice("attn_codec", self.storage.attn_codec, get_args(AttnCodec))
+        check_choice("rows_codec", self.storage.rows_codec, get_args(RowsCodec))
+        check_choice("patterns", self.storage.patterns, get_args(Patterns))
+        if self.storage.patterns == "recipe" and self.storage.attn_codec != "exact":
+            raise UsageError(
+                f'`attn_codec="{self.storage.attn_codec}"` and `patterns="recipe"`',
+                why="patterns by recipe are not stored, so that nothing of them is compressed or rounded",
+                hint="one of the two",
+            )
         if self.storage.shard_examples is not None and self.storage.shard_examples < 1:
             raise UsageError(f"{self.storage.shard_examples} texts per shard", hint="give 1 or more")
         check_choice("claims", self.claims, ("own", "lease"))

@@ -1,31 +1,29 @@
-"""Arrays in a bucket that are no matrices, as views: choosing a part of one reads nothing, `read` asks for its chunks.
+"""Arrays in a bucket that are no matrices, as views (see `lazy`): `read` asks for the chunks of what was chosen.
 
-They have that part of a tensorstore's interface that readers of runs use, so that these are the same for both. Layers
-that are another array's come from there, chunk by chunk: an axis of layers is made of planes, each a layer of some
-array.
+Layers that are another array's come from there, chunk by chunk: an axis of layers is made of planes, each a layer of
+some array.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArraySpec
-from traceformer.store.aliases import Piece
+from traceformer.store.aliases import Piece, planes_of
 from traceformer.store.codecs import Chunk, decompress
 from traceformer.store.dtypes import ON_DISK
 from traceformer.store.fetching import BucketChunks, Wanted
 from traceformer.store.layout import RunLayout
+from traceformer.store.lazy import LazyArray, Places
 
-__all__ = ["RangedArray", "example_array", "token_array"]
-
-Places: TypeAlias = "range | Int64[np.ndarray, 'place']"
+__all__ = ["example_array", "token_array"]
 
 _READS = 16  # at a time; each asks for all of its chunks at once
 _FEW_BYTES = 4 << 20  # of chunks that are read together; of more, none is kept for who comes next
@@ -49,7 +47,7 @@ class _Stretch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
-    """An array as it lies in files: the shape of its chunks, and where each of them is."""
+    """An array as it lies in files: the shape of its chunks, and where each is. Places without one are zeros."""
 
     chunks: BucketChunks
     chunk: tuple[int, ...]
@@ -57,105 +55,28 @@ class _Stored:
     dtype: np.dtype[Any]
     find: Callable[[tuple[int, ...]], _Chunk]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RangedArray:
-    """A part of an array in a bucket.
-
-    Attributes:
-        shown: The axes that it has, of those on disk, in its order.
-        numpy_dtype: What numbers are read as.
-    """
-
-    _stored: _Stored
-    _places: tuple[Places, ...]
-    shown: tuple[int, ...]
-    numpy_dtype: np.dtype[Any]
-
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(self._places[axis]) for axis in self.shown)
+    def pool(self) -> ThreadPoolExecutor:
+        return _pool()
 
-    @property
-    def rank(self) -> int:
-        return len(self.shown)
-
-    @property
-    def dtype(self) -> Self:
-        """Itself, whose `numpy_dtype` it is: what a tensorstore's `dtype` is asked for."""
-        return self
-
-    @property
-    def oindex(self) -> Self:
-        """Itself: each axis is always indexed on its own."""
-        return self
-
-    def __getitem__(self, index: Any) -> "RangedArray":
-        """Returns the part of it at an index: whole numbers, slices, places, and one `...`."""
-        index = index if isinstance(index, tuple) else (index,)
-        at = next((i for i, part in enumerate(index) if part is Ellipsis), None)
-        if at is not None:
-            index = (*index[:at], *(slice(None),) * (self.rank - len(index) + 1), *index[at + 1 :])
-        places, shown = [*self._places], [*self.shown]
-        for axis, part in zip(self.shown, index, strict=False):
-            places[axis] = _chosen(places[axis], part)
-            if isinstance(part, int | np.integer):
-                shown.remove(axis)
-        return replace(self, _places=tuple(places), shown=tuple(shown))
-
-    def transpose(self, order: Sequence[int]) -> "RangedArray":
-        return replace(self, shown=tuple(self.shown[axis] for axis in order))
-
-    def astype(self, dtype: Any) -> "RangedArray":
-        """Returns the same, read as another type that holds its numbers exactly."""
-        return replace(self, numpy_dtype=np.dtype(dtype))
-
-    def read(self) -> "Future[Shaped[np.ndarray, '...']]":
-        """Returns what will be its numbers."""
-        return _pool().submit(self._read)
-
-    def read_into(self, target: Shaped[np.ndarray, "..."]) -> "Future[None]":
-        """Returns what says when its numbers are in `target`, whose places are zeros where it has none on disk."""
+    def fill(self, target: Shaped[np.ndarray, "..."], places: tuple[Places, ...]) -> None:
         target[...] = 0
-        return _pool().submit(self._fill, target)
-
-    def _read(self) -> Shaped[np.ndarray, "..."]:
-        target = np.zeros(self.shape, self.numpy_dtype)
-        self._fill(target)
-        return target
-
-    def _fill(self, target: Shaped[np.ndarray, "..."]) -> None:
-        stored = self._stored
-        # As on disk: in the order of the axes there, those that are not shown with a length of 1.
-        whole = target.transpose(np.argsort(self.shown)) if self.rank > 1 else target
-        whole = whole[tuple(slice(None) if axis in self.shown else None for axis in range(len(self._places)))]
         wanted: list[Wanted] = []
-        along = [_stretches(places, size) for places, size in zip(self._places, stored.chunk, strict=True)]
+        along = [_stretches(own, size) for own, size in zip(places, self.chunk, strict=True)]
         for parts in itertools.product(*along):
-            found = stored.find(tuple(part.chunk for part in parts))
-            wanted.append(Wanted(found.name, found.grid, found.at, partial(self._take, whole, parts)))
-        few = sum(math.prod(stored.chunk) for _ in wanted) * stored.dtype.itemsize <= _FEW_BYTES
-        stored.chunks.fetch(wanted, keep=few)
+            found = self.find(tuple(part.chunk for part in parts))
+            wanted.append(Wanted(found.name, found.grid, found.at, partial(self._take, target, parts)))
+        few = sum(math.prod(self.chunk) for _ in wanted) * self.dtype.itemsize <= _FEW_BYTES
+        self.chunks.fetch(wanted, keep=few)
 
     def _take(self, target: Shaped[np.ndarray, "..."], parts: tuple[_Stretch, ...], number: int, data: Chunk) -> None:
         del number  # there is one
-        stored = self._stored
-        if stored.codec == "none":
-            chunk = data.view(stored.dtype).reshape(stored.chunk)
+        if self.codec == "none":
+            chunk = data.view(self.dtype).reshape(self.chunk)
         else:
-            chunk = np.empty(stored.chunk, stored.dtype)
-            decompress(stored.codec, data, chunk)  # pyright: ignore[reportArgumentType]
+            chunk = np.empty(self.chunk, self.dtype)
+            decompress(self.codec, data, chunk)  # pyright: ignore[reportArgumentType]
         target[_block(part.to for part in parts)] = chunk[_block(part.inside for part in parts)]
-
-
-def _chosen(places: Places, part: Any) -> Places:
-    """Returns the places that a whole number, a slice, or several numbers choose."""
-    if isinstance(part, int | np.integer):
-        one = int(places[int(part)])
-        return range(one, one + 1)
-    if isinstance(places, range) and not isinstance(part, slice):
-        return places.start + places.step * np.asarray(part)
-    return places[part]
 
 
 def _stretches(chosen: Places, size: int) -> list[_Stretch]:
@@ -176,42 +97,30 @@ def _block(places: Iterable[Int64[np.ndarray, "place"]]) -> tuple[Any, ...]:
 
 def token_array(
     chunks: BucketChunks, layout: RunLayout, pieces: Sequence[Piece], slots: tuple[slice, ...]
-) -> RangedArray:
+) -> LazyArray:
     """Returns the token array ([layer,][head,] slot, d) that parts of kept arrays make up, along its layers."""
-    planes: list[tuple[ArraySpec, int | None]] = []  # an array, and which of its layers, if it has any
-    shows_layers, rest = False, pieces[0].lead
-    for spec, lead in pieces:
-        first, *others = lead or (slice(None),)
-        if spec.layers:
-            assert first is not None  # that makes the axis of an array without one
-            wanted = range(len(spec.layers))[first]
-            planes += [(spec, layer) for layer in ([wanted] if isinstance(wanted, int) else wanted)]
-            shows_layers, rest = not isinstance(wanted, int), tuple(others)
-        else:
-            planes.append((spec, None))
-            shows_layers, rest = first is None, tuple(others) if first is None else lead
-    spec = planes[0][0]
+    planes, lead = planes_of(pieces)
+    spec = planes[0].spec
     rows, width = layout.chunk_shape(spec)[-2:]
     n_slots = layout.shard_slots(spec.key.token_stack)
-    per_shard = n_slots // rows
+    per_shard, per_row = n_slots // rows, spec.width // width
     heads = (len(spec.heads),) * bool(spec.heads)
 
     def find(chunk: tuple[int, ...]) -> _Chunk:
         own, layer = planes[chunk[0]]
         shard, inside = divmod(chunk[-2], per_shard)
-        grid = (*(() if layer is None else (len(own.layers),)), *heads, per_shard, 1)
-        at = (*(() if layer is None else (layer,)), *chunk[1:-2], inside, 0)
+        grid = (*(() if layer is None else (len(own.layers),)), *heads, per_shard, per_row)
+        at = (*(() if layer is None else (layer,)), *chunk[1:-2], inside, chunk[-1])
         return _Chunk(layout.shard_files(own, shard)[0], grid, at)
 
     shape = (len(planes), *heads, n_slots * layout.n_shards, spec.width)
     stored = _Stored(
         chunks, (1, *(1,) * len(heads), rows, width), layout.codec_of(spec), ON_DISK[layout.stored(spec)], find
     )
-    whole = RangedArray(stored, tuple(map(range, shape)), tuple(range(len(shape))), stored.dtype)
-    return whole[(slice(None) if shows_layers else 0, *rest, *slots)]
+    return LazyArray.of(stored, shape, stored.dtype)[(*lead, *slots)]
 
 
-def example_array(chunks: BucketChunks, layout: RunLayout, spec: ArraySpec) -> RangedArray:
+def example_array(chunks: BucketChunks, layout: RunLayout, spec: ArraySpec) -> LazyArray:
     """Returns an array with one row per example, (example[, layer, head], d)."""
     shape, chunk = layout.array_shape(spec), layout.chunk_shape(spec)
     per_shard = layout.shard_examples // chunk[0]
@@ -222,7 +131,7 @@ def example_array(chunks: BucketChunks, layout: RunLayout, spec: ArraySpec) -> R
         return _Chunk(layout.shard_files(spec, shard)[0], (per_shard, *rest), (inside, *at[1:]))
 
     stored = _Stored(chunks, chunk, layout.codec_of(spec), ON_DISK[layout.stored(spec)], find)
-    return RangedArray(stored, tuple(map(range, shape)), tuple(range(len(shape))), stored.dtype)
+    return LazyArray.of(stored, shape, stored.dtype)
 
 
 @cache

@@ -5,22 +5,22 @@ sums over float16 are soon wrong or infinite; `dtype="stored"` gives float16 whe
 that are needed are read.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, Unsupported
+from traceformer.errors import NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store import columns
-from traceformer.store.arrays import RunArrays, Shape, find_array
-from traceformer.store.dtypes import ReadDtype
+from traceformer.store.arrays import Numbers, RunArrays, Shape, find_array, one_number
+from traceformer.store.commits import configuration_digest
+from traceformer.store.dtypes import SQRT8_ERROR, ReadDtype
+from traceformer.store.examples import find_row, no_example
 from traceformer.store.folder import RunFolder
 from traceformer.store.hosts import Computed, computed_by
 from traceformer.store.layout import RunLayout
@@ -28,6 +28,7 @@ from traceformer.store.meta import RunMeta
 from traceformer.store.names import Arch, Dtype, public_name
 from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
 from traceformer.store.source import Source
+from traceformer.store.squares import Crop, Squares
 from traceformer.store.topk import TopKeys
 from traceformer.store.verification import Verification, verify_folder
 from traceformer.store.zarr3 import reading
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     import xarray as xr
+
+    from traceformer.store.training_data import TrainingData
 
 __all__ = ["Run", "TraceStore"]
 
@@ -57,8 +60,8 @@ class Run:
 
     `layer` and `head` are the model's own numbers; None means all that are stored. In grouped-query attention a
     head of `k` and `v` is an attention head, and what it reads is returned. `side` is the stack, `enc` or `dec`.
-    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16 (bfloat16
-    and sqrt8, for which numpy has no type, are float32 then, too).
+    Numbers are float32, which holds float16 and bfloat16 exactly; with `dtype="stored"` float16 stays float16
+    (bfloat16, sqrt8 and q8, for which numpy has no type, are float32 then, too).
     Damage in the files that are read raises CorruptRun. A worker process is given the run itself, which opens it anew;
     one that is forked after arrays were read raises Unsupported instead of reading (`docs/runs.md` has the ways on).
 
@@ -211,11 +214,26 @@ class Run:
         """
         return find_array(self.layout, site, side, kind, prefer=prefer, shape=shape)
 
+    def largest_error(self, site: str | ArrayKey, side: str | None = None, kind: str | None = None) -> float:
+        """Returns the most that a number of a site is off what the run would hold if nothing were rounded to bytes.
+
+        It is 0 unless `rows_codec="q8"` was asked for, or of patterns `attn_codec="sqrt8"`.
+        """
+        spec = self.spec(site, side, kind)
+        if self.layout.stored(spec) == "sqrt8":
+            return SQRT8_ERROR
+        if self.layout.stored(spec) != "q8":
+            return 0.0
+        kept = [piece.spec for piece in self.layout.pieces(spec, ())]
+        return max(
+            (self._index.rounding(one, shard).error for one in kept for shard in self._index.shards), default=0.0
+        )
+
     # One example
 
     def has(self, example: int | str) -> bool:
         """Whether there is an example of this number or id."""
-        return self._found(example) is not None
+        return find_row(self._index, example) is not None
 
     def row(self, example: int | str) -> int:
         """Returns the example's row in `tokens`, which is its number.
@@ -224,30 +242,10 @@ class Run:
             ExampleNotFound: there is no such example.
             SelectionError: two examples have this id, or it is no number and no id.
         """
-        row = self._found(example)
-        if row is not None:
-            return row
-        import difflib
-
-        near = difflib.get_close_matches(str(example), self._index.first_ids(10_000), n=1)
-        known = f"a number from 0 to {self.n - 1}, or an id" if self.n else ""
-        raise ExampleNotFound(
-            f"no example {example!r}",
-            why=f"this run holds {self.n}" + ("" if self.finished else " so far"),
-            hint=f"did you mean {near[0]!r}?" if near else known,
-        )
-
-    def _found(self, example: int | str) -> int | None:
-        """The example's row; None if there is no such example."""
-        if isinstance(example, bool) or not isinstance(example, str | int | Integral):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise SelectionError(f"{example!r} names no example", hint="a number, or an id")
-        if isinstance(example, str) and (named := self._index.rows_with(example)):
-            if len(named) > 1:
-                raise SelectionError(f"several examples have the id {example!r}", hint="name one by its number")
-            return named[0]
-        is_number = not isinstance(example, str) or re.fullmatch("[0-9]+", example)
-        number = int(example) if is_number else None
-        return number % self.n if number is not None and -self.n <= number < self.n else None
+        row = find_row(self._index, example)
+        if row is None:
+            raise no_example(self._index, example, so_far=not self.finished)
+        return row
 
     def is_id(self, name: str) -> bool:
         """Whether an example has this id."""
@@ -294,6 +292,28 @@ class Run:
             OutOfSpace: matrices that are larger than the memory.
         """
         return self._arrays.example(self.spec(site, side, kind), self.row(example), layer, head, dtype, queries)
+
+    def rows(
+        self,
+        example: int | str,
+        site: str | ArrayKey,
+        positions: Sequence[int],
+        layer: int | None = None,
+        *,
+        dtype: ReadDtype = "float32",
+    ) -> Num[np.ndarray, "position d"]:
+        """Returns what an array with a row per token held at some positions of an example: no more is in memory.
+
+        Raises:
+            ExampleNotFound, NotRecorded: it is not in this run.
+            SelectionError: nor is that layer, or a position; or it has no row per token.
+        """
+        spec, length = self.spec(site), self.length(example, self.spec(site).key.token_stack)
+        missing = [position for position in positions if not 0 <= position < length]
+        if missing or spec.site.is_per_example:
+            why = f"this example has positions 0-{length - 1}" if missing else "it has a row per example"
+            raise SelectionError(f"{spec.key} at positions {', '.join(map(str, missing or positions))}", why=why)
+        return self._arrays.rows(spec, self.row(example), positions, layer, dtype)
 
     # The padded store's names for it
 
@@ -492,6 +512,7 @@ class Run:
         with reading(self._source.name):
             return columns.gather(column)
 
+    @overload
     def stream(
         self,
         site: str | ArrayKey,
@@ -504,19 +525,116 @@ class Run:
         side: str | None = None,
         kind: str | None = None,
         dtype: ReadDtype = "float32",
-    ) -> Iterator[Num[np.ndarray, "token d"]]:
+        size: None = None,
+    ) -> Iterator[Num[np.ndarray, "token d"]]: ...
+
+    @overload
+    def stream(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_tokens: int = 4096,
+        shuffle: bool = False,
+        seed: int = 0,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        size: int,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> Iterator[Squares]: ...
+
+    def stream(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_tokens: int = 4096,
+        shuffle: bool = False,
+        seed: int = 0,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        size: int | None = None,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> Iterator[Any]:
         """Yields the rows of `activations` in batches of `batch_tokens` (the last may be shorter), each a new array.
 
         Memory does not grow with the run. With `shuffle`, chunks of 512 tokens are read in random order into a
         window of 65,536 tokens, out of which batches are drawn; the order depends on `seed` and the run only.
+
+        With `size` these are `Squares` of matrices, of all layers and heads that are meant, `batch_tokens // size` at a
+        time: see `training_data`, whose epoch 0 they are.
         """
         if batch_tokens < 1:
             raise SelectionError(f"batches of {batch_tokens} tokens")
+        if size is not None or crop != "first" or pad:
+            return self.training_data(
+                site,
+                layer,
+                max(1, batch_tokens // max(1, size or 1)),
+                head=head,
+                side=side,
+                kind=kind,
+                dtype=dtype,
+                shuffle=shuffle,
+                seed=seed,
+                size=size,
+                crop=crop,
+                pad=pad,
+            ).batches()
+        layer, head = one_number("layer", layer), one_number("head", head)
         column = self._arrays.column(self.spec(site, side, kind), layer, head, dtype)
         batches = (
             columns.shuffled_batches(column, batch_tokens, seed) if shuffle else columns.batches(column, batch_tokens)
         )
         return self._checked(batches)
+
+    def training_data(
+        self,
+        site: str | ArrayKey,
+        layer: Numbers = None,
+        batch_size: int | None = None,
+        *,
+        head: Numbers = None,
+        side: str | None = None,
+        kind: str | None = None,
+        dtype: ReadDtype = "float32",
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        size: int | None = None,
+        crop: Crop = "first",
+        pad: bool = False,
+    ) -> "TrainingData":
+        """Returns the rows of `activations`, or squares of matrices, as data for a training: for torch, for `datasets`.
+
+            data = run.training_data("resid_post", layer=2, batch_size=4096)
+            loader = DataLoader(data.to_torch(), batch_size=None, num_workers=2)
+
+        With `size`, patterns (or scores) become `Squares` of so many queries and keys: of each text the first ones, or
+        with `crop="random"` a stretch that is another one in each epoch. Shorter texts are left out, or with
+        `pad` filled with zeros. `layer` and `head` are then one, several (`[0, 3]`, `"0,3-5"`) or all.
+
+        Args:
+            batch_size: How many rows, or squares, a batch has: 4096, or squares of 4096 tokens, unless it is said.
+            shuffle: Whether each epoch has an order of its own, by `seed`; else it is that of the run.
+            drop_last: Whether a last batch that would not be full is left out.
+
+        Raises:
+            SelectionError: as `activations` does; or no text is as long as a square.
+        """
+        from traceformer.store.training_data import training_data
+
+        spec = self.spec(site, side, kind)
+        chosen = {"layer": layer, "head": head, "batch_size": batch_size, "dtype": dtype, "shuffle": shuffle}
+        chosen |= {"seed": seed, "drop_last": drop_last, "size": size, "crop": crop, "pad": pad}
+        digest = configuration_digest(self._source.head.configuration)[:16]
+        return training_data(self, self._arrays, spec, digest, chosen)
 
     def pieces(
         self, site: str | ArrayKey, layer: int | None = None, *, dtype: ReadDtype = "float32"

@@ -54,6 +54,9 @@ def save_run(
             rows, buffer = index.rows_of(shard), writer.buffer()
             buffer.begin({stack: own[rows.start : rows.stop].tolist() for stack, own in index.lengths.items()})
             for spec in layout.kept:
+                if layout.stored(spec) == "q8":
+                    buffer.put_rounded(spec, source.rounded(spec, shard))
+                    continue
                 lead = (slice(None),) * (bool(spec.layers) + bool(spec.heads))
                 for b, row in enumerate(rows):
                     if spec.site.is_matrix:

@@ -28,7 +28,8 @@ def filled_bytes(
 
     Of all arrays that are kept, or of these.
     """
-    return sum(_filled(layout, spec, lengths) for spec in (layout.kept if arrays is None else arrays))
+    parts = (part for spec in (layout.kept if arrays is None else arrays) for part in layout.parts(spec))
+    return sum(_filled(layout, part, lengths) for part in parts)
 
 
 def estimated_bytes(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -> int:
@@ -36,13 +37,15 @@ def estimated_bytes(layout: RunLayout, lengths: Mapping[Stack, Sequence[int]]) -
     total = 0.0
     for spec in layout.kept:
         ratio = _MATRIX_RATIO[layout.is_triangle(spec), _attn_codec_of(layout, spec)] if spec.site.is_matrix else 1
-        total += _filled(layout, spec, lengths) * ratio
+        parts = [part for part in layout.parts(spec) if part.part != "massive"]  # which few rows have
+        total += sum(_filled(layout, part, lengths) for part in parts) * ratio
     return round(total)
 
 
 def estimated_files(layout: RunLayout) -> int:
     """Returns how many files a finished run has, apart from a handful."""
-    return layout.n_shards * (2 + sum(len(layout.shard_files(spec, 0)) for spec in layout.kept))
+    parts = [part for spec in layout.kept for part in layout.parts(spec) if part.part != "massive"]
+    return layout.n_shards * (2 + sum(len(layout.shard_files(part, 0)) for part in parts))
 
 
 def _attn_codec_of(layout: RunLayout, spec: ArraySpec) -> AttnCodec:

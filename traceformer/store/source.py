@@ -11,6 +11,7 @@ from traceformer.store.aliases import Lead
 from traceformer.store.commits import RunHead
 from traceformer.store.index import RunIndex
 from traceformer.store.objects.path import AnyPath
+from traceformer.store.q8 import Rounded
 from traceformer.store.zarr3 import Array
 
 if TYPE_CHECKING:
@@ -66,10 +67,14 @@ class Source(Protocol):
         ...
 
     def whole(self, spec: ArraySpec, lead: Lead) -> Array:
-        """Returns a whole token array (*lead, slot, d), or a whole example array (example, *lead, d), as it is stored.
+        """Returns a whole token array (*lead, slot, d), or a whole example array (example, *lead, d), likewise.
 
         Its slots and examples are those of `index`.
         """
+        ...
+
+    def rounded(self, spec: ArraySpec, shard: int) -> Rounded:
+        """Returns a kept array's rows of a shard as they are stored, where these are codes."""
         ...
 
     def token_table(self, columns: Sequence[str] | None = None) -> "pa.Table":

@@ -64,7 +64,7 @@ class Buffers:
             return self._made[-1]
 
     def give_back(self, buffer: ShardBuffer) -> None:
-        buffer.compressed.clear()
+        buffer.forget()
         with self._returned:
             self._free.append(buffer)
             self._returned.notify()
@@ -76,8 +76,9 @@ class Buffers:
 
 
 def shard_files(layout: RunLayout, shard: int) -> list[str]:
-    """Returns the names of all array files of a shard."""
-    return [path for spec in layout.kept for path in layout.shard_files(spec, shard)]
+    """Returns the names of all array files that a shard may have."""
+    parts = (part for spec in layout.kept for part in layout.parts(spec))
+    return [path for part in parts for path in layout.shard_files(part, shard)]
 
 
 def write_arrays(
@@ -112,15 +113,19 @@ def write_arrays(
             appended = appending.name(group, [folder / file for file in files])
             if appended is not None:
                 return list(zip(files, appended, strict=True))
-        if is_written_directly(buffer.layout.codec_of(spec)):
-            chunks = zip(files, buffer.chunks(spec), strict=True)
-            return [(file, write_shard(group, folder / file, part)) for file, part in chunks]
+        return [each for part in buffer.parts(spec) for each in write_part(part)]
+
+    def write_part(part: ArraySpec) -> Sequence[tuple[str, Checksum]]:
+        files = buffer.layout.shard_files(part, shard)
+        if is_written_directly(buffer.layout.codec_of(part)):
+            chunks = zip(files, buffer.chunks(part), strict=True)
+            return [(file, write_shard(group, folder / file, own)) for file, own in chunks]
         if in_place and isinstance(folder, Path):
-            return _through_tensorstore(folder, shard, spec, buffer)
+            return _through_tensorstore(folder, shard, part, buffer)
         with TemporaryDirectory() as place:
             with WriteGroup() as aside:
                 write_metadata(aside, Path(place), buffer.layout)
-            written = _through_tensorstore(Path(place), shard, spec, buffer)
+            written = _through_tensorstore(Path(place), shard, part, buffer)
             for file, _ in written:
                 group.write_parts(folder / file, [memoryview((Path(place) / file).read_bytes())])
         return written
@@ -142,7 +147,7 @@ def _through_tensorstore(
     used = int(buffer.offsets[spec.key.token_stack][-1]) if spec.site.is_per_token else 0
     region = array[shard_region(layout, spec, shard, used)]
     # The buffer is not touched before the write is done, so tensorstore need not copy it first.
-    region.write(buffer.filled(spec), can_reference_source_data_indefinitely=True).result()
+    region.write(buffer.stored_rows(spec), can_reference_source_data_indefinitely=True).result()
     written = {file: checksum(folder / file, "xxh3_128") for file in files}
     return [(file, marked(folder / file, found, index_bytes)) for file, found in written.items()]
 
@@ -190,6 +195,7 @@ def record_of(
         files=files,
         host=host,
         source=source,
+        rounded=buffer.roundings(),
     )
 
 

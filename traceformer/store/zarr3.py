@@ -16,7 +16,7 @@ import numpy as np
 from traceformer.errors import CorruptRun, Unreachable
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Num, Shaped
-from traceformer.sites import ArraySpec, Stack
+from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.codecs import zarr_codecs
 from traceformer.store.dtypes import ON_DISK, ReadDtype, decode, dtype_read
 from traceformer.store.forks import use_tensorstore
@@ -24,13 +24,15 @@ from traceformer.store.layout import RunLayout
 from traceformer.store.names import Stored
 from traceformer.store.objects.path import AnyPath
 from traceformer.store.placing import Group, ObjectGroup
+from traceformer.store.q8 import BLOCK, HALF
+from traceformer.store.recipes import operands_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import tensorstore as ts
 
-    from traceformer.store.ranged import RangedArray
+    from traceformer.store.lazy import LazyArray
 
 __all__ = [
     "CRC32C",
@@ -41,7 +43,10 @@ __all__ = [
     "as_read",
     "check_metadata",
     "coordinate_files",
+    "from_zero",
     "group_metadata",
+    "massive_arrays",
+    "massive_per_file",
     "numbers_of",
     "open_array",
     "position_arrays",
@@ -53,8 +58,8 @@ __all__ = [
     "zarr_array",
 ]
 
-Array: TypeAlias = "ts.TensorStore | RangedArray"
-"""A view of an array: of a folder's or memory's it is tensorstore's, of a bucket's `ranged`'s."""
+Array: TypeAlias = "ts.TensorStore | LazyArray"
+"""A view of an array: tensorstore's of what lies in a folder or memory, else one of `lazy`."""
 Reading: TypeAlias = "ts.WriteFutures | Future[None]"
 JSON: TypeAlias = dict[str, Any]
 
@@ -62,30 +67,47 @@ POSITIONS_PER_FILE = 1 << 20
 EMPTY_SLOT = -1
 _FEW = 1 << 17  # numbers that numpy widens before tensorstore would be loaded; of more it is ten times as fast
 _CELL = "query * (query + 1) / 2 + key, of n tokens n * (n + 1) / 2; those behind are 0"
+_OF_PARTS = {
+    "scale": "what the codes of each block of 32 values of {0} are multiples of",
+    "massive": "values of the massive channels of {0}, in the order of {0}_massive_channel",
+}
 _VERIFY = "traceformer verify lists the damage"
+_MASSIVE_CHANNEL = "_massive_channel"
+_SHARDS_PER_FILE = 256
 
 _KNOWN = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value", "dimension_names")
 LITTLE_ENDIAN: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
 CRC32C: JSON = {"name": "crc32c"}
 
 
-def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None) -> dict[str, JSON]:
+def group_metadata(
+    layout: RunLayout, n_slots: Mapping[Stack, int] | None = None, errors: Mapping[ArrayKey, float] | None = None
+) -> dict[str, JSON]:
     """Returns the content of every `zarr.json` of a run by its path inside the run's folder.
 
-    With `n_slots`, the used token slots per stack, it is that of a finished run: token axes end there, and each
-    token group has its coordinates `token_example` and `token_position`. Groups carry their arrays' metadata
-    inline, without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves.
+    With `n_slots`, the used token slots per stack, and `errors`, the most that a value of each array of codes is off,
+    it is that of a finished run: token axes end there, each token group has its coordinates `token_example` and
+    `token_position`, and beside codes stands which channels are massive. Groups carry their arrays' metadata inline,
+    without which xarray warns, and say in `alias_of` where the layers are that they do not hold themselves, and
+    in `by_recipe` what patterns are made of.
     """
     groups: dict[str, dict[str, JSON]] = {layout.array_path(spec.key).split("/")[0]: {} for spec in layout.arrays}
     coordinates: dict[str, list[str]] = {}
-    aliases = _aliases(layout)
+    aliases, recipes = _aliases(layout), _recipes(layout)
     for spec in layout.kept:
         group, leaf = layout.array_path(spec.key).split("/")
         slots = n_slots[spec.key.token_stack] if n_slots is not None and spec.site.is_per_token else None
-        groups[group][leaf] = _array_metadata(layout, spec, slots)
+        for part in layout.parts(spec):
+            groups[group][f"{leaf}_{part.part}" if part.part else leaf] = _array_metadata(layout, part, slots)
     for path, numbers in _coordinates(layout).items():
         group, leaf = path.split("/")
         groups[group][leaf] = _coordinate_metadata(leaf, len(numbers))
+    for key, error in (errors or {}).items():
+        group, leaf = layout.array_path(key).split("/")
+        groups[group][leaf]["attributes"]["largest_error"] = error
+    for path, spec in massive_arrays(layout) if errors else ():
+        group, leaf = path.split("/")
+        groups[group][leaf] = _massive_metadata(layout, spec)
     for path, stack in position_arrays(layout):
         if n_slots is None:
             break
@@ -100,6 +122,7 @@ def group_metadata(layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
             "attributes": {
                 **({"coordinates": " ".join(coordinates[group])} if group in coordinates else {}),
                 **({"alias_of": aliases[group]} if group in aliases else {}),
+                **({"by_recipe": recipes[group]} if group in recipes else {}),
             },
             "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
         }
@@ -120,6 +143,16 @@ def _aliases(layout: RunLayout) -> dict[str, JSON]:
             found.setdefault(group, {})[leaf] = there
         else:
             found.setdefault(group, {}).setdefault(leaf, {})[str(rows.layer)] = there
+    return found
+
+
+def _recipes(layout: RunLayout) -> dict[str, JSON]:
+    """Returns for each group the patterns that are made anew: array -> where q and k are, and the recipe."""
+    found: dict[str, JSON] = {}
+    for key, recipe in layout.recipes.items():
+        group, leaf = layout.array_path(key).split("/")
+        operands = (layout.array_path(own) for own in operands_of(key))
+        found.setdefault(group, {})[leaf] = {**dict(zip("qk", operands, strict=True)), "recipe": recipe.to_json()}
     return found
 
 
@@ -161,6 +194,7 @@ def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> 
     dtype = ON_DISK[stored]
     inner = [LITTLE_ENDIAN, *zarr_codecs(layout.codec_of(spec), dtype.itemsize), CRC32C]
     heads = "kv_heads" if "kv_head" in spec.site.axes else "heads"
+    leaf = layout.array_path(spec.key).split("/")[1]
     sharding: JSON = {
         "name": "sharding_indexed",
         "configuration": {
@@ -178,14 +212,49 @@ def _array_metadata(layout: RunLayout, spec: ArraySpec, n_slots: int | None) -> 
         codecs=[sharding],
         axes=layout.stored_axes(spec),
         attributes={
-            "key": str(spec.key),
-            "meaning": spec.site.meaning,
+            **({} if spec.part else {"key": str(spec.key)}),
+            "meaning": spec.site.meaning if not spec.part else _OF_PARTS[spec.part].format(leaf),
             "stored_dtype": stored,
             **({"cell": _CELL} if layout.is_triangle(spec) else {}),
+            **(_of_codes(leaf) if stored == "q8" else {}),
             **({"layers": list(spec.layers)} if spec.layers else {}),
             **({heads: list(spec.heads)} if spec.heads else {}),
         },
     )
+
+
+def _of_codes(leaf: str) -> JSON:
+    """What a plain reader is told of codes."""
+    return {
+        "scale": f"{leaf}_scale",
+        "value": f"{leaf} * {leaf}_scale of its block, channel // {BLOCK}; of massive channels what {leaf}_massive has",
+        "error": f"at most {HALF} of that scale: 0.4 % of the largest of the {BLOCK} values",
+    }
+
+
+def massive_arrays(layout: RunLayout) -> list[tuple[str, ArraySpec]]:
+    """Returns the paths of the arrays that name the massive channels of each shard, and of which array they are."""
+    codes = [spec for spec in layout.kept if layout.stored(spec) == "q8"]
+    return [(f"{layout.path_of(spec)}{_MASSIVE_CHANNEL}", spec) for spec in codes]
+
+
+def _massive_metadata(layout: RunLayout, spec: ArraySpec) -> JSON:
+    massive = layout.parts(spec)[-1]
+    rest = (*layout.buffer_shape(spec)[:-2], massive.width)
+    return zarr_array(
+        shape=(layout.n_shards, *rest),
+        chunk=(massive_per_file(layout), *rest),
+        dtype="int32",
+        fill=EMPTY_SLOT,
+        codecs=[LITTLE_ENDIAN, *zarr_codecs("zstd", 4), CRC32C],
+        axes=("shard", *layout.axes(spec)[:-2], layout.stored_axes(massive)[-1]),
+        attributes={"meaning": f"massive channels of a shard of {layout.shard_examples} examples; -1 for none"},
+    )
+
+
+def massive_per_file(layout: RunLayout) -> int:
+    """Returns how many shards' massive channels a file names."""
+    return min(layout.n_shards, _SHARDS_PER_FILE)
 
 
 def _position_metadata(stack: Stack, n_slots: int) -> JSON:
@@ -249,7 +318,7 @@ def open_array(folder: Path, layout: RunLayout, spec: ArraySpec, context: "ts.Co
     import tensorstore as ts
 
     use_tensorstore()
-    path = layout.array_path(spec.key)
+    path = layout.path_of(spec)
     stated = _array_metadata(layout, spec, None)
     known = {name: stated[name] for name in _KNOWN}
     kvstore = {"driver": "file", "path": f"{(folder / path).as_posix()}/"}
@@ -275,7 +344,19 @@ def along_layers(views: Sequence[Array]) -> Array:
     import tensorstore as ts
 
     layers = ts.d[0].label[""].translate_to[0]  # arrays have names of their own for it, and slices keep their origins
-    return ts.concat([view[layers] for view in views], axis=0)  # pyright: ignore[reportArgumentType]
+    last = ts.d[-1].label[""]  # so they have for blocks of 32 values
+    return ts.concat([view[layers][last] for view in views], axis=0)  # pyright: ignore[reportArgumentType]
+
+
+def from_zero(view: Array) -> Array:
+    """Returns a view of several layers whose first is layer 0 of it; a part of a tensorstore keeps its numbers."""
+    from traceformer.store.lazy import LazyArray
+
+    if isinstance(view, LazyArray):
+        return view
+    import tensorstore as ts
+
+    return view[ts.d[0].translate_to[0]]
 
 
 def check_metadata(folder: AnyPath, layout: RunLayout, spec: ArraySpec) -> None:
@@ -284,7 +365,7 @@ def check_metadata(folder: AnyPath, layout: RunLayout, spec: ArraySpec) -> None:
     Raises:
         CorruptRun: it does not, or is not there.
     """
-    path, expected = folder / layout.array_path(spec.key) / "zarr.json", _array_metadata(layout, spec, None)
+    path, expected = folder / layout.path_of(spec) / "zarr.json", _array_metadata(layout, spec, None)
     try:
         stated = parse_json(path.read_bytes())
         if spec.site.is_per_token:  # is as long as was declared, or was trimmed when the run was finished
@@ -354,9 +435,9 @@ def read_ahead(view: Array) -> "tuple[np.ndarray, Reading]":
 
 def read_into(view: Array, target: Shaped[np.ndarray, "..."]) -> "Reading":
     """Returns the future that says when an array holds what `view` shows."""
-    from traceformer.store.ranged import RangedArray
+    from traceformer.store.lazy import LazyArray
 
-    if isinstance(view, RangedArray):
+    if isinstance(view, LazyArray):
         return view.read_into(target)
     import tensorstore as ts
 
@@ -393,10 +474,14 @@ def shard_region(layout: RunLayout, spec: ArraySpec, shard: int, used: int) -> t
 
 
 def write_metadata(
-    group: Group, folder: AnyPath, layout: RunLayout, n_slots: Mapping[Stack, int] | None = None
+    group: Group,
+    folder: AnyPath,
+    layout: RunLayout,
+    n_slots: Mapping[Stack, int] | None = None,
+    errors: Mapping[ArrayKey, float] | None = None,
 ) -> None:
     """Writes every `zarr.json` of a run, and its coordinates of layers and heads, where they are not there."""
-    metadata = group_metadata(layout, n_slots).items()
+    metadata = group_metadata(layout, n_slots, errors).items()
     files = {name: (json.dumps(entry, indent=2) + "\n").encode() for name, entry in metadata} | coordinate_files(layout)
     for name, data in files.items():
         path = folder / name

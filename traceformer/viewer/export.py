@@ -12,6 +12,7 @@ from traceformer.errors import NotFound, TraceformerError, UsageError, check_cho
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.presentation import framed, notebook
 from traceformer.progress import OnStep, steps_watched
+from traceformer.store.objects.path import disk_path
 from traceformer.store.run import Run
 from traceformer.viewer.carried import SCREENS, asked_by, asked_of_run
 from traceformer.viewer.library import Library
@@ -57,7 +58,7 @@ def export_html(
         RunExists: something is at `path`, and `overwrite` is False.
         NotFound: the viewer's pages were not built when the package was installed.
     """
-    path = Path(path)
+    path = disk_path(path)
     refuse_to_replace(path, overwrite=overwrite)
     with steps_watched("exporting", progress) as told:
         page = _page(run, examples, screens, told)

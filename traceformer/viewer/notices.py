@@ -44,6 +44,8 @@ def _attention(run: Run) -> Iterator[str]:
 def _rounded(run: Run) -> Iterator[str]:
     if run.layout.attn_codec == "sqrt8":
         yield "attention weights are stored in a byte each, off by up to 0.004"
+    if run.layout.rows_codec == "q8":
+        yield "activations are stored in a byte each, off by up to 0.4 % of the largest of 32 neighbours"
 
 
 def _parts(run: Run) -> Iterator[str]:

@@ -420,6 +420,13 @@ def test_an_edit_that_no_position_was_reached_of_is_told(model: LoadedModel) -> 
         tf.generate(model, "If the argument is not", "z", **how)  # which pytest would fail by a warning
 
 
+def test_a_donor_of_bytes_is_told(model: LoadedModel) -> None:
+    donor = tf.record(model, TEXTS, "resid_pre", rows_codec="q8")
+    wanted = edits.patch("resid_pre", 1, donor, example=0)
+    with pytest.warns(UserWarning, match="keeps activations in a byte each"), tf.edit(model, wanted):
+        pass
+
+
 def test_a_donor_that_was_rounded_is_told(model: LoadedModel) -> None:
     donor = tf.record(model, TEXTS, "resid_pre")
     for wanted in (edits.patch("resid_pre", 1, donor, example=0), edits.resample("resid_pre", 1, donor, example=0)):

@@ -47,7 +47,7 @@ FAMILIES = {
     "qwen3_moe": "dec pre-norm experts rotary",
     "gpt_neo": "dec pre-norm plain own-attention",
     "falcon_new": "dec pre-norm plain rotary parallel own-attention",
-    "deberta-v2": "enc plain own-attention",
+    "deberta-v2": "enc plain own-attention content-bias",
     "mbart": "enc dec pre-norm plain",
     "xglm": "dec pre-norm plain outside",
     "qwen3_next": "dec pre-norm experts shared rotary gated-out",
@@ -75,6 +75,10 @@ SEEN_ATTENTION = (
     ("attn_pattern", "equals the model's own eager attentions"),
     ("z", "equals attn_pattern v"),
     ("attn_out", "equals W_O z + b, after the post-norm where there is one"),
+)
+BY_RECIPE = (
+    ("attn_pattern", "made anew by recipe of q and k, equals what is recorded"),
+    ("attn_pattern", "made anew by recipe of q and k, equals the model's own eager attentions"),
 )
 GATED = ("attn_out", "equals W_O of z times its gate, after the post-norm")
 ROTARY = (
@@ -159,6 +163,7 @@ def facts_of(family: str) -> set[Fact]:
                 projected = () if "latent" in words else ROTARY if "rotary" in words else NOT_ROTARY
                 values = () if "latent" in words else OWN_VALUES
                 add(f"{stack}.{attention}", *SEEN_ATTENTION, *values, *projected)
+                add(f"{stack}.{attention}", *(() if "content-bias" in words else BY_RECIPE))
                 if "gated-out" in words:
                     facts -= {(f"{stack}.{attention}.{site}", fact) for site, fact in SEEN_ATTENTION[-1:]}
                     add(f"{stack}.{attention}", GATED)

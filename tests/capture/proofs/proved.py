@@ -12,6 +12,7 @@ import torch
 
 from tests.families import KEPT
 from traceformer.capture.proofs.check import ALONE, CheckResult, Proof, check_model, random_examples
+from traceformer.capture.proofs.recipes import BY_RECIPE
 from traceformer.models.families import FAMILIES
 from traceformer.models.family import Architecture, Family, builds
 from traceformer.models.tiny import tiny_model
@@ -26,6 +27,7 @@ _STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 _MLP = ("mlp_up", "mlp_act", "mlp_mid", "mlp_down", "mlp_out")
 COLUMNS = {
     "recording changes nothing": lambda site, fact: "nothing is recorded" in fact or site == "hidden",
+    "patterns by recipe": lambda site, fact: fact.startswith(BY_RECIPE),
     "patterns are eager's": lambda site, fact: site in _PATTERN and "eager" in fact,
     "patterns from q, k, mask": lambda site, fact: site == "attn_scores" or site in _PATTERN,
     "v, z, W_O": lambda site, fact: site in ("v", "z", "attn_out") or "through the model's own" in fact,

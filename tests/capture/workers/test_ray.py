@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,13 @@ def recorded(model: Path, out: Path, **asked: Any) -> Run:
     return tf.record(str(model), "demo", "attn qkv hidden resid", **settings)
 
 
-def workers() -> list[psutil.Process]:
-    """The processes of this one's workers that are recording."""
+def workers(kind: str = "RecordingWorker") -> list[psutil.Process]:
+    """The processes of this one's workers that are at work."""
     there: list[psutil.Process] = []
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith("ray::RecordingWorker"):
-            there.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if (process.cmdline() or [""])[0].startswith(f"ray::{kind}"):
+                there.append(process)
     return there
 
 
@@ -151,3 +153,69 @@ def test_workers_give_the_answers_of_one_process(tmp_path: Path) -> None:
     assert list(two.tokens.response) == list(one.tokens.response)
     assert array_files(two) == array_files(one)
     assert verify_run(tmp_path / "two") == []
+
+
+def effects_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("c.*")}
+
+
+@pytest.mark.parametrize("how", ["mean", "resample"])
+def test_workers_ablate_what_one_process_ablates(how: Any, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"how": how, "limit": 24, "batch_size": 4, "layers": [1, 3]}
+    one = tf.ablate("byte", "demo", **asked, out=tmp_path / "one")
+    two = tf.ablate("byte", "demo", **asked, out=tmp_path / "two", engine=TWO)
+    apart = tf.ablate("byte", "demo", **asked, engine=TWO)  # nothing is written
+    assert effects_of(tmp_path / "two") == effects_of(tmp_path / "one")
+    for name in ("clean", "corrupt", "values"):
+        for other in (two, apart, tf.open_effects(tmp_path / "two")):
+            np.testing.assert_array_equal(getattr(other, name), getattr(one, name))
+    assert (two.axes, two.pairs, two.about.way) == (one.axes, one.pairs, one.about.way)
+    assert two.about.compared >= one.about.compared > 0
+
+
+def test_two_threads_ablate_to_the_last_bits(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"limit": 12, "batch_size": 4, "layers": [2]}
+    one = tf.ablate("byte", "demo", **asked)
+    two = tf.ablate("byte", "demo", **asked, engine=Ray(workers=1, threads_per_worker=2))
+    assert np.nanmax(np.abs(two.by_pair["effect"] - one.by_pair["effect"])) <= 1e-6
+
+
+def test_an_ablation_whose_workers_are_killed_is_the_same(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"limit": 24, "batch_size": 2, "site": "mlp_out"}
+    tf.ablate("byte", "demo", **asked, out=tmp_path / "one")
+    killed: list[int] = []
+
+    def kill(done: int, of: int) -> None:
+        if done // 5 > len(killed) and (there := workers("_Member")):
+            with suppress(psutil.NoSuchProcess):
+                there[0].kill()
+                killed.append(there[0].pid)
+
+    with pytest.warns(UserWarning, match="died"):
+        tf.ablate("byte", "demo", **asked, out=tmp_path / "two", engine=TWO, progress=kill)
+    assert len(killed) >= 2
+    assert effects_of(tmp_path / "two") == effects_of(tmp_path / "one")
+
+
+def test_an_ablation_that_was_interrupted_is_gone_on_with(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"limit": 24, "batch_size": 4, "site": "mlp_out", "out": tmp_path / "two"}
+
+    def interrupt(done: int, of: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tf.ablate("byte", "demo", **asked, engine=TWO, progress=interrupt)
+    assert 0 < len(effects_of(tmp_path / "two")) < 24 * 4
+    with pytest.raises(RunExists, match="resume=True"):
+        tf.ablate("byte", "demo", **asked, engine=TWO)
+    tf.ablate("byte", "demo", **asked, engine=TWO, resume=True)
+    asked["out"] = tmp_path / "one"
+    tf.ablate("byte", "demo", **asked)
+    assert effects_of(tmp_path / "two") == effects_of(tmp_path / "one")
+
+
+def test_an_ablation_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(tf.TraceformerError, match="layer 99 requested"):
+        tf.ablate("byte", "demo", limit=4, layers=[99], out=tmp_path / "two", engine=TWO)
+    assert [*tmp_path.iterdir()] == []

@@ -92,6 +92,16 @@ def test_a_packed_file_that_breaks_in_the_middle_gives_what_comes_before_and_say
     assert [json.dumps(dict(each.row)) for each in found] == lines[: len(found)]
 
 
+@pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_packed_file_of_which_nothing_can_be_read_says_no_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / f"a.jsonl{end}"
+    packed = PACK[end](b'{"text": "a"}\n')
+    for damaged in (packed[: len(packed) // 2], b"no such file" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(Unreadable, match=rf"a\.jsonl{end}: it cannot be read"):
+            [*file_part(path, ".jsonl").read(0)]
+
+
 def taking(records: Iterator[Found], into: list[Found]) -> Iterator[Found]:
     for record in records:
         into.append(record)

@@ -11,6 +11,7 @@ touching    tensors of a pass handed to callables that may put others in their p
 started     passes that begin at the block, and the position, that is touched
 sweeping    one place after the other touched, in rows of batches; what comes of it, and whether that is right
 slopes      how a metric changes with every place of a pass at once
+jacobians   how the last layer follows from earlier ones: the matrices of a Jacobian lens
 estimating  sweeps estimated from slopes
 edges       what one part adds to the stream, changed in what one other part reads
 metrics     one number of each pass: what sweeps look at

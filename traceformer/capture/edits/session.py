@@ -374,6 +374,13 @@ def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
     run = getattr(edit.change, "run", None) or getattr(edit.change, "source", None)
     if not isinstance(edit.change, Patch | Resample) or not isinstance(run, Run):
         return
+    if run.layout.rows_codec == "q8":
+        warnings.warn(
+            f"{run.name} keeps activations in a byte each: {edit.kind} puts rounded numbers there; "
+            'record the donor with `rows_codec="exact"`',
+            stacklevel=4,
+        )
+        return
     best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
     if torch.finfo(getattr(torch, run.dtype)).eps > torch.finfo(best).eps:
         name = str(best).removeprefix("torch.")

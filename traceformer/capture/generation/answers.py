@@ -200,6 +200,7 @@ def prepare_answers(
         longest={stack: max(lengths) for stack, lengths in most.items()},
         mean={stack: fmean(lengths) for stack, lengths in most.items()},
         dtype=storage.dtype,
+        rows_codec=storage.rows_codec,
         shard_examples=min(batch_size, len(read)) * sampling.num_return_sequences,
         triangles=triangles_of(model, plan, begun[:batch_size]) if not edits else frozenset(),
     )

@@ -8,6 +8,7 @@ attention   claims about attention, from its input to what it adds to the stream
 stream      claims about the residual stream, the MLP and the logits
 experts     claims about mixtures of experts: where tokens go, with what weights
 edits       what is proved of edits: to the bit where they change nothing
+recipes     patterns by recipe, made anew of what is recorded, against it and the model's own
 limits      the limits that a config names, and both sides of them
 first       what is proved of a model before its first batch, always
 given       what is proved of a processor's batch before it is recorded

@@ -16,7 +16,7 @@ from traceformer.models.dims import StackDims
 from traceformer.models.family import Tap
 from traceformer.sites import SITES
 
-__all__ = ["ATTENTION_CLAIMS"]
+__all__ = ["ATTENTION_CLAIMS", "own_attention"]
 
 
 def _merged(rows: Tensor) -> Tensor:
@@ -390,8 +390,8 @@ def _rows_sum_to_less(place: Place) -> Sides:
     return sums, sums.clamp(min=0, max=1)
 
 
-def _own_attention(place: Place) -> Tensor:
-    """What the model itself returns as this attention's pattern, cut to the true tokens: (head, query, key)."""
+def own_attention(place: Place) -> Tensor:
+    """Returns what the model itself does as this attention's pattern, cut to the true tokens: (head, query, key)."""
     assert place.attention is not None
     assert place.layer is not None
     whole = place.scene.reference.attentions.get((place.stack, place.attention))
@@ -421,7 +421,7 @@ def _in_place(banded: Tensor, band: int) -> Tensor:
 
 
 def _eager_attentions(place: Place) -> Sides:
-    return place("attn_pattern"), _own_attention(place)
+    return place("attn_pattern"), own_attention(place)
 
 
 def _mixed_values(place: Place) -> Sides:
@@ -453,7 +453,7 @@ def _out_of_gated_z(place: Place) -> Sides:
 
 
 def _out_of_own_attentions(place: Place) -> Sides:
-    values, pattern, norm = _clipped(place, place("v_proj")), _own_attention(place), _norm_of_values(place)
+    values, pattern, norm = _clipped(place, place("v_proj")), own_attention(place), _norm_of_values(place)
     values = values if norm is None else _normed(norm, values, place.dims)
     return _projected_out(place, (pattern @ _grouped(values.float(), len(pattern))).to(values.dtype))
 
@@ -465,7 +465,7 @@ def _alibi(place: Place) -> Sides:
     if bias is None:
         raise NotHere
     scores = q @ k.transpose(1, 2) * place.dims.d_head**-0.5 + bias
-    return scores.masked_fill(~_may_look(place, scores), -torch.inf).softmax(-1), _own_attention(place)
+    return scores.masked_fill(~_may_look(place, scores), -torch.inf).softmax(-1), own_attention(place)
 
 
 def _alibi_of(place: Place, n_heads: int, length: int) -> Tensor | None:

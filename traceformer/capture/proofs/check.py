@@ -28,6 +28,7 @@ from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.edits import prove_edits
 from traceformer.capture.proofs.first import try_padding
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
+from traceformer.capture.proofs.recipes import prove_recipes
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
@@ -83,7 +84,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckResult:
-    """What was proved of a model, the sites that it has no place for and why, and facts that could not be tested."""
+    """What was proved of a model, the sites that it has no place for and why, and facts that could not be tested.
+
+    `no_recipe` is why its patterns cannot be made anew of q and k; empty where they can, or there are none.
+    """
 
     model: str
     dtype: str
@@ -92,6 +96,7 @@ class CheckResult:
     proofs: tuple[Proof, ...]
     refused: Mapping[str, str]
     untested: Mapping[str, str]
+    no_recipe: str = ""
 
     @property
     def ok(self) -> bool:
@@ -123,6 +128,7 @@ class CheckResult:
             "proofs": proofs,
             "refused": dict(self.refused),
             "untested": dict(self.untested),
+            "no_recipe": self.no_recipe,
         }
 
 
@@ -134,6 +140,7 @@ def check_model(
     name: str = "",
     architecture: Architecture | None = None,
     selection: Selection = _EVERYTHING,
+    recipes: bool = True,
 ) -> CheckResult:
     """Returns everything that could be proved of a model, or disproved.
 
@@ -145,6 +152,7 @@ def check_model(
         name: what to call the model, its class by default.
         architecture: another row than its family's own.
         selection: what to prove, everything by default; claims that need other sites are left out.
+        recipes: whether to prove patterns by recipe.
 
     Raises:
         Unsupported: no row for this family, or the row names modules that the model has not.
@@ -161,7 +169,7 @@ def check_model(
     plan = plan_arrays(selection, model, architecture=row, stacks=tuple(examples[0]))
     plan = replace(plan, arrays=(*plan.arrays, *_of_other_shapes(plan, selection, model, row, dims)))
     with torch.inference_mode(), evaluating(model):
-        largest_score, has_attentions = 0.0, False
+        largest_score, has_attentions, no_recipe = 0.0, False, ""
         errors: Errors = {}
         sharing = Sharing(model)
         lengths: list[Lengths] = [{stack: len(ids) for stack, ids in example.items()} for example in examples]
@@ -176,6 +184,10 @@ def check_model(
                 prove(scene, plan.arrays, errors)
             prove_edits(scenes[0], plan.arrays, *batch_of(model, [examples[index] for index in part]), errors)
             has_attentions = has_attentions or any(scene.reference.attentions for scene in scenes)
+            if recipes:
+                longest = max((examples[index] for index in part), key=lambda each: sum(map(len, each.values())))
+                why = prove_recipes(model, row, plan.arrays, scenes, batch_of(model, [longest]), errors)
+                no_recipe = no_recipe or why
             _prove_padding(scenes[0], plan.arrays, [examples[index] for index in part], errors)
         left_out = {**untested} | _without_padding(
             model, [[examples[index] for index in part] for part in parts], sharing
@@ -195,6 +207,7 @@ def check_model(
         proofs,
         _refused(model, row, plan.arrays) if selection is _EVERYTHING else {},
         left_out,
+        no_recipe,
     )
 
 

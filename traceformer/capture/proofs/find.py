@@ -79,7 +79,7 @@ def _pads_texts(
     [call] = watched.of(path)
     if call.given.shape[1] <= length:
         return False
-    turned = {**watched.ids, "enc": ids.flip(-1)}
+    turned: dict[Stack, Tensor] = {**watched.ids, "enc": ids.flip(-1)}
     examples: list[Example] = [
         {stack: rows[text].tolist() for stack, rows in turned.items()} for text in range(len(ids))
     ]

@@ -250,7 +250,7 @@ def _pared(model: PreTrainedModel, examples: Sequence[Example], row: Architectur
     """
     while True:
         try:
-            result = check_model(model, examples, architecture=row, name=name)
+            result = check_model(model, examples, architecture=row, name=name, recipes=False)
         except torch.OutOfMemoryError:
             raise
         except _MISFITS as error:

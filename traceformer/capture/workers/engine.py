@@ -110,9 +110,9 @@ class Ray:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
-            raise NotFound(
-                f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint="`ray start` begins one"
-            ) from error
+            # One that `ray start` began asks for a token (2.60), which is not read unless the environment says so.
+            hint = "`ray start` begins one; RAY_AUTH_MODE=token in the environment if it asks for a token"
+            raise NotFound(f"no Ray cluster at {address}", why=str(error).split("\n")[0], hint=hint) from error
 
     def _check_fits(self, ray: Any) -> None:
         """Makes sure that some machine of the cluster is large enough for a worker: Ray would wait for ever."""

@@ -2,6 +2,7 @@
 //
 // Every function is a pure one of what its pointers lead to; none keeps anything, so threads may call it together.
 #include <stddef.h>
+#include <float.h>
 #include <stdlib.h>
 
 #include "checksums.h"
@@ -14,6 +15,8 @@
 static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 static inline int64_t whole(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
+#include "rebuilt.h"
 
 // ---- patterns
 
@@ -178,19 +181,23 @@ static inline void to_brain(const float *from, uint16_t *to, int64_t n) {
     }
 }
 
-// Rows of floats, along three axes with strides in numbers, as float16, or bfloat16 if `brain`. Returns the bits of the
-// largest magnitude among what was read: those of an infinity or a NaN are larger than those of any number.
-uint32_t TF_NAME(cast_rows)(const float *from, const int64_t *from_strides, uint16_t *to, const int64_t *to_strides,
-                            const int64_t *shape, int64_t width, int brain) {
+// Rows of floats, along three axes with strides in numbers, as float16 (`kind` 0), bfloat16 (1) or as they are (2).
+// Returns the bits of the largest magnitude among what was read: those of an infinity or a NaN are larger than those of
+// any number.
+uint32_t TF_NAME(cast_rows)(const float *from, const int64_t *from_strides, void *to, const int64_t *to_strides,
+                            const int64_t *shape, int64_t width, int kind) {
     uint32_t largest = 0;
     for (int64_t a = 0; a < shape[0]; a++)
         for (int64_t b = 0; b < shape[1]; b++)
             for (int64_t c = 0; c < shape[2]; c++) {
                 const float *source = from + a * from_strides[0] + b * from_strides[1] + c * from_strides[2];
-                uint16_t *target = to + a * to_strides[0] + b * to_strides[1] + c * to_strides[2];
+                int64_t at = a * to_strides[0] + b * to_strides[1] + c * to_strides[2];
                 uint32_t bits = largest_bits(source, width);
                 largest = bits > largest ? bits : largest;
-                (brain ? to_brain : to_half)(source, target, width);
+                if (kind == 2)
+                    memcpy((float *)to + at, source, (size_t)width * sizeof *source);
+                else
+                    (kind ? to_brain : to_half)(source, (uint16_t *)to + at, width);
             }
     return largest;
 }

@@ -32,9 +32,11 @@ def lens_table(value: Lens) -> str:
         f"{len(layers)} of {n_layers} layers" if len(layers) < n_layers else "",
         f"the first {shown} of {n_positions} positions" if shown < n_positions else "",
     ]
+    through = "" if value.translated is None else f" through the {said(str(value.translated))}"
     part = f" Shown: {', '.join(filter(None, parts))}." if any(parts) else ""
+    read = f"{said(value.key)}{through}"
     return card(
-        f"<p><b>Lens</b> of example {said(value.example_id)} <span class=quiet>{said(value.key)}: the likeliest next "
+        f"<p><b>Lens</b> of example {said(value.example_id)} <span class=quiet>{read}: the likeliest next "
         f"token after each layer, the stronger its colour the more probable, framed where it came.{part}</span></p>",
         *(_block(value, layers, positions) for positions in _blocks(value, layers, shown)),
         style=_STYLE,

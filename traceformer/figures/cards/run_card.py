@@ -9,6 +9,7 @@ from traceformer.analysis.thumbnails import SIDE, part_starts, thumbnail
 from traceformer.figures.cards.look import card, picture, said, spread, table
 from traceformer.shapes import Float, Int64, UInt8
 from traceformer.sites import ArraySpec, Stack
+from traceformer.store.dtypes import ON_DISK
 from traceformer.store.run import Run
 from traceformer.units import amount_of_bytes
 
@@ -73,7 +74,7 @@ def _of(run: Run, stack: Stack) -> str:
 
 def _arrays(run: Run) -> str:
     specs = run.layout.arrays
-    sizes = [_values(run, spec) * run.layout.itemsize(spec) for spec in specs]
+    sizes = [_values(run, spec) * ON_DISK[run.layout.held(spec)].itemsize for spec in specs]
     rows = [
         (said(spec.key), said(_dims(spec)), amount_of_bytes(size))
         for spec, size in zip(specs[:_MOST_ARRAYS], sizes, strict=False)

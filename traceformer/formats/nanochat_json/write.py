@@ -77,6 +77,7 @@ class _Example:
         self._store, self._id, self._passage = store, example_id, passage
         self._ids, self._n_prompt = passage.ids, passage.n_prompt
         self._is_partial = store.about.unknown_rows == "NaN"
+        self._dtype = f"torch.{'float32' if store.layout.rows_codec == 'q8' else store.dtype}"
         self._blocks: dict[ArrayKey, Float[np.ndarray, "..."]] = {}
 
     def trace(self, trace_id: str | None, steps: bool | None, lossless: bool) -> Trace:
@@ -151,7 +152,7 @@ class _Example:
             return self._tensor(values[_known(values)])
         return Tensor(
             (1, rows.stop - rows.start, spec.width),
-            f"torch.{self._store.dtype}",
+            self._dtype,
             blocks=lambda: (self._read(spec, layer)[rows],),
         )
 
@@ -163,7 +164,7 @@ class _Example:
             return self._tensor(values[:, known, : rows.start + known.stop])
         return Tensor(
             (1, len(spec.heads), rows.stop - rows.start, rows.stop),
-            f"torch.{self._store.dtype}",
+            self._dtype,
             blocks=partial(self._heads, spec, layer, rows),
         )
 
@@ -183,12 +184,12 @@ class _Example:
         layers = spec.layers or (None,)
         return Tensor(
             (1, *lead, *last),
-            f"torch.{self._store.dtype}",
+            self._dtype,
             blocks=lambda: (self._store.get(self._id, spec.key, layer, dtype="stored") for layer in layers),
         )
 
     def _tensor(self, values: Float[np.ndarray, "..."]) -> Tensor:
-        return Tensor.of(values[None], f"torch.{self._store.dtype}")
+        return Tensor.of(values[None], self._dtype)
 
     def _head(self, trace_id: str | None, specs: list[ArraySpec]) -> TraceHead:
         row, about = self._passage.row, self._store.about

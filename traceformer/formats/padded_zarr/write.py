@@ -80,7 +80,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
         "arch": store.arch,
         "n_examples": len(ids),
         "max_seq_len": longest if store.arch == "encdec" else next(iter(longest.values())),
-        "dtype": "float32" if store.dtype == "bfloat16" else store.dtype,
+        "dtype": "float32" if store.dtype == "bfloat16" or store.layout.rows_codec == "q8" else store.dtype,
         "traceformer": {
             "format": PADDED_ZARR_FORMAT,
             "arrays": [spec.to_json() for spec in store.layout.arrays],

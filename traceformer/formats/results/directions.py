@@ -18,11 +18,13 @@ import numpy as np
 
 from traceformer.analysis.directions import Direction
 from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.formats.tensor_files import write_tensor_file
 from traceformer.formats.whole import appearing_whole
 from traceformer.models.weights import open_file
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32, Shaped
 from traceformer.store.files import free_space
+from traceformer.store.objects.path import disk_path
 
 __all__ = ["read_all_directions", "read_direction", "write_direction", "written_direction"]
 
@@ -77,9 +79,7 @@ def write_direction(direction: Direction, path: str | Path) -> None:
     Raises:
         OutOfSpace: the disk is full.
     """
-    from safetensors.numpy import save_file
-
-    path = Path(path)
+    path = disk_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {layer: "vector" if layer is None else f"layer_{layer}" for layer in direction.by_layer}
     tensors = {names[layer]: np.ascontiguousarray(values) for layer, values in direction.by_layer.items()}
@@ -87,7 +87,7 @@ def write_direction(direction: Direction, path: str | Path) -> None:
     told = {**direction.about, "name": direction.name, **({"quality": quality} if quality else {})}
     about = {name: json.dumps(value) for name, value in told.items()}
     with free_space(path.parent), appearing_whole(path) as part:
-        save_file(tensors, part, metadata={"format": _FORMAT, **about})
+        write_tensor_file(part, tensors, {"format": _FORMAT, **about})
 
 
 _Found = tuple[dict[int | None, Shaped[np.ndarray, "..."]], dict[str, Any]]

@@ -17,6 +17,7 @@ from traceformer.analysis.conventions import CONVENTIONS, ConventionName
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.analysis.head_metrics import HeadMetrics, HeadName, Measured
 from traceformer.errors import NotFound, Unreadable
+from traceformer.store.objects.path import disk_path
 
 __all__ = ["read_heads", "write_clusters", "write_heads"]
 
@@ -27,7 +28,7 @@ _DIGITS = 12  # of a layer, or a count
 
 def write_heads(metrics: HeadMetrics, path: str | Path) -> None:
     """Writes the table; a metric without a meaning, such as a distance across texts, is left blank."""
-    path, about = Path(path), metrics.about
+    path, about = disk_path(path), metrics.about
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -142,6 +143,6 @@ def _number(path: Path, line: int, row: _Row, name: str) -> float:
 
 def write_clusters(clusters: HeadClusters, path: str | Path) -> None:
     """Writes a row per head: where it is, its cluster at the best k, its silhouette, the metrics that decided."""
-    path = Path(path)
+    path = disk_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clusters.to_frame().to_csv(path, index=False, lineterminator="\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from traceformer.analysis.paths.result import Paths
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.plain_json import parse_json
+from traceformer.store.objects.path import disk_path
 
 __all__ = ["load_trace", "model_name", "save_trace"]
 
@@ -23,7 +24,7 @@ def model_name(source: str) -> str:
 def save_trace(result: Paths, path: str | Path) -> None:
     """Writes a result as JSON in reverse-attention's layout, with the settings added."""
     text = json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n"
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    disk_path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
 def load_trace(path: str | Path) -> Paths:

@@ -17,6 +17,7 @@ import tensorstore as ts
 from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, plain_row, row_types
+from traceformer.formats.tensor_files import write_tensor_file
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.shapes import Shaped
 from traceformer.store.files import checksum, durable_write
@@ -62,8 +63,6 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
 
 
 def _write(path: Path, store: Run, example_id: str) -> None:
-    from safetensors.numpy import save_file
-
     arrays: dict[str, Shaped[np.ndarray, "..."]] = {}
     for spec in store.layout.arrays:
         values = store.get(example_id, spec.key, dtype="stored")
@@ -72,4 +71,4 @@ def _write(path: Path, store: Run, example_id: str) -> None:
         arrays[str(spec.key)] = np.ascontiguousarray(values)
     with appearing_whole(path) as part:
         # One entry: several are written in another order each time by safetensors 0.8.0.
-        save_file(arrays, part, metadata={"example_id": example_id})
+        write_tensor_file(part, arrays, {"example_id": example_id})

@@ -17,7 +17,7 @@ from traceformer.store.objects.opening import SCHEMES, open_bucket
 if TYPE_CHECKING:
     from traceformer.store.objects.hub import HubBucket
 
-__all__ = ["AnyPath", "ObjectPath", "as_path", "each_of", "is_bucket", "sizes_in", "states_of"]
+__all__ = ["AnyPath", "ObjectPath", "as_path", "disk_path", "each_of", "is_bucket", "sizes_in", "states_of"]
 
 # A `Path` makes one slash of two.
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
@@ -225,6 +225,19 @@ def as_path(name: str | AnyPath) -> AnyPath:
     if isinstance(name, ObjectPath):
         return name
     return ObjectPath.parse(str(name)) if is_bucket(name) else Path(name)
+
+
+def disk_path(name: str | Path) -> Path:
+    """Returns the path of what is written to a disk alone.
+
+    Raises:
+        UsageError: it is a place in a bucket, of which a path would make a folder `s3:`.
+    """
+    if is_bucket(name):
+        raise UsageError(
+            f"{as_path(name)} is a place in a bucket", why="runs alone are written there", hint="a path on disk"
+        )
+    return Path(name)
 
 
 def each_of(folder: AnyPath, call: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:

@@ -82,10 +82,10 @@ class Part(Protocol):
         ...
 
 
-def cannot_be_read(where: str, error: BaseException) -> Unreadable:
+def cannot_be_read(where: str, error: BaseException, what: str = "the rest") -> Unreadable:
     """Returns the error for a file that is damaged behind a place in it."""
     return Unreadable(
-        f"{where}: the rest cannot be read", why=str(error) or type(error).__name__, hint="the file is damaged there"
+        f"{where}: {what} cannot be read", why=str(error) or type(error).__name__, hint="the file is damaged there"
     )
 
 
@@ -109,7 +109,9 @@ class LinesFile:
         except damage() as error:
             if lines is None and isinstance(error, FileNotFoundError | PermissionError):
                 raise
-            raise cannot_be_read(f"{self._path}, after line {0 if lines is None else lines.number}", error) from error
+            if lines is None or lines.number == 0:
+                raise cannot_be_read(str(self._path), error, "it") from error
+            raise cannot_be_read(f"{self._path}, after line {lines.number}", error) from error
 
     def _begin(self, stream: Any, start: int) -> tuple[Lines, Iterator[Row], int]:
         """Returns the lines, the rows that come of them, and how many records have been passed over already."""

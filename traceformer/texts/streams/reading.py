@@ -19,7 +19,10 @@ from traceformer.errors import ConfigurationChanged, UsageError
 from traceformer.texts.examples import Row
 from traceformer.texts.streams.parts import Part
 
-__all__ = ["Point", "Reading", "Record", "Shuffle"]
+__all__ = ["SHUFFLE_BUFFER", "Point", "Reading", "Record", "Shuffle"]
+
+SHUFFLE_BUFFER = 10_000
+"""How many records of a stream are held to be put in an order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Shuffle:
     """How a stream is shuffled: so many records at a time, in an order by the seed."""
 
     seed: int
-    buffer: int = 10_000
+    buffer: int = SHUFFLE_BUFFER
 
     def __post_init__(self) -> None:
         if self.buffer < 2:
