@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ def asked(
     progress: Callable[[int], None] | None = None,
     resume: bool = False,
     run: "tf.Run | str | None" = None,
+    file: "str | PathLike[str]" = "x",
     unknown: "NoSuchName | None" = None,  # pyright: ignore[reportUndefinedVariable]
 ) -> str:
     """Returns that it was called."""
@@ -55,6 +57,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an object": ({"layers": Something()}, "`layers`: Something; a whole number or a list or text or None"),
     "no texts": ({"texts": Something()}, "`texts`: Something; text or a path or a list"),
     "no dict": ({"loading": ["device"]}, "`loading`: list; a dict or None"),
+    "no file": ({"file": 3}, "`file=3`; text or a path"),
     "no function": ({"progress": 3}, "`progress=3`; a function or None"),
 }
 

@@ -46,6 +46,7 @@ _OF_ORIGIN = {
     **dict.fromkeys((Sequence, Iterable, Iterator, Collection, list, tuple), _SEVERAL),
     **dict.fromkeys((Mapping, dict), _BY_NAME),
     Callable: _FUNCTION,
+    os.PathLike: _PATH,
 }
 
 

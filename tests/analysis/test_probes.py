@@ -1,5 +1,8 @@
 """Splits, controls and intervals of probes, each written down in another way."""
 
+import inspect
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from traceformer.analysis.probe_controls import (
     resampled,
     shuffled,
 )
+from traceformer.analysis.probes import Probe
 from traceformer.errors import SelectionError, UsageError
 
 
@@ -120,3 +124,15 @@ def test_rows_are_put_into_the_class_of_the_largest_probability() -> None:
     assert probes.predict(rows, 3) == ["VERB" if value > 0 else "NOUN" for value in z]
     with pytest.raises(UsageError, match="rows of width 4; the probe was fitted on rows of 3"):
         probes.predict(np.zeros((1, 4), np.float32), 3)
+    rows[4, 1] = np.nan
+    with pytest.raises(UsageError, match="row 4 holds NaN or inf"):
+        probes.predict(rows, 3)
+
+
+def test_a_list_of_rows_is_taken_and_what_is_none_refused() -> None:
+    probe, rows = probes_of(layers=(1, 3)).at(3), np.zeros((2, 3), np.float32)
+    unchecked: Any = inspect.unwrap(Probe.probabilities)
+    assert np.array_equal(unchecked(probe, rows.tolist()), probe.probabilities(rows))
+    for wrong in (rows[0], "rows", None):
+        with pytest.raises(UsageError, match="rows of numbers are wanted"):
+            unchecked(probe, wrong)

@@ -1,5 +1,6 @@
 """Translators as values: what they do to rows, whose rows these may be, and what they say of themselves."""
 
+import inspect
 import json
 from typing import Any
 
@@ -34,6 +35,13 @@ def test_other_layers_and_other_rows_are_refused() -> None:
         translators().translated(np.zeros((1, 3), np.float32), 2)
     with pytest.raises(UsageError, match="rows 5 wide; these translators are for rows 3 wide"):
         translators().translated(np.zeros((1, 5), np.float32), 1)
+
+
+def test_what_is_no_rows_is_refused() -> None:
+    unchecked: Any = inspect.unwrap(Translators.translated)
+    for wrong in (np.zeros(3, np.float32), "rows", None):
+        with pytest.raises(UsageError, match="rows of numbers are wanted"):
+            unchecked(translators(), wrong, 1)
 
 
 def test_another_model_is_refused_as_far_as_it_is_known() -> None:

@@ -32,7 +32,7 @@ def test_it_says_layer_by_layer_what_the_library_finds(run: Path, capsys: Captur
     assert lines[3].split() == ["layer", "KL", "logit", "lens", "top-1", "logit", "lens", "map"]
     assert lines[4].split()[:3] == ["L0", f"{own.kl[0]:.4f}", f"{own.logit_kl[0]:.4f}"]
     assert lines[5].split() == ["L3", "0.0000", "0.0000", "100.0", "%", "100.0", "%", "identity"]
-    assert "wrote made/lens.safetensors; next: traceformer lens run" in shown.err
+    assert "wrote made/lens.safetensors; next: traceformer lens run --with made/lens.safetensors" in shown.err
     assert tf.open_lens("made/lens.safetensors").to_json() == found.to_json()
 
 

@@ -231,6 +231,8 @@ def test_layers_and_heads_are_chosen_by_the_models_numbers() -> None:
         compare(run_of(A), run_of(B), heads=[7])
     with pytest.raises(SelectionError, match="layer 9 requested"):
         compare(run_of(A), run_of(B), parts="streams", layers=[9])
+    with pytest.raises(SelectionError, match="layer 9 requested"):
+        compare(run_of(A), run_of(B), layers=[9])
 
 
 def test_widths_may_differ() -> None:

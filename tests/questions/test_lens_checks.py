@@ -212,7 +212,7 @@ def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, l
         lens(run, 0, translators=of_byte(run, about={"n_layers": 12}))
     turned = of_byte(run, (3,))
     turned.weights[0, 0, 0] = 2
-    with pytest.raises(ConfigurationChanged, match="for layer 3, and this one's last layer is 3"):
+    with pytest.raises(ConfigurationChanged, match="they translate layer 3, this one's last"):
         lens(run, 0, translators=turned)
     with pytest.raises((UsageError, TypeCheckError), match=r"int where a Translators is wanted|Actual value: 3"):
         lens(run, 0, translators=3)  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.store.bucket_server import ACCESS_KEY, SECRET_KEY, Proxy
 from tests.store.buckets import BucketServer, shared_bucket
 from traceformer import TraceStore
 from traceformer.errors import CorruptRun, NotFound, Unreachable, UsageError
+from traceformer.sites import ArrayKey
 from traceformer.store.folders import find_runs, list_runs
 from traceformer.store.run import Run
 
@@ -63,12 +65,19 @@ def same(one: Run, other: Run, *, every: bool = False) -> None:
                     strict=True,
                 )
                 assert all(np.array_equal(mine, theirs) for mine, theirs in batches)
-        of_rows = {"layer": spec.layers[0] if spec.layers else None, "batch_size": 100}
-        chosen = {"size": 20} if spec.site.is_matrix and spec.key.attention != "cross" else of_rows
-        if chosen is not of_rows or not spec.site.is_matrix:
-            mine, theirs = ([*run.training_data(spec.key, dtype=dtype, **chosen)] for run in (one, other))
-            for pair in zip(mine, theirs, strict=True):
-                assert all(np.array_equal(*arrays) for arrays in zip(*pair, strict=True))
+    of_rows = next(spec for spec in one.layout.arrays if not spec.site.is_matrix)
+    assert_alike(one, other, of_rows.key, layer=of_rows.layers[0] if of_rows.layers else None, batch_size=100)
+    for spec in one.layout.arrays:
+        if spec.site.is_matrix and spec.key.attention != "cross":
+            assert_alike(one, other, spec.key, size=20)
+            break
+
+
+def assert_alike(one: Run, other: Run, key: ArrayKey, **chosen: Any) -> None:
+    """As training data."""
+    mine, theirs = ([*run.training_data(key, **chosen)] for run in (one, other))
+    for pair in zip(mine, theirs, strict=True):
+        assert all(np.array_equal(*arrays) for arrays in zip(*pair, strict=True))
 
 
 def test_a_run_in_a_bucket_gives_what_it_gives_on_disk(local: Run, remote: Run) -> None:

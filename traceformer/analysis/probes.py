@@ -116,9 +116,19 @@ class Probe:
         return layer + head
 
     def probabilities(self, rows: Float[np.ndarray, "row d"]) -> Float64[np.ndarray, "row class"]:
-        """Returns each class's probability at each row."""
+        """Returns each class's probability at each row.
+
+        Raises:
+            UsageError: rows of another width, or with NaN or inf, or no rows of numbers.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
+            raise UsageError(f"{rows.dtype} of shape {rows.shape}", why="rows of numbers are wanted: (row, d)")
         if rows.shape[1] != len(self.mean):
             raise UsageError(f"rows of width {rows.shape[1]}", why=f"the probe was fitted on rows of {len(self.mean)}")
+        if not np.isfinite(rows).all():
+            first = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise UsageError(f"row {first} holds NaN or inf", why="no class is the likeliest of such a row")
         logits = (rows.astype(np.float64) - self.mean) / self.scale @ self.weights.T + self.bias
         np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
         return logits / logits.sum(axis=1, keepdims=True)

@@ -131,11 +131,14 @@ class Translators:
 
         Raises:
             SelectionError: there is no translator for the layer.
-            UsageError: rows of another width.
+            UsageError: rows of another width, or no rows of numbers.
         """
         if layer not in self.layers:
             stated = ", ".join(map(str, self.layers))
             raise SelectionError(f"no translator for layer {layer}", why=f"there are those of layers {stated}")
+        rows = np.asarray(rows)
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
+            raise UsageError(f"{rows.dtype} of shape {rows.shape}", why="rows of numbers are wanted: (row, d_model)")
         if rows.shape[1] != self.d_model:
             raise UsageError(f"rows {rows.shape[1]} wide", why=f"these translators are for rows {self.d_model} wide")
         at = self.layers.index(layer)

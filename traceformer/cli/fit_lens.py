@@ -187,4 +187,6 @@ def _next(run: str | None, model: str | None, dataset: str | None, out: Path | N
     )
     if out is None:
         return f"fit-lens {source} --out lens.safetensors"
-    return f"lens {source}" if run is not None else f"extract {source} --capture resid_post"
+    return (
+        f"lens {source} --with {shlex.quote(str(out))}" if run is not None else f"extract {source} --capture resid_post"
+    )

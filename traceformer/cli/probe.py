@@ -158,9 +158,9 @@ def _as_text(found: "Probes") -> str:
         (
             own.place or about.site,
             f"{own.scores.accuracy:.3f}",
-            f"{own.scores.low:.3f}-{own.scores.high:.3f}",
+            f"{own.scores.low:.3f} to {own.scores.high:.3f}",
             f"{own.scores.selectivity:.3f}",
-            f"{own.scores.selectivity_low:.3f}-{own.scores.selectivity_high:.3f}",
+            f"{own.scores.selectivity_low:.3f} to {own.scores.selectivity_high:.3f}",
             *((f"{own.scores.control:.3f}",) if own.scores.control is not None else ()),
             f"{own.scores.shuffled:.3f}",
         )

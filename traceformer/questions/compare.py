@@ -116,7 +116,8 @@ def compare(
         try:
             at_hand[part] = ready[part]()
         except (NotRecorded, NotFound, ConfigurationChanged, Unsupported, UsageError) as error:
-            if asked or named[part]:
+            not_there = isinstance(error, SelectionError) and layers is not None
+            if asked or named[part] or not_there:
                 raise
             left_out[part] = "; ".join(filter(None, (error.message, error.why)))
     if not at_hand:

@@ -63,11 +63,10 @@ def _check_depth(translators: Translators, depth: int) -> None:
         raise _another(translators, f"it has {n_layers} layers, this one {depth}")
     if target not in (None, last):
         raise _another(translators, f"they lead to layer {target}, and this one's last layer is {last}")
-    beyond = [
-        layer for layer in translators.layers if layer > last or (layer == last and not _leaves(translators, layer))
-    ]
-    if beyond:
-        raise _another(translators, f"they are for layer {beyond[-1]}, and this one's last layer is {last}")
+    if translators.layers[-1] > last:
+        raise _another(translators, f"they are for layer {translators.layers[-1]}, and this one's last layer is {last}")
+    if translators.layers[-1] == last and not _leaves(translators, last):
+        raise _another(translators, f"they translate layer {last}, this one's last, which is read as it is")
 
 
 def _leaves(translators: Translators, layer: int) -> bool:

@@ -21,6 +21,15 @@ def written(folder: Path) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
     return path, load_file(path), json.loads(open_file(path)[1]["probes"])
 
 
+def test_the_same_probes_are_the_same_bytes_and_whoever_may_read_new_files_may_read_them(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    files = [tmp_path / f"{n}.safetensors" for n in range(6)]
+    for path in files:
+        write_probes(probes_of(layers=(1, 3)), path)
+    assert len({path.read_bytes() for path in files}) == 1
+    assert files[0].stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_probes_come_back(tmp_path: Path) -> None:
     path, _, _ = written(tmp_path)
     back, probes = open_probes(str(path)), probes_of(layers=(1, 3), heads=(0, 2))
@@ -30,6 +39,7 @@ def test_probes_come_back(tmp_path: Path) -> None:
 
 WRONG = {
     "no classes": (("classes", []), {}),
+    "another format": (("format", "traceformer probes 9"), {}),
     "other counts": (("counts", [1]), {}),
     "counts of words": (("counts", ["a", "b"]), {}),
     "classes of two types": (("classes", ["a", 1]), {}),
@@ -54,7 +64,7 @@ def test_what_is_not_as_it_is_written_is_refused(what: str, tmp_path: Path) -> N
     if changed:
         told[changed[0]] = changed[1]
     tensors = {name: own for name, own in {**tensors, **others}.items() if own is not None}
-    save_file(tensors, path, metadata={"format": "traceformer probes 1", "probes": json.dumps(told)})
+    save_file(tensors, path, metadata={"probes": json.dumps(told)})
     with pytest.raises(Unreadable, match=r"probes\.safetensors: its (probes are not as|weights are)"):
         open_probes(path)
 

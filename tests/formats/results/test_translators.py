@@ -34,6 +34,17 @@ def test_of_a_lens_of_which_little_is_known_as_much_is_read(tmp_path: Path) -> N
     assert tf.open_lens(str(tmp_path / "a.safetensors")).to_json() == own.to_json()
 
 
+@pytest.mark.parametrize("behind", [1, 20, 60])
+def test_one_bit_that_changed_is_refused(behind: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    translators().save(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-behind] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(Unreadable, match="not those that were written"):
+        tf.open_lens(path)
+
+
 def test_its_tensors_are_read_by_safetensors_itself(tmp_path: Path) -> None:
     translators().save(tmp_path / "a.safetensors")
     tensors = load_file(tmp_path / "a.safetensors")

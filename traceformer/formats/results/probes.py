@@ -10,6 +10,7 @@ import numpy as np
 
 from traceformer.analysis.probes import Fitted, Probe, Probes, Scores
 from traceformer.errors import Unreadable
+from traceformer.formats.tensor_files import write_tensor_file
 from traceformer.formats.whole import appearing_whole
 from traceformer.models.weights import open_file
 from traceformer.plain_json import parse_json
@@ -18,6 +19,7 @@ from traceformer.store.files import free_space
 __all__ = ["open_probes", "write_probes"]
 
 _FORMAT = "traceformer probes 1"
+_ABOUT = "probes"
 _TENSORS = ("weights", "bias", "mean", "scale")
 
 
@@ -27,8 +29,6 @@ def write_probes(probes: Probes, path: str | Path) -> None:
     Raises:
         OutOfSpace: the disk is full.
     """
-    from safetensors.numpy import save_file
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -37,6 +37,7 @@ def write_probes(probes: Probes, path: str | Path) -> None:
         for name in _TENSORS
     }
     told = {
+        "format": _FORMAT,
         "classes": list(probes.classes),
         "counts": list(probes.counts),
         "about": asdict(probes.about),
@@ -47,7 +48,7 @@ def write_probes(probes: Probes, path: str | Path) -> None:
         ],
     }
     with free_space(path.parent), appearing_whole(path) as part:
-        save_file(tensors, part, metadata={"format": _FORMAT, "probes": json.dumps(told)})
+        write_tensor_file(part, tensors, {_ABOUT: json.dumps(told)})  # of two names, the order would differ each time
 
 
 def open_probes(path: str | Path) -> Probes:
@@ -61,13 +62,13 @@ def open_probes(path: str | Path) -> Probes:
 
     path = Path(path)
     tensors, metadata = open_file(path)
-    if metadata.get("format") != _FORMAT:
+    if _ABOUT not in metadata:
         raise Unreadable(f"{path} is no file of probes", hint="what `Probes.save` wrote")
     kinds = {tensor.dtype for tensor in tensors.values()} - {"F64"}
     if kinds:
         raise Unreadable(f"{path}: its weights are {min(kinds)}", why="those of probes are F64")
     try:
-        return _read(parse_json(metadata["probes"]), load_file(path))
+        return _read(parse_json(metadata[_ABOUT]), load_file(path))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, Unreadable):
             raise
@@ -80,6 +81,8 @@ def _read(told: Any, tensors: dict[str, np.ndarray]) -> Probes:
     Raises:
         KeyError, TypeError, ValueError: something is missing, or of another type or shape.
     """
+    if told["format"] != _FORMAT:
+        raise ValueError(f"their format is {told['format']!r}")
     if not isinstance(told["classes"], list) or not isinstance(told["counts"], list):
         raise TypeError("classes and their counts are lists")
     classes, counts = tuple(told["classes"]), tuple(told["counts"])

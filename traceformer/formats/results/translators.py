@@ -3,6 +3,7 @@
 What is known of them is JSON, under one name of the header's metadata, so that the same translators are the same bytes.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from os import PathLike
@@ -46,7 +47,7 @@ def write_translators(translators: Translators, path: "str | PathLike[str]", ove
         return write_jacobian_lens(translators, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"weights": np.ascontiguousarray(translators.weights), "biases": np.ascontiguousarray(translators.biases)}
-    told = json.dumps({"format": _FORMAT, **translators.to_json()})
+    told = json.dumps({"format": _FORMAT, **translators.to_json(), "sha256": _digest(**tensors)})
     with free_space(path.parent), appearing_whole(path) as part:
         write_tensor_file(part, tensors, {_ABOUT: told})
 
@@ -59,7 +60,7 @@ def open_lens(path: "str | PathLike[str]") -> Translators:
     Raises:
         NotFound: no such file.
         Unreadable: it is no .safetensors file, or not all of one, or holds something else; or matrices and vectors that
-            do not fit one another, or hold NaN or inf.
+            do not fit one another, hold NaN or inf, or are not those that were written.
     """
     path = Path(path)
     if is_published(path):
@@ -85,7 +86,18 @@ def _read(tensors: Mapping[str, StoredTensor], told: str, path: Path) -> Transla
     if biases.shape != (n, d_model) or weights.shape != (n, d_model, d_model):
         shapes = f"{weights.shape} and {biases.shape}"
         raise Unreadable(f"{path}: matrices and vectors of shapes {shapes}", why=f"it names {n} layers")
+    if about.get("sha256") not in (None, _digest(weights, biases)):
+        raise Unreadable(
+            f"{path}: its matrices and vectors are not those that were written", why="their sha256 differs"
+        )
     return Translators(kind, layers, weights, biases, **known, held_out=held_out)
+
+
+def _digest(weights: Float32[np.ndarray, "..."], biases: Float32[np.ndarray, "..."]) -> str:
+    digest = hashlib.sha256()
+    for values in (weights, biases):
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _known(about: Mapping[str, Any]) -> tuple[Kind, tuple[int, ...], dict[str, Any], HeldOut | None]:
