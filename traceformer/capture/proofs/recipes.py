@@ -58,6 +58,8 @@ def prove_recipes(
     try:
         with Recorder(model, patterns, None, row, follows=reading) as recorder:
             recorder.run(spans, **inputs)
+        for spec in patterns:
+            reading.recipe(spec)  # that of all its layers
     except Unsupported as error:
         return f"{error.message}: {error.why}"
     for scene in scenes:
