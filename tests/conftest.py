@@ -46,6 +46,7 @@ SKIPS = {
     "transformer_lens": "needs TransformerLens 4.3, which has an environment of its own",
     "ray": "needs Ray, which `make test` installs",
     "torch": "needs torch, which this environment leaves out on purpose (make test-newest)",
+    "proc": "needs Linux, whose /proc tells the threads of a process",
     "small disk": "needs a small file system of its own: the right to mount one, or TRACEFORMER_SMALL_DISK",
 }
 """Every reason for which a test may be skipped; nothing else skips."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SKIPS
 from tests.store import runs
 
 COUNTED = """
@@ -19,7 +20,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason=SKIPS["proc"])
 def test_a_table_is_read_without_threads(tmp_path: Path) -> None:
     folder = runs.write(tmp_path / "run", runs.plan())
     done = subprocess.run([sys.executable, "-c", COUNTED, str(folder)], capture_output=True, text=True, check=True)
