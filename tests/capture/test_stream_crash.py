@@ -99,18 +99,18 @@ def watch(at):
         seen.append(process.memory_info().rss)
 
 run = tf.record({model!r}, texts(), "resid_post", layers=[0], out={out!r}, max_seq_len=64, batch_tokens=4096,
-                shuffle={shuffle}, shuffle_buffer=1000, progress=watch)
+                progress=watch, **{order})
 print(json.dumps({{"rss": seen, "n": run.n, "after": process.memory_info().rss}}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shuffle", [None, 7])
+@pytest.mark.parametrize("order", [{}, {"shuffle": 7, "shuffle_buffer": 1000}])
 def test_memory_does_not_grow_with_a_stream(
-    tiny_folder: Callable[..., Path], tmp_path: Path, shuffle: int | None
+    tiny_folder: Callable[..., Path], tmp_path: Path, order: dict[str, int]
 ) -> None:
     count = 120_000
-    code = LONG.format(count=count, model=str(tiny_folder("gpt2")), out=str(tmp_path / "run"), shuffle=shuffle)
+    code = LONG.format(count=count, model=str(tiny_folder("gpt2")), out=str(tmp_path / "run"), order=order)
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     told = json.loads(shown.splitlines()[-1])
     assert told["n"] == count

@@ -4,6 +4,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from traceformer.bytelm.tokenizer import ByteTokenizer
 from traceformer.errors import NotFound, Unreadable, UsageError
 from traceformer.models.load import BUILT_IN, load_model, pick_device
 from traceformer.models.tiny import tiny_model
+from traceformer.models.tokenizer import load_tokenizer, vocabulary_in
 from traceformer.models.weights import files_digest, open_folder
 
 
@@ -61,6 +64,36 @@ def test_a_checkpoint_with_more_layers_than_its_config_is_refused(
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(Unreadable, match=r"has those of model\.layers\.2\.input_layernorm.weight, .* and 6 more"):
         load_model(str(tmp_path), device="cpu")
+
+
+def test_a_config_with_more_layers_than_weights_is_refused_before_they_are_made(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(Unreadable, match=r"1000000000 layers by its config\.json, but only 30 tensors"):
+        load_model(str(tmp_path), device="cpu")
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises where its own code has panicked: no Exception."""
+
+
+@pytest.mark.parametrize("reader", [load_tokenizer, lambda _, folder: vocabulary_in(folder)])
+def test_a_tokenizer_whose_reader_panics_is_damaged(
+    reader: Callable[[str, Path], Any],
+    tiny_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def panic(*_: Any, **__: Any) -> None:
+        raise PanicException("range end index 6 out of range for slice of length 5")
+
+    folder = tiny_folder("gpt2")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_file=panic))
+    with pytest.raises(Unreadable, match=r"tokenizer.*; PanicException: range end index 6 out of range"):
+        reader(str(folder), folder)
 
 
 def test_a_built_in_model_is_known_by_its_name_and_computes_in_float32(

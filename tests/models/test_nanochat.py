@@ -188,6 +188,9 @@ def test_a_damaged_checkpoint_is_told(write_checkpoint: Writer) -> None:
     write_checkpoint(n_embd=16)
     with pytest.raises(Unreadable, match="lacks"):
         load_model("sft", "cpu", allow_pickle=True)
+    write_checkpoint(n_layer=10**9)  # which nobody waits for
+    with pytest.raises(Unreadable, match="its 1000000000 layers have six each"):
+        load_model("sft", "cpu", allow_pickle=True)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Unreadable, match="damaged"):
         load_model("sft", "cpu", allow_pickle=True)

@@ -108,7 +108,7 @@ def load_model(
     from traceformer.models.adapters import adapt, find_adapter
     from traceformer.models.held import hold, own_tokenizer
     from traceformer.models.tokenizer import load_tokenizer, tokenizer_lies_in
-    from traceformer.models.weights import check_index
+    from traceformer.models.weights import check_index, check_layers
 
     settings: dict[str, Any] = {
         **{"device": device, "device_map": device_map, "offload_folder": offload_folder},
@@ -181,6 +181,8 @@ def load_model(
         config = AutoConfig.from_pretrained(name, **place)
         if not isinstance(getattr(config, "dtype", None), torch.dtype | str | None):
             raise Unreadable(f"{name} cannot be loaded", why=f"its config.json says dtype {config.dtype!r}")
+    if local:
+        check_layers(folder, getattr(text_config(config), "num_hidden_layers", 0))
     for stating in (config, text_config(config)):
         pad = getattr(stating, "pad_token_id", None)
         if isinstance(pad, int) and pad >= getattr(stating, "vocab_size", pad + 1):

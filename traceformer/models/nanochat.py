@@ -307,6 +307,11 @@ def _check_weights(weights: "Mapping[str, torch.Tensor]", config: "NanoChatConfi
     import torch
     from transformers import NanoChatForCausalLM
 
+    if config.num_hidden_layers > len(weights):  # each layer has six, and making many takes minutes
+        raise Unreadable(
+            f"{checkpoint.weights} has {len(weights)} tensors",
+            why=f"its {config.num_hidden_layers} layers have six each",
+        )
     try:
         with torch.device("meta"):
             model = NanoChatForCausalLM(config)

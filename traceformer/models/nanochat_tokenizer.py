@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceformer.errors import NotFound, Unreadable, Unsupported
 from traceformer.models.loaded import with_padding
+from traceformer.models.tokenizer import reading_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,10 +49,8 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
     from transformers import PreTrainedTokenizerFast
 
     if (folder / "tokenizer.json").is_file():
-        try:
+        with reading_tokenizer(f"{folder / 'tokenizer.json'} is no tokenizer"):
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise Unreadable(f"{folder / 'tokenizer.json'} is no tokenizer", why=str(error)) from error
     elif not (folder / "tokenizer.pkl").is_file():
         raise NotFound(f"no tokenizer in {folder}", hint="put nanochat's tokenizer.pkl or a tokenizer.json there")
     elif not allow_pickle:
@@ -62,10 +61,8 @@ def load_tokenizer(folder: Path, allow_pickle: bool) -> "PreTrainedTokenizerFast
         )
     else:
         pairs = _read_pickled_tokenizer(folder / "tokenizer.pkl")
-        try:
+        with reading_tokenizer(f"{folder / 'tokenizer.pkl'} is damaged"):
             tokenizer = _from_byte_pairs(*pairs)
-        except Exception as error:  # as above
-            raise Unreadable(f"{folder / 'tokenizer.pkl'} is damaged", why=str(error)) from error
     missing = [token for token in (BOS, END) if tokenizer.token_to_id(token) is None]
     if missing:
         raise Unreadable(f"the tokenizer in {folder} has no {' nor '.join(missing)}", why="nanochat's has")

@@ -1,13 +1,15 @@
 """A model's own tokenizer, as its folder has it, or that it has none: then only token ids can be read."""
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from traceformer.errors import Unreadable
 from traceformer.models.loaded import with_padding
 
-__all__ = ["load_tokenizer", "tokenizer_lies_in", "vocabulary_in"]
+__all__ = ["load_tokenizer", "reading_tokenizer", "tokenizer_lies_in", "vocabulary_in"]
 
 # Whatever holds a vocabulary; settings alone are none.
 _VOCABULARY = re.compile(r"(tokenizer|vocab|merges|spiece|sentencepiece|tekken)\b.*|.*\.(model|spm|tiktoken|bpe)")
@@ -34,16 +36,15 @@ def load_tokenizer(name: str, folder: Path, **place: Any) -> Any:
 
     is_there = tokenizer_lies_in(folder)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, **place)
-    except Exception as error:  # a damaged one raises whatever its reader stumbles over, of tokenizers a bare Exception
+        with reading_tokenizer(
+            f"the tokenizer in {name} cannot be read",
+            "its files as they were saved; or give the model another tokenizer",
+        ):
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **place)
+    except Unreadable:
         if not is_there:
             return None
-        why = " ".join(str(error).split())
-        raise Unreadable(
-            f"the tokenizer in {name} cannot be read",
-            why=f"{type(error).__name__}: {why}" if why else type(error).__name__,
-            hint="its files as they were saved; or give the model another tokenizer",
-        ) from error
+        raise
     # Without files many classes make one that knows no word, and reads every text as nothing. Some need none: bytes.
     if not is_there and type(tokenizer).vocab_files_names:
         return None
@@ -61,8 +62,25 @@ def vocabulary_in(folder: Path) -> dict[str, int]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {}
-    try:
+    with reading_tokenizer(f"{path} is no tokenizer", "the file as it was saved, or none"):
         return Tokenizer.from_file(str(path)).get_vocab()
-    except Exception as error:  # tokenizers raises no other
-        why = " ".join(str(error).split())
-        raise Unreadable(f"{path} is no tokenizer", why=why, hint="the file as it was saved, or none") from error
+
+
+@contextmanager
+def reading_tokenizer(message: str, hint: str = "") -> Generator[None]:
+    """Says of any error inside that a tokenizer is damaged.
+
+    One that is raises whatever its reader stumbles over: of tokenizers a bare Exception or, where its own arithmetic
+    does (seen with 0.23.3), pyo3's PanicException, which is none.
+
+    Args:
+        message: What cannot be read.
+        hint: What would be.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        name, why = type(error).__name__, " ".join(str(error).split())
+        raise Unreadable(message, why=f"{name}: {why}" if why else name, hint=hint) from error

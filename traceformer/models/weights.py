@@ -22,6 +22,7 @@ __all__ = [
     "StoredTensor",
     "adapter_digest",
     "check_index",
+    "check_layers",
     "digest_of_model",
     "files_digest",
     "find_model_folder",
@@ -36,6 +37,7 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _BLOCK = 16 << 20
+_MANY_LAYERS = 1000
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -227,6 +229,22 @@ def check_index(folder: Path) -> None:
         Unreadable: it is no index, or names files elsewhere.
     """
     _weight_map(folder)
+
+
+def check_layers(folder: Path, layers: int) -> None:
+    """Makes sure that a model folder's weights may be those of so many layers.
+
+    A config that says a wrong number is found out by its weights' names, but only once every layer has been made:
+    twenty thousand take more than a minute. Layers may share weights, so a number that a model might have is let pass.
+
+    Raises:
+        Unreadable: there are over a thousand layers, and fewer tensors.
+    """
+    if layers <= _MANY_LAYERS:
+        return
+    tensors = len(open_folder(folder))
+    if layers > tensors:
+        raise Unreadable(f"{folder} has {layers} layers by its {_CONFIG}, but only {tensors} tensors")
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 /** One line of the help, and what its keys do; keys without `run` are handled where the focus is. */
 export interface Binding {
@@ -16,15 +16,18 @@ export function activeBindings(): Binding[] {
   return [...active].flatMap(({ current }) => current);
 }
 
-/** Runs the binding of each key that is pressed outside of text fields (where Escape counts) and of dialogs. */
+/**
+ * Runs the binding of each key that is pressed outside of text fields (where Escape counts) and of dialogs, from the
+ * moment what it is about is on the page: an effect that waits for the paint loses the keys of a quick hand.
+ */
 export function useKeys(bindings: Binding[]): void {
   const latest = useRef(bindings); // those of the last render, even for a key that is pressed before it is painted
   latest.current = bindings;
-  useEffect(() => {
+  useLayoutEffect(() => {
     active.add(latest);
     return () => void active.delete(latest);
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const press = (event: KeyboardEvent) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
       if (isTyping(event.target) && event.key !== "Escape") return;
