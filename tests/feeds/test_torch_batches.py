@@ -329,3 +329,13 @@ if __name__ == "__main__":
         train(Path(sys.argv[1]))
     else:
         main()
+
+
+def test_what_a_resumed_epoch_had_left_is_no_part_of_the_next(run: TraceStore) -> None:
+    batches = made(run)
+    batches.load_state_dict(made(run).state_dict(batches=5))
+    assert len([*batches]) == len(batches) - 5
+    batches.set_epoch(1)
+    again = made(run)
+    again.load_state_dict(batches.state_dict(batches=0))
+    assert rows_of(again) == everything(run)

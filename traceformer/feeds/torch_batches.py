@@ -176,7 +176,8 @@ class TorchBatches(IterableDataset[Any]):
         else:
             check_whole("batches", batches, 0)
             is_first = self._resumed is not None and int(self._memory[_LOADERS]) <= 1
-            began = self._resumed if is_first else self._now if num_workers == 0 else None
+            own = self._now if num_workers == 0 and self._now and self._now.epoch == self.epoch else None
+            began = self._resumed if is_first else own
             left = self._whole if began is None else began.left
             now = _Pass(self.epoch, left, max(1, num_workers), -1, int(batches))
             there = sum(stop - start for start, stop in left)
