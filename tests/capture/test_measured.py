@@ -132,7 +132,6 @@ def test_a_model_without_attention_is_refused(load: Load) -> None:
 
 
 def test_saved_runs_and_xarray_have_them_by_name(load: Load, tmp_path: Path) -> None:
-    pytest.importorskip("xarray")
     found = record(load("gpt2"), TEXTS, "heads")
     saved = found.save(tmp_path / "run")
     assert_alike(heads(saved), heads(found), several=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from tests.core.switched import switched
 from tests.families import mostly_slow
@@ -143,7 +144,6 @@ def test_a_run_with_another_k_is_another_run(load: Load, tmp_path: Path) -> None
 
 
 def test_saved_runs_and_other_readers_have_them(load: Load, tmp_path: Path) -> None:
-    zarr = pytest.importorskip("zarr")
     found = record(load("llama"), TEXTS, "attn", store_topk=K)
     saved = found.save(tmp_path / "run")
     np.testing.assert_array_equal(saved.attn_topk(1).weights, found.attn_topk(1).weights)
