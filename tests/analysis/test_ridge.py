@@ -78,3 +78,14 @@ def test_rows_that_say_nothing_are_refused() -> None:
     same = np.ones((4, D), np.float32)
     with pytest.raises(UsageError, match="the same"):
         Spectrum.of(moments_of(same, same, 1))
+
+
+def test_rows_far_from_zero_that_are_all_the_same_are_refused() -> None:
+    same = np.full((12345, D), 0.3, np.float32)
+    with pytest.raises(UsageError, match="the same"):
+        Spectrum.of(moments_of(same, same, 7))
+
+
+def test_there_is_nothing_to_choose_by_without_other_rows() -> None:
+    with pytest.raises(UsageError, match="no rows"):
+        chosen_ridge(moments_of(*rows_and_targets(0)), Moments(D))

@@ -30,10 +30,14 @@ class Affine:
 
 
 class Moments:
-    """What rows and their targets come to, in float64."""
+    """What rows and their targets come to, in float64.
+
+    Rows are counted from the first one, so that a column far from zero loses no digits.
+    """
 
     def __init__(self, d: int) -> None:
         self.n = 0
+        self._origin = np.zeros(d)
         self._sum_x, self._sum_r = np.zeros(d), np.zeros(d)
         self._xx, self._rx, self._rr = np.zeros((d, d)), np.zeros((d, d)), 0.0
 
@@ -41,6 +45,9 @@ class Moments:
         """Adds rows and what each should become."""
         x = rows.astype(np.float64)
         r = targets.astype(np.float64) - x
+        if not self.n and len(x):
+            self._origin = x[0].copy()
+        x -= self._origin
         self.n += len(x)
         self._sum_x += x.sum(axis=0)
         self._sum_r += r.sum(axis=0)
@@ -51,7 +58,7 @@ class Moments:
     @property
     def mean(self) -> Float64[np.ndarray, "d"]:
         """The mean row."""
-        return self._sum_x / self.n
+        return self._origin + self._sum_x / self.n
 
     @property
     def mean_rest(self) -> Float64[np.ndarray, "d"]:
@@ -62,6 +69,7 @@ class Moments:
         self, mean: Float64[np.ndarray, "d"], rest: Float64[np.ndarray, "d"]
     ) -> tuple[Float64[np.ndarray, "d d"], Float64[np.ndarray, "d d"], float]:
         """Returns sum x x^T, sum r x^T and sum |r|^2, where x and r are counted from these."""
+        mean = mean - self._origin
         xx = self._xx - np.outer(self._sum_x, mean) - np.outer(mean, self._sum_x) + self.n * np.outer(mean, mean)
         rx = self._rx - np.outer(self._sum_r, mean) - np.outer(rest, self._sum_x) + self.n * np.outer(rest, mean)
         return xx, rx, self._rr - 2 * float(self._sum_r @ rest) + self.n * float(rest @ rest)
@@ -129,6 +137,8 @@ def chosen_ridge(
     Raises:
         UsageError: there are no rows, or all are the same.
     """
+    if not held_out.n:
+        raise UsageError("no rows to choose a penalty by")
     spectrum = Spectrum.of(fit)
     maps = [spectrum.ridge(penalty * spectrum.scale) for penalty in penalties]
     errors = [error(map_, held_out) for map_ in maps]
