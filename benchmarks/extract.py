@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EVERYTHING = ("attn", "qkv", "hidden", "resid")
 SHAPES = ((8, 128, 8), (2, 1024, 3), (1, 4096, 2))  # texts of a batch, tokens of a text, batches
-BY_RECIPE = {(2, 1024): (1.10, 280)}  # time over plain, MB a batch
+BY_RECIPE = (2, 1024, (3, 12))  # what a run begins and ends with weighs less in twelve batches
 HEADS_3X3 = {"layers": {"dec": (0, 5, 11)}, "heads": {"dec": (0, 1, 7)}}
 POSITIONS = 4096
 
@@ -140,19 +140,10 @@ def measure_time(folder: Path, model: Path, turns: int, quick: bool) -> Iterator
         bench = Bench(folder, model, batch, n_tokens, n_batches)
         shape = f"{batch} x {n_tokens}"
         works: dict[str, Callable[[], object]] = {"heads": bench.recording(("attn",), **HEADS_3X3)}
-        if (batch, n_tokens) in BY_RECIPE:
-            works["recipe"] = bench.recording(EVERYTHING, "recipe")
         if (batch, n_tokens) in everything:
             works |= {"everything": bench.recording(EVERYTHING), "hf": bench.output_attentions}
         ratios = in_turn(bench.plain, works, turns, between=bench.delete)
         yield row(f"{shape}: attn of 3 layers x 3 heads / plain", ratios["heads"], 1.03)
-        if "recipe" in works:
-            time, megabytes = BY_RECIPE[batch, n_tokens]
-            works["recipe"]()
-            mine = size_of(folder, "run/**/c.*") / n_batches / 1e6
-            yield row(f"{shape}: attn qkv hidden resid, patterns by recipe / plain", ratios["recipe"], time)
-            yield row(f"{shape}: MB on disk of it, a batch", [mine], megabytes)
-            bench.delete()
         if "everything" in works:
             time, megabytes = everything[batch, n_tokens]
             works["everything"]()
@@ -162,6 +153,19 @@ def measure_time(folder: Path, model: Path, turns: int, quick: bool) -> Iterator
             yield row(f"{shape}: MB on disk of it, a batch", [mine], megabytes)
             note = f"{theirs:.0f} MB a batch: attentions and hidden states only"
             yield row(f"{shape}: output_attentions + torch.save / plain", ratios["hf"], None, note=note)
+        bench.delete()
+
+
+def measure_recipe(folder: Path, model: Path, turns: int, quick: bool) -> Iterator[Row]:
+    batch, n_tokens, batches = BY_RECIPE
+    what = f"{batch} x {n_tokens}: attn qkv hidden resid, patterns by recipe"
+    for n_batches in (1,) if quick else batches:
+        bench = Bench(folder, model, batch, n_tokens, n_batches)
+        work = bench.recording(EVERYTHING, "recipe")
+        ratios = in_turn(bench.plain, {"recipe": work}, turns, between=bench.delete)
+        yield row(f"{what}, {n_batches} batches / plain", ratios["recipe"], 1.10)
+        size = size_of(folder, "run/**/c.*") / n_batches / 1e6
+        yield row(f"{what}, {n_batches} batches: MB on disk of a batch", [size], 280)
         bench.delete()
 
 
@@ -216,6 +220,7 @@ def measure(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     turns = 1 if quick else turns
     model = make_model(folder / "gpt2-shape")
     yield from measure_time(folder, model, turns, quick)
+    yield from measure_recipe(folder, model, turns, quick)
     yield from measure_memory(folder, model, turns, quick)
 
 

@@ -9,7 +9,7 @@ small's shape with random weights, against the plain forward pass of the same te
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from extract import Bench, make_model, make_texts, size_of
@@ -18,6 +18,8 @@ from table import ONE_ARENA, Row, in_process, in_turn, main, row
 LONG = 32_768
 HEADS = 4
 SHAPES = ((8, 128, 98), (2, 1024, 49))  # texts of a batch, tokens of a text, batches: 100,352 tokens each
+MILLION = (8, 128, 980)  # 1,003,520 tokens, of `byte`
+METRICS = 12
 K = 32
 
 WORK = """
@@ -93,19 +95,23 @@ bench.recording(("attn",), derived=(AttentionTopK({K}),))()
 
 def measure_heads(folder: Path, turns: int, quick: bool) -> Iterator[Row]:
     model = make_model(folder / "gpt2-shape", positions=1024)
-    for batch, n_tokens, n_batches in SHAPES:
+    works: list[tuple[str, Path | str, tuple[int, int, int]]] = [
+        ("byte", "byte", MILLION),
+        *(("GPT-2's shape", model, shape) for shape in SHAPES),
+    ]
+    for name, model, (batch, n_tokens, n_batches) in works:
         n_batches = 2 if quick else n_batches
         bench = Bench(folder, model, batch, n_tokens, n_batches)
-        works: dict[str, Callable[[], object]] = {"heads": bench.recording(("heads",))}
-        ratios = in_turn(bench.plain, works, turns, between=bench.delete)["heads"]
-        shape, tokens = f"{batch} x {n_tokens}", batch * n_tokens * n_batches
-        yield row(f"{shape}, {tokens:,} tokens: capture heads / plain", ratios, 1.25)
-        works["heads"]()
+        work = bench.recording(("heads",))
+        ratios = in_turn(bench.plain, {"heads": work}, turns, between=bench.delete)["heads"]
+        what = f"{name}, {batch} x {n_tokens}, {batch * n_tokens * n_batches:,} tokens: capture heads"
+        yield row(f"{what} / plain", ratios, 1.25)
         stored = sum(path.stat().st_size for path in (folder / "run").rglob("*") if path.is_file())
-        tables = size_of(folder, "run/**/*.parquet")
-        per_example = (stored - tables) / (batch * n_batches)
+        per_example = (stored - size_of(folder, "run/**/*.parquet")) / (batch * n_batches)
+        dims = bench.loaded.dims.stacks["dec"]
         note = f"{per_example:.0f} bytes an example, of all files but the token tables"
-        yield row(f"{shape}: bytes over 4 x heads x metrics", [per_example / (4 * 144 * 12)], 1.1, note=note)
+        bound = 4 * dims.n_layers * dims.n_heads * METRICS
+        yield row(f"{what}, bytes over 4 x heads x metrics", [per_example / bound], 1.1, note=note)
         bench.delete()
 
 

@@ -8,7 +8,7 @@ causal, with heads from sharply local to diffuse; the targets were set on a trai
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,11 @@ BLOCK = RANDOM.bytes(16 << 20)
 LENGTHS = RANDOM.integers(52, TOKENS + 1, EXAMPLES)
 
 
-def attention(length: int) -> np.ndarray:
+def attention(length: int, layers: int) -> np.ndarray:
     """Returns causal patterns (layer, head, query, key): heads look back over 2 to 2000 tokens, and at token 0."""
     distance = np.arange(length)[:, None] - np.arange(length)[None, :]
-    reach = np.geomspace(2, 2000, LAYERS * HEADS).reshape(LAYERS, HEADS, 1, 1)
-    scores = RANDOM.standard_normal((LAYERS, HEADS, length, length), np.float32) * 1.5 - distance / reach
+    reach = np.geomspace(2, 2000, layers * HEADS).reshape(layers, HEADS, 1, 1)
+    scores = RANDOM.standard_normal((layers, HEADS, length, length), np.float32) * 1.5 - distance / reach
     scores[..., 0] += 2
     scores[..., distance < 0] = -np.inf
     scores -= scores.max(-1, keepdims=True)
@@ -50,14 +50,14 @@ def table_of(layout: RunLayout, shard: int) -> pa.Table:
     return pa.table({"example_id": [f"example-{i}" for i in layout.shard_range(shard)]})
 
 
-def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
+def fill(layout: RunLayout, writer: RunWriter, shard: int, lengths: np.ndarray) -> object:
     buffer = writer.buffer()
-    own = LENGTHS[layout.shard_range(shard).start : layout.shard_range(shard).stop]
+    own = lengths[layout.shard_range(shard).start : layout.shard_range(shard).stop]
     buffer.begin({"dec": own.tolist()})
     for spec in layout.arrays:
         if spec.site.is_matrix:
             for b, length in enumerate(own):
-                buffer.put(spec, b, attention(int(length)))
+                buffer.put(spec, b, attention(int(length), len(spec.layers)))
         else:
             used = int(own.sum())
             shape = (*buffer.arrays[spec.key].shape[:-2], used, spec.width)
@@ -65,14 +65,16 @@ def fill(layout: RunLayout, writer: RunWriter, shard: int) -> object:
     return buffer
 
 
-def write_run(folder: Path, arrays: list[ArraySpec], **options: int) -> tuple[Path, float]:
+def write_run(
+    folder: Path, arrays: list[ArraySpec], lengths: np.ndarray = LENGTHS, **options: int
+) -> tuple[Path, float]:
     """Writes a run; returns its folder and the seconds that commits took, without filling the buffers."""
-    sizes = {"n_examples": EXAMPLES, "longest": {"dec": TOKENS}}
+    sizes = {"n_examples": len(lengths), "longest": {"dec": int(lengths.max())}}
     layout = RunLayout.plan(arch="dec", arrays=arrays, triangles=[PATTERN.key], **sizes, **options)
     committing = 0.0
     with RunWriter.create(folder, layout, {}, digest={}, overwrite=True) as writer:
         for shard in writer.pending:
-            buffer = fill(layout, writer, shard)
+            buffer = fill(layout, writer, shard, lengths)
             committing += seconds(lambda b=buffer, k=shard: writer.commit(k, b, table_of(layout, k)))  # pyright: ignore
         return writer.finish(), committing
 
@@ -118,19 +120,32 @@ def measure_attention(folder: Path) -> Iterator[Row]:
     for _ in range(REPEATS):
         p50.append(statistics.median(seconds(lambda p=pick: store.attn(*p)) for pick in picks) * 1e3)
     yield row("random matrix through TraceStore, warm p50 in ms", p50, 0.5)
-    one_head = RANDOM.random((EXAMPLES, TOKENS, TOKENS), np.float32).astype(np.float16)
-    one_head.tofile(folder / "plain")
-    for what, computed, read, target in (
-        ("each with its max()", np.max, lambda plain: plain.max(), 0.3),
-        ("nothing computed", len, lambda plain: plain, 0.4),
-    ):
-        ratios = Ratios()
-        for head in range(REPEATS):
-            limit = took(lambda read=read: read(np.fromfile(folder / "plain", np.float16)))
-            scan = took(lambda h=head, f=computed: [f(each) for _, each in store.head("attn", 3, h, dtype="stored")])
-            ratios.add(limit, scan)
-        yield row(f"one-head scan over np.fromfile, {what}", ratios, target, at_least=True)
-    (folder / "plain").unlink()
+
+
+def measure_scan(folder: Path) -> Iterator[Row]:
+    """One head of texts that are all as long as can be, against the same squares in one plain file."""
+    spec = ArraySpec(PATTERN.key, (0, 1), PATTERN.heads)
+    for tokens, examples, target in ((256, 128, 0.6), (1024, 16, 0.35)):
+        run, _ = write_run(folder / f"scan-{tokens}", [spec], np.full(examples, tokens))
+        store, plain = TraceStore(run), folder / "plain"
+        np.stack([square for _, square in store.head("attn", 1, 0, dtype="stored")]).tofile(plain)
+        for what, work, bound in (("each with its max()", np.max, target), ("nothing computed", len, None)):
+            yield row(
+                f"one-head scan over np.fromfile, T = {tokens}, {what}",
+                scans(store, plain, work),
+                bound,
+                at_least=True,
+                note=f"{plain.stat().st_size >> 20} MiB",
+            )
+        plain.unlink()
+
+
+def scans(store: TraceStore, plain: Path, work: Callable[[np.ndarray], object]) -> Ratios:
+    ratios = Ratios()
+    for head in range(REPEATS):
+        limit = took(lambda: work(np.fromfile(plain, np.float16)))
+        ratios.add(limit, took(lambda h=head: [work(each) for _, each in store.head("attn", 1, h, dtype="stored")]))
+    return ratios
 
 
 def measure_rows(folder: Path) -> Iterator[Row]:
@@ -169,4 +184,4 @@ def measure_rows(folder: Path) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure_attention, measure_rows)
+    main(__doc__, measure_attention, measure_scan, measure_rows)

@@ -18,6 +18,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
@@ -238,8 +239,7 @@ class Recorder:
         outputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         inputs: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
         routings: defaultdict[nn.Module, list[_Delivery]] = defaultdict(list)
-        for wanted in self._wanted:
-            place = self._place(wanted)
+        for place in self._places.values():
             if place is not None:
                 module, delivery = place
                 seen = routings if delivery.tap.part in _ROUTED else inputs
@@ -336,16 +336,24 @@ class Recorder:
             hint="run `traceformer check` on the model to see what can be recorded",
         )
 
+    @cached_property
+    def _part(self) -> Any:
+        return text_part(self._model)
+
     def _module(self, path: str) -> Any:
         """The module at a path from the base model."""
         try:
-            return text_part(self._model).get_submodule(path)
+            return self._part.get_submodule(path)
         except AttributeError as error:
             raise Unsupported(
                 f"{type(self._model).__name__} has no module {path}",
                 why=f"the architecture row of {self._model.config.model_type!r} does not fit it",
                 hint="run `traceformer check` on the model",
             ) from error
+
+    @cached_property
+    def _places(self) -> Mapping[Wanted, "tuple[nn.Module, _Delivery] | None"]:
+        return {wanted: self._place(wanted) for wanted in self._wanted}
 
     def _place(self, wanted: Wanted) -> tuple[nn.Module, _Delivery] | None:
         """The module and side where a wanted array is seen; None for what passes through the attention function."""
@@ -364,7 +372,7 @@ class Recorder:
         for wanted in self._wanted:
             row = self._row.stacks[wanted.spec.key.stack]
             attention = row.attention_of(wanted.spec.key.attention)
-            if attention is not None and self._place(wanted) is None:
+            if attention is not None and self._places[wanted] is None:
                 wanted_at[f"{row.blocks}.{wanted.layer}.{attention.module}"].append(wanted)
         if not wanted_at:
             return
