@@ -197,7 +197,8 @@ class RunArrays:
         """
         place = self.place(spec, layer, head)
         stored = self._layout.stored(spec)
-        view = as_read(self._source.whole(spec, place.lead), stored, dtype)
+        widened = stored == "float16" and dtype_read(stored, dtype) == np.float32
+        view = as_read(self._source.whole(spec, place.lead, widened=widened), stored, dtype)
         if spec.site.is_per_example and view.rank > 2:
             view = view.transpose([1, 0, 2])
         return Column(view=view, stored=stored, dtype=dtype_read(stored, dtype), spans=place.spans, chunk=place.chunk)

@@ -1,4 +1,4 @@
-"""Reads the matrices of a run's files, chunk by chunk.
+"""Reads the chunks of a run's files: its matrices, and rows as they are stored.
 
 1. The index that ends a file says where each chunk lies; it is read once, and again when the file is another.
 2. Chunks that are asked for and lie behind each other are read together, up to 8 MiB of them. Each is held against
@@ -33,7 +33,7 @@ from traceformer.store.triangles import n_cells, unfold
 if TYPE_CHECKING:
     from traceformer.store.fetching import BucketChunks
 
-__all__ = ["MatrixFiles", "Wanted", "intact", "stretches"]
+__all__ = ["FolderChunks", "MatrixFiles", "Wanted", "intact", "stretches"]
 
 _INDEXES = 16  # that are kept, of files read last
 _CRC_BYTES = 4
@@ -41,7 +41,7 @@ _AT_ONCE = 8 << 20  # bytes that one call reads
 
 
 class Wanted(NamedTuple):
-    """Chunks of one file in a bucket: `grid` is how many it has along each axis, `at` an index of that.
+    """Chunks of one file: `grid` is how many it has along each axis, `at` an index of that.
 
     `take` is given the number of each in the order of `at`, and its bytes without the crc32c; in any thread, in any
     order.
@@ -63,9 +63,67 @@ class _Cut(NamedTuple):
     width: int
     chunk: int
     shape: tuple[int, ...]
-    index_bytes: int
     codec: Codec | MatrixCodec
     dtype: np.dtype[Any]
+
+
+class _Indexes:
+    """Where the chunks of the files of a folder lie; threads may ask together."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._keeping = Lock()
+        self._known: dict[str, tuple[Identity | None, Integer[np.ndarray, "*grid 2"]]] = {}
+
+    def of(self, name: str, grid: tuple[int, ...]) -> Integer[np.ndarray, "*grid 2"]:
+        """Returns for each chunk of a file its first byte and how many there are.
+
+        Raises:
+            ValueError: the index is damaged.
+        """
+        path = f"{self._root}/{name}"  # joining paths takes as long as reading one
+        now = identity(path)
+        known, index = self._known.get(name, (None, None))
+        if index is None or known != now:
+            with open(path, "rb") as file:
+                file.seek(-(16 * math.prod(grid) + _CRC_BYTES), os.SEEK_END)
+                table = intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
+            index = table.reshape(*grid, 2)
+            with self._keeping:
+                while len(self._known) >= _INDEXES:
+                    del self._known[next(iter(self._known))]
+                self._known[name] = now, index
+        return index
+
+
+class FolderChunks:
+    """The array files of a run in a folder. Whoever reads has looked whether they are those that were written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = str(folder)
+        self._indexes = _Indexes(self._root)
+
+    def fetch(self, wanted: Sequence[Wanted], *, keep: bool = False) -> None:
+        """Hands over all chunks that are wanted, one after the other; the system keeps them for who comes next.
+
+        Raises:
+            ValueError, OSError: a file is not as it was written.
+        """
+        del keep
+        of_files: dict[str, list[Wanted]] = {}
+        for each in wanted:
+            of_files.setdefault(each.name, []).append(each)
+        for name, own in of_files.items():
+            file = open_to_read(f"{self._root}/{name}")
+            try:
+                for each in own:
+                    places = self._indexes.of(name, each.grid)[each.at].reshape(-1, 2)
+                    for number, (start, size) in enumerate(places.tolist()):
+                        if start < 0:  # what the index has for chunks that were left out
+                            raise ValueError(f"{name} lacks a chunk")
+                        each.take(number, intact(np.frombuffer(read_at(file, size, start), np.uint8, size)))
+            finally:
+                os.close(file)
 
 
 class MatrixFiles:
@@ -77,9 +135,8 @@ class MatrixFiles:
     def __init__(self, files: "Path | BucketChunks", layout: RunLayout) -> None:
         self._root, self._bucket = (str(files), None) if isinstance(files, Path) else ("", files)
         self._layout = layout
-        self._keeping = Lock()  # threads may read one run together
         self._cuts: dict[ArrayKey, _Cut] = {}
-        self._indexes: dict[str, tuple[Identity | None, Integer[np.ndarray, "slot layer head chunk 2"]]] = {}
+        self._indexes = _Indexes(self._root)
 
     def read(
         self, spec: ArraySpec, files: Sequence[str], slot: int, lead: Lead, queries: range, keys: int
@@ -109,7 +166,7 @@ class MatrixFiles:
         for layer, own in zip(several, cells.reshape(len(several), -1, chunk), strict=True):
             name, at = files[layer // in_file], (slot, layer % in_file, of_heads, slice(parts.start, parts.stop))
             if self._bucket is None:
-                self._fill(cut, name, self._index(cut, name)[at].reshape(-1, 2).tolist(), own)
+                self._fill(cut, name, self._indexes.of(name, cut.shape)[at].reshape(-1, 2).tolist(), own)
             else:
                 wanted.append(Wanted(name, cut.shape, at, partial(_decompress, cut.codec, own)))
         if self._bucket is not None:
@@ -127,7 +184,6 @@ class MatrixFiles:
                 width=0 if layout.is_triangle(spec) else layout.max_tokens[spec.key.key_stack],
                 chunk=chunk,
                 shape=(*shard[:3], math.prod(shard[3:]) // chunk),
-                index_bytes=layout.index_bytes(spec),
                 codec=layout.codec_of(spec),
                 dtype=ON_DISK[layout.stored(spec)],
             )
@@ -154,26 +210,6 @@ class MatrixFiles:
                     decompress(cut.codec, intact(part), cells[number])
         finally:
             os.close(file)
-
-    def _index(self, cut: _Cut, name: str) -> Integer[np.ndarray, "slot layer head chunk 2"]:
-        """Returns where the chunks of a file lie: for each its first byte and how many there are.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        path = f"{self._root}/{name}"  # joining paths takes as long as reading one
-        now = identity(path)
-        known, index = self._indexes.get(name, (None, None))
-        if index is None or known != now:
-            with open(path, "rb") as file:
-                file.seek(-cut.index_bytes, os.SEEK_END)
-                table = intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
-            index = table.reshape(*cut.shape, 2)
-            with self._keeping:
-                while len(self._indexes) >= _INDEXES:
-                    del self._indexes[next(iter(self._indexes))]
-                self._indexes[name] = now, index
-        return index
 
 
 def _decompress(codec: Codec | MatrixCodec, cells: Shaped[np.ndarray, "chunk cell"], number: int, data: Chunk) -> None:

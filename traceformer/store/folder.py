@@ -4,6 +4,7 @@ Of a run of a few shards all records are read when it is opened. Of one of many 
 shard is asked for, and some are kept: opening and memory grow with the shards, not with the examples.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
@@ -16,7 +17,7 @@ from traceformer.errors import CorruptRun, NotFound
 from traceformer.shapes import Shaped
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.aliases import Lead, Piece
-from traceformer.store.chunks import MatrixFiles
+from traceformer.store.chunks import FolderChunks, MatrixFiles
 from traceformer.store.commits import (
     RunHead,
     committed_shards,
@@ -26,6 +27,7 @@ from traceformer.store.commits import (
     read_manifest,
     token_path,
 )
+from traceformer.store.dtypes import ON_DISK
 from traceformer.store.files import Checksum, is_intact
 from traceformer.store.forks import use_tensorstore
 from traceformer.store.index import RunIndex
@@ -48,6 +50,7 @@ __all__ = ["RunFolder"]
 _CACHE_BYTES = 32 << 20
 _TABLES = 4  # of shards that are kept, of a run in a bucket
 _RECORDS_KEPT = 64  # of a run of many shards
+_LARGE_CHUNK = 128 << 10  # bytes: smaller ones cost more to ask for than tensorstore takes to read them
 
 
 class RunFolder:
@@ -75,6 +78,7 @@ class RunFolder:
             self._matrices = MatrixFiles(self._bucket, head.layout)
         else:
             self._bucket, self._matrices = None, MatrixFiles(folder.absolute(), head.layout)
+            self._chunks = FolderChunks(folder.absolute())
         self._checked = set[str]()
         self._names: dict[tuple[ArrayKey, str, int], tuple[str, ...]] = {}
         self._seen: dict[str, Identity | None] = {}
@@ -152,10 +156,28 @@ class RunFolder:
                 spec, self._files_of(spec, shard), slot, lead, wanted, index.length(row, spec.key.key_stack)
             )
 
-    def whole(self, spec: ArraySpec, lead: Lead) -> Array:
+    def whole(self, spec: ArraySpec, lead: Lead, *, widened: bool = True) -> Array:
+        if not widened and self._has_large_chunks(spec):
+            return self._by_chunks(self.head.layout.pieces(spec, lead))
         if spec.site.is_per_token:
             return self._rows(spec, lead, self.index.shards, ())
         return self._examples(spec, self.index.shards)[(slice(None), *lead)]
+
+    def _has_large_chunks(self, spec: ArraySpec) -> bool:
+        """Whether it is in a folder, as it is stored, in chunks that are worth being read one by one."""
+        layout = self.head.layout
+        stored = layout.stored(spec)
+        if self._bucket is not None or not spec.site.is_per_token or stored == "q8":
+            return False
+        return math.prod(layout.chunk_shape(spec)) * ON_DISK[stored].itemsize >= _LARGE_CHUNK
+
+    def _by_chunks(self, pieces: Sequence[Piece]) -> Array:
+        from traceformer.store.ranged import token_array
+
+        for kept, _ in pieces:
+            self._check_metadata(kept)
+            self._check_files(kept, self.index.shards)
+        return token_array(self._chunks, self.head.layout, pieces, ())
 
     def _examples(self, spec: ArraySpec, shards: Sequence[int]) -> Array:
         if self._bucket is None:

@@ -1,4 +1,6 @@
-"""Arrays in a bucket that are no matrices, as views (see `lazy`): `read` asks for the chunks of what was chosen.
+"""Arrays that are no matrices, as views (see `lazy`): `read` asks for the chunks of what was chosen.
+
+They lie in a bucket, or in a folder: rows that are wanted as they are stored cost half as much as through tensorstore.
 
 Layers that are another array's come from there, chunk by chunk: an axis of layers is made of planes, each a layer of
 some array.
@@ -6,17 +8,19 @@ some array.
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from traceformer.shapes import Int64, Shaped
 from traceformer.sites import ArraySpec
 from traceformer.store.aliases import Piece, planes_of
+from traceformer.store.chunks import FolderChunks
 from traceformer.store.codecs import Chunk, decompress
 from traceformer.store.dtypes import ON_DISK
 from traceformer.store.fetching import BucketChunks, Wanted
@@ -37,19 +41,23 @@ class _Chunk(NamedTuple):
     at: tuple[int, ...]
 
 
+_Along: TypeAlias = "slice | Int64[np.ndarray, 'place']"
+"""Places of an axis: a slice where they follow each other."""
+
+
 class _Stretch(NamedTuple):
     """What is chosen of one row of chunks along an axis: where it goes, and where it lies in the chunk."""
 
     chunk: int
-    to: Int64[np.ndarray, "place"]
-    inside: Int64[np.ndarray, "place"]
+    to: _Along
+    inside: _Along
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
-    """An array as it lies in files: the shape of its chunks, and where each is. Places without one are zeros."""
+    """An array as it lies in files: the shape of its chunks, and where each is."""
 
-    chunks: BucketChunks
+    chunks: BucketChunks | FolderChunks
     chunk: tuple[int, ...]
     codec: str
     dtype: np.dtype[Any]
@@ -57,10 +65,10 @@ class _Stored:
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        return _pool()
+        threads = (os.cpu_count() or 1) if isinstance(self.chunks, FolderChunks) else _READS
+        return _pool(os.getpid(), threads)
 
     def fill(self, target: Shaped[np.ndarray, "..."], places: tuple[Places, ...]) -> None:
-        target[...] = 0
         wanted: list[Wanted] = []
         along = [_stretches(own, size) for own, size in zip(places, self.chunk, strict=True)]
         for parts in itertools.product(*along):
@@ -80,23 +88,29 @@ class _Stored:
 
 
 def _stretches(chosen: Places, size: int) -> list[_Stretch]:
-    places = np.asarray(chosen)
+    places = np.arange(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, range) else np.asarray(chosen)
     numbers = places // size
     cuts = np.flatnonzero(np.diff(numbers)) + 1
     groups = np.split(np.arange(len(places)), cuts) if len(places) else []
-    return [_Stretch(int(numbers[own[0]]), own, places[own] % size) for own in groups]
+    return [_Stretch(int(numbers[own[0]]), _along(own), _along(places[own] % size)) for own in groups]
 
 
-def _block(places: Iterable[Int64[np.ndarray, "place"]]) -> tuple[Any, ...]:
-    """Returns an index of these places along each axis: of slices where they follow each other."""
-    each = [*places]
-    if all(own[-1] - own[0] == len(own) - 1 and (np.diff(own) == 1).all() for own in each):
-        return tuple(slice(int(own[0]), int(own[-1]) + 1) for own in each)
-    return np.ix_(*each)
+def _along(places: Int64[np.ndarray, "place"]) -> _Along:
+    first, last = int(places[0]), int(places[-1])
+    follow = last - first == len(places) - 1 and (np.diff(places) == 1).all()
+    return slice(first, last + 1) if follow else places
+
+
+def _block(places: Iterable[_Along]) -> tuple[Any, ...]:
+    """Returns an index of these places along each axis."""
+    each = tuple(places)
+    if all(isinstance(own, slice) for own in each):
+        return each
+    return np.ix_(*(np.arange(own.start, own.stop) if isinstance(own, slice) else own for own in each))
 
 
 def token_array(
-    chunks: BucketChunks, layout: RunLayout, pieces: Sequence[Piece], slots: tuple[slice, ...]
+    chunks: BucketChunks | FolderChunks, layout: RunLayout, pieces: Sequence[Piece], slots: tuple[slice, ...]
 ) -> LazyArray:
     """Returns the token array ([layer,][head,] slot, d) that parts of kept arrays make up, along its layers."""
     planes, lead = planes_of(pieces)
@@ -135,5 +149,7 @@ def example_array(chunks: BucketChunks, layout: RunLayout, spec: ArraySpec) -> L
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_READS, thread_name_prefix="read")
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads do not survive a fork: each process has its own."""
+    del process
+    return ThreadPoolExecutor(threads, thread_name_prefix="read")

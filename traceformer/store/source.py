@@ -66,10 +66,10 @@ class Source(Protocol):
         """
         ...
 
-    def whole(self, spec: ArraySpec, lead: Lead) -> Array:
+    def whole(self, spec: ArraySpec, lead: Lead, *, widened: bool = True) -> Array:
         """Returns a whole token array (*lead, slot, d), or a whole example array (example, *lead, d), likewise.
 
-        Its slots and examples are those of `index`.
+        Its slots and examples are those of `index`. Who does not have numbers widened may get a faster view.
         """
         ...
 
