@@ -1,7 +1,7 @@
 """The arguments of a call against the annotations of what is called: a wrong type is refused in words.
 
-1. Only what a builtin type says is looked at: numbers, text, paths, functions, and whether there is something to go
-   through. An annotation that names anything else takes everything: whoever is given that refuses it.
+1. Only what a builtin type says is looked at: numbers, True and False, text, paths, functions, and whether there is
+   something to go through. An annotation that names anything else takes everything: whoever is given that refuses it.
 2. Of a choice among names only that it is a name: the verb knows which there are.
 3. A call that lacks an argument, or has one too many, is Python's to refuse.
 """
@@ -34,6 +34,7 @@ class _Kind(NamedTuple):
 
 _WHOLE = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Integral), "a whole number")
 _NUMBER = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Real), "a number")
+_YES_OR_NO = _Kind(lambda value: type(value).__name__ in ("bool", "bool_"), "True or False")  # or numpy's
 _TEXT = _Kind(lambda value: isinstance(value, str), "text")
 _PATH = _Kind(lambda value: isinstance(value, os.PathLike) or hasattr(value, "as_posix"), "a path")
 _NOTHING = _Kind(lambda value: value is None, "None")
@@ -41,7 +42,7 @@ _SEVERAL = _Kind(lambda value: hasattr(value, "__iter__"), "a list")
 _BY_NAME = _Kind(lambda value: hasattr(value, "keys"), "a dict")
 _FUNCTION = _Kind(callable, "a function")
 
-_OF_TYPE = {int: _WHOLE, float: _NUMBER, str: _TEXT, Path: _PATH, NoneType: _NOTHING, None: _NOTHING}
+_OF_TYPE = {bool: _YES_OR_NO, int: _WHOLE, float: _NUMBER, str: _TEXT, Path: _PATH, NoneType: _NOTHING, None: _NOTHING}
 _OF_ORIGIN = {
     **dict.fromkeys((Sequence, Iterable, Iterator, Collection, list, tuple), _SEVERAL),
     **dict.fromkeys((Mapping, dict), _BY_NAME),

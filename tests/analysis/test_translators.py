@@ -49,9 +49,9 @@ def test_another_model_is_refused_as_far_as_it_is_known() -> None:
     own.check_model(3, 9, "ab")
     own.check_model(3, 9)
     translators(d_vocab=None, model_weights=None).check_model(3, 7, "cd")
-    with pytest.raises(UsageError, match="4 wide"):
+    with pytest.raises(ConfigurationChanged, match="4 wide"):
         own.check_model(4, 9, "ab")
-    with pytest.raises(UsageError, match="of 8 words"):
+    with pytest.raises(ConfigurationChanged, match="of 8 words"):
         own.check_model(3, 8, "ab")
     with pytest.raises(ConfigurationChanged, match="have digest ab, this one's cd"):
         own.check_model(3, 9, "cd")

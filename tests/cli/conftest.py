@@ -149,12 +149,13 @@ COMMANDS = {
     "vectors": "vectors fit --positive several.txt --negative others.txt --model byte --device cpu --layer 1"
     " --method mean_diff --output found",
     "lens": "lens run --example 0",
-    "fit-lens": "fit-lens --model byte --dataset many.txt --kind ridge --device cpu --out lens.safetensors --overwrite",
+    "fit-lens": "fit-lens --model byte --dataset many.txt --kind ridge --device cpu"
+    " --output lens.safetensors --overwrite",
     "patch": "patch byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "ablate": "ablate byte texts.txt --layers 1 --device cpu",
     "edges": "edges byte --clean abcab --corrupt abcxy --answer c --wrong d --device cpu",
     "attribute": "attribute run --position argument",
-    "probe": "probe run --label input_ids --layers 1 --output probes.safetensors",
+    "probe": "probe run --label input_ids --layers 1 --output probes.safetensors --overwrite",
     "dose": "dose byte dynamic --direction trait.npy --layer 1 --scales 0 5 --max-tokens 2 --device cpu",
     "export": "export run --format safetensors --output files --overwrite",
     "import": "import files --out_dir back --overwrite",

@@ -21,7 +21,7 @@ def run(byte: LoadedModel) -> Path:
 
 
 def test_it_says_layer_by_layer_what_the_library_finds(run: Path, capsys: Capture) -> None:
-    assert main(["fit-lens", "run", "--kind", "ridge", "--layers", "0,3", "--out", "made/lens.safetensors"]) == 0
+    assert main(["fit-lens", "run", "--kind", "ridge", "--layers", "0,3", "--output", "made/lens.safetensors"]) == 0
     shown = capsys.readouterr()
     found = tf.fit_lens(tf.open_run(run), kind="ridge", layers=[0, 3])
     own = found.held_out
@@ -38,7 +38,7 @@ def test_it_says_layer_by_layer_what_the_library_finds(run: Path, capsys: Captur
 
 def test_json_is_all_but_the_numbers_of_the_maps(run: Path, capsys: Capture) -> None:
     settings = ["--steps", "4", "--seed", "2", "--limit", "10"]
-    assert main(["fit-lens", "run", *settings, "--json", "--out", "lens.safetensors"]) == 0
+    assert main(["fit-lens", "run", *settings, "--json", "--output", "lens.safetensors"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told.pop("file") == "lens.safetensors"
     assert told == tf.open_lens("lens.safetensors").to_json()
@@ -47,7 +47,7 @@ def test_json_is_all_but_the_numbers_of_the_maps(run: Path, capsys: Capture) -> 
 
 def test_a_file_in_the_way_is_left_before_anything_is_fitted(run: Path, capsys: Capture) -> None:
     Path("lens.safetensors").write_text("mine")
-    line = ["fit-lens", "run", "--kind", "ridge", "--out", "lens.safetensors"]
+    line = ["fit-lens", "run", "--kind", "ridge", "--output", "lens.safetensors"]
     assert main(line) == 3
     assert "lens.safetensors is there already" in capsys.readouterr().err
     assert Path("lens.safetensors").read_text() == "mine"
@@ -59,7 +59,7 @@ def test_a_picture_is_saved_in_the_format_of_its_name(run: Path, capsys: Capture
     assert main(["fit-lens", "run", "--kind", "ridge", "--png", "made/lens.png"]) == 0
     with Image.open("made/lens.png") as picture:
         assert picture.format == "PNG"
-    assert "wrote made/lens.png; next: traceformer fit-lens run --out lens.safetensors" in capsys.readouterr().err
+    assert "wrote made/lens.png; next: traceformer fit-lens run --output lens.safetensors" in capsys.readouterr().err
     assert main(["fit-lens", "run", "--png", "lens.xyz"]) == 2
 
 

@@ -47,7 +47,7 @@ def test_a_published_lens_is_applied_and_said(capsys: Capture, record: Callable[
     ("arguments", "code", "message"),
     [
         ("--with nowhere.pt", 3, "no file nowhere.pt"),
-        ("--with wide.pt", 2, "they are for rows 33 wide"),
+        ("--with wide.pt", 3, "they are for rows 33 wide"),
         ("--with deep.pt", 3, "for layer 5, and this one's last layer is 2"),
         ("--with short.pt", 3, "not all of one"),
         ("--with lens.pt --layers 0,1", 2, "no translator for layer 0"),
@@ -86,7 +86,7 @@ def test_a_jacobian_lens_is_fitted_written_for_others_and_applied(
     with text_file.open("a", encoding="utf-8") as file:
         file.writelines(f"One more text, number {number}, so that there are enough.\n" for number in range(6))
     record("gpt2")
-    line = "fit-lens gpt2 --kind jacobian --skip 2 --max-tokens 6 --batch-size 16 --out lens.pt --json"
+    line = "fit-lens gpt2 --kind jacobian --skip 2 --max-tokens 6 --batch-size 16 --output lens.pt --json"
     assert main(line.split()) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["layers"], told["about"]["skip"], told["about"]["max_tokens"]) == (
@@ -100,7 +100,7 @@ def test_a_jacobian_lens_is_fitted_written_for_others_and_applied(
     assert "jacobian lens of lens.pt" in shown
     assert main(["fit-lens", "gpt2", "--kind", "jacobian", "--skip", "2", "--max-tokens", "6"]) == 0
     assert f"the mean of derivatives over {told['about']['n_prompts']} examples" in capsys.readouterr().out
-    assert main(["fit-lens", "gpt2", "--out", "tuned.pt"]) == 2
+    assert main(["fit-lens", "gpt2", "--output", "tuned.pt"]) == 2
     assert "a tuned lens in tuned.pt" in capsys.readouterr().err
     assert main(["fit-lens", "gpt2", "--skip", "2"]) == 2
     assert "--skip of a tuned lens" in capsys.readouterr().err

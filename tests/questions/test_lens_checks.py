@@ -198,7 +198,7 @@ def test_only_layers_that_have_a_translator_are_read_out(run: Run) -> None:
 
 def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, load: Load, tmp_path: Path) -> None:
     other = record(load("gpt2"), [TEXT], "resid_post", dtype="float32")
-    with pytest.raises(UsageError, match="wide"):
+    with pytest.raises(ConfigurationChanged, match="wide"):
         lens(other, 0, translators=of_byte(run))
     with pytest.raises(UsageError, match="for one of 256"):
         lens(run, 0, translators=of_byte(run, d_vocab=256))

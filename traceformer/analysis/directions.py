@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from traceformer.analysis.methods import Method
+from traceformer.arguments import checked
 from traceformer.errors import UsageError
 from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Bool, Float, Float32, Float64
@@ -114,6 +115,7 @@ class Direction:
     def _repr_html_(self) -> str | None:
         return in_notebook(self) if self.quality else None
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Writes a .safetensors file with a tensor per layer, and how they were found; `project` reads it."""
         present(self, "file", path)

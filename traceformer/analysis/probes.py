@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from traceformer.arguments import checked
 from traceformer.errors import SelectionError, UsageError
 from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Float, Float64
@@ -300,6 +301,12 @@ class Probes:
         classes = [{"class": name, "train_rows": n} for name, n in zip(self.classes, self.counts, strict=True)]
         return plain({**asdict(self.about), "classes": classes, "probes": probes})
 
-    def save(self, path: str | Path) -> None:
-        """Writes a .safetensors file with weights and scores, which `open_probes` reads."""
-        present(self, "file", path)
+    @checked
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes a .safetensors file with weights and scores, which `open_probes` reads.
+
+        Raises:
+            UsageError: its name does not end in .safetensors.
+            RunExists: something is there, and `overwrite` is False.
+        """
+        present(self, "file", path, overwrite)

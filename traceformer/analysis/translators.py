@@ -12,17 +12,17 @@ the last layer (`lens.normed`, `lens.read_out`). Three kinds differ in where W a
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from traceformer.arguments import checked
 from traceformer.errors import ConfigurationChanged, SelectionError, UsageError
 from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Float, Float32, Float64
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     import pandas as pd
 
 __all__ = ["KINDS", "HeldOut", "Kind", "Translators"]
@@ -148,14 +148,16 @@ class Translators:
         """Makes sure that they are for a model of this width and vocabulary, and as far as both are known for this one.
 
         Raises:
-            UsageError: they are for another width or vocabulary.
-            ConfigurationChanged: they are for a model with other weights; both digests are named.
+            ConfigurationChanged: they are for another width or vocabulary, or for a model with other weights; both
+                are named.
         """
         of = f"translators of {self.model}" if self.model else "translators"
         if d_model != self.d_model:
-            raise UsageError(f"{of} for a model {d_model} wide", why=f"they are for rows {self.d_model} wide")
+            raise ConfigurationChanged(f"{of} for a model {d_model} wide", why=f"they are for rows {self.d_model} wide")
         if self.d_vocab is not None and d_vocab != self.d_vocab:
-            raise UsageError(f"{of} for a model of {d_vocab} words", why=f"they are for one of {self.d_vocab}")
+            raise ConfigurationChanged(
+                f"{of} for a model of {d_vocab} words", why=f"they are for one of {self.d_vocab}"
+            )
         if None not in (model_weights, self.model_weights) and model_weights != self.model_weights:
             raise ConfigurationChanged(
                 f"the {of} are for another model",
@@ -163,10 +165,12 @@ class Translators:
                 hint="fit a lens of this one",
             )
 
-    def save(self, path: "str | PathLike[str]", *, overwrite: bool = False) -> None:
+    @checked
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Writes a .safetensors file with matrices, vectors and all that is known of them; `open_lens` reads it.
 
         Raises:
+            UsageError: its name ends otherwise; of a Jacobian lens .pt works as well.
             RunExists: something is there, and `overwrite` is False.
             OutOfSpace: the disk is full.
         """

@@ -4,7 +4,7 @@ import json as json_text
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -35,7 +35,7 @@ def fit_lens(
     kind: Annotated[Literal["tuned", "ridge", "jacobian"], Parameter(group=_WHAT)] = "tuned",
     layers: Annotated[Indices, Parameter(group=_WHAT)] = None,
     limit: Annotated[int | None, Parameter(group=_WHAT), count("N")] = None,
-    steps: Annotated[int, Parameter(group=_WHAT), count("N")] = 300,
+    steps: Annotated[int | None, Parameter(show_default="300", group=_WHAT), count("N")] = None,
     seed: Annotated[int, Parameter(group=_WHAT), count("N", least=0)] = 0,
     skip: Annotated[int | None, Parameter(show_default="16", group=_DERIVED), count("N", least=0)] = None,
     max_tokens: Annotated[int | None, Parameter(show_default="128", group=_DERIVED), count("N", least=2)] = None,
@@ -44,7 +44,7 @@ def fit_lens(
     dataset: Annotated[str | None, Parameter(group=_LIVE)] = None,
     split: Annotated[str | None, Parameter(group=_LIVE)] = None,
     loading: Loading = Loading(),  # noqa: B008
-    out: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
+    output: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
     overwrite: Annotated[bool, Parameter(group=_WHERE)] = False,
     png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_WHERE)] = None,
     json: Annotated[bool, Parameter(group=_WHERE)] = False,
@@ -57,7 +57,7 @@ def fit_lens(
     (nats) and how often the likeliest word is the same, on examples that neither fitting nor choosing has seen, beside
     the same of the logit lens.
 
-    Example: `traceformer fit-lens latest --out lens.safetensors`
+    Example: `traceformer fit-lens latest --output lens.safetensors`
 
     Args:
         run: A folder, the name of a run in ./traces, or `latest`. It holds resid_post, or hidden, of all layers.
@@ -74,29 +74,23 @@ def fit_lens(
             is now, if it was moved.
         dataset: What the model reads: a data set or a file, as in `traceformer extract`.
         split: Which part of the data set.
-        out: The file to write, .safetensors; or .pt, a Jacobian lens as others publish theirs.
+        output: The file to write, .safetensors; or .pt, a Jacobian lens as others publish theirs.
         overwrite: Replace a file that is in the way.
         png: Save a picture of both figures by layer, in the format that the ending names.
         json: Print a JSON object.
     """
-    from traceformer.formats.whole import refuse_to_replace
+    from traceformer.formats.results.translators import check_lens_file
+    from traceformer.questions.fit_lens import check_settings
     from traceformer.questions.fit_lens import fit_lens as fit
 
     if png is not None:
         from traceformer.figures.style import check_format
 
         check_format(png)
-    given = {"skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
-    derived: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if derived and kind != "jacobian":
-        named = next(iter(derived)).replace("_", "-")
-        why = "it is for the derivatives of a Jacobian lens"
-        raise UsageError(f"--{named} of a {kind} lens", why=why, hint="--kind jacobian, or none of these")
-    if out is not None:
-        if out.suffix == ".pt" and kind != "jacobian":
-            why = "files of that ending are those that others read a Jacobian lens from"
-            raise UsageError(f"a {kind} lens in {out}", why=why, hint="a name that ends in .safetensors")
-        refuse_to_replace(out, overwrite=overwrite)
+    settings = {"steps": steps, "skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
+    check_settings(kind, **settings)
+    if output is not None:
+        check_lens_file(output, kind, overwrite=overwrite)
     store, moved = _asked(run, model, dataset, split, limit, loading)
     with steps_shown("fitting") as progress:
         found = fit(
@@ -104,25 +98,24 @@ def fit_lens(
             kind=kind,
             layers=None if layers is None else parse_indices(layers),
             limit=limit,
-            steps=steps,
             seed=seed,
-            **derived,
+            **settings,
             model=moved,
             progress=progress,
         )
-    if out is not None:
-        found.save(out, overwrite=overwrite)
+    if output is not None:
+        found.save(output, overwrite=overwrite)
     if png is not None:
         from traceformer import figures
         from traceformer.figures.style import save
 
         save(figures.translators(found), png)
     if json:
-        print(json_text.dumps({**({} if out is None else {"file": str(out)}), **found.to_json()}, indent=2))
+        print(json_text.dumps({**({} if output is None else {"file": str(output)}), **found.to_json()}, indent=2))
         return
     print(_told(found))
-    made = [f"wrote {path}" for path in (out, png) if path is not None]
-    print(f"{'; '.join([*made, ''])}next: traceformer {_next(run, model, dataset, out)}", file=sys.stderr)
+    made = [f"wrote {path}" for path in (output, png) if path is not None]
+    print(f"{'; '.join([*made, ''])}next: traceformer {_next(run, model, dataset, output)}", file=sys.stderr)
 
 
 def _asked(
@@ -186,7 +179,7 @@ def _next(run: str | None, model: str | None, dataset: str | None, out: Path | N
         else f"--model {shlex.quote(model or '')} --dataset {shlex.quote(dataset or '')}"
     )
     if out is None:
-        return f"fit-lens {source} --out lens.safetensors"
+        return f"fit-lens {source} --output lens.safetensors"
     return (
         f"lens {source} --with {shlex.quote(str(out))}" if run is not None else f"extract {source} --capture resid_post"
     )

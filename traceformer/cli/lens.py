@@ -117,7 +117,10 @@ def lens(
     then = f"--png {store.name}-lens.png" if position is not None else f"--position {found.positions[surest]}"
     made = "" if png is None else f"wrote {png}; "
     named = shlex.quote(printable(found.example_id))
-    print(f"{made}next: traceformer lens {store.folder} --example {named} {through}{then}", file=sys.stderr)
+    again = f"lens {store.folder} --example {named} {through}{then}"
+    if position is not None and png is not None:
+        again = f"inspect {store.folder} --example {named}"
+    print(f"{made}next: traceformer {again}", file=sys.stderr)
 
 
 def _through(translated: "Translated") -> str:

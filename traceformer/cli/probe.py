@@ -11,7 +11,6 @@ from cyclopts import Group, Parameter
 from traceformer.analysis.methods import Position
 from traceformer.cli.arguments import FILE_ON_DISK, Indices, count
 from traceformer.cli.terminal import table
-from traceformer.errors import UsageError
 from traceformer.progress import steps_shown
 from traceformer.sites import parse_indices
 
@@ -41,6 +40,7 @@ def probe(
     draws: Annotated[int, Parameter(group=_HOW), count("N")] = 1,
     seed: Annotated[int, Parameter(group=_HOW), count("N", least=0)] = 0,
     output: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
+    overwrite: Annotated[bool, Parameter(group=_OUTPUT)] = False,
     png: Annotated[Path | None, FILE_ON_DISK, Parameter(group=_OUTPUT)] = None,
     json: Annotated[bool, Parameter(group=_OUTPUT)] = False,
 ) -> None:
@@ -68,9 +68,11 @@ def probe(
         draws: How often the labels of each control are drawn; their mean is shown.
         seed: Of the split, of controls and of intervals.
         output: Save the probes, with their weights, as a .safetensors file.
+        overwrite: Replace a file that is in the way.
         png: Save a picture of all layers, in the format that the ending names.
         json: Print a JSON object.
     """
+    from traceformer.formats.results.probes import check_probe_file
     from traceformer.questions.probes import fit_probe
     from traceformer.store.folders import find_run
     from traceformer.store.run import Run
@@ -79,10 +81,8 @@ def probe(
         from traceformer.figures.style import check_format
 
         check_format(png)
-    if output is not None and output.suffix != ".safetensors":
-        raise UsageError(
-            f"--output {output}", why="probes are saved as .safetensors", hint=f"--output {output}.safetensors"
-        )
+    if output is not None:
+        check_probe_file(output, overwrite=overwrite)
     store = Run(find_run(run))
     labels, name = _labels(label)
     with steps_shown("probing") as progress:
@@ -103,7 +103,7 @@ def probe(
             progress=progress,
         )
     if output is not None:
-        found.save(output)
+        found.save(output, overwrite=overwrite)
     if png is not None:
         from traceformer import figures
         from traceformer.figures.style import save

@@ -54,7 +54,8 @@ def translators_figure(
     divergence.legend()
     first = held_out[0]
     read = f"{first.rows:,} rows of {first.examples} examples that neither fitting nor choosing has seen"
-    place.suptitle(titled(f"{values[0].model or 'a model'}\n{read}" if title is None else title))
+    kinds = ", ".join(dict.fromkeys(map(_named, values)))
+    place.suptitle(titled(f"{values[0].model or 'a model'}: {kinds}\n{read}" if title is None else title))
     return whole
 
 

@@ -5,12 +5,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from traceformer.errors import RunExists
+from traceformer.errors import RunExists, UsageError
 from traceformer.store.files import FileLock
 from traceformer.store.objects.path import disk_path
 from traceformer.store.system import rename, replace
 
-__all__ = ["appearing_whole", "leftovers", "refuse_to_replace", "remove_leftovers"]
+__all__ = ["appearing_whole", "check_ending", "leftovers", "refuse_to_replace", "remove_leftovers"]
 
 
 @contextmanager
@@ -81,6 +81,17 @@ def remove_leftovers(folder: Path) -> None:
     for part in leftovers(folder):
         _remove(part)
         part.with_name(part.name.removesuffix(".part") + ".lock").unlink(missing_ok=True)
+
+
+def check_ending(path: Path, what: str, endings: tuple[str, ...] = (".safetensors",)) -> None:
+    """Makes sure that a file's name has the ending of its format.
+
+    Raises:
+        UsageError: it has another one, or none.
+    """
+    if path.suffix not in endings:
+        named = " or ".join(endings)
+        raise UsageError(f"{what} in {path}", why=f"files of these end in {named}", hint=f"a name that ends in {named}")
 
 
 def refuse_to_replace(path: Path, *, overwrite: bool) -> None:

@@ -197,8 +197,12 @@ def _site(first: Run, second: Run, texts: CommonTexts, site: str | None) -> Arra
     if found is not None:
         return found
     held = [f"{name} holds {' '.join(map(str, own)) or 'none'}" for name, own in zip(texts.names, rows, strict=True)]
-    what = "no activations that both runs hold" if site is None else f"{site} is not in both runs"
-    common = f"both hold {' '.join(map(str, both))}" if both else 'record both with `capture="resid_post"`'
+    what = "no activations that both runs hold" if site is None else f"{site} is no activation that both runs hold"
+    if site is not None and site.rpartition(".")[2] in ("attn", "attn_pattern", "attn_scores"):
+        held.insert(0, "attention is compared head by head, as the part `heads`; streams have a row for each token")
+    common = (
+        f"one of {' '.join(map(str, both))}, which both hold" if both else 'record both with `capture="resid_post"`'
+    )
     raise NotRecorded(what, why="; ".join(held), hint=common)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from traceformer.analysis.ridge import Affine, chosen_ridge
 from traceformer.analysis.translators import HeldOut, Translators
-from traceformer.errors import SelectionError, check_choice, check_whole
+from traceformer.errors import SelectionError, UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, steps_watched
@@ -21,7 +21,7 @@ from traceformer.shapes import Float32
 from traceformer.sites import Numbers, as_indices
 from traceformer.store.run import Run
 
-__all__ = ["FITTED", "Fitted", "fit_lens"]
+__all__ = ["FITTED", "Fitted", "check_settings", "fit_lens"]
 
 Fitted: TypeAlias = Literal["tuned", "ridge", "jacobian"]
 FITTED: tuple[Fitted, ...] = get_args(Fitted)
@@ -36,11 +36,11 @@ def fit_lens(
     kind: Fitted = "tuned",
     layers: Numbers = None,
     limit: int | None = None,
-    steps: int = _STEPS,
+    steps: int | None = None,
     seed: int = 0,
-    skip: int = 16,
-    max_tokens: int = 128,
-    batch_size: int = 8,
+    skip: int | None = None,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
     model: str | Path | LoadedModel | None = None,
     progress: OnStep | None = None,
 ) -> Translators:
@@ -71,11 +71,12 @@ def fit_lens(
         kind: `tuned`, `ridge`, or `jacobian`.
         layers: The model's numbers; all that are stored by default.
         limit: The first examples only.
-        steps: How many batches of 512 rows `tuned` takes for each layer.
+        steps: How many batches of 512 rows `tuned` takes for each layer; 300 by default.
         seed: Deals the examples to the three parts, and draws batches.
-        skip: Of `jacobian`, how many of a text's first positions are left out.
-        max_tokens: Of `jacobian`, how many of a text's first tokens are read.
-        batch_size: Of `jacobian`, how many rows of a matrix are made in one pass backward, each of a copy of the text.
+        skip: Of `jacobian`, how many of a text's first positions are left out; 16 by default.
+        max_tokens: Of `jacobian`, how many of a text's first tokens are read; 128 by default.
+        batch_size: Of `jacobian`, how many rows of a matrix are made in one pass backward, each of a copy of the text;
+            8 by default.
         model: The run's model, if it is at hand, or where its folder is now, if it was moved.
         progress: Told how many of how many steps are done; a bar is shown in a terminal or notebook for None.
 
@@ -85,11 +86,15 @@ def fit_lens(
         ConfigurationChanged: what lies there is another model than the run's.
         SelectionError: a layer is not stored.
         NumericError: a row holds NaN or inf.
-        UsageError: there are fewer than ten examples with tokens; a run with texts, or a model without.
+        UsageError: there are fewer than ten examples with tokens; a run with texts, or a model without; a setting of
+            another kind of lens.
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known.
     """
     check_asked(of)
     check_choice("kind", kind, FITTED)
+    derived = {"skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
+    check_settings(kind, steps=steps, **derived)
+    steps = _STEPS if steps is None else steps
     check_whole("steps", steps, 1)
     check_whole("seed", seed, 0)
     if limit is not None:
@@ -97,7 +102,7 @@ def fit_lens(
     run = recorded(of, texts, "resid_post", limit=limit)
     spec = residual_of(run)
     readout = open_readout_of(run, of if isinstance(of, LoadedModel) else model)
-    settings = JacobianSettings(skip, max_tokens, batch_size)
+    settings = JacobianSettings(**{name: value for name, value in derived.items() if value is not None})
     rows = FittingRows(run, spec, readout, limit=limit, seed=seed)
     there = tuple(layer for layer in rows.layers if kind != "jacobian" or layer != rows.last)
     chosen = tuple(sorted(set(there if layers is None else as_indices(layers) or ())))
@@ -112,6 +117,20 @@ def fit_lens(
             at_hand = of if isinstance(of, LoadedModel) else model
             given = _jacobians(run, rows, chosen, at_hand, settings, told)
         return _fitted(run, rows, readout, chosen, kind, steps, seed, told, given)
+
+
+def check_settings(kind: Fitted, **given: int | None) -> None:
+    """Makes sure that each setting that is given means something to a kind of lens: a parameter of `fit_lens`.
+
+    Raises:
+        UsageError: it is one of another kind.
+    """
+    for name, value in given.items():
+        own = "tuned" if name == "steps" else "jacobian"
+        if value is not None and kind != own:
+            raise UsageError(
+                f"`{name}` of a {kind} lens", why=f"it is of a {own} lens", hint=f"a {own} lens, or leave it out"
+            )
 
 
 def _fitted(

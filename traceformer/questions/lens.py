@@ -73,7 +73,7 @@ def lens(
             the run holds; or the translators are another model's.
         SelectionError: a layer is not stored, or has no translator, or a position is not in the example.
         Unsupported: an encoder, which predicts no next token; a family whose readout is not known.
-        UsageError: a model without a text; translators for another width or vocabulary.
+        UsageError: a model without a text.
     """
     check_asked(of)
     layers, positions = as_indices(layers), as_indices(positions)

@@ -38,8 +38,7 @@ def translators_of(run: Run, given: TranslatorsGiven, readout: Readout) -> tuple
 
     Raises:
         NotFound, Unreadable: there is no such file, or it holds no translators.
-        UsageError: they are for another width or vocabulary.
-        ConfigurationChanged: they are for another model.
+        ConfigurationChanged: they are for another width, vocabulary or model.
     """
     from traceformer.formats.results.translators import open_lens
 

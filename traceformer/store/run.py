@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from traceformer.arguments import checked
 from traceformer.errors import NotRecorded, SelectionError, Unsupported
 from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float, Int64, Num
@@ -546,6 +547,7 @@ class Run:
         pad: bool = False,
     ) -> Iterator[Squares]: ...
 
+    @checked
     def stream(
         self,
         site: str | ArrayKey,
@@ -594,6 +596,7 @@ class Run:
         )
         return self._checked(batches)
 
+    @checked
     def training_data(
         self,
         site: str | ArrayKey,

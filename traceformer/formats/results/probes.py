@@ -11,25 +11,40 @@ import numpy as np
 from traceformer.analysis.probes import Fitted, Probe, Probes, Scores
 from traceformer.errors import Unreadable
 from traceformer.formats.tensor_files import write_tensor_file
-from traceformer.formats.whole import appearing_whole
+from traceformer.formats.whole import appearing_whole, check_ending, refuse_to_replace
 from traceformer.models.weights import open_file
 from traceformer.plain_json import parse_json
 from traceformer.store.files import free_space
+from traceformer.store.objects.path import disk_path
 
-__all__ = ["open_probes", "write_probes"]
+__all__ = ["check_probe_file", "open_probes", "write_probes"]
 
 _FORMAT = "traceformer probes 1"
 _ABOUT = "probes"
 _TENSORS = ("weights", "bias", "mean", "scale")
 
 
-def write_probes(probes: Probes, path: str | Path) -> None:
+def check_probe_file(path: str | Path, *, overwrite: bool) -> Path:
+    """Returns the path of a file that probes can be written to.
+
+    Raises:
+        UsageError: its name does not end in .safetensors, or is a place in a bucket.
+        RunExists: something is there, and `overwrite` is False.
+    """
+    path = disk_path(path)
+    check_ending(path, "probes")
+    refuse_to_replace(path, overwrite=overwrite)
+    return path
+
+
+def write_probes(probes: Probes, path: str | Path, overwrite: bool = False) -> None:
     """Writes a .safetensors file.
 
     Raises:
+        UsageError, RunExists: as `check_probe_file` does.
         OutOfSpace: the disk is full.
     """
-    path = Path(path)
+    path = check_probe_file(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{number}.{name}": np.ascontiguousarray(getattr(probe, name))

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from traceformer.analysis.translators import KINDS, HeldOut, Kind, Translators
-from traceformer.errors import Unreadable
+from traceformer.errors import Unreadable, UsageError
 from traceformer.formats.results.published_lenses import is_published, read_published_lens, write_jacobian_lens
 from traceformer.formats.tensor_files import write_tensor_file
-from traceformer.formats.whole import appearing_whole, refuse_to_replace
+from traceformer.formats.whole import appearing_whole, check_ending, refuse_to_replace
 from traceformer.models.weights import StoredTensor, open_file
 from traceformer.plain_json import parse_json
 from traceformer.shapes import Float32
 from traceformer.store.files import free_space
+from traceformer.store.objects.path import disk_path
 
-__all__ = ["open_lens", "write_translators"]
+__all__ = ["check_lens_file", "open_lens", "write_translators"]
 
 _FORMAT = "traceformer translators 1"
 _ABOUT = "traceformer"
@@ -35,14 +36,14 @@ _STATED: Mapping[str, tuple[type, ...]] = {
 
 
 def write_translators(translators: Translators, path: "str | PathLike[str]", overwrite: bool = False) -> None:
-    """Writes a .safetensors file, which appears whole or not at all.
+    """Writes a .safetensors file, which appears whole or not at all; or a .pt file of a Jacobian lens.
 
     Raises:
+        UsageError: its name ends otherwise, or is a place in a bucket.
         RunExists: something is there, and `overwrite` is False.
         OutOfSpace: the disk is full.
     """
-    path = Path(path)
-    refuse_to_replace(path, overwrite=overwrite)
+    path = check_lens_file(path, translators.kind, overwrite=overwrite)
     if path.suffix == ".pt":
         return write_jacobian_lens(translators, path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,22 @@ def write_translators(translators: Translators, path: "str | PathLike[str]", ove
     told = json.dumps({"format": _FORMAT, **translators.to_json(), "sha256": _digest(**tensors)})
     with free_space(path.parent), appearing_whole(path) as part:
         write_tensor_file(part, tensors, {_ABOUT: told})
+
+
+def check_lens_file(path: "str | PathLike[str]", kind: Kind, *, overwrite: bool) -> Path:
+    """Returns the path of a file that a lens of a kind can be written to.
+
+    Raises:
+        UsageError: its name ends in what no such lens is written in, or is a place in a bucket.
+        RunExists: something is there, and `overwrite` is False.
+    """
+    path = disk_path(Path(path) if not isinstance(path, str) else path)
+    if path.suffix == ".pt" and kind != "jacobian":
+        why = "files of that ending are those that others read a Jacobian lens from"
+        raise UsageError(f"a {kind} lens in {path}", why=why, hint="a name that ends in .safetensors")
+    check_ending(path, f"a {kind} lens", (".safetensors", ".pt") if kind == "jacobian" else (".safetensors",))
+    refuse_to_replace(path, overwrite=overwrite)
+    return path
 
 
 def open_lens(path: "str | PathLike[str]") -> Translators:
@@ -62,6 +79,10 @@ def open_lens(path: "str | PathLike[str]") -> Translators:
         Unreadable: it is no .safetensors file, or not all of one, or holds something else; or matrices and vectors that
             do not fit one another, hold NaN or inf, or are not those that were written.
     """
+    if not str(path):
+        raise UsageError(
+            f"`path={path!r}`", why="an empty name is that of no file", hint="the file or folder of a lens"
+        )
     path = Path(path)
     if is_published(path):
         return read_published_lens(path)
