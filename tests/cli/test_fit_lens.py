@@ -55,6 +55,17 @@ def test_a_file_in_the_way_is_left_before_anything_is_fitted(run: Path, capsys: 
     assert tf.open_lens("lens.safetensors").kind == "ridge"
 
 
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("kind", ["tuned", "ridge", "jacobian"])
+def test_a_file_of_another_ending_is_refused_before_anything_is_fitted(kind: str, capsys: Capture) -> None:
+    assert main(["fit-lens", "run", "--kind", kind, "--output", "y.txt"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"a {kind} lens in y.txt" in shown.err
+    assert ".safetensors or .pt" in shown.err if kind == "jacobian" else "ends in .safetensors\n" in shown.err
+    assert not Path("y.txt").exists()
+
+
 def test_a_picture_is_saved_in_the_format_of_its_name(run: Path, capsys: Capture) -> None:
     assert main(["fit-lens", "run", "--kind", "ridge", "--png", "made/lens.png"]) == 0
     with Image.open("made/lens.png") as picture:
@@ -72,6 +83,8 @@ def test_a_picture_is_saved_in_the_format_of_its_name(run: Path, capsys: Capture
         ("fit-lens run --device cpu", 2, "a run and --device"),
         ("fit-lens run --kind linear", 2, "--kind cannot be 'linear'"),
         ("fit-lens run --steps 0", 2, "--steps cannot be '0'"),
+        ("fit-lens run --kind ridge --steps 5", 2, "--steps of a ridge lens"),
+        ("fit-lens run --max-tokens 9", 2, "--max-tokens of a tuned lens"),
         ("fit-lens run --layers 9", 2, "this run holds layers 0, 1, 2, 3"),
         ("fit-lens run --limit 5", 2, "a lens of 5 examples"),
         ("fit-lens run --model nowhere", 3, "no model at nowhere"),
