@@ -379,7 +379,8 @@ def test_what_cannot_be_compared_is_refused_in_words(byte: LoadedModel, run: Run
         compare(one, only)
     with pytest.raises(
         NotRecorded,
-        match=r"resid_post is not in both runs; one holds dec.resid_post dec.logits; two holds dec.resid_mid; record",
+        match=r"resid_post is no activation that both runs hold; one holds dec.resid_post dec.logits; "
+        "two holds dec.resid_mid; record",
     ):
         compare(one, only, site="resid_post")
     with pytest.raises(SelectionError, match="did you mean 'resid_mid'"):

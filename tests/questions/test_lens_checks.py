@@ -200,7 +200,7 @@ def test_translators_of_another_model_are_refused(run: Run, byte: LoadedModel, l
     other = record(load("gpt2"), [TEXT], "resid_post", dtype="float32")
     with pytest.raises(ConfigurationChanged, match="wide"):
         lens(other, 0, translators=of_byte(run))
-    with pytest.raises(UsageError, match="for one of 256"):
+    with pytest.raises(ConfigurationChanged, match="for one of 256"):
         lens(run, 0, translators=of_byte(run, d_vocab=256))
     with pytest.raises(ConfigurationChanged, match="digest 0123"):
         lens(run, 0, translators=of_byte(run, model_weights="0123"))

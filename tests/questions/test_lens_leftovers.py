@@ -28,13 +28,14 @@ def small_lens(kind: Any = "ridge") -> Translators:
     return Translators(kind, (0,), np.eye(3, dtype=np.float32)[None], np.zeros((1, 3), np.float32))
 
 
-WRONG: dict[str, tuple[Callable[[Run, Any], Any], str]] = {
+_YES: Any = "yes"
+WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "a file of a lens that is a number": (lambda r, p: small_lens().save(p), "`path=3`"),
     "a file of probes that is a number": (lambda r, p: probes_of().save(p), "`path=3`"),
     "an order that is a word": (lambda r, p: r.training_data("resid_post", 1, shuffle="yes"), "`shuffle='yes'`; True"),
     "a last batch that is a word": (lambda r, p: r.training_data("resid_post", 1, drop_last="no"), "`drop_last='no'`"),
     "a stream's order": (lambda r, p: r.stream("resid_post", 1, shuffle="yes"), "`shuffle='yes'`"),
-    "all pairs by a word": (lambda r, p: tf.compare(r, r, all_pairs="yes"), "`all_pairs='yes'`; True or False"),
+    "all pairs by a word": (lambda r, p: tf.compare(r, r, all_pairs=_YES), "`all_pairs='yes'`; True or False"),
 }
 
 
@@ -48,8 +49,9 @@ def test_a_wrong_type_is_refused_in_words(what: str, run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["skip", "max_tokens", "batch_size"])
 def test_a_setting_of_derivatives_is_refused_of_another_lens(name: str, run: Run) -> None:
+    given: dict[str, Any] = {name: 4}
     with pytest.raises(UsageError, match=f"`{name}` of a tuned lens; it is of a jacobian lens"):
-        tf.fit_lens(run, **{name: 4})
+        tf.fit_lens(run, **given)
 
 
 def test_steps_of_a_lens_without_steps_are_refused(run: Run) -> None:

@@ -278,7 +278,7 @@ def test_a_model_reads_texts_and_the_first_are_taken(byte: LoadedModel) -> None:
 def test_probes_come_back_from_their_file(noun_run: Run, tmp_path: Path) -> None:
     for label in ("kinds", "genre"):
         probes = tf.fit_probe(noun_run, label)
-        probes.save(tmp_path / "new/probes.safetensors")
+        probes.save(tmp_path / "new/probes.safetensors", overwrite=True)
         back = tf.open_probes(tmp_path / "new/probes.safetensors")
         assert isinstance(back, Probes)
         assert (back.classes, back.counts, back.about) == (probes.classes, probes.counts, probes.about)

@@ -4,7 +4,7 @@ import json as json_text
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -87,7 +87,7 @@ def fit_lens(
         from traceformer.figures.style import check_format
 
         check_format(png)
-    settings = {"steps": steps, "skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
+    settings: dict[str, Any] = {"steps": steps, "skip": skip, "max_tokens": max_tokens, "batch_size": batch_size}
     check_settings(kind, **settings)
     if output is not None:
         check_lens_file(output, kind, overwrite=overwrite)

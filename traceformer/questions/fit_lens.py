@@ -119,7 +119,7 @@ def fit_lens(
         return _fitted(run, rows, readout, chosen, kind, steps, seed, told, given)
 
 
-def check_settings(kind: Fitted, **given: int | None) -> None:
+def check_settings(kind: Fitted, **given: object) -> None:
     """Makes sure that each setting that is given means something to a kind of lens: a parameter of `fit_lens`.
 
     Raises:
