@@ -9,10 +9,11 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.capture.asked import Extraction, extracted
-from traceformer import Selection, TraceStore
+from traceformer import Run, Selection, TraceStore
 from traceformer.store.commits import verify_run
 
 
@@ -100,6 +101,25 @@ def test_killed_and_resumed_equals_never_killed(
         ids = list(TraceStore(run).tokens.example_id)
         assert len(ids) == len(set(ids)) == 64
         assert ids == list(TraceStore(tmp_path / "whole").tokens.example_id)
+
+
+@pytest.mark.slow
+def test_patterns_by_recipe_killed_and_resumed_equal_those_never_killed(
+    processes: ForkServerContext, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = request_for(tiny_folder("gpt2"), tmp_path / "whole", patterns="recipe")
+    measured(processes, replace(whole, out_dir=tmp_path / "warm"))
+    seconds = measured(processes, whole)
+    expected = Run(tmp_path / "whole")
+    for run in killed_runs(processes, whole, 3, seconds):
+        assert not verify_run(run)
+        assert array_files(run) == array_files(tmp_path / "whole")
+        found = Run(run)
+        assert found.layout == expected.layout
+        assert found.layout.recipes
+        assert found.ids == expected.ids
+        for example in range(expected.n):
+            np.testing.assert_array_equal(found.attn(example), expected.attn(example))
 
 
 @pytest.mark.slow

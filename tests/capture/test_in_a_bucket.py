@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import traceformer as tf
@@ -33,6 +34,21 @@ def test_a_recording_in_a_bucket_has_the_bytes_of_one_on_disk(bucket: Bucket, tm
     assert str(run.folder) == f"s3://{bucket.name}/traces/run"
     tf.record("byte", TEXTS, out=tmp_path / "run", **HOW)
     assert same(bucket.contents(bucket.place("traces/run")), runs.contents(tmp_path / "run"))
+
+
+def test_patterns_by_recipe_are_made_of_a_bucket_as_they_are_of_a_disk(bucket: Bucket, tmp_path: Path) -> None:
+    run = tf.record("byte", TEXTS, out=f"s3://{bucket.name}/run", patterns="recipe", **HOW)
+    other = tf.record("byte", TEXTS, out=tmp_path / "run", patterns="recipe", **HOW)
+    assert same(bucket.contents(bucket.place("run")), runs.contents(tmp_path / "run"))
+    assert run.layout == other.layout
+    assert run.layout.recipes
+    assert run.verify().ok
+    for example in range(len(TEXTS)):
+        np.testing.assert_array_equal(run.attn(example), other.attn(example))
+        np.testing.assert_array_equal(run.attn(example, 1, 2), other.attn(example, 1, 2))
+        np.testing.assert_array_equal(run.attn(example, queries=slice(-1, None)), other.attn(example)[:, :, -1:])
+    for (example_id, found), (_, expected) in zip(run.head("attn", 0, 3), other.head("attn", 0, 3), strict=True):
+        np.testing.assert_array_equal(found, expected, err_msg=example_id)
 
 
 def test_a_recording_that_is_interrupted_is_resumed_and_nothing_else_is(bucket: Bucket, tmp_path: Path) -> None:
