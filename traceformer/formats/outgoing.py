@@ -1,13 +1,14 @@
 """What an export tells of its run and of each example, so that an import can give them back."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from traceformer.errors import Unsupported
+from traceformer.formats.incoming import common_dtype
 from traceformer.formats.rows import row_values, types_text
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.names import Dtype
@@ -30,10 +31,13 @@ def described_run(store: Run) -> dict[str, Any]:
     return {name: store.meta[name] for name in _OF_A_RUN if name in store.meta}
 
 
-def written_dtype(store: Run) -> Dtype:
-    """Returns the one dtype that holds all numbers of a run: what is stored as bytes is read as float32."""
-    is_exact = store.layout.attn_codec == store.layout.rows_codec == "exact"
-    return store.dtype if is_exact else "float32"
+def written_dtype(store: Run, arrays: Iterable[ArraySpec]) -> Dtype:
+    """Returns the one dtype that holds all numbers of some arrays of a run.
+
+    It need not be the run's: what is stored as bytes is read as float32, and q and k that patterns are made of are
+    stored as the model has them.
+    """
+    return common_dtype({store.layout.stored(spec) for spec in arrays})
 
 
 def lossless_arrays(store: Run, files: str) -> tuple[ArraySpec, ...]:

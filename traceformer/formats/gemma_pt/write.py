@@ -23,6 +23,7 @@ from traceformer.formats.outgoing import Passage, described_run, key_of, lossles
 from traceformer.formats.torch_files import Part, write_torch_file
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec
+from traceformer.store.names import Dtype
 from traceformer.store.run import Run
 
 __all__ = ["INTERNALS", "LAYOUTS", "OPTIONS", "PT_FORMAT", "RESIDUAL", "write_files"]
@@ -64,7 +65,7 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
         example = _Example.of(store, example_id, layout, options)
         for path, data in example.files():
             target = options.claimed(folder / path)
-            write_torch_file(target, data, written_dtype(store))
+            write_torch_file(target, data, example.dtype)
             yield target
         options.progress(done, len(ids))
 
@@ -78,13 +79,21 @@ class _Example:
     layout: str
     specs: Mapping[str, ArraySpec]
     layers: tuple[int, ...]
+    arrays: tuple[ArraySpec, ...]
     lossless: bool
+
+    @property
+    def dtype(self) -> Dtype:
+        """That of all tensors of its files."""
+        return written_dtype(self.store, self.arrays)
 
     @classmethod
     def of(cls, store: Run, example_id: str, layout: str, options: ExportOptions) -> "_Example":
         passage = Passage.of(store, example_id, "the Gemma capture's files")
         specs = _recorded(store, passage, layout)
-        return cls(store, passage, layout, specs, _layers(specs, options.layers), options.lossless)
+        layers, lossless = _layers(specs, options.layers), options.lossless
+        arrays = lossless_arrays(store, "the Gemma capture's files") if lossless else tuple(specs.values())
+        return cls(store, passage, layout, specs, layers, arrays, lossless)
 
     def files(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yields where each file goes, and what it holds."""
@@ -171,22 +180,18 @@ class _Example:
         kept = {spec.key for spec in self.specs.values()}
         if self.layout == "residual":
             kept.remove(self.specs["attn_pattern"].key)
-        return [spec for spec in self._all() if spec.key not in kept] if self.lossless else []
-
-    def _all(self) -> tuple[ArraySpec, ...]:
-        return lossless_arrays(self.store, "the Gemma capture's files")
+        return [spec for spec in self.arrays if spec.key not in kept] if self.lossless else []
 
     def _whole(self, spec: ArraySpec, layer: int | None = None) -> Part:
         return Part(self.store.get(self.passage.example_id, spec.key, layer, dtype="stored"))
 
     def _told(self, further: Mapping[str, Part], layer: int | None = None) -> dict[str, Any]:
-        arrays = self._all() if self.lossless else self.specs.values()
         return {
             "format": PT_FORMAT,
             "layout": self.layout,
             "layers": list(self.layers),
             **({} if layer is None else {"layer": layer}),
-            "dtype": written_dtype(self.store),
+            "dtype": self.dtype,
             "activations": _ROWS,
             "attention": _PATTERNS + ("; the mean over heads" if self.layout == "residual" else ""),
             "after_attn": "the residual stream between attention and MLP (resid_mid), not its normed copy",
@@ -194,7 +199,7 @@ class _Example:
             "row": dict(self.passage.row),
             "types": row_types(self.store),
             "run": described_run(self.store),
-            "arrays": [spec.to_json() for spec in arrays],
+            "arrays": [spec.to_json() for spec in self.arrays],
             "further": dict(further),
         }
 

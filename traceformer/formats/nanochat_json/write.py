@@ -18,7 +18,7 @@ from traceformer.filenames import file_name
 from traceformer.formats.nanochat_json.trace_writer import write_trace
 from traceformer.formats.nanochat_json.traces import Captures, Tensor, Trace, TraceHead
 from traceformer.formats.options import ExportOptions
-from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, row_types
+from traceformer.formats.outgoing import Passage, described_run, key_of, lossless_arrays, row_types, written_dtype
 from traceformer.shapes import Float
 from traceformer.sites import ArrayKey, ArraySpec
 from traceformer.store.run import Run
@@ -77,7 +77,6 @@ class _Example:
         self._store, self._id, self._passage = store, example_id, passage
         self._ids, self._n_prompt = passage.ids, passage.n_prompt
         self._is_partial = store.about.unknown_rows == "NaN"
-        self._dtype = f"torch.{'float32' if store.layout.rows_codec == 'q8' else store.dtype}"
         self._blocks: dict[ArrayKey, Float[np.ndarray, "..."]] = {}
 
     def trace(self, trace_id: str | None, steps: bool | None, lossless: bool) -> Trace:
@@ -149,10 +148,10 @@ class _Example:
     def _rows(self, spec: ArraySpec, layer: int | None, rows: slice) -> Tensor:
         if self._is_partial:
             values = self._read(spec, layer)[rows]
-            return self._tensor(values[_known(values)])
+            return Tensor.of(values[_known(values)][None], self._dtype(spec))
         return Tensor(
             (1, rows.stop - rows.start, spec.width),
-            self._dtype,
+            self._dtype(spec),
             blocks=lambda: (self._read(spec, layer)[rows],),
         )
 
@@ -161,10 +160,10 @@ class _Example:
         if self._is_partial:
             values = self._read(spec, layer)[:, rows]
             known = _known(values.swapaxes(0, 1).reshape(values.shape[1], -1))
-            return self._tensor(values[:, known, : rows.start + known.stop])
+            return Tensor.of(values[None, :, known, : rows.start + known.stop], self._dtype(spec))
         return Tensor(
             (1, len(spec.heads), rows.stop - rows.start, rows.stop),
-            self._dtype,
+            self._dtype(spec),
             blocks=partial(self._heads, spec, layer, rows),
         )
 
@@ -184,12 +183,12 @@ class _Example:
         layers = spec.layers or (None,)
         return Tensor(
             (1, *lead, *last),
-            self._dtype,
+            self._dtype(spec),
             blocks=lambda: (self._store.get(self._id, spec.key, layer, dtype="stored") for layer in layers),
         )
 
-    def _tensor(self, values: Float[np.ndarray, "..."]) -> Tensor:
-        return Tensor.of(values[None], self._dtype)
+    def _dtype(self, spec: ArraySpec) -> str:
+        return f"torch.{written_dtype(self._store, [spec])}"
 
     def _head(self, trace_id: str | None, specs: list[ArraySpec]) -> TraceHead:
         row, about = self._passage.row, self._store.about

@@ -10,6 +10,7 @@ from traceformer.filenames import file_name
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import written_dtype
 from traceformer.formats.torch_files import Part, write_torch_file
+from traceformer.formats.transformer_lens.hooks import HOOKS
 from traceformer.store.run import Run
 
 __all__ = ["OPTIONS", "write_files"]
@@ -25,10 +26,11 @@ def write_files(store: Run, folder: Path, options: ExportOptions) -> Iterator[Pa
         Unsupported: TransformerLens has no names for such a model.
         RunExists: a file is in the way.
     """
+    dtype = written_dtype(store, (spec for spec in store.layout.arrays if HOOKS[spec.key.site].name))
     ids = store.ids if options.example_ids is None else options.example_ids
     for done, example_id in enumerate(ids, start=1):
         path = options.claimed(folder / f"{file_name(example_id)}.pt")
         cache = {name: Part(values) for name, values in store.cache(example_id, dtype="stored").items()}
-        write_torch_file(path, cache, written_dtype(store))
+        write_torch_file(path, cache, dtype)
         options.progress(done, len(ids))
         yield path
