@@ -4,13 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from tests.capture.asked import Extraction, extracted
-from traceformer import ReverseAttentionTracer, TraceStore, trace_stored
+from traceformer import ReverseAttentionTracer, TraceStore, export, import_run, record, trace_stored
 from traceformer.analysis.paths.trace import PathOptions
 from traceformer.errors import NotRecorded, SelectionError, UsageError
 from traceformer.models.loaded import LoadedModel
@@ -59,7 +60,7 @@ def recorded(load: Load, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return make
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "mean": {},
     "max": {"agg_heads": "max", "length_norm": "sqrt"},
     "each head": {"agg_heads": "none", "top_beam": 3},
@@ -157,6 +158,32 @@ def test_a_text_is_for_a_model_and_an_example_for_a_run(run: Run, byte: LoadedMo
         paths(byte, 0)
     with pytest.raises(UsageError, match="goes with a model"):
         paths(run, 0, target_text="Ja.")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_patterns_by_recipe_lead_where_their_stored_copy_does(
+    name: str, load: Load, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    loaded, folder = load("qwen2"), tmp_path_factory.mktemp("copied")
+    run = record(loaded, TEXTS, "attn qkv", patterns="recipe")
+    export(run, "safetensors", folder / "files")
+    copy = import_run(folder / "files", out=folder / "copy")
+    assert run.layout.recipes
+    assert not copy.layout.recipes
+    one_layer = OPTIONS[name].get("agg_heads", "mean") not in ("mean", "max")
+    layers: tuple[int | Literal["all"], ...] = (1,) if one_layer else (1, "all")
+
+    def weights(stack: Any, attention: Any, layer: int) -> Any:
+        return output_weights(loaded.model, stack, attention, layer, 4)
+
+    for example_id, layer in product(run.ids, layers):
+        found, expected = (
+            trace_stored(each, example_id, [6], layer, PathOptions(**OPTIONS[name]), output_weights=weights)[0]
+            for each in (run, copy)
+        )
+        assert found.beams
+        assert found.beams == expected.beams
+        assert found.attribution == expected.attribution
 
 
 def test_needs_no_torch() -> None:

@@ -10,7 +10,9 @@ from safetensors.numpy import load
 from tests.store.runs import as_read, plan, spec, truth
 from tests.store.runs import write as write_run
 from tests.viewer.small_runs import PATTERNS, Writing, pattern
+from traceformer import record
 from traceformer.errors import ExampleNotFound, NotRecorded, SelectionError, TraceformerError, Unsupported, UsageError
+from traceformer.models.loaded import LoadedModel
 from traceformer.store.run import Run
 from traceformer.viewer.library import Library
 from traceformer.viewer.query import Query
@@ -70,6 +72,39 @@ def test_squares_and_patterns_between_texts_are_what_was_written(crossed: Run) -
         lines, _ = asked(patterns.row, crossed, ex=2, attn=key, layer=4, head=3, q=1, k=2)
         np.testing.assert_array_equal(lines["row"], written[1])
         np.testing.assert_array_equal(lines["column"], written[:, 2])
+
+
+@pytest.fixture(scope="module")
+def by_recipe(byte: LoadedModel) -> Run:
+    """Patterns of layers 1 and 3 that are made anew whenever they are read."""
+    run = record(byte, ["".join(tokens) for tokens in TEXTS], "attn", layers=[1, 3], patterns="recipe")
+    assert run.layout.recipes
+    return run
+
+
+def test_a_pattern_by_recipe_is_sent_as_it_is_read(by_recipe: Run) -> None:
+    for example in range(by_recipe.n):
+        expected = by_recipe.attn(example, 3, 5)
+        arrays, about = asked(patterns.matrix, by_recipe, ex=example, layer=3, head=5)
+        assert arrays["values"].dtype == np.float32
+        np.testing.assert_array_equal(arrays["values"], expected)
+        assert (about["queries"], about["keys"]) == expected.shape
+        assert (about["stored"], about["largest"]) == ("float16", expected.max())
+        lines, _ = asked(patterns.row, by_recipe, ex=example, layer=3, head=5, q=7, k=2)
+        np.testing.assert_array_equal(lines["row"], expected[7])
+        np.testing.assert_array_equal(lines["column"], expected[:, 2])
+
+
+def test_pictures_and_differences_of_patterns_by_recipe_are_of_what_is_read(
+    by_recipe: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = by_recipe.attn(0, 1, 0), by_recipe.attn(0, 3, 1)
+    arrays, _ = asked(patterns.difference, by_recipe, ex=0, ex2=0, layer2=3, head2=1)
+    np.testing.assert_array_equal(arrays["values"], ours - theirs)
+    monkeypatch.setattr(patterns, "_EXACT_CELLS", 10)
+    arrays, about = asked(patterns.matrix, by_recipe)
+    assert about["largest"] == ours.max()
+    np.testing.assert_allclose(arrays["pixels"] / 255, np.sqrt(ours / ours.max()), atol=0.5 / 255 + 1e-7)
 
 
 def test_a_long_text_is_sent_as_roots_in_bytes(crossed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
