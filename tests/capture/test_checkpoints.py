@@ -97,6 +97,38 @@ def test_what_is_gone_on_with_reads_the_same(training: Path, tmp_path: Path) -> 
     assert tf.record_checkpoints(training, TEXTS, out=out, resume=True).steps == STEPS  # those that have come since
 
 
+def test_patterns_of_each_checkpoint_are_by_a_recipe_of_its_own(training: Path, tmp_path: Path) -> None:
+    runs = tf.record_checkpoints(training, TEXTS, patterns="recipe", out=tmp_path / "steps")
+    assert runs.steps == STEPS
+    for step in STEPS:
+        alone = tf.record(str(training / f"checkpoint-{step}"), TEXTS, "attn", patterns="recipe")
+        run = runs.run(step)
+        assert run.layout.recipes == alone.layout.recipes
+        assert run.layout.recipes
+        for example in range(len(TEXTS)):
+            assert np.array_equal(run.attn(example), alone.attn(example))
+    curves = tf.heads(runs.folder)
+    for name, values in tf.heads(runs.run(10)).values.items():
+        assert np.array_equal(curves.at(10).values[name], values, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "changed"),
+    [({"patterns": "recipe"}, "patterns"), ({"capture": "resid", "rows_codec": "q8"}, "rows_codec")],
+)
+def test_runs_of_a_training_are_all_stored_in_one_way(
+    how: dict[str, Any], changed: str, training: Path, tmp_path: Path
+) -> None:
+    begun, plain = tmp_path / "begun", tmp_path / "plain"
+    asked, usual = [training / "checkpoint-2"], {name: value for name, value in how.items() if name != changed}
+    tf.record_checkpoints(asked, TEXTS, out=begun, **how)
+    tf.record_checkpoints(asked, TEXTS, out=plain, **usual)
+    for out, other in ((begun, usual), (plain, how)):
+        with pytest.raises(ConfigurationChanged, match=f"begun with another {changed}"):
+            tf.record_checkpoints(training, TEXTS, out=out, resume=True, **other)
+    assert tf.record_checkpoints(training, TEXTS, out=begun, resume=True, **how).steps == STEPS
+
+
 def test_runs_that_are_replaced_are_none_to_go_on_with(training: Path, tmp_path: Path) -> None:
     out = tmp_path / "steps"
     tf.record_checkpoints({0: training / "checkpoint-2", 7: training / "checkpoint-2"}, TEXTS, out=out)

@@ -61,6 +61,18 @@ def test_heads_of_the_folder_are_curves(typed: Typed, place: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["steps"] == [0, 3, 20]
 
 
+def test_patterns_are_by_recipe_in_every_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    line = RECORD.replace("--out_dir steps", "--out_dir recipes").split()
+    assert main([*line, "--patterns", "recipe"]) == 0
+    assert all(run.layout.recipes for run in tf.open_checkpoints("recipes"))
+    capsys.readouterr()
+    assert main([*line, "--resume"]) == 3
+    assert "why:   patterns was 'recipe', is 'stored'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

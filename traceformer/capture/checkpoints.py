@@ -32,6 +32,7 @@ from traceformer.store.locks import unfinished_folder
 from traceformer.store.names import AttnCodec, Dtype, RowsCodec
 from traceformer.store.objects.path import as_path
 from traceformer.store.place import Place, Storage
+from traceformer.store.recipes import Patterns
 from traceformer.store.training import StepRun, TrainingRuns, folder_of_step, open_checkpoints
 from traceformer.texts.cells import TextColumn
 from traceformer.texts.load import Texts as AskedTexts
@@ -40,6 +41,7 @@ __all__ = ["PLAN", "extract_checkpoints", "record_checkpoints"]
 
 PLAN = "checkpoints.json"
 _FORMAT = "traceformer checkpoints 1"
+_UNSAID: Mapping[str, str] = {"patterns": "stored", "rows_codec": "exact"}  # what is meant where a plan does not say
 
 
 def record_checkpoints(
@@ -60,6 +62,7 @@ def record_checkpoints(
     dtype: Dtype = "float16",
     attn_codec: AttnCodec = "exact",
     rows_codec: RowsCodec = "exact",
+    patterns: Patterns = "stored",
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
@@ -77,6 +80,7 @@ def record_checkpoints(
             nanochat's; a list of such folders; names of revisions, with `model`; or {step: folder or revision}.
         texts: As `record` takes them; encoded once.
         capture: As `record` takes it; so are `layers`, `heads`, and whatever else has its name there.
+        patterns: As `record` takes it; `recipe` reads how patterns follow from q and k of each checkpoint anew.
         out: The folder of the runs: `step0`, `step512`, and so on.
         model: Whose revisions `checkpoints` are: a name of the Hub.
         resume: Go on where it was interrupted, and with checkpoints that have come since; what is finished stays.
@@ -103,7 +107,7 @@ def record_checkpoints(
         limit=limit,
         max_seq_len=max_seq_len,
     )
-    storage = Storage(dtype, attn_codec=attn_codec, rows_codec=rows_codec)
+    storage = Storage(dtype, attn_codec=attn_codec, rows_codec=rows_codec, patterns=patterns)
     place = Place(folder=as_path(out), resume=resume, overwrite=overwrite, storage=storage)
     with watched(progress) as shown:
         return extract_checkpoints(
@@ -204,6 +208,7 @@ def _record_each(
 
 def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, Any]:
     """What all of the runs have in common, as far as it is known before a model is loaded."""
+    further = {"patterns": storage.patterns, "rows_codec": storage.rows_codec}
     return {
         "texts": texts.source.digest,
         "n_texts": len(texts.source.examples),
@@ -215,8 +220,7 @@ def _stated(texts: Texts, selection: Selection, storage: Storage) -> dict[str, A
         "max_seq_len": texts.max_tokens,
         "dtype": storage.dtype,
         "attn_codec": storage.attn_codec,
-        **({"patterns": storage.patterns} if storage.patterns != "stored" else {}),
-        **({} if storage.rows_codec == "exact" else {"rows_codec": storage.rows_codec}),
+        **{name: value for name, value in further.items() if value != _UNSAID[name]},
     }
 
 
@@ -236,11 +240,12 @@ def _begin(folder: Path, checkpoints: Sequence[Checkpoint], stated: Mapping[str,
     plan, listed = folder / PLAN, {checkpoint.step: str(checkpoint) for checkpoint in checkpoints}
     if plan.exists() and place.resume:
         begun = _read_plan(plan)
-        changed = [name for name in stated if canonical(begun["stated"].get(name)) != canonical(stated[name])]
+        was, now = {**_UNSAID, **begun["stated"]}, {**_UNSAID, **stated}
+        changed = [name for name in now if canonical(was.get(name)) != canonical(now[name])]
         if changed:
             raise ConfigurationChanged(
                 f"{folder} was begun with another {' and '.join(changed)}",
-                why="; ".join(f"{name} was {begun['stated'].get(name)!r}, is {stated[name]!r}" for name in changed),
+                why="; ".join(f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in changed),
                 hint="another `out`, or what it was begun with",
             )
         before = {int(step): name for step, name in begun["checkpoints"].items()}
