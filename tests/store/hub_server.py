@@ -50,6 +50,7 @@ def hub_server() -> Generator[HubServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # an answer's body would wait 40 ms for the client to acknowledge its headers
 
         def log_message(self, *_: object) -> None: ...
 
