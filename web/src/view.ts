@@ -1,7 +1,7 @@
 /** The state of the page, which is its address: `#screen=head&run=NAME&ex=0&attn=dec.self&layer=2&head=3`. */
 
 import { createContext } from "preact";
-import { useCallback, useContext, useEffect, useState } from "preact/hooks";
+import { useCallback, useContext, useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { onSelected, tellView } from "./host";
 
 /** Fields that screens share; each screen may have more of its own, and only strings. */
@@ -34,7 +34,7 @@ const STEPS = ["screen", "run", "ex"];
 /** Returns the page's state and what changes it, for the one who hands it on through `ViewContext`. */
 export function useAddress(start: View): readonly [View, Change] {
   const [view, setView] = useState<View>(() => ({ ...start, ...read(location.hash) }));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const reread = () => setView({ ...start, ...read(location.hash) });
     // A frame's links would lead to the page around it, since that gives them their base.
     const follow = (event: MouseEvent) => {

@@ -1,4 +1,4 @@
-import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Colouring, type Painter, painterOf, type Scale } from "../draw/heatmap";
 import { blockFor, type Matrix } from "../draw/levels";
 import { type Palette, paletteOf } from "../draw/palette";
@@ -260,7 +260,7 @@ function within(index: number, count: number): number {
 function useWheel(element: { current: HTMLElement | null }, turn: (event: WheelEvent) => void): void {
   const latest = useRef(turn);
   latest.current = turn;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const { current } = element;
     const listen = (event: WheelEvent) => latest.current(event);
     current?.addEventListener("wheel", listen, { passive: false });

@@ -1,5 +1,5 @@
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 /** One of the things that can be chosen. */
 export interface Choice {
@@ -32,7 +32,7 @@ export function Picker({ label, placeholder, query, onQuery, choices, note, clos
   const [at, setAt] = useState(-1);
   const shown = Math.min(at, choices.length - 1);
   useLayoutEffect(() => panel.current?.querySelector("input")?.focus(), []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const outside = ({ target }: Event) => target instanceof Node && !panel.current?.parentElement?.contains(target) && close();
     window.addEventListener("pointerdown", outside);
     return () => window.removeEventListener("pointerdown", outside);
