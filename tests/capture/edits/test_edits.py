@@ -434,3 +434,21 @@ def test_a_donor_that_was_rounded_is_told(model: LoadedModel) -> None:
             assert recorded(model, wanted, capture="z").meta["edits"][0]["run_dtype"] == "float16"
     with tf.edit(model, edits.mean("resid_pre", 1, donor)):
         assert tf.record(model, TEXTS, "z").meta["edits"][0]["run_dtype"] == "float16"
+
+
+def test_q_and_k_beside_patterns_by_recipe_are_put_there_as_they_were(model: LoadedModel, plain: tf.Run) -> None:
+    donor = tf.record(model, TEXTS, "attn", patterns="recipe")
+    for site in ("q", "k"):
+        found = recorded(model, edits.patch(site, 1, donor, source_example=1, example=0, position=3))
+        expected = recorded(model, edits.patch(site, 1, plain, source_example=1, example=0, position=3))
+        assert np.array_equal(found.get(0, "logits"), expected.get(0, "logits"))  # and pytest fails by a warning
+        assert not np.array_equal(found.get(0, "logits"), plain.get(0, "logits"))
+
+
+def test_patterns_by_recipe_are_put_there_as_they_are_read(model: LoadedModel) -> None:
+    donor = tf.record(model, TEXTS, "attn", patterns="recipe")
+    wanted = edits.patch("attn_pattern", 1, donor, head=2, source_example=1, example=0)
+    with pytest.warns(UserWarning, match="keeps float16, and the model computes in float32"):
+        found = recorded(model, wanted, capture="attn")
+    rows = found.attn(0).shape[-1]
+    assert np.array_equal(found.attn(0, 1, 2), donor.attn(1, 1, 2)[:rows, :rows])

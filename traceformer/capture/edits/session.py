@@ -92,8 +92,10 @@ class Editing:
         self._at: defaultdict[Place, list[Edit]] = defaultdict(list)
         for each in self.edits:
             _check_source(each, self._loaded)
-            _warn_of_rounding(each, self._model.dtype)
-            for place in self._places(each):
+            places = self._places(each)
+            if places:
+                _warn_of_rounding(each, places[0][0], self._model.dtype)
+            for place in places:
                 self._at[place].append(each)
         self._columns = Columns(self._model, tuple(self._row.stacks))
         self._examples: Sequence[int] | None = None
@@ -369,12 +371,14 @@ def _within(numbers: Sequence[int], n: int, what: str) -> Sequence[int]:
     return numbers
 
 
-def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
-    """Tells that what a run puts there was rounded when it was kept."""
+def _warn_of_rounding(edit: Edit, key: ArrayKey, dtype: torch.dtype) -> None:
+    """Tells that what a run puts there was rounded when it was kept: q and k beside patterns by recipe are not."""
     run = getattr(edit.change, "run", None) or getattr(edit.change, "source", None)
     if not isinstance(edit.change, Patch | Resample) or not isinstance(run, Run):
         return
-    if run.layout.rows_codec == "q8":
+    spec = run.layout.spec(key)
+    stored = run.dtype if spec is None else run.layout.stored(spec)
+    if stored == "q8":
         warnings.warn(
             f"{run.name} keeps activations in a byte each: {edit.kind} puts rounded numbers there; "
             'record the donor with `rows_codec="exact"`',
@@ -382,10 +386,11 @@ def _warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
         )
         return
     best = torch.float32 if dtype == torch.float64 else dtype  # a run keeps no more
-    if torch.finfo(getattr(torch, run.dtype)).eps > torch.finfo(best).eps:
+    stored = run.dtype if stored == "sqrt8" else stored
+    if torch.finfo(getattr(torch, stored)).eps > torch.finfo(best).eps:
         name = str(best).removeprefix("torch.")
         warnings.warn(
-            f"{run.name} keeps {run.dtype}, and the model computes in {name}: {edit.kind} puts rounded numbers there; "
+            f"{run.name} keeps {stored}, and the model computes in {name}: {edit.kind} puts rounded numbers there; "
             f'record the donor with `dtype="{name}"`',
             stacklevel=4,
         )
