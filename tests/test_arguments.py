@@ -45,7 +45,15 @@ FITTING: list[dict[str, Any]] = [
     {"texts": Path("x"), "limit": np.int64(3), "scale": 2, "layers": "0-3"},
     {"texts": np.array(["a"]), "scale": np.float32(0.5), "layers": range(3), "length": 7},
     {"texts": ("a",), "layers": np.array([1]), "loading": {}, "progress": print, "resume": 1},
-    {"texts": iter("ab"), "how": "no such way", "run": 3, "unknown": object(), "layers": None, "length": "auto"},
+    {
+        "texts": iter("ab"),
+        "how": "no such way",
+        "run": 3,
+        "resume": np.True_,
+        "unknown": object(),
+        "layers": None,
+        "length": "auto",
+    },
 ]
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "text for a number": ({"limit": "x"}, "`limit='x'`; a whole number or None"),
@@ -58,6 +66,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no texts": ({"texts": Something()}, "`texts`: Something; text or a path or a list"),
     "no dict": ({"loading": ["device"]}, "`loading`: list; a dict or None"),
     "no file": ({"file": 3}, "`file=3`; text or a path"),
+    "a word for a truth": ({"resume": "no"}, "`resume='no'`; True or False"),
+    "a number for a truth": ({"resume": 2}, "`resume=2`; True or False"),
+    "nothing for a truth": ({"resume": None}, "`resume=None`; True or False"),
     "no function": ({"progress": 3}, "`progress=3`; a function or None"),
 }
 

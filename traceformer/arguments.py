@@ -32,9 +32,14 @@ class _Kind(NamedTuple):
     words: str
 
 
+def _is_truth(value: object) -> bool:
+    """Whether it is True or False, numpy's, or the numbers that equal them; of a word, "no" would be true."""
+    return type(value).__name__ in ("bool", "bool_") or (isinstance(value, Integral) and value in (0, 1))
+
+
 _WHOLE = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Integral), "a whole number")
 _NUMBER = _Kind(lambda value: not isinstance(value, bool) and isinstance(value, Real), "a number")
-_YES_OR_NO = _Kind(lambda value: type(value).__name__ in ("bool", "bool_"), "True or False")  # or numpy's
+_YES_OR_NO = _Kind(_is_truth, "True or False")
 _TEXT = _Kind(lambda value: isinstance(value, str), "text")
 _PATH = _Kind(lambda value: isinstance(value, os.PathLike) or hasattr(value, "as_posix"), "a path")
 _NOTHING = _Kind(lambda value: value is None, "None")
