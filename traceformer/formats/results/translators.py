@@ -80,9 +80,7 @@ def open_lens(path: "str | PathLike[str]") -> Translators:
             do not fit one another, hold NaN or inf, or are not those that were written.
     """
     if not str(path):
-        raise UsageError(
-            f"`path={path!r}`", why="an empty name is that of no file", hint="the file or folder of a lens"
-        )
+        raise UsageError("a lens at ''", why="an empty name is that of no file", hint="the file or folder of a lens")
     path = Path(path)
     if is_published(path):
         return read_published_lens(path)
