@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,37 @@ def test_an_unfinished_run_gives_what_is_committed(tmp_path: Path) -> None:
     assert np.array_equal(rows, expected[: len(rows)])
 
 
+def chunks_read(run: TraceStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What will hold the file of each chunk that is read by itself."""
+    found: list[str] = []
+    chunks = run.on_disk()._chunks  # pyright: ignore[reportPrivateUsage]
+    fetch = chunks.fetch
+    monkeypatch.setattr(
+        chunks, "fetch", lambda wanted, **how: (found.extend(w.name for w in wanted), fetch(wanted, **how))
+    )
+    return found
+
+
+def test_rows_one_by_one_read_no_chunk_anew_for_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TraceStore(folder)
+    found = chunks_read(run, monkeypatch)
+    positions = range(run.length(0))
+    assert np.array_equal(run.rows(0, WIDE.key, positions, 4, dtype="stored"), run.get(0, WIDE.key, 4, dtype="stored"))
+    assert not found
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 3}, {"batch_size": 64}, {"batch_size": 3, "shuffle": True}])
+def test_training_reads_few_chunks_twice(folder: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TraceStore(folder)
+    found = chunks_read(run, monkeypatch)
+    data = run.training_data(WIDE.key, 4, dtype="stored", **{"shuffle": False, **how})
+    rows = np.concatenate([*data.batches()])  # pyright: ignore[reportArgumentType,reportCallIssue]
+    expected = stored(run.layout, WIDE, 1)
+    assert np.array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
+    assert len(found) <= len(data.items.counts) + len(data)
+    assert bool(found) == (data.window >= 16)
+
+
 def test_a_changed_byte_is_noticed(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "run"))
     run = TraceStore(copy)
@@ -82,9 +114,10 @@ def test_a_changed_byte_is_noticed(folder: Path, tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CorruptRun, match="cannot read"):
+    named = f"cannot read .*{file.relative_to(copy).as_posix()}: a chunk's crc32c"
+    with pytest.raises(CorruptRun, match=named):
         list(run.pieces(WIDE.key, 1, dtype="stored"))
-    with pytest.raises(CorruptRun, match="cannot read"):
+    with pytest.raises(CorruptRun, match=named):
         run.activations(WIDE.key, 1, dtype="stored")
 
 

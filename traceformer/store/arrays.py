@@ -189,8 +189,12 @@ class RunArrays:
             values = decode(view.read().result(), stored)
         return values if spec.site.is_per_token else values[0]
 
-    def column(self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype) -> Column:
+    def column(
+        self, spec: ArraySpec, layer: int | None, head: int | None, dtype: ReadDtype, *, once: bool = True
+    ) -> Column:
         """Returns one layer of a token array, or of an array with one row per example, over all examples.
+
+        Unless each of its chunks is read `once`, they are kept for who reads other rows of them.
 
         Raises:
             SelectionError: it is a matrix, or has layers and none is named.
@@ -198,7 +202,7 @@ class RunArrays:
         place = self.place(spec, layer, head)
         stored = self._layout.stored(spec)
         widened = stored == "float16" and dtype_read(stored, dtype) == np.float32
-        view = as_read(self._source.whole(spec, place.lead, widened=widened), stored, dtype)
+        view = as_read(self._source.whole(spec, place.lead, once=once and not widened), stored, dtype)
         if spec.site.is_per_example and view.rank > 2:
             view = view.transpose([1, 0, 2])
         return Column(view=view, stored=stored, dtype=dtype_read(stored, dtype), spans=place.spans, chunk=place.chunk)
@@ -235,7 +239,8 @@ class RunArrays:
         self, spec: ArraySpec, row: int, positions: Sequence[int], layer: int | None, dtype: ReadDtype
     ) -> Num[np.ndarray, "position d"]:
         """Returns some rows of one example's part of a token array, and reads no more than the chunks they lie in."""
-        column, first = self.column(spec, layer, None, dtype), self._index.slot(row, spec.key.token_stack)
+        column = self.column(spec, layer, None, dtype, once=False)
+        first = self._index.slot(row, spec.key.token_stack)
         with self._reading(spec):
             read = list(column.read((first + position, first + position + 1) for position in positions))
         return np.concatenate(read) if read else np.empty((0, column.width), column.dtype)

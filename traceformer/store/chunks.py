@@ -120,8 +120,10 @@ class FolderChunks:
                     places = self._indexes.of(name, each.grid)[each.at].reshape(-1, 2)
                     for number, (start, size) in enumerate(places.tolist()):
                         if start < 0:  # what the index has for chunks that were left out
-                            raise ValueError(f"{name} lacks a chunk")
+                            raise ValueError("a chunk was left out")
                         each.take(number, intact(np.frombuffer(read_at(file, size, start), np.uint8, size)))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             finally:
                 os.close(file)
 

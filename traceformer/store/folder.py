@@ -156,8 +156,8 @@ class RunFolder:
                 spec, self._files_of(spec, shard), slot, lead, wanted, index.length(row, spec.key.key_stack)
             )
 
-    def whole(self, spec: ArraySpec, lead: Lead, *, widened: bool = True) -> Array:
-        if not widened and self._has_large_chunks(spec):
+    def whole(self, spec: ArraySpec, lead: Lead, *, once: bool = False) -> Array:
+        if once and self._has_large_chunks(spec):
             return self._by_chunks(self.head.layout.pieces(spec, lead))
         if spec.site.is_per_token:
             return self._rows(spec, lead, self.index.shards, ())

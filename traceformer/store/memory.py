@@ -100,7 +100,7 @@ class MemorySource:
         cells = kept[..., n_cells(queries.start) : n_cells(queries.stop)]
         return unfold(cells, queries.start, len(queries), keys)
 
-    def whole(self, spec: ArraySpec, lead: Lead, *, widened: bool = True) -> Array:
+    def whole(self, spec: ArraySpec, lead: Lead, *, once: bool = False) -> Array:
         use_tensorstore()
         if spec.site.is_per_example:
             return self.rows[self.head.layout.path_of(spec)][(slice(None), *lead)]

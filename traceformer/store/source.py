@@ -66,10 +66,11 @@ class Source(Protocol):
         """
         ...
 
-    def whole(self, spec: ArraySpec, lead: Lead, *, widened: bool = True) -> Array:
+    def whole(self, spec: ArraySpec, lead: Lead, *, once: bool = False) -> Array:
         """Returns a whole token array (*lead, slot, d), or a whole example array (example, *lead, d), likewise.
 
-        Its slots and examples are those of `index`. Who does not have numbers widened may get a faster view.
+        Its slots and examples are those of `index`. With `once`, chunks are read whole, once, and as
+        they are stored: the view may be a faster one, which keeps none of them for who reads its other rows.
         """
         ...
 

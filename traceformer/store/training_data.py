@@ -74,7 +74,10 @@ class Items(Protocol):
 
 @dataclass(frozen=True)
 class RowItems:
-    """One layer's rows of all tokens, a piece being what of a chunk is filled; see `Items`."""
+    """One layer's rows of all tokens, a piece being what of a chunk is filled; see `Items`.
+
+    `once` says that windows are no smaller than chunks: few chunks are read for two of them.
+    """
 
     arrays: RunArrays
     spec: ArraySpec
@@ -85,6 +88,7 @@ class RowItems:
     pieces: Sequence[Stretch]
     width: int
     name: str
+    once: bool
 
     @property
     def counts(self) -> Int64[np.ndarray, "piece"]:
@@ -100,7 +104,7 @@ class RowItems:
 
     @cached_property
     def _column(self) -> Column:
-        return self.arrays.column(self.spec, self.layer, self.head, "stored")
+        return self.arrays.column(self.spec, self.layer, self.head, "stored", once=self.once)
 
     def read(self, parts: Sequence[Part], epoch: int) -> Num[np.ndarray, "row d"]:
         del epoch  # in each the rows are the same
@@ -117,9 +121,19 @@ class RowItems:
 
 
 def row_items(
-    arrays: RunArrays, spec: ArraySpec, stored: Stored, layer: int | None, head: int | None, dtype: ReadDtype, name: str
+    arrays: RunArrays,
+    spec: ArraySpec,
+    stored: Stored,
+    layer: int | None,
+    head: int | None,
+    dtype: ReadDtype,
+    name: str,
+    *,
+    together: int | None,
 ) -> RowItems:
     """Returns one layer's rows of all tokens; `name` is what messages call the run. No array is opened.
+
+    `together` is how many are read at once, None for more than a chunk has.
 
     Raises:
         SelectionError: the site has layers and none is named, or is a matrix; or there is no such layer or head.
@@ -127,7 +141,8 @@ def row_items(
     dtype_read(stored, dtype)
     place = arrays.place(spec, layer, head)
     pieces = cut_at_chunks(place.spans, place.chunk, place.chunk)
-    return RowItems(arrays, spec, stored, layer, head, dtype, pieces, place.width, name)
+    once = together is None or together >= place.chunk
+    return RowItems(arrays, spec, stored, layer, head, dtype, pieces, place.width, name, once)
 
 
 class _Wanted(NamedTuple):
@@ -318,7 +333,8 @@ def training_data(run: "Run", arrays: RunArrays, spec: ArraySpec, digest: str, c
         raise SelectionError("crop and pad are of squares", hint="say their size, as in size=64")
     else:
         layer, head = one_number("layer", layer), one_number("head", head)
-        items = row_items(arrays, spec, stored, layer, head, dtype, run.name)
+        together = None if chosen["shuffle"] else chosen["batch_size"]
+        items = row_items(arrays, spec, stored, layer, head, dtype, run.name, together=together)
     batch_size = chosen["batch_size"]
     if batch_size is None:
         batch_size = max(1, _BATCH_TOKENS // (size or 1))
