@@ -99,7 +99,8 @@ def test_rows_one_by_one_read_no_chunk_anew_for_each(folder: Path, monkeypatch: 
 def test_training_reads_few_chunks_twice(folder: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run = TraceStore(folder)
     found = chunks_read(run, monkeypatch)
-    data = run.training_data(WIDE.key, 4, dtype="stored", **{"shuffle": False, **how})
+    options: dict[str, Any] = {"shuffle": False, **how}
+    data = run.training_data(WIDE.key, 4, dtype="stored", **options)
     rows = np.concatenate([*data.batches()])  # pyright: ignore[reportArgumentType,reportCallIssue]
     expected = stored(run.layout, WIDE, 1)
     assert np.array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
