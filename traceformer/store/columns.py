@@ -81,7 +81,7 @@ def gather(column: Column, pieces: Sequence[tuple[int, int]] | None = None) -> N
     rows = np.empty((count, column.width), column.dtype)
     if column.view.rank == 2 and column.view.dtype.numpy_dtype == rows.dtype:
         start, writing = 0, []
-        for first, last in column.pieces(count) if pieces is None else pieces:
+        for first, last in column.pieces(_PIECE_TOKENS) if pieces is None else pieces:
             writing.append(read_into(column.view[first:last], rows[start : start + last - first]))
             start += last - first
         for future in writing:
