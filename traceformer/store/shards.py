@@ -168,7 +168,7 @@ def _parts(chunks: Iterable[Chunk | None], crcs: deque[bytes]) -> Iterator[memor
         if gathered >= _AT_ONCE:
             yield memoryview(b"".join(together))
             together, gathered = [], 0
-    table = index_of(np.array(index, "<u8"))
+    table = index_of(np.array(index, "<u8").reshape(-1, 2))
     crcs.append(table[-4:])
     yield memoryview(b"".join((*together, table)))
 
