@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import string
 import subprocess
 import sys
 from collections import defaultdict
@@ -153,6 +154,7 @@ def test_a_browser_finds_what_is_searched_for_and_asks_the_site_alone(
     from playwright.sync_api import sync_playwright
 
     asked: list[str] = []
+    said: list[str] = []
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(site))) as server,
         sync_playwright() as playwright,
@@ -163,14 +165,22 @@ def test_a_browser_finds_what_is_searched_for_and_asks_the_site_alone(
         page = browser.new_page()
         page.set_default_timeout(60_000)  # on a machine that does much else
         page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
         page.goto(f"{address}reference/questions.html")
         page.keyboard.press("s")
         page.keyboard.type("induction head")
         page.locator("text=Where is an induction head? >> visible=true").first.wait_for()  # else hidden in another tab
+        query = page.get_by_role("textbox", name="Search")
+        for letter in string.ascii_lowercase:  # each finds all words that it begins
+            query.clear()
+            page.get_by_text("Type to start searching").wait_for()
+            query.press_sequentially(letter)
+            page.get_by_text(re.compile("matching documents?$")).wait_for()
         browser.close()
         server.shutdown()
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert said == []
 
 
 @pytest.mark.slow
