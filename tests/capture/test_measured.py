@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.switched import switched
+from tests.core.switched import VARIANTS, needs_core, switched
 from tests.families import mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer import Run, record
@@ -18,17 +18,18 @@ from traceformer.analysis.visibility import Visibility
 from traceformer.errors import NotRecorded, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.questions.heads import heads
+from traceformer.store.commits import RunHead
 
 Load = Callable[..., LoadedModel]
 FAMILIES = ("gpt2", "llama", "bert", "gpt_oss", "gemma2", "modernbert")
 ROUNDING = 2**-24  # of a metric in float32, relative; sums of a few of them are no further off
 
 
-@pytest.fixture(autouse=True)
-def one_kernel() -> Generator[None]:
-    """What is made of patterns is made of torch's; the compiled core's differ from them by a step of float16."""
-    with switched("off"):
-        yield
+@pytest.fixture(params=["off", VARIANTS[0]])
+def kernel(request: pytest.FixtureRequest) -> Generator[str]:
+    """What makes the patterns: torch, or the compiled core, whose cells differ from torch's by a step of float16."""
+    with switched(request.param):
+        yield request.param
 
 
 def assert_alike(found: Any, expected: Any, *, several: bool) -> None:
@@ -43,6 +44,7 @@ def assert_alike(found: Any, expected: Any, *, several: bool) -> None:
 
 
 @pytest.mark.parametrize("family", mostly_slow(FAMILIES, ("gpt_oss", "bert")))
+@pytest.mark.usefixtures("kernel")
 def test_they_are_those_of_stored_patterns(family: str, load: Load, tmp_path: Path) -> None:
     model = load(family)
     whole = record(model, TEXTS, "attn")
@@ -55,6 +57,7 @@ def test_they_are_those_of_stored_patterns(family: str, load: Load, tmp_path: Pa
     assert found.verify().ok
 
 
+@pytest.mark.usefixtures("kernel")
 def test_every_attention_of_an_encoder_decoder_is_measured(load: Load) -> None:
     targets = ["two words", "one", *["a few more"] * (len(TEXTS) - 2)]
     whole, found = (record(load("t5"), TEXTS, capture, targets=targets) for capture in ("attn", "heads"))
@@ -69,6 +72,7 @@ def test_patterns_are_rounded_first_as_they_would_be_stored(dtype: Any, load: Lo
     assert found.get(0, "head_metrics").dtype == np.float32
 
 
+@pytest.mark.usefixtures("kernel")
 def test_chosen_layers_and_heads_in_batches_by_tokens(load: Load) -> None:
     chosen: dict[str, Any] = {"layers": "0,2", "heads": "1,3", "batch_tokens": "auto"}
     whole, found = (record(load("gpt2"), TEXTS, capture, **chosen) for capture in ("attn", "heads z"))
@@ -83,19 +87,48 @@ def test_numbers_out_of_range_are_dropped_as_they_are_of_patterns(options: dict[
     assert [(spec.layers, spec.heads) for spec in run.layout.arrays] == [((1,), (0,))] * len(run.layout.arrays)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_pattern_in_blocks_is_the_same(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = record(load("llama"), TEXTS, "attn")
     monkeypatch.setattr("traceformer.capture.scores._BLOCK_BYTES", 500)
+    monkeypatch.setattr("traceformer.capture.measured._CELLS", 20)
     assert_alike(heads(record(load("llama"), TEXTS, "heads")), heads(whole), several=True)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("kernel")
 def test_beside_patterns_they_are_read_from_these(load: Load) -> None:
     both = record(load("gpt2"), TEXTS, "attn heads")
     whole = record(load("gpt2"), TEXTS, "attn")
     np.testing.assert_array_equal(both.attn(0), whole.attn(0))
     assert heads(both).values["effective_span"].tolist() == heads(whole).values["effective_span"].tolist()
     assert heads(both, convention="thesis").about.convention == "thesis"
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("capture", "options", "stated"),
+    [
+        ("heads", {}, "compiled 1"),
+        ("attn heads", {}, "compiled 1"),
+        ("heads", {"dtype": "float32"}, None),
+        ("attn_scores heads", {}, None),
+        ("attn", {"store_topk": 2}, None),
+    ],
+)
+def test_a_run_states_the_kernel_that_they_were_made_with(
+    capture: str, options: dict[str, Any], stated: str | None, load: Load, tmp_path: Path
+) -> None:
+    record(load("gpt2"), TEXTS, capture, out=tmp_path / "run", **options)
+    assert RunHead.read(tmp_path / "run").configuration.get("pattern kernel") == stated
+
+
+@needs_core
+def test_where_scores_are_recorded_or_the_core_cannot_torch_makes_them(load: Load) -> None:
+    with switched("off"):
+        expected = heads(record(load("gpt2"), TEXTS, "heads"))
+    found = heads(record(load("gpt2"), TEXTS, "attn_scores heads"))
+    assert_alike(found, expected, several=True)
 
 
 def test_other_conventions_are_refused(load: Load) -> None:

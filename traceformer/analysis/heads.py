@@ -13,7 +13,7 @@ What a row is divided by, what its entropy is and which of its cells are sparse,
 A block is a numpy array or a torch tensor: only functions are used that both have under the same name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -155,12 +155,13 @@ class BlockSums:
     Attributes:
         direct: Of entropy, sparse cells, largest weight, attention to the first token, to duplicates, to what follows
             one, and to the token that comes next.
-        repeating: How many of the queries can see duplicates, what follows one, and the token that comes next.
+        repeating: How many of the queries can see duplicates, what follows one, and the token that comes next; of each
+            head where several examples' stand together.
         profile: Attention at each value of key - query.
     """
 
     direct: Float64[np.ndarray, "head sum"]
-    repeating: Int64[np.ndarray, "3"]
+    repeating: Int64[np.ndarray, "*head 3"]
     profile: Float64[np.ndarray, "head offset"]
 
     def __add__(self, other: "BlockSums") -> "BlockSums":
@@ -360,27 +361,38 @@ def example_means(
             "self": (profile[:, centre], every),
             "previous_token": (profile[:, centre - 1] if centre else 0 * every, every - 1),
             "local_mass": (profile[:, near].sum(axis=1), every),
-            "duplicate_token": (direct["duplicate_token"], 0 * every + sums.repeating[0]),
-            "induction": (direct["induction"], 0 * every + sums.repeating[1]),
-            "retrieval": (direct["retrieval"], 0 * every + sums.repeating[2]),
+            "duplicate_token": (direct["duplicate_token"], 0 * every + sums.repeating[..., 0]),
+            "induction": (direct["induction"], 0 * every + sums.repeating[..., 1]),
+            "retrieval": (direct["retrieval"], 0 * every + sums.repeating[..., 2]),
         }
     columns = [found.get(name, (0 * every, 0 * every)) for name in _MEANS]
     return Means(np.stack([own for own, _ in columns], axis=1), np.stack([count for _, count in columns], axis=1))
 
 
 def example_metrics(
-    sums: BlockSums, geometry: Geometry, *, convention: Convention = CONVENTIONS["exact"], window: int = 8
-) -> Float64[np.ndarray, "head metric"]:
-    """Returns an example's metrics, in the order of `METRICS`, from the sums over all its queries.
+    sums: Sequence[BlockSums],
+    geometry: Geometry,
+    *,
+    convention: Convention = CONVENTIONS["exact"],
+    window: int = 8,
+) -> Float64[np.ndarray, "example head metric"]:
+    """Returns the metrics of examples, in the order of `METRICS`, from the sums over all queries of each.
 
-    NaN where one has no meaning.
+    NaN where one has no meaning. All have as many queries and keys as `geometry` says; its tokens are not asked for.
     """
-    means = example_means(sums, geometry, convention=convention, window=window)
+    n_heads = len(sums[0].direct)
+    together = BlockSums(
+        np.concatenate([own.direct for own in sums]),
+        np.repeat([own.repeating for own in sums], n_heads, axis=0),
+        np.concatenate([own.profile for own in sums]),
+    )
+    means = example_means(together, geometry, convention=convention, window=window)
     found = np.divide(means.sums, means.counts, out=np.full_like(means.sums, np.nan), where=means.counts > 0)
     span = np.full(len(found), np.nan)
-    if sums.profile.any():
-        span = effective_span(sums.profile, geometry.queries - 1)
-    return np.column_stack([found, span])
+    if geometry.aligned:
+        there = together.profile.any(axis=1)
+        span[there] = effective_span(together.profile[there], geometry.queries - 1)
+    return np.column_stack([found, span]).reshape(len(sums), n_heads, -1)
 
 
 def example_weights(geometry: Geometry) -> Float64[np.ndarray, "metric"]:

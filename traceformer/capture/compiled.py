@@ -20,13 +20,14 @@ from traceformer.core import kernels
 from traceformer.core.kernels import PatternCall, Strided, Strided3
 from traceformer.core.library import core
 from traceformer.shapes import Int64
-from traceformer.sites import ArraySpec
+from traceformer.sites import ArraySpec, Attention, Stack
 from traceformer.store.appended import is_appended
 from traceformer.store.layout import RunLayout
 
 __all__ = [
     "CompiledPatterns",
     "ExamplePatterns",
+    "PatternReduction",
     "PatternSink",
     "cast",
     "compiled_patterns",
@@ -36,11 +37,15 @@ __all__ = [
 
 
 class ExamplePatterns(NamedTuple):
-    """One example's patterns, yet to be made: `call` says of what, `heads` are the wanted ones' numbers in it."""
+    """One example's patterns, yet to be made: `call` says of what, `heads` are the wanted ones' numbers in it.
+
+    `kept` keeps the memory of what the call is made of.
+    """
 
     example: int
     call: PatternCall
     heads: Int64[np.ndarray, "head"]
+    kept: object
 
 
 @runtime_checkable
@@ -53,6 +58,19 @@ class PatternSink(Protocol):
 
     def patterns(self, spec: ArraySpec, layer: int, made: Sequence[ExamplePatterns]) -> None:
         """Has the patterns of one layer made, of each example of the batch; `example` counts the batch's rows."""
+        ...
+
+
+@runtime_checkable
+class PatternReduction(Protocol):
+    """What takes one layer's patterns as the core makes them, to make something else of them."""
+
+    def makes_patterns(self) -> bool:
+        """Returns whether it does so."""
+        ...
+
+    def patterns(self, made: Sequence[ExamplePatterns]) -> None:
+        """Has the patterns of each example of the batch made, and takes them; as of `PatternSink`."""
         ...
 
 
@@ -94,7 +112,7 @@ class CompiledPatterns:
             allowed=None if self._allowed is None else _corner(self._allowed, example, queries, keys),
             added=None if self._added is None else _corner(self._added, example, queries, keys),
         )
-        return ExamplePatterns(example, made, self._heads)
+        return ExamplePatterns(example, made, self._heads, self)
 
 
 def compiled_patterns(call: AttentionCall, heads: Sequence[int], *, ahead: bool) -> CompiledPatterns | None:
@@ -113,14 +131,22 @@ def kernel_stated(layout: RunLayout, model: nn.Module) -> Mapping[str, Any]:
     Nothing where torch does.
     """
     there = core()
-    scored = {(each.key.stack, each.key.attention) for each in layout.arrays if each.key.site == "attn_scores"}
-    made = any(is_made(layout, spec) and (spec.key.stack, spec.key.attention) not in scored for spec in layout.kept)
+    of_calls: dict[tuple[Stack, Attention | None], list[bool]] = {}
+    for spec in layout.kept:
+        if spec.key.site in _OF_PATTERNS:
+            of_calls.setdefault((spec.key.stack, spec.key.attention), []).append(is_made(layout, spec))
+    made = any(all(each) for each in of_calls.values())
     here = any(each.device.type in ("cpu", "meta") for each in model.parameters())  # meta: not loaded yet
     return {"pattern kernel": there.kernel} if there is not None and made and here else {}
 
 
+_OF_PATTERNS = ("attn_scores", "attn_pattern", "attn_topk", "head_metrics")
+
+
 def is_made(layout: RunLayout, spec: ArraySpec) -> bool:
-    """Returns whether the compiled core may make an array of a run."""
+    """Returns whether the compiled core may make an array of a run, or the patterns that it is made of."""
+    if spec.key.site == "head_metrics":
+        return layout.dtype == "float16"
     return spec.key.site == "attn_pattern" and layout.stored(spec) == "float16" and not is_appended(layout, spec)
 
 

@@ -6,16 +6,17 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from traceformer.capture.compiled import PatternSink, compiled_patterns
+from traceformer.capture.compiled import ExamplePatterns, PatternReduction, PatternSink, compiled_patterns
 from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
 from traceformer.errors import Unsupported
@@ -403,59 +404,22 @@ class AttentionListener:
 
     def _squares(self, call: AttentionCall, specs: Mapping[str, ArraySpec], all_wanted: Sequence[Wanted]) -> None:
         wanted = all_wanted[0]
-        (key, heads), layer, sink = (wanted.spec.key, wanted.spec.heads), wanted.layer, self._pass.sink
+        key, layer = wanted.spec.key, wanted.layer
         assert layer is not None
-        assert sink is not None
-        chosen = wanted.heads_on(call.query.device)
-        spans = (self._pass.spans[key.stack], self._pass.spans[key.key_stack])
-        each_span = list(zip(*spans, strict=True))
-        triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
-        of_pass = ReducedRows(*spans, self._pass.columns[key.stack], self._pass.tokens.get(key.stack))
+        rows, columns = self._pass.spans[key.stack], self._pass.spans[key.key_stack]
+        of_pass = ReducedRows(rows, columns, self._pass.columns[key.stack], self._pass.tokens.get(key.stack))
         reductions = [
             reduced.begin(layer, of_pass) for reduced, each in self._reduced.items() if each in self._pass.pending
         ]
-        alone = [*specs] == ["attn_pattern"] and not reductions
-        if alone and self._compiled(call, wanted.spec, layer, each_span, triangle=triangle):
-            return
-        one_by_one = bool(reductions) or isinstance(call.mask, OwnMask)
-        most = 0
-        if isinstance(sink, TakesSquares) and not one_by_one:
-            most = sink.squares_at_once(call.query) // (4 * len(heads))
-        for examples in _alike(each_span, most):
-            rows, columns = each_span[examples.start]
-            for queries in blocks_of_queries(rows, len(heads) * len(examples), columns.length, chosen.device):
-                visible = Span(columns.start, queries.stop) if triangle else columns
-                here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
-                which = examples.start if len(examples) == 1 else slice(examples.start, examples.stop)
-                block = call.scores(which, chosen, queries, visible)
-                if "attn_scores" in specs:
-                    _hand_over(sink, specs["attn_scores"], layer, examples, here, there, block)
-                if "attn_pattern" in specs or reductions:
-                    block = call.pattern(block, which, chosen, queries, visible)
-                if "attn_pattern" in specs:
-                    _hand_over(sink, specs["attn_pattern"], layer, examples, here, there, block)
-                for reduction in reductions:
-                    reduction.take(examples.start, here, there, block)
+        triangle = "attn_scores" not in specs and not self._pass.looks_ahead(call)
+        make = _Squares(call, specs, wanted, list(zip(rows, columns, strict=True)), triangle)
+        assert self._pass.sink is not None
+        if not make.by_the_core(self._pass.sink, reductions):
+            make.by_torch(self._pass.sink, reductions)
         made = {key: array for reduction in reductions for key, array in reduction.arrays().items()}
         for each in all_wanted:
             if each.spec.key in made:
                 self._pass.take(each, made[each.spec.key])
-
-    def _compiled(
-        self, call: AttentionCall, spec: ArraySpec, layer: int, spans: Sequence[tuple[Span, Span]], *, triangle: bool
-    ) -> bool:
-        """Has the compiled core make the patterns, and returns True, if it and the sink take them."""
-        sink = self._pass.sink
-        if not isinstance(sink, PatternSink) or not sink.makes_patterns(spec, ahead=not triangle):
-            return False
-        if triangle and any(rows != columns for rows, columns in spans):
-            return False
-        made = compiled_patterns(call, spec.heads, ahead=not triangle)
-        if made is None:
-            return False
-        there = [(example, *own) for example, own in enumerate(spans) if all(span.length for span in own)]
-        sink.patterns(spec, layer, [made.of(*each) for each in there])
-        return True
 
     def _grow(self, call: AttentionCall, wanted: Wanted, growth: Growth) -> None:
         """Hands over the patterns of the pass's own queries, all rows at once, with their keys in their true places.
@@ -479,6 +443,81 @@ class AttentionListener:
             growth.sink.squares(spec, layer, here, keys.counted_from(-evicted), block)
 
 
+class _Squares(NamedTuple):
+    """Scores and patterns of one call, made and handed over.
+
+    Attributes:
+        call: Of what they are made.
+        specs: What is stored, by the site.
+        wanted: One of what is wanted, stored or not: its layer and heads.
+        spans: Where the queries and keys of each row are.
+        triangle: Whether no query looks at a later key, so that these cells need not be made.
+    """
+
+    call: AttentionCall
+    specs: Mapping[str, ArraySpec]
+    wanted: Wanted
+    spans: Sequence[tuple[Span, Span]]
+    triangle: bool
+
+    def by_the_core(self, sink: Sink, reductions: Sequence[Reduction]) -> bool:
+        """Has the compiled core make the patterns, and returns True, if it and all who take them do so."""
+        if "attn_scores" in self.specs or (self.triangle and any(rows != columns for rows, columns in self.spans)):
+            return False
+        takers: list[Callable[[Sequence[ExamplePatterns]], None]] = []
+        for spec in self.specs.values():
+            if not isinstance(sink, PatternSink) or not sink.makes_patterns(spec, ahead=not self.triangle):
+                return False
+            takers.append(partial(sink.patterns, spec, self._layer))
+        for reduction in reductions:
+            if not isinstance(reduction, PatternReduction) or not reduction.makes_patterns():
+                return False
+            takers.append(reduction.patterns)
+        made = compiled_patterns(self.call, self.wanted.spec.heads, ahead=not self.triangle)
+        if made is None:
+            return False
+        there = [(example, *own) for example, own in enumerate(self.spans) if all(span.length for span in own)]
+        examples = [made.of(*each) for each in there]
+        for take in takers:
+            take(examples)
+        return True
+
+    def by_torch(self, sink: Sink, reductions: Sequence[Reduction]) -> None:
+        """Makes them in blocks of queries."""
+        n_heads, chosen = len(self.wanted.spec.heads), self.wanted.heads_on(self.call.query.device)
+        most = 0
+        if isinstance(sink, TakesSquares) and not reductions and not isinstance(self.call.mask, OwnMask):
+            most = sink.squares_at_once(self.call.query) // (4 * n_heads)
+        for examples in _alike(self.spans, most):
+            rows, columns = self.spans[examples.start]
+            for queries in blocks_of_queries(rows, n_heads * len(examples), columns.length, chosen.device):
+                visible = Span(columns.start, queries.stop) if self.triangle else columns
+                here, there = queries.counted_from(rows.start), visible.counted_from(columns.start)
+                which = examples.start if len(examples) == 1 else slice(examples.start, examples.stop)
+                block = self.call.scores(which, chosen, queries, visible)
+                if "attn_scores" in self.specs:
+                    self._hand_over(sink, "attn_scores", examples, here, there, block)
+                if "attn_pattern" in self.specs or reductions:
+                    block = self.call.pattern(block, which, chosen, queries, visible)
+                if "attn_pattern" in self.specs:
+                    self._hand_over(sink, "attn_pattern", examples, here, there, block)
+                for reduction in reductions:
+                    reduction.take(examples.start, here, there, block)
+
+    @property
+    def _layer(self) -> int:
+        assert self.wanted.layer is not None
+        return self.wanted.layer
+
+    def _hand_over(self, sink: Sink, site: str, examples: range, queries: Span, keys: Span, block: Tensor) -> None:
+        spec = self.specs[site]
+        if len(examples) == 1:
+            sink.square(spec, self._layer, examples.start, queries, keys, block)
+        else:
+            assert isinstance(sink, TakesSquares)
+            sink.squares(spec, self._layer, examples, queries, keys, block)
+
+
 def _alike(spans: Sequence[tuple[Span, Span]], most: int) -> Iterator[range]:
     """Yields examples that follow each other, have the same spans, and at most so many cells together, or one alone."""
     start = 0
@@ -488,13 +527,3 @@ def _alike(spans: Sequence[tuple[Span, Span]], most: int) -> Iterator[range]:
         if stop == len(spans) or spans[stop] != spans[start] or not fits:
             yield range(start, stop)
             start = stop
-
-
-def _hand_over(
-    sink: Sink, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, block: Tensor
-) -> None:
-    if len(examples) == 1:
-        sink.square(spec, layer, examples.start, queries, keys, block)
-    else:
-        assert isinstance(sink, TakesSquares)
-        sink.squares(spec, layer, examples, queries, keys, block)

@@ -372,7 +372,7 @@ int TF_NAME(head_sums)(const uint16_t *block, int64_t stride, const Geometry *g,
         int64_t j = 0;
         for (; j < end; j += LANES) {
             V x;
-            if (j + LANES <= n) {
+            if (j + LANES <= g->seen) {  // nothing stands behind the last cell
                 x = v_load_half(cells + j);
             } else {
                 uint16_t last[LANES] = {0};

@@ -190,7 +190,26 @@ static inline void v_store_half(uint16_t *p, V x) {
 }
 #endif
 
-// The sum of the lanes, in an order of its own.
+// The sum of the lanes, in the order that the plain variant has, and the largest of them.
+#if defined(TF_AVX512) || defined(TF_AVX2)
+#define HALVES(name, of_four, of_one)                                                                                  \
+    static inline float name(__m256 x) {                                                                               \
+        __m128 four = of_four(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));                                 \
+        __m128 two = of_four(four, _mm_movehl_ps(four, four));                                                         \
+        return _mm_cvtss_f32(of_one(two, _mm_shuffle_ps(two, two, 1)));                                                \
+    }
+HALVES(half_sum, _mm_add_ps, _mm_add_ss)
+HALVES(half_largest, _mm_max_ps, _mm_max_ss)
+#if defined(TF_AVX512)
+#define LOWER(x) _mm512_castps512_ps256(x)
+#define UPPER(x) _mm512_extractf32x8_ps(x, 1)
+#else
+#define LOWER(x) (x).a
+#define UPPER(x) (x).b
+#endif
+static inline float v_sum(V x) { return half_sum(_mm256_add_ps(LOWER(x), UPPER(x))); }
+static inline float v_largest(V x) { return half_largest(_mm256_max_ps(LOWER(x), UPPER(x))); }
+#else
 static inline float v_sum(V x) {
     float lane[LANES];
     v_store(lane, x);
@@ -205,6 +224,7 @@ static inline float v_largest(V x) {
     for (int i = 1; i < LANES; i++) largest = lane[i] > largest ? lane[i] : largest;
     return largest;
 }
+#endif
 
 // e^x for x <= 0, to 1e-7 of it; what is below e^-87 is about that; NaN of NaN.
 static inline V v_exp(V x) {
