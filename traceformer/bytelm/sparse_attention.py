@@ -91,9 +91,9 @@ class _SparseAttention(torch.autograd.Function):
         for group, near, far in sorted(weights, key=lambda each: -each[0].n_heads):
             _add_gradients(
                 (d_query, d_key, d_value),
-                _rows(grad, group, -group.lead),
-                _rows(all_common, group, -group.lead),
-                _cut_out(query, key, value, group, mask),
+                (query, key, value),
+                grad,
+                all_common,
                 near,
                 far,
                 group,
@@ -106,36 +106,43 @@ def _mix(
     output: Tensor, query: Tensor, key: Tensor, value: Tensor, group: Group, mask: SparseMask, scaling: float
 ) -> list[Tensor]:
     """Writes the output of a group's heads, and returns their weights: near ones, and those of each piece."""
-    q, k, v, far_k, far_v = _cut_out(query, key, value, group, mask)
-    near = torch.bmm(_blocks(q, group), _near(k, group).mT).view(*q.shape[:2], -1)
+    q, far_k, far_v = _rows(query, group, -group.lead), _far(key, group), _far(value, group)
+    near = torch.bmm(_blocks(q, group), _near(key, group, mask).mT).view(*q.shape[:2], -1)
     near = _masked(near, scaling, group.bias)
     far = [_masked(q[:, p.rows] @ far_k[:, : p.n_columns].mT, scaling, p.bias) for p in group.pieces]
     _softmax(near, far, group)
     near, far = near.to(q.dtype), [weights.to(q.dtype) for weights in far]
-    mixed = torch.bmm(_blocks(near, group), _near(v, group)).view(q.shape)
+    mixed = _rows_in(output, group, mask)
+    torch.bmm(_blocks(near, group), _near(value, group, mask), out=_blocks(mixed, group))
     for piece, weights in zip(group.pieces, far, strict=True):
         mixed[:, piece.rows].baddbmm_(weights, far_v[:, : piece.n_columns])
-    output[:, group.heads] = _queries(mixed, group, mask)
+    _put_queries(output, mixed, group, mask)
     return [near, *far]
 
 
 def _add_gradients(
     gradients: tuple[Tensor, Tensor, Tensor],
-    g: Tensor,
-    common: Tensor,
-    cut: tuple[Tensor, ...],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    grad: Tensor,
+    all_common: Tensor,
     near: Tensor,
     fars: Sequence[Tensor],
     group: Group,
     mask: SparseMask,
 ) -> None:
-    """Writes the gradients of a group's queries, keys and values, before scaling; `g` is that of its output."""
-    (q, k, v, far_k, far_v), (d_query, d_key, d_value) = cut, gradients
+    """Writes the gradients of a group's queries, keys and values, before scaling; `grad` is that of the output.
+
+    What is cut out is made when it is needed, and kept no longer.
+    """
+    (query, key, value), (d_query, d_key, d_value) = inputs, gradients
+    q, g, common = (_rows(x, group, -group.lead) for x in (query, grad, all_common))
     g_blocks = _blocks(g, group)
-    d_near = torch.bmm(g_blocks, _near(v, group).mT).view(near.shape).sub_(common).mul_(near)
-    d_q = torch.bmm(_blocks(d_near, group), _near(k, group)).view(q.shape)
+    d_near = torch.bmm(g_blocks, _near(value, group, mask).mT).view(near.shape).sub_(common).mul_(near)
+    d_q = _rows_in(d_query, group, mask)
+    torch.bmm(_blocks(d_near, group), _near(key, group, mask), out=_blocks(d_q, group))
     _put_rows(d_key, _near_gradient(d_near, _blocks(q, group), group), group, mask)
     _put_rows(d_value, _near_gradient(near, g_blocks, group), group, mask)
+    far_k, far_v = _far(key, group), _far(value, group)
     d_far_k, d_far_v = torch.zeros_like(far_k), torch.zeros_like(far_v)
     for piece, far in zip(group.pieces, fars, strict=True):
         rows, columns = piece.rows, slice(0, piece.n_columns)
@@ -143,16 +150,9 @@ def _add_gradients(
         d_q[:, rows].baddbmm_(d_far, far_k[:, columns])
         d_far_k[:, columns].baddbmm_(d_far.mT, q[:, rows])
         d_far_v[:, columns].baddbmm_(far.mT, g[:, rows])
-    d_query[:, group.heads] = _queries(d_q, group, mask)
+    _put_queries(d_query, d_q, group, mask)
     _add_far(d_key, d_far_k, group)
     _add_far(d_value, d_far_v, group)
-
-
-def _cut_out(query: Tensor, key: Tensor, value: Tensor, group: Group, mask: SparseMask) -> tuple[Tensor, ...]:
-    """A group's queries, near keys and values, and far keys and values."""
-    q = _rows(query, group, -group.lead)
-    k, v = (_rows(x, group, mask.offset - group.lead, group.reach) for x in (key, value))
-    return q, k, v, _far(key, group), _far(value, group)
 
 
 def _rows(x: Tensor, group: Group, first: int, reach: int | None = None) -> Tensor:
@@ -174,9 +174,22 @@ def _rows(x: Tensor, group: Group, first: int, reach: int | None = None) -> Tens
     return flat.view(-1, group.n_rows, width) if reach is None else flat
 
 
-def _queries(rows: Tensor, group: Group, mask: SparseMask) -> Tensor:
-    """The queries' rows of (n, row, width): (batch, head, query, width)."""
-    return rows.unflatten(0, (-1, group.n_heads))[:, :, group.lead : group.lead + mask.n_queries]
+def _rows_in(x: Tensor, group: Group, mask: SparseMask) -> Tensor:
+    """Memory for (n, row, width) of a group's queries: their place in (batch, head, query, width), if it is like that.
+
+    `_put_queries` then has nothing to do.
+    """
+    own, width = x[:, group.heads], x.shape[-1]
+    if group.n_rows == mask.n_queries and own.is_contiguous():
+        return own.view(-1, group.n_rows, width)
+    return x.new_empty(len(x) * group.n_heads, group.n_rows, width)
+
+
+def _put_queries(x: Tensor, rows: Tensor, group: Group, mask: SparseMask) -> None:
+    """Writes the queries' rows of (n, row, width) to (batch, head, query, width)."""
+    own = x[:, group.heads]
+    if rows.data_ptr() != own.data_ptr():
+        own.copy_(rows.unflatten(0, (-1, group.n_heads))[:, :, group.lead : group.lead + mask.n_queries])
 
 
 def _put_rows(x: Tensor, flat: Tensor, group: Group, mask: SparseMask) -> None:
@@ -192,12 +205,13 @@ def _blocks(rows: Tensor, group: Group) -> Tensor:
     return rows.view(-1, group.block, rows.shape[-1])
 
 
-def _near(flat: Tensor, group: Group) -> Tensor:
-    """The keys that each block sees, (n * block, near, d_head), without a copy.
+def _near(x: Tensor, group: Group, mask: SparseMask) -> Tensor:
+    """The keys (or values) that each block sees, (n * block, near, d_head), each cut out once.
 
     The first blocks of a head reach into the head before it, where the mask lets none of them look (only a NaN there
     would show).
     """
+    flat = _rows(x, group, mask.offset - group.lead, group.reach)
     return flat.unfold(0, (1 + group.reach) * group.block, group.block).mT
 
 
