@@ -326,6 +326,7 @@ _JSON = (".json",)
 READERS: Mapping[str, Reader] = {
     "run": Reader(_read_run, 40, judge=judges.same_unless_resealed),
     "run of two stacks": Reader(_read_run, 15, judge=judges.same_unless_resealed),
+    "run by recipe": Reader(_read_run, 20, judge=judges.same_unless_resealed),
     "unfinished run": Reader(_read_run, 20, judge=judges.same_unless_resealed),
     "nanochat traces, documented": Reader(_import, 30),
     "nanochat traces, exported": Reader(_import, 15),

@@ -212,8 +212,12 @@ def test_a_recipe_that_fits_no_array_is_refused(change: dict[str, Any], words: s
     [
         {"scaling": float("nan")},
         {"scaling": "1"},
+        {"scaling": 10**400},
+        {"scaling": 1e300},
         {"softcap": 0.0},
         {"sinks": [1.0]},
+        {"sinks": [10**400, 1.0]},
+        {"softcap": -(10**400)},
         {"seen": []},
         {"seen": [{"before": -1}]},
         {"seen": [{"part": 0}]},

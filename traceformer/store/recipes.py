@@ -5,7 +5,7 @@ states has a version, which rises when a cell could come out otherwise.
 """
 
 import base64
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -172,8 +172,10 @@ class LayerRecipe:
     def from_json(cls, data: Mapping[str, Any]) -> "LayerRecipe":
         softcap, sinks, bias = data.get("softcap"), data.get("sinks"), data.get("bias")
         numbers = [data["scaling"], *(() if softcap is None else [softcap]), *(sinks or ())]
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers) or softcap == 0:
+        if not all(map(_is_number, numbers)) or softcap == 0:
             raise ValueError("scaling, softcap and sinks are numbers")
+        if abs(data["scaling"]) >= _MOST:  # so that no score of numbers that are stored is infinite
+            raise ValueError(f"products are multiplied by {data['scaling']!r}")
         if bias is not None and not _is_count(bias):
             raise ValueError("a bias is told by its number")
         seen = tuple(Seen.from_json(each) for each in data["seen"])
@@ -258,6 +260,11 @@ def check_recipes(recipes: Mapping[ArrayKey, Recipe], arrays: Sequence[ArraySpec
                 bias = recipe.biases[layer.bias] if layer.bias < len(recipe.biases) else None
                 if bias is None or bias.heads != len(spec.heads):
                     raise ValueError(f"the recipe of {key} lacks a bias")
+
+
+def _is_number(number: object) -> bool:
+    """Whether it is a number that a double holds."""
+    return isinstance(number, int | float) and type(number) is not bool and abs(number) <= sys.float_info.max
 
 
 def _is_count(number: object) -> bool:
