@@ -2,17 +2,22 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.store import runs
 from traceformer import TraceStore
 from traceformer.errors import TraceformerError, Unsupported
+from traceformer.store import chunks
 
 
 def forked(work: Callable[[], object]) -> str:
@@ -91,6 +96,37 @@ def test_a_process_forked_after_reading_gets_an_error_and_no_abort(decoder: Trac
         assert forked(lambda: run.get(1, "embed")).startswith("Unsupported: arrays cannot be read in a process that")
         assert forked(lambda: run.text(1)) == "'text 1'"
     assert np.array_equal(run.get(0, "embed"), before)
+
+
+def test_a_process_forked_in_the_midst_of_looking_for_chunks_finds_its_own(tmp_path: Path) -> None:
+    run = TraceStore(runs.write(tmp_path / "run", runs.plan(arrays=runs.FEW[3:4])))
+    spec, slots = run.layout.kept[0], run.layout.shard_slots("dec")
+    grid = (len(spec.layers), slots // run.layout.chunk_shape(spec)[-2], 1)
+    one, other = (run.layout.shard_files(spec, shard)[0] for shard in (0, 1))
+    indexes, said = chunks._Indexes(str(run.folder)), set[str]()
+
+    def look() -> object:
+        sys.settrace(None)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(2)  # ends a child that waits for what its parent's thread holds
+        return indexes.of(other, grid).shape
+
+    def at_each_line(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != chunks.__file__ or frame.f_code.co_name != "of":
+            return None
+        if event == "line":
+            said.add(forked(look))
+        return at_each_line
+
+    traced = sys.gettrace()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        sys.settrace(at_each_line)
+        try:
+            shape = indexes.of(one, grid).shape
+        finally:
+            sys.settrace(traced)
+    assert said == {repr(shape)}
 
 
 def test_a_run_is_pickled_as_its_folder(decoder: TraceStore) -> None:

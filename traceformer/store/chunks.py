@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
@@ -68,11 +67,14 @@ class _Cut(NamedTuple):
 
 
 class _Indexes:
-    """Where the chunks of the files of a folder lie; threads may ask together."""
+    """Where the chunks of the files of a folder lie; threads may ask together.
+
+    What is known is never changed, but put in place as a whole, without a lock: a process that is forked meanwhile
+    would wait for it for ever.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._keeping = Lock()
         self._known: dict[str, tuple[Identity | None, Integer[np.ndarray, "*grid 2"]]] = {}
 
     def of(self, name: str, grid: tuple[int, ...]) -> Integer[np.ndarray, "*grid 2"]:
@@ -89,10 +91,7 @@ class _Indexes:
                 file.seek(-(16 * math.prod(grid) + _CRC_BYTES), os.SEEK_END)
                 table = intact(np.frombuffer(file.read(), np.uint8)).view("<u8").astype(np.int64)
             index = table.reshape(*grid, 2)
-            with self._keeping:
-                while len(self._known) >= _INDEXES:
-                    del self._known[next(iter(self._known))]
-                self._known[name] = now, index
+            self._known = {**dict([*self._known.items()][1 - _INDEXES :]), name: (now, index)}
         return index
 
 
