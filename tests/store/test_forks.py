@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import traceformer as tf
 from tests.store import runs
+from tests.store.bucket_server import Bucket
 from traceformer import TraceStore
 from traceformer.errors import TraceformerError, Unsupported
 from traceformer.store import chunks
@@ -36,6 +38,13 @@ def forked(work: Callable[[], object]) -> str:
         said = file.read().decode()
     os.waitpid(child, 0)
     return said or "killed"
+
+
+def in_time(work: Callable[[], object]) -> object:
+    """Does a child's work, and ends the child if it waits for what a thread of its parent had."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(4)
+    return work()
 
 
 def main() -> None:
@@ -103,13 +112,11 @@ def test_a_process_forked_in_the_midst_of_looking_for_chunks_finds_its_own(tmp_p
     spec, slots = run.layout.kept[0], run.layout.shard_slots("dec")
     grid = (len(spec.layers), slots // run.layout.chunk_shape(spec)[-2], 1)
     one, other = (run.layout.shard_files(spec, shard)[0] for shard in (0, 1))
-    indexes, said = chunks._Indexes(str(run.folder)), set[str]()
+    indexes, said = chunks._Indexes(str(run.folder)), set[str]()  # pyright: ignore[reportPrivateUsage]
 
     def look() -> object:
         sys.settrace(None)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(2)  # ends a child that waits for what its parent's thread holds
-        return indexes.of(other, grid).shape
+        return in_time(lambda: indexes.of(other, grid).shape)
 
     def at_each_line(frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename != chunks.__file__ or frame.f_code.co_name != "of":
@@ -127,6 +134,27 @@ def test_a_process_forked_in_the_midst_of_looking_for_chunks_finds_its_own(tmp_p
         finally:
             sys.settrace(traced)
     assert said == {repr(shape)}
+
+
+@pytest.mark.slow
+def test_a_process_forked_after_a_bucket_was_asked_gets_an_error_and_waits_for_nothing(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    folder = runs.write(tmp_path / "run", runs.plan(arrays=runs.FEW))
+    run = tf.sync(folder, f"s3://{bucket.name}/run")
+    reads: list[Callable[[], object]] = [
+        lambda: run.get(1, "resid_mid"),
+        lambda: run.attn(1),
+        lambda: run.text(1),
+        lambda: tf.open_run(f"s3://{bucket.name}/run"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for read in reads:
+            assert forked(lambda read=read: in_time(read)).startswith(
+                "Unsupported: buckets cannot be asked in a process"
+            )
+    assert np.array_equal(run.get(1, "resid_mid"), TraceStore(folder).get(1, "resid_mid"))
 
 
 def test_a_run_is_pickled_as_its_folder(decoder: TraceStore) -> None:

@@ -64,7 +64,7 @@ locks         who may write a run, and whether it was begun with the same config
 files         durable files, sealed JSON, checksums, and locks that die with their process
 durable       files that become durable together
 marks         a few bytes of each array file's own, which a reader compares first
-forks         tensorstore in processes that were forked: refused, instead of an abort
+forks         processes that were forked: tensorstore and buckets are refused there, instead of an abort or a wait
 beside        what was worked out of a run, kept beside its folder while there is room
 direct        large files past the operating system's page cache
 objects       buckets: objects written on a condition, and a place there that is read like a path

@@ -20,6 +20,7 @@ from traceformer.shapes import Int64
 from traceformer.store.chunks import Wanted, intact
 from traceformer.store.codecs import Chunk
 from traceformer.store.files import Checksum
+from traceformer.store.forks import use_bucket_client
 from traceformer.store.objects.at_once import at_once
 from traceformer.store.objects.client import State
 from traceformer.store.objects.path import ObjectPath
@@ -62,7 +63,10 @@ class BucketChunks:
         Raises:
             CorruptRun: a file is missing, or is another than the one that was written there.
             ValueError: a chunk is damaged.
+            Unsupported: this process was forked from one that had asked a bucket.
         """
+        if self._folder.scheme != "hf":  # which has another client
+            use_bucket_client()  # before a lock that a thread of that process may have had
         names = dict.fromkeys(each.name for each in wanted)
         grids = {each.name: each.grid for each in wanted}
         indexes = dict(zip(names, at_once(lambda name: self._index(name, grids[name]), names), strict=True))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from traceformer.errors import NotFound, Unreachable, Unsupported
+from traceformer.store.forks import use_bucket_client
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyStore
@@ -293,7 +294,12 @@ class ObjectStore:
         raise AssertionError("pauses end with an error")
 
     def _pauses(self, key: str) -> Iterator[Callable[[Exception], None]]:
-        """Yields, before each try, what waits after one that failed; it raises once patience has run out."""
+        """Yields, before each try, what waits after one that failed; it raises once patience has run out.
+
+        Raises:
+            Unsupported: this process was forked from one that had asked a bucket.
+        """
+        use_bucket_client()
         began, length = time.monotonic(), _FIRST_PAUSE
 
         def pause(error: Exception) -> None:
