@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from tests.store import runs
 from traceformer import TraceStore
+from traceformer.feeds import single_items
 from traceformer.store import training_data
 
 
@@ -113,6 +114,24 @@ def test_squares_come_with_where_they_are_from(run: TraceStore) -> None:
     for item in items:
         n = item["lengths"]
         assert np.array_equal(item["attn_pattern"][:n, :n], run.attn(item["examples"], 4, item["heads"])[:20, :20])
+
+
+def test_what_is_read_at_once_is_bounded_by_its_bytes(run: TraceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = run.training_data("attn", 4, size=20, pad=True)
+    monkeypatch.setattr(single_items, "_AT_ONCE_BYTES", 7 * data.items.item_bytes)
+    read: list[int] = []
+    stretches = training_data.TrainingData.stretches
+
+    def noted(self: Any, asked: Iterable[tuple[int, int]], epoch: int) -> Any:
+        return stretches(self, (read.append(stop - start) or (start, stop) for start, stop in asked), epoch)
+
+    monkeypatch.setattr(training_data.TrainingData, "stretches", noted)
+    monkeypatch.setattr(single_items, "_PARTS", 2)
+    items = [*data.to_datasets()]
+    assert len(items) == sum(read) == data.n > 14
+    assert max(read) == 7
+    whole = np.concatenate([squares.values for squares in data.batches()])
+    assert np.array_equal([item["attn_pattern"] for item in items], whole)
 
 
 def main(folder: str) -> None:

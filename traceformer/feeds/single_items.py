@@ -19,7 +19,7 @@ from traceformer.store.training_order import Stretch, shared
 __all__ = ["single_items"]
 
 _PARTS = 240  # which can be shared evenly by many numbers of processes
-_AT_ONCE = 1024
+_AT_ONCE, _AT_ONCE_BYTES = 1024, 64 << 20  # items that are read at once, which take so much at most, or are one
 
 
 def single_items(data: TrainingData, epoch: int) -> IterableDataset:
@@ -98,11 +98,12 @@ class _Items(_BaseExamplesIterable):
 
     def _behind(self, done: int) -> Iterator[Stretch]:
         """Yields what is behind the first items, in stretches that are read at once."""
+        at_once = min(_AT_ONCE, max(1, _AT_ONCE_BYTES // self._data.items.item_bytes))
         for start, stop in self._parts:
             skipped = min(done, stop - start)
             done -= skipped
-            for first in range(start + skipped, stop, _AT_ONCE):
-                yield first, min(first + _AT_ONCE, stop)
+            for first in range(start + skipped, stop, at_once):
+                yield first, min(first + at_once, stop)
 
 
 def _where(batch: Squares) -> dict[str, list[int]]:
