@@ -1,5 +1,6 @@
 """Runs whose patterns are by recipe go out as any other: every format has their cells, and q and k to the last bit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ LOSSLESS: dict[str, dict[str, Any]] = {
     "json": {"lossless": True},
     "pt": {"lossless": True},
     "pt internals": {"lossless": True, "layout": "internals"},
+}
+STORED: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "float16": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "sqrt8": {"attn_codec": "sqrt8"},
+    "q8": {"rows_codec": "q8"},
 }
 
 
@@ -48,6 +56,16 @@ def test_all_that_the_run_holds_comes_back_and_patterns_are_stored(name: str, ru
     for spec in run.layout.arrays:
         for example in run.ids:
             np.testing.assert_array_equal(back.get(example, spec.key), run.get(example, spec.key), err_msg=str(spec))
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_padded_store_states_the_type_that_holds_its_arrays(
+    stored: str, byte: LoadedModel, run: tf.Run, tmp_path: Path
+) -> None:
+    made = run if stored == "recipe" else tf.record(byte, TEXTS, "attn z resid_pre", layers=[1], **STORED[stored])
+    back = imported(made, "padded-zarr", tmp_path)
+    stated = json.loads((tmp_path / "files" / "meta.json").read_text())["dtype"]
+    assert stated == back.dtype == ("float16" if stored == "float16" else "float32")
 
 
 @pytest.mark.parametrize("name", ["json", "pt internals"])

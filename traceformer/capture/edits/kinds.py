@@ -34,7 +34,7 @@ from traceformer.capture.edits.changes import (
 )
 from traceformer.capture.edits.positions import Position, as_positions, told
 from traceformer.errors import SelectionError, UsageError, check_is, check_number, check_whole
-from traceformer.sites import SITES, Attention, Numbers, Stack, as_indices, expand_sites
+from traceformer.sites import SITES, ArrayKey, Attention, Numbers, Stack, as_indices, expand_sites
 from traceformer.store.run import Run
 
 __all__ = ["Edit", "add", "cut", "function", "mean", "patch", "project_out", "resample", "scale", "zero"]
@@ -194,7 +194,7 @@ def patch(
     """
     if isinstance(source, Run):
         source.example_id(source_example)  # refuses one that is not there
-        origin: dict[str, Any] = {**_named(source), "source_example": source_example}
+        origin: dict[str, Any] = {**_named(source, site, stack, attention), "source_example": source_example}
         change = Patch(source, source_example, as_indices(source_position))
     else:
         values = as_direction(source, "source")
@@ -218,7 +218,7 @@ def mean(
 ) -> Edit:
     """Returns the edit that puts a run's mean there: over all its tokens, or `per_position` over its examples."""
     check_is(run, Run, _RUN)
-    settings = {**_named(run), "per_position": per_position}
+    settings = {**_named(run, site, stack, attention), "per_position": per_position}
     return _edit("mean", site, Mean(run, per_position, {}), layer, head, position, example, stack, attention, settings)
 
 
@@ -237,7 +237,7 @@ def resample(
     """Returns the edit that puts what a run holds of another text there: which one follows from seed and text."""
     check_is(run, Run, _RUN)
     check_whole("seed", seed, 0)
-    settings = {**_named(run), "seed": int(seed)}
+    settings = {**_named(run, site, stack, attention), "seed": int(seed)}
     return _edit("resample", site, Resample(run, int(seed)), layer, head, position, example, stack, attention, settings)
 
 
@@ -319,9 +319,12 @@ def _edit(
     return Edit(kind, site, change, *place, settings=settings or {})
 
 
-def _named(run: Run) -> dict[str, Any]:
-    """What is said of a run that numbers come from."""
-    return {"run": run.name, "run_dtype": run.dtype}
+def _named(run: Run, site: str, stack: Stack | None, attention: Attention) -> dict[str, Any]:
+    """What is said of a run that numbers come from, and of what it keeps a site's as."""
+    layout = run.layout
+    of_attention = site in SITES and SITES[site].of_attention  # `_edit` refuses what is no site
+    spec = layout.spec(ArrayKey(stack or layout.stacks[-1], attention if of_attention else None, site))
+    return {"run": run.name, "run_dtype": run.dtype if spec is None else layout.stored(spec)}
 
 
 def _digest(values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import tensorstore as ts
 
 from traceformer.errors import RunExists
+from traceformer.formats.incoming import common_dtype
 from traceformer.formats.options import ExportOptions
 from traceformer.formats.outgoing import described_run, plain_row, row_types
 from traceformer.formats.padded_zarr.read import PADDED, PADDED_ZARR_FORMAT, recognises
@@ -80,7 +81,7 @@ def _write(store: Run, ids: Sequence[str], folder: Path, options: ExportOptions)
         "arch": store.arch,
         "n_examples": len(ids),
         "max_seq_len": longest if store.arch == "encdec" else next(iter(longest.values())),
-        "dtype": "float32" if store.dtype == "bfloat16" or store.layout.rows_codec == "q8" else store.dtype,
+        "dtype": common_dtype({_dtype(store, spec).name for spec in store.layout.arrays if not spec.site.holds_ids}),
         "traceformer": {
             "format": PADDED_ZARR_FORMAT,
             "arrays": [spec.to_json() for spec in store.layout.arrays],
@@ -114,7 +115,7 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
     attributes = {"key": str(spec.key), "_ARRAY_DIMENSIONS": ["example", *spec.site.axes], **named}
     (path / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8", newline="\n")
     use_tensorstore()
-    dtype = dtype_read(store.layout.stored(spec), "stored").newbyteorder("<").str
+    dtype = _dtype(store, spec).newbyteorder("<").str
     return ts.open(
         {
             "driver": "zarr",
@@ -134,6 +135,10 @@ def _create(store: Run, spec: ArraySpec, folder: Path, n: int, longest: Mapping[
         create=True,
         open=True,
     ).result()
+
+
+def _dtype(store: Run, spec: ArraySpec) -> np.dtype[Any]:
+    return dtype_read(store.layout.stored(spec), "stored")
 
 
 def _padded(store: Run, example_id: str, longest: Mapping[Stack, int]) -> dict[str, Any]:
