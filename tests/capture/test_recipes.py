@@ -13,13 +13,16 @@ from tests.core.switched import VARIANTS, needs_core, switched
 from tests.families import mostly_slow
 from tests.tiny_folders import TEXTS
 from traceformer import Run, Selection, record
+from traceformer.capture.extract import extract, read_texts
 from traceformer.capture.proofs.check import check_model, random_examples
 from traceformer.errors import ConfigurationChanged, CorruptRun, Unsupported, UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.tiny import tiny_model
+from traceformer.progress import quiet
 from traceformer.questions.heads import heads
 from traceformer.questions.statistics import statistics
 from traceformer.sites import ArrayKey
+from traceformer.store.place import Place, Storage
 
 Load = Callable[..., LoadedModel]
 PATTERN = ArrayKey("dec", "self", "attn_pattern")
@@ -159,6 +162,38 @@ def test_an_interrupted_run_goes_on_with_its_recipe_alone(tiny_folder: Any, tmp_
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("c.*")}
 
     assert files(tmp_path / "part") == files(tmp_path / "whole")
+
+
+def test_a_second_writer_joins_a_run_with_its_recipe_alone(byte: LoadedModel, tmp_path: Path) -> None:
+    alone = record(byte, TEXTS[:2], "attn", layers=1, patterns="recipe", shard_examples=1)
+
+    def shared(patterns: Any, progress: Any = quiet) -> Run:
+        place = Place(folder=tmp_path / "run", claims="lease", storage=Storage(shard_examples=1, patterns=patterns))
+        place.check()
+        return extract(byte, read_texts(TEXTS[:2]), Selection.of("attn", layers=1), place, progress=progress)
+
+    with pytest.raises(Stopped):
+        shared("recipe", stop_after(1))
+    with pytest.raises(ConfigurationChanged, match="recipes"):
+        shared("stored")
+    run = shared("recipe")
+    assert run.finished
+    assert run.layout == alone.layout
+    for example in range(alone.n):
+        np.testing.assert_array_equal(run.attn(example), alone.attn(example))
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_run_by_number_make_the_one_that_one_makes(load: Load, tmp_path: Path) -> None:
+    model = load("t5")
+    how: dict[str, Any] = {"patterns": "recipe", "targets": TEXTS[::-1], "shard_examples": 2, "batch_size": 2}
+    alone = record(model, TEXTS, "attn", **how)
+    parts = [record(model, TEXTS, "attn", out=tmp_path / "run", num_shards=3, shard_index=i, **how) for i in (1, 0, 2)]
+    assert [part.finished for part in parts] == [False, False, True]
+    assert parts[-1].layout == alone.layout
+    for spec in alone.layout.arrays:
+        for example in range(alone.n):
+            np.testing.assert_array_equal(parts[-1].get(example, spec.key), alone.get(example, spec.key))
 
 
 def test_what_cannot_be_made_anew_is_refused(load: Load, byte: LoadedModel, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +13,11 @@ from tests.formats import foreign, foreign_pt
 from tests.models.checkpoints import FIXTURES, SIZES, random_weights
 from tests.store import runs
 from tests.tiny_folders import write_tiny_model
-from traceformer.sites import ArrayKey
 from traceformer.store.aliases import Rows
-from traceformer.store.recipes import Bias, LayerRecipe, Recipe, Seen, operands_of
 from traceformer.store.run import Run
 
 __all__ = ["CONLLU", "TEXTS", "write"]
 
-PATTERN = ArrayKey("dec", "self", "attn_pattern")
 TEXTS = ("The river froze.", "Yes", "Ein Maß für café?")
 CONLLU = (
     "# sent_id = a\n1\tDo\tdo\tAUX\t_\tMood=Ind\t2\taux\t_\t_\n2\tyou\tyou\tPRON\t_\t_\t0\troot\t_\tSpaceAfter=No\n"
@@ -64,16 +60,7 @@ def _encdec_run(folder: Path) -> None:
 
 
 def _recipe_run(folder: Path) -> None:
-    keys = (PATTERN, *operands_of(PATTERN))
-    arrays = tuple(replace(runs.spec(str(key)), heads=(0, 2) if key.site != "k" else (0, 1)) for key in keys)
-    values = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
-    layers = (
-        LayerRecipe(0.5, (Seen(4, 0, (1,)), Seen(behind=0)), softcap=30.0, bias=0),
-        LayerRecipe(0.5, (Seen(behind=0, part=4),), sinks=(0.5, -1.0)),
-    )
-    recipe = Recipe("float16", 2, layers, (Bias.of("key", 0, values),))
-    chosen: dict[str, Any] = {"n_examples": 3, "longest": {"dec": 9}, "shard_examples": 2}
-    runs.write(folder / "run", runs.plan("dec", arrays, recipes={PATTERN: recipe}, **chosen))
+    runs.write(folder / "run", runs.plan_by_recipe(n_examples=3, longest={"dec": 9}, shard_examples=2))
 
 
 def _unfinished_run(folder: Path) -> None:

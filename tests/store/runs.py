@@ -6,6 +6,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from traceformer.errors import NotFound, RunExists
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 from traceformer.store.buffer import ShardBuffer
 from traceformer.store.layout import RunLayout
+from traceformer.store.recipes import Bias, LayerRecipe, Recipe, Seen, operands_of
 from traceformer.store.writer import RunWriter
 
 DIMS = {stack: {"n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_model": 24} for stack in ("enc", "dec")}
@@ -58,6 +60,20 @@ def plan(arch: str = "dec", arrays: Sequence[ArraySpec] | None = None, **options
     """Returns the layout of a small run: 11 examples in shards of 4 unless said otherwise."""
     chosen = {"n_examples": 11, "shard_examples": 4, "longest": LONGEST[arch], **options}
     return RunLayout.plan(arch=arch, arrays=arrays or ARRAYS[arch], **chosen)  # pyright: ignore[reportArgumentType]
+
+
+def plan_by_recipe(**options: Any) -> RunLayout:
+    """Returns the layout of a small run of patterns by recipe; what these are, no function here knows."""
+    pattern = ArrayKey("dec", "self", "attn_pattern")
+    keys = (pattern, *operands_of(pattern))
+    arrays = tuple(replace(spec(str(key)), heads=KV_HEADS if key.site == "k" else (0, 2)) for key in keys)
+    values = np.random.default_rng(0).standard_normal((2, 128)).astype(np.float32)
+    layers = (
+        LayerRecipe(0.5, (Seen(4, 0, (1,)), Seen(behind=0)), softcap=30.0, bias=0),
+        LayerRecipe(0.5, (Seen(behind=0, part=4),), sinks=(0.5, -1.0)),
+    )
+    recipe = Recipe("float16", 2, layers, (Bias.of("key", 0, values),))
+    return plan("dec", arrays, recipes={pattern: recipe}, **options)
 
 
 def lengths(layout: RunLayout, example: int) -> dict[Stack, int]:
