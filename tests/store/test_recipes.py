@@ -161,6 +161,26 @@ def test_a_weight_is_the_exact_softmax_rounded_once() -> None:
                 assert float(made[place, j]) == rounded(exact, "float16")
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_smallest_of_bfloat16_are_rounded_by_way_of_a_float(way: str) -> None:
+    near_ties = [-87.59851837158203, -88.2666015625, -87.75182342529297, -91.78311157226562]
+    scores = np.array([0, *near_ties, *np.linspace(-94, -86, 40)], np.float32)
+    recipe = Recipe("float32", 1, (LayerRecipe(1.0, (Seen(),)),))
+    with switched(way):
+        made = rebuilt_of(recipe, 0, 0, np.ones((1, 1), np.float32), scores[:, None], stored="bfloat16")
+    weights = [power(score) for score in scores.tolist()]  # which add up to 1
+    expected = [rounded(rounded(to_odd(weight), "float32"), "bfloat16") for weight in weights]
+    np.testing.assert_array_equal(decode(made, "bfloat16")[0], np.array(expected, np.float32))
+    assert sum(one != rounded(weight, "bfloat16") for one, weight in zip(expected, weights, strict=True)) == 4
+
+
+def to_odd(number: float) -> float:
+    """The first 24 binary digits of a number, the last of them 1 where more follow."""
+    mantissa, exponent = math.frexp(number)
+    digits = Fraction(mantissa) * 2**24
+    return math.ldexp(math.floor(digits) | (digits.denominator > 1), exponent - 24)
+
+
 def test_keys_that_nothing_sees_have_no_weight_even_where_a_query_sees_none() -> None:
     layer = LayerRecipe(1.0, (Seen(before=0, behind=0, part=3),))
     query, key = case(2, 6, 3, heads=1)

@@ -11,7 +11,9 @@ step is one operation of IEEE 754, rounded to the nearest, ties to even:
    that is not seen 0.
 4. The weights are added up in eight lanes, key j in lane j % 8, in the order of keys; lane i takes what is in lane
    i + 4, then lane i + 2, then lane 1 goes to lane 0. E(sink - m) is added to that.
-5. Each weight is multiplied by 1 / the sum, and rounded to what is stored. It is 0 where nothing is seen.
+5. Each weight is multiplied by 1 / the sum, and rounded to what is stored. It is 0 where nothing is seen. Of a
+   bfloat16 below 2^-126, which has fewer digits, the weight's first 24 binary digits, the last of them 1 where more
+   follow, are rounded to float32 and that to bfloat16: where it lies next to a tie, that may be the other neighbour.
 
 E(x) of x <= 0, where all below -700 is -700: with n = (x * log2(e) + 1.5 * 2^52) - 1.5 * 2^52, which rounds to a whole
 number, r = (x - n * H) - n * L, where H + L is the logarithm of 2 and H has 32 digits; then the sum of r^i / i! up to
