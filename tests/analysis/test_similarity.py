@@ -110,3 +110,25 @@ def test_rows_that_do_not_differ_have_no_number(rows: Callable[..., Rows]) -> No
     few = measured(rows(3), rows(3))
     assert np.isnan(few.cka)
     assert 0 < few.cka_biased <= 1
+
+
+def test_rows_of_which_one_alone_differs_have_no_cka_without_bias() -> None:
+    """Their Gram matrix is zero but for its diagonal, however sums of their numbers are rounded."""
+    draw = np.random.default_rng(3)
+    for _ in range(50):
+        n, d = int(draw.integers(4, 300)), int(draw.integers(1, 12))
+        x, y = (np.repeat(draw.standard_normal((1, d)).astype(np.float32).astype(float), n, axis=0) for _ in range(2))
+        for rows in (x, y):
+            rows[n // 2] += draw.standard_normal(d).astype(np.float32) * 10.0 ** draw.integers(-3, 4)
+        found = measured(x, y)
+        assert np.isnan(found.cka)
+        assert found.cka_biased == pytest.approx(1)
+        assert np.isnan(measured(x, draw.standard_normal((n, 5))).cka)
+
+
+def test_how_small_or_large_rows_are_does_not_matter(rows: Callable[..., Rows]) -> None:
+    x, y = rows(40, 5), rows(40, 7)
+    expected = measured(x, y)
+    for scale in (1e-44, 1e37):  # what float32 ends at
+        found = measured(x * scale, y * scale)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -25,6 +25,7 @@ __all__ = ["FEWEST", "CrossTally", "Crossed", "Similarity", "similarity"]
 
 FEWEST = 4
 """Rows that CKA without bias takes at least."""
+_ROUNDING = 1e-12  # of sums that cancel
 
 
 class Crossed(NamedTuple):
@@ -68,7 +69,8 @@ class Similarity(NamedTuple):
     """How alike two sets of rows are; NaN where the rows of one do not differ from each other.
 
     Attributes:
-        cka: Without bias: 1 for the same up to rotation and scale, around 0 for what is unrelated.
+        cka: Without bias: 1 for the same up to rotation and scale, around 0 for what is unrelated. NaN, too, where all
+            rows of one but a single one are the same.
         cka_biased: As Kornblith et al. define it: from 0 to 1.
         procrustes: From 0, the same up to rotation and scale, to 2.
     """
@@ -90,17 +92,19 @@ def similarity(both: Crossed, first: Crossed, second: Crossed, rows: int) -> Sim
     return Similarity(
         _ratio(*unbiased),
         _ratio(both.squares, first.squares, second.squares),
-        max(0.0, 2 - 2 * both.nuclear / (one * other) ** 0.5),  # rounding leaves the same rows a little below 0
+        max(0.0, 2 - 2 * both.nuclear / (one**0.5 * other**0.5)),  # rounding leaves the same rows a little below 0
     )
 
 
 def _unbiased(crossed: Crossed, length: float, other_length: float, rows: int) -> float:
-    """H without bias, but for a factor that is the same of all."""
+    """H without bias, but for a factor that is the same of all; 0 where rounding of its parts leaves nothing of it."""
     if rows < FEWEST:
         return np.nan
     n = float(rows)
-    return crossed.squares - n / (n - 2) * crossed.products + length * other_length / ((n - 1) * (n - 2))
+    parts = crossed.squares, -n / (n - 2) * crossed.products, length * other_length / ((n - 1) * (n - 2))
+    found = sum(parts)
+    return found if abs(found) > _ROUNDING * sum(map(abs, parts)) else 0.0
 
 
 def _ratio(both: float, first: float, second: float) -> float:
-    return both / (first * second) ** 0.5 if first > 0 and second > 0 else np.nan
+    return both / (first**0.5 * second**0.5) if first > 0 and second > 0 else np.nan
