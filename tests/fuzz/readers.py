@@ -349,7 +349,7 @@ READERS: Mapping[str, Reader] = {
     "model folder": Reader(_load_models, 2, damage_within(*_JSON, ".safetensors")),
     "nanochat checkpoint": Reader(_load_nanochat, 3),
     "training folder": Reader(_read_training, 30, damage_within(*_JSON)),
-    "arguments": Reader(_read_words, 160, _write_words, judges.words),
+    "arguments": Reader(_read_words, 140, _write_words, judges.words),
     "commands": Reader(_run_command, 11, _write_command, judges.commands),
 }
 
