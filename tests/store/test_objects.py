@@ -11,8 +11,9 @@ import pytest
 from tests.store import bucket_server
 from tests.store.bucket_server import Bucket, Fault, Request
 from traceformer.errors import NotFound, Unreachable, UsageError
+from traceformer.store.folders import open_run
 from traceformer.store.objects import client
-from traceformer.store.objects.path import ObjectPath, as_path, is_bucket
+from traceformer.store.objects.path import ObjectPath, as_path, disk_path, is_bucket
 
 ONCE_EACH: tuple[Fault, ...] = ("500", "503", "broken", "lost")
 
@@ -41,6 +42,31 @@ def test_a_path_that_has_lost_a_slash_is_still_one() -> None:
 def test_what_is_no_place_in_a_bucket_is_said(address: str) -> None:
     with pytest.raises(UsageError, match="no place in a bucket"):
         ObjectPath.parse(address)
+
+
+OTHERS = ["gcs://bucket/run", "https://example.org/run", "file:///traces/run", "az://box/run", Path("gcs://bucket/run")]
+
+
+@pytest.mark.parametrize("address", OTHERS)
+def test_an_address_of_another_scheme_makes_no_folder_of_that_name(
+    address: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (as_path, disk_path, open_run):
+        with pytest.raises(
+            UsageError, match="is neither a bucket's scheme nor a folder; a path on disk, or s3://bucket"
+        ):
+            call(address)
+    for scheme in ("s3", "gs"):
+        assert is_bucket(f"{scheme}://bucket/run")
+
+
+def test_a_folder_that_is_called_like_a_scheme_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first:").mkdir()
+    assert as_path("first:/run") == Path("first:/run")
+    assert as_path("C:/runs/first") == Path("C:/runs/first")
+    assert as_path(str(tmp_path / "gcs:/run")) == tmp_path / "gcs:/run"
 
 
 def test_without_the_extra_a_bucket_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,13 +32,13 @@ def open_run(name: str | AnyPath = LATEST, traces: str | AnyPath = TRACES) -> "R
 
     Raises:
         NotFound: there is no such run; the hint names the nearest one.
-        UsageError: the folder holds several runs.
+        UsageError: the folder holds several runs, or the name is neither text nor a path.
         Unreachable: a bucket does not answer, or refuses.
         CorruptRun, Unreadable: what lies there cannot be read.
     """
     from traceformer.store.run import Run
 
-    return Run(find_run(str(name), as_path(traces)))
+    return Run(find_run(name if isinstance(name, str) else str(as_path(name)), as_path(traces)))
 
 
 def find_run(name: str, traces: AnyPath = TRACES) -> AnyPath:

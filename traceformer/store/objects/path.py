@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from traceformer.errors import NotFound, UsageError
 from traceformer.store.objects.client import ObjectStore, State
@@ -21,6 +22,7 @@ __all__ = ["AnyPath", "ObjectPath", "as_path", "disk_path", "each_of", "is_bucke
 
 # A `Path` makes one slash of two.
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}(?!/)(.*)", re.DOTALL)
+_OTHER = re.compile(rf"(?!({'|'.join(SCHEMES)}):)([A-Za-z][A-Za-z0-9+.-]+:)/.*", re.DOTALL)  # not a drive, `C:/`
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -220,22 +222,36 @@ def as_path(name: str | AnyPath) -> AnyPath:
     """Returns the place that a name means: in a bucket if it begins with `s3://`, `gs://` or `hf://`, or else on disk.
 
     Raises:
-        UsageError: such an address is none.
+        UsageError: such an address is none, or of another scheme.
     """
     if isinstance(name, ObjectPath):
         return name
-    return ObjectPath.parse(str(name)) if is_bucket(name) else Path(name)
+    return ObjectPath.parse(str(name)) if is_bucket(name) else _on_disk(name)
 
 
 def disk_path(name: str | Path) -> Path:
     """Returns the path of what is written to a disk alone.
 
     Raises:
-        UsageError: it is a place in a bucket, of which a path would make a folder `s3:`.
+        UsageError: it is a place in a bucket, of which a path would make a folder `s3:`; or of another scheme.
     """
     if is_bucket(name):
         raise UsageError(
             f"{as_path(name)} is a place in a bucket", why="runs alone are written there", hint="a path on disk"
+        )
+    return _on_disk(name)
+
+
+def _on_disk(name: Any) -> Path:
+    """Returns the path of a name, unless that is an address of which it would make a folder such as `https:`."""
+    if not isinstance(name, str | PathLike):
+        raise UsageError(f"{type(name).__name__} names no place", hint="text or a path")
+    other = _OTHER.fullmatch(str(name))
+    if other and not Path(other[2]).is_dir():
+        raise UsageError(
+            f"no place {str(name)!r}",
+            why=f"{other[2]} is neither a bucket's scheme nor a folder",
+            hint=f"a path on disk, or {' or '.join(_EXAMPLES)}",
         )
     return Path(name)
 
