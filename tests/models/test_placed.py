@@ -121,6 +121,8 @@ def test_on_a_machine_without_a_gpu_auto_is_the_processor(tiny_folder: Folder) -
         ({"device_map": "everywhere"}, "everywhere"),
         ({"device_map": "auto", "device": "cpu"}, "`device` and `device_map`"),
         ({"device_map": "auto", "adapter": "somebody/lora"}, "`adapter` and `device_map`"),
+        ({"device_map": {}}, "no module has a place"),
+        ({"device_map": {"": "cuda:99"}}, 'no device \'cuda:99\' here; "cpu", "disk", or'),
         ({"offload_folder": "x"}, "`offload_folder` without `device_map`"),
     ],
 )

@@ -117,7 +117,12 @@ def load_model(
     }
     if dtype is not None:
         check_choice("dtype", dtype, ("float32", "bfloat16", "float16", "float64"))
-    _check_map(device_map, device, offload_folder, adapter, model)
+    if device_map is not None:
+        from traceformer.models.placed import check_map
+
+        check_map(device_map, device, adapter, model)
+    elif offload_folder is not None:
+        raise UsageError("`offload_folder` without `device_map`", why="nothing is kept on disk then")
     if like is not None:
         architecture_of({}, like)  # a misspelt family fails before anything is loaded
         loaded = load_model(model, tokenizer, adapter=adapter, revision=revision, **settings)
@@ -228,31 +233,6 @@ def load_model(
         weights_digest(made),
         adapter=adapted,
     )
-
-
-_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-def _check_map(
-    device_map: str | Mapping[str, int | str] | None,
-    device: str | None,
-    offload_folder: str | Path | None,
-    adapter: str | Path | None,
-    model: Any,
-) -> None:
-    """Refuses what a map of devices cannot be given with."""
-    if device_map is None:
-        if offload_folder is not None:
-            raise UsageError("`offload_folder` without `device_map`", why="nothing is kept on disk then")
-        return
-    if isinstance(device_map, str):
-        check_choice("device_map", device_map, _MAPS)
-    if device is not None:
-        raise UsageError("`device` and `device_map`", why="a model is on one device, or on those of the map")
-    if adapter is not None:
-        raise UsageError("`adapter` and `device_map`", why="PEFT would have to place its own layers, too")
-    if isinstance(model, str) and model.startswith("nanochat:"):
-        raise UsageError("`device_map` of a nanochat checkpoint", why="it is read whole")
 
 
 def _refuse_missing_path(name: str, what: str) -> None:

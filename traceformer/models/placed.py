@@ -6,15 +6,44 @@ around it, knows where it is.
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from traceformer.errors import Unsupported
+from traceformer.errors import Unsupported, UsageError, check_choice
 from traceformer.shapes import Shaped
 
-__all__ = ["Weights", "devices_of", "elsewhere", "input_device", "onloaded", "refuse_elsewhere"]
+__all__ = ["Weights", "check_map", "devices_of", "elsewhere", "input_device", "onloaded", "refuse_elsewhere"]
+
+
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def check_map(
+    device_map: str | Mapping[str, int | str], device: str | None, adapter: str | Path | None, model: Any
+) -> None:
+    """Makes sure that a model can be spread over devices in this way.
+
+    Raises:
+        UsageError: no such way, a device that is not here, or something that no map can be given with.
+    """
+    if isinstance(device_map, str):
+        check_choice("device_map", device_map, _MAPS)
+    elif not device_map:
+        raise UsageError("`device_map={}`", why="no module has a place", hint='{"": "cpu"}, or "auto"')
+    else:
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        missing = [place for place in device_map.values() if not there.get(str(place).split(":")[0], True)]
+        if missing:
+            raise UsageError(f"no device {missing[0]!r} here", hint='"cpu", "disk", or `device_map="auto"`')
+    if device is not None:
+        raise UsageError("`device` and `device_map`", why="a model is on one device, or on those of the map")
+    if adapter is not None:
+        raise UsageError("`adapter` and `device_map`", why="PEFT would have to place its own layers, too")
+    if isinstance(model, str) and model.startswith("nanochat:"):
+        raise UsageError("`device_map` of a nanochat checkpoint", why="it is read whole")
 
 
 def input_device(model: nn.Module) -> torch.device:
