@@ -199,6 +199,8 @@ def test_processes_that_share_a_run_by_number_make_the_one_that_one_makes(load: 
 def test_what_cannot_be_made_anew_is_refused(load: Load, byte: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no patterns are recorded"):
         record(byte, TEXTS, "resid", patterns="recipe")
+    with pytest.raises(UsageError, match="but the largest keys of each query; one of it and `store_topk`"):
+        record(byte, TEXTS, "attn", patterns="recipe", store_topk=3)
     with pytest.raises(UsageError, match="attn_codec"):
         record(byte, TEXTS, "attn", patterns="recipe", attn_codec="sqrt8")
     with pytest.raises(UsageError, match="a stream"):

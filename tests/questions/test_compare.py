@@ -383,6 +383,9 @@ def test_what_cannot_be_compared_is_refused_in_words(byte: LoadedModel, run: Run
         "two holds dec.resid_mid; record",
     ):
         compare(one, only, site="resid_post")
+    for site in ("attn_pattern", "dec.attn_pattern", "dec.self.attn_pattern"):
+        with pytest.raises(NotRecorded, match=r'compared head by head, as `parts="heads"`.*; one of dec.resid_post'):
+            compare(one, one, site=site)
     with pytest.raises(SelectionError, match="did you mean 'resid_mid'"):
         compare(one, only, site="resid_midd")
     wide = {**B, "logits": drawn(4, "logits", width=9)}

@@ -27,6 +27,7 @@ from traceformer.capture.proofs.tested import tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import AttentionCall, Span
 from traceformer.capture.tokenizing import Rows
+from traceformer.capture.topk import KeepingTopK
 from traceformer.errors import UsageError
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Bool
@@ -49,10 +50,11 @@ def by_recipe(plan: Plan, model: LoadedModel, rows: Rows) -> Plan:
         Unsupported: they follow no recipe that is known.
     """
     if not _patterns(plan):
+        largest = any(isinstance(each, KeepingTopK) for each in plan.derived)
         raise UsageError(
             'nothing to do for `patterns="recipe"`',
-            why="no patterns are recorded",
-            hint='`capture="attn"` records them',
+            why=f"no patterns are recorded{', but the largest keys of each query' if largest else ''}",
+            hint="one of it and `store_topk`" if largest else '`capture="attn"` records them',
         )
     if rows.given is not None:
         raise refused("of a processor's batch", "which keys are seen there may depend on the batch")

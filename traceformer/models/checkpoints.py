@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from traceformer.errors import NotFound, UsageError
+from traceformer.errors import NotFound, UsageError, check_whole
 
 if TYPE_CHECKING:
     from traceformer.models.loaded import LoadedModel
@@ -71,12 +71,23 @@ def find_checkpoints(of: AskedCheckpoints, model: str | None = None) -> tuple[Ch
         UsageError: a name does not tell its step, or two are of one step.
     """
     if isinstance(of, Mapping):
+        for step, name in of.items():
+            check_whole("step", step, 0)
+            _check_name(name)
         return _in_order([_checkpoint(step, name, model) for step, name in of.items()])
     if isinstance(of, str | Path):
         if model is None:
             return _of_nanochat(of) if _is_nanochat(of) else _in_folder(Path(of))
         of = [of]
+    for name in of:
+        _check_name(name)
     return _in_order([_checkpoint(_step_of(str(name)), name, model) for name in of])
+
+
+def _check_name(name: Any) -> None:
+    """Makes sure that a checkpoint is named, and not given in another way, such as the model itself."""
+    if not isinstance(name, str | Path):
+        raise UsageError(f"{type(name).__name__} names no checkpoint", hint="its folder, or the name of a revision")
 
 
 def _checkpoint(step: int, name: str | Path, model: str | None) -> Checkpoint:
@@ -99,7 +110,7 @@ def _step_of(name: str) -> int:
     found = named if len(named) == 1 else numbers
     if len(found) != 1:
         why = "it has several numbers" if found else "it has no number"
-        hint = f"say it: checkpoints={{STEP: {name!r}, ...}}"
+        hint = f"a name with its step, or in Python {{STEP: {name!r}, ...}}"
         raise UsageError(f"of which step is {last!r}?", why=why, hint=hint)
     return int(found[0])
 

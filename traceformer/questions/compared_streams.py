@@ -190,7 +190,7 @@ def _site(first: Run, second: Run, texts: CommonTexts, site: str | None) -> Arra
     if site is None:
         found = next((key for name in _SITES for key in both if key.site == name), both[0] if both else None)
     elif "." in site:
-        found = next((key for key in both if key == ArrayKey.parse(site)), None)
+        found = next((key for key in both if str(key) == site), None)
     else:
         (name, *_) = expand_sites((site,))
         found = next((key for key in both if key.site == name), None)
@@ -199,7 +199,7 @@ def _site(first: Run, second: Run, texts: CommonTexts, site: str | None) -> Arra
     held = [f"{name} holds {' '.join(map(str, own)) or 'none'}" for name, own in zip(texts.names, rows, strict=True)]
     what = "no activations that both runs hold" if site is None else f"{site} is no activation that both runs hold"
     if site is not None and site.rpartition(".")[2] in ("attn", "attn_pattern", "attn_scores"):
-        held.insert(0, "attention is compared head by head, as the part `heads`; streams have a row for each token")
+        held.insert(0, 'attention is compared head by head, as `parts="heads"`; streams have a row for each token')
     common = (
         f"one of {' '.join(map(str, both))}, which both hold" if both else 'record both with `capture="resid_post"`'
     )
