@@ -387,6 +387,9 @@ def as_head(named: Any) -> tuple[int, int]:
 def _by_stack(numbers: Numbers | Mapping[Stack, Numbers]) -> dict[Stack, tuple[int, ...] | None]:
     if isinstance(numbers, Mapping):
         of_stack = cast("Mapping[Stack, Numbers]", numbers)
+        for stack in of_stack:
+            if stack not in ("enc", "dec"):
+                raise SelectionError(f"no stack {stack!r}", hint='"enc" or "dec"')
         return {stack: as_indices(own) for stack, own in of_stack.items()}
     both: tuple[Stack, ...] = ("enc", "dec")
     return dict.fromkeys(both, as_indices(numbers))
@@ -446,7 +449,10 @@ class Selection:
         """
         if isinstance(capture, Selection):
             return capture
-        names = [capture] if isinstance(capture, str) else list(capture)
+        several: Any = capture
+        names: list[Any] = [several] if isinstance(several, str) or not isinstance(several, Iterable) else [*several]
+        if not all(isinstance(name, str) for name in names):
+            raise SelectionError(f"`capture={capture!r}`", hint='names of sites or groups, such as "attn resid"')
         sites = tuple(name for text in names for name in re.split(r"[,\s]+", text) if name)
         selection = cls(sites, _by_stack(layers), _by_stack(heads), as_indices(hidden_layers), tuple(derived))
         _ = selection.sites  # a misspelt one fails here, before a model is loaded

@@ -18,6 +18,11 @@ VECTOR = np.ones(256, np.float32)
 TRAIT = tf.Direction("x", {1: VECTOR})
 Ask = Callable[[LoadedModel, Run], Any]
 
+
+def measured(run: Run) -> Any:
+    return tf.heads(run)
+
+
 WRONG: dict[str, tuple[Ask, str]] = {
     "a layer that is no whole number": (lambda m, r: tf.edits.zero("z", 1.5), "1.5 names no numbers"),
     "layers that are none": (lambda m, r: tf.record(m, ["a"], layers=[1.5]), "names no numbers"),
@@ -50,6 +55,66 @@ WRONG: dict[str, tuple[Ask, str]] = {
     "draws": (lambda m, r: tf.ablate(m, ["ab"], draws=0.5), "`draws=0.5`"),
     "an axis": (lambda m, r: tf.patch(m, **PAIR, over=3), "`over=3`; a list"),
     "pairs": (lambda m, r: tf.patch(m, pairs=3), "`pairs=3`; "),
+    "a run in the place of its heads": (
+        lambda m, r: tf.cluster(r),
+        "Run where metrics of heads are wanted; what heads",
+    ),
+    "runs by name in their place": (lambda m, r: tf.cluster({"a": r}), "Run where metrics of heads are wanted"),
+    "a table's frame": (lambda m, r: tf.cluster(measured(r).to_frame()), "DataFrame where metrics of heads are wanted"),
+    "no table at all": (lambda m, r: tf.cluster([]), "nothing where metrics of heads are wanted"),
+    "a table's name": (lambda m, r: tf.cluster({1: measured(r)}), "a table is called 1"),
+    "words for how many clusters": (lambda m, r: tf.cluster(measured(r), k=["x"]), "`k='x'`; a whole number"),
+    "no number of clusters": (lambda m, r: tf.cluster(measured(r), k=[]), "`k=.*; a whole number, or several"),
+    "no way to cluster": (lambda m, r: tf.cluster(measured(r), method="x"), "no method 'x'; ward or kmeans or gmm"),
+    "no chart": (lambda m, r: tf.figures.clusters(tf.cluster(measured(r)), "x"), "no chart 'x'; scores or "),
+    "a chart's place": (lambda m, r: tf.figures.clusters(tf.cluster(measured(r)), ax=3), "int where an Axes is wanted"),
+    "a picture's place": (lambda m, r: tf.figures.heads(measured(r), figure=3), "int where a FigureBase is wanted"),
+    "a table's file": (lambda m, r: measured(r).write(3), "`path=3`; text or a path"),
+    "a run in the place of its model": (
+        lambda m, r: tf.lens(r, 0, model=r),
+        "Run where a LoadedModel is wanted; a folder",
+    ),
+    "no model of a fit": (lambda m, r: tf.fit_lens(r, model=3), "int where a LoadedModel is wanted; a folder"),
+    "no model of an attribution": (lambda m, r: tf.attribute(r, 0, model=3), "int where a LoadedModel is wanted"),
+    "no words of a lens": (lambda m, r: tf.lens(r, 0, top_k=0), "`top_k=0`; a whole number, 1 or more"),
+    "effects that are none": (lambda m, r: tf.roles(m, ["abab"], ablation=3), "int where an Effects is wanted"),
+    "no direction to project on": (lambda m, r: tf.project(r, 3), "int is no direction"),
+    "a layer of paths": (lambda m, r: tf.paths(r, 0, layer="x"), "`layer='x'`; a whole number, or \"all\""),
+    "paths of words": (lambda m, r: tf.paths(r, 0, top_beam="2"), "`top_beam='2'`; a whole number, 1 or more"),
+    "a weight of words": (lambda m, r: tf.paths(r, 0, min_attn="x"), "`min_attn='x'`; a finite number"),
+    "a norm of lengths": (lambda m, r: tf.paths(r, 0, length_norm=3), "no length norm 3; none, avg_logprob"),
+    "no texts to measure on": (lambda m, r: tf.heads(m, 3), "`texts`: int; a list of texts"),
+    "no prompt": (lambda m, r: tf.generate(m, 3), "`prompts`: int; text"),
+    "nothing to capture": (lambda m, r: tf.record(m, ["a"], 3), "`capture=3`; names of sites or groups"),
+    "heads of no stack": (lambda m, r: tf.record(m, ["a"], heads={"a": 1}), 'no stack \'a\'; "enc" or "dec"'),
+    "a batch of words": (
+        lambda m, r: tf.record(m, ["a"], batch_tokens="x"),
+        "`batch_tokens='x'`; a whole number, 1 or",
+    ),
+    "a model for its checkpoint": (
+        lambda m, r: tf.record_checkpoints({1: m}, ["a"], out="x"),
+        "LoadedModel names no checkpoint; its folder",
+    ),
+    "a checkpoint's step": (
+        lambda m, r: tf.record_checkpoints({"x": "y"}, ["a"], out="x"),
+        "`step='x'`; a whole number",
+    ),
+    "a run to open": (lambda m, r: tf.open_run(r), "Run names no place; text or a path"),
+    "nothing to view": (lambda m, r: tf.view(3), "int where a Run is wanted; what open_run"),
+    "several things to view": (lambda m, r: tf.view([r, 3]), "int where a Run is wanted"),
+    "nothing to export": (lambda m, r: tf.export(3, "pt", "x"), "int where a Run is wanted"),
+    "no page of a run": (lambda m, r: tf.export_html(3, "x.html"), "int where a Run is wanted"),
+    "a negative seed of an order": (
+        lambda m, r: r.stream("resid_post", 1, shuffle=True, seed=-1),
+        "`seed=-1`; a whole number, 0 or more",
+    ),
+    "one position for several": (lambda m, r: r.rows(0, "resid_post", 3, 1), "`positions=3`; several whole numbers"),
+    "a mask of positions": (lambda m, r: r.rows(0, "resid_post", [True], 1), "several whole numbers, such as"),
+    "a grid of positions": (lambda m, r: r.rows(0, "resid_post", np.ones((1, 2), int), 1), "several whole numbers"),
+    "one query for several": (lambda m, r: r.attn(0, 1, 0, queries=3), "`queries=3`; a slice, such as"),
+    "queries in a list": (lambda m, r: r.attn(0, 1, 0, queries=[1]), r"`queries=\[1\]`; a slice"),
+    "queries that do not move": (lambda m, r: r.attn(0, 1, 0, queries=slice(0, 2, 0)), "a slice, such as"),
+    "a run's folder": (lambda m, r: r.save(3), "`path=3`; text or a path"),
     "measured heads": (lambda m, r: tf.circuits(m, measured=3), "int where a HeadMetrics is wanted; what heads gave"),
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +10,11 @@ import numpy as np
 from traceformer.analysis.clusters import Clusterings, cluster_shares
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.analysis.methods import ClusterMethod
+from traceformer.arguments import checked
 from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float64, Int64
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 __all__ = ["HeadClusters", "distribution"]
@@ -128,7 +128,8 @@ class HeadClusters:
             }
         return shown
 
-    def write(self, path: "str | Path") -> None:
+    @checked
+    def write(self, path: str | Path) -> None:
         """Writes the rows of `to_frame` as CSV."""
         present(self, "csv", path)
 

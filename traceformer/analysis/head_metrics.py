@@ -3,18 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from traceformer.analysis.conventions import ConventionName
+from traceformer.arguments import checked
 from traceformer.errors import NotFound, NotRecorded, SelectionError
 from traceformer.presentation import in_notebook, plain, present
 from traceformer.shapes import Float64
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 __all__ = ["HeadMetrics", "HeadName", "Measured", "join_heads"]
@@ -117,7 +117,7 @@ class HeadMetrics:
         """
         if metric in self.values:
             return metric
-        alike = [name for name in self.values if re.fullmatch(re.escape(metric) + r"_\d[\d.e+-]*", name)]
+        alike = [name for name in self.values if re.fullmatch(re.escape(str(metric)) + r"_\d[\d.e+-]*", name)]
         if len(alike) > 1:
             raise SelectionError(f"which {metric} of {self.about.source}?", hint=" or ".join(alike))
         if not alike:
@@ -152,6 +152,8 @@ class HeadMetrics:
             SelectionError: there are several.
         """
         names = [self.column(metric) for metric in metrics]
+        if not names:
+            raise NotRecorded(f"no metric of {self.about.source} is named", hint=f"some of {', '.join(self.values)}")
         features = np.stack([self.values[name] for name in names], axis=1)
         missing = ~np.isfinite(features)
         if missing.any():
@@ -194,7 +196,8 @@ class HeadMetrics:
             },
         }
 
-    def write(self, path: "str | Path") -> None:
+    @checked
+    def write(self, path: str | Path) -> None:
         """Writes the table as CSV; `traceformer.cluster` reads it."""
         present(self, "csv", path)
 

@@ -11,6 +11,7 @@ A plan is a pure function of lengths and bounds: never of time, nor of where a r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from traceformer.capture.sharing import Lengths
@@ -68,6 +69,8 @@ class Batching:
         if batch_tokens == "auto":
             width = max(dims.d_model for dims in model.dims.stacks.values())
             return cls(tokens=max(auto_tokens(input_device(model.model).type, width), longest))
+        if not isinstance(batch_tokens, Integral):
+            raise UsageError(f"`batch_tokens={batch_tokens!r}`", hint='a whole number, 1 or more, or "auto"')
         if batch_tokens < longest:
             raise UsageError(
                 f"`batch_tokens={batch_tokens}`, and the longest text has {longest} tokens",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from traceformer.analysis.clusters import principal_map
 from traceformer.analysis.head_clusters import HeadClusters
-from traceformer.errors import check_is
+from traceformer.errors import check_choice, check_is
 from traceformer.figures.shown import inline
 from traceformer.figures.style import category, charts, headed, ink, quiet, styled, titled
 from traceformer.shapes import Float
@@ -40,6 +40,7 @@ def clusters_figure(clusters: HeadClusters, chart: ClusterChart = "map", *, ax: 
         UsageError: distributions of several metrics, for one `ax`.
     """
     check_is(clusters, HeadClusters, "what cluster gave")
+    check_choice("chart", chart, _CHARTS)
     return _CHARTS[chart](clusters, ax)
 
 

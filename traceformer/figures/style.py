@@ -13,10 +13,10 @@ from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.image import AxesImage
 
-from traceformer.errors import UsageError, check_choice
+from traceformer.errors import UsageError, check_choice, check_is
 from traceformer.texts.shown import label
 
 __all__ = [
@@ -170,6 +170,7 @@ def placed(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     if ax is None:
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
+    check_is(ax, Axes, "axes of matplotlib, such as Figure.add_subplot gives")
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure, ax
@@ -196,6 +197,7 @@ def sheet(figure: Figure | SubFigure | None, width: float, height: float) -> tup
     """Returns the figure, and what of it to draw in: that given, or a new one of that size in inches."""
     if figure is None:
         figure = Figure(figsize=(width, height), layout="constrained")
+    check_is(figure, FigureBase, "a figure of matplotlib, or a part of one")
     root = figure.get_figure(root=True)
     assert root is not None
     return root, figure

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from traceformer.errors import NotFound, Unreadable, UsageError
+from traceformer.errors import NotFound, Unreadable, UsageError, check_is
 from traceformer.formats.gemma_pt import read as read_pt
 from traceformer.formats.gemma_pt import write as write_pt
 from traceformer.formats.nanochat_json import read as read_json
@@ -123,6 +123,7 @@ def export(
         RunExists: a file is in the way.
         OutOfSpace: the disk is full.
     """
+    check_is(run, Run, "what open_run or record gave")
     write = named(format).write
     given = {"layout": layout is not None, "layers": layers is not None, "steps": steps, "lossless": lossless}
     for option in given:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from traceformer.analysis.clusters import cluster_heads
 from traceformer.analysis.head_clusters import HeadClusters
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.analysis.methods import ClusterMethod
-from traceformer.errors import UsageError
+from traceformer.errors import UsageError, check_choice, check_whole
 from traceformer.formats.results.head_tables import read_heads
 
 __all__ = ["cluster"]
@@ -48,25 +48,61 @@ def cluster(
         UsageError: too few heads for some k; or tables whose numbers mean different things, or may, since only some of
             them say in which convention they are; or which differ in model and texts, so that either may be why.
     """
+    check_choice("method", method, get_args(ClusterMethod))
     named = {label: _read(table, attention) for label, table in _labelled(tables).items()}
     _check_alike(named)
-    names = _features(features, named)
+    names = _features([features] if isinstance(features, str) else features, named)
     values = np.concatenate([each.features(names) for each in named.values()])
-    ks = range(2, max(2, min(_LARGEST_K, len(values) - 1)) + 1) if k is None else (k,) if isinstance(k, int) else k
+    ks = range(2, max(2, min(_LARGEST_K, len(values) - 1)) + 1) if k is None else _numbers(k)
     return HeadClusters(named, cluster_heads(values, names, method=method, ks=ks), method)
 
 
-def _labelled(tables: Table | Sequence[Table] | Mapping[str, Table]) -> Mapping[str, Table]:
+def _numbers(k: Any) -> list[int]:
+    """Returns the numbers of clusters that are meant.
+
+    Raises:
+        UsageError: there is none, or one is no whole number.
+    """
+    numbers = [*k] if isinstance(k, Iterable) else [k]
+    if not numbers:
+        raise UsageError("`k=[]`", hint="a whole number, or several")
+    for number in numbers:
+        check_whole("k", number)
+    return [int(number) for number in numbers]
+
+
+def _labelled(tables: Any) -> Mapping[str, Table]:
     """What each table is called: as it is said, or as its file is called without its ending, where these differ."""
+    several = _several(tables)
     if isinstance(tables, Mapping):
-        return tables
-    several = [tables] if isinstance(tables, HeadMetrics | str | Path) else list(tables)
+        named: Mapping[Any, Table] = tables
+        if unnamed := [name for name in named if not isinstance(name, str)]:
+            raise UsageError(f"a table is called {unnamed[0]!r}", hint='names are text: {"dense": ..., "sparse": ...}')
+        return named
     long = [table.about.source if isinstance(table, HeadMetrics) else str(table) for table in several]
     short = [Path(name).stem for name in long]
     labels = short if len(set(short)) == len(short) else long
     if len(set(labels)) < len(labels):
         raise UsageError("several tables have the same name", hint='name them: {"dense": ..., "sparse": ...}')
     return dict(zip(labels, several, strict=True))
+
+
+def _several(tables: Any) -> list[Table]:
+    """Returns the tables themselves.
+
+    Raises:
+        UsageError: there is none, or one is something else, such as a run.
+    """
+    several: list[Any] = [tables]
+    if isinstance(tables, Mapping):
+        several = [*tables.values()]
+    elif isinstance(tables, Iterable) and not isinstance(tables, str) and not hasattr(tables, "keys"):
+        several = [*tables]  # but of a frame of pandas, which has keys: it would give its columns' names
+    others = [type(table).__name__ for table in several if not isinstance(table, HeadMetrics | str | Path)]
+    if others or not several:
+        what = others[0] if others else "nothing"
+        raise UsageError(f"{what} where metrics of heads are wanted", hint="what heads gave, or the CSV file of it")
+    return several
 
 
 def _read(table: Table, attention: str | None) -> HeadMetrics:

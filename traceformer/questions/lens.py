@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from traceformer.analysis.lens import Compared, Lens, LensRows, normed, read_out
-from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError
+from traceformer.errors import NotRecorded, SelectionError, Unsupported, UsageError, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout
 from traceformer.progress import OnStep, quiet, steps_watched
@@ -90,6 +90,7 @@ def lens(
         return recorded_lens(run, example, layers=layers, positions=positions, top=top_k, model=model)
     readout = open_readout_of(run, model)
     top = _TOP if top_k is None else top_k
+    check_whole("top_k", top, 1)
     with steps_watched("reading out", progress) as told:
         return run_lens(
             run,

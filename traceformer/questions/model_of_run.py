@@ -3,23 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unreadable, Unsupported
+from traceformer.errors import ConfigurationChanged, NotFound, NotRecorded, Unreadable, Unsupported, check_is
 from traceformer.models.block_weights import BlockWeights, block_weights_of, open_block_weights
 from traceformer.models.family import Architecture
 from traceformer.models.head_weights import HeadWeights, head_weights_of, open_head_weights
+from traceformer.models.loaded import LoadedModel
 from traceformer.models.readout import Readout, open_readout, readout_of
 from traceformer.models.weights import ADAPTER_CONFIG, adapter_digest, files_digest, find_model_folder, read_config
 from traceformer.store.run import Run
 
-if TYPE_CHECKING:
-    from traceformer.models.loaded import LoadedModel
-
 __all__ = ["load_model_of", "open_block_weights_of", "open_head_weights_of", "open_readout_of"]
 
 
-def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> Readout:
+def open_readout_of(run: Run, model: str | Path | LoadedModel | None = None) -> Readout:
     """Returns the final norm and unembedding of a run's model, read from its folder without torch.
 
     Args:
@@ -41,7 +38,7 @@ def open_readout_of(run: Run, model: "str | Path | LoadedModel | None" = None) -
     return open_readout(folder, read_config(folder), _row_of(run))
 
 
-def open_block_weights_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> BlockWeights:
+def open_block_weights_of(run: Run, model: str | Path | LoadedModel | None = None) -> BlockWeights:
     """Returns what the attentions of a run's model write with, read from its folder without torch.
 
     Arguments and errors as of `open_readout_of`; but an adapter changes them, and only a model at hand has it.
@@ -53,14 +50,15 @@ def open_block_weights_of(run: Run, model: "str | Path | LoadedModel | None" = N
     return open_block_weights(folder, read_config(folder), _row_of(run))
 
 
-def _at_hand(run: Run, model: "LoadedModel") -> "LoadedModel":
+def _at_hand(run: Run, model: LoadedModel) -> LoadedModel:
     """The model itself, built as it was recorded, once it is the run's."""
+    check_is(model, LoadedModel, "a folder, a name, or what load_model gave")
     if model.digest != run.about.model_weights:
         raise _changed(model.name, "weights", model.digest, run.about.model_weights)
     return replace(model, architecture=_row_of(run) or model.architecture)
 
 
-def open_head_weights_of(run: Run, model: "str | Path | LoadedModel | None" = None) -> HeadWeights:
+def open_head_weights_of(run: Run, model: str | Path | LoadedModel | None = None) -> HeadWeights:
     """Returns the weights of the heads of a run's model, read from its folder; arguments as of `open_readout_of`.
 
     Raises:
@@ -84,7 +82,7 @@ def load_model_of(
     adapter: str | None = None,
     device: str | None = None,
     allow_pickle: bool = False,
-) -> "LoadedModel":
+) -> LoadedModel:
     """Returns a run's model, loaded, with the adapter that it had.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import product
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -80,6 +81,8 @@ def paths(
         if option not in known:
             raise UsageError(f"no option {option!r}", hint=" or ".join(get_close_matches(option, known) or known))
     chosen = PathOptions(**dict[str, Any](certify=True) | options)
+    if layer is not None and layer != "all" and (isinstance(layer, bool) or not isinstance(layer, Integral)):
+        raise UsageError(f"`layer={layer!r}`", hint='a whole number, or "all"')
     if isinstance(source, LoadedModel):
         if not isinstance(example, str):
             raise UsageError(f"{example} is no text", hint="a model reads a text, a run has examples")

@@ -12,7 +12,7 @@ from traceformer.analysis.effects import Effects
 from traceformer.analysis.head_metrics import HeadMetrics
 from traceformer.analysis.massive import MassiveActivations, MassiveTally
 from traceformer.analysis.roles import Roles, join_roles
-from traceformer.errors import NotFound, Unsupported, UsageError, check_choice
+from traceformer.errors import NotFound, Unsupported, UsageError, check_choice, check_is
 from traceformer.models.head_weights import HeadWeights, head_weights_of
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
@@ -206,6 +206,7 @@ def _by_head(
             why = f"the heads are in layers up to {max(metrics.layers)}, up to head {max(metrics.heads)}"
             raise UsageError(f"effects of {ablation.shape} heads", why=why, hint="an array over all layers and heads")
         return {(int(place[0]), int(place[1])): float(effect) for place, effect in np.ndenumerate(ablation)}
+    check_is(ablation, Effects, "what ablate gave, or an array over all layers and heads")
     names = [axis.name for axis in ablation.axes]
     if names != ["layer", "head"]:
         raise UsageError(f"effects over {' and '.join(names)}", hint='`ablate(model, texts, site="z")`, over heads')

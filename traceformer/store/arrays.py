@@ -295,7 +295,12 @@ class RunArrays:
             SelectionError: the rows are not one behind the other.
         """
         index, stored = self._index, self._layout.stored(spec)
-        rows = range(index.length(row, spec.key.stack))[slice(None) if queries is None else queries]
+        try:
+            rows = range(index.length(row, spec.key.stack))[slice(None) if queries is None else queries]
+        except (TypeError, ValueError):  # no slice, or one of words, or that does not move
+            rows = None
+        if not isinstance(rows, range):
+            raise SelectionError(f"`queries={queries!r}`", hint="a slice, such as slice(0, 10)")
         if rows.step != 1:
             raise SelectionError(f"every {rows.step}th query", hint="queries that follow each other")
         keys = index.length(row, spec.key.key_stack)

@@ -7,13 +7,14 @@ that are needed are read.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from traceformer.arguments import checked
-from traceformer.errors import NotRecorded, SelectionError, Unsupported
+from traceformer.errors import NotRecorded, SelectionError, Unsupported, check_whole
 from traceformer.presentation import in_notebook, present
 from traceformer.shapes import Float, Int64, Num
 from traceformer.sites import ArrayKey, ArraySpec, Stack
@@ -310,6 +311,10 @@ class Run:
             SelectionError: nor is that layer, or a position; or it has no row per token.
         """
         spec, length = self.spec(site), self.length(example, self.spec(site).key.token_stack)
+        if np.ndim(positions) != 1 or any(
+            isinstance(each, bool) or not isinstance(each, Integral) for each in positions
+        ):
+            raise SelectionError(f"`positions={positions!r}`", hint="several whole numbers, such as [0, 3]")
         missing = [position for position in positions if not 0 <= position < length]
         if missing or spec.site.is_per_example:
             why = f"this example has positions 0-{length - 1}" if missing else "it has a row per example"
@@ -573,7 +578,8 @@ class Run:
         time: see `training_data`, whose epoch 0 they are.
         """
         if batch_tokens < 1:
-            raise SelectionError(f"batches of {batch_tokens} tokens")
+            raise SelectionError(f"batches of {batch_tokens} tokens", hint="`batch_tokens=1`, or more")
+        check_whole("seed", seed, 0)
         if size is not None or crop != "first" or pad:
             return self.training_data(
                 site,
@@ -679,6 +685,7 @@ class Run:
         """Returns whether every file is there and as it was written: reads all of them. See `Verification`."""
         return verify_folder(self.on_disk().folder)
 
+    @checked
     def save(self, path: str | Path, *, overwrite: bool = False) -> "Run":
         """Returns this run in the folder `path`, where it is written durably: from memory, or as a copy.
 

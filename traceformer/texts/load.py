@@ -156,6 +156,8 @@ def _load_list(texts: TextList, wanted: str | None, limit: int | None, text_colu
     for name, given in (("split", wanted), ("text_column", text_column)):
         if given is not None:
             raise UsageError(f"`{name}` does not apply to a list of texts")
+    if not hasattr(texts, "__len__"):
+        raise UsageError(f"`texts`: {type(texts).__name__}", hint="a list of texts, or the name of a data set")
     if len(texts) == 0:
         raise UsageError("no text to read", why="the list is empty")
     rows = ListRows(texts)

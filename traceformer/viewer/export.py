@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceformer.errors import NotFound, TraceformerError, UsageError, check_choice
+from traceformer.errors import NotFound, TraceformerError, UsageError, check_choice, check_is
 from traceformer.formats.whole import appearing_whole, refuse_to_replace
 from traceformer.presentation import framed, notebook
 from traceformer.progress import OnStep, steps_watched
@@ -58,6 +58,7 @@ def export_html(
         RunExists: something is at `path`, and `overwrite` is False.
         NotFound: the viewer's pages were not built when the package was installed.
     """
+    check_is(run, Run, "what open_run or record gave")
     path = disk_path(path)
     refuse_to_replace(path, overwrite=overwrite)
     with steps_watched("exporting", progress) as told:

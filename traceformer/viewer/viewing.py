@@ -1,11 +1,12 @@
 """`tf.view`: runs in the browser."""
 
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
-from traceformer.errors import NotFound
+from traceformer.errors import NotFound, check_is
 from traceformer.store.folders import find_runs
 from traceformer.store.names import TRACES
 from traceformer.store.objects.path import AnyPath, ObjectPath, as_path
@@ -59,4 +60,8 @@ def _library(shown: Run | Sequence[Run] | str | AnyPath | None) -> Library:
         if shown.folder is not None and not shown.finished:  # by its folder it is followed
             return Library.at(shown.folder)
         return Library.of(shown)
-    return Library.of(*shown)
+    several: Any = shown
+    runs = [*several] if isinstance(several, Iterable) else [several]
+    for run in runs:
+        check_is(run, Run, "what open_run or record gave, several of them, or a folder")
+    return Library.of(*runs)

@@ -45,7 +45,7 @@ class LengthNorm:
         named = {"none": 0.0, "avg_logprob": 1.0, "sqrt": 0.5}
         if text in named:
             return cls(named[text])
-        if re.fullmatch(r"pow:[+-]?(\d+\.?\d*|\.\d+)", text):
+        if re.fullmatch(r"pow:[+-]?(\d+\.?\d*|\.\d+)", str(text)):
             return cls(float(text.removeprefix("pow:")))
         raise UsageError(f"no length norm {text!r}", hint="none, avg_logprob, sqrt, or pow:0.7")
 

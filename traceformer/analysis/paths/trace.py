@@ -19,7 +19,7 @@ from traceformer.analysis.paths.flow import RESIDUAL_SHARE, exclude, max_flow, r
 from traceformer.analysis.paths.graph import Graph, Kind
 from traceformer.analysis.paths.result import Certificate, Paths, format_path
 from traceformer.analysis.paths.sankey import BeamPath, beams_to_sankey
-from traceformer.errors import Unsupported, UsageError
+from traceformer.errors import Unsupported, UsageError, check_number, check_whole
 from traceformer.shapes import Bool, Float32, Int
 
 __all__ = ["EdgeWeights", "PathOptions", "TokenRow", "search_paths", "searchable", "trace_paths"]
@@ -53,9 +53,8 @@ class PathOptions:
 
     def __post_init__(self) -> None:
         for name in ("top_beam", "top_k"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
+            check_whole(name, getattr(self, name), 1)
+        check_number("min_attn", self.min_attn)
         if not 0 <= self.min_attn <= 1:
             raise UsageError(f"min_attn must lie between 0 and 1, not {self.min_attn}")
         if isinstance(self.agg_heads, str) and self.agg_heads not in ("mean", "max", "none"):

@@ -23,6 +23,7 @@ from traceformer.capture.generation.prompts import Prompts
 from traceformer.capture.generation.sampling import Sampling
 from traceformer.capture.workers.driving import record_on
 from traceformer.capture.workers.engine import Engine, Ray, as_engine, check_apart
+from traceformer.errors import UsageError
 from traceformer.models.load import as_loaded, load_model
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import Counting, OnProgress, quiet, watched
@@ -167,7 +168,11 @@ def _set_of(prompts: str | Path | PromptSet | Sequence[str | Sequence[Message]])
         return prompts
     if isinstance(prompts, str):
         return one_prompt(prompts)
-    return load_prompts(prompts) if isinstance(prompts, Path) else listed_prompts(prompts)
+    if isinstance(prompts, Path):
+        return load_prompts(prompts)
+    if not hasattr(prompts, "__len__"):
+        raise UsageError(f"`prompts`: {type(prompts).__name__}", hint="text, a list of texts, or the path of a file")
+    return listed_prompts(prompts)
 
 
 def answer(

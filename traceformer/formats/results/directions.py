@@ -11,6 +11,7 @@ import re
 import tokenize
 import warnings
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,10 @@ def read_all_directions(given: Sequence[Direction | str | Path]) -> dict[str, Di
         NotFound, Unreadable: as `read_direction` raises them.
         UsageError: one is given twice.
     """
+    asked: Sequence[Any] = given
+    for own in asked:
+        if not isinstance(own, Direction | str | PathLike):
+            raise UsageError(f"{type(own).__name__} is no direction", hint="what fit_direction gave, or its file")
     read = [own if isinstance(own, Direction) else read_direction(Path(own)) for own in given]
     names = [own.name for own in read]
     named: dict[str, Direction] = {}
