@@ -100,9 +100,9 @@ def test_who_wants_patterns_is_told_what_there_is(load: Load) -> None:
     with pytest.raises(NotRecorded, match="attn_pattern was not recorded") as refused:
         found.attn(0)
     assert "attn_topk" in (refused.value.hint or "")
-    with pytest.raises(NotRecorded, match="no attention patterns"):
+    with pytest.raises(NotRecorded, match=r"no attention patterns; it holds dec.self.attn_topk .*; record it with"):
         heads(found)
-    with pytest.raises(NotRecorded, match="nothing to take statistics of"):
+    with pytest.raises(NotRecorded, match=r'nothing to take statistics of; .*; record it with `capture="attn resid"`'):
         statistics(found)
 
 

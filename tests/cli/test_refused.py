@@ -78,6 +78,7 @@ def test_a_vector_of_another_width_is_refused_before_a_folder_is_begun(terminal:
         ("export run --output gs://bucket/files", "on disk, and this is a place in a bucket"),
         ("ablate byte demo --out_dir s3://bucket/effects", "on disk, and this is a place in a bucket"),
         ("extract --model byte --dataset demo --out_dir s3://", "no place in a bucket: 's3://'"),
+        ("extract --model byte --dataset demo --out_dir gcs://b/x", "gcs: is neither a bucket's scheme nor a folder"),
     ],
 )
 def test_no_folder_is_made_of_what_means_a_bucket(line: str, why: str, terminal: Terminal) -> None:

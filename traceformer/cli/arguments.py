@@ -36,7 +36,12 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
     if ":/" in tokens[0].value:
         from traceformer.store.objects.path import as_path
 
-        as_path(tokens[0].value)  # refuses what is no place in a bucket: a path would make a folder `s3:` of `s3://`
+        try:
+            as_path(
+                tokens[0].value
+            )  # refuses what is no place in a bucket: a path would make a folder `s3:` of `s3://`
+        except UsageError as error:
+            raise ValueError(str(error)) from error  # of another error only its message would be told
     return Path(tokens[0].value)
 
 

@@ -85,9 +85,9 @@ def _patterns(store: Run) -> list[ArraySpec]:
     if not specs and store.about.why_no_patterns is not None:
         raise NotRecorded("this run holds no attention patterns", why=store.about.why_no_patterns)
     if not specs and not any(spec.key.site == "head_metrics" for spec in store.layout.arrays):
-        raise NotRecorded(
-            "this run holds no attention patterns", hint='record it with `capture="attn"` or `capture="heads"`'
-        )
+        why = f"it holds {' '.join(str(spec.key) for spec in store.layout.arrays)}"
+        hint = 'record it with `capture="attn"` or `capture="heads"`'
+        raise NotRecorded("this run holds no attention patterns", why=why, hint=hint)
     return specs
 
 

@@ -89,7 +89,8 @@ def statistics(
     specs = [spec for spec in store.layout.arrays if not spec.site.holds_ids and not spec.site.is_of_patterns]
     if not specs:
         names = " ".join(str(spec.key) for spec in store.layout.arrays)
-        raise NotRecorded("there is nothing to take statistics of", why=f"this run holds {names}")
+        hint = 'record it with `capture="attn resid"`'
+        raise NotRecorded("there is nothing to take statistics of", why=f"this run holds {names}", hint=hint)
     left_out: tuple[str, ...] = ()
     if rules.sparse_value is None:
         left_out = tuple(str(spec.key) for spec in specs if spec.key.site != "attn_pattern")

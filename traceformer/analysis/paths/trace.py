@@ -56,7 +56,7 @@ class PathOptions:
             check_whole(name, getattr(self, name), 1)
         check_number("min_attn", self.min_attn)
         if not 0 <= self.min_attn <= 1:
-            raise UsageError(f"min_attn must lie between 0 and 1, not {self.min_attn}")
+            raise UsageError(f"`min_attn={self.min_attn}`", hint="a number from 0 to 1")
         if isinstance(self.agg_heads, str) and self.agg_heads not in ("mean", "max", "none"):
             raise UsageError(f"no way to combine heads {self.agg_heads!r}", hint="mean, max, none, or a head's number")
         for name, choices in (("search", ("beam", "exact")), ("weighting", tuple(RESIDUAL_SHARE))):
