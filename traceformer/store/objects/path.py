@@ -239,19 +239,17 @@ def disk_path(name: str | Path) -> Path:
         raise UsageError(
             f"{as_path(name)} is a place in a bucket", why="runs alone are written there", hint="a path on disk"
         )
-    return _on_disk(name)
+    return _on_disk(name, "a path on disk")
 
 
-def _on_disk(name: Any) -> Path:
+def _on_disk(name: Any, hint: str = f"a path on disk, or {' or '.join(_EXAMPLES)}") -> Path:
     """Returns the path of a name, unless that is an address of which it would make a folder such as `https:`."""
     if not isinstance(name, str | PathLike):
         raise UsageError(f"{type(name).__name__} names no place", hint="text or a path")
     other = _OTHER.fullmatch(str(name))
     if other and not Path(other[2]).is_dir():
         raise UsageError(
-            f"no place {str(name)!r}",
-            why=f"{other[2]} is neither a bucket's scheme nor a folder",
-            hint=f"a path on disk, or {' or '.join(_EXAMPLES)}",
+            f"no place {str(name)!r}", why=f"{other[2]} is neither a bucket's scheme nor a folder", hint=hint
         )
     return Path(name)
 
