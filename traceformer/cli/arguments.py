@@ -37,9 +37,7 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
         from traceformer.store.objects.path import as_path
 
         try:
-            as_path(
-                tokens[0].value
-            )  # refuses what is no place in a bucket: a path would make a folder `s3:` of `s3://`
+            as_path(tokens[0].value)  # refuses what is no place: a path would make a folder `s3:` of `s3://`
         except UsageError as error:
             raise ValueError(str(error)) from error  # of another error only its message would be told
     return Path(tokens[0].value)
