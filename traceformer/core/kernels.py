@@ -353,22 +353,19 @@ def head_sums(
         queries, keys, first, rows, seen, causal, offsets > 0, -1 if reach is None else reach, *rules, divides
     )
     memory = np.empty(2 * seen + _PROFILE_ROWS + 5 * _LANES, np.float32)
-    function, problem = core.function("head_sums"), 0
     before, after = (None, None) if places is None else map(_at, places)
-    for head in range(heads):
-        problem = function(
-            _at(block[head]),
-            _I64(block.strides[1] // 2),
-            ctypes.byref(geometry),
-            before,
-            after,
-            _at(direct[head]),
-            _at(profile[head]) if offsets else None,
-            None if head else _at(repeating),
-            _at(memory),
-        )
-        if problem:
-            break
+    problem = core.function("head_sums")(
+        _at(block),
+        *map(_I64, (heads, block.strides[0] // 2, block.strides[1] // 2)),
+        ctypes.byref(geometry),
+        before,
+        after,
+        _at(direct),
+        _at(profile) if offsets else None,
+        _I64(offsets),
+        _at(repeating),
+        _at(memory),
+    )
     return HeadSums(direct, repeating, profile, problem)
 
 

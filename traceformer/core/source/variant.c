@@ -354,12 +354,9 @@ static inline float on_token(const float *row, int64_t query, int64_t from, int6
     return sum;
 }
 
-// The sums of `block_sums` in `analysis/heads.py`: of one head's rows of float16, `stride` numbers apart. `sums` gets
-// seven, `profile` (null unless aligned) the mass at each offset, both added to what is there; `repeating`, if it is not null, three counts. `before` and `after` (null without tokens) are the places of the
-// same token, -1 where there is none. `memory` has room for seen + keys + rows + 3 vectors floats. Returns 0, 1 if a
-// row adds up to nothing, 2 if a causal query looks ahead.
-int TF_NAME(head_sums)(const uint16_t *block, int64_t stride, const Geometry *g, const int32_t *before,
-                       const int32_t *after, double *sums, double *profile, int64_t *repeating, float *memory) {
+// The sums of one head for `head_sums`.
+static int sums_of_head(const uint16_t *block, int64_t stride, const Geometry *g, const int32_t *before,
+                        const int32_t *after, double *sums, double *profile, int64_t *repeating, float *memory) {
     float *row = memory, *part = memory + whole(g->seen, LANES) + LANES;
     int64_t part_rows = 0, part_width = g->seen + PROFILE_ROWS;
     for (int64_t r = 0; r < g->rows; r++) {
@@ -431,4 +428,19 @@ int TF_NAME(head_sums)(const uint16_t *block, int64_t stride, const Geometry *g,
         }
     }
     return 0;
+}
+
+// The sums of `block_sums` in `analysis/heads.py`: of each head's rows of float16, which are `stride` numbers apart.
+// `sums` gets seven of each head, `profile` (null unless aligned) the mass at each of `offsets`, all added to what is
+// there; `repeating` three counts. `before` and `after` (null without tokens) are the places of the same token, -1
+// where there is none. `memory` has room for seen + keys + rows + 3 vectors floats. Returns 0, 1 if a row adds up to
+// nothing, 2 if a causal query looks ahead.
+int TF_NAME(head_sums)(const uint16_t *block, int64_t heads, int64_t head_stride, int64_t stride, const Geometry *g,
+                       const int32_t *before, const int32_t *after, double *sums, double *profile, int64_t offsets,
+                       int64_t *repeating, float *memory) {
+    int problem = 0;
+    for (int64_t h = 0; h < heads && !problem; h++)
+        problem = sums_of_head(block + h * head_stride, stride, g, before, after, sums + h * 7,
+                               profile ? profile + h * offsets : NULL, h ? NULL : repeating, memory);
+    return problem;
 }
