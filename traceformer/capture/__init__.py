@@ -15,7 +15,8 @@ own_attention  attention modules that compute scores themselves, watched
 recorder    the `with` block that observes forward passes, and leaves no hook behind
 tensors     the tensors of a module's call, and which part of them is which array
 spots       where stream and MLPs are seen, and which of their arrays are one tensor
-passes      one pass: what it has yet to show, where its true tokens are, who takes what it shows
+passes      one pass: what it has yet to show, and where its true tokens are
+sinks       who takes what it shows: as it is, or to make something else of it
 packing     which rows share a batch: so many, or so many tokens with little padding
 batches     batches of rows, and the one loop that runs them
 sharing     which rows may share a pass: those whose numbers no other row of it changes

@@ -13,10 +13,10 @@ from torch import Tensor
 from traceformer.capture.edits.session import examples_are
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.following import Following
-from traceformer.capture.passes import Sink, Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
+from traceformer.capture.sinks import Sink, Spans
 from traceformer.models.loaded import LoadedModel
 from traceformer.models.outputs import padding_sought
 from traceformer.models.part import takes_positions

@@ -28,8 +28,8 @@ from traceformer.analysis.head_tally import attention_name
 from traceformer.analysis.heads import METRICS, BlockSums, Geometry, block_sums, example_metrics
 from traceformer.analysis.visibility import Visibility
 from traceformer.capture.compiled import ExamplePatterns
-from traceformer.capture.passes import ReducedRows
 from traceformer.capture.scores import Span
+from traceformer.capture.sinks import ReducedRows
 from traceformer.core.kernels import patterns, patterns_memory
 from traceformer.core.library import core
 from traceformer.shapes import Float32, Int64, Shaped

@@ -1,4 +1,4 @@
-"""One forward pass under observation: what it has yet to show, where its true tokens are, who takes what it shows.
+"""One forward pass under observation: what it has yet to show, and where its true tokens are.
 
 A pass comes in two kinds. One that the recorder makes itself ends as soon as everything has been seen, and goes to
 a `Sink` with one span of true tokens per row. One that `generate` makes beside a cache is a part of a growing
@@ -7,10 +7,9 @@ sequence: it runs to its end, and goes to a `GrowingSink`, which is told the col
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,174 +18,12 @@ from torch import Tensor
 from traceformer.capture.compiled import ExamplePatterns, PatternReduction, PatternSink, compiled_patterns
 from traceformer.capture.scores import AttentionCall, OwnMask, Span, blocks_of_queries
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.sinks import Follows, GrowingSink, ReducedRows, Reduction, Sink, Spans, TakesSquares
 from traceformer.errors import Unsupported
 from traceformer.shapes import Int64
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 
-__all__ = [
-    "AttentionListener",
-    "Derived",
-    "EverythingSeen",
-    "Follows",
-    "ForwardPass",
-    "GrowingSink",
-    "Growth",
-    "Reduced",
-    "ReducedRows",
-    "Reduction",
-    "Sink",
-    "Spans",
-    "TakesSquares",
-    "Wanted",
-]
-
-Spans = Mapping[Stack, Sequence[Span]]
-
-
-class Sink(Protocol):
-    """Where a recorder's arrays go. The tensors are the model's own: keep copies, never views.
-
-    `layer` is the model's layer number, None for sites without one.
-    """
-
-    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        """Takes one layer of a batch, padding included: (batch, position, width) or (batch, head, position, width).
-
-        Of a site with one row per example it is (batch, width) or (batch, head, width).
-        """
-        ...
-
-    def square(self, spec: ArraySpec, layer: int, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        """Takes some query rows of one example's scores or patterns, float32 (head, query, key).
-
-        `queries` and `keys` count from the example's first true token. Keys of a pattern that come after all
-        queries of the block may be left out where the model is causal: those cells are zero.
-        """
-        ...
-
-
-@runtime_checkable
-class TakesSquares(Protocol):
-    """A sink that may take the squares of several examples at once, since each launch on a device takes its time."""
-
-    def squares_at_once(self, like: Tensor) -> int:
-        """Returns how many bytes of float32 it takes at once of what lies where this tensor does; 0 for one by one."""
-        ...
-
-    def squares(self, spec: ArraySpec, layer: int, examples: range, queries: Span, keys: Span, blocks: Tensor) -> None:
-        """Takes what `Sink.square` takes of several examples, all rows of each: float32 (example, head, query, key)."""
-        ...
-
-
-class GrowingSink(Protocol):
-    """Where the arrays of growing sequences go. Columns count from the batch's first one, padding included."""
-
-    def begin(self, stack: Stack, columns: Span) -> None:
-        """Says which columns of a stack the following arrays are of."""
-        ...
-
-    def rows(self, spec: ArraySpec, layer: int | None, rows: Tensor) -> None:
-        """Takes rows of the last columns begun: (batch, column, width) or (batch, head, column, width)."""
-        ...
-
-    def squares(self, spec: ArraySpec, layer: int, queries: Span, keys: Span, block: Tensor) -> None:
-        """Takes some query rows of all patterns, float32 (batch, head, query, key); other keys' cells are zero."""
-        ...
-
-
-class Derived(Protocol):
-    """What is computed from another array's rows while the model runs, in place of these."""
-
-    @property
-    def source(self) -> ArrayKey:
-        """The array that it is computed from, one with a row per layer and token."""
-        ...
-
-    @property
-    def specs(self) -> Sequence[ArraySpec]:
-        """The arrays that it gives."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What a run states of it, and what must be equal to resume: name -> JSON value."""
-        ...
-
-    def of(self, layer: int, rows: Tensor) -> Mapping[ArrayKey, Tensor]:
-        """Returns all of them for one layer's rows, (batch, position, width)."""
-        ...
-
-
-class Reduction(Protocol):
-    """One layer's patterns on their way to what is made of them, in one pass."""
-
-    def take(self, example: int, queries: Span, keys: Span, block: Tensor) -> None:
-        """Takes some query rows of a row's patterns, float32 (head, query, key), in order, as `Sink.square` does.
-
-        The block may be changed after that.
-        """
-        ...
-
-    def arrays(self) -> Mapping[ArrayKey, Tensor]:
-        """Returns all that is made of them, as `Sink.rows` takes it, once every block has been taken."""
-        ...
-
-
-class Reduced(Protocol):
-    """What is made of patterns while the model runs, in place of these."""
-
-    @property
-    def source(self) -> ArrayKey:
-        """The patterns that it is made of."""
-        ...
-
-    @property
-    def specs(self) -> Sequence[ArraySpec]:
-        """The arrays that it gives."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """As of `Derived`."""
-        ...
-
-    def at_work(self) -> AbstractContextManager[object]:
-        """Returns the block in which patterns come."""
-        ...
-
-    def begin(self, layer: int, rows: "ReducedRows") -> Reduction:
-        """Begins a layer of a pass."""
-        ...
-
-
-class Follows(Protocol):
-    """What is told of attention calls whose patterns are not computed."""
-
-    def follows(self, key: ArrayKey) -> bool:
-        """Returns whether these patterns are of that kind."""
-        ...
-
-    def follow(
-        self, call: AttentionCall, spec: ArraySpec, layer: int, queries: Sequence[Span], keys: Sequence[Span]
-    ) -> None:
-        """Takes one call, with the places of each row's queries and keys: the same objects in all of a pass."""
-        ...
-
-
-class ReducedRows(NamedTuple):
-    """The rows of a pass whose patterns are reduced.
-
-    Attributes:
-        queries: Where each row's queries are.
-        keys: Where its keys are.
-        columns: How many positions the queries' stack has, padding included.
-        tokens: The token ids of each row's queries, where they are known; the same object for all layers of a pass.
-    """
-
-    queries: Sequence[Span]
-    keys: Sequence[Span]
-    columns: int
-    tokens: Sequence[Int64[np.ndarray, "_"]] | None
+__all__ = ["AttentionListener", "EverythingSeen", "ForwardPass", "Growth", "Wanted"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # found by identity: hashing an ArraySpec anew costs microseconds

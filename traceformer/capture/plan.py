@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from traceformer.capture.derived import ModelPlace
 from traceformer.capture.gaps import layers_having, shared_width
 from traceformer.capture.measured import Measuring
-from traceformer.capture.passes import Derived, Reduced
+from traceformer.capture.sinks import Derived, Reduced
 from traceformer.capture.topk import AttentionTopK
 from traceformer.errors import SelectionError, Unsupported
 from traceformer.models.dims import ModelDims, StackDims

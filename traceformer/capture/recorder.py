@@ -27,21 +27,10 @@ from torch import Tensor, nn
 
 from traceformer.capture.attention import Listener, Listening, observing
 from traceformer.capture.own_attention import Watched, Watching
-from traceformer.capture.passes import (
-    AttentionListener,
-    Derived,
-    EverythingSeen,
-    Follows,
-    ForwardPass,
-    GrowingSink,
-    Growth,
-    Reduced,
-    Sink,
-    Spans,
-    Wanted,
-)
+from traceformer.capture.passes import AttentionListener, EverythingSeen, ForwardPass, Growth, Wanted
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.sinks import Derived, Follows, GrowingSink, Reduced, Sink, Spans
 from traceformer.capture.spots import place_of
 from traceformer.capture.tensors import first_input, first_output, own_output, part_of, routing_in
 from traceformer.errors import Unsupported, UsageError

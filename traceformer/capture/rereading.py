@@ -10,9 +10,9 @@ from torch import Tensor
 from traceformer.capture.batches import run_batches
 from traceformer.capture.derived import Traits
 from traceformer.capture.encoding import Encoded
-from traceformer.capture.passes import Spans
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.scores import Span
+from traceformer.capture.sinks import Spans
 from traceformer.models.loaded import LoadedModel
 from traceformer.shapes import Float
 from traceformer.sites import ArraySpec, Selection

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from traceformer.capture.passes import ReducedRows
 from traceformer.capture.scores import Span
+from traceformer.capture.sinks import ReducedRows
 from traceformer.errors import UsageError
 from traceformer.shapes import Float, Float32, Int32, Int64
 from traceformer.sites import ArrayKey, ArraySpec

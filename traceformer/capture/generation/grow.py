@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from traceformer.capture.passes import Sink, Spans
 from traceformer.capture.scores import Span
+from traceformer.capture.sinks import Sink, Spans
 from traceformer.errors import Unsupported
 from traceformer.sites import ArrayKey, ArraySpec, Stack
 

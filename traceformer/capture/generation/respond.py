@@ -22,11 +22,11 @@ from traceformer.capture.batches import BatchInputs
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.generation.grow import BatchMemory
 from traceformer.capture.generation.sampling import Choosing, Sampling
-from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.sinks import Spans
 from traceformer.errors import NumericError, TraceformerError, Unsupported
 from traceformer.models.load import quiet
 from traceformer.models.loaded import LoadedModel

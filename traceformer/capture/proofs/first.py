@@ -30,13 +30,13 @@ from transformers import PreTrainedModel
 
 from traceformer.capture.batches import BatchInputs
 from traceformer.capture.encoding import Encoded
-from traceformer.capture.passes import Spans
 from traceformer.capture.plan import Plan, plan_arrays
 from traceformer.capture.proofs.place import Reference, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Arrays, Errors, Kept, is_exact, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.scores import Span
 from traceformer.capture.sharing import Lengths, keep_apart
+from traceformer.capture.sinks import Spans
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.dims import ModelDims

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from traceformer.capture.encoding import Encoded
 from traceformer.capture.given import Given
-from traceformer.capture.passes import Spans
 from traceformer.capture.plan import plan_arrays
 from traceformer.capture.proofs.place import Reference, Scene
 from traceformer.capture.proofs.tested import Errors, Kept, prove, tolerance_of
 from traceformer.capture.recorder import Recorder
 from traceformer.capture.sharing import Sharing
+from traceformer.capture.sinks import Spans
 from traceformer.errors import Unsupported
 from traceformer.models.behaviour import evaluating
 from traceformer.models.loaded import LoadedModel

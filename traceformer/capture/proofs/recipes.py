@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from traceformer.capture.passes import Spans
 from traceformer.capture.proofs.attention import own_attention
 from traceformer.capture.proofs.place import NotHere, Place, Rounding, Scene, error_between
 from traceformer.capture.proofs.tested import Errors
 from traceformer.capture.recipes import Reading
 from traceformer.capture.recorder import Recorder
+from traceformer.capture.sinks import Spans
 from traceformer.errors import Unsupported
 from traceformer.models.family import Architecture
 from traceformer.sites import ArraySpec
