@@ -223,11 +223,6 @@ def test_what_a_model_was_trained_on_is_read_in_windows(byte: LoadedModel, tmp_p
     assert training_texts(tmp_path / "nowhere") is None
 
 
-def test_a_name_of_no_folder_is_told_what_a_folder_would_be(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"no folder .*missing; a folder of checkpoints' runs; of one run open_run"):
-        heads(tmp_path / "missing")
-
-
 def test_what_does_not_go_together_is_refused(byte_run: TraceStore, byte: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a run has its texts"):
         heads(byte_run, "demo")

@@ -93,7 +93,7 @@ def test_a_lens_of_no_name_names_no_file(run: Run) -> None:
 
 
 def test_a_site_of_attention_is_compared_by_heads(run: Run) -> None:
-    with pytest.raises(NotRecorded, match=r"compared head by head, as the part `heads`.*one of dec\.") as caught:
+    with pytest.raises(NotRecorded, match=r'compared head by head, as `parts="heads"`.*one of dec\.') as caught:
         tf.compare(run, run, site="attn_pattern")
     assert "resid_post" in caught.value.hint
 

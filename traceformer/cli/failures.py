@@ -29,14 +29,14 @@ _SMALLER = "a smaller --batch_size, or fewer --layers"
 _NAMED_ALIKE = (
     "accumulation adapter against align all_pairs all_prompt_sets allow_pickle answer answer_token attention "
     "attn_codec batch_size batch_tokens by_source capture chat checkpoints clean convention corrupt data dataset "
-    "device device_map draws dtype engine estimate evaluations exact_top example features floor format gpus_per_worker "
-    "grad_clip heads heads_dec heads_enc held_out how ids_column init k keep_duplicates keep_steps layers layers_dec "
-    "layers_enc layout learning_rate lens_top_k like limit lossless mark max_tokens method metric model model_a "
-    "model_b model_dtype num_beams num_epochs num_return_sequences num_shards offload_folder offset output over "
-    "overwrite pairs parts patience patterns penalty port position positions preset project project_site prompt "
-    "prompt_set prompts repeats replace replay resume revision rows_codec scales search seed shard_index shuffle "
-    "shuffle_buffer side site skip split steps stop store_topk streaming temperature text_column threads_per_worker to "
-    "together top_k top_p warmup weight_decay window workers wrong"
+    "device device_map draws dtype engine estimate evaluations exact_top example features floor format "
+    "gpus_per_worker grad_clip heads heads_dec heads_enc held_out how ids_column init k keep_duplicates keep_steps "
+    "layer layers layers_dec layers_enc layout learning_rate lens_top_k like limit lossless mark max_tokens method "
+    "metric min_attn model model_a model_b model_dtype num_beams num_epochs num_return_sequences num_shards "
+    "offload_folder offset output over overwrite pairs parts patience patterns penalty port position positions preset "
+    "project project_site prompt prompt_set prompts repeats replace replay resume revision rows_codec scales search "
+    "seed shard_index shuffle shuffle_buffer side site skip split steps stop store_topk streaming temperature "
+    "text_column threads_per_worker to together top_beam top_k top_p warmup weight_decay window workers wrong"
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in _NAMED_ALIKE.split()} | {
     "data_path": "--data_path",

@@ -19,7 +19,7 @@ from traceformer.analysis.head_tally import Measurement, attention_name
 from traceformer.analysis.heads import Geometry
 from traceformer.analysis.visibility import Visibility, visibility_of
 from traceformer.capture.workers.engine import Engine, as_engine
-from traceformer.errors import NotFound, UsageError, check_choice, check_whole
+from traceformer.errors import UsageError, check_choice, check_whole
 from traceformer.models.loaded import LoadedModel
 from traceformer.progress import OnStep, steps_watched
 from traceformer.questions.heads_of_run import measured_of, measured_on
@@ -181,14 +181,7 @@ def heads(
 
 
 def _checkpoints(of: Any) -> TrainingRuns | None:
-    """The runs of a training's checkpoints that are meant; None where something else is.
-
-    Raises:
-        NotFound: a name, of which there is no folder; or the folder holds no checkpoints.
-    """
-    if isinstance(of, str | Path) and not Path(of).is_dir():
-        hint = "a folder of checkpoints' runs; of one run open_run(FOLDER), of a model load_model(MODEL)"
-        raise NotFound(f"no folder {of}", hint=hint)
+    """The runs of a training's checkpoints that are meant; None where something else is."""
     is_folder = isinstance(of, str | Path) and Path(of).is_dir() and not (Path(of) / META).is_file()
     return open_checkpoints(of) if is_folder else of if isinstance(of, TrainingRuns) else None
 

@@ -300,7 +300,7 @@ class RunArrays:
         except (TypeError, ValueError):  # no slice, or one of words, or that does not move
             rows = None
         if not isinstance(rows, range):
-            raise SelectionError(f"`queries={queries!r}`", hint="a slice, such as slice(0, 10)")
+            raise SelectionError(f"queries {queries!r} are no slice", hint="a slice, such as slice(0, 10)")
         if rows.step != 1:
             raise SelectionError(f"every {rows.step}th query", hint="queries that follow each other")
         keys = index.length(row, spec.key.key_stack)
