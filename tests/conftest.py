@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -28,6 +29,25 @@ os.environ.update(
 # Before the first import of the package: its functions then check their annotations, shapes included, in every test.
 # (The hook imports what stands before the first dot, and evaluates the rest.)
 install_import_hook("traceformer", "importlib.import_module('tests.annotations').checked")
+
+
+def in_turn(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns what compiles a module for the hook, for one thread at a time.
+
+    Python 3.11 counts how deep it is in a syntax tree for all threads together. Where it collects garbage amid one,
+    and that lets another thread go, which makes one too, it is a SystemError.
+    """
+    lock = Lock()
+
+    def alone(*args: Any, **options: Any) -> Any:
+        with lock:
+            return compiled(*args, **options)
+
+    return alone
+
+
+_loader: Any = type(find_spec("traceformer").loader)  # pyright: ignore[reportOptionalMemberAccess]
+_loader.source_to_code = in_turn(_loader.source_to_code)
 
 settings.register_profile("tests", deadline=None)  # a busy machine is no error
 settings.load_profile("tests")
