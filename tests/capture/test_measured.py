@@ -119,7 +119,8 @@ def test_beside_patterns_they_are_read_from_these(load: Load) -> None:
 def test_a_run_states_the_kernel_that_they_were_made_with(
     capture: str, options: dict[str, Any], stated: str | None, load: Load, tmp_path: Path
 ) -> None:
-    record(load("gpt2"), TEXTS, capture, out=tmp_path / "run", **options)
+    with switched(VARIANTS[0]):
+        record(load("gpt2"), TEXTS, capture, out=tmp_path / "run", **options)
     assert RunHead.read(tmp_path / "run").configuration.get("pattern kernel") == stated
 
 
@@ -127,7 +128,8 @@ def test_a_run_states_the_kernel_that_they_were_made_with(
 def test_where_scores_are_recorded_or_the_core_cannot_torch_makes_them(load: Load) -> None:
     with switched("off"):
         expected = heads(record(load("gpt2"), TEXTS, "heads"))
-    found = heads(record(load("gpt2"), TEXTS, "attn_scores heads"))
+    with switched(VARIANTS[0]):
+        found = heads(record(load("gpt2"), TEXTS, "attn_scores heads"))
     assert_alike(found, expected, several=True)
 
 
