@@ -77,12 +77,12 @@ class GrowingSink(Protocol):
         ...
 
 
-class Derived(Protocol):
-    """What is computed from another array's rows while the model runs, in place of these."""
+class _Replacing(Protocol):
+    """What is kept in place of another array, and made of it while the model runs."""
 
     @property
     def source(self) -> ArrayKey:
-        """The array that it is computed from, one with a row per layer and token."""
+        """The array that it is made of."""
         ...
 
     @property
@@ -94,6 +94,10 @@ class Derived(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What a run states of it, and what must be equal to resume: name -> JSON value."""
         ...
+
+
+class Derived(_Replacing, Protocol):
+    """What is made of an array's rows, one per layer and token."""
 
     def of(self, layer: int, rows: Tensor) -> Mapping[ArrayKey, Tensor]:
         """Returns all of them for one layer's rows, (batch, position, width)."""
@@ -115,23 +119,8 @@ class Reduction(Protocol):
         ...
 
 
-class Reduced(Protocol):
-    """What is made of patterns while the model runs, in place of these."""
-
-    @property
-    def source(self) -> ArrayKey:
-        """The patterns that it is made of."""
-        ...
-
-    @property
-    def specs(self) -> Sequence[ArraySpec]:
-        """The arrays that it gives."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """As of `Derived`."""
-        ...
+class Reduced(_Replacing, Protocol):
+    """What is made of patterns."""
 
     def at_work(self) -> AbstractContextManager[object]:
         """Returns the block in which patterns come."""
